@@ -1,0 +1,32 @@
+"""What basicsr 1.4.2 needs to import on current Python and torchvision. Importing this module is enough."""
+
+import importlib.util
+import sys
+import types
+
+
+def _provide_functional_tensor() -> None:
+    """torchvision 0.17 removed ``functional_tensor``; basicsr/data/degradations.py:8 imports one name from it."""
+    name = 'torchvision.transforms.functional_tensor'
+    if importlib.util.find_spec(name) is None:
+        from torchvision.transforms.functional import rgb_to_grayscale
+
+        module = types.ModuleType(name)
+        module.rgb_to_grayscale = rgb_to_grayscale
+        sys.modules[name] = module
+
+
+def _provide_distutils_version() -> None:
+    """Python 3.12 removed ``distutils``; basicsr/archs/arch_util.py:6 imports ``LooseVersion`` from it."""
+    if importlib.util.find_spec('distutils') is None:
+        from packaging.version import Version
+
+        package = types.ModuleType('distutils')
+        package.version = types.ModuleType('distutils.version')
+        package.version.LooseVersion = Version
+        sys.modules['distutils'] = package
+        sys.modules['distutils.version'] = package.version
+
+
+_provide_functional_tensor()
+_provide_distutils_version()

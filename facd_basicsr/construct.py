@@ -1,0 +1,96 @@
+"""From an option block to a registered object, and what such a block may hold."""
+
+import ast
+import inspect
+import keyword
+import textwrap
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Key:
+    """What an option key accepts: values of these types (empty: anything), and whether it must be there."""
+
+    types: tuple[type, ...] = ()
+    required: bool = False
+
+
+def build_loss(loss_opt: dict[str, Any]) -> nn.Module:
+    """Builds a registered loss from its option block.
+
+    As BasicSR's ``build_loss``, except that a key which is a Python keyword (``lambda``) is passed with an
+    underscore (``lambda_``).
+    """
+    kwargs = {key + '_' * keyword.iskeyword(key): value for key, value in loss_opt.items() if key != 'type'}
+    return LOSS_REGISTRY.get(loss_opt['type'])(**kwargs)
+
+
+def signature_keys(target: Callable[..., Any], supplied: Sequence[str] = ()) -> dict[str, Key]:
+    """The option keys that a registered class or function accepts, read off its signature.
+
+    Types come from annotations where they are plain types, else from the defaults.
+
+    Args:
+        target: class or function that is called with an option block as keyword arguments.
+        supplied: parameters that the caller fills in, not the option file.
+    """
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):
+        hints = {}
+    keys = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        if name in supplied or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        option_name = name[:-1] if name.endswith('_') and keyword.iskeyword(name[:-1]) else name
+        required = parameter.default is parameter.empty
+        keys[option_name] = Key(_types(hints.get(name), parameter.default), required)
+    return keys
+
+
+def _types(hint: Any, default: Any) -> tuple[type, ...]:
+    if hint in (bool, str, int):
+        return (hint,)
+    if hint is float:
+        return (int, float)
+    if typing.get_origin(hint) is Sequence or isinstance(default, (list, tuple)):
+        return (list,)
+    if isinstance(default, (bool, str)):
+        return (type(default),)
+    if isinstance(default, (int, float)):
+        return (int, float)  # BasicSR writes res_scale=1 where 0.1 is meant too
+    return ()
+
+
+def keys_read(cls: type, variable: str) -> set[str]:
+    """The keys that a class reads from a dict called ``variable`` or ``self.variable``, from its source.
+
+    BasicSR's models and datasets take their whole option block as one dict, so no signature says what they know.
+    Only the methods that the class resolves to count: one that a subclass overrides does not.
+    """
+    found = set()
+    for _, method in inspect.getmembers(cls, inspect.isfunction):
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(method)))):
+            holder, key = _lookup(node)
+            name = getattr(holder, 'attr', getattr(holder, 'id', None))
+            if name == variable and isinstance(key, ast.Constant) and isinstance(key.value, str):
+                found.add(key.value)
+    return found
+
+
+def _lookup(node: ast.AST) -> tuple[ast.AST | None, ast.AST | None]:
+    """(d, key) of ``d[key]``, ``d.get(key, ...)`` or ``key in d``; (None, None) of anything else."""
+    if isinstance(node, ast.Subscript):
+        return node.value, node.slice
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == 'get' and node.args:
+        return node.func.value, node.args[0]
+    if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In):
+        return node.comparators[0], node.left
+    return None, None

@@ -1,0 +1,116 @@
+"""Features by module path, without touching the network's code."""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facd_basicsr.errors import UserError
+
+INPUT = ':input'
+
+
+class Taps:
+    """Reads the features of a network at given module paths.
+
+    A path such as ``body.4`` means that module's output; ``upsample:input`` means the first input of ``upsample``.
+    The second form reaches tensors that no module returns, such as EDSR's and RCAN's feature after the global skip.
+
+    Args:
+        net: the network, not wrapped in DDP. Hooks are added to its modules and read only inside :meth:`run`.
+        paths: module paths as ``net.named_modules()`` spells them, with or without ``:input``.
+        key: ``student`` or ``teacher``, as in the option file; used in messages.
+
+    Raises:
+        UserError: a path is unknown.
+    """
+
+    def __init__(self, net: nn.Module, paths: Sequence[str], key: str) -> None:
+        self._net = net
+        self._paths = tuple(paths)
+        self._key = key
+        self._seen: dict[str, list[tuple[Any, int]]] | None = None  # None: not recording
+        modules = dict(net.named_modules())
+        del modules['']
+        for index, path in enumerate(self._paths):
+            name = path.removesuffix(INPUT)
+            if name not in modules:
+                raise UserError(f'taps[{index}].{key}: {path!r} is not a module of {_name(net)}{_nearest(name, modules)}')
+        for path in dict.fromkeys(self._paths):
+            module = modules[path.removesuffix(INPUT)]
+            if path.endswith(INPUT):
+                module.register_forward_pre_hook(lambda _, inputs, path=path: self._record(path, inputs[0]))
+            else:
+                module.register_forward_hook(lambda _, __, output, path=path: self._record(path, output))
+
+    def run(self, net: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """``net(x)`` and the features at the paths, in their order.
+
+        Args:
+            net: the network given to the constructor, or a DDP wrapper around it.
+            x: its input, (N, C, H, W).
+
+        Raises:
+            UserError: a tap did not run exactly once, is not an NCHW tensor, or was changed in place afterwards.
+        """
+        self._seen = {path: [] for path in self._paths}
+        try:
+            output = net(x)
+        finally:
+            seen, self._seen = self._seen, None
+        return output, tuple(self._feature(index, path, seen[path], x) for index, path in enumerate(self._paths))
+
+    def _record(self, path: str, tensor: Any) -> None:
+        if self._seen is not None:
+            self._seen[path].append((tensor, tensor._version if isinstance(tensor, Tensor) else 0))
+
+    def _feature(self, index: int, path: str, seen: list[tuple[Any, int]], x: Tensor) -> Tensor:
+        where = f'taps[{index}].{self._key}: {path!r}'
+        if len(seen) != 1:
+            raise UserError(f'{where} ran {len(seen)} times in one forward of {_name(self._net)}; accepted: once')
+        (feature, version), *_ = seen
+        if not isinstance(feature, Tensor) or feature.dim() != 4:
+            found = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
+            raise UserError(f'{where} gives {found}; accepted: a tensor of shape (N, C, H, W)')
+        if feature._version != version:
+            raise UserError(
+                f'{where} is changed in place later in the forward (EDSR and RCAN add the global skip with `+=`), so '
+                f'it would not be the feature that the path names{self._readers(path, x)}'
+            )
+        return feature
+
+    def _readers(self, path: str, x: Tensor) -> str:
+        """Where the final value of a tensor that is changed in place can be tapped instead, as part of a message."""
+        readers: list[str] = []
+
+        def note_reader(name: str, module_input: Any) -> None:
+            tapped = self._seen[path] if self._seen else []
+            if any(module_input is tensor for tensor, _ in tapped):
+                readers.append(name + INPUT)
+
+        hooks = [
+            module.register_forward_pre_hook(lambda _, inputs, name=name: note_reader(name, inputs[0] if inputs else None))
+            for name, module in self._net.named_modules()
+            if name
+        ]
+        self._seen = {p: [] for p in self._paths}
+        try:
+            with torch.no_grad():
+                self._net(x)
+        finally:
+            self._seen = None
+            for hook in hooks:
+                hook.remove()
+        return f'; its final value is {readers[0]!r}' if readers else ''
+
+
+def _name(net: nn.Module) -> str:
+    return type(net).__name__
+
+
+def _nearest(name: str, modules: dict[str, nn.Module]) -> str:
+    """The nearest valid path to ``name``, as the end of a message."""
+    close = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
+    return f'; nearest: {close[0]!r}' if close else ''

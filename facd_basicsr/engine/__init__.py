@@ -1,0 +1,1 @@
+"""What BasicSR's training loop lacks."""

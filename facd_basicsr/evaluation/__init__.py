@@ -1,0 +1,1 @@
+"""Tables, figures and costs of trained networks."""

@@ -1,0 +1,35 @@
+"""Sums and samples over all ranks, so that a loss that mixes samples does not depend on how the batch is split.
+
+Both are the identity in a single process. With them R ranks of N/R samples have the value and, under
+DistributedDataParallel's averaging, the gradient of one process with N.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
+
+
+def _many_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_samples(x: Tensor) -> tuple[Tensor, int]:
+    """Every rank's ``x`` along the batch axis, without gradient, and the index of this rank's first sample.
+
+    Args:
+        x: (n, ...), the same shape on every rank.
+
+    Returns:
+        (R * n, ...) and rank * n.
+    """
+    if not _many_ranks():
+        return x.detach(), 0
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts), dist.get_rank() * x.shape[0]
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum of ``x`` over ranks. Its backward sums the ranks' gradients, which DDP's averaging then divides by R."""
+    return all_reduce(x) if _many_ranks() else x

@@ -1,0 +1,135 @@
+"""One distillation step inside BasicSR's loop."""
+
+import torch
+from basicsr.archs import build_network
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from facd_basicsr.construct import build_loss
+from facd_basicsr.distill.regressors import build_regressors
+from facd_basicsr.distill.taps import Taps
+from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.errors import UserError
+from facd_basicsr.losses import DistillState
+
+PROBE_SIZE = 16
+
+
+@MODEL_REGISTRY.register()
+class FACDModel(SRModel):
+    """Trains ``net_g``, the student, against a frozen teacher.
+
+    Option blocks beyond SRModel's: ``teacher`` (network, weights), ``taps`` (pairs of module paths), ``network_r``
+    (the regressors) and ``train.distill_opt`` (the loss). The teacher is built for training only, stays in eval,
+    gets no gradient, is not wrapped in DDP and is never saved. Regressors are optimised with the student and saved
+    as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone.
+
+    Args:
+        opt: a checked option dict, from :func:`facd_basicsr.options.parse_options`.
+
+    Raises:
+        UserError: taps, teacher, regressors or batch size do not fit together.
+    """
+
+    def init_training_settings(self) -> None:
+        train_opt = self.opt['train']
+        self.net_g.train()
+        self._init_ema(train_opt.get('ema_decay', 0))
+
+        self.cri_distill = build_loss(train_opt['distill_opt']).to(self.device)
+        batch_size = self.opt['datasets']['train']['batch_size_per_gpu'] * self.opt['world_size']
+        if batch_size < self.cri_distill.min_batch:
+            raise UserError(
+                f'datasets.train.batch_size_per_gpu: {batch_size}; accepted: {self.cri_distill.min_batch} or more, '
+                f'since {type(self.cri_distill).__name__} compares samples of a batch'
+            )
+
+        self.teacher = build_teacher(self.opt['teacher']).to(self.device)
+        student = self.get_bare_model(self.net_g)
+        self.student_taps = Taps(student, [tap['student'] for tap in self.opt['taps']], 'student')
+        self.teacher_taps = Taps(self.teacher, [tap['teacher'] for tap in self.opt['taps']], 'teacher')
+        self.net_r = self._build_regressors(student)
+
+        self.setup_optimizers()
+        self.setup_schedulers()
+
+    def _init_ema(self, decay: float) -> None:
+        """The part of SRModel.init_training_settings that keeps an average of the student."""
+        self.ema_decay = decay
+        if decay > 0:
+            self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
+            load_path = self.opt['path'].get('pretrain_network_g')
+            if load_path is not None:
+                strict = self.opt['path'].get('strict_load_g', True)
+                self.load_network(self.net_g_ema, load_path, strict, 'params_ema')
+            else:
+                self.model_ema(0)
+            self.net_g_ema.eval()
+
+    def _build_regressors(self, student: nn.Module) -> nn.Module | None:
+        """Reads the taps' shapes off a probe, then builds and loads the regressors, wrapped for the device."""
+        probe = torch.full((1, 3, PROBE_SIZE, PROBE_SIZE), 0.5, device=self.device)
+        with torch.no_grad():
+            _, student_feats = self.student_taps.run(student, probe)
+            _, teacher_feats = self.teacher_taps.run(self.teacher, probe.clone())
+        net_r = build_regressors(self.opt.get('network_r'), self.cri_distill.regressor, student_feats, teacher_feats)
+        if net_r is None:
+            return None
+        self.print_network(net_r)
+        load_path = self.opt['path'].get('pretrain_network_r')
+        if load_path is not None:
+            self.load_network(net_r, load_path, self.opt['path'].get('strict_load_r', True))
+        return self.model_to_device(net_r).train()
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """As BasicSR's, which asks CUDA for a device even in a run without GPUs."""
+        if self.opt['dist'] and self.device.type == 'cpu':
+            return DistributedDataParallel(net, find_unused_parameters=self.opt.get('find_unused_parameters', False))
+        return super().model_to_device(net)
+
+    @master_only
+    def print_network(self, net: nn.Module) -> None:
+        """One line. BasicSR's prints every layer: 600 lines for an RCAN."""
+        params = sum(p.numel() for p in net.parameters())
+        get_root_logger().info(f'Network: {type(self.get_bare_model(net)).__name__}, with parameters: {params:,d}')
+
+    def setup_optimizers(self) -> None:
+        train_opt = self.opt['train']
+        nets = [self.net_g] if self.net_r is None else [self.net_g, self.net_r]
+        optim_params = [p for net in nets for p in net.parameters() if p.requires_grad]
+        optim_opt = {key: value for key, value in train_opt['optim_g'].items() if key != 'type'}
+        self.optimizer_g = self.get_optimizer(train_opt['optim_g']['type'], optim_params, **optim_opt)
+        self.optimizers.append(self.optimizer_g)
+
+    def distill_state(self) -> DistillState:
+        """Student's and teacher's outputs and features for the current batch."""
+        student, student_feats = self.student_taps.run(self.net_g, self.lq)
+        if self.net_r is not None:
+            student_feats = self.net_r(student_feats)
+        with torch.no_grad():
+            # A teacher may work on its input in place (spandrel's RCAN does): it gets its own copy.
+            teacher, teacher_feats = self.teacher_taps.run(self.teacher, self.lq.clone())
+        return DistillState(student, teacher, self.gt, student_feats, teacher_feats)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        logs: dict[str, Tensor] = self.cri_distill(self.distill_state())
+        l_total = sum(value for name, value in logs.items() if name.startswith('l_'))
+        self.optimizer_g.zero_grad()
+        l_total.backward()
+        self.optimizer_g.step()
+        self._logs = {name: value.detach() for name, value in logs.items()}
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def get_current_log(self) -> dict[str, float]:
+        """The last step's terms. Reduced here, not in every step: each value read back waits for the device."""
+        return self.reduce_loss_dict(self._logs)
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        if self.net_r is not None:
+            self.save_network(self.net_r, 'net_r', current_iter)
+        super().save(epoch, current_iter)

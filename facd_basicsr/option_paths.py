@@ -1,0 +1,51 @@
+"""Whether what an option file names is there, checked before anything is created."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from facd_basicsr.errors import UserError
+
+DATA_PAGE = 'datasets/README.md says how to prepare it'
+TEACHER_PAGE = 'docs/teachers.md says where teachers come from'
+CHECKPOINT_PAGE = 'train it first (the option files under options/train/ name their command)'
+
+
+def check_paths(opt: dict[str, Any], is_train: bool) -> None:
+    """Checks that data, teacher and checkpoints exist. Expands ``~`` in their paths.
+
+    Raises:
+        UserError: with the option key, the missing path, and what provides it.
+    """
+    for name, dataset_opt in opt['datasets'].items():
+        lmdb = dataset_opt.get('io_backend', {}).get('type') == 'lmdb'
+        for key in ('dataroot_gt', 'dataroot_lq'):
+            if key in dataset_opt:
+                dataset_opt[key] = os.path.expanduser(dataset_opt[key])
+                _check_data(f'datasets.{name}.{key}', Path(dataset_opt[key]), lmdb)
+        if dataset_opt.get('meta_info_file') is not None:
+            _check_there(f'datasets.{name}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
+    if is_train and 'teacher' in opt:
+        opt['teacher']['weights'] = os.path.expanduser(opt['teacher']['weights'])
+        _check_there('teacher.weights', Path(opt['teacher']['weights']), TEACHER_PAGE)
+    for key, value in opt['path'].items():
+        if value is not None and (key.startswith('pretrain_network') or key == 'resume_state'):
+            opt['path'][key] = os.path.expanduser(value)
+            _check_there(f'path.{key}', Path(opt['path'][key]), CHECKPOINT_PAGE)
+
+
+def _check_data(where: str, path: Path, lmdb: bool) -> None:
+    if lmdb and path.suffix != '.lmdb':
+        raise UserError(f'{where}: {path}; accepted with io_backend lmdb: a folder whose name ends in .lmdb')
+    if not path.is_dir():
+        raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
+    for name in ('data.mdb', 'meta_info.txt') if lmdb else ():
+        if not (path / name).is_file():
+            raise UserError(f'{where}: {path} has no {name}, so it is not a finished LMDB; {DATA_PAGE}')
+    if not lmdb and not any(path.iterdir()):
+        raise UserError(f'{where}: {path} is empty; {DATA_PAGE}')
+
+
+def _check_there(where: str, path: Path, page: str) -> None:
+    if not path.is_file():
+        raise UserError(f'{where}: no such file: {path}; {page}')

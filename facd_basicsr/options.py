@@ -1,0 +1,171 @@
+"""Option file -> checked option dict, with the keys that BasicSR's parts expect filled in."""
+
+import argparse
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from basicsr.utils import set_random_seed
+from basicsr.utils.dist_util import get_dist_info
+
+from facd_basicsr.engine.distributed import init_dist
+from facd_basicsr.errors import UserError
+from facd_basicsr.option_paths import check_paths
+from facd_basicsr.option_schema import check, did_you_mean
+
+PACKAGE_PARENT = Path(__file__).resolve().parents[1]
+
+
+class OptionLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which builds plain data only, with two of YAML 1.1's surprises removed.
+
+    A key that stands twice in a block is refused, and ``1e-4`` is a number, not text.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.value != '<<']
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f'the key {key!r} stands twice', node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+OptionLoader.add_implicit_resolver(
+    'tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$'), list('-+0123456789')
+)
+
+
+def load_yaml(text: str, source: str) -> Any:
+    """Plain data from YAML text.
+
+    Args:
+        text: the YAML.
+        source: file name or option, for messages.
+
+    Raises:
+        UserError: it is not valid YAML, asks for a Python object, or has a key twice.
+    """
+    try:
+        return yaml.load(text, Loader=OptionLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, 'problem_mark', None)
+        line = f', line {mark.line + 1}' if mark else ''
+        problem = getattr(error, 'problem', None) or str(error).splitlines()[0]
+        raise UserError(f'{source}{line}: {problem}; accepted: plain YAML') from error
+
+
+def force_yml(opt: dict[str, Any], entries: Sequence[str]) -> None:
+    """Applies ``--force_yml`` entries, each ``key:key:...=value`` with the value in YAML, to ``opt``.
+
+    Raises:
+        UserError: an entry has no ``=``, or leads through a key that is not a block.
+    """
+    for entry in entries:
+        keys, equals, value = entry.partition('=')
+        if not equals:
+            raise UserError(f'--force_yml: {entry!r}; accepted: key:key=value, e.g. train:total_iter=1000')
+        *blocks, leaf = keys.strip().split(':')
+        block = opt
+        for name in blocks:
+            if not isinstance(block.get(name), dict):
+                raise UserError(f'--force_yml: {entry!r}: {name!r} is not a block{did_you_mean(name, block)}')
+            block = block[name]
+        value = load_yaml(value, f'--force_yml {keys}')
+        block[leaf] = None if value == 'None' else value  # BasicSR's spelling of nothing on the command line
+
+
+def parser() -> argparse.ArgumentParser:
+    """BasicSR's command line."""
+    result = argparse.ArgumentParser()
+    result.add_argument('-opt', required=True, help='option file (YAML)')
+    result.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
+    result.add_argument('--auto_resume', action='store_true', help="continue from this experiment's newest state")
+    result.add_argument('--debug', action='store_true', help='log every iteration, save and validate every 8')
+    result.add_argument('--local_rank', type=int, default=0, help='set by older launchers; not used')
+    result.add_argument(
+        '--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE', help='override options: train:total_iter=1000'
+    )
+    return result
+
+
+def root_path() -> Path:
+    """Where experiments, results and logs go: the checkout as in BasicSR, or the working directory if installed."""
+    return PACKAGE_PARENT if (PACKAGE_PARENT / 'setup.py').is_file() else Path.cwd()
+
+
+def load_options(path: str, overrides: Sequence[str], is_train: bool) -> dict[str, Any]:
+    """Reads, overrides and checks an option file. Nothing is created, and no data is opened.
+
+    Raises:
+        UserError: with the file's name, and the key, value and what is accepted.
+    """
+    try:
+        text = Path(path).read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not text'
+        raise UserError(f'-opt: {path}: {reason}; accepted: an option file such as those in options/') from error
+    opt = load_yaml(text, path)
+    if not isinstance(opt, dict):
+        raise UserError(f'{path}: holds {type(opt).__name__}; accepted: option keys, as in options/train/')
+    force_yml(opt, overrides)
+    try:
+        check(opt, is_train)
+        check_paths(opt, is_train)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
+    return opt
+
+
+def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = None) -> dict[str, Any]:
+    """The option dict that BasicSR's parts expect, from the command line. Starts the process group and seeds.
+
+    Args:
+        args: from :func:`parser`.
+        is_train: whether for training or for testing.
+        root: where results go; :func:`root_path` if None.
+
+    Raises:
+        UserError: an option, a path or their combination is not accepted.
+    """
+    opt = load_options(args.opt, args.force_yml, is_train)
+    root = root or root_path()
+    if opt['num_gpu'] == 'auto':
+        opt['num_gpu'] = torch.cuda.device_count()
+    if opt['num_gpu'] > torch.cuda.device_count():
+        raise UserError(
+            f'{args.opt}: num_gpu: {opt["num_gpu"]}; accepted: auto, or 0 to {torch.cuda.device_count()}, the GPUs here'
+        )
+    if opt['num_gpu'] > 1 and args.launcher == 'none':
+        raise UserError(
+            f'{args.opt}: num_gpu: {opt["num_gpu"]} without --launcher; accepted: 1, or several by '
+            f'`torchrun --nproc_per_node={opt["num_gpu"]} facd_basicsr/train.py --launcher pytorch -opt {args.opt}`'
+        )
+    opt['dist'] = args.launcher != 'none'
+    if opt['dist']:
+        init_dist(args.launcher, opt['num_gpu'] > 0, opt.get('dist_params', {}))
+    opt['rank'], opt['world_size'] = get_dist_info()
+    if opt.get('manual_seed') is None:
+        opt['manual_seed'] = random.randint(1, 10000)
+    set_random_seed(opt['manual_seed'] + opt['rank'])
+
+    if args.debug and not opt['name'].startswith('debug'):
+        opt['name'] = 'debug_' + opt['name']
+    opt |= {'auto_resume': args.auto_resume, 'is_train': is_train, 'root_path': str(root)}
+    for name, dataset_opt in opt['datasets'].items():
+        dataset_opt |= {'phase': name.split('_')[0], 'scale': opt['scale']}
+    home = root / ('experiments' if is_train else 'results') / opt['name']
+    folders = {'log': home, 'visualization': home / 'visualization'}
+    if is_train:
+        folders |= {'experiments_root': home, 'models': home / 'models', 'training_states': home / 'training_states'}
+    else:
+        folders['results_root'] = home
+    opt['path'] |= {key: str(folder) for key, folder in folders.items()}
+    if is_train and args.debug:
+        opt['logger'] |= {'print_freq': 1, 'save_checkpoint_freq': 8}
+        if opt.get('val') is not None:
+            opt['val']['val_freq'] = 8
+    return opt

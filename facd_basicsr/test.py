@@ -1,0 +1,77 @@
+"""Entry point: PSNR and SSIM of a checkpoint on benchmark sets.
+
+    python facd_basicsr/test.py -opt options/test/FACD_RCAN_x4.yml
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: its folder holds modules called test and options, which must not be top level
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import facd_basicsr  # noqa: F401  must come before basicsr
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.models import build_model
+from basicsr.utils import get_time_str, make_exp_dirs
+from basicsr.utils.options import dict2str
+
+from facd_basicsr.engine.logs import DeferredLog, versions
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.options import parse_options, parser
+
+FOLDERS = ('results_root', 'log', 'visualization')
+
+
+def test(args: argparse.Namespace, root: Path | None = None, console: bool = True) -> dict[str, dict[str, float]]:
+    """Evaluates the checkpoint of an option file on each of its test sets, and prints and logs one table.
+
+    Args:
+        args: from :func:`facd_basicsr.options.parser`.
+        root: where ``results`` goes; the checkout if None.
+        console: whether to log to the console as well as to the file.
+
+    Returns:
+        {set: {metric: value}}, PSNR in dB, metrics named as in the option file.
+
+    Raises:
+        UserError: an option, path or checkpoint is not accepted; then no folder was made.
+    """
+    opt = parse_options(args, is_train=False, root=root)
+    log = DeferredLog(opt['rank'], console)
+    log.logger.info(versions())
+    log.logger.info(dict2str(opt))
+
+    loaders = []
+    for _, dataset_opt in sorted(opt['datasets'].items()):
+        try:
+            dataset = build_dataset(dataset_opt)
+        except (AssertionError, ValueError, OSError) as error:
+            raise UserError(f'datasets: {" ".join(str(error).split())}; datasets/README.md describes the layout') from error
+        loaders.append(build_dataloader(dataset, dataset_opt, num_gpu=opt['num_gpu'], dist=opt['dist']))
+    model = build_model(opt)
+
+    make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
+    log.write_to(Path(opt['path']['log'], f'test_{opt["name"]}_{get_time_str()}.log'))
+    results = {}
+    for loader in loaders:
+        name = loader.dataset.opt['name']
+        model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
+        results[name] = dict(model.metric_results)
+    metrics = list(opt['val'].get('metrics') or {})
+    rows = [[name, *(f'{values[metric]:.4f}' for metric in metrics)] for name, values in results.items()]
+    log.logger.info('Results\n' + text_table(['set', *metrics], rows))
+    return results
+
+
+def main() -> None:
+    try:
+        test(parser().parse_args())
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,161 @@
+"""Entry point: trains the model of an option file.
+
+    python facd_basicsr/train.py -opt options/train/FACD_RCAN_x4.yml
+
+BasicSR's loop and its parts, with checks before anything is created, a resume that works from any folder and
+without CUDA, and exit code 2 with one line for what a user can mend.
+"""
+
+import argparse
+import datetime
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: its folder holds modules called test and options, which must not be top level
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import facd_basicsr  # noqa: F401  must come before basicsr
+import torch
+from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
+from basicsr.models import build_model
+from basicsr.train import create_train_val_dataloader, init_tb_loggers
+from basicsr.utils import AvgTimer, MessageLogger, get_time_str, make_exp_dirs, mkdir_and_rename
+from basicsr.utils.options import copy_opt_file, dict2str
+
+from facd_basicsr.engine.logs import DeferredLog, versions
+from facd_basicsr.engine.resume import load_resume_state
+from facd_basicsr.errors import UserError
+from facd_basicsr.options import parse_options, parser
+
+
+def train(
+    args: argparse.Namespace,
+    root: Path | None = None,
+    console: bool = True,
+    on_iteration: Callable[[int], None] = lambda iteration: None,
+) -> None:
+    """Trains from start, or from a state, to ``train.total_iter``.
+
+    Args:
+        args: from :func:`facd_basicsr.options.parser`.
+        root: where ``experiments`` and ``tb_logger`` go; the checkout if None.
+        console: whether to log to the console as well as to the file.
+        on_iteration: called after every iteration with its number.
+
+    Raises:
+        UserError: an option, path, checkpoint or its combination is not accepted; then no folder was made.
+    """
+    opt = parse_options(args, is_train=True, root=root)
+    torch.backends.cudnn.benchmark = True
+    log = DeferredLog(opt['rank'], console)
+    log.logger.info(versions())
+    log.logger.info(dict2str(opt))
+
+    resume_state = load_resume_state(opt)
+    train_loader, train_sampler, val_loaders, total_epochs, total_iters = _data(opt, log)
+    model = build_model(opt)
+    start_epoch = start_iter = 0
+    if resume_state is not None:
+        model.resume_training(resume_state)
+        start_epoch, start_iter = resume_state['epoch'], resume_state['iter']
+        log.logger.info(f'Resuming from {opt["path"]["resume_state"]}: epoch {start_epoch}, iter {start_iter}.')
+    elif opt['auto_resume']:
+        log.logger.info(f'No state in {opt["path"]["training_states"]}: starting from iteration 0.')
+
+    _make_folders(opt, args.opt, resume=resume_state is not None)
+    log.write_to(Path(opt['path']['log'], f'train_{opt["name"]}_{get_time_str()}.log'))
+    tb_logger = init_tb_loggers(opt)
+    msg_logger = MessageLogger(opt, start_iter + 1, tb_logger)
+    prefetcher = _prefetcher(opt, train_loader)
+
+    current_iter, start_time = start_iter, time.time()
+    data_timer, iter_timer = AvgTimer(), AvgTimer()
+    for epoch in range(start_epoch, total_epochs + 1):
+        if current_iter >= total_iters:
+            break
+        train_sampler.set_epoch(epoch)
+        prefetcher.reset()
+        train_data = prefetcher.next()
+        while train_data is not None and current_iter < total_iters:
+            data_timer.record()
+            current_iter += 1
+            model.update_learning_rate(current_iter, warmup_iter=opt['train'].get('warmup_iter', -1))
+            model.feed_data(train_data)
+            model.optimize_parameters(current_iter)
+            iter_timer.record()
+            if current_iter == start_iter + 1:
+                msg_logger.reset_start_time()
+
+            if current_iter % opt['logger']['print_freq'] == 0:
+                msg_logger(
+                    {
+                        'epoch': epoch,
+                        'iter': current_iter,
+                        'lrs': model.get_current_learning_rate(),
+                        'time': iter_timer.get_avg_time(),
+                        'data_time': data_timer.get_avg_time(),
+                        **model.get_current_log(),
+                    }
+                )
+            if current_iter % opt['logger']['save_checkpoint_freq'] == 0:
+                log.logger.info('Saving models and training states.')
+                model.save(epoch, current_iter)
+            if current_iter < total_iters and opt.get('val') and current_iter % opt['val']['val_freq'] == 0:
+                _validate(model, val_loaders, current_iter, tb_logger, opt)
+
+            on_iteration(current_iter)
+            data_timer.start()
+            iter_timer.start()
+            train_data = prefetcher.next()
+
+    log.logger.info(f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}')
+    log.logger.info('Save the latest model.')
+    model.save(epoch=-1, current_iter=-1)  # -1: net_g_latest.pth, without a training state
+    if opt.get('val'):
+        _validate(model, val_loaders, current_iter, tb_logger, opt)
+    if tb_logger:
+        tb_logger.close()
+
+
+def _data(opt: dict[str, Any], log: DeferredLog) -> tuple[Any, ...]:
+    """BasicSR's loaders, whose own complaints about data (assertions, mostly) become one line."""
+    try:
+        return create_train_val_dataloader(opt, log.logger)
+    except (AssertionError, ValueError, OSError) as error:
+        raise UserError(f'datasets: {" ".join(str(error).split())}; datasets/README.md describes the layout') from error
+
+
+def _make_folders(opt: dict[str, Any], option_file: str, resume: bool) -> None:
+    if not resume:
+        make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
+        if opt['logger']['use_tb_logger'] and 'debug' not in opt['name'] and opt['rank'] == 0:
+            mkdir_and_rename(str(Path(opt['root_path'], 'tb_logger', opt['name'])))
+    copy_opt_file(option_file, opt['path']['experiments_root'])
+
+
+# make_exp_dirs makes a folder of every path that it does not know: param_key_g's value would become one
+FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualization')
+
+
+def _prefetcher(opt: dict[str, Any], train_loader: Any) -> CPUPrefetcher | CUDAPrefetcher:
+    return CUDAPrefetcher(train_loader, opt) if opt['datasets']['train'].get('prefetch_mode') == 'cuda' else CPUPrefetcher(train_loader)
+
+
+def _validate(model: Any, val_loaders: Sequence[Any], current_iter: int, tb_logger: Any, opt: dict[str, Any]) -> None:
+    for val_loader in val_loaders:
+        model.validation(val_loader, current_iter, tb_logger, opt['val']['save_img'])
+
+
+def main() -> None:
+    try:
+        train(parser().parse_args())
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()
