@@ -1,9 +1,32 @@
-"""The one exception for mistakes a user can mend."""
+"""The one exception for mistakes a user can mend, and what entry points do with it."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
     """An option file, path, checkpoint or image is not what it should be.
 
     Its message is one line: the option key or file, the value found, what is accepted, and where that helps the
-    command or page that provides it. Entry points print it without a traceback and exit with code 2.
+    command or page that provides it.
     """
+
+
+def run_command(command: Callable[[], object]) -> None:
+    """Runs an entry point: a :class:`UserError` becomes one line on stderr and exit code 2."""
+    try:
+        command()
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+@contextmanager
+def data_complaints() -> Iterator[None]:
+    """Turns what BasicSR's datasets say about their data, assertions mostly, into a :class:`UserError`."""
+    try:
+        yield
+    except (AssertionError, ValueError, OSError) as error:
+        reason = ' '.join(str(error).split())
+        raise UserError(f'datasets: {reason}; datasets/README.md describes the layout') from error

@@ -72,7 +72,7 @@ TRAIN = {
 TRAIN_TYPES = {'ema_decay': NUMBER, 'distill_opt': (dict,), 'pixel_opt': (dict,), 'perceptual_opt': (dict,)}
 VAL = {'metrics': Key((dict, type(None))), 'pbar': Key((bool,)), 'save_img': Key((bool,), required=True)}
 VAL_TRAIN = {**VAL, 'val_freq': Key(NUMBER, required=True)}
-VAL_TEST = {**VAL, 'suffix': Key(OPTIONAL_STR, required=True)}
+VAL_TEST = {**VAL, 'suffix': Key(OPTIONAL_STR, required=True), 'metrics': Key((dict,), required=True)}
 LOGGER = {
     'print_freq': Key((int,), required=True),
     'save_checkpoint_freq': Key(NUMBER, required=True),

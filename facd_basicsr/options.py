@@ -133,12 +133,11 @@ def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = 
     """
     opt = load_options(args.opt, args.force_yml, is_train)
     root = root or root_path()
+    gpus = torch.cuda.device_count()
     if opt['num_gpu'] == 'auto':
-        opt['num_gpu'] = torch.cuda.device_count()
-    if opt['num_gpu'] > torch.cuda.device_count():
-        raise UserError(
-            f'{args.opt}: num_gpu: {opt["num_gpu"]}; accepted: auto, or 0 to {torch.cuda.device_count()}, the GPUs here'
-        )
+        opt['num_gpu'] = gpus if args.launcher != 'none' else min(gpus, 1)
+    if opt['num_gpu'] > gpus:
+        raise UserError(f'{args.opt}: num_gpu: {opt["num_gpu"]}; accepted: auto, or 0 to {gpus}, the GPUs here')
     if opt['num_gpu'] > 1 and args.launcher == 'none':
         raise UserError(
             f'{args.opt}: num_gpu: {opt["num_gpu"]} without --launcher; accepted: 1, or several by '

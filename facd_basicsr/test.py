@@ -17,7 +17,7 @@ from basicsr.utils import get_time_str, make_exp_dirs
 from basicsr.utils.options import dict2str
 
 from facd_basicsr.engine.logs import DeferredLog, versions
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import data_complaints, run_command
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.options import parse_options, parser
 
@@ -39,38 +39,31 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         UserError: an option, path or checkpoint is not accepted; then no folder was made.
     """
     opt = parse_options(args, is_train=False, root=root)
-    log = DeferredLog(opt['rank'], console)
-    log.logger.info(versions())
-    log.logger.info(dict2str(opt))
+    with DeferredLog(opt['rank'], console) as log:
+        log.info(versions())
+        log.info(dict2str(opt))
+        with data_complaints():
+            loaders = [
+                build_dataloader(build_dataset(dataset_opt), dataset_opt)
+                for _, dataset_opt in sorted(opt['datasets'].items())
+            ]
+        model = build_model(opt)
 
-    loaders = []
-    for _, dataset_opt in sorted(opt['datasets'].items()):
-        try:
-            dataset = build_dataset(dataset_opt)
-        except (AssertionError, ValueError, OSError) as error:
-            raise UserError(f'datasets: {" ".join(str(error).split())}; datasets/README.md describes the layout') from error
-        loaders.append(build_dataloader(dataset, dataset_opt, num_gpu=opt['num_gpu'], dist=opt['dist']))
-    model = build_model(opt)
-
-    make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
-    log.write_to(Path(opt['path']['log'], f'test_{opt["name"]}_{get_time_str()}.log'))
-    results = {}
-    for loader in loaders:
-        name = loader.dataset.opt['name']
-        model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
-        results[name] = dict(model.metric_results)
-    metrics = list(opt['val'].get('metrics') or {})
-    rows = [[name, *(f'{values[metric]:.4f}' for metric in metrics)] for name, values in results.items()]
-    log.logger.info('Results\n' + text_table(['set', *metrics], rows))
-    return results
+        make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
+        log.write_to(Path(opt['path']['log'], f'test_{opt["name"]}_{get_time_str()}.log'))
+        results = {}
+        for loader in loaders:
+            model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
+            if opt['rank'] == 0:  # BasicSR validates on rank 0 alone
+                results[loader.dataset.opt['name']] = dict(model.metric_results)
+        metrics = list(opt['val']['metrics'])
+        rows = [[name, *(f'{values[metric]:.4f}' for metric in metrics)] for name, values in results.items()]
+        log.info('Results\n' + text_table(['set', *metrics], rows))
+        return results
 
 
 def main() -> None:
-    try:
-        test(parser().parse_args())
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda: test(parser().parse_args()))
 
 
 if __name__ == '__main__':

@@ -27,7 +27,7 @@ from basicsr.utils.options import copy_opt_file, dict2str
 
 from facd_basicsr.engine.logs import DeferredLog, versions
 from facd_basicsr.engine.resume import load_resume_state
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import data_complaints, run_command
 from facd_basicsr.options import parse_options, parser
 
 
@@ -50,22 +50,27 @@ def train(
     """
     opt = parse_options(args, is_train=True, root=root)
     torch.backends.cudnn.benchmark = True
-    log = DeferredLog(opt['rank'], console)
-    log.logger.info(versions())
-    log.logger.info(dict2str(opt))
+    with DeferredLog(opt['rank'], console) as log:
+        log.info(versions())
+        log.info(dict2str(opt))
+        _train(opt, args.opt, log, on_iteration)
 
+
+def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration: Callable[[int], None]) -> None:
     resume_state = load_resume_state(opt)
-    train_loader, train_sampler, val_loaders, total_epochs, total_iters = _data(opt, log)
+    with data_complaints():
+        loaders = create_train_val_dataloader(opt, log.logger)
+    train_loader, train_sampler, val_loaders, total_epochs, total_iters = loaders
     model = build_model(opt)
     start_epoch = start_iter = 0
     if resume_state is not None:
         model.resume_training(resume_state)
         start_epoch, start_iter = resume_state['epoch'], resume_state['iter']
-        log.logger.info(f'Resuming from {opt["path"]["resume_state"]}: epoch {start_epoch}, iter {start_iter}.')
+        log.info(f'Resuming from {opt["path"]["resume_state"]}: epoch {start_epoch}, iter {start_iter}.')
     elif opt['auto_resume']:
-        log.logger.info(f'No state in {opt["path"]["training_states"]}: starting from iteration 0.')
+        log.info(f'No state in {opt["path"]["training_states"]}: starting from iteration 0.')
 
-    _make_folders(opt, args.opt, resume=resume_state is not None)
+    _make_folders(opt, option_file, resume=resume_state is not None)
     log.write_to(Path(opt['path']['log'], f'train_{opt["name"]}_{get_time_str()}.log'))
     tb_logger = init_tb_loggers(opt)
     msg_logger = MessageLogger(opt, start_iter + 1, tb_logger)
@@ -101,7 +106,7 @@ def train(
                     }
                 )
             if current_iter % opt['logger']['save_checkpoint_freq'] == 0:
-                log.logger.info('Saving models and training states.')
+                log.info('Saving models and training states.')
                 model.save(epoch, current_iter)
             if current_iter < total_iters and opt.get('val') and current_iter % opt['val']['val_freq'] == 0:
                 _validate(model, val_loaders, current_iter, tb_logger, opt)
@@ -111,8 +116,8 @@ def train(
             iter_timer.start()
             train_data = prefetcher.next()
 
-    log.logger.info(f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}')
-    log.logger.info('Save the latest model.')
+    log.info(f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}')
+    log.info('Save the latest model.')
     model.save(epoch=-1, current_iter=-1)  # -1: net_g_latest.pth, without a training state
     if opt.get('val'):
         _validate(model, val_loaders, current_iter, tb_logger, opt)
@@ -120,12 +125,8 @@ def train(
         tb_logger.close()
 
 
-def _data(opt: dict[str, Any], log: DeferredLog) -> tuple[Any, ...]:
-    """BasicSR's loaders, whose own complaints about data (assertions, mostly) become one line."""
-    try:
-        return create_train_val_dataloader(opt, log.logger)
-    except (AssertionError, ValueError, OSError) as error:
-        raise UserError(f'datasets: {" ".join(str(error).split())}; datasets/README.md describes the layout') from error
+# make_exp_dirs makes a folder of every path that it does not know, the value of param_key_g for one.
+FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualization')
 
 
 def _make_folders(opt: dict[str, Any], option_file: str, resume: bool) -> None:
@@ -136,12 +137,9 @@ def _make_folders(opt: dict[str, Any], option_file: str, resume: bool) -> None:
     copy_opt_file(option_file, opt['path']['experiments_root'])
 
 
-# make_exp_dirs makes a folder of every path that it does not know: param_key_g's value would become one
-FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualization')
-
-
 def _prefetcher(opt: dict[str, Any], train_loader: Any) -> CPUPrefetcher | CUDAPrefetcher:
-    return CUDAPrefetcher(train_loader, opt) if opt['datasets']['train'].get('prefetch_mode') == 'cuda' else CPUPrefetcher(train_loader)
+    on_gpu = opt['datasets']['train'].get('prefetch_mode') == 'cuda'
+    return CUDAPrefetcher(train_loader, opt) if on_gpu else CPUPrefetcher(train_loader)
 
 
 def _validate(model: Any, val_loaders: Sequence[Any], current_iter: int, tb_logger: Any, opt: dict[str, Any]) -> None:
@@ -150,11 +148,7 @@ def _validate(model: Any, val_loaders: Sequence[Any], current_iter: int, tb_logg
 
 
 def main() -> None:
-    try:
-        train(parser().parse_args())
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+    run_command(lambda: train(parser().parse_args()))
 
 
 if __name__ == '__main__':

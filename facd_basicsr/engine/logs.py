@@ -19,6 +19,8 @@ class DeferredLog:
     BasicSR opens its log file first, and so has moved the previous experiment aside before it notices that the
     teacher does not load. Here folders are made when networks and data are known to be good.
 
+    Use as a context manager; the file is closed at its end.
+
     Args:
         rank: this process's rank; only rank 0 logs.
         console: whether to log to the console as well.
@@ -27,23 +29,37 @@ class DeferredLog:
     def __init__(self, rank: int, console: bool = True) -> None:
         self.logger = get_root_logger()
         self._rank = rank
-        if rank == 0:
+        self._console_level = logging.NOTSET if console else logging.CRITICAL
+        self._held = logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
+        self._file: logging.FileHandler | None = None
+
+    def __enter__(self) -> 'DeferredLog':
+        if self._rank == 0:
             self.logger.setLevel(logging.INFO)
         for handler in self.logger.handlers:
-            if not console:
-                handler.setLevel(logging.CRITICAL)
-        self._held = logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
+            handler.setLevel(self._console_level)
         self.logger.addHandler(self._held)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handler in (self._held, self._file):
+            if handler is not None:
+                self.logger.removeHandler(handler)
+                handler.close()
+
+    def info(self, message: str) -> None:
+        self.logger.info(message)
 
     def write_to(self, path: Path) -> None:
         """Starts the log file."""
-        self.logger.removeHandler(self._held)
         if self._rank == 0:
-            file_handler = logging.FileHandler(path, 'w', encoding='utf-8')
-            file_handler.setFormatter(logging.Formatter(FORMAT))
-            self.logger.addHandler(file_handler)
-            self._held.setTarget(file_handler)
-        self._held.close()
+            self._file = logging.FileHandler(path, 'w', encoding='utf-8')
+            self._file.setFormatter(logging.Formatter(FORMAT))
+            self._held.setTarget(self._file)
+            self._held.flush()
+            self.logger.addHandler(self._file)
+        self.logger.removeHandler(self._held)
+        self._held.setTarget(None)
 
 
 def versions() -> str:

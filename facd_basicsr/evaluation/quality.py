@@ -1,0 +1,38 @@
+"""How close an upscaled image is to the ground truth."""
+
+import numpy as np
+import torch
+from basicsr.metrics import calculate_psnr, calculate_ssim
+from basicsr.utils import img2tensor, tensor2img
+from basicsr.utils.matlab_functions import imresize
+from torch import Tensor, nn
+
+
+def upscale(net: nn.Module, lq: np.ndarray) -> np.ndarray:
+    """The network's output as an 8-bit image: BGR uint8 (H, W, 3) -> BGR uint8 (H * scale, W * scale, 3)."""
+    with torch.inference_mode():
+        return tensor2img(net(as_input(lq)))
+
+
+def as_input(lq: np.ndarray) -> Tensor:
+    """BGR uint8 (H, W, 3) -> RGB float32 (1, 3, H, W) in [0, 1]."""
+    return img2tensor(lq.astype(np.float32) / 255)[None]
+
+
+def bicubic(lq: np.ndarray, scale: int) -> np.ndarray:
+    """MATLAB's bicubic upscaling: uint8 (H, W, 3) -> uint8 (H * scale, W * scale, 3)."""
+    return (imresize(lq.astype(np.float32) / 255, scale) * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def score(sr: np.ndarray, gt: np.ndarray, scale: int) -> dict[str, float]:
+    """``psnr_y`` and ``psnr_rgb`` in dB and ``ssim_y``, by BasicSR's metrics, without ``scale`` pixels of border.
+
+    Args:
+        sr, gt: BGR uint8 (H, W, 3).
+        scale: as the papers have it, also the border that is left out.
+    """
+    return {
+        'psnr_y': calculate_psnr(sr, gt, crop_border=scale, test_y_channel=True),
+        'psnr_rgb': calculate_psnr(sr, gt, crop_border=scale),
+        'ssim_y': calculate_ssim(sr, gt, crop_border=scale, test_y_channel=True),
+    }

@@ -1,0 +1,206 @@
+"""Command: the main job in a few minutes on two CPU cores, with nothing to download. ``make demo`` runs it.
+
+    python -m facd_basicsr.tools.demo
+
+Makes x2 pairs from photographs in scikit-image's wheel, trains one small student twice from the same weights and in
+the same data order, alone and taught by FACD, and prints what came of it, whatever that is.
+``--train-teacher`` makes the teacher that the project ships (demo/EDSR_f32b8_x2.pth) anew, on the same photographs.
+"""
+
+import argparse
+import shutil
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import cv2
+import facd_basicsr  # noqa: F401  must come before basicsr
+import numpy as np
+import torch
+from basicsr.archs import build_network
+from torch import nn
+from tqdm import tqdm
+
+from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.errors import run_command
+from facd_basicsr.evaluation.complexity import flops, latency_ms, parameters
+from facd_basicsr.evaluation.figure import most_detailed, side_by_side
+from facd_basicsr.evaluation.quality import as_input, bicubic, score, upscale
+from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.options import PACKAGE_PARENT, load_yaml, parser
+from facd_basicsr.tools.prepare import bicubic_lr, mod_crop, write_lmdbs
+from facd_basicsr.train import train
+
+SCALE = 2
+SUB_IMAGE = 96
+CROP, ZOOM = 56, 4
+OPTIONS = PACKAGE_PARENT / 'demo'
+OUT = PACKAGE_PARENT / 'demo_output'
+DATA = OUT / 'data'
+TEACHER_WEIGHTS = OPTIONS / 'EDSR_f32b8_x2.pth'
+
+TRAIN_PHOTOGRAPHS = (
+    'brick.png',
+    'camera.png',
+    'clock_motion.png',
+    'coins.png',
+    'grass.png',
+    'gravel.png',
+    'hubble_deep_field.jpg',
+    'ihc.png',
+    'motorcycle_left.png',
+    'motorcycle_right.png',
+    'retina.jpg',
+    'rocket.jpg',
+)
+VAL_PHOTOGRAPHS = ('astronaut.png', 'chelsea.png', 'coffee.png')
+
+
+def photograph(name: str) -> np.ndarray:
+    """A photograph of scikit-image's wheel, BGR uint8, gray ones as three equal channels."""
+    return mod_crop(cv2.imread(str(files('skimage') / 'data' / name), cv2.IMREAD_COLOR), SCALE)
+
+
+def make_data() -> None:
+    """Training LMDBs and validation folders under ``DATA``, unless they are there."""
+    if DATA.is_dir():
+        return
+    partial = DATA.with_name('.partial_data')
+    shutil.rmtree(partial, ignore_errors=True)
+    write_lmdbs(
+        ((Path(name).stem, photograph(name)) for name in TRAIN_PHOTOGRAPHS),
+        partial / 'train_HR_sub.lmdb',
+        {SCALE: partial / f'train_LR_bicubic_X{SCALE}_sub.lmdb'},
+        SUB_IMAGE,
+        SUB_IMAGE,
+    )
+    for folder in ('val_GT', 'val_LR'):
+        (partial / folder).mkdir()
+    for name in VAL_PHOTOGRAPHS:
+        gt = photograph(name)
+        file_name = Path(name).with_suffix('.png').name
+        cv2.imwrite(str(partial / 'val_GT' / file_name), gt)
+        cv2.imwrite(str(partial / 'val_LR' / file_name), bicubic_lr(gt, SCALE))
+    partial.rename(DATA)
+
+
+def run_training(option_file: Path, overrides: list[str], title: str) -> float:
+    """Trains an option file with a progress bar, below ``OUT``. Returns the seconds it took."""
+    args = parser().parse_args(['-opt', str(option_file), '--force_yml', *data_overrides(), *overrides])
+    total = options(option_file)['train']['total_iter']
+    start = time.perf_counter()
+    with tqdm(total=total, desc=title, unit='it', mininterval=0.5, dynamic_ncols=True) as bar:
+        train(args, root=OUT, console=False, on_iteration=lambda iteration: bar.update(iteration - bar.n))
+    return time.perf_counter() - start
+
+
+def data_overrides() -> list[str]:
+    """``--force_yml`` entries that make the option files' paths independent of the working directory."""
+    return [
+        f'datasets:train:dataroot_gt={DATA / "train_HR_sub.lmdb"}',
+        f'datasets:train:dataroot_lq={DATA / f"train_LR_bicubic_X{SCALE}_sub.lmdb"}',
+        f'datasets:val:dataroot_gt={DATA / "val_GT"}',
+        f'datasets:val:dataroot_lq={DATA / "val_LR"}',
+    ]
+
+
+def options(option_file: Path) -> dict:
+    return load_yaml(option_file.read_text(encoding='utf-8'), str(option_file))
+
+
+def trained_student(option_file: Path) -> nn.Module:
+    """The student of a finished training below ``OUT``, in eval mode."""
+    opt = options(option_file)
+    net = build_network(opt['network_g'])
+    checkpoint = torch.load(OUT / 'experiments' / opt['name'] / 'models' / 'net_g_latest.pth', weights_only=True)
+    net.load_state_dict(checkpoint['params'])
+    return net.eval()
+
+
+def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
+    """Prints and writes the table, and draws crops of every method.
+
+    Args:
+        nets: the networks by name, in the table's order.
+        seconds: training time by name, where there was one.
+    """
+    gts = {path.stem: cv2.imread(str(path)) for path in sorted((DATA / 'val_GT').iterdir())}
+    lqs = {name: cv2.imread(str(DATA / 'val_LR' / f'{name}.png')) for name in gts}
+    images = {'bicubic': {name: bicubic(lq, SCALE) for name, lq in lqs.items()}}
+    images |= {method: {name: upscale(net, lq) for name, lq in lqs.items()} for method, net in nets.items()}
+    scores = {
+        method: {name: score(sr, gts[name], SCALE) for name, sr in by_name.items()} for method, by_name in images.items()
+    }
+
+    rows = []
+    for method, by_name in scores.items():
+        quality = [float(np.mean([s[key] for s in by_name.values()])) for key in ('psnr_y', 'psnr_rgb', 'ssim_y')]
+        cells = [method, f'{quality[0]:.3f}', f'{quality[1]:.3f}', f'{quality[2]:.4f}']
+        if method in nets:
+            net = nets[method]
+            ms = float(np.mean([latency_ms(net, as_input(lq)) for lq in lqs.values()]))
+            cells += [f'{parameters(net):,}', f'{flops(net, SCALE) / 1e9:.1f} G', f'{ms:.1f}']
+        else:
+            cells += ['-'] * 3
+        cells.append(f'{seconds[method]:.0f} s' if method in seconds else '-')
+        rows.append(cells)
+    table = text_table(
+        ['x2', 'PSNR-Y', 'PSNR-RGB', 'SSIM-Y', 'parameters', 'FLOPs', 'ms/image', 'training'], rows
+    )
+    (OUT / 'table.txt').write_text(table + '\n', encoding='utf-8')
+
+    grid = []
+    for name, gt in gts.items():
+        top, left = most_detailed(np.abs(gt.astype(float) - images['bicubic'][name]).sum(2), CROP)
+        window = np.s_[top : top + CROP, left : left + CROP]
+        row = [(f'{name}\nground truth', gt[window])]
+        row += [(f'{method}\n{scores[method][name]["psnr_y"]:.2f} dB', images[method][name][window]) for method in images]
+        grid.append(row)
+    side_by_side(grid, ZOOM).save(OUT / 'comparison.png')
+
+    print(f'\nMean over {len(gts)} photographs that no network was trained on ({", ".join(gts)}):\n\n{table}\n')
+    print('FLOPs: of one 1280x720 output, two for each multiply-add. ms/image: on this CPU, mean over the photographs.')
+    print(f'Crops of each, where bicubic errs most: {OUT / "comparison.png"}')
+    print(f'Option files: {OPTIONS}. Logs and checkpoints: {OUT / "experiments"}. TensorBoard: {OUT / "tb_logger"}.')
+
+
+def demo() -> None:
+    """The demo, start to end."""
+    start = time.perf_counter()
+    for stale in ('experiments', 'tb_logger'):
+        shutil.rmtree(OUT / stale, ignore_errors=True)
+    print('1/4 pairs from the photographs in scikit-image', flush=True)
+    make_data()
+    student, facd = OPTIONS / 'Student.yml', OPTIONS / 'FACD.yml'
+    seconds = {
+        'student alone': run_training(student, [], '2/4 student alone'),
+        'student, FACD': run_training(facd, [f'teacher:weights={TEACHER_WEIGHTS}'], '3/4 student, FACD'),
+    }
+    print('4/4 evaluation', flush=True)
+    nets = {
+        'student alone': trained_student(student),
+        'student, FACD': trained_student(facd),
+        'teacher': build_teacher({**options(facd)['teacher'], 'weights': TEACHER_WEIGHTS}),
+    }
+    report(nets, seconds)
+    print(f'Took {time.perf_counter() - start:.0f} s.')
+
+
+def train_teacher() -> None:
+    """Trains demo/Teacher.yml on the demo's photographs and replaces the shipped weights."""
+    make_data()
+    option_file = OPTIONS / 'Teacher.yml'
+    run_training(option_file, [], 'teacher')
+    torch.save({'params': trained_student(option_file).state_dict()}, TEACHER_WEIGHTS)
+    print(f'Wrote {TEACHER_WEIGHTS}.')
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(prog='python -m facd_basicsr.tools.demo', description=__doc__.splitlines()[0])
+    arguments.add_argument('--train-teacher', action='store_true', help='train and replace the shipped teacher')
+    args = arguments.parse_args()
+    run_command(train_teacher if args.train_teacher else demo)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,156 @@
+"""Command: training pairs in LMDB from folders of high-resolution images.
+
+    python -m facd_basicsr.tools.prepare datasets/DIV2K/DIV2K_train_HR --scale 2 3 4
+
+writes ``DIV2K_train_HR_sub.lmdb`` and ``DIV2K_train_LR_bicubic_X{2,3,4}_sub.lmdb`` beside the folder, in BasicSR's
+format: PNG sub-images and a meta_info.txt.
+"""
+
+import argparse
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import facd_basicsr  # noqa: F401  must come before basicsr
+import numpy as np
+from basicsr.utils.lmdb_util import LmdbMaker
+from basicsr.utils.matlab_functions import imresize
+from tqdm import tqdm
+
+from facd_basicsr.errors import UserError, run_command
+
+SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'}
+
+
+def bicubic_lr(hr: np.ndarray, scale: int) -> np.ndarray:
+    """MATLAB's antialiased bicubic downscaling: (H, W, C) uint8 -> (H / scale, W / scale, C) uint8.
+
+    H and W must be multiples of ``scale``.
+    """
+    lr = imresize(hr.astype(np.float32) / 255, 1 / scale)
+    return (lr * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def mod_crop(image: np.ndarray, multiple: int) -> np.ndarray:
+    """``image`` without the last rows and columns beyond a multiple of ``multiple``."""
+    h, w = (size - size % multiple for size in image.shape[:2])
+    return image[:h, :w]
+
+
+def sub_images(size: int, crop: int, step: int) -> list[tuple[int, int]]:
+    """Start and end along one axis of overlapping crops that cover it, the last one flush with the end."""
+    if size <= crop:
+        return [(0, size)]
+    starts = list(range(0, size - crop + 1, step))
+    if starts[-1] != size - crop:
+        starts.append(size - crop)
+    return [(start, start + crop) for start in starts]
+
+
+def write_lmdbs(
+    images: Iterable[tuple[str, np.ndarray]], hr_path: Path, lr_paths: dict[int, Path], crop: int, step: int
+) -> int:
+    """Writes aligned sub-images of HR images and their bicubic LR to LMDBs, under temporary names until all is done.
+
+    Args:
+        images: (key, BGR uint8 (H, W, 3)) of each HR image.
+        hr_path: LMDB of HR sub-images, ``*.lmdb``.
+        lr_paths: LMDB of LR sub-images for each scale.
+        crop: height and width of an HR sub-image, a multiple of every scale; smaller images are kept whole.
+        step: distance between HR sub-images, a multiple of every scale.
+
+    Returns:
+        The number of pairs written.
+    """
+    multiple = int(np.lcm.reduce(list(lr_paths)))
+    paths = {1: hr_path, **lr_paths}
+    partial = {scale: path.with_name(f'.partial_{path.name}') for scale, path in paths.items()}
+    for path in partial.values():
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    makers = {scale: LmdbMaker(str(path)) for scale, path in partial.items()}
+    count = 0
+    for key, image in images:
+        hr = mod_crop(image, multiple)
+        if 0 in hr.shape:
+            raise UserError(f'{key}: {image.shape[1]}x{image.shape[0]} pixels; accepted: at least {multiple} both ways')
+        versions = {1: hr, **{scale: bicubic_lr(hr, scale) for scale in lr_paths}}
+        boxes = [
+            (top, bottom, left, right)
+            for top, bottom in sub_images(hr.shape[0], crop, step)
+            for left, right in sub_images(hr.shape[1], crop, step)
+        ]
+        for index, box in enumerate(boxes, start=1):
+            for scale, maker in makers.items():
+                top, bottom, left, right = (edge // scale for edge in box)
+                part = np.ascontiguousarray(versions[scale][top:bottom, left:right])
+                png = cv2.imencode('.png', part, [cv2.IMWRITE_PNG_COMPRESSION, maker.compress_level])[1]
+                maker.put(png.tobytes(), f'{key}_s{index:03d}', part.shape)
+        count += len(boxes)
+    for maker in makers.values():
+        maker.close()
+    for scale, path in paths.items():
+        partial[scale].rename(path)
+    return count
+
+
+def read_images(folders: Sequence[Path]) -> Iterator[tuple[str, np.ndarray]]:
+    """(key, BGR uint8 image) of every image in ``folders``, gray ones as three equal channels, with progress.
+
+    Raises:
+        UserError: a folder has no image, a file can't be decoded, or two files have the same key.
+    """
+    paths = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise UserError(f'{", ".join(map(str, folders))}: no images; accepted: {", ".join(sorted(SUFFIXES))}')
+    seen: dict[str, Path] = {}
+    for path in tqdm(paths, unit='image'):
+        key = path.stem if path.stem.isascii() and '.' not in path.stem else None
+        if key is None or key in seen:
+            raise UserError(f'{path}: its name must be ASCII without further dots, and unlike {seen.get(key)}')
+        seen[key] = path
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise UserError(f'{path}: not a readable image')
+        yield key, image
+
+
+def prepare(folders: Sequence[Path], scales: Sequence[int], out: Path, name: str, crop: int, step: int) -> None:
+    """Writes ``{name}_HR_sub.lmdb`` and ``{name}_LR_bicubic_X{scale}_sub.lmdb`` into ``out``.
+
+    Raises:
+        UserError: an input is missing, an output is there already, or sizes do not fit the scales.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f'{folder}: no such folder')
+    for key, value in (('--crop', crop), ('--step', step)):
+        if value < 1 or any(value % scale for scale in scales):
+            raise UserError(f'{key}: {value}; accepted: a multiple of every scale')
+    hr_path = out / f'{name}_HR_sub.lmdb'
+    lr_paths = {scale: out / f'{name}_LR_bicubic_X{scale}_sub.lmdb' for scale in scales}
+    for path in (hr_path, *lr_paths.values()):
+        if path.exists():
+            raise UserError(f'{path}: already there; delete it to make it again')
+    count = write_lmdbs(read_images(folders), hr_path, lr_paths, crop, step)
+    print(f'{count} pairs: {hr_path}, {", ".join(map(str, lr_paths.values()))}')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog='python -m facd_basicsr.tools.prepare', description=__doc__.splitlines()[0])
+    parser.add_argument('folders', nargs='+', type=Path, help='folders of high-resolution images')
+    parser.add_argument('--scale', nargs='+', type=int, choices=[2, 3, 4], required=True)
+    parser.add_argument('--out', type=Path, help='where the LMDBs go; default: beside the first folder')
+    parser.add_argument('--name', help="their first word; default: the first folder's name without _HR")
+    parser.add_argument('--crop', type=int, default=480, help='sub-image size in HR pixels (default 480)')
+    parser.add_argument('--step', type=int, default=240, help='distance between sub-images (default 240)')
+    args = parser.parse_args()
+    first = args.folders[0]
+    out = args.out or first.parent
+    name = args.name or first.resolve().name.removesuffix('_HR')
+    run_command(lambda: prepare(args.folders, args.scale, out, name, args.crop, args.step))
+
+
+if __name__ == '__main__':
+    main()
