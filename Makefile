@@ -1,0 +1,44 @@
+# make demo      the main job on photographs that ship with scikit-image, in a few minutes on two cores
+# make test      lint and the test suite
+# make test-all  the same with the long tests
+# PYTHON=python3.12 make ... chooses the interpreter of a new .venv
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --constraint requirements/constraints.txt
+
+.PHONY: demo test test-all lint install
+
+demo: $(INSTALLED)
+	$(BIN)/python -m facd_basicsr.tools.demo
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(INSTALLED)
+
+# basicsr's sdist builds without isolation only, once torch, numpy and cython are there: its isolated build would
+# install a second torch. On Python >= 3.13 it also needs requirements/basicsr_build (see there).
+# opencv-python needs libGL and libxcb from the system. Where they are missing, its headless twin, the same cv2
+# module without windows, takes its place.
+$(INSTALLED): setup.py requirements/constraints.txt requirements/basicsr_build/sitecustomize.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
+	  f"error: PYTHON={sys.executable} is {v[0]}.{v[1]}; accepted: 3.10 to 3.13, e.g. PYTHON=python3.12 make demo")'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --upgrade pip
+	$(INSTALL) torch torchvision numpy cython setuptools wheel
+	PYTHONPATH=$(CURDIR)/requirements/basicsr_build $(INSTALL) --no-build-isolation basicsr
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	$(BIN)/python -c 'import cv2' 2>/dev/null || \
+	  { $(PIP) uninstall --yes opencv-python && $(INSTALL) opencv-python-headless; }
+	touch $(INSTALLED)
