@@ -1,6 +1,5 @@
 """Whether what an option file names is there, checked before anything is created."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,16 @@ def check_paths(opt: dict[str, Any], is_train: bool) -> None:
         lmdb = dataset_opt.get('io_backend', {}).get('type') == 'lmdb'
         for key in ('dataroot_gt', 'dataroot_lq'):
             if key in dataset_opt:
-                dataset_opt[key] = os.path.expanduser(dataset_opt[key])
+                dataset_opt[key] = str(Path(dataset_opt[key]).expanduser())
                 _check_data(f'datasets.{name}.{key}', Path(dataset_opt[key]), lmdb)
         if dataset_opt.get('meta_info_file') is not None:
             _check_there(f'datasets.{name}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
     if is_train and 'teacher' in opt:
-        opt['teacher']['weights'] = os.path.expanduser(opt['teacher']['weights'])
+        opt['teacher']['weights'] = str(Path(opt['teacher']['weights']).expanduser())
         _check_there('teacher.weights', Path(opt['teacher']['weights']), TEACHER_PAGE)
     for key, value in opt['path'].items():
         if value is not None and (key.startswith('pretrain_network') or key == 'resume_state'):
-            opt['path'][key] = os.path.expanduser(value)
+            opt['path'][key] = str(Path(value).expanduser())
             _check_there(f'path.{key}', Path(opt['path'][key]), CHECKPOINT_PAGE)
 
 

@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from basicsr.models import lr_scheduler
 from basicsr.utils.file_client import FileClient
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY, Registry
+from basicsr.utils.registry import (
+    ARCH_REGISTRY,
+    DATASET_REGISTRY,
+    LOSS_REGISTRY,
+    METRIC_REGISTRY,
+    MODEL_REGISTRY,
+    Registry,
+)
 
 from facd_basicsr.construct import Key, keys_read, signature_keys
 from facd_basicsr.errors import UserError
@@ -152,9 +159,7 @@ def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
         required = DATASET_REQUIRED.get(dataset_opt['type'], set())
         if training:
             required = required | DATASET_REQUIRED_TRAIN.get(dataset_opt['type'], set())
-        own = {
-            key: Key(DATASET_TYPES.get(key, ()), key in required) for key in keys_read(dataset, 'opt') - DERIVED
-        }
+        own = {key: Key(DATASET_TYPES.get(key, ()), key in required) for key in keys_read(dataset, 'opt') - DERIVED}
         _check_block(where, dataset_opt, {**own, **DATASET, **(DATASET_TRAIN if training else {})})
         _check_io_backend(where, dataset_opt)
         gt_size = dataset_opt.get('gt_size')

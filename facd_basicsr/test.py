@@ -1,6 +1,6 @@
 """Entry point: PSNR and SSIM of a checkpoint on benchmark sets.
 
-    python facd_basicsr/test.py -opt options/test/FACD_RCAN_x4.yml
+python facd_basicsr/test.py -opt options/test/FACD_RCAN_x4.yml
 """
 
 import argparse
@@ -11,6 +11,8 @@ if not __package__:  # run as a script: its folder holds modules called test and
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import facd_basicsr  # noqa: F401  must come before basicsr
+
+# isort: split
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.models import build_model
 from basicsr.utils import get_time_str, make_exp_dirs

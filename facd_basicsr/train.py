@@ -18,6 +18,8 @@ if not __package__:  # run as a script: its folder holds modules called test and
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import facd_basicsr  # noqa: F401  must come before basicsr
+
+# isort: split
 import torch
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.models import build_model

@@ -1,5 +1,7 @@
 """The deep regressor DR of equation (3)."""
 
+from itertools import pairwise
+
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
@@ -29,6 +31,6 @@ class DeepRegressor(nn.Sequential):
             raise ValueError(f'network_r.num_layer: {num_layer}; accepted: 1 or more')
         widths = [num_in_ch, *[num_feat or num_out_ch] * (num_layer - 1), num_out_ch]
         layers: list[nn.Module] = []
-        for c_in, c_out in zip(widths[:-1], widths[1:]):
+        for c_in, c_out in pairwise(widths):
             layers += [nn.Conv2d(c_in, c_out, kernel_size=1), nn.PReLU()]
         super().__init__(*layers[:-1])

@@ -39,7 +39,7 @@ def build_regressors(
     for index, (student, teacher) in enumerate(zip(student_feats, teacher_feats)):
         if student.shape[2:] != teacher.shape[2:]:
             raise UserError(
-                f'taps[{index}]: the student\'s feature is {tuple(student.shape[2:])} and the teacher\'s '
+                f"taps[{index}]: the student's feature is {tuple(student.shape[2:])} and the teacher's "
                 f'{tuple(teacher.shape[2:])} high and wide; accepted: taps of equal size'
             )
         num_in_ch, num_out_ch = student.shape[1], teacher.shape[1]
@@ -57,5 +57,5 @@ def build_regressors(
     if any(True for _ in regressors.parameters()):
         return regressors
     if network_opt is not None:
-        raise UserError(f'network_r: present, but train.distill_opt.regressor is {mode} and no tap needs one; remove it')
+        raise UserError(f'network_r: no tap needs it with train.distill_opt.regressor: {mode}; accepted: no network_r')
     return None

@@ -37,7 +37,10 @@ class Taps:
         for index, path in enumerate(self._paths):
             name = path.removesuffix(INPUT)
             if name not in modules:
-                raise UserError(f'taps[{index}].{key}: {path!r} is not a module of {_name(net)}{_nearest(name, modules)}')
+                nearest = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
+                raise UserError(
+                    f'taps[{index}].{key}: {path!r} is not a module of {_name(net)}; nearest: {", ".join(nearest)}'
+                )
         for path in dict.fromkeys(self._paths):
             module = modules[path.removesuffix(INPUT)]
             if path.endswith(INPUT):
@@ -91,7 +94,7 @@ class Taps:
                 readers.append(name + INPUT)
 
         hooks = [
-            module.register_forward_pre_hook(lambda _, inputs, name=name: note_reader(name, inputs[0] if inputs else None))
+            module.register_forward_pre_hook(lambda _, inputs, name=name: note_reader(name, next(iter(inputs), None)))
             for name, module in self._net.named_modules()
             if name
         ]
@@ -108,9 +111,3 @@ class Taps:
 
 def _name(net: nn.Module) -> str:
     return type(net).__name__
-
-
-def _nearest(name: str, modules: dict[str, nn.Module]) -> str:
-    """The nearest valid path to ``name``, as the end of a message."""
-    close = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
-    return f'; nearest: {close[0]!r}' if close else ''

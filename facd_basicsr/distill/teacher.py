@@ -43,7 +43,7 @@ def build_teacher(teacher_opt: dict[str, Any]) -> nn.Module:
     if problems:
         raise UserError(
             f'teacher.weights: {teacher_opt["weights"]} does not fit teacher.network '
-            f'{type(net).__name__}: keys {", ".join(problems)}; accepted: exactly the network\'s keys and shapes'
+            f"{type(net).__name__}: keys {', '.join(problems)}; accepted: exactly the network's keys and shapes"
         )
     net.load_state_dict(state_dict)
     return net.eval().requires_grad_(False)
@@ -67,7 +67,7 @@ def load_state_dict(path: str | Path, option_key: str) -> dict[str, Tensor]:
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f'{option_key}: {path} can\'t be read as a checkpoint of tensors ({reason}); accepted: a .pth of tensors '
+            f"{option_key}: {path} can't be read as a checkpoint of tensors ({reason}); accepted: a .pth of tensors "
             'as torch.save writes it'
         ) from error
     for param_key in PARAM_KEYS:
@@ -75,6 +75,6 @@ def load_state_dict(path: str | Path, option_key: str) -> dict[str, Tensor]:
             content = content[param_key]
             break
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        found = f'keys {", ".join(map(str, list(content)[:4]))}' if isinstance(content, dict) else type(content).__name__
+        found = f'keys {list(content)[:4]}' if isinstance(content, dict) else type(content).__name__
         raise UserError(f'{option_key}: {path} holds {found}; accepted: params_ema, params, or a bare state dict')
     return {key.removeprefix('module.'): value for key, value in content.items()}

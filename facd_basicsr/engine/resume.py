@@ -35,7 +35,7 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
             state = torch.load(path, map_location='cpu', weights_only=True)
         iteration = state['iter']
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise UserError(f"path.resume_state: {path} can't be read as a training state; accepted: a .state file") from error
+        raise UserError(f'path.resume_state: {path} is no readable training state; accepted: a .state file') from error
     check_resume(opt, iteration)
     for key, value in opt['path'].items():
         if key.startswith('pretrain_network') and value is not None and not Path(value).is_file():

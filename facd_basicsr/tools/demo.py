@@ -14,7 +14,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import cv2
-import facd_basicsr  # noqa: F401  must come before basicsr
 import numpy as np
 import torch
 from basicsr.archs import build_network
@@ -129,7 +128,8 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
     images = {'bicubic': {name: bicubic(lq, SCALE) for name, lq in lqs.items()}}
     images |= {method: {name: upscale(net, lq) for name, lq in lqs.items()} for method, net in nets.items()}
     scores = {
-        method: {name: score(sr, gts[name], SCALE) for name, sr in by_name.items()} for method, by_name in images.items()
+        method: {name: score(sr, gts[name], SCALE) for name, sr in by_name.items()}
+        for method, by_name in images.items()
     }
 
     rows = []
@@ -144,9 +144,7 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
             cells += ['-'] * 3
         cells.append(f'{seconds[method]:.0f} s' if method in seconds else '-')
         rows.append(cells)
-    table = text_table(
-        ['x2', 'PSNR-Y', 'PSNR-RGB', 'SSIM-Y', 'parameters', 'FLOPs', 'ms/image', 'training'], rows
-    )
+    table = text_table(['x2', 'PSNR-Y', 'PSNR-RGB', 'SSIM-Y', 'parameters', 'FLOPs', 'ms/image', 'training'], rows)
     (OUT / 'table.txt').write_text(table + '\n', encoding='utf-8')
 
     grid = []
@@ -154,7 +152,9 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
         top, left = most_detailed(np.abs(gt.astype(float) - images['bicubic'][name]).sum(2), CROP)
         window = np.s_[top : top + CROP, left : left + CROP]
         row = [(f'{name}\nground truth', gt[window])]
-        row += [(f'{method}\n{scores[method][name]["psnr_y"]:.2f} dB', images[method][name][window]) for method in images]
+        row += [
+            (f'{method}\n{scores[method][name]["psnr_y"]:.2f} dB', images[method][name][window]) for method in images
+        ]
         grid.append(row)
     side_by_side(grid, ZOOM).save(OUT / 'comparison.png')
 
