@@ -83,19 +83,23 @@ def make_data() -> None:
     partial.rename(DATA)
 
 
-def run_training(option_file: Path, overrides: list[str], title: str) -> float:
+def run_training(option_file: Path, iterations: int | None, title: str) -> float:
     """Trains an option file with a progress bar, below ``OUT``. Returns the seconds it took."""
-    args = parser().parse_args(['-opt', str(option_file), '--force_yml', *data_overrides(), *overrides])
-    total = options(option_file)['train']['total_iter']
+    opt = options(option_file)
+    total = iterations or opt['train']['total_iter']
+    overrides = [*path_overrides(opt), f'train:total_iter={total}']
+    args = parser().parse_args(['-opt', str(option_file), '--force_yml', *overrides])
     start = time.perf_counter()
     with tqdm(total=total, desc=title, unit='it', mininterval=0.5, dynamic_ncols=True) as bar:
         train(args, root=OUT, console=False, on_iteration=lambda iteration: bar.update(iteration - bar.n))
     return time.perf_counter() - start
 
 
-def data_overrides() -> list[str]:
-    """``--force_yml`` entries that make the option files' paths independent of the working directory."""
+def path_overrides(opt: dict) -> list[str]:
+    """``--force_yml`` entries that make an option file's paths independent of the working directory."""
+    teacher = [f'teacher:weights={TEACHER_WEIGHTS}'] if 'teacher' in opt else []
     return [
+        *teacher,
         f'datasets:train:dataroot_gt={DATA / "train_HR_sub.lmdb"}',
         f'datasets:train:dataroot_lq={DATA / f"train_LR_bicubic_X{SCALE}_sub.lmdb"}',
         f'datasets:val:dataroot_gt={DATA / "val_GT"}',
@@ -128,13 +132,12 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
     images = {'bicubic': {name: bicubic(lq, SCALE) for name, lq in lqs.items()}}
     images |= {method: {name: upscale(net, lq) for name, lq in lqs.items()} for method, net in nets.items()}
     scores = {
-        method: {name: score(sr, gts[name], SCALE) for name, sr in by_name.items()}
-        for method, by_name in images.items()
+        method: {name: score(sr, gts[name], SCALE) for name, sr in srs.items()} for method, srs in images.items()
     }
 
     rows = []
-    for method, by_name in scores.items():
-        quality = [float(np.mean([s[key] for s in by_name.values()])) for key in ('psnr_y', 'psnr_rgb', 'ssim_y')]
+    for method, by_image in scores.items():
+        quality = [float(np.mean([s[key] for s in by_image.values()])) for key in ('psnr_y', 'psnr_rgb', 'ssim_y')]
         cells = [method, f'{quality[0]:.3f}', f'{quality[1]:.3f}', f'{quality[2]:.4f}']
         if method in nets:
             net = nets[method]
@@ -152,9 +155,8 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
         top, left = most_detailed(np.abs(gt.astype(float) - images['bicubic'][name]).sum(2), CROP)
         window = np.s_[top : top + CROP, left : left + CROP]
         row = [(f'{name}\nground truth', gt[window])]
-        row += [
-            (f'{method}\n{scores[method][name]["psnr_y"]:.2f} dB', images[method][name][window]) for method in images
-        ]
+        for method, srs in images.items():
+            row.append((f'{method}\n{scores[method][name]["psnr_y"]:.2f} dB', srs[name][window]))
         grid.append(row)
     side_by_side(grid, ZOOM).save(OUT / 'comparison.png')
 
@@ -164,8 +166,8 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
     print(f'Option files: {OPTIONS}. Logs and checkpoints: {OUT / "experiments"}. TensorBoard: {OUT / "tb_logger"}.')
 
 
-def demo() -> None:
-    """The demo, start to end."""
+def demo(iterations: int | None) -> None:
+    """The demo, start to end, with the students' ``train.total_iter`` replaced if ``iterations`` is given."""
     start = time.perf_counter()
     for stale in ('experiments', 'tb_logger'):
         shutil.rmtree(OUT / stale, ignore_errors=True)
@@ -173,8 +175,8 @@ def demo() -> None:
     make_data()
     student, facd = OPTIONS / 'Student.yml', OPTIONS / 'FACD.yml'
     seconds = {
-        'student alone': run_training(student, [], '2/4 student alone'),
-        'student, FACD': run_training(facd, [f'teacher:weights={TEACHER_WEIGHTS}'], '3/4 student, FACD'),
+        'student alone': run_training(student, iterations, '2/4 student alone'),
+        'student, FACD': run_training(facd, iterations, '3/4 student, FACD'),
     }
     print('4/4 evaluation', flush=True)
     nets = {
@@ -190,7 +192,7 @@ def train_teacher() -> None:
     """Trains demo/Teacher.yml on the demo's photographs and replaces the shipped weights."""
     make_data()
     option_file = OPTIONS / 'Teacher.yml'
-    run_training(option_file, [], 'teacher')
+    run_training(option_file, None, 'teacher')
     torch.save({'params': trained_student(option_file).state_dict()}, TEACHER_WEIGHTS)
     print(f'Wrote {TEACHER_WEIGHTS}.')
 
@@ -198,8 +200,9 @@ def train_teacher() -> None:
 def main() -> None:
     arguments = argparse.ArgumentParser(prog='python -m facd_basicsr.tools.demo', description=__doc__.splitlines()[0])
     arguments.add_argument('--train-teacher', action='store_true', help='train and replace the shipped teacher')
+    arguments.add_argument('--iterations', type=int, help="train the students this long, not the files' total_iter")
     args = arguments.parse_args()
-    run_command(train_teacher if args.train_teacher else demo)
+    run_command(train_teacher if args.train_teacher else lambda: demo(args.iterations))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,169 @@
+"""Small data, networks and option files shared by the tests."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import facd_basicsr
+
+# isort: split
+from basicsr.archs import build_network
+
+from facd_basicsr.tools.prepare import bicubic_lr, write_lmdbs
+
+REPOSITORY = Path(facd_basicsr.__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / 'shared' / 'data'
+
+MEAN = [0.4488, 0.4371, 0.4040]
+STUDENT = {'type': 'EDSRStudent', 'num_feat': 4, 'num_block': 3, 'upscale': 2}
+TEACHER = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 6, 'num_block': 3, 'upscale': 2}
+
+
+def picture(seed: int, height: int, width: int) -> np.ndarray:
+    """A smooth random BGR uint8 picture."""
+    coarse = np.random.default_rng(seed).uniform(0, 255, (height // 8, width // 8, 3)).astype(np.float32)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``HR.lmdb`` and ``LR.lmdb`` (x2) of six 48x48 pictures, and ``GT`` and ``LQ`` folders of two."""
+    root = tmp_path_factory.mktemp('data')
+    write_lmdbs(((f'{i:04d}', picture(i, 48, 48)) for i in range(6)), root / 'HR.lmdb', {2: root / 'LR.lmdb'}, 480, 240)
+    for folder in ('GT', 'LQ'):
+        (root / folder).mkdir()
+    for i in range(2):
+        gt = picture(100 + i, 32, 48)
+        cv2.imwrite(str(root / 'GT' / f'{i}.png'), gt)
+        cv2.imwrite(str(root / 'LQ' / f'{i}.png'), bicubic_lr(gt, 2))
+    return root
+
+
+@pytest.fixture(scope='session')
+def teacher_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of ``TEACHER`` in BasicSR's layout."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
+    torch.save({'params': build_network(TEACHER).state_dict()}, path)
+    return path
+
+
+METRICS = {
+    'psnr_y': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': True},
+    'ssim_y': {'type': 'calculate_ssim', 'crop_border': 2, 'test_y_channel': True},
+    'psnr_rgb': {'type': 'calculate_psnr', 'crop_border': 2, 'test_y_channel': False},
+}
+
+
+@pytest.fixture
+def train_opt(data: Path, teacher_weights: Path) -> dict:
+    """A complete option dict for training by FACD in seconds, as an option file holds it."""
+    return copy.deepcopy(
+        {
+            'name': 'tiny',
+            'model_type': 'FACDModel',
+            'scale': 2,
+            'num_gpu': 0,
+            'manual_seed': 7,
+            'datasets': {
+                'train': {
+                    'name': 'pictures',
+                    'type': 'PairedImageDataset',
+                    'dataroot_gt': str(data / 'HR.lmdb'),
+                    'dataroot_lq': str(data / 'LR.lmdb'),
+                    'io_backend': {'type': 'lmdb'},
+                    'gt_size': 24,
+                    'use_hflip': True,
+                    'use_rot': True,
+                    'num_worker_per_gpu': 0,
+                    'batch_size_per_gpu': 3,
+                    'dataset_enlarge_ratio': 1,
+                },
+                'val': {
+                    'name': 'val',
+                    'type': 'PairedImageDataset',
+                    'dataroot_gt': str(data / 'GT'),
+                    'dataroot_lq': str(data / 'LQ'),
+                    'io_backend': {'type': 'disk'},
+                },
+            },
+            'network_g': STUDENT,
+            'teacher': {'network': TEACHER, 'weights': str(teacher_weights)},
+            'taps': [
+                {'student': 'body.0', 'teacher': 'body.0'},
+                {'student': 'body.1', 'teacher': 'body.1'},
+                {'student': 'upsample:input', 'teacher': 'upsample:input'},
+            ],
+            'network_r': {'type': 'DeepRegressor'},
+            'path': {'resume_state': None},
+            'train': {
+                'total_iter': 4,
+                'optim_g': {'type': 'Adam', 'lr': 1e-3},
+                'scheduler': {'type': 'MultiStepLR', 'milestones': [3], 'gamma': 0.5},
+                'distill_opt': {'type': 'FACDLoss', 'lambda': 4},
+            },
+            'val': {'val_freq': 4, 'save_img': False, 'metrics': METRICS},
+            'logger': {'print_freq': 1, 'save_checkpoint_freq': 2, 'use_tb_logger': True},
+        }
+    )
+
+
+@pytest.fixture
+def test_opt(data: Path) -> dict:
+    """A complete option dict for testing a ``STUDENT`` checkpoint, whose path is to be filled in."""
+    dataset = {
+        'name': 'pictures',
+        'type': 'PairedImageDataset',
+        'dataroot_gt': str(data / 'GT'),
+        'dataroot_lq': str(data / 'LQ'),
+        'io_backend': {'type': 'disk'},
+    }
+    return copy.deepcopy(
+        {
+            'name': 'tiny_test',
+            'model_type': 'SRModel',
+            'scale': 2,
+            'num_gpu': 0,
+            'manual_seed': 0,
+            'datasets': {'test_1': dataset},
+            'network_g': STUDENT,
+            'path': {'pretrain_network_g': None, 'strict_load_g': True},
+            'val': {'save_img': False, 'suffix': None, 'metrics': METRICS},
+        }
+    )
+
+
+def write_yml(opt: dict, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(opt, sort_keys=False), encoding='utf-8')
+    return path
+
+
+@pytest.fixture(scope='session')
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout, whose entry points write their results inside it."""
+    root = tmp_path_factory.mktemp('checkout')
+    for name in ('facd_basicsr', 'options', 'demo'):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copy(REPOSITORY / 'setup.py', root)
+    return root
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a Python command line as a user would, from ``cwd``."""
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=cwd,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

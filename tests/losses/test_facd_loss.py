@@ -1,0 +1,250 @@
+import pytest
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facd_basicsr.construct import build_loss
+from facd_basicsr.errors import UserError
+from facd_basicsr.losses import DistillState, FACDLoss
+from facd_basicsr.losses.facd_loss import contrastive_loss, facd_loss, image_loss, teacher_is_right
+
+
+def images(*values: float) -> torch.Tensor:
+    """One-pixel gray images: (N, 1, 1, 1)."""
+    return torch.tensor(values, dtype=torch.float32)[:, None, None, None]
+
+
+def random_state(n: int = 4, taps: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> DistillState:
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    gt = rand(n, 3, 4, 4)
+    return DistillState(
+        student=(gt + 0.2 * rand(n, 3, 4, 4) - 0.1).requires_grad_(),
+        teacher=gt + 0.2 * rand(n, 3, 4, 4) - 0.1,
+        gt=gt,
+        student_feats=tuple(rand(n, 2, 3, 3).requires_grad_() for _ in range(taps)),
+        teacher_feats=tuple(rand(n, 2, 3, 3) for _ in range(taps)),
+    )
+
+
+def equation_3(s: torch.Tensor, t: torch.Tensor, alpha: torch.Tensor, negatives: str) -> torch.Tensor:
+    """Equation (3) for one tap, transcribed sum by sum."""
+    n = len(s)
+    pairs = {
+        'upper': [(i, k) for i in range(n) for k in range(i + 1, n)],
+        'all': [(i, k) for i in range(n) for k in range(n) if i != k],
+    }
+    loss = torch.zeros((), dtype=s.dtype)
+    for i in range(n):
+        used = [(i, k) for k in range(n) if k != i] if negatives == 'per_anchor' else pairs[negatives]
+        denominator = sum((s[a] - t[b]).abs().sum() for a, b in used)
+        loss = loss + alpha[i] * (s[i] - t[i]).abs().sum() / denominator
+    return loss
+
+
+def test_equation_1_rejects_a_sample_only_where_the_student_is_strictly_closer():
+    gt = images(0.5, 0.5, 0.5)
+    student = images(0.6, 0.8, 0.7)  # errors 0.1, 0.3, 0.2
+    teacher = images(0.7, 0.6, 0.3)  # errors 0.2, 0.1, 0.2: worse, better, tie
+    assert teacher_is_right(student, teacher, gt).tolist() == [0.0, 1.0, 1.0]
+
+
+def test_equation_1_sees_outputs_beyond_the_image_range():
+    # clamped to [0, 1] both would have no error, a tie, and alpha would be 1
+    assert teacher_is_right(images(1.1), images(1.3), images(1.0)).tolist() == [0.0]
+
+
+def test_equation_2_equals_a_value_worked_by_hand():
+    student, teacher, gt = images(0.6, 0.9), images(0.8, 0.6), images(0.5, 0.5)
+    # sample 1, alpha 0: 2 * |0.1| = 0.2; sample 2, alpha 1: |0.4| + |0.3| = 0.7; (0.2 + 0.7) / (2 * 2) = 0.225
+    loss = image_loss(student, teacher, gt, torch.tensor([0.0, 1.0]))
+    assert loss.item() == pytest.approx(0.225)
+
+
+@pytest.mark.parametrize(
+    ('negatives', 'loss', 'r'),
+    [
+        # d11 = 1, d22 = 6 (positives); d12 = 9, d21 = 2 (negatives)
+        ('upper', (1 + 6) / 9, 3.5 / 9),
+        ('all', (1 + 6) / (9 + 2), 3.5 / 5.5),
+        ('per_anchor', 1 / 9 + 6 / 2, 3.5 / 5.5),
+    ],
+)
+def test_equation_3_equals_a_value_worked_by_hand(negatives, loss, r):
+    found, found_r = contrastive_loss(images(1, 4), images(2, 10), torch.ones(2), negatives)
+    assert found.item() == pytest.approx(loss)
+    assert found_r.item() == pytest.approx(r)
+
+
+def test_equation_3_gates_positives_only():
+    # alpha = (0, 1): the positive d11 = 1 is gone, but student 1 against teacher 2, 9, stays the denominator
+    assert contrastive_loss(images(1, 4), images(2, 10), torch.tensor([0.0, 1.0]))[0].item() == pytest.approx(6 / 9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(2, 6),
+    negatives=st.sampled_from(['upper', 'all', 'per_anchor']),
+    seed=st.integers(0, 2**31),
+)
+def test_equation_3_equals_its_transcription_in_value_and_gradient(n, negatives, seed):
+    generator = torch.Generator().manual_seed(seed)
+    s = torch.rand(n, 2, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    t = torch.rand(n, 2, 3, 3, generator=generator, dtype=torch.float64)
+    alpha = torch.randint(0, 2, (n,), generator=generator).double()
+    ours, _ = contrastive_loss(s, t, alpha, negatives, eps=0)
+    theirs = equation_3(s, t, alpha, negatives)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, s), torch.autograd.grad(theirs, s))
+
+
+def test_sum_form_is_n_over_k_times_r():
+    state = random_state(n=5)
+    loss, r = contrastive_loss(state.student_feats[0], state.teacher_feats[0], torch.ones(5).double())
+    assert loss.item() == pytest.approx((5 / 10) * r.item())
+
+
+@settings(deadline=None, max_examples=20)
+@given(scale=st.floats(1e-2, 1e3))
+def test_equation_3_does_not_depend_on_the_features_range(scale):
+    state = random_state()
+    s, t = state.student_feats[0], state.teacher_feats[0]
+    one, _ = contrastive_loss(s, t, torch.ones(4).double())
+    other, _ = contrastive_loss(scale * s, scale * t, torch.ones(4).double())
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=0)
+
+
+def test_equation_4_equals_a_value_worked_by_hand():
+    state = DistillState(
+        student=images(0.6, 0.9),
+        teacher=images(0.8, 0.6),
+        gt=images(0.5, 0.5),
+        student_feats=(images(1, 4), images(0, 0)),
+        teacher_feats=(images(2, 10), images(1, 2)),
+    )
+    # alpha = (0, 1), L_SR = 0.225 as above, times 255.
+    # tap 1: 6 / 9; tap 2: d22 = 2, d12 = 2, so 2 / 2; L_FACD = 0.6 * 2 / 3 + 0.4 * 1 = 0.8, times lambda = 3.
+    logs = facd_loss(state, lambda_=3, layer_weights=(0.6, 0.4))
+    assert logs['l_sr'].item() == pytest.approx(255 * 0.225)
+    assert logs['l_facd'].item() == pytest.approx(3 * 0.8)
+    assert logs['alpha'].item() == 0.5
+    assert logs['r_1'].item() == pytest.approx(3.5 / 9)
+    assert logs['r_2'].item() == pytest.approx(1.5 / 2)
+
+
+def test_without_adaption_every_sample_is_distilled():
+    state = random_state()
+    logs = facd_loss(state, adaptive=False)
+    l1 = torch.nn.functional.l1_loss
+    fcd = 255 * (l1(state.student, state.gt) + l1(state.student, state.teacher)) / 2
+    torch.testing.assert_close(logs['l_sr'], fcd)
+    assert logs['alpha'].item() == 1
+
+
+def test_the_defaults_are_the_papers_values():
+    loss = FACDLoss()
+    assert (loss.lambda_, loss.layer_weights, loss.img_range) == (4.0, (0.5, 0.3, 0.2), 255.0)
+    assert (loss.adaptive, loss.negatives, loss.stop_gradient, loss.regressor) == (True, 'upper', False, 'always')
+
+
+def test_contrastive_term_is_a_few_percent_of_the_image_term_in_the_papers_setting():
+    # Section 4.1's setting at the distances of a trained network: L1 of 4 levels, r = 0.4, N = 16
+    generator = torch.Generator().manual_seed(0)
+    t = torch.randn(16, 8, 6, 6, generator=generator)
+    s = t + 0.4 * torch.randn(16, 8, 6, 6, generator=generator)
+    gt = torch.rand(16, 3, 8, 8, generator=generator)
+    state = DistillState(gt + 4 / 255, gt + 3 / 255, gt, (s, s, s), (t, t, t))
+    logs = facd_loss(state)
+    assert 0.01 < (logs['l_facd'] / logs['l_sr']).item() < 0.2
+
+
+def test_gradcheck():
+    state = random_state(n=3)
+
+    def total(student, *feats):
+        logs = facd_loss(DistillState(student, state.teacher, state.gt, feats, state.teacher_feats))
+        return logs['l_sr'] + logs['l_facd']
+
+    assert torch.autograd.gradcheck(total, (state.student, *state.student_feats))
+
+
+def test_stop_gradient_leaves_the_value_and_removes_the_push_from_negatives():
+    state = random_state()
+    s, t, alpha = state.student_feats[0], state.teacher_feats[0], torch.ones(4).double()
+    full, stopped = contrastive_loss(s, t, alpha)[0], contrastive_loss(s, t, alpha, stop_gradient=True)[0]
+    assert full.item() == stopped.item()
+    (full_grad,), (stopped_grad,) = torch.autograd.grad(full, s), torch.autograd.grad(stopped, s)
+    denominator = sum((s[i] - t[k]).abs().mean() for i in range(4) for k in range(i + 1, 4)).detach()
+    positives = sum((s[i] - t[i]).abs().mean() for i in range(4)) / denominator
+    torch.testing.assert_close(stopped_grad, torch.autograd.grad(positives, s)[0])
+    assert not torch.allclose(full_grad, stopped_grad)
+
+
+def test_monitored_values_carry_no_gradient_and_terms_do():
+    logs = facd_loss(random_state())
+    assert {name for name, value in logs.items() if value.requires_grad} == {'l_sr', 'l_facd'}
+    assert list(logs) == ['l_sr', 'l_facd', 'alpha', 'r_1', 'r_2', 'r_3']
+
+
+def test_module_equals_function():
+    options = {'lambda_': 2.0, 'layer_weights': (0.2, 0.3, 0.5), 'negatives': 'all', 'stop_gradient': True}
+    state = random_state()
+    torch.testing.assert_close(FACDLoss(**options)(state), facd_loss(state, **options))
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_features_stay_finite_and_close(dtype):
+    state = random_state(dtype=dtype)
+    logs = facd_loss(state)
+    (logs['l_sr'] + logs['l_facd']).backward()
+    assert all(torch.isfinite(value) for value in logs.values())
+    assert all(torch.isfinite(feat.grad).all() for feat in state.student_feats)
+    wide = DistillState(
+        *(getattr(state, name).detach().double() for name in ('student', 'teacher', 'gt')),
+        *(tuple(f.detach().double() for f in getattr(state, name)) for name in ('student_feats', 'teacher_feats')),
+    )
+    torch.testing.assert_close(logs['l_facd'].double(), facd_loss(wide)['l_facd'], rtol=1e-3, atol=0)
+
+
+def test_flat_batch_gives_a_finite_loss_and_gradient():
+    flat = torch.ones(3, 2, 4, 4, requires_grad=True)
+    loss, r = contrastive_loss(flat, torch.ones(3, 2, 4, 4), torch.ones(3))
+    loss.backward()
+    assert loss.item() == 0 and r.item() == 0
+    assert torch.isfinite(flat.grad).all()
+
+
+def test_a_single_sample_is_refused_because_it_has_no_negatives():
+    with pytest.raises(UserError, match=r'batch_size_per_gpu.*batch of 1.*2 or more'):
+        facd_loss(random_state(n=1))
+
+
+def test_weights_must_match_the_taps():
+    with pytest.raises(UserError, match=r'layer_weights: 2 weights for 3 taps'):
+        facd_loss(random_state(), layer_weights=(0.5, 0.5))
+
+
+@pytest.mark.parametrize('key', ['negatives', 'regressor'])
+def test_unknown_choices_are_refused_with_the_accepted_ones(key):
+    with pytest.raises(UserError, match=rf"train.distill_opt.{key}: 'some'; accepted: \w+, \w+, \w+"):
+        FACDLoss(**{key: 'some'})
+
+
+def test_registered_and_built_from_an_option_block_that_says_lambda():
+    assert LOSS_REGISTRY.get('FACDLoss') is FACDLoss
+    assert build_loss({'type': 'FACDLoss', 'lambda': 0.5}).lambda_ == 0.5
+
+
+def test_gradient_reaches_no_teacher_tensor():
+    state = random_state()
+    teachers = (state.teacher, *state.teacher_feats)
+    for tensor in teachers:
+        tensor.requires_grad_()
+    logs = facd_loss(state)
+    (logs['l_sr'] + logs['l_facd']).backward()
+    assert all(tensor.grad is None for tensor in teachers)
+    assert all(feat.grad.abs().sum() > 0 for feat in state.student_feats)

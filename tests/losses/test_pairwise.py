@@ -1,0 +1,70 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facd_basicsr.losses.pairwise import pairwise_l1, sample_l1
+
+
+def literal(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The definition, with every difference in memory."""
+    return (a[:, None] - b[None]).abs().flatten(2).mean(2)
+
+
+def test_pairwise_l1_equals_a_value_worked_by_hand():
+    a = torch.tensor([[[[1.0, 2.0]]], [[[0.0, -4.0]]]])  # (2, 1, 1, 2)
+    b = torch.tensor([[[[3.0, 2.0]]], [[[1.0, 1.0]]], [[[0.0, 0.0]]]])  # (3, 1, 1, 2)
+    # |1-3|+|2-2| = 2, |1-1|+|2-1| = 1, |1|+|2| = 3; |0-3|+|-4-2| = 9, 1+5 = 6, 4; each over 2 elements
+    assert torch.equal(pairwise_l1(a, b), torch.tensor([[1.0, 0.5, 1.5], [4.5, 3.0, 2.0]]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 5), m=st.integers(1, 5), c=st.integers(1, 4), h=st.integers(1, 5), w=st.integers(1, 5),
+    seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_pairwise_l1_equals_its_definition_in_value_and_gradient(n, m, c, h, w, seed):
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, c, h, w, generator=generator, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(m, c, h, w, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(n, m, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(pairwise_l1(a, b), literal(a, b))
+    ours = torch.autograd.grad((weight * pairwise_l1(a, b)).sum(), (a, b))
+    theirs = torch.autograd.grad((weight * literal(a, b)).sum(), (a, b))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_pairwise_l1_passes_gradcheck():
+    a, b = torch.randn(2, 3, 2, 2, dtype=torch.float64), torch.randn(3, 3, 2, 2, dtype=torch.float64)
+    assert torch.autograd.gradcheck(pairwise_l1, (a.requires_grad_(), b.requires_grad_()))
+
+
+def test_diagonal_of_pairwise_l1_is_sample_l1():
+    a, b = torch.rand(4, 3, 5, 5), torch.rand(4, 3, 5, 5)
+    torch.testing.assert_close(pairwise_l1(a, b).diagonal(), sample_l1(a, b))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_inputs_are_summed_in_float32(dtype):
+    a = torch.full((2, 64, 48, 48), 200.0, dtype=dtype)  # the sum, 3e7, overflows float16
+    d = pairwise_l1(a, torch.zeros_like(a))
+    assert d.dtype == torch.float32
+    assert torch.equal(d, torch.full((2, 2), 200.0))
+
+
+def test_no_tensor_as_large_as_all_differences_is_made():
+    n, size = 8, 3 * 32 * 32
+    a, b = torch.rand(n, size, requires_grad=True), torch.rand(n, size)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    with Watch():
+        pairwise_l1(a, b).sum().backward()
+    assert largest <= n * size < n * n * size

@@ -1,0 +1,215 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from basicsr.models import build_model
+from basicsr.utils import set_random_seed
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from conftest import STUDENT, TEACHER, write_yml
+from torch import nn
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.models import FACDModel
+from facd_basicsr.options import parse_options, parser
+
+
+@ARCH_REGISTRY.register()
+class InPlaceTeacher(ARCH_REGISTRY.get('EDSR')):
+    """Works on its input in place, as spandrel's RCAN does."""
+
+    def forward(self, x):
+        x *= 2
+        return super().forward(x)
+
+
+@pytest.fixture
+def build(tmp_path: Path):
+    """Builds the model of an option dict as train.py does."""
+
+    def _build(opt: dict) -> FACDModel:
+        args = parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'opt.yml'))])
+        opt = parse_options(args, is_train=True, root=tmp_path)
+        for key in ('models', 'training_states'):
+            Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
+        return build_model(opt)
+
+    return _build
+
+
+def batch(n: int = 3) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {'lq': torch.rand(n, 3, 8, 8, generator=generator), 'gt': torch.rand(n, 3, 16, 16, generator=generator)}
+
+
+def step(model: FACDModel, iterations: int = 1) -> None:
+    for iteration in range(1, iterations + 1):
+        model.update_learning_rate(iteration)
+        model.feed_data(batch())
+        model.optimize_parameters(iteration)
+
+
+def test_registered():
+    assert MODEL_REGISTRY.get('FACDModel') is FACDModel
+
+
+def test_gradient_reaches_every_parameter_of_student_and_regressors_and_none_of_the_teacher(build, train_opt):
+    train_opt['train']['distill_opt']['adaptive'] = False  # a random teacher may be rejected for every sample
+    model = build(train_opt)
+    step(model)
+    for net in (model.net_g, model.net_r):
+        for name, parameter in net.named_parameters():
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+
+
+def test_training_changes_student_and_regressors_and_leaves_the_teacher_bit_identical_and_in_eval(build, train_opt):
+    train_opt['train']['distill_opt']['adaptive'] = False
+    model = build(train_opt)
+    nets = {'student': model.net_g, 'regressors': model.net_r, 'teacher': model.teacher}
+    before = {name: copy.deepcopy(net.state_dict()) for name, net in nets.items()}
+    step(model, 3)
+    for name, net in nets.items():
+        changed = [key for key, value in net.state_dict().items() if not torch.equal(value, before[name][key])]
+        assert bool(changed) == (name != 'teacher'), (name, changed)
+    assert not any(module.training for module in model.teacher.modules())
+
+
+def test_the_optimizer_holds_exactly_student_and_regressors(build, train_opt):
+    model = build(train_opt)
+    held = {id(p) for group in model.optimizer_g.param_groups for p in group['params']}
+    assert held == {id(p) for net in (model.net_g, model.net_r) for p in net.parameters()}
+
+
+def test_lq_is_not_changed_even_by_a_teacher_that_works_in_place(build, train_opt):
+    train_opt['teacher']['network'] = {**TEACHER, 'type': 'InPlaceTeacher'}
+    model = build(train_opt)
+    step(model)
+    assert torch.equal(model.lq, batch()['lq'])
+
+
+def test_the_loss_sees_regressed_features_and_a_raw_unclamped_teacher(build, train_opt):
+    model = build(train_opt)
+    with torch.no_grad():
+        model.teacher.conv_last.bias += 1000  # about 4 in [0, 1]
+    model.feed_data(batch())
+    state = model.distill_state()
+    assert [f.shape[1] for f in state.student_feats] == [6, 6, 6]
+    assert state.teacher.min() > 1
+    torch.testing.assert_close(state.teacher, model.teacher(batch()['lq']))
+    assert not any(t.requires_grad for t in (state.teacher, *state.teacher_feats))
+    assert all(f.requires_grad for f in state.student_feats)
+
+
+def test_logs_hold_every_term_and_monitor(build, train_opt):
+    model = build(train_opt)
+    step(model)
+    assert list(model.get_current_log()) == ['l_sr', 'l_facd', 'alpha', 'r_1', 'r_2', 'r_3']
+    assert all(isinstance(value, float) for value in model.get_current_log().values())
+
+
+def test_only_terms_are_minimised(build, train_opt):
+    model = build(train_opt)
+
+    class Terms(nn.Module):
+        def forward(self, state):
+            return {'l_a': state.student.mean(), 'b': state.student.sum() * 1e6}
+
+    model.cri_distill = Terms()
+    step(model)
+    expected = model.net_g.conv_last.bias.grad.clone()
+    model.optimizer_g.zero_grad()
+    model.net_g(model.lq).mean().backward()
+    # the step above moved the weights, but the output's gradient to the last bias does not depend on them
+    torch.testing.assert_close(expected, model.net_g.conv_last.bias.grad)
+
+
+def test_the_student_starts_from_the_same_weights_as_the_student_alone(build, train_opt):
+    model = build(train_opt)
+    alone_opt = {key: value for key, value in train_opt.items() if key not in ('teacher', 'taps', 'network_r')}
+    alone_opt['model_type'] = 'SRModel'
+    alone_opt['train'] = {**train_opt['train'], 'pixel_opt': {'type': 'L1Loss'}}
+    del alone_opt['train']['distill_opt']
+    alone = build(alone_opt)
+    assert all(torch.equal(v, alone.net_g.state_dict()[k]) for k, v in model.net_g.state_dict().items())
+
+
+def test_checkpoints_hold_student_and_regressors_apart_and_no_teacher(build, train_opt):
+    model = build(train_opt)
+    step(model)
+    model.save(epoch=0, current_iter=1)
+    folder = Path(model.opt['path']['models'])
+    assert sorted(path.name for path in folder.iterdir()) == ['net_g_1.pth', 'net_r_1.pth']
+    student = torch.load(folder / 'net_g_1.pth', weights_only=True)['params']
+    regressors = torch.load(folder / 'net_r_1.pth', weights_only=True)['params']
+    assert student.keys() == model.net_g.state_dict().keys()
+    assert regressors.keys() == model.net_r.state_dict().keys()
+
+
+def test_resuming_restores_regressors_and_optimizer(build, train_opt, tmp_path):
+    model = build(train_opt)
+    step(model, 2)
+    model.save(epoch=0, current_iter=2)
+    models = model.opt['path']['models']
+    train_opt['path'] |= {f'pretrain_network_{n}': f'{models}/net_{n}_2.pth' for n in ('g', 'r')}
+    train_opt['manual_seed'] = 99
+    resumed = build(train_opt)
+    state = torch.load(f'{model.opt["path"]["training_states"]}/2.state', weights_only=True)
+    resumed.resume_training(state)
+    for net, other in ((model.net_g, resumed.net_g), (model.net_r, resumed.net_r)):
+        assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
+    for ours, theirs in zip(model.optimizer_g.state.values(), resumed.optimizer_g.state.values()):
+        assert torch.equal(ours['exp_avg'], theirs['exp_avg'])
+
+
+def test_the_average_student_follows_the_student_and_is_saved(build, train_opt):
+    train_opt['train']['ema_decay'] = 0.5
+    model = build(train_opt)
+    start = model.net_g.conv_first.bias.detach().clone()
+    step(model)
+    expected = 0.5 * start + 0.5 * model.net_g.conv_first.bias.detach()
+    torch.testing.assert_close(model.net_g_ema.conv_first.bias.detach(), expected)
+    model.save(epoch=0, current_iter=1)
+    saved = torch.load(Path(model.opt['path']['models']) / 'net_g_1.pth', weights_only=True)
+    torch.testing.assert_close(saved['params_ema']['conv_first.bias'], expected)
+
+
+@pytest.mark.parametrize('regressor', ['auto', 'never'])
+def test_without_regressors_nothing_is_saved_for_them(build, train_opt, regressor):
+    train_opt['network_g'] = {**STUDENT, 'num_feat': TEACHER['num_feat']}
+    train_opt['train']['distill_opt']['regressor'] = regressor
+    del train_opt['network_r']
+    model = build(train_opt)
+    step(model)
+    model.save(epoch=0, current_iter=1)
+    assert model.net_r is None
+    assert [path.name for path in Path(model.opt['path']['models']).iterdir()] == ['net_g_1.pth']
+
+
+def test_the_teacher_is_not_built_for_testing(build, train_opt, tmp_path, monkeypatch):
+    model = build(train_opt)
+    opt = {**model.opt, 'is_train': False}
+    monkeypatch.setattr('facd_basicsr.models.facd_model.build_teacher', lambda *_: pytest.fail('built'))
+    assert not hasattr(build_model(opt), 'teacher')
+
+
+def test_a_batch_of_one_is_refused_before_training(build, train_opt):
+    train_opt['datasets']['train']['batch_size_per_gpu'] = 1
+    with pytest.raises(UserError, match=r'datasets.train.batch_size_per_gpu: 1; accepted: 2 or more'):
+        build(train_opt)
+
+
+def test_the_in_place_trap_is_refused_before_training(build, train_opt):
+    train_opt['taps'][2] = {'student': 'conv_after_body', 'teacher': 'upsample:input'}
+    with pytest.raises(UserError, match=r"taps\[2\].student: 'conv_after_body' is changed in place"):
+        build(train_opt)
+
+
+def test_training_twice_from_one_seed_gives_the_same_weights(build, train_opt):
+    weights = []
+    for _ in range(2):
+        model = build(train_opt)
+        set_random_seed(0)
+        step(model, 3)
+        weights.append(model.net_g.state_dict())
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
