@@ -1,6 +1,7 @@
 """From an option block to a registered object, and what such a block may hold."""
 
 import ast
+import functools
 import inspect
 import keyword
 import textwrap
@@ -69,7 +70,8 @@ def _types(hint: Any, default: Any) -> tuple[type, ...]:
     return ()
 
 
-def keys_read(cls: type, variable: str) -> set[str]:
+@functools.cache
+def keys_read(cls: type, variable: str) -> frozenset[str]:
     """The keys that a class reads from a dict called ``variable`` or ``self.variable``, from its source.
 
     BasicSR's models and datasets take their whole option block as one dict, so no signature says what they know.
@@ -82,7 +84,7 @@ def keys_read(cls: type, variable: str) -> set[str]:
             name = getattr(holder, 'attr', getattr(holder, 'id', None))
             if name == variable and isinstance(key, ast.Constant) and isinstance(key.value, str):
                 found.add(key.value)
-    return found
+    return frozenset(found)
 
 
 def _lookup(node: ast.AST) -> tuple[ast.AST | None, ast.AST | None]:

@@ -64,8 +64,7 @@ METRICS = {
 }
 
 
-@pytest.fixture
-def train_opt(data: Path, teacher_weights: Path) -> dict:
+def tiny_train_opt(data: Path, teacher_weights: Path) -> dict:
     """A complete option dict for training by FACD in seconds, as an option file holds it."""
     return copy.deepcopy(
         {
@@ -117,8 +116,7 @@ def train_opt(data: Path, teacher_weights: Path) -> dict:
     )
 
 
-@pytest.fixture
-def test_opt(data: Path) -> dict:
+def tiny_test_opt(data: Path) -> dict:
     """A complete option dict for testing a ``STUDENT`` checkpoint, whose path is to be filled in."""
     dataset = {
         'name': 'pictures',
@@ -140,6 +138,16 @@ def test_opt(data: Path) -> dict:
             'val': {'save_img': False, 'suffix': None, 'metrics': METRICS},
         }
     )
+
+
+@pytest.fixture
+def train_opt(data: Path, teacher_weights: Path) -> dict:
+    return tiny_train_opt(data, teacher_weights)
+
+
+@pytest.fixture
+def test_opt(data: Path) -> dict:
+    return tiny_test_opt(data)
 
 
 def write_yml(opt: dict, path: Path) -> Path:

@@ -131,9 +131,7 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
     lqs = {name: cv2.imread(str(DATA / 'val_LR' / f'{name}.png')) for name in gts}
     images = {'bicubic': {name: bicubic(lq, SCALE) for name, lq in lqs.items()}}
     images |= {method: {name: upscale(net, lq) for name, lq in lqs.items()} for method, net in nets.items()}
-    scores = {
-        method: {name: score(sr, gts[name], SCALE) for name, sr in srs.items()} for method, srs in images.items()
-    }
+    scores = {method: {name: score(sr, gts[name], SCALE) for name, sr in srs.items()} for method, srs in images.items()}
 
     rows = []
     for method, by_image in scores.items():

@@ -62,40 +62,49 @@ def write_lmdbs(
     Returns:
         The number of pairs written.
     """
-    multiple = int(np.lcm.reduce(list(lr_paths)))
     paths = {1: hr_path, **lr_paths}
     partial = {scale: path.with_name(f'.partial_{path.name}') for scale, path in paths.items()}
     for path in partial.values():
         shutil.rmtree(path, ignore_errors=True)
         path.parent.mkdir(parents=True, exist_ok=True)
     makers = {scale: LmdbMaker(str(path)) for scale, path in partial.items()}
-    count = 0
-    for key, image in images:
-        hr = mod_crop(image, multiple)
-        if 0 in hr.shape:
-            raise UserError(f'{key}: {image.shape[1]}x{image.shape[0]} pixels; accepted: at least {multiple} both ways')
-        versions = {1: hr, **{scale: bicubic_lr(hr, scale) for scale in lr_paths}}
-        boxes = [
-            (top, bottom, left, right)
-            for top, bottom in sub_images(hr.shape[0], crop, step)
-            for left, right in sub_images(hr.shape[1], crop, step)
-        ]
-        for index, box in enumerate(boxes, start=1):
-            for scale, maker in makers.items():
-                top, bottom, left, right = (edge // scale for edge in box)
-                part = np.ascontiguousarray(versions[scale][top:bottom, left:right])
-                png = cv2.imencode('.png', part, [cv2.IMWRITE_PNG_COMPRESSION, maker.compress_level])[1]
-                maker.put(png.tobytes(), f'{key}_s{index:03d}', part.shape)
-        count += len(boxes)
-    for maker in makers.values():
-        maker.close()
-    for scale, path in paths.items():
-        partial[scale].rename(path)
+    try:
+        count = sum(_put(makers, key, image, crop, step) for key, image in images)
+        for maker in makers.values():
+            maker.close()
+        for scale, path in paths.items():
+            partial[scale].rename(path)
+    finally:
+        for path in partial.values():
+            shutil.rmtree(path, ignore_errors=True)
     return count
 
 
-def read_images(folders: Sequence[Path]) -> Iterator[tuple[str, np.ndarray]]:
-    """(key, BGR uint8 image) of every image in ``folders``, gray ones as three equal channels, with progress.
+def _put(makers: dict[int, LmdbMaker], key: str, image: np.ndarray, crop: int, step: int) -> int:
+    """Adds an image's sub-images to the LMDB of every scale, 1 for HR. Returns their number."""
+    multiple = int(np.lcm.reduce(list(makers)))
+    hr = mod_crop(image, multiple)
+    if 0 in hr.shape:
+        raise UserError(f'{key}: {image.shape[1]}x{image.shape[0]} pixels; accepted: at least {multiple} both ways')
+    versions = {scale: hr if scale == 1 else bicubic_lr(hr, scale) for scale in makers}
+    boxes = [
+        (top, bottom, left, right)
+        for top, bottom in sub_images(hr.shape[0], crop, step)
+        for left, right in sub_images(hr.shape[1], crop, step)
+    ]
+    for index, box in enumerate(boxes, start=1):
+        for scale, maker in makers.items():
+            top, bottom, left, right = (edge // scale for edge in box)
+            part = np.ascontiguousarray(versions[scale][top:bottom, left:right])
+            png = cv2.imencode('.png', part, [cv2.IMWRITE_PNG_COMPRESSION, maker.compress_level])[1]
+            maker.put(png.tobytes(), f'{key}_s{index:03d}', part.shape)
+    return len(boxes)
+
+
+def read_images(folders: Sequence[Path], min_size: int) -> Iterator[tuple[str, np.ndarray]]:
+    """(key, BGR uint8 image) of the images in ``folders``, gray ones as three equal channels, with progress.
+
+    Images whose height or width is less than ``min_size`` are left out, and their number is printed.
 
     Raises:
         UserError: a folder has no image, a file can't be decoded, or two files have the same key.
@@ -104,6 +113,7 @@ def read_images(folders: Sequence[Path]) -> Iterator[tuple[str, np.ndarray]]:
     if not paths:
         raise UserError(f'{", ".join(map(str, folders))}: no images; accepted: {", ".join(sorted(SUFFIXES))}')
     seen: dict[str, Path] = {}
+    left_out = 0
     for path in tqdm(paths, unit='image'):
         key = path.stem if path.stem.isascii() and '.' not in path.stem else None
         if key is None or key in seen:
@@ -112,10 +122,17 @@ def read_images(folders: Sequence[Path]) -> Iterator[tuple[str, np.ndarray]]:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:
             raise UserError(f'{path}: not a readable image')
-        yield key, image
+        if min(image.shape[:2]) < min_size:
+            left_out += 1
+        else:
+            yield key, image
+    if min_size:
+        print(f'{left_out} of {len(paths)} images left out: smaller than {min_size} pixels', flush=True)
 
 
-def prepare(folders: Sequence[Path], scales: Sequence[int], out: Path, name: str, crop: int, step: int) -> None:
+def prepare(
+    folders: Sequence[Path], scales: Sequence[int], out: Path, name: str, crop: int, step: int, min_size: int
+) -> None:
     """Writes ``{name}_HR_sub.lmdb`` and ``{name}_LR_bicubic_X{scale}_sub.lmdb`` into ``out``.
 
     Raises:
@@ -132,7 +149,7 @@ def prepare(folders: Sequence[Path], scales: Sequence[int], out: Path, name: str
     for path in (hr_path, *lr_paths.values()):
         if path.exists():
             raise UserError(f'{path}: already there; delete it to make it again')
-    count = write_lmdbs(read_images(folders), hr_path, lr_paths, crop, step)
+    count = write_lmdbs(read_images(folders, min_size), hr_path, lr_paths, crop, step)
     print(f'{count} pairs: {hr_path}, {", ".join(map(str, lr_paths.values()))}')
 
 
@@ -144,11 +161,12 @@ def main() -> None:
     parser.add_argument('--name', help="their first word; default: the first folder's name without _HR")
     parser.add_argument('--crop', type=int, default=480, help='sub-image size in HR pixels (default 480)')
     parser.add_argument('--step', type=int, default=240, help='distance between sub-images (default 240)')
+    parser.add_argument('--min-size', type=int, default=0, help='leave out images smaller than this (default: none)')
     args = parser.parse_args()
     first = args.folders[0]
     out = args.out or first.parent
     name = args.name or first.resolve().name.removesuffix('_HR')
-    run_command(lambda: prepare(args.folders, args.scale, out, name, args.crop, args.step))
+    run_command(lambda: prepare(args.folders, args.scale, out, name, args.crop, args.step, args.min_size))
 
 
 if __name__ == '__main__':

@@ -32,5 +32,5 @@ def test_one_layer_equals_a_value_worked_by_hand():
 
 
 def test_no_layers_are_refused():
-    with pytest.raises(ValueError, match='network_r.num_layer: 0; accepted: 1 or more'):
+    with pytest.raises(ValueError, match=r'network_r.num_layer: 0; accepted: 1 or more'):
         DeepRegressor(2, 2, num_layer=0)

@@ -44,7 +44,9 @@ def test_an_output_that_an_in_place_relu_overwrites_is_refused(edsr):
         Taps(edsr, ['body.0.conv1'], 'student').run(edsr, torch.rand(1, 3, 5, 6))
 
 
-@pytest.mark.parametrize(('path', 'nearest'), [('body.9', 'body'), ('boddy.2', 'body.2'), ('upsampel:input', 'upsample')])
+@pytest.mark.parametrize(
+    ('path', 'nearest'), [('body.9', 'body'), ('boddy.2', 'body.2'), ('upsampel:input', 'upsample')]
+)
 def test_an_unknown_path_is_refused_with_the_nearest_one(edsr, path, nearest):
     with pytest.raises(UserError, match=rf"taps\[0\].student: '{path}' is not a module of EDSR; nearest: {nearest}"):
         Taps(edsr, [path], 'student')

@@ -1,0 +1,160 @@
+"""The two entry points as a user runs them: from the command line, in a copy of the checkout."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from basicsr.archs.edsr_arch import EDSR
+from conftest import STUDENT, run, tiny_test_opt, tiny_train_opt, write_yml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+@pytest.fixture(scope='module')
+def trained(checkout: Path, data: Path, teacher_weights: Path) -> subprocess.CompletedProcess[str]:
+    """Four iterations of train.py from a fresh start."""
+    path = write_yml(tiny_train_opt(data, teacher_weights), checkout / 'tiny.yml')
+    return run('facd_basicsr/train.py', '-opt', path, cwd=checkout)
+
+
+@pytest.fixture(scope='module')
+def resumed(trained, checkout: Path, tmp_path_factory) -> subprocess.CompletedProcess[str]:
+    """The same to six iterations by --auto_resume, from another working directory."""
+    script, path = checkout / 'facd_basicsr' / 'train.py', checkout / 'tiny.yml'
+    elsewhere = tmp_path_factory.mktemp('elsewhere')
+    return run(script, '-opt', path, '--auto_resume', '--force_yml', 'train:total_iter=6', cwd=elsewhere)
+
+
+def test_training_ends_well_and_leaves_what_basicsr_users_expect(trained, checkout):
+    assert trained.returncode == 0, trained.stderr
+    home = checkout / 'experiments' / 'tiny'
+    assert {f'net_{net}_{i}.pth' for net in 'gr' for i in (2, 4, 'latest')} <= {p.name for p in home.glob('models/*')}
+    assert {'2.state', '4.state'} <= {p.name for p in home.glob('training_states/*')}
+    assert (home / 'tiny.yml').is_file()
+    assert list(home.glob('train_tiny_*.log'))
+
+
+def test_the_training_line_has_time_left_and_every_term(trained):
+    line = next(line for line in trained.stderr.splitlines() if 'iter:       4' in line)
+    assert re.search(r'eta: \d:\d\d:\d\d', line)
+    for term in ('l_sr', 'l_facd', 'alpha', 'r_1', 'r_2', 'r_3'):
+        assert re.search(rf' {term}: \d\.\d{{4}}e[+-]\d\d', line), (term, line)
+
+
+def test_the_log_file_holds_the_whole_run(trained, checkout):
+    log = min((checkout / 'experiments' / 'tiny').glob('train_tiny_*.log')).read_text()
+    for text in ('torch', 'network_g', 'Model [FACDModel] is created', 'iter:       1', 'psnr_y', 'End of training'):
+        assert text in log, text
+
+
+def test_tensorboard_has_losses_and_metrics(trained, checkout):
+    events = EventAccumulator(str(checkout / 'tb_logger' / 'tiny'))
+    events.Reload()
+    assert {'losses/l_sr', 'losses/l_facd', 'alpha', 'r_1', 'metrics/val/psnr_y'} <= set(events.Tags()['scalars'])
+    assert [event.step for event in events.Scalars('losses/l_facd')][:4] == [1, 2, 3, 4]
+
+
+def test_resuming_continues_from_the_newest_state_and_archives_nothing(resumed, checkout):
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search(r'Resuming from .*4\.state: epoch \d+, iter 4\.', resumed.stderr)
+    assert 'iter:       5' in resumed.stderr and 'iter:       4' not in resumed.stderr
+    assert [path.name for path in (checkout / 'experiments').iterdir()] == ['tiny']
+    four, six = (
+        torch.load(checkout / 'experiments/tiny/models' / f'net_g_{i}.pth', weights_only=True)['params'] for i in (4, 6)
+    )
+    assert any(not torch.equal(four[key], six[key]) for key in four)
+
+
+def test_the_resumed_run_keeps_the_learning_rate_schedule(resumed):
+    assert 'lr:(5.000e-04,)' in resumed.stderr  # 1e-3, halved at iteration 3
+
+
+@pytest.fixture(scope='module')
+def tested(resumed, checkout: Path, data: Path) -> subprocess.CompletedProcess[str]:
+    opt = tiny_test_opt(data)
+    opt['path']['pretrain_network_g'] = 'experiments/tiny/models/net_g_latest.pth'
+    return run('facd_basicsr/test.py', '-opt', write_yml(opt, checkout / 'tiny_test.yml'), cwd=checkout)
+
+
+def results(text: str) -> list[float]:
+    """The numbers of the final table's only row."""
+    return [float(value) for value in re.search(r'^pictures +(.*)$', text, re.MULTILINE).group(1).split()]
+
+
+def test_testing_prints_and_logs_y_first_and_rgb_beside_it(tested, checkout):
+    assert tested.returncode == 0, tested.stderr
+    log = next((checkout / 'results' / 'tiny_test').glob('test_tiny_test_*.log')).read_text()
+    for text in (tested.stderr, log):
+        assert re.search(r'^set +psnr_y +ssim_y +psnr_rgb$', text, re.MULTILINE)
+        assert len(results(text)) == 3
+
+
+def test_basicsrs_own_test_script_gives_the_same_figures_with_its_stock_network(tested, checkout, data):
+    opt = tiny_test_opt(data)
+    opt['name'] = 'stock'
+    opt['network_g'] = {**STUDENT, 'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3}
+    opt['path']['pretrain_network_g'] = 'experiments/tiny/models/net_g_latest.pth'
+    path = write_yml(opt, checkout / 'stock.yml')
+    # facd_basicsr.compat lets basicsr import on current torchvision; nothing else of this project is there
+    script = f'import facd_basicsr.compat; from basicsr.test import test_pipeline; test_pipeline({str(checkout)!r})'
+    stock = run('-c', script, '-opt', path, cwd=checkout)
+    assert stock.returncode == 0, stock.stderr
+    theirs = [float(value) for value in re.findall(r'# \w+: ([\d.]+)', stock.stderr)]
+    assert theirs == results(tested.stderr)
+
+
+def test_a_students_checkpoint_loads_strictly_in_the_stock_network(resumed, checkout):
+    checkpoint = torch.load(checkout / 'experiments/tiny/models/net_g_latest.pth', weights_only=True)
+    assert list(checkpoint) == ['params']
+    EDSR(3, 3, num_feat=4, num_block=3, upscale=2).load_state_dict(checkpoint['params'], strict=True)
+
+
+@pytest.mark.parametrize(
+    ('script', 'overrides', 'message'),
+    [
+        ('train.py', ['train:totl_iter=3'], r"tiny.yml: train.totl_iter: unknown key; did you mean 'total_iter'\?"),
+        (
+            'train.py',
+            ['teacher:weights=absent.pth'],
+            r'tiny.yml: teacher.weights: no such file: absent.pth; docs/teachers',
+        ),
+        (
+            'train.py',
+            ['teacher:network:num_block=4'],
+            r'teacher.weights: .* does not fit teacher.network EDSR: keys 4 mi',
+        ),
+        ('train.py', ['datasets:train:gt_size=64'], r'datasets.train.gt_size: 64, but 0000_s001 in .* is \(48, 48\)'),
+        (
+            'test.py',
+            ['path:pretrain_network_g=absent.pth'],
+            r'path.pretrain_network_g: no such file: absent.pth; train it',
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_on_stderr_and_exit_code_2(tested, checkout, script, overrides, message):
+    before = files(checkout)
+    option_file = {'train.py': 'tiny.yml', 'test.py': 'tiny_test.yml'}[script]
+    failed = run(f'facd_basicsr/{script}', '-opt', option_file, '--force_yml', *overrides, cwd=checkout)
+    assert failed.returncode == 2, failed.stderr
+    assert re.match(rf'error: .*{message}', failed.stderr.splitlines()[-1]), failed.stderr
+    assert 'Traceback' not in failed.stderr
+    assert files(checkout) == before  # nothing made, renamed or archived
+
+
+def test_torchrun_trains_on_two_processes_without_a_gpu(trained, checkout):
+    overrides = ['name=two', 'train:total_iter=2', 'val:val_freq=2', 'datasets:train:batch_size_per_gpu=1']
+    done = run(
+        *('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'facd_basicsr/train.py'),
+        *('--launcher', 'pytorch', '-opt', 'tiny.yml', '--force_yml', *overrides),
+        cwd=checkout,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('iter:       2') == 1  # rank 0 alone logs
+    assert 'l_facd' in done.stderr and 'psnr_y' in done.stderr
+    saved = torch.load(checkout / 'experiments/two/models/net_g_latest.pth', weights_only=True)['params']
+    assert 'conv_first.weight' in saved  # no DDP prefix
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob('*') if '__pycache__' not in path.parts)

@@ -1,0 +1,40 @@
+import re
+
+import numpy as np
+import pytest
+from conftest import run
+from PIL import Image
+
+from facd_basicsr.tools.demo import TEACHER_WEIGHTS, TRAIN_PHOTOGRAPHS, VAL_PHOTOGRAPHS, photograph
+
+
+@pytest.mark.parametrize('name', TRAIN_PHOTOGRAPHS + VAL_PHOTOGRAPHS)
+def test_every_photograph_is_in_scikit_images_wheel(name):
+    image = photograph(name)
+    assert image.dtype == np.uint8 and image.shape[2] == 3 and image.std() > 5
+    assert image.shape[0] % 2 == image.shape[1] % 2 == 0
+
+
+def test_validation_photographs_are_not_trained_on():
+    assert not set(TRAIN_PHOTOGRAPHS) & set(VAL_PHOTOGRAPHS)
+
+
+def test_the_demo_ends_with_its_table_and_picture(checkout):
+    done = run('-m', 'facd_basicsr.tools.demo', '--iterations', '2', cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    out = checkout / 'demo_output'
+    table = (out / 'table.txt').read_text()
+    assert table in done.stdout
+    assert re.match(r'x2 +PSNR-Y +PSNR-RGB +SSIM-Y +parameters +FLOPs +ms/image +training\n', table)
+    rows = {line.split('  ')[0]: line.split() for line in table.splitlines()[2:]}
+    assert list(rows) == ['bicubic', 'student alone', 'student, FACD', 'teacher']
+    assert float(rows['teacher'][1]) > float(rows['bicubic'][1])  # the shipped teacher is a teacher
+    assert rows['student alone'][5:7] == rows['student, FACD'][5:7]  # one network: parameters and FLOPs agree
+    for step in ('2/4 student alone', '3/4 student, FACD'):
+        assert re.search(rf'{step}: 100%.*2/2', done.stderr)
+    assert Image.open(out / 'comparison.png').size[0] > 1000
+    assert {path.name for path in (out / 'experiments').iterdir()} == {'demo_Student', 'demo_FACD'}
+
+
+def test_the_shipped_teacher_is_small():
+    assert TEACHER_WEIGHTS.stat().st_size < 1_000_000
