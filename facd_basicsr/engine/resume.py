@@ -10,6 +10,8 @@ from basicsr.utils.misc import check_resume
 
 from facd_basicsr.errors import UserError
 
+torch.serialization.add_safe_globals([Counter])  # BasicSR's schedulers keep their milestones in one
+
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     """The state to resume from, or None for a fresh start. Points ``opt['path']`` at its networks.
@@ -31,8 +33,7 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         return None
     opt['path']['resume_state'] = str(path)
     try:
-        with torch.serialization.safe_globals([Counter]):  # the scheduler's milestones
-            state = torch.load(path, map_location='cpu', weights_only=True)
+        state = torch.load(path, map_location='cpu', weights_only=True)
         iteration = state['iter']
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise UserError(f'path.resume_state: {path} is no readable training state; accepted: a .state file') from error

@@ -29,10 +29,11 @@ def pairwise_l1(a: Tensor, b: Tensor) -> Tensor:
     """
     a = at_least_float32(a).flatten(1)  # (N, D)
     b = at_least_float32(b).flatten(1)  # (M, D)
-    if a.is_cuda:
-        # cdist's CUDA backward allocates (M, N, D) (ATen/native/cuda/DistanceKernel.cu): one column at a time
-        # keeps it at (N, D).
-        d = torch.cat([torch.cdist(a, b_k[None], p=1) for b_k in b], dim=1)  # M x (N, 1) -> (N, M)
-    else:
-        d = torch.cdist(a, b, p=1)  # (N, D) x (M, D) -> (N, M)
+    # cdist's CUDA backward allocates (M, N, D) (ATen/native/cuda/DistanceKernel.cu).
+    d = cdist_by_column(a, b) if a.is_cuda else torch.cdist(a, b, p=1)  # (N, D) x (M, D) -> (N, M)
     return d / a.shape[1]
+
+
+def cdist_by_column(a: Tensor, b: Tensor) -> Tensor:
+    """``torch.cdist(a, b, p=1)`` whose backward needs (N, D) instead of (M, N, D) where it works in one piece."""
+    return torch.cat([torch.cdist(a, b_k[None], p=1) for b_k in b], dim=1)  # M x (N, 1) -> (N, M)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facd_basicsr.losses.pairwise import pairwise_l1, sample_l1
+from facd_basicsr.losses.pairwise import cdist_by_column, pairwise_l1, sample_l1
 
 
 def literal(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -32,6 +32,17 @@ def test_pairwise_l1_equals_its_definition_in_value_and_gradient(n, m, c, h, w, 
     ours = torch.autograd.grad((weight * pairwise_l1(a, b)).sum(), (a, b))
     theirs = torch.autograd.grad((weight * literal(a, b)).sum(), (a, b))
     torch.testing.assert_close(ours, theirs)
+
+
+def test_by_column_equals_cdist_in_value_and_gradient():
+    a = torch.randn(4, 30, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(5, 30, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4, 5, dtype=torch.float64)
+    ours, theirs = cdist_by_column(a, b), torch.cdist(a, b, p=1)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad((weight * ours).sum(), (a, b)), torch.autograd.grad((weight * theirs).sum(), (a, b))
+    )
 
 
 def test_pairwise_l1_passes_gradcheck():

@@ -1,0 +1,73 @@
+"""Iterations per second and peak memory of an option file's training, as JSON.
+
+    python benchmarks/train_speed.py -opt options/train/FACD_RCAN_x4.yml --iterations 20 --random-teacher \
+        --out benchmarks/results/NAME.json --force_yml datasets:train:dataroot_gt=...
+
+Trains by ``facd_basicsr.train.train`` itself, in a temporary folder, without validation and saving.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from basicsr.archs import build_network
+
+from facd_basicsr.engine.logs import versions
+from facd_basicsr.options import load_yaml, parser
+from facd_basicsr.train import train
+
+WARM_UP = 2  # iterations whose time is left out
+
+
+def random_teacher(option_file: str, folder: Path) -> Path:
+    """A checkpoint of the option file's teacher with random weights."""
+    opt = load_yaml(Path(option_file).read_text(encoding='utf-8'), option_file)
+    path = folder / 'teacher.pth'
+    torch.save({'params': build_network(opt['teacher']['network']).state_dict()}, path)
+    return path
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument('-opt', required=True)
+    arguments.add_argument('--iterations', type=int, default=20)
+    arguments.add_argument('--random-teacher', action='store_true', help='random weights in place of teacher.weights')
+    arguments.add_argument('--out', type=Path, required=True)
+    arguments.add_argument('--force_yml', nargs='+', default=[])
+    args = arguments.parse_args()
+
+    ends = []
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [*args.force_yml, f'train:total_iter={args.iterations}', 'val=~', 'logger:print_freq=1']
+        overrides += ['logger:use_tb_logger=false', f'logger:save_checkpoint_freq={args.iterations + 1}']
+        if args.random_teacher:
+            overrides.append(f'teacher:weights={random_teacher(args.opt, Path(folder))}')
+        train_args = parser().parse_args(['-opt', args.opt, '--force_yml', *overrides])
+        train(train_args, root=Path(folder), on_iteration=lambda _: ends.append(time.perf_counter()))
+
+    seconds = [end - start for start, end in zip(ends, ends[1:])][WARM_UP - 1 :]
+    result = {
+        'option_file': args.opt,
+        'iterations': args.iterations,
+        'seconds_per_iteration_median': round(statistics.median(seconds), 4),
+        'seconds_per_iteration_min_max': [round(min(seconds), 4), round(max(seconds), 4)],
+        'iterations_per_second': round(1 / statistics.median(seconds), 5),
+        'peak_memory_gib': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        'loader_peak_memory_gib': round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 3),
+        'threads': torch.get_num_threads(),
+        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or 'CPU',
+        'versions': versions(),
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == '__main__':
+    main()
