@@ -13,6 +13,7 @@ import resource
 import statistics
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ def main() -> None:
         train_args = parser().parse_args(['-opt', args.opt, '--force_yml', *overrides])
         train(train_args, root=Path(folder), on_iteration=lambda _: ends.append(time.perf_counter()))
 
-    seconds = [end - start for start, end in zip(ends, ends[1:])][WARM_UP - 1 :]
+    seconds = [end - start for start, end in pairwise(ends)][WARM_UP - 1 :]
     result = {
         'option_file': args.opt,
         'iterations': args.iterations,
