@@ -1,5 +1,6 @@
 """Reading 11 of the design: R ranks of N/R samples have the loss and the gradient of one process with N."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,10 @@ def loss_of(net: nn.Module, part: dict[str, torch.Tensor], negatives: str) -> di
     return logs
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)  # OpenMP's threads do not survive the fork
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=RANKS)
+def worker(folder: Path) -> None:
+    """One rank's share of the work; torchrun starts it from this file."""
+    dist.init_process_group('gloo')
+    rank = dist.get_rank()
     share = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
     part = {name: tensor[share] for name, tensor in batch().items()}
     results = {}
@@ -47,14 +49,18 @@ def worker(rank: int, folder: str) -> None:
             'grad': [p.grad for p in net.parameters()],
             **{name: logs[name].detach() for name in ('l_facd', 'r_1')},
         }
-    torch.save(results, Path(folder) / f'{rank}.pth')
+    torch.save(results, folder / f'{rank}.pth')
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    from conftest import run  # not at the top: torchrun's workers import this file without pytest's path
+
     folder = tmp_path_factory.mktemp('ranks')
-    torch.multiprocessing.start_processes(worker, (str(folder),), nprocs=RANKS, start_method='fork')
+    torchrun = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={RANKS}')
+    done = run(*torchrun, __file__, folder, cwd=folder)
+    assert done.returncode == 0, done.stderr
     return [torch.load(folder / f'{rank}.pth', weights_only=True) for rank in range(RANKS)]
 
 
@@ -74,3 +80,7 @@ def test_in_one_process_both_are_the_identity():
     samples, first = all_samples(x)
     assert torch.equal(samples, x) and not samples.requires_grad and first == 0
     assert total(x) is x
+
+
+if __name__ == '__main__':
+    worker(Path(sys.argv[1]))
