@@ -16,6 +16,9 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import facd_basicsr  # noqa: F401  must come before basicsr
+
+# isort: split
 import torch
 from basicsr.archs import build_network
 
