@@ -14,7 +14,9 @@ setup(
     install_requires=[
         'basicsr>=1.4.2',
         'lmdb',
+        'numpy',
         'opencv-python',
+        'pillow',
         'pyyaml',
         'tb-nightly',
         'torch>=2.4',

@@ -16,10 +16,17 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Key:
-    """What an option key accepts: values of these types (empty: anything), and whether it must be there."""
+    """What an option key accepts.
+
+    Attributes:
+        types: types of its value; empty: anything.
+        required: whether it must be there.
+        items: types of a list's items; empty: anything.
+    """
 
     types: tuple[type, ...] = ()
     required: bool = False
+    items: tuple[type, ...] = ()
 
 
 def build_loss(loss_opt: dict[str, Any]) -> nn.Module:
@@ -52,7 +59,8 @@ def signature_keys(target: Callable[..., Any], supplied: Sequence[str] = ()) -> 
             continue
         option_name = name[:-1] if name.endswith('_') and keyword.iskeyword(name[:-1]) else name
         required = parameter.default is parameter.empty
-        keys[option_name] = Key(_types(hints.get(name), parameter.default), required)
+        hint = hints.get(name)
+        keys[option_name] = Key(_types(hint, parameter.default), required, _item_types(hint, parameter.default))
     return keys
 
 
@@ -67,6 +75,14 @@ def _types(hint: Any, default: Any) -> tuple[type, ...]:
         return (type(default),)
     if isinstance(default, (int, float)):
         return (int, float)  # BasicSR writes res_scale=1 where 0.1 is meant too
+    return ()
+
+
+def _item_types(hint: Any, default: Any) -> tuple[type, ...]:
+    if typing.get_origin(hint) is Sequence:
+        return _types(typing.get_args(hint)[0], None)
+    if isinstance(default, (list, tuple)) and default and all(isinstance(item, (int, float)) for item in default):
+        return (int, float)
     return ()
 
 

@@ -1,75 +1,77 @@
-"""Whether what an option file names is there, checked before anything is created."""
+"""Whether what an option file names is there and fits, checked before anything is created."""
 
 import re
 from pathlib import Path
 from typing import Any
+
+from PIL import Image, UnidentifiedImageError
 
 from facd_basicsr.errors import UserError
 
 DATA_PAGE = 'datasets/README.md says how to prepare it'
 TEACHER_PAGE = 'docs/teachers.md says where teachers come from'
 CHECKPOINT_PAGE = 'train it first (the option files under options/train/ name their command)'
+IMAGE_SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'}
+TRAIN_PAIRS_OPENED = 100  # opening every file of a large training folder would take minutes on a network disk
 
 
 def check_paths(opt: dict[str, Any], is_train: bool) -> None:
-    """Checks that data, teacher and checkpoints exist. Expands ``~`` in their paths.
+    """Checks that data, teacher and checkpoints exist and that LQ and GT fit. Expands ``~`` in their paths.
 
     Raises:
-        UserError: with the option key, the missing path, and what provides it.
+        UserError: with the option key, the path, and what provides it.
     """
-    for name, dataset_opt in opt['datasets'].items():
-        lmdb = dataset_opt.get('io_backend', {}).get('type') == 'lmdb'
-        for key in ('dataroot_gt', 'dataroot_lq'):
-            if key in dataset_opt:
-                dataset_opt[key] = str(Path(dataset_opt[key]).expanduser())
-                _check_data(f'datasets.{name}.{key}', Path(dataset_opt[key]), lmdb)
-        if lmdb:
-            _check_sizes(f'datasets.{name}', dataset_opt, opt['scale'])
-        if dataset_opt.get('meta_info_file') is not None:
-            _check_there(f'datasets.{name}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
+    for phase, dataset_opt in opt['datasets'].items():
+        _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
     if is_train and 'teacher' in opt:
         opt['teacher']['weights'] = str(Path(opt['teacher']['weights']).expanduser())
-        _check_there('teacher.weights', Path(opt['teacher']['weights']), TEACHER_PAGE)
+        _check_file('teacher.weights', Path(opt['teacher']['weights']), TEACHER_PAGE)
     for key, value in opt['path'].items():
         if value is not None and (key.startswith('pretrain_network') or key == 'resume_state'):
             opt['path'][key] = str(Path(value).expanduser())
-            _check_there(f'path.{key}', Path(opt['path'][key]), CHECKPOINT_PAGE)
+            _check_file(f'path.{key}', Path(opt['path'][key]), CHECKPOINT_PAGE)
 
 
-def _check_data(where: str, path: Path, lmdb: bool) -> None:
-    if lmdb and path.suffix != '.lmdb':
+def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training: bool) -> None:
+    lmdb = dataset_opt.get('io_backend', {}).get('type') == 'lmdb'
+    roots = [key for key in ('dataroot_gt', 'dataroot_lq') if key in dataset_opt]
+    for key in roots:
+        dataset_opt[key] = str(Path(dataset_opt[key]).expanduser())
+        (_check_lmdb if lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]))
+    if dataset_opt.get('meta_info_file') is not None:
+        _check_file(f'{where}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
+    if len(roots) == 2:
+        if lmdb:
+            gt, lq = (_lmdb_sizes(f'{where}.{key}', Path(dataset_opt[key])) for key in roots)
+        else:
+            gt, lq = _folder_sizes(where, dataset_opt, training)
+        _check_pairs(where, dataset_opt, gt, lq, scale, training)
+
+
+def _check_lmdb(where: str, path: Path) -> None:
+    if path.suffix != '.lmdb':
         raise UserError(f'{where}: {path}; accepted with io_backend lmdb: a folder whose name ends in .lmdb')
     if not path.is_dir():
         raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
-    for name in ('data.mdb', 'meta_info.txt') if lmdb else ():
+    for name in ('data.mdb', 'meta_info.txt'):
         if not (path / name).is_file():
             raise UserError(f'{where}: {path} has no {name}, so it is not a finished LMDB; {DATA_PAGE}')
-    if not lmdb and not any(path.iterdir()):
-        raise UserError(f'{where}: {path} is empty; {DATA_PAGE}')
 
 
-def _check_sizes(where: str, dataset_opt: dict[str, Any], scale: int) -> None:
-    """Checks the pairs that two LMDBs list: the same keys, LQ ``scale`` times smaller, GT no smaller than a patch."""
-    gt, lq = (_sizes(f'{where}.{key}', Path(dataset_opt[key])) for key in ('dataroot_gt', 'dataroot_lq'))
-    if gt.keys() != lq.keys():
-        only = sorted(gt.keys() ^ lq.keys())[0]
-        raise UserError(
-            f'{where}.dataroot_lq: {dataset_opt["dataroot_lq"]} and dataroot_gt differ in {only}; {DATA_PAGE}'
-        )
-    for key, size in gt.items():
-        if size != tuple(scale * length for length in lq[key]):
-            raise UserError(
-                f'{where}.dataroot_lq: {key} is {lq[key]} for a GT of {size} (height, width); accepted: LQ for scale '
-                f'{scale}'
-            )
-        if min(size) < dataset_opt.get('gt_size', 0):
-            raise UserError(
-                f'{where}.gt_size: {dataset_opt["gt_size"]}, but {key} in {dataset_opt["dataroot_gt"]} is {size} '
-                '(height, width); accepted: the smallest image or less (tools.prepare --min-size leaves out smaller)'
-            )
+def _check_folder(where: str, path: Path) -> None:
+    if not path.is_dir():
+        raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
+    if path.suffix == '.lmdb':
+        raise UserError(f'{where}: {path}; accepted with io_backend disk: a folder of images; for an LMDB, type: lmdb')
+    names = [file.name for file in path.iterdir() if file.is_file() and not file.name.startswith('.')]
+    if not names:
+        raise UserError(f'{where}: {path} holds no files; {DATA_PAGE}')
+    for name in names:  # BasicSR takes every file of the folder for an image
+        if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+            raise UserError(f'{where}: {path / name} is no image; accepted in this folder: images only')
 
 
-def _sizes(where: str, path: Path) -> dict[str, tuple[int, int]]:
+def _lmdb_sizes(where: str, path: Path) -> dict[str, tuple[int, int]]:
     """{key: (height, width)} from an LMDB's meta_info.txt, whose lines are ``key.png (h,w,c) compression``."""
     lines = (path / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
     matches = [re.match(r'(.+)\.png \((\d+),(\d+),\d+\) \d+$', line) for line in lines]
@@ -78,6 +80,53 @@ def _sizes(where: str, path: Path) -> dict[str, tuple[int, int]]:
     return {match[1]: (int(match[2]), int(match[3])) for match in matches}
 
 
-def _check_there(where: str, path: Path, page: str) -> None:
+def _folder_sizes(where: str, dataset_opt: dict[str, Any], training: bool) -> tuple[dict, dict]:
+    """{GT file name: (height, width)} of GT and of LQ, as BasicSR pairs their names."""
+    gt_root, lq_root = Path(dataset_opt['dataroot_gt']), Path(dataset_opt['dataroot_lq'])
+    if dataset_opt.get('meta_info_file') is not None:
+        lines = Path(dataset_opt['meta_info_file']).read_text(encoding='utf-8').splitlines()
+        names = [line.split(' ')[0] for line in lines]
+    else:
+        names = sorted(file.name for file in gt_root.iterdir() if file.is_file() and not file.name.startswith('.'))
+    if training:
+        names = names[:: max(1, len(names) // TRAIN_PAIRS_OPENED)]
+    template = dataset_opt.get('filename_tmpl', '{}')
+    lq_names = {name: template.format(Path(name).stem) + Path(name).suffix for name in names}
+    gt = {name: _image_size(f'{where}.dataroot_gt', gt_root / name) for name in names}
+    lq = {name: _image_size(f'{where}.dataroot_lq', lq_root / lq_name) for name, lq_name in lq_names.items()}
+    return gt, lq
+
+
+def _image_size(where: str, path: Path) -> tuple[int, int]:
+    _check_file(where, path, DATA_PAGE)
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f'{where}: {path} is no readable image ({" ".join(str(error).split())})') from error
+
+
+def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, scale: int, training: bool) -> None:
+    """Checks that GT and LQ have the same keys, LQ ``scale`` times smaller, and GT no smaller than a patch."""
+    for key in sorted(gt.keys() ^ lq.keys())[:1]:
+        raise UserError(
+            f'{where}.dataroot_lq: {dataset_opt["dataroot_lq"]} and dataroot_gt differ in {key}; {DATA_PAGE}'
+        )
+    for key, size in gt.items():
+        # In validation BasicSR crops a GT whose size is no multiple of the scale; in training it must match.
+        rest = [gt_length - scale * lq_length for gt_length, lq_length in zip(size, lq[key])]
+        if not all(0 <= length < (1 if training else scale) for length in rest):
+            raise UserError(
+                f'{where}.dataroot_lq: {key} is {lq[key]} for a GT of {size} (height, width); accepted: LQ for scale '
+                f'{scale}'
+            )
+        if training and min(size) < dataset_opt.get('gt_size', 0):
+            raise UserError(
+                f'{where}.gt_size: {dataset_opt["gt_size"]}, but {key} in {dataset_opt["dataroot_gt"]} is {size} '
+                '(height, width); accepted: the smallest image or less (tools.prepare --min-size leaves out smaller)'
+            )
+
+
+def _check_file(where: str, path: Path, page: str) -> None:
     if not path.is_file():
         raise UserError(f'{where}: no such file: {path}; {page}')

@@ -1,6 +1,7 @@
 """What an option file may say. Refuses the rest, naming the nearest valid key."""
 
 import difflib
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,7 @@ from basicsr.utils.registry import (
 
 from facd_basicsr.construct import Key, keys_read, signature_keys
 from facd_basicsr.errors import UserError
+from facd_basicsr.losses import DistillLoss
 
 NUMBER = (int, float)
 OPTIONAL_STR = (str, type(None))
@@ -79,7 +81,7 @@ TRAIN = {
 TRAIN_TYPES = {'ema_decay': NUMBER, 'distill_opt': (dict,), 'pixel_opt': (dict,), 'perceptual_opt': (dict,)}
 VAL = {'metrics': Key((dict, type(None))), 'pbar': Key((bool,)), 'save_img': Key((bool,), required=True)}
 VAL_TRAIN = {**VAL, 'val_freq': Key(NUMBER, required=True)}
-VAL_TEST = {**VAL, 'suffix': Key(OPTIONAL_STR, required=True), 'metrics': Key((dict,), required=True)}
+VAL_TEST = {**VAL, 'suffix': Key(OPTIONAL_STR, required=True)}
 LOGGER = {
     'print_freq': Key((int,), required=True),
     'save_checkpoint_freq': Key(NUMBER, required=True),
@@ -91,6 +93,14 @@ TEACHER = {'network': Key((dict,), required=True), 'weights': Key((str,), requir
 TAP = {'student': Key((str,), required=True), 'teacher': Key((str,), required=True)}
 METRIC = {'type': Key((str,), required=True), 'better': Key((str,))}
 DIST_PARAMS = {'backend': Key((str,)), 'port': Key((int,))}
+
+PREFETCH_MODES = (None, 'cpu', 'cuda')
+
+# What signatures do not say.
+METRIC_KEYS = {'crop_border': Key((int,), required=True)}
+OPTIM_KEYS = {'lr': Key(NUMBER, required=True)}
+WHOLE_NUMBERS = Key((list,), required=True, items=(int,))
+SCHEDULER_KEYS = {'milestones': WHOLE_NUMBERS, 'periods': WHOLE_NUMBERS}
 
 OPTIMIZERS = {'Adam': torch.optim.Adam}  # all that BasicSR's get_optimizer knows
 SCHEDULERS = {
@@ -110,10 +120,10 @@ def check(opt: dict[str, Any], is_train: bool) -> None:
     Raises:
         UserError: a key is unknown, missing, of the wrong type, or disagrees with another.
     """
-    model_type = opt.get('model_type')
-    if not isinstance(model_type, str):
-        _check_block('', opt, TOP, complete=False)
-    model = _registered(MODEL_REGISTRY, 'model_type', model_type)
+    _check_block('', opt, TOP, complete=False)
+    if not is_train and 'train' in opt:
+        raise UserError('train: this is a file for train.py; accepted: a test file such as those in options/test/')
+    model = _registered(MODEL_REGISTRY, 'model_type', opt['model_type'])
     accepted = {**TOP, **(TOP_TRAIN if is_train else TOP_TEST)}
     if is_train:
         own = keys_read(model, 'opt') - accepted.keys() - DERIVED
@@ -121,28 +131,29 @@ def check(opt: dict[str, Any], is_train: bool) -> None:
     accepted |= {key: Key((dict,)) for key in keys_read(model, 'opt') if key.startswith('network_') and key not in TOP}
     _check_block('', opt, accepted)
 
-    _check_name(opt['name'])
-    _check_num_gpu(opt['num_gpu'])
+    _check_top_values(opt)
     _check_datasets(opt, is_train)
     for key, network_opt in opt.items():
         if key.startswith('network_'):
             _check_network(key, network_opt, opt['scale'], ('num_in_ch', 'num_out_ch') if key == 'network_r' else ())
-    _check_path(opt)
+    _check_path(opt, is_train)
     if opt.get('val') is not None:
         _check_block('val', opt['val'], VAL_TRAIN if is_train else VAL_TEST)
-        _check_metrics(opt['val'].get('metrics') or {})
+        _check_metrics(opt)
     if is_train:
         _check_train(opt, model)
 
 
-def _check_name(name: str) -> None:
+def _check_top_values(opt: dict[str, Any]) -> None:
+    name, num_gpu = opt['name'], opt['num_gpu']
     if not name or '/' in name or name.startswith('.'):
         raise UserError(f'name: {name!r}; accepted: a folder name')
-
-
-def _check_num_gpu(num_gpu: int | str) -> None:
     if num_gpu != 'auto' and not (isinstance(num_gpu, int) and num_gpu >= 0):
         raise UserError(f'num_gpu: {num_gpu!r}; accepted: auto, or a number from 0')
+    if opt['scale'] < 1:
+        raise UserError(f'scale: {opt["scale"]}; accepted: 1 or more')
+    if opt.get('manual_seed', 0) < 0:
+        raise UserError(f'manual_seed: {opt["manual_seed"]}; accepted: 0 or more')
 
 
 def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
@@ -150,8 +161,9 @@ def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
     for name, dataset_opt in opt['datasets'].items():
         where = f'datasets.{name}'
         phase = str(name).split('_')[0]
-        if phase not in phases:
-            raise UserError(f'{where}: unknown phase; accepted: {", ".join(phases)}, with _1, _2, ... for several')
+        if phase not in phases or (phase == 'train' and name != 'train'):
+            several = phases[-1] if is_train else f'{phases[0]} and {phases[1]}'
+            raise UserError(f'{where}: unknown set; accepted: {", ".join(phases)}, and {several} with _1, _2, ...')
         _check_type(where, dataset_opt, (dict,))
         _check_block(where, dataset_opt, DATASET, complete=False)
         dataset = _registered(DATASET_REGISTRY, f'{where}.type', dataset_opt['type'])
@@ -165,9 +177,17 @@ def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
         gt_size = dataset_opt.get('gt_size')
         if gt_size is not None and gt_size % opt['scale']:
             raise UserError(f'{where}.gt_size: {gt_size}; accepted: a multiple of scale, {opt["scale"]}')
+        if dataset_opt.get('prefetch_mode') not in PREFETCH_MODES:
+            mode = dataset_opt['prefetch_mode']
+            raise UserError(f'{where}.prefetch_mode: {mode!r}; accepted: ~, cpu, cuda')
+        if dataset_opt.get('prefetch_mode') == 'cuda' and not dataset_opt.get('pin_memory'):
+            raise UserError(f'{where}.prefetch_mode: cuda; accepted with pin_memory: true only')
         for key in ('batch_size_per_gpu', 'gt_size', 'dataset_enlarge_ratio'):
             if dataset_opt.get(key, 1) < 1:
                 raise UserError(f'{where}.{key}: {dataset_opt[key]}; accepted: 1 or more')
+    names = [dataset_opt['name'] for dataset_opt in opt['datasets'].values()]
+    for name in {name for name in names if names.count(name) > 1}:
+        raise UserError(f'datasets: {name!r} is the name of several sets; accepted: a name for each')
     if phases[0] not in {str(name).split('_')[0] for name in opt['datasets']}:
         raise UserError(f'datasets: {_listed(opt["datasets"])}; accepted: at least one {phases[0]} set')
 
@@ -194,24 +214,29 @@ def _check_network(where: str, network_opt: dict[str, Any], scale: int, supplied
         raise UserError(f'{where}.upscale: {upscale}; accepted: {scale}, the scale of this file')
 
 
-def _check_path(opt: dict[str, Any]) -> None:
+def _check_path(opt: dict[str, Any], is_train: bool) -> None:
     accepted = {'resume_state': Key(OPTIONAL_STR), 'ignore_resume_networks': Key((list, str))}
     for key in opt:
         if key.startswith('network_'):
             suffix = key.removeprefix('network_')
             accepted[f'pretrain_network_{suffix}'] = Key(OPTIONAL_STR)
-            accepted[f'param_key_{suffix}'] = Key((str,))
+            accepted[f'param_key_{suffix}'] = Key(OPTIONAL_STR)
             accepted[f'strict_load_{suffix}'] = Key((bool,))
+    if not is_train:
+        accepted['pretrain_network_g'] = Key((str,), required=True)
     _check_block('path', opt['path'], accepted)
 
 
-def _check_metrics(metrics: dict[str, Any]) -> None:
-    for name, block in metrics.items():
+def _check_metrics(opt: dict[str, Any]) -> None:
+    for name, block in (opt['val'].get('metrics') or {}).items():
         where = f'val.metrics.{name}'
         _check_type(where, block, (dict,))
         _check_block(where, block, METRIC, complete=False)
         keys = signature_keys(_registered(METRIC_REGISTRY, f'{where}.type', block['type']), supplied=('img', 'img2'))
-        _check_block(where, block, {**METRIC, **keys})
+        _check_block(where, block, {**METRIC, **keys, **{k: v for k, v in METRIC_KEYS.items() if k in keys}})
+        for phase, dataset_opt in opt['datasets'].items():
+            if phase != 'train' and 'dataroot_gt' not in dataset_opt and dataset_opt['type'] == 'SingleImageDataset':
+                raise UserError(f'{where}: datasets.{phase} has no ground truth; accepted: no metrics, or dataroot_gt')
 
 
 def _check_train(opt: dict[str, Any], model: type) -> None:
@@ -220,13 +245,22 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
     _check_block('train', train_opt, {**own, **TRAIN})
     if train_opt['total_iter'] < 1:
         raise UserError(f'train.total_iter: {train_opt["total_iter"]}; accepted: 1 or more')
-    _check_choice('train.optim_g', train_opt['optim_g'], OPTIMIZERS, supplied=('params',))
-    _check_choice('train.scheduler', train_opt['scheduler'], SCHEDULERS, supplied=('optimizer',))
+    _check_choice('train.optim_g', train_opt['optim_g'], OPTIMIZERS, OPTIM_KEYS, supplied=('params',))
+    _check_choice('train.scheduler', train_opt['scheduler'], SCHEDULERS, SCHEDULER_KEYS, supplied=('optimizer',))
+    periods = train_opt['scheduler'].get('periods')
+    if periods is not None and sum(periods) < train_opt['total_iter']:
+        raise UserError(f'train.scheduler.periods: {periods}; accepted: a sum of total_iter or more')
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
             _check_call(f'train.{key}', block, LOSS_REGISTRY)
-    _check_block('logger', opt['logger'], LOGGER)
-    _check_block('logger.wandb', opt['logger'].get('wandb') or {}, WANDB)
+            distills = issubclass(LOSS_REGISTRY.get(block['type']), DistillLoss)
+            if distills != (key == 'distill_opt'):
+                losses = [name for name, loss in LOSS_REGISTRY if issubclass(loss, DistillLoss)]
+                accepted = f'{_listed(losses)}' if key == 'distill_opt' else 'a loss of images'
+                raise UserError(f'train.{key}.type: {block["type"]!r}; accepted: {accepted}')
+    if 'pixel_opt' in own and not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt')):
+        raise UserError('train.pixel_opt: missing; accepted: a loss, e.g. {type: L1Loss}, here or as perceptual_opt')
+    _check_logger(opt['logger'])
     for where, value in (
         ('logger.print_freq', opt['logger']['print_freq']),
         ('logger.save_checkpoint_freq', opt['logger']['save_checkpoint_freq']),
@@ -239,6 +273,16 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
         _check_distillation(opt)
 
 
+def _check_logger(logger_opt: dict[str, Any]) -> None:
+    _check_block('logger', logger_opt, LOGGER)
+    wandb = logger_opt.get('wandb') or {}
+    _check_block('logger.wandb', wandb, WANDB)
+    if wandb.get('project') and not (logger_opt['use_tb_logger'] and importlib.util.find_spec('wandb')):
+        raise UserError(
+            f'logger.wandb.project: {wandb["project"]!r}; accepted with use_tb_logger: true and wandb installed'
+        )
+
+
 def _check_distillation(opt: dict[str, Any]) -> None:
     for key in ('teacher', 'taps'):
         if key not in opt:
@@ -247,6 +291,8 @@ def _check_distillation(opt: dict[str, Any]) -> None:
         raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     _check_block('teacher', opt['teacher'], TEACHER)
     _check_network('teacher.network', opt['teacher']['network'], opt['scale'])
+    if not opt['taps']:
+        raise UserError('taps: []; accepted: at least one {student: PATH, teacher: PATH}')
     for index, tap in enumerate(opt['taps']):
         _check_type(f'taps[{index}]', tap, (dict,))
         _check_block(f'taps[{index}]', tap, TAP)
@@ -271,11 +317,15 @@ def _check_call(where: str, block: dict[str, Any], registry: Registry, supplied:
     _check_block(where, block, {'type': Key((str,)), **signature_keys(target, supplied)})
 
 
-def _check_choice(where: str, block: dict[str, Any], choices: dict[str, type], supplied: tuple[str, ...]) -> None:
+def _check_choice(
+    where: str, block: dict[str, Any], choices: dict[str, type], known: dict[str, Key], supplied: tuple[str, ...]
+) -> None:
+    """As _check_call, for what is not in a registry. ``known`` replaces what the signature says of a key."""
     _check_block(where, block, {'type': Key((str,), required=True)}, complete=False)
     if block['type'] not in choices:
         raise UserError(f'{where}.type: {block["type"]!r}; accepted: {_listed(choices)}')
-    _check_block(where, block, {'type': Key((str,)), **signature_keys(choices[block['type']], supplied)})
+    keys = signature_keys(choices[block['type']], supplied)
+    _check_block(where, block, {'type': Key((str,)), **keys, **{k: v for k, v in known.items() if k in keys}})
 
 
 def _registered(registry: Registry, where: str, name: str) -> Any:
@@ -295,6 +345,9 @@ def _check_block(where: str, block: dict[str, Any], keys: dict[str, Key], comple
     for key, accepted in keys.items():
         if key in block:
             _check_type(dot + key, block[key], accepted.types)
+            if isinstance(block[key], list) and accepted.items:
+                for index, item in enumerate(block[key]):
+                    _check_type(f'{dot}{key}[{index}]', item, accepted.items)
         elif accepted.required:
             raise UserError(f'{dot}{key}: missing; accepted: {_type_names(accepted.types)}')
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 import yaml
+from basicsr.models.base_model import BaseModel
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.registry import MODEL_REGISTRY
 
+from facd_basicsr.dry_run import dry_run
 from facd_basicsr.engine.distributed import init_dist
 from facd_basicsr.errors import UserError
 from facd_basicsr.option_paths import check_paths
@@ -51,7 +54,7 @@ def load_yaml(text: str, source: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=OptionLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # the last two from `2024-13-45` and `!!timestamp x`
         mark = getattr(error, 'problem_mark', None)
         line = f', line {mark.line + 1}' if mark else ''
         problem = getattr(error, 'problem', None) or str(error).splitlines()[0]
@@ -71,11 +74,15 @@ def force_yml(opt: dict[str, Any], entries: Sequence[str]) -> None:
         *blocks, leaf = keys.strip().split(':')
         block = opt
         for name in blocks:
-            if not isinstance(block.get(name), dict):
-                raise UserError(f'--force_yml: {entry!r}: {name!r} is not a block{did_you_mean(name, block)}')
+            if name not in block:
+                raise UserError(f'--force_yml: {entry!r}: no key {name!r}{did_you_mean(name, block)}')
             block = block[name]
+            if not isinstance(block, dict):
+                raise UserError(
+                    f'--force_yml: {entry!r}: {name!r} is not a block of keys; set it whole, as {name}=[...]'
+                )
         value = load_yaml(value, f'--force_yml {keys}')
-        block[leaf] = None if value == 'None' else value  # BasicSR's spelling of nothing on the command line
+        block[leaf] = None if str(value).lower() == 'none' else value  # BasicSR's spelling of nothing
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,7 +94,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument('--debug', action='store_true', help='log every iteration, save and validate every 8')
     result.add_argument('--local_rank', type=int, default=0, help='set by older launchers; not used')
     result.add_argument(
-        '--force_yml', nargs='+', default=[], metavar='KEY:KEY=VALUE', help='override options: train:total_iter=1000'
+        '--force_yml',
+        nargs='+',
+        action='extend',
+        default=[],
+        metavar='KEY:KEY=VALUE',
+        help='override options: train:total_iter=1000',
     )
     return result
 
@@ -115,6 +127,7 @@ def load_options(path: str, overrides: Sequence[str], is_train: bool) -> dict[st
     try:
         check(opt, is_train)
         check_paths(opt, is_train)
+        dry_run(opt, is_train)
     except UserError as error:
         raise UserError(f'{path}: {error}') from error
     return opt
@@ -138,12 +151,21 @@ def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = 
         opt['num_gpu'] = gpus if args.launcher != 'none' else min(gpus, 1)
     if opt['num_gpu'] > gpus:
         raise UserError(f'{args.opt}: num_gpu: {opt["num_gpu"]}; accepted: auto, or 0 to {gpus}, the GPUs here')
+    for name, dataset_opt in opt['datasets'].items():
+        if opt['num_gpu'] == 0 and dataset_opt.get('prefetch_mode') == 'cuda':
+            raise UserError(f'{args.opt}: datasets.{name}.prefetch_mode: cuda; accepted without a GPU: ~, cpu')
     if opt['num_gpu'] > 1 and args.launcher == 'none':
         raise UserError(
             f'{args.opt}: num_gpu: {opt["num_gpu"]} without --launcher; accepted: 1, or several by '
             f'`torchrun --nproc_per_node={opt["num_gpu"]} facd_basicsr/train.py --launcher pytorch -opt {args.opt}`'
         )
     opt['dist'] = args.launcher != 'none'
+    needs_cuda = MODEL_REGISTRY.get(opt['model_type']).model_to_device is BaseModel.model_to_device
+    if opt['dist'] and opt['num_gpu'] == 0 and needs_cuda:
+        raise UserError(
+            f'{args.opt}: --launcher: {args.launcher} without GPUs; accepted with FACDModel, since '
+            f"BasicSR's {opt['model_type']} asks CUDA for a device"
+        )
     if opt['dist']:
         init_dist(args.launcher, opt['num_gpu'] > 0, opt.get('dist_params', {}))
     opt['rank'], opt['world_size'] = get_dist_info()

@@ -18,6 +18,7 @@ from basicsr.models import build_model
 from basicsr.utils import get_time_str, make_exp_dirs
 from basicsr.utils.options import dict2str
 
+from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.engine.logs import DeferredLog, versions
 from facd_basicsr.errors import data_complaints, run_command
 from facd_basicsr.evaluation.table import text_table
@@ -44,6 +45,7 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
     with DeferredLog(opt['rank'], console) as log:
         log.info(versions())
         log.info(dict2str(opt))
+        check_pretrained(opt)
         with data_complaints():
             loaders = [
                 build_dataloader(build_dataset(dataset_opt), dataset_opt)
@@ -53,12 +55,12 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
 
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
         log.write_to(Path(opt['path']['log'], f'test_{opt["name"]}_{get_time_str()}.log'))
+        metrics = list(opt['val'].get('metrics') or {})
         results = {}
         for loader in loaders:
             model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
-            if opt['rank'] == 0:  # BasicSR validates on rank 0 alone
+            if opt['rank'] == 0 and metrics:  # BasicSR validates on rank 0 alone
                 results[loader.dataset.opt['name']] = dict(model.metric_results)
-        metrics = list(opt['val']['metrics'])
         rows = [[name, *(f'{values[metric]:.4f}' for metric in metrics)] for name, values in results.items()]
         log.info('Results\n' + text_table(['set', *metrics], rows))
         return results

@@ -8,6 +8,7 @@ without CUDA, and exit code 2 with one line for what a user can mend.
 
 import argparse
 import datetime
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,11 +26,12 @@ from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.models import build_model
 from basicsr.train import create_train_val_dataloader, init_tb_loggers
 from basicsr.utils import AvgTimer, MessageLogger, get_time_str, make_exp_dirs, mkdir_and_rename
-from basicsr.utils.options import copy_opt_file, dict2str
+from basicsr.utils.options import dict2str
 
+from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.engine.logs import DeferredLog, versions
 from facd_basicsr.engine.resume import load_resume_state
-from facd_basicsr.errors import data_complaints, run_command
+from facd_basicsr.errors import UserError, data_complaints, run_command
 from facd_basicsr.options import parse_options, parser
 
 
@@ -60,9 +62,14 @@ def train(
 
 def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration: Callable[[int], None]) -> None:
     resume_state = load_resume_state(opt)
+    check_pretrained(opt)
     with data_complaints():
-        loaders = create_train_val_dataloader(opt, log.logger)
-    train_loader, train_sampler, val_loaders, total_epochs, total_iters = loaders
+        train_loader, train_sampler, val_loaders, _, total_iters = create_train_val_dataloader(opt, log.logger)
+    if len(train_loader) == 0:
+        raise UserError(
+            f'datasets.train.batch_size_per_gpu: {train_loader.batch_size} for epochs of {len(train_sampler)} samples; '
+            'accepted: no more than these (dataset_enlarge_ratio repeats the images)'
+        )
     model = build_model(opt)
     start_epoch = start_iter = 0
     if resume_state is not None:
@@ -72,15 +79,19 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
     elif opt['auto_resume']:
         log.info(f'No state in {opt["path"]["training_states"]}: starting from iteration 0.')
 
-    _make_folders(opt, option_file, resume=resume_state is not None)
+    option_text = Path(option_file).read_text(encoding='utf-8')  # now: it may lie in a folder that is moved aside
+    _make_folders(opt, resume=resume_state is not None)
+    command = f'# {time.asctime()}\n# {" ".join(sys.argv)}\n\n'
+    Path(opt['path']['experiments_root'], Path(option_file).name).write_text(command + option_text, encoding='utf-8')
     log.write_to(Path(opt['path']['log'], f'train_{opt["name"]}_{get_time_str()}.log'))
     tb_logger = init_tb_loggers(opt)
     msg_logger = MessageLogger(opt, start_iter + 1, tb_logger)
+    msg_logger.max_iters = total_iters + 1  # it counts one iteration less, and ends in "-1 day, 23:59:58"
     prefetcher = _prefetcher(opt, train_loader)
 
     current_iter, start_time = start_iter, time.time()
     data_timer, iter_timer = AvgTimer(), AvgTimer()
-    for epoch in range(start_epoch, total_epochs + 1):
+    for epoch in itertools.count(start_epoch):  # BasicSR's number of epochs forgets that the loader drops rests
         if current_iter >= total_iters:
             break
         train_sampler.set_epoch(epoch)
@@ -131,12 +142,11 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
 FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualization')
 
 
-def _make_folders(opt: dict[str, Any], option_file: str, resume: bool) -> None:
+def _make_folders(opt: dict[str, Any], resume: bool) -> None:
     if not resume:
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
         if opt['logger']['use_tb_logger'] and 'debug' not in opt['name'] and opt['rank'] == 0:
             mkdir_and_rename(str(Path(opt['root_path'], 'tb_logger', opt['name'])))
-    copy_opt_file(option_file, opt['path']['experiments_root'])
 
 
 def _prefetcher(opt: dict[str, Any], train_loader: Any) -> CPUPrefetcher | CUDAPrefetcher:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from basicsr.archs import build_network
 from conftest import REPOSITORY
 
@@ -75,6 +76,18 @@ def test_networks_taps_regressors_and_loss_of_an_option_file_fit_together(path):
     assert sr_s.shape == sr_t.shape == (2, 3, 12 * opt['scale'], 12 * opt['scale'])
     assert [f.shape for f in feats] == [f.shape for f in feats_t]
     assert len(loss.layer_weights) == len(feats)
+
+
+@pytest.mark.parametrize('path', [path for path in FACD if path in PAPER], ids=name)
+def test_the_teachers_checkpoint_is_of_the_files_network_and_scale(path):
+    opt = load(path)
+    kind = {'EDSR': f'EDSR/EDSR_Lx{opt["scale"]}_f256b32', 'RCAN': f'RCAN/RCAN_BIX{opt["scale"]}-official'}
+    assert kind[opt['teacher']['network']['type']] in opt['teacher']['weights']
+
+
+@pytest.mark.parametrize('path', TRAIN + TEST, ids=name)
+def test_basicsrs_yaml_reads_the_same(path):
+    assert yaml.safe_load(path.read_text(encoding='utf-8')) == load(path)
 
 
 @pytest.mark.parametrize('path', PAPER, ids=name)

@@ -1,12 +1,15 @@
 import copy
+import re
 import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import write_yml
 
+from facd_basicsr.engine import distributed
 from facd_basicsr.errors import UserError
 from facd_basicsr.option_schema import check
 from facd_basicsr.options import force_yml, load_options, load_yaml, parse_options, parser
@@ -35,6 +38,7 @@ def refusal(opt: dict, is_train: bool = True) -> str:
 
 def test_a_complete_file_is_accepted(train_opt, test_opt):
     check(train_opt, is_train=True)
+    test_opt['path']['pretrain_network_g'] = 'net.pth'
     check(test_opt, is_train=False)
 
 
@@ -56,7 +60,8 @@ def test_a_complete_file_is_accepted(train_opt, test_opt):
         ('train.pixel_opt', {'type': 'L1Loss'}, 'train.pixel_opt: unknown key'),
         ('datasets.train.gt_sise', 24, "datasets.train.gt_sise: unknown key; did you mean 'gt_size'?"),
         ('datasets.train.io_backend.typ', 'disk', 'datasets.train.io_backend.typ: unknown key'),
-        ('datasets.valid', {}, 'datasets.valid: unknown phase; accepted: train, val'),
+        ('datasets.valid', {}, 'datasets.valid: unknown set; accepted: train, val, and val with _1, _2, ...'),
+        ('datasets.train_1', {}, 'datasets.train_1: unknown set; accepted: train, val'),
         ('val.metrics.psnr_y.crop_boder', 2, "crop_boder: unknown key; did you mean 'crop_border'?"),
         ('val.val_frequency', 2, "val.val_frequency: unknown key; did you mean 'val_freq'?"),
         ('logger.print_frequency', 2, "logger.print_frequency: unknown key; did you mean 'print_freq'?"),
@@ -83,7 +88,23 @@ def test_a_complete_file_is_accepted(train_opt, test_opt):
         ('datasets.train', ..., 'datasets: val; accepted: at least one train set'),
         ('datasets.train.gt_size', ..., 'datasets.train.gt_size: missing'),
         ('logger', ..., 'logger: missing; accepted: a block of keys'),
+        ('train.optim_g.lr', ..., 'train.optim_g.lr: missing; accepted: a number'),
+        ('train.scheduler.milestones', ..., 'train.scheduler.milestones: missing; accepted: a list'),
+        ('val.metrics.psnr_y.crop_border', ..., 'val.metrics.psnr_y.crop_border: missing'),
         # wrong types and values
+        ('taps', [], 'taps: []; accepted: at least one'),
+        ('scale', 0, 'scale: 0; accepted: 1 or more'),
+        ('manual_seed', -1, 'manual_seed: -1; accepted: 0 or more'),
+        ('datasets.val.name', 'pictures', "datasets: 'pictures' is the name of several sets"),
+        ('datasets.train.prefetch_mode', 'cdua', "datasets.train.prefetch_mode: 'cdua'; accepted: ~, cpu, cuda"),
+        ('datasets.train.prefetch_mode', 'cuda', 'prefetch_mode: cuda; accepted with pin_memory: true only'),
+        ('train.scheduler.milestones', 3, 'train.scheduler.milestones: 3; accepted: a list'),
+        ('train.scheduler.milestones', None, 'train.scheduler.milestones: None; accepted: a list'),
+        ('train.scheduler.milestones', ['a'], "train.scheduler.milestones[0]: 'a'; accepted: a whole number"),
+        ('train.distill_opt.layer_weights', ['a', 1, 1], "train.distill_opt.layer_weights[0]: 'a'; accepted: a num"),
+        ('train.distill_opt', {'type': 'L1Loss'}, "train.distill_opt.type: 'L1Loss'; accepted: FACDLoss"),
+        ('val.metrics.psnr_y.crop_border', '2', "val.metrics.psnr_y.crop_border: '2'; accepted: a whole number"),
+        ('logger.wandb', {'project': 'p'}, "logger.wandb.project: 'p'; accepted with use_tb_logger: true and wandb"),
         ('scale', '2', "scale: '2'; accepted: a whole number"),
         ('scale', True, 'scale: True; accepted: a whole number'),
         ('name', 'a/b', "name: 'a/b'; accepted: a folder name"),
@@ -109,6 +130,40 @@ def test_a_bad_option_is_refused_with_its_key_and_what_is_accepted(train_opt, lo
     assert message in refusal(changed(train_opt, location, value))
 
 
+@pytest.mark.parametrize(
+    ('location', 'value', 'message'),
+    [
+        ('network_g.rgb_mean', [0.5], 'network_g: its class does not take these values (RuntimeError: '),
+        ('teacher.network.num_feat', 6.5, 'teacher.network: its class does not take these values ('),
+        ('train.optim_g.lr', -1, 'train.optim_g: its class does not take these values (ValueError: Invalid learning'),
+        ('train.optim_g.betas', [0.9], 'train.optim_g: its class does not take these values'),
+        (
+            'train.distill_opt.negatives',
+            'some',
+            "train.distill_opt.negatives: 'some'; accepted: upper, all, per_anchor",
+        ),
+    ],
+)
+def test_a_value_that_a_class_refuses_is_refused_with_its_block(train_opt, tmp_path, location, value, message):
+    path = write_yml(changed(train_opt, location, value), tmp_path / 'opt.yml')
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_options(str(path), [], is_train=True)
+
+
+def test_a_plain_model_needs_a_loss_of_images(train_opt):
+    alone = {k: v for k, v in train_opt.items() if k not in ('teacher', 'taps', 'network_r')}
+    alone = {**alone, 'model_type': 'SRModel', 'train': dict(train_opt['train'])}
+    del alone['train']['distill_opt']
+    assert 'train.pixel_opt: missing; accepted: a loss' in refusal(alone)
+    alone['train']['pixel_opt'] = {'type': 'FACDLoss'}
+    assert "train.pixel_opt.type: 'FACDLoss'; accepted: a loss of images" in refusal(alone)
+
+
+def test_too_short_periods_are_refused(train_opt):
+    train_opt['train']['scheduler'] = {'type': 'CosineAnnealingRestartLR', 'periods': [3]}
+    assert 'train.scheduler.periods: [3]; accepted: a sum of total_iter or more' in refusal(train_opt)
+
+
 @pytest.mark.parametrize('key', ['teacher', 'taps', 'network_r'])
 def test_a_plain_model_refuses_what_only_distillation_reads(train_opt, key):
     alone = {k: v for k, v in train_opt.items() if k not in ('teacher', 'taps', 'network_r')}
@@ -116,8 +171,16 @@ def test_a_plain_model_refuses_what_only_distillation_reads(train_opt, key):
     assert f'{key}: unknown key' in refusal(alone)
 
 
-def test_a_test_file_needs_a_test_set_and_metrics(test_opt):
-    assert 'val.metrics: missing' in refusal(changed(test_opt, 'val.metrics', ...), is_train=False)
+def test_a_test_file_needs_a_test_set_and_a_checkpoint(train_opt, test_opt):
+    assert 'train: this is a file for train.py' in refusal(train_opt, is_train=False)
+    message = 'path.pretrain_network_g: None; accepted: text'
+    assert message in refusal(changed(test_opt, 'path.pretrain_network_g', None), is_train=False)
+    test_opt['path']['pretrain_network_g'] = 'net.pth'
+    single = {**test_opt['datasets']['test_1'], 'type': 'SingleImageDataset'}
+    del single['dataroot_gt']
+    assert 'datasets.test_1 has no ground truth' in refusal(
+        {**test_opt, 'datasets': {'test_1': single}}, is_train=False
+    )
     test_opt['datasets'] = {'val': test_opt['datasets']['test_1']}
     assert 'datasets: val; accepted: at least one test set' in refusal(test_opt, is_train=False)
 
@@ -136,6 +199,8 @@ def test_yaml_that_would_run_code_is_refused(tmp_path, monkeypatch):
         ('a: 1\nb: [1, 2\n', 'opt.yml, line 3'),
         ('train:\n  lr: 1\n  lr: 2\n', r"opt.yml, line 2: the key 'lr' stands twice"),
         ('? [a, b]\n: 1\n', 'opt.yml, line 1: found unhashable key'),
+        ('name: 2024-13-45\n', 'opt.yml: month must be in'),
+        ('name: !!float abc\n', 'opt.yml: could not convert string to float'),
     ],
 )
 def test_broken_yaml_is_refused_with_file_and_line(text, message):
@@ -156,6 +221,7 @@ def test_numbers_with_an_exponent_are_numbers():
         ('train:total_iter=[1, 2]', [1, 2]),
         ('train:total_iter=/data/a=b.pth', '/data/a=b.pth'),
         ('train:total_iter=None', None),
+        ('train:total_iter=none', None),
         ('train:total_iter=~', None),
         ('train:total_iter=__import__("os").getcwd()', '__import__("os").getcwd()'),
     ],
@@ -170,8 +236,8 @@ def test_force_yml_sets_plain_values(entry, value):
     ('entry', 'message'),
     [
         ('train:total_iter', r"'train:total_iter'; accepted: key:key=value"),
-        ('trian:total_iter=1', r"'trian' is not a block; did you mean 'train'\?"),
-        ('train:total_iter:deep=1', r"'total_iter' is not a block"),
+        ('trian:total_iter=1', r"no key 'trian'; did you mean 'train'\?"),
+        ('train:total_iter:deep=1', r"'total_iter' is not a block of keys; set it whole, as total_iter="),
         ('train:total_iter=!!python/name:os.system', 'could not determine a constructor'),
     ],
 )
@@ -243,6 +309,57 @@ def test_a_file_that_holds_no_options_is_refused(tmp_path, content):
         load_options(str(path), [], is_train=True)
 
 
+def images(folder: Path, *sizes: tuple[int, int]) -> str:
+    folder.mkdir()
+    for index, (height, width) in enumerate(sizes):
+        cv2.imwrite(str(folder / f'{index}.png'), np.zeros((height, width, 3), np.uint8))
+    return str(folder)
+
+
+def data_refusal(train_opt: dict, tmp_path: Path, **values: object) -> str:
+    """What is said of the validation set with these values."""
+    train_opt['datasets']['val'] |= values
+    with pytest.raises(UserError) as error:
+        load_options(str(write_yml(train_opt, tmp_path / 'opt.yml')), [], is_train=True)
+    assert 'datasets.val' in str(error.value)
+    return str(error.value)
+
+
+def test_folders_of_another_scale_are_refused(train_opt, tmp_path):
+    lq = images(tmp_path / 'LQ', (8, 12), (8, 12))  # GT is 32 x 48: this is x4
+    assert '0.png is (8, 12) for a GT of (32, 48) (height, width); accepted: LQ for scale 2' in data_refusal(
+        train_opt, tmp_path, dataroot_lq=lq
+    )
+
+
+def test_a_gt_that_is_no_multiple_of_the_scale_is_accepted_in_validation(train_opt, tmp_path):
+    train_opt['datasets']['val']['dataroot_gt'] = images(tmp_path / 'GT', (33, 49), (32, 48))
+    load_options(str(write_yml(train_opt, tmp_path / 'opt.yml')), [], is_train=True)
+
+
+def test_folders_that_hold_no_pairs_of_images_are_refused(train_opt, tmp_path, data):
+    (tmp_path / 'above' / 'GT').mkdir(parents=True)
+    assert 'above holds no files' in data_refusal(train_opt, tmp_path, dataroot_gt=str(tmp_path / 'above'))
+    gt = images(tmp_path / 'GT', (32, 48), (32, 48), (32, 48))
+    assert '2.png' in data_refusal(train_opt, tmp_path, dataroot_gt=gt)
+    (tmp_path / 'GT' / '2.png').write_bytes(b'no image')
+    (tmp_path / 'GT' / 'readme.txt').touch()
+    assert 'readme.txt is no image; accepted in this folder: images only' in data_refusal(train_opt, tmp_path)
+    (tmp_path / 'GT' / 'readme.txt').unlink()
+    assert '2.png is no readable image' in data_refusal(train_opt, tmp_path)
+    assert 'accepted with io_backend disk' in data_refusal(train_opt, tmp_path, dataroot_gt=str(data / 'HR.lmdb'))
+
+
+def test_a_meta_info_file_with_a_missing_image_is_refused(train_opt, tmp_path):
+    (tmp_path / 'meta.txt').write_text('0.png (32,48,3)\nabsent.png (32,48,3)\n')
+    assert 'absent.png' in data_refusal(train_opt, tmp_path, meta_info_file=str(tmp_path / 'meta.txt'))
+
+
+def test_an_lmdb_without_its_suffix_is_refused(train_opt, tmp_path, data):
+    message = data_refusal(train_opt, tmp_path, dataroot_gt=str(data / 'GT'), io_backend={'type': 'lmdb'})
+    assert 'accepted with io_backend lmdb: a folder whose name ends in .lmdb' in message
+
+
 def parsed(opt: dict, tmp_path: Path, *flags: str) -> dict:
     args = parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'opt.yml')), *flags])
     return parse_options(args, is_train='train' in opt, root=tmp_path)
@@ -267,6 +384,7 @@ def test_derived_keys_are_those_of_basicsr(train_opt, tmp_path):
 
 
 def test_test_results_go_to_results(test_opt, tmp_path, teacher_weights):
+    test_opt['path']['pretrain_network_g'] = str(teacher_weights)  # any file: its content is read later
     assert parsed(test_opt, tmp_path)['path']['results_root'] == str(tmp_path / 'results' / 'tiny_test')
 
 
@@ -299,15 +417,39 @@ def test_several_gpus_without_a_launcher_are_refused_with_the_command(train_opt,
         parsed({**train_opt, 'num_gpu': 2}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ('launcher', 'passed'), [('pytorch', {'backend': 'nccl'}), ('slurm', {'backend': 'nccl', 'port': 5})]
+)
+def test_the_port_of_dist_params_is_for_slurm_only(monkeypatch, launcher, passed):
+    calls = []
+    monkeypatch.setattr(distributed, 'basicsr_init_dist', lambda name, **params: calls.append((name, params)))
+    distributed.init_dist(launcher, on_gpu=True, dist_params={'backend': 'nccl', 'port': 5})
+    assert calls == [(launcher, passed)]
+
+
+def test_slurm_without_gpus_is_refused(train_opt, tmp_path):
+    with pytest.raises(UserError, match='--launcher: slurm without GPUs; accepted without GPUs: none, pytorch'):
+        parsed(train_opt, tmp_path, '--launcher', 'slurm')
+
+
+def test_several_processes_without_gpus_are_refused_for_basicsrs_own_model(test_opt, tmp_path, teacher_weights):
+    test_opt['path']['pretrain_network_g'] = str(teacher_weights)
+    with pytest.raises(UserError, match=r"--launcher: pytorch without GPUs; .*BasicSR's SRModel asks CUDA"):
+        parsed(test_opt, tmp_path, '--launcher', 'pytorch')
+
+
+def test_cuda_prefetch_without_a_gpu_is_refused(train_opt, tmp_path):
+    train_opt['datasets']['train'] |= {'prefetch_mode': 'cuda', 'pin_memory': True}
+    with pytest.raises(UserError, match='prefetch_mode: cuda; accepted without a GPU: ~, cpu'):
+        parsed(train_opt, tmp_path)
+
+
+def test_force_yml_may_be_given_several_times():
+    assert parser().parse_args(['-opt', 'a', '--force_yml', 'a=1', '--force_yml', 'b=2']).force_yml == ['a=1', 'b=2']
+
+
 def test_a_launcher_without_its_environment_is_refused(train_opt, tmp_path, monkeypatch):
     for key in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
         monkeypatch.delenv(key, raising=False)
     with pytest.raises(UserError, match=r'--launcher: pytorch, but .*environment.*torchrun'):
         parsed(train_opt, tmp_path, '--launcher', 'pytorch')
-
-
-def test_an_option_file_is_plain_yaml_for_other_readers():
-    from conftest import REPOSITORY
-
-    for path in REPOSITORY.glob('options/**/*.yml'):
-        assert yaml.safe_load(path.read_text())['name'] == path.stem

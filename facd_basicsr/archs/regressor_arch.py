@@ -5,6 +5,8 @@ from itertools import pairwise
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
+from facd_basicsr.errors import UserError
+
 
 @ARCH_REGISTRY.register()
 class DeepRegressor(nn.Sequential):
@@ -23,12 +25,12 @@ class DeepRegressor(nn.Sequential):
         num_layer: number of convolutions, at least 1.
 
     Raises:
-        ValueError: ``num_layer`` is less than 1.
+        UserError: ``num_layer`` is less than 1.
     """
 
     def __init__(self, num_in_ch: int, num_out_ch: int, num_feat: int = 0, num_layer: int = 5) -> None:
         if num_layer < 1:
-            raise ValueError(f'network_r.num_layer: {num_layer}; accepted: 1 or more')
+            raise UserError(f'network_r.num_layer: {num_layer}; accepted: 1 or more')
         widths = [num_in_ch, *[num_feat or num_out_ch] * (num_layer - 1), num_out_ch]
         layers: list[nn.Module] = []
         for c_in, c_out in pairwise(widths):

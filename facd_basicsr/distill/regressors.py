@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
 from facd_basicsr.errors import UserError
+
+ACCEPTED = 'accepted: DeepRegressor, or another that maps channels and keeps height and width'
 
 
 class TapRegressors(nn.ModuleList):
@@ -55,7 +58,29 @@ def build_regressors(
         else:
             regressors.append(nn.Identity())
     if any(True for _ in regressors.parameters()):
+        _check_shapes(regressors, network_opt, student_feats, teacher_feats)
         return regressors
     if network_opt is not None:
         raise UserError(f'network_r: no tap needs it with train.distill_opt.regressor: {mode}; accepted: no network_r')
     return None
+
+
+def _check_shapes(
+    regressors: TapRegressors,
+    network_opt: dict[str, Any],
+    student_feats: Sequence[Tensor],
+    teacher_feats: Sequence[Tensor],
+) -> None:
+    try:
+        with torch.no_grad():
+            regressed = regressors.to(student_feats[0].device)(student_feats)
+    except RuntimeError as error:
+        raise UserError(
+            f'network_r.type: {network_opt["type"]} does not run on features ({error}); {ACCEPTED}'
+        ) from error
+    for index, (feat, teacher) in enumerate(zip(regressed, teacher_feats)):
+        if feat.shape != teacher.shape:
+            raise UserError(
+                f'network_r.type: {network_opt["type"]} gives {tuple(feat.shape)} at taps[{index}], where the teacher '
+                f'has {tuple(teacher.shape)}; {ACCEPTED}'
+            )

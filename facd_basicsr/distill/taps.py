@@ -37,10 +37,8 @@ class Taps:
         for index, path in enumerate(self._paths):
             name = path.removesuffix(INPUT)
             if name not in modules:
-                nearest = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
-                raise UserError(
-                    f'taps[{index}].{key}: {path!r} is not a module of {_name(net)}; nearest: {", ".join(nearest)}'
-                )
+                nearest = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)[0] + path[len(name) :]
+                raise UserError(f'taps[{index}].{key}: {path!r} is not in {_name(net)}; nearest: {nearest!r}')
         for path in dict.fromkeys(self._paths):
             module = modules[path.removesuffix(INPUT)]
             if path.endswith(INPUT):

@@ -21,7 +21,9 @@ def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
     """
     try:
         if on_gpu:
-            basicsr_init_dist(launcher, **dist_params)
+            # torchrun sets the port itself, and BasicSR would pass it on to init_process_group
+            unused = () if launcher == 'slurm' else ('port',)
+            basicsr_init_dist(launcher, **{key: value for key, value in dist_params.items() if key not in unused})
         elif launcher == 'pytorch':
             dist.init_process_group('gloo')
         else:

@@ -26,9 +26,9 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         UserError: the state can't be read, or a network saved with it is missing.
     """
     if opt['auto_resume']:
-        path = newest_state(Path(opt['path']['training_states']))
+        source, path = '--auto_resume', newest_state(Path(opt['path']['training_states']))
     else:
-        path = opt['path'].get('resume_state')
+        source, path = 'path.resume_state', opt['path'].get('resume_state')
     if path is None:
         return None
     opt['path']['resume_state'] = str(path)
@@ -36,11 +36,13 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         state = torch.load(path, map_location='cpu', weights_only=True)
         iteration = state['iter']
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise UserError(f'path.resume_state: {path} is no readable training state; accepted: a .state file') from error
+        raise UserError(
+            f'{source}: {path} is no readable training state; accepted: a whole .state file (remove a damaged one)'
+        ) from error
     check_resume(opt, iteration)
     for key, value in opt['path'].items():
         if key.startswith('pretrain_network') and value is not None and not Path(value).is_file():
-            raise UserError(f'path.resume_state: {path} needs {value}, which is missing')
+            raise UserError(f'{source}: {path} needs {value}, which is missing')
     return state
 
 

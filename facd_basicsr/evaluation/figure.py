@@ -9,7 +9,7 @@ MARGIN = 6
 TEXT_HEIGHT = 34
 
 
-def most_detailed(error: np.ndarray, size: int) -> tuple[int, int]:
+def largest_error(error: np.ndarray, size: int) -> tuple[int, int]:
     """Top and left of the ``size`` x ``size`` window with the largest sum of ``error``, (H, W)."""
     integral = np.pad(error.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     sums = integral[size:, size:] - integral[:-size, size:] - integral[size:, :-size] + integral[:-size, :-size]

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
 
-def _many_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def ranks() -> int:
+    """The number of processes that share a batch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def all_samples(x: Tensor) -> tuple[Tensor, int]:
@@ -23,13 +24,13 @@ def all_samples(x: Tensor) -> tuple[Tensor, int]:
     Returns:
         (R * n, ...) and rank * n.
     """
-    if not _many_ranks():
+    if ranks() == 1:
         return x.detach(), 0
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(ranks())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts), dist.get_rank() * x.shape[0]
 
 
 def total(x: Tensor) -> Tensor:
     """Sum of ``x`` over ranks. Its backward sums the ranks' gradients, which DDP's averaging then divides by R."""
-    return all_reduce(x) if _many_ranks() else x
+    return all_reduce(x) if ranks() > 1 else x

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses.cross_rank import all_samples, total
+from facd_basicsr.losses.cross_rank import all_samples, ranks, total
+from facd_basicsr.losses.distill_loss import DistillLoss
 from facd_basicsr.losses.distill_state import DistillState
 from facd_basicsr.losses.pairwise import pairwise_l1, sample_l1
 
@@ -82,13 +83,13 @@ def contrastive_loss(
 
     d_pos = d.gather(1, own)[:, 0]  # (N,)
     d_neg = (d.detach() if stop_gradient else d) * is_negative  # (N, N')
-    denominator = d_neg.sum(1) if negatives == 'per_anchor' else total(d_neg.sum())  # (N,) or scalar
+    sum_pos, sum_neg = total(torch.stack([d_pos.sum(), d_neg.sum()]))
+    denominator = d_neg.sum(1) if negatives == 'per_anchor' else sum_neg  # (N,) or scalar
     loss = total((alpha * d_pos / (denominator + eps)).sum())
 
-    with torch.no_grad():
-        mean_pos = total(d_pos.sum()) / n_all
-        mean_neg = total(d_neg.sum()) / total(is_negative.sum())
-        return loss, mean_pos / (mean_neg + eps)
+    pairs = n_all * (n_all - 1) // (2 if negatives == 'upper' else 1)
+    r = (sum_pos / n_all) / (sum_neg / pairs + eps)
+    return loss, r.detach()
 
 
 def facd_loss(
@@ -110,7 +111,7 @@ def facd_loss(
     Raises:
         UserError: fewer than two samples, or not one weight per tap.
     """
-    n = all_samples(state.gt[:, :1, :1, :1])[0].shape[0]
+    n = len(state.gt) * ranks()
     if n < 2:
         raise UserError(
             f'datasets.train.batch_size_per_gpu: FACDLoss got a batch of {n}; accepted: 2 or more over all ranks, '
@@ -137,7 +138,7 @@ def facd_loss(
 
 
 @LOSS_REGISTRY.register()
-class FACDLoss(nn.Module):
+class FACDLoss(DistillLoss):
     """Feature-based Adaptive Contrastive Distillation, equations (1) to (4), as a module. Has no parameters.
 
     In an option file ``lambda_`` is written ``lambda``. Every reading of the paper is an option whose default is

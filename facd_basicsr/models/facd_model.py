@@ -1,5 +1,7 @@
 """One distillation step inside BasicSR's loop."""
 
+from typing import Any
+
 import torch
 from basicsr.archs import build_network
 from basicsr.models.sr_model import SRModel
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from facd_basicsr.construct import build_loss
+from facd_basicsr.distill.checkpoints import check_fit, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
@@ -41,18 +44,12 @@ class FACDModel(SRModel):
         self._init_ema(train_opt.get('ema_decay', 0))
 
         self.cri_distill = build_loss(train_opt['distill_opt']).to(self.device)
-        batch_size = self.opt['datasets']['train']['batch_size_per_gpu'] * self.opt['world_size']
-        if batch_size < self.cri_distill.min_batch:
-            raise UserError(
-                f'datasets.train.batch_size_per_gpu: {batch_size}; accepted: {self.cri_distill.min_batch} or more, '
-                f'since {type(self.cri_distill).__name__} compares samples of a batch'
-            )
-
         self.teacher = build_teacher(self.opt['teacher']).to(self.device)
         student = self.get_bare_model(self.net_g)
         self.student_taps = Taps(student, [tap['student'] for tap in self.opt['taps']], 'student')
         self.teacher_taps = Taps(self.teacher, [tap['teacher'] for tap in self.opt['taps']], 'teacher')
         self.net_r = self._build_regressors(student)
+        self._try_loss(train_opt)
 
         self.setup_optimizers()
         self.setup_schedulers()
@@ -72,18 +69,42 @@ class FACDModel(SRModel):
 
     def _build_regressors(self, student: nn.Module) -> nn.Module | None:
         """Reads the taps' shapes off a probe, then builds and loads the regressors, wrapped for the device."""
-        probe = torch.full((1, 3, PROBE_SIZE, PROBE_SIZE), 0.5, device=self.device)
         with torch.no_grad():
-            _, student_feats = self.student_taps.run(student, probe)
-            _, teacher_feats = self.teacher_taps.run(self.teacher, probe.clone())
+            _, student_feats = self.student_taps.run(student, self._probe(1))
+            _, teacher_feats = self.teacher_taps.run(self.teacher, self._probe(1))
         net_r = build_regressors(self.opt.get('network_r'), self.cri_distill.regressor, student_feats, teacher_feats)
         if net_r is None:
             return None
         self.print_network(net_r)
         load_path = self.opt['path'].get('pretrain_network_r')
         if load_path is not None:
-            self.load_network(net_r, load_path, self.opt['path'].get('strict_load_r', True))
+            self._load_regressors(net_r, load_path)
         return self.model_to_device(net_r).train()
+
+    def _probe(self, batch_size: int) -> Tensor:
+        num_in_ch = self.opt['network_g'].get('num_in_ch', 3)
+        return torch.full((batch_size, num_in_ch, PROBE_SIZE, PROBE_SIZE), 0.5, device=self.device)
+
+    def _try_loss(self, train_opt: dict[str, Any]) -> None:
+        """One evaluation on a flat batch: what the loss refuses, it refuses before training."""
+        batch_size = self.opt['datasets']['train']['batch_size_per_gpu']
+        if batch_size * self.opt['world_size'] < self.cri_distill.min_batch:
+            raise UserError(
+                f'datasets.train.batch_size_per_gpu: {batch_size}; accepted: {self.cri_distill.min_batch} or more over '
+                f'all ranks, since {train_opt["distill_opt"]["type"]} compares samples of a batch'
+            )
+        gt_size = PROBE_SIZE * self.opt['scale']
+        gt = torch.zeros(batch_size, self.opt['network_g'].get('num_out_ch', 3), gt_size, gt_size, device=self.device)
+        with torch.no_grad():
+            self.cri_distill(self.distill_state(self._probe(batch_size), gt))
+
+    def _load_regressors(self, net_r: nn.Module, load_path: str) -> None:
+        param_key = self.opt['path'].get('param_key_r', 'params')
+        strict = self.opt['path'].get('strict_load_r', True)
+        if strict:
+            state_dict = load_state_dict(load_path, 'path.pretrain_network_r', [param_key, 'params'])
+            check_fit(net_r, state_dict, f'path.pretrain_network_r: {load_path}')
+        self.load_network(net_r, load_path, strict, param_key)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """As BasicSR's, which asks CUDA for a device even in a run without GPUs."""
@@ -105,18 +126,18 @@ class FACDModel(SRModel):
         self.optimizer_g = self.get_optimizer(train_opt['optim_g']['type'], optim_params, **optim_opt)
         self.optimizers.append(self.optimizer_g)
 
-    def distill_state(self) -> DistillState:
-        """Student's and teacher's outputs and features for the current batch."""
-        student, student_feats = self.student_taps.run(self.net_g, self.lq)
+    def distill_state(self, lq: Tensor, gt: Tensor) -> DistillState:
+        """Student's and teacher's outputs and features for a batch, (N, C, h, w) and (N, C, h * scale, w * scale)."""
+        student, student_feats = self.student_taps.run(self.net_g, lq)
         if self.net_r is not None:
             student_feats = self.net_r(student_feats)
         with torch.no_grad():
             # A teacher may work on its input in place (spandrel's RCAN does): it gets its own copy.
-            teacher, teacher_feats = self.teacher_taps.run(self.teacher, self.lq.clone())
-        return DistillState(student, teacher, self.gt, student_feats, teacher_feats)
+            teacher, teacher_feats = self.teacher_taps.run(self.teacher, lq.clone())
+        return DistillState(student, teacher, gt, student_feats, teacher_feats)
 
     def optimize_parameters(self, current_iter: int) -> None:
-        logs: dict[str, Tensor] = self.cri_distill(self.distill_state())
+        logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
         l_total = sum(value for name, value in logs.items() if name.startswith('l_'))
         self.optimizer_g.zero_grad()
         l_total.backward()

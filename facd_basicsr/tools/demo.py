@@ -23,7 +23,7 @@ from tqdm import tqdm
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import run_command
 from facd_basicsr.evaluation.complexity import flops, latency_ms, parameters
-from facd_basicsr.evaluation.figure import most_detailed, side_by_side
+from facd_basicsr.evaluation.figure import largest_error, side_by_side
 from facd_basicsr.evaluation.quality import as_input, bicubic, score, upscale
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.options import PACKAGE_PARENT, load_yaml, parser
@@ -150,7 +150,7 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
 
     grid = []
     for name, gt in gts.items():
-        top, left = most_detailed(np.abs(gt.astype(float) - images['bicubic'][name]).sum(2), CROP)
+        top, left = largest_error(np.abs(gt.astype(float) - images['bicubic'][name]).sum(2), CROP)
         window = np.s_[top : top + CROP, left : left + CROP]
         row = [(f'{name}\nground truth', gt[window])]
         for method, srs in images.items():

@@ -18,8 +18,7 @@ from basicsr.utils.matlab_functions import imresize
 from tqdm import tqdm
 
 from facd_basicsr.errors import UserError, run_command
-
-SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'}
+from facd_basicsr.option_paths import IMAGE_SUFFIXES
 
 
 def bicubic_lr(hr: np.ndarray, scale: int) -> np.ndarray:
@@ -72,6 +71,8 @@ def write_lmdbs(
         count = sum(_put(makers, key, image, crop, step) for key, image in images)
         for maker in makers.values():
             maker.close()
+        if count == 0:
+            raise UserError('no image is left to write; accepted: at least one (see --min-size)')
         for scale, path in paths.items():
             partial[scale].rename(path)
     finally:
@@ -109,15 +110,17 @@ def read_images(folders: Sequence[Path], min_size: int) -> Iterator[tuple[str, n
     Raises:
         UserError: a folder has no image, a file can't be decoded, or two files have the same key.
     """
-    paths = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    paths = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
     if not paths:
-        raise UserError(f'{", ".join(map(str, folders))}: no images; accepted: {", ".join(sorted(SUFFIXES))}')
+        raise UserError(f'{", ".join(map(str, folders))}: no images; accepted: {", ".join(sorted(IMAGE_SUFFIXES))}')
     seen: dict[str, Path] = {}
     left_out = 0
     for path in tqdm(paths, unit='image'):
-        key = path.stem if path.stem.isascii() and '.' not in path.stem else None
-        if key is None or key in seen:
-            raise UserError(f'{path}: its name must be ASCII without further dots, and unlike {seen.get(key)}')
+        key = path.stem
+        if not key.isascii() or '.' in key:  # LMDB keys are ASCII, and BasicSR cuts them at the first dot
+            raise UserError(f'{path}: accepted: an ASCII file name without further dots')
+        if key in seen:
+            raise UserError(f'{path} and {seen[key]} have the same name; accepted: a name for each image')
         seen[key] = path
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:

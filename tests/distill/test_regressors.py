@@ -42,6 +42,14 @@ def test_never_with_equal_widths_needs_no_network():
         (None, 'never', feats(4), feats(6), r'regressor: never, but taps\[0\] has 4 channels in the student and 6'),
         (None, 'always', feats(6), feats(6), r'network_r: missing; accepted: {type: DeepRegressor}'),
         (OPT, 'never', feats(6), feats(6), r'network_r: no tap needs it with train.distill_opt.regressor: never'),
+        (
+            {'type': 'EDSR', 'upscale': 2},
+            'always',
+            feats(4),
+            feats(6),
+            r'network_r.type: EDSR does not run on features',
+        ),
+        ({'type': 'EDSR', 'upscale': 2}, 'always', feats(3), feats(3), r'network_r.type: EDSR gives \(2, 3, 8, 8\)'),
         (OPT, 'always', feats(6, 6), [*feats(6), *feats(6, size=8)], r'taps\[1\]: .*\(4, 4\).*\(8, 8\).*equal size'),
     ],
 )

@@ -45,10 +45,10 @@ def test_an_output_that_an_in_place_relu_overwrites_is_refused(edsr):
 
 
 @pytest.mark.parametrize(
-    ('path', 'nearest'), [('body.9', 'body'), ('boddy.2', 'body.2'), ('upsampel:input', 'upsample')]
+    ('path', 'nearest'), [('body.9', 'body.2'), ('boddy.2', 'body.2'), ('upsampel:input', 'upsample:input')]
 )
 def test_an_unknown_path_is_refused_with_the_nearest_one(edsr, path, nearest):
-    with pytest.raises(UserError, match=rf"taps\[0\].student: '{path}' is not a module of EDSR; nearest: {nearest}"):
+    with pytest.raises(UserError, match=rf"taps\[0\].student: '{path}' is not in EDSR; nearest: '{nearest}'"):
         Taps(edsr, [path], 'student')
 
 

@@ -59,9 +59,7 @@ def test_without_a_state_training_starts_afresh(tmp_path):
 @pytest.mark.parametrize('content', [b'', b'half a file'])
 def test_a_damaged_state_is_refused_in_one_line(tmp_path, content):
     (tmp_path / '7.state').write_bytes(content)
-    with pytest.raises(
-        UserError, match=r'path.resume_state: .*7.state is no readable training state; accepted: a .state'
-    ):
+    with pytest.raises(UserError, match=r'--auto_resume: .*7.state is no readable training state; accepted: a whole'):
         load_resume_state(opt_for(tmp_path))
 
 

@@ -1,13 +1,13 @@
 import numpy as np
 
-from facd_basicsr.evaluation.figure import MARGIN, most_detailed, side_by_side
+from facd_basicsr.evaluation.figure import MARGIN, largest_error, side_by_side
 from facd_basicsr.evaluation.table import text_table
 
 
-def test_most_detailed_finds_the_window_with_the_largest_error():
+def test_largest_error_finds_the_window_with_the_largest_error():
     error = np.zeros((30, 40))
     error[12:17, 21:26] = 1
-    assert most_detailed(error, 5) == (12, 21)
+    assert largest_error(error, 5) == (12, 21)
 
 
 def test_side_by_side_shows_each_crop_enlarged_in_its_place_in_rgb():

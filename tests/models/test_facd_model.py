@@ -92,8 +92,7 @@ def test_the_loss_sees_regressed_features_and_a_raw_unclamped_teacher(build, tra
     model = build(train_opt)
     with torch.no_grad():
         model.teacher.conv_last.bias += 1000  # about 4 in [0, 1]
-    model.feed_data(batch())
-    state = model.distill_state()
+    state = model.distill_state(**batch())
     assert [f.shape[1] for f in state.student_feats] == [6, 6, 6]
     assert state.teacher.min() > 1
     torch.testing.assert_close(state.teacher, model.teacher(batch()['lq']))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.option_paths import _check_sizes
+from facd_basicsr.option_paths import _check_dataset
 from facd_basicsr.tools.prepare import bicubic_lr, mod_crop, prepare, sub_images
 
 
@@ -31,19 +31,8 @@ def photographs(tmp_path: Path) -> Path:
 
 
 def test_the_command_writes_aligned_sub_images_for_every_scale(photographs, tmp_path):
-    done = run(
-        '-m',
-        'facd_basicsr.tools.prepare',
-        photographs,
-        '--scale',
-        '2',
-        '4',
-        '--crop',
-        '48',
-        '--step',
-        '24',
-        cwd=tmp_path,
-    )
+    sizes = ('--scale', '2', '4', '--crop', '48', '--step', '24')
+    done = run('-m', 'facd_basicsr.tools.prepare', photographs, *sizes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     hr = decoded(tmp_path / 'SET_HR_sub.lmdb')
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -55,11 +44,9 @@ def test_the_command_writes_aligned_sub_images_for_every_scale(photographs, tmp_
         assert lr.keys() == hr.keys()
         whole = bicubic_lr(picture(0, 100, 76), scale)
         assert np.array_equal(lr['0_s001'], whole[: 48 // scale, : 48 // scale])
-        roots = {
-            'dataroot_gt': tmp_path / 'SET_HR_sub.lmdb',
-            'dataroot_lq': tmp_path / f'SET_LR_bicubic_X{scale}_sub.lmdb',
-        }
-        _check_sizes('datasets.train', {**roots, 'gt_size': 48}, scale)
+        roots = {'dataroot_gt': 'SET_HR_sub.lmdb', 'dataroot_lq': f'SET_LR_bicubic_X{scale}_sub.lmdb'}
+        dataset_opt = {key: str(tmp_path / name) for key, name in roots.items()} | {'io_backend': {'type': 'lmdb'}}
+        _check_dataset('datasets.train', {**dataset_opt, 'gt_size': 48}, scale, training=True)
     assert hr['gray_s001'].shape == (48, 48, 3)
 
 
@@ -111,5 +98,11 @@ def test_bad_arguments_are_refused(photographs, tmp_path):
     attempt()
     with pytest.raises(UserError, match=r'SET_HR_sub.lmdb: already there'):
         attempt()
-    with pytest.raises(UserError, match=r'its name must be ASCII'):
+    with pytest.raises(UserError, match=r'0.png and .*0.png have the same name'):
         attempt(folders=[photographs, photographs], name='TWICE')
+    with pytest.raises(UserError, match=r'no image is left to write'):
+        attempt(min_size=1000, name='NONE')
+    assert not list((tmp_path / 'out').glob('*NONE*'))
+    (photographs / 'a.b.png').write_bytes((photographs / '0.png').read_bytes())
+    with pytest.raises(UserError, match=r'a.b.png: accepted: an ASCII file name without further dots'):
+        attempt(name='DOT')

@@ -1,0 +1,24 @@
+"""The one contract of distillation losses."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from facd_basicsr.losses.distill_state import DistillState
+
+
+class DistillLoss(nn.Module, ABC):
+    """A function of a :class:`DistillState`, and what it needs the model to provide.
+
+    Attributes:
+        min_batch: the smallest batch, over all ranks, that it is defined for.
+        regressor: which taps' student features the model passes through a regressor before the loss sees them:
+            ``always``, ``auto`` (only where student and teacher differ in width) or ``never``.
+    """
+
+    min_batch: int = 1
+    regressor: str = 'never'
+
+    @abstractmethod
+    def forward(self, state: DistillState) -> dict[str, Tensor]:
+        """Named scalars. Those called ``l_*`` are weighted terms, and their sum is minimised; others are monitored."""
