@@ -329,7 +329,7 @@ def _check_choice(
 
 
 def _registered(registry: Registry, where: str, name: str) -> Any:
-    if name not in registry:
+    if name not in registry and f'{name}_basicsr' not in registry:  # the suffix that BasicSR's registries try too
         raise UserError(f'{where}: {name!r} is not registered{did_you_mean(name, registry.keys())}')
     return registry.get(name)
 

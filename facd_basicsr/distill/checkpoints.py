@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from facd_basicsr.errors import UserError
 
 
-def load_state_dict(path: str | Path, where: str, param_keys: Sequence[str]) -> dict[str, Tensor]:
+def load_state_dict(path: str | Path, where: str, param_keys: Sequence[str | None]) -> dict[str, Tensor]:
     """Reads a checkpoint in BasicSR's layout, without running code that it may carry.
 
     Args:
         path: the ``.pth`` file.
         where: the option that names it, for messages.
-        param_keys: entries to look for, in this order; if the file has none of them, it must be a bare state dict.
+        param_keys: entries to look for, in this order; None is the whole file, a bare state dict.
 
     Returns:
         The state dict, without ``module.`` prefixes.
@@ -34,19 +34,22 @@ def load_state_dict(path: str | Path, where: str, param_keys: Sequence[str]) -> 
             f"{where}: {path} can't be read as a checkpoint of tensors ({reason}); accepted: a .pth of tensors as "
             'torch.save writes it'
         ) from error
+    entries = content if isinstance(content, dict) else {}
     for param_key in param_keys:
-        if isinstance(content, dict) and isinstance(content.get(param_key), dict):
-            content = content[param_key]
-            break
-    is_state_dict = (
+        candidate = entries if param_key is None else entries.get(param_key)
+        if _is_state_dict(candidate):
+            return {key.removeprefix('module.'): value for key, value in candidate.items()}
+    found = f'keys {list(entries)[:4]}' if entries else type(content).__name__
+    accepted = ', '.join('a bare state dict' if key is None else key for key in dict.fromkeys(param_keys))
+    raise UserError(f'{where}: {path} holds {found}; accepted: {accepted}')
+
+
+def _is_state_dict(content: Any) -> bool:
+    return (
         isinstance(content, dict)
-        and content
+        and bool(content)
         and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
     )
-    if not is_state_dict:
-        found = f'keys {list(content)[:4]}' if isinstance(content, dict) else type(content).__name__
-        raise UserError(f'{where}: {path} holds {found}; accepted: {", ".join(param_keys)}, or a bare state dict')
-    return {key.removeprefix('module.'): value for key, value in content.items()}
 
 
 def check_fit(net: nn.Module, state_dict: dict[str, Tensor], where: str) -> None:
@@ -80,6 +83,11 @@ def check_fit(net: nn.Module, state_dict: dict[str, Tensor], where: str) -> None
         )
 
 
+def basicsr_param_keys(param_key: str | None) -> list[str | None]:
+    """Where BasicSR's ``load_network`` looks: the entry that is asked for, else ``params``; None is the whole file."""
+    return [None] if param_key is None else [param_key, 'params']
+
+
 def check_pretrained(opt: dict[str, Any]) -> None:
     """Checks every checkpoint that BasicSR's ``load_network`` will be asked to load, before anything is created.
 
@@ -98,7 +106,7 @@ def check_pretrained(opt: dict[str, Any]) -> None:
         if path is None:
             continue
         param_key = opt['path'].get(f'param_key_{suffix}', 'params')
-        state_dict = load_state_dict(path, where, [param_key, 'params'] if param_key else [])
+        state_dict = load_state_dict(path, where, basicsr_param_keys(param_key))
         if key != 'network_r' and opt['path'].get(f'strict_load_{suffix}', True):
             with torch.device('meta'):
                 check_fit(build_network(opt[key]), state_dict, f'{where}: {path}')

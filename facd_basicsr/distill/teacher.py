@@ -22,7 +22,7 @@ def build_teacher(teacher_opt: dict[str, Any]) -> nn.Module:
         UserError: the checkpoint can't be read, carries code, or does not fit the network exactly.
     """
     net = build_network(teacher_opt['network'])
-    state_dict = load_state_dict(teacher_opt['weights'], 'teacher.weights', ['params_ema', 'params'])
+    state_dict = load_state_dict(teacher_opt['weights'], 'teacher.weights', ['params_ema', 'params', None])
     check_fit(net, state_dict, f'teacher.weights: {teacher_opt["weights"]}')
     net.load_state_dict(state_dict)
     return net.eval().requires_grad_(False)

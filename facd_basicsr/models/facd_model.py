@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from facd_basicsr.construct import build_loss
-from facd_basicsr.distill.checkpoints import check_fit, load_state_dict
+from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
@@ -102,7 +102,7 @@ class FACDModel(SRModel):
         param_key = self.opt['path'].get('param_key_r', 'params')
         strict = self.opt['path'].get('strict_load_r', True)
         if strict:
-            state_dict = load_state_dict(load_path, 'path.pretrain_network_r', [param_key, 'params'])
+            state_dict = load_state_dict(load_path, 'path.pretrain_network_r', basicsr_param_keys(param_key))
             check_fit(net_r, state_dict, f'path.pretrain_network_r: {load_path}')
         self.load_network(net_r, load_path, strict, param_key)
 

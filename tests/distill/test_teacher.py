@@ -72,7 +72,7 @@ def test_a_checkpoint_that_carries_code_is_refused_and_not_run(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     torch.save({'params': Attack()}, tmp_path / 'bad.pth')
     with pytest.raises(UserError, match=r"teacher.weights: .*bad.pth can't be read as a checkpoint"):
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params'])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
     assert not (tmp_path / 'attacked').exists()
 
 
@@ -84,14 +84,14 @@ def test_a_checkpoint_that_carries_code_is_refused_and_not_run(tmp_path, monkeyp
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(content, tmp_path):
     (tmp_path / 'bad.pth').write_bytes(content)
     with pytest.raises(UserError, match=r'teacher.weights: .*bad.pth.*accepted') as error:
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params'])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
     assert '\n' not in str(error.value)
 
 
 def test_a_checkpoint_of_something_else_is_refused_with_its_keys(tmp_path):
     torch.save({1: torch.zeros(1)}, tmp_path / 'bad.pth')
     with pytest.raises(UserError, match=r'holds keys \[1\]'):
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params'])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
     torch.save({'epoch': 3, 'optimizer': {}}, tmp_path / 'bad.pth')
     with pytest.raises(UserError, match=r"holds keys \['epoch', 'optimizer'\]"):
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params'])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
