@@ -1,6 +1,5 @@
-# make demo      the main job on photographs that ship with scikit-image, in a few minutes on two cores
-# make test      lint and the test suite
-# make test-all  the same with the long tests
+# make demo  the main job on photographs that ship with scikit-image, in a few minutes on two cores
+# make test  lint and the test suite
 # PYTHON=python3.12 make ... chooses the interpreter of a new .venv
 
 PYTHON ?= python3
@@ -10,15 +9,12 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint requirements/constraints.txt
 
-.PHONY: demo test test-all lint install
+.PHONY: demo test lint install
 
 demo: $(INSTALLED)
 	$(BIN)/python -m facd_basicsr.tools.demo
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
-
-test-all: lint
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
