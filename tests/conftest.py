@@ -150,6 +150,20 @@ def test_opt(data: Path) -> dict:
     return tiny_test_opt(data)
 
 
+def changed(opt: dict, location: str, value: object) -> dict:
+    """A copy of ``opt`` with the key at a dotted location set, or removed if ``value`` is ``...``."""
+    opt = copy.deepcopy(opt)
+    block = opt
+    *parents, leaf = location.split('.')
+    for key in parents:
+        block = block[int(key) if isinstance(block, list) else key]
+    if value is ...:
+        del block[leaf]
+    else:
+        block[int(leaf) if isinstance(block, list) else leaf] = value
+    return opt
+
+
 def write_yml(opt: dict, path: Path) -> Path:
     path.write_text(yaml.safe_dump(opt, sort_keys=False), encoding='utf-8')
     return path

@@ -11,13 +11,12 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from facd_basicsr.construct import build_loss
 from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses import DistillState
+from facd_basicsr.losses import DistillState, build_loss
 
 PROBE_SIZE = 16
 

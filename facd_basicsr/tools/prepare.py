@@ -18,7 +18,7 @@ from basicsr.utils.matlab_functions import imresize
 from tqdm import tqdm
 
 from facd_basicsr.errors import UserError, run_command
-from facd_basicsr.option_paths import IMAGE_SUFFIXES
+from facd_basicsr.options.paths import IMAGE_SUFFIXES
 
 
 def bicubic_lr(hr: np.ndarray, scale: int) -> np.ndarray:

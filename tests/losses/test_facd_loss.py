@@ -4,9 +4,8 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facd_basicsr.construct import build_loss
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses import DistillState, FACDLoss
+from facd_basicsr.losses import DistillState, FACDLoss, build_loss
 from facd_basicsr.losses.facd_loss import contrastive_loss, facd_loss, image_loss, teacher_is_right
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.option_paths import _check_dataset
+from facd_basicsr.options.paths import _check_dataset
 from facd_basicsr.tools.prepare import bicubic_lr, mod_crop, prepare, sub_images
 
 

@@ -10,12 +10,12 @@ import yaml
 from basicsr.archs import build_network
 from conftest import REPOSITORY
 
-from facd_basicsr.construct import build_loss
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.errors import UserError
-from facd_basicsr.option_schema import check
+from facd_basicsr.losses import build_loss
 from facd_basicsr.options import load_yaml
+from facd_basicsr.options.check import check
 
 TRAIN = sorted(REPOSITORY.glob('options/train/**/*.yml')) + sorted(REPOSITORY.glob('demo/*.yml'))
 TEST = sorted(REPOSITORY.glob('options/test/**/*.yml'))

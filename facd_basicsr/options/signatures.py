@@ -1,4 +1,4 @@
-"""From an option block to a registered object, and what such a block may hold."""
+"""What option keys a registered class accepts, read off its signature or its source."""
 
 import ast
 import functools
@@ -6,12 +6,10 @@ import inspect
 import keyword
 import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
-
-from basicsr.utils.registry import LOSS_REGISTRY
-from torch import nn
 
 
 @dataclass(frozen=True)
@@ -29,17 +27,9 @@ class Key:
     items: tuple[type, ...] = ()
 
 
-def build_loss(loss_opt: dict[str, Any]) -> nn.Module:
-    """Builds a registered loss from its option block.
-
-    As BasicSR's ``build_loss``, except that a key which is a Python keyword (``lambda``) is passed with an
-    underscore (``lambda_``).
-    """
-    kwargs = {key + '_' * keyword.iskeyword(key): value for key, value in loss_opt.items() if key != 'type'}
-    return LOSS_REGISTRY.get(loss_opt['type'])(**kwargs)
-
-
-def signature_keys(target: Callable[..., Any], supplied: Sequence[str] = ()) -> dict[str, Key]:
+def signature_keys(
+    target: Callable[..., Any], supplied: Sequence[str] = (), known: Mapping[str, Key] = MappingProxyType({})
+) -> dict[str, Key]:
     """The option keys that a registered class or function accepts, read off its signature.
 
     Types come from annotations where they are plain types, else from the defaults.
@@ -47,6 +37,7 @@ def signature_keys(target: Callable[..., Any], supplied: Sequence[str] = ()) -> 
     Args:
         target: class or function that is called with an option block as keyword arguments.
         supplied: parameters that the caller fills in, not the option file.
+        known: what to say of a parameter instead of what its signature says.
     """
     function = target.__init__ if inspect.isclass(target) else target
     try:
@@ -61,7 +52,7 @@ def signature_keys(target: Callable[..., Any], supplied: Sequence[str] = ()) -> 
         required = parameter.default is parameter.empty
         hint = hints.get(name)
         keys[option_name] = Key(_types(hint, parameter.default), required, _item_types(hint, parameter.default))
-    return keys
+    return keys | {key: known[key] for key in known.keys() & keys.keys()}
 
 
 def _types(hint: Any, default: Any) -> tuple[type, ...]:

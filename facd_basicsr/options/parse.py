@@ -14,13 +14,14 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from facd_basicsr.dry_run import dry_run
 from facd_basicsr.engine.distributed import init_dist
 from facd_basicsr.errors import UserError
-from facd_basicsr.option_paths import check_paths
-from facd_basicsr.option_schema import check, did_you_mean
+from facd_basicsr.options.blocks import did_you_mean
+from facd_basicsr.options.check import check
+from facd_basicsr.options.dry_run import dry_run
+from facd_basicsr.options.paths import check_paths
 
-PACKAGE_PARENT = Path(__file__).resolve().parents[1]
+PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 
 
 class OptionLoader(yaml.SafeLoader):

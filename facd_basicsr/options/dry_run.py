@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from basicsr.archs import build_network
 
-from facd_basicsr.construct import build_loss
 from facd_basicsr.errors import UserError
-from facd_basicsr.option_schema import OPTIMIZERS, SCHEDULERS
+from facd_basicsr.losses import build_loss
+from facd_basicsr.options.keys import OPTIMIZERS, SCHEDULERS
 
 
 def dry_run(opt: dict[str, Any], is_train: bool) -> None:

@@ -1,0 +1,56 @@
+"""Checking one block of keys, and saying what is accepted."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.options.signatures import Key
+
+
+def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complete: bool = True) -> None:
+    """Checks one mapping: required keys, types and, if ``complete``, that it has no key beyond ``keys``."""
+    check_type(where or 'the file', block, (dict,))
+    dot = f'{where}.' if where else ''
+    if complete:
+        for key in block:
+            if key not in keys:
+                raise UserError(f'{dot}{key}: unknown key{did_you_mean(str(key), keys)}')
+    for key, accepted in keys.items():
+        if key in block:
+            check_type(dot + key, block[key], accepted.types)
+            if isinstance(block[key], list) and accepted.items:
+                for index, item in enumerate(block[key]):
+                    check_type(f'{dot}{key}[{index}]', item, accepted.items)
+        elif accepted.required:
+            raise UserError(f'{dot}{key}: missing; accepted: {_type_names(accepted.types)}')
+
+
+def check_type(where: str, value: Any, types: tuple[type, ...]) -> None:
+    fits = isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
+    if types and not fits:
+        raise UserError(f'{where}: {value!r}; accepted: {_type_names(types)}')
+
+
+def _type_names(types: tuple[type, ...]) -> str:
+    names = {
+        str: 'text',
+        int: 'a whole number',
+        float: 'a number',
+        bool: 'true or false',
+        list: 'a list',
+        dict: 'a block of keys',
+        type(None): 'nothing (~)',
+    }
+    return ' or '.join(names[t] for t in types if t is not int or float not in types) or 'any value'
+
+
+def did_you_mean(name: str, accepted: Iterable[str]) -> str:
+    """The nearest accepted name and all of them, as the end of a message."""
+    accepted = sorted(accepted)
+    close = difflib.get_close_matches(name, accepted, n=1, cutoff=0.0)
+    return (f'; did you mean {close[0]!r}?' if close else '') + f' Accepted: {listed(accepted)}'
+
+
+def listed(names: Iterable[str]) -> str:
+    return ', '.join(sorted(map(str, names)))

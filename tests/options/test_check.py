@@ -1,0 +1,141 @@
+import pytest
+from conftest import changed
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.options.check import check
+
+
+def refusal(opt: dict, is_train: bool = True) -> str:
+    with pytest.raises(UserError) as error:
+        check(opt, is_train)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_a_complete_file_is_accepted(train_opt, test_opt):
+    check(train_opt, is_train=True)
+    test_opt['path']['pretrain_network_g'] = 'net.pth'
+    check(test_opt, is_train=False)
+
+
+@pytest.mark.parametrize(
+    ('location', 'value', 'message'),
+    [
+        # unknown keys, everywhere, with the nearest one
+        ('num_gpus', 1, "num_gpus: unknown key; did you mean 'num_gpu'?"),
+        ('network_g.num_fet', 8, "network_g.num_fet: unknown key; did you mean 'num_feat'?"),
+        ('teacher.weight', 'x', "teacher.weight: unknown key; did you mean 'weights'?"),
+        ('teacher.network.num_blok', 8, "teacher.network.num_blok: unknown key; did you mean 'num_block'?"),
+        ('network_r.num_layers', 5, "network_r.num_layers: unknown key; did you mean 'num_layer'?"),
+        ('network_r.num_in_ch', 5, 'network_r.num_in_ch: unknown key'),
+        ('taps.0.techer', 'x', "taps[0].techer: unknown key; did you mean 'teacher'?"),
+        ('train.distill_opt.lamda', 4, "train.distill_opt.lamda: unknown key; did you mean 'lambda'?"),
+        ('train.distill_opt.lambda_', 4, 'train.distill_opt.lambda_: unknown key'),
+        ('train.optim_g.learning_rate', 1, 'train.optim_g.learning_rate: unknown key'),
+        ('train.scheduler.milestone', [1], "train.scheduler.milestone: unknown key; did you mean 'milestones'?"),
+        ('train.pixel_opt', {'type': 'L1Loss'}, 'train.pixel_opt: unknown key'),
+        ('datasets.train.gt_sise', 24, "datasets.train.gt_sise: unknown key; did you mean 'gt_size'?"),
+        ('datasets.train.io_backend.typ', 'disk', 'datasets.train.io_backend.typ: unknown key'),
+        ('datasets.valid', {}, 'datasets.valid: unknown set; accepted: train, val, and val with _1, _2, ...'),
+        ('datasets.train_1', {}, 'datasets.train_1: unknown set; accepted: train, val'),
+        ('val.metrics.psnr_y.crop_boder', 2, "crop_boder: unknown key; did you mean 'crop_border'?"),
+        ('val.val_frequency', 2, "val.val_frequency: unknown key; did you mean 'val_freq'?"),
+        ('logger.print_frequency', 2, "logger.print_frequency: unknown key; did you mean 'print_freq'?"),
+        ('path.pretrained_network_g', 'x', "did you mean 'pretrain_network_g'?"),
+        # types that nothing is registered for
+        ('model_type', 'FACDModle', "model_type: 'FACDModle' is not registered; did you mean 'FACDModel'?"),
+        ('network_g.type', 'EDSRStudnet', "'EDSRStudnet' is not registered; did you mean 'EDSRStudent'?"),
+        ('train.distill_opt.type', 'FACD', "train.distill_opt.type: 'FACD' is not registered"),
+        ('datasets.val.type', 'PairedDataset', "datasets.val.type: 'PairedDataset' is not registered"),
+        ('val.metrics.psnr_y.type', 'psnr', "val.metrics.psnr_y.type: 'psnr' is not registered"),
+        ('train.optim_g.type', 'Adm', "train.optim_g.type: 'Adm'; accepted: Adam"),
+        ('train.scheduler.type', 'StepLR', "train.scheduler.type: 'StepLR'; accepted: Cosine"),
+        ('datasets.val.io_backend.type', 'zip', "datasets.val.io_backend.type: 'zip'; accepted: disk, lmdb"),
+        # missing
+        ('scale', ..., 'scale: missing; accepted: a whole number'),
+        ('model_type', ..., 'model_type: missing; accepted: text'),
+        ('teacher', ..., 'teacher: missing'),
+        ('taps', ..., 'taps: missing'),
+        ('train.distill_opt', ..., 'train.distill_opt: missing'),
+        ('teacher.weights', ..., 'teacher.weights: missing; accepted: text'),
+        ('teacher.network.num_in_ch', ..., 'teacher.network.num_in_ch: missing'),
+        ('network_g.upscale', ..., 'network_g.upscale: missing; accepted: 2'),
+        ('taps.1.student', ..., 'taps[1].student: missing'),
+        ('datasets.train', ..., 'datasets: val; accepted: at least one train set'),
+        ('datasets.train.gt_size', ..., 'datasets.train.gt_size: missing'),
+        ('logger', ..., 'logger: missing; accepted: a block of keys'),
+        ('train.optim_g.lr', ..., 'train.optim_g.lr: missing; accepted: a number'),
+        ('train.scheduler.milestones', ..., 'train.scheduler.milestones: missing; accepted: a list'),
+        ('val.metrics.psnr_y.crop_border', ..., 'val.metrics.psnr_y.crop_border: missing'),
+        # wrong types and values
+        ('taps', [], 'taps: []; accepted: at least one'),
+        ('scale', 0, 'scale: 0; accepted: 1 or more'),
+        ('manual_seed', -1, 'manual_seed: -1; accepted: 0 or more'),
+        ('datasets.val.name', 'pictures', "datasets: 'pictures' is the name of several sets"),
+        ('datasets.train.prefetch_mode', 'cdua', "datasets.train.prefetch_mode: 'cdua'; accepted: ~, cpu, cuda"),
+        ('datasets.train.prefetch_mode', 'cuda', 'prefetch_mode: cuda; accepted with pin_memory: true only'),
+        ('train.scheduler.milestones', 3, 'train.scheduler.milestones: 3; accepted: a list'),
+        ('train.scheduler.milestones', None, 'train.scheduler.milestones: None; accepted: a list'),
+        ('train.scheduler.milestones', ['a'], "train.scheduler.milestones[0]: 'a'; accepted: a whole number"),
+        ('train.distill_opt.layer_weights', ['a', 1, 1], "train.distill_opt.layer_weights[0]: 'a'; accepted: a num"),
+        ('train.distill_opt', {'type': 'L1Loss'}, "train.distill_opt.type: 'L1Loss'; accepted: FACDLoss"),
+        ('val.metrics.psnr_y.crop_border', '2', "val.metrics.psnr_y.crop_border: '2'; accepted: a whole number"),
+        ('logger.wandb', {'project': 'p'}, "logger.wandb.project: 'p'; accepted with use_tb_logger: true and wandb"),
+        ('scale', '2', "scale: '2'; accepted: a whole number"),
+        ('scale', True, 'scale: True; accepted: a whole number'),
+        ('name', 'a/b', "name: 'a/b'; accepted: a folder name"),
+        ('num_gpu', 'all', "num_gpu: 'all'; accepted: auto, or a number from 0"),
+        ('network_g', None, 'network_g: None; accepted: a block of keys'),
+        ('network_g.num_feat', 'many', "network_g.num_feat: 'many'; accepted: a whole number"),
+        ('network_g.upscale', 4, 'network_g.upscale: 4; accepted: 2, the scale of this file'),
+        ('teacher.network.upscale', 4, 'teacher.network.upscale: 4; accepted: 2, the scale of this file'),
+        ('taps', 'body.0', "taps: 'body.0'; accepted: a list"),
+        ('taps.0', 'body.0', "taps[0]: 'body.0'; accepted: a block of keys"),
+        ('train.distill_opt.adaptive', 'yes', "train.distill_opt.adaptive: 'yes'; accepted: true or false"),
+        ('train.distill_opt.lambda', '4', "train.distill_opt.lambda: '4'; accepted: a number"),
+        ('train.distill_opt.layer_weights', [0.5, 0.5], 'layer_weights: [0.5, 0.5] for 3 taps; accepted: one weight'),
+        ('train.total_iter', 0, 'train.total_iter: 0; accepted: 1 or more'),
+        ('datasets.train.gt_size', 25, 'datasets.train.gt_size: 25; accepted: a multiple of scale, 2'),
+        ('datasets.train.batch_size_per_gpu', 0, 'datasets.train.batch_size_per_gpu: 0; accepted: 1 or more'),
+        ('datasets.train.use_hflip', 'no', "datasets.train.use_hflip: 'no'; accepted: true or false"),
+        ('logger.print_freq', 0, 'logger.print_freq: 0; accepted: 1 or more'),
+        ('val.save_img', 1, 'val.save_img: 1; accepted: true or false'),
+    ],
+)  # fmt: skip
+def test_a_bad_option_is_refused_with_its_key_and_what_is_accepted(train_opt, location, value, message):
+    assert message in refusal(changed(train_opt, location, value))
+
+
+def test_a_plain_model_needs_a_loss_of_images(train_opt):
+    alone = {k: v for k, v in train_opt.items() if k not in ('teacher', 'taps', 'network_r')}
+    alone = {**alone, 'model_type': 'SRModel', 'train': dict(train_opt['train'])}
+    del alone['train']['distill_opt']
+    assert 'train.pixel_opt: missing; accepted: a loss' in refusal(alone)
+    alone['train']['pixel_opt'] = {'type': 'FACDLoss'}
+    assert "train.pixel_opt.type: 'FACDLoss'; accepted: a loss of images" in refusal(alone)
+
+
+def test_too_short_periods_are_refused(train_opt):
+    train_opt['train']['scheduler'] = {'type': 'CosineAnnealingRestartLR', 'periods': [3]}
+    assert 'train.scheduler.periods: [3]; accepted: a sum of total_iter or more' in refusal(train_opt)
+
+
+@pytest.mark.parametrize('key', ['teacher', 'taps', 'network_r'])
+def test_a_plain_model_refuses_what_only_distillation_reads(train_opt, key):
+    alone = {k: v for k, v in train_opt.items() if k not in ('teacher', 'taps', 'network_r')}
+    alone |= {'model_type': 'SRModel', key: train_opt[key]}
+    assert f'{key}: unknown key' in refusal(alone)
+
+
+def test_a_test_file_needs_a_test_set_and_a_checkpoint(train_opt, test_opt):
+    assert 'train: this is a file for train.py' in refusal(train_opt, is_train=False)
+    message = 'path.pretrain_network_g: None; accepted: text'
+    assert message in refusal(changed(test_opt, 'path.pretrain_network_g', None), is_train=False)
+    test_opt['path']['pretrain_network_g'] = 'net.pth'
+    single = {**test_opt['datasets']['test_1'], 'type': 'SingleImageDataset'}
+    del single['dataroot_gt']
+    assert 'datasets.test_1 has no ground truth' in refusal(
+        {**test_opt, 'datasets': {'test_1': single}}, is_train=False
+    )
+    test_opt['datasets'] = {'val': test_opt['datasets']['test_1']}
+    assert 'datasets: val; accepted: at least one test set' in refusal(test_opt, is_train=False)

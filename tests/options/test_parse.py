@@ -1,0 +1,164 @@
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_yml
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.options.parse import force_yml, load_options, load_yaml, parse_options, parser
+
+
+def parsed(opt: dict, tmp_path: Path, *flags: str) -> dict:
+    args = parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'opt.yml')), *flags])
+    return parse_options(args, is_train='train' in opt, root=tmp_path)
+
+
+def test_yaml_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'bad.yml').write_text('name: !!python/object/apply:os.system ["touch attacked"]\n')
+    with pytest.raises(UserError, match=r'bad.yml, line 1: could not determine a constructor'):
+        load_options('bad.yml', [], is_train=True)
+    assert not (tmp_path / 'attacked').exists()
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a: 1\nb: [1, 2\n', 'opt.yml, line 3'),
+        ('train:\n  lr: 1\n  lr: 2\n', r"opt.yml, line 2: the key 'lr' stands twice"),
+        ('? [a, b]\n: 1\n', 'opt.yml, line 1: found unhashable key'),
+        ('name: 2024-13-45\n', 'opt.yml: month must be in'),
+        ('name: !!float abc\n', 'opt.yml: could not convert string to float'),
+    ],
+)
+def test_broken_yaml_is_refused_with_file_and_line(text, message):
+    with pytest.raises(UserError, match=message):
+        load_yaml(text, 'opt.yml')
+
+
+def test_numbers_with_an_exponent_are_numbers():
+    assert load_yaml('{a: 1e-4, b: 5e3, c: !!float 2e-4, d: 1.5e+2}', '') == {'a': 1e-4, 'b': 5e3, 'c': 2e-4, 'd': 150}
+
+
+@pytest.mark.parametrize(
+    ('entry', 'value'),
+    [
+        ('train:total_iter=20', 20),
+        ('train:total_iter=2e-1', 0.2),
+        ('train:total_iter=true', True),
+        ('train:total_iter=[1, 2]', [1, 2]),
+        ('train:total_iter=/data/a=b.pth', '/data/a=b.pth'),
+        ('train:total_iter=None', None),
+        ('train:total_iter=none', None),
+        ('train:total_iter=~', None),
+        ('train:total_iter=__import__("os").getcwd()', '__import__("os").getcwd()'),
+    ],
+)
+def test_force_yml_sets_plain_values(entry, value):
+    opt = {'train': {'total_iter': 1}}
+    force_yml(opt, [entry])
+    assert opt['train']['total_iter'] == value
+
+
+@pytest.mark.parametrize(
+    ('entry', 'message'),
+    [
+        ('train:total_iter', r"'train:total_iter'; accepted: key:key=value"),
+        ('trian:total_iter=1', r"no key 'trian'; did you mean 'train'\?"),
+        ('train:total_iter:deep=1', r"'total_iter' is not a block of keys; set it whole, as total_iter="),
+        ('train:total_iter=!!python/name:os.system', 'could not determine a constructor'),
+    ],
+)
+def test_bad_force_yml_is_refused(entry, message):
+    with pytest.raises(UserError, match=message):
+        force_yml({'train': {'total_iter': 1}}, [entry])
+
+
+def test_a_misspelt_leaf_on_the_command_line_is_refused_by_the_check(train_opt, tmp_path):
+    path = write_yml(train_opt, tmp_path / 'opt.yml')
+    with pytest.raises(UserError, match=r"train.totl_iter: unknown key; did you mean 'total_iter'"):
+        load_options(str(path), ['train:totl_iter=3'], is_train=True)
+
+
+@pytest.mark.parametrize('content', [None, '', '[1, 2]', '\x00'], ids=['absent', 'empty', 'list', 'control'])
+def test_a_file_that_holds_no_options_is_refused(tmp_path, content):
+    path = tmp_path / 'opt.yml'
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r'opt.yml'):
+        load_options(str(path), [], is_train=True)
+
+
+def test_derived_keys_are_those_of_basicsr(train_opt, tmp_path):
+    opt = parsed(train_opt, tmp_path)
+    home = tmp_path / 'experiments' / 'tiny'
+    assert (opt['dist'], opt['rank'], opt['world_size'], opt['is_train'], opt['auto_resume']) == (
+        False,
+        0,
+        1,
+        True,
+        False,
+    )
+    assert opt['datasets']['train']['phase'] == 'train' and opt['datasets']['val']['phase'] == 'val'
+    assert {dataset['scale'] for dataset in opt['datasets'].values()} == {2}
+    assert opt['path']['experiments_root'] == opt['path']['log'] == str(home)
+    assert opt['path']['models'] == str(home / 'models')
+    assert opt['path']['training_states'] == str(home / 'training_states')
+    assert not home.exists()
+
+
+def test_test_results_go_to_results(test_opt, tmp_path, teacher_weights):
+    test_opt['path']['pretrain_network_g'] = str(teacher_weights)  # any file: its content is read later
+    assert parsed(test_opt, tmp_path)['path']['results_root'] == str(tmp_path / 'results' / 'tiny_test')
+
+
+def test_debug_renames_the_run_and_logs_saves_and_validates_often(train_opt, tmp_path):
+    opt = parsed(train_opt, tmp_path, '--debug')
+    assert opt['name'] == 'debug_tiny'
+    assert (opt['logger']['print_freq'], opt['logger']['save_checkpoint_freq'], opt['val']['val_freq']) == (1, 8, 8)
+
+
+def test_the_seed_is_the_files_or_drawn(train_opt, tmp_path):
+    parsed(train_opt, tmp_path)
+    first = torch.rand(1)
+    parsed(train_opt, tmp_path)
+    assert torch.equal(first, torch.rand(1))
+    train_opt['manual_seed'] = None
+    del train_opt['manual_seed']
+    assert isinstance(parsed(train_opt, tmp_path)['manual_seed'], int)
+
+
+def test_more_gpus_than_there_are_are_refused(train_opt, tmp_path):
+    train_opt['num_gpu'] = 4096
+    with pytest.raises(UserError, match=r'num_gpu: 4096; accepted: auto, or 0 to \d+, the GPUs here'):
+        parsed(train_opt, tmp_path)
+
+
+def test_several_gpus_without_a_launcher_are_refused_with_the_command(train_opt, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    assert parsed({**train_opt, 'num_gpu': 'auto'}, tmp_path)['num_gpu'] == 1
+    with pytest.raises(UserError, match=r'num_gpu: 2 without --launcher; .*torchrun --nproc_per_node=2'):
+        parsed({**train_opt, 'num_gpu': 2}, tmp_path)
+
+
+def test_several_processes_without_gpus_are_refused_for_basicsrs_own_model(test_opt, tmp_path, teacher_weights):
+    test_opt['path']['pretrain_network_g'] = str(teacher_weights)
+    with pytest.raises(UserError, match=r"--launcher: pytorch without GPUs; .*BasicSR's SRModel asks CUDA"):
+        parsed(test_opt, tmp_path, '--launcher', 'pytorch')
+
+
+def test_cuda_prefetch_without_a_gpu_is_refused(train_opt, tmp_path):
+    train_opt['datasets']['train'] |= {'prefetch_mode': 'cuda', 'pin_memory': True}
+    with pytest.raises(UserError, match='prefetch_mode: cuda; accepted without a GPU: ~, cpu'):
+        parsed(train_opt, tmp_path)
+
+
+def test_force_yml_may_be_given_several_times():
+    assert parser().parse_args(['-opt', 'a', '--force_yml', 'a=1', '--force_yml', 'b=2']).force_yml == ['a=1', 'b=2']
+
+
+def test_a_launcher_without_its_environment_is_refused(train_opt, tmp_path, monkeypatch):
+    for key in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(key, raising=False)
+    with pytest.raises(UserError, match=r'--launcher: pytorch, but .*environment.*torchrun'):
+        parsed(train_opt, tmp_path, '--launcher', 'pytorch')

@@ -1,0 +1,52 @@
+from collections.abc import Sequence
+
+from basicsr.models.sr_model import SRModel
+
+from facd_basicsr.losses import FACDLoss
+from facd_basicsr.models import FACDModel
+from facd_basicsr.options.signatures import Key, keys_read, signature_keys
+
+
+def test_types_come_from_annotations_then_from_defaults():
+    def target(a, b: int, c: float = 1, d: Sequence[float] = (), e=1, f=True, g='x', h=(1, 2), i=None, **rest):
+        pass
+
+    number = (int, float)
+    assert signature_keys(target) == {
+        'a': Key(required=True),
+        'b': Key((int,), required=True),
+        'c': Key(number),
+        'd': Key((list,), items=number),
+        'e': Key(number),
+        'f': Key((bool,)),
+        'g': Key((str,)),
+        'h': Key((list,), items=number),
+        'i': Key(),
+    }
+
+
+def test_supplied_parameters_are_left_out_and_known_ones_replaced():
+    def target(params, lr=1):
+        pass
+
+    known = {'lr': Key((float,), required=True), 'other': Key()}
+    assert signature_keys(target, supplied=('params',), known=known) == {'lr': Key((float,), required=True)}
+
+
+def test_a_parameter_named_after_a_keyword_is_that_keyword_in_an_option_file():
+    keys = signature_keys(FACDLoss)
+    assert 'lambda' in keys and 'lambda_' not in keys
+
+
+def test_keys_are_read_off_subscripts_get_and_in_of_the_named_dict_only():
+    class Reader:
+        def read(self, opt, other):
+            return opt['a'], opt.get('b'), 'c' in opt, self.opt['d'], other['e'], opt['f']['g']
+
+    assert keys_read(Reader, 'opt') == {'a', 'b', 'c', 'd', 'f'}
+
+
+def test_an_overridden_method_does_not_count():
+    assert 'pixel_opt' in keys_read(SRModel, 'train_opt')
+    assert 'pixel_opt' not in keys_read(FACDModel, 'train_opt')
+    assert 'distill_opt' in keys_read(FACDModel, 'train_opt')
