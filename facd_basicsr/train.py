@@ -79,10 +79,8 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
     elif opt['auto_resume']:
         log.info(f'No state in {opt["path"]["training_states"]}: starting from iteration 0.')
 
-    option_text = Path(option_file).read_text(encoding='utf-8')  # now: it may lie in a folder that is moved aside
-    _make_folders(opt, resume=resume_state is not None)
-    command = f'# {time.asctime()}\n# {" ".join(sys.argv)}\n\n'
-    Path(opt['path']['experiments_root'], Path(option_file).name).write_text(command + option_text, encoding='utf-8')
+    if opt['rank'] == 0:
+        _make_folders(opt, Path(option_file), resume=resume_state is not None)
     log.write_to(Path(opt['path']['log'], f'train_{opt["name"]}_{get_time_str()}.log'))
     tb_logger = init_tb_loggers(opt)
     msg_logger = MessageLogger(opt, start_iter + 1, tb_logger)
@@ -142,11 +140,15 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
 FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualization')
 
 
-def _make_folders(opt: dict[str, Any], resume: bool) -> None:
+def _make_folders(opt: dict[str, Any], option_file: Path, resume: bool) -> None:
+    """Makes the experiment's folders, moving an older one aside unless it is resumed, and keeps the option file there."""
+    option_text = option_file.read_text(encoding='utf-8')  # first: it may lie in the folder that is moved aside
     if not resume:
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
-        if opt['logger']['use_tb_logger'] and 'debug' not in opt['name'] and opt['rank'] == 0:
+        if opt['logger']['use_tb_logger'] and 'debug' not in opt['name']:
             mkdir_and_rename(str(Path(opt['root_path'], 'tb_logger', opt['name'])))
+    command = f'# {time.asctime()}\n# {" ".join(sys.argv)}\n\n'
+    Path(opt['path']['experiments_root'], option_file.name).write_text(command + option_text, encoding='utf-8')
 
 
 def _prefetcher(opt: dict[str, Any], train_loader: Any) -> CPUPrefetcher | CUDAPrefetcher:

@@ -186,7 +186,7 @@ def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = 
     else:
         folders['results_root'] = home
     opt['path'] |= {key: str(folder) for key, folder in folders.items()}
-    if is_train and args.debug:
+    if is_train and 'debug' in opt['name']:
         opt['logger'] |= {'print_freq': 1, 'save_checkpoint_freq': 8}
         if opt.get('val') is not None:
             opt['val']['val_freq'] = 8
