@@ -141,7 +141,7 @@ FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualizatio
 
 
 def _make_folders(opt: dict[str, Any], option_file: Path, resume: bool) -> None:
-    """Makes the experiment's folders, moving an older one aside unless it is resumed, and keeps the option file there."""
+    """Makes the folders of an experiment, moving an older one aside unless it is resumed, and keeps its option file."""
     option_text = option_file.read_text(encoding='utf-8')  # first: it may lie in the folder that is moved aside
     if not resume:
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
