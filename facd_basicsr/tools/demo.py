@@ -160,7 +160,7 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
 
     print(f'\nMean over {len(gts)} photographs that no network was trained on ({", ".join(gts)}):\n\n{table}\n')
     print('FLOPs: of one 1280x720 output, two for each multiply-add. ms/image: on this CPU, mean over the photographs.')
-    print(f'Crops of each, where bicubic errs most: {OUT / "comparison.png"}')
+    print(f'Crops where bicubic errs most, with the PSNR-Y of the whole photograph: {OUT / "comparison.png"}')
     print(f'Option files: {OPTIONS}. Logs and checkpoints: {OUT / "experiments"}. TensorBoard: {OUT / "tb_logger"}.')
 
 
