@@ -14,14 +14,14 @@ setup(
     install_requires=[
         'basicsr>=1.4.2',
         'lmdb',
-        'numpy',
         'opencv-python',
-        'pillow',
         'pyyaml',
         'tb-nightly',
         'torch>=2.4',
         'torchvision',
+        'numpy',  # images; basicsr and opencv-python need it too
         'packaging',  # compat.py: LooseVersion's successor, where distutils is gone
+        'pillow',  # image sizes without decoding, and the demo's picture; torchvision needs it too
         'scikit-image',  # the demo's photographs are in its wheel; basicsr needs it too
         'tqdm',  # progress; basicsr needs it too
     ],
