@@ -45,6 +45,8 @@ def main() -> None:
     arguments.add_argument('--out', type=Path, required=True)
     arguments.add_argument('--force_yml', nargs='+', default=[])
     args = arguments.parse_args()
+    if args.iterations <= WARM_UP:
+        arguments.error(f'--iterations: {args.iterations}; accepted: more than {WARM_UP}, which are left out')
 
     ends = []
     with tempfile.TemporaryDirectory() as folder:
