@@ -63,7 +63,7 @@ def _check_top_values(opt: dict[str, Any]) -> None:
         raise UserError(f'num_gpu: {num_gpu!r}; accepted: auto, or a number from 0')
     if opt['scale'] < 1:
         raise UserError(f'scale: {opt["scale"]}; accepted: 1 or more')
-    if opt.get('manual_seed', 0) < 0:
+    if (opt.get('manual_seed') or 0) < 0:
         raise UserError(f'manual_seed: {opt["manual_seed"]}; accepted: 0 or more')
 
 

@@ -16,7 +16,7 @@ TOP = {
     'model_type': Key((str,), required=True),
     'scale': Key((int,), required=True),
     'num_gpu': Key((int, str), required=True),
-    'manual_seed': Key((int,)),
+    'manual_seed': Key((int, type(None))),  # none: drawn
     'datasets': Key((dict,), required=True),
     'network_g': Key((dict,), required=True),
     'path': Key((dict,), required=True),

@@ -124,6 +124,7 @@ def test_the_seed_is_the_files_or_drawn(train_opt, tmp_path):
     parsed(train_opt, tmp_path)
     assert torch.equal(first, torch.rand(1))
     train_opt['manual_seed'] = None
+    assert isinstance(parsed(train_opt, tmp_path)['manual_seed'], int)
     del train_opt['manual_seed']
     assert isinstance(parsed(train_opt, tmp_path)['manual_seed'], int)
 
