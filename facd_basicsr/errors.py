@@ -14,12 +14,15 @@ class UserError(ValueError):
 
 
 def run_command(command: Callable[[], object]) -> None:
-    """Runs an entry point: a :class:`UserError` becomes one line on stderr and exit code 2."""
+    """Runs an entry point: a :class:`UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
     try:
         command()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
 
 
 @contextmanager

@@ -76,6 +76,8 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
         model.resume_training(resume_state)
         start_epoch, start_iter = resume_state['epoch'], resume_state['iter']
         log.info(f'Resuming from {opt["path"]["resume_state"]}: epoch {start_epoch}, iter {start_iter}.')
+        if start_iter >= total_iters:
+            log.info(f'All {total_iters} iterations of train.total_iter are done.')
     elif opt['auto_resume']:
         log.info(f'No state in {opt["path"]["training_states"]}: starting from iteration 0.')
 

@@ -30,6 +30,8 @@ def load_state_dict(path: str | Path, where: str, param_keys: Sequence[str | Non
         content = torch.load(path, map_location='cpu', weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it unsafely
+            reason = 'it holds more than tensors, or is no checkpoint'
         raise UserError(
             f"{where}: {path} can't be read as a checkpoint of tensors ({reason}); accepted: a .pth of tensors as "
             'torch.save writes it'

@@ -182,6 +182,11 @@ class FACDLoss(DistillLoss):
         for key, value, accepted in (('negatives', negatives, NEGATIVES), ('regressor', regressor, REGRESSOR)):
             if value not in accepted:
                 raise UserError(f'train.distill_opt.{key}: {value!r}; accepted: {", ".join(accepted)}')
+        for key, value in (('lambda', lambda_), ('layer_weights', min(layer_weights, default=0)), ('eps', eps)):
+            if value < 0:
+                raise UserError(f'train.distill_opt.{key}: {value}; accepted: 0 or more')
+        if img_range <= 0:
+            raise UserError(f'train.distill_opt.img_range: {img_range}; accepted: more than 0')
         self.lambda_ = lambda_
         self.layer_weights = tuple(layer_weights)
         self.img_range = img_range

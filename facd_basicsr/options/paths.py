@@ -49,10 +49,12 @@ def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training
 
 
 def _check_lmdb(where: str, path: Path) -> None:
-    if path.suffix != '.lmdb':
-        raise UserError(f'{where}: {path}; accepted with io_backend lmdb: a folder whose name ends in .lmdb')
     if not path.is_dir():
         raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
+    if path.suffix != '.lmdb':
+        raise UserError(
+            f'{where}: {path}; accepted with io_backend lmdb: a folder whose name ends in .lmdb; for images, type: disk'
+        )
     for name in ('data.mdb', 'meta_info.txt'):
         if not (path / name).is_file():
             raise UserError(f'{where}: {path} has no {name}, so it is not a finished LMDB; {DATA_PAGE}')

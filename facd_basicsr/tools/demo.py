@@ -120,10 +120,11 @@ def trained_student(option_file: Path) -> nn.Module:
     return net.eval()
 
 
-def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
+def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: int) -> None:
     """Prints and writes the table, and draws crops of every method.
 
     Args:
+        iterations: how long the students were trained.
         nets: the networks by name, in the table's order.
         seconds: training time by name, where there was one.
     """
@@ -145,7 +146,10 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float]) -> None:
             cells += ['-'] * 3
         cells.append(f'{seconds[method]:.0f} s' if method in seconds else '-')
         rows.append(cells)
-    table = text_table(['x2', 'PSNR-Y', 'PSNR-RGB', 'SSIM-Y', 'parameters', 'FLOPs', 'ms/image', 'training'], rows)
+    table = text_table(
+        [f'x2, {iterations} iterations', 'PSNR-Y', 'PSNR-RGB', 'SSIM-Y', 'parameters', 'FLOPs', 'ms/image', 'training'],
+        rows,
+    )
     (OUT / 'table.txt').write_text(table + '\n', encoding='utf-8')
 
     grid = []
@@ -169,6 +173,8 @@ def demo(iterations: int | None) -> None:
     start = time.perf_counter()
     for stale in ('experiments', 'tb_logger'):
         shutil.rmtree(OUT / stale, ignore_errors=True)
+    for stale in ('table.txt', 'comparison.png'):
+        (OUT / stale).unlink(missing_ok=True)
     print('1/4 pairs from the photographs in scikit-image', flush=True)
     make_data()
     student, facd = OPTIONS / 'Student.yml', OPTIONS / 'FACD.yml'
@@ -182,7 +188,7 @@ def demo(iterations: int | None) -> None:
         'student, FACD': trained_student(facd),
         'teacher': build_teacher({**options(facd)['teacher'], 'weights': TEACHER_WEIGHTS}),
     }
-    report(nets, seconds)
+    report(nets, seconds, iterations or options(student)['train']['total_iter'])
     print(f'Took {time.perf_counter() - start:.0f} s.')
 
 
@@ -200,6 +206,8 @@ def main() -> None:
     arguments.add_argument('--train-teacher', action='store_true', help='train and replace the shipped teacher')
     arguments.add_argument('--iterations', type=int, help="train the students this long, not the files' total_iter")
     args = arguments.parse_args()
+    if args.iterations is not None and args.iterations < 1:
+        arguments.error(f'--iterations: {args.iterations}; accepted: 1 or more')
     run_command(train_teacher if args.train_teacher else lambda: demo(args.iterations))
 
 

@@ -144,6 +144,8 @@ def prepare(
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f'{folder}: no such folder')
+    if not name or '/' in name or name.startswith('.'):
+        raise UserError(f'--name: {name!r}; accepted: the first word of a file name')
     for key, value in (('--crop', crop), ('--step', step)):
         if value < 1 or any(value % scale for scale in scales):
             raise UserError(f'{key}: {value}; accepted: a multiple of every scale')
@@ -163,13 +165,15 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='where the LMDBs go; default: beside the first folder')
     parser.add_argument('--name', help="their first word; default: the first folder's name without _HR")
     parser.add_argument('--crop', type=int, default=480, help='sub-image size in HR pixels (default 480)')
-    parser.add_argument('--step', type=int, default=240, help='distance between sub-images (default 240)')
+    parser.add_argument('--step', type=int, help='distance between sub-images (default: half of --crop)')
     parser.add_argument('--min-size', type=int, default=0, help='leave out images smaller than this (default: none)')
     args = parser.parse_args()
     first = args.folders[0]
     out = args.out or first.parent
     name = args.name or first.resolve().name.removesuffix('_HR')
-    run_command(lambda: prepare(args.folders, args.scale, out, name, args.crop, args.step, args.min_size))
+    run_command(
+        lambda: prepare(args.folders, args.scale, out, name, args.crop, args.step or args.crop // 2, args.min_size)
+    )
 
 
 if __name__ == '__main__':

@@ -233,6 +233,15 @@ def test_unknown_choices_are_refused_with_the_accepted_ones(key):
         FACDLoss(**{key: 'some'})
 
 
+@pytest.mark.parametrize(
+    ('options', 'key'),
+    [({'lambda_': -1}, 'lambda'), ({'layer_weights': [1, -1]}, 'layer_weights'), ({'img_range': 0}, 'img_range')],
+)
+def test_values_that_make_no_sense_are_refused(options, key):
+    with pytest.raises(UserError, match=rf'train.distill_opt.{key}: .*; accepted: '):
+        FACDLoss(**options)
+
+
 def test_registered_and_built_from_an_option_block_that_says_lambda():
     assert LOSS_REGISTRY.get('FACDLoss') is FACDLoss
     assert build_loss({'type': 'FACDLoss', 'lambda': 0.5}).lambda_ == 0.5

@@ -25,7 +25,7 @@ def test_the_demo_ends_with_its_table_and_picture(checkout):
     out = checkout / 'demo_output'
     table = (out / 'table.txt').read_text()
     assert table in done.stdout
-    assert re.match(r'x2 +PSNR-Y +PSNR-RGB +SSIM-Y +parameters +FLOPs +ms/image +training\n', table)
+    assert re.match(r'x2, 2 iterations +PSNR-Y +PSNR-RGB +SSIM-Y +parameters +FLOPs +ms/image +training\n', table)
     rows = {line.split('  ')[0]: line.split() for line in table.splitlines()[2:]}
     assert list(rows) == ['bicubic', 'student alone', 'student, FACD', 'teacher']
     assert float(rows['teacher'][1]) > float(rows['bicubic'][1])  # the shipped teacher is a teacher

@@ -88,6 +88,8 @@ def test_bad_arguments_are_refused(photographs, tmp_path):
         prepare(**{'folders': [photographs], 'scales': [2], 'out': tmp_path / 'out', 'name': 'SET', 'crop': 48,
                    'step': 24, 'min_size': 0, **changes})  # fmt: skip
 
+    with pytest.raises(UserError, match=r"--name: '../SET'; accepted: the first word of a file name"):
+        attempt(name='../SET')
     with pytest.raises(UserError, match=r'absent: no such folder'):
         attempt(folders=[tmp_path / 'absent'])
     with pytest.raises(UserError, match=r'--crop: 50; accepted: a multiple of every scale'):
