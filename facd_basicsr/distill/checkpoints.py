@@ -93,7 +93,7 @@ def basicsr_param_keys(param_key: str | None) -> list[str | None]:
 def check_pretrained(opt: dict[str, Any]) -> None:
     """Checks every checkpoint that BasicSR's ``load_network`` will be asked to load, before anything is created.
 
-    The regressors are built later, once the taps' channels are known: theirs is checked for being readable only.
+    The regressors' is checked by the model, which builds them once the taps' channels are known.
 
     Args:
         opt: from :func:`facd_basicsr.options.parse_options`, after
@@ -102,13 +102,13 @@ def check_pretrained(opt: dict[str, Any]) -> None:
     Raises:
         UserError: a checkpoint can't be read, or does not fit its network under ``strict_load``.
     """
-    for key in [key for key in opt if key.startswith('network_')]:
+    for key in [key for key in opt if key.startswith('network_') and key != 'network_r']:
         suffix = key.removeprefix('network_')
         where, path = f'path.pretrain_{key}', opt['path'].get(f'pretrain_{key}')
         if path is None:
             continue
         param_key = opt['path'].get(f'param_key_{suffix}', 'params')
         state_dict = load_state_dict(path, where, basicsr_param_keys(param_key))
-        if key != 'network_r' and opt['path'].get(f'strict_load_{suffix}', True):
+        if opt['path'].get(f'strict_load_{suffix}', True):
             with torch.device('meta'):
                 check_fit(build_network(opt[key]), state_dict, f'{where}: {path}')

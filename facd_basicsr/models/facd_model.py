@@ -100,8 +100,8 @@ class FACDModel(SRModel):
     def _load_regressors(self, net_r: nn.Module, load_path: str) -> None:
         param_key = self.opt['path'].get('param_key_r', 'params')
         strict = self.opt['path'].get('strict_load_r', True)
+        state_dict = load_state_dict(load_path, 'path.pretrain_network_r', basicsr_param_keys(param_key))
         if strict:
-            state_dict = load_state_dict(load_path, 'path.pretrain_network_r', basicsr_param_keys(param_key))
             check_fit(net_r, state_dict, f'path.pretrain_network_r: {load_path}')
         self.load_network(net_r, load_path, strict, param_key)
 

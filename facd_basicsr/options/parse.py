@@ -111,7 +111,7 @@ def root_path() -> Path:
 
 
 def load_options(path: str, overrides: Sequence[str], is_train: bool) -> dict[str, Any]:
-    """Reads, overrides and checks an option file. Nothing is created, and no data is opened.
+    """Reads, overrides and checks an option file. Nothing is created; of the data only lists and sizes are read.
 
     Raises:
         UserError: with the file's name, and the key, value and what is accepted.

@@ -17,9 +17,11 @@ import cv2
 import numpy as np
 import torch
 from basicsr.archs import build_network
+from basicsr.data.transforms import mod_crop
 from torch import nn
 from tqdm import tqdm
 
+from facd_basicsr.distill.checkpoints import load_state_dict
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import run_command
 from facd_basicsr.evaluation.complexity import flops, latency_ms, parameters
@@ -27,7 +29,7 @@ from facd_basicsr.evaluation.figure import largest_error, side_by_side
 from facd_basicsr.evaluation.quality import as_input, bicubic, score, upscale
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.options import PACKAGE_PARENT, load_yaml, parser
-from facd_basicsr.tools.prepare import bicubic_lr, mod_crop, write_lmdbs
+from facd_basicsr.tools.prepare import bicubic_lr, write_lmdbs
 from facd_basicsr.train import train
 
 SCALE = 2
@@ -115,8 +117,8 @@ def trained_student(option_file: Path) -> nn.Module:
     """The student of a finished training below ``OUT``, in eval mode."""
     opt = options(option_file)
     net = build_network(opt['network_g'])
-    checkpoint = torch.load(OUT / 'experiments' / opt['name'] / 'models' / 'net_g_latest.pth', weights_only=True)
-    net.load_state_dict(checkpoint['params'])
+    checkpoint = OUT / 'experiments' / opt['name'] / 'models' / 'net_g_latest.pth'
+    net.load_state_dict(load_state_dict(checkpoint, str(option_file), ['params']))
     return net.eval()
 
 
@@ -124,9 +126,9 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: in
     """Prints and writes the table, and draws crops of every method.
 
     Args:
-        iterations: how long the students were trained.
         nets: the networks by name, in the table's order.
         seconds: training time by name, where there was one.
+        iterations: how long the students were trained.
     """
     gts = {path.stem: cv2.imread(str(path)) for path in sorted((DATA / 'val_GT').iterdir())}
     lqs = {name: cv2.imread(str(DATA / 'val_LR' / f'{name}.png')) for name in gts}

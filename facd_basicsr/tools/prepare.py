@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from basicsr.data.transforms import mod_crop
 from basicsr.utils.lmdb_util import LmdbMaker
 from basicsr.utils.matlab_functions import imresize
 from tqdm import tqdm
@@ -28,12 +29,6 @@ def bicubic_lr(hr: np.ndarray, scale: int) -> np.ndarray:
     """
     lr = imresize(hr.astype(np.float32) / 255, 1 / scale)
     return (lr * 255).round().clip(0, 255).astype(np.uint8)
-
-
-def mod_crop(image: np.ndarray, multiple: int) -> np.ndarray:
-    """``image`` without the last rows and columns beyond a multiple of ``multiple``."""
-    h, w = (size - size % multiple for size in image.shape[:2])
-    return image[:h, :w]
 
 
 def sub_images(size: int, crop: int, step: int) -> list[tuple[int, int]]:
