@@ -11,8 +11,11 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['facd_basicsr', 'facd_basicsr.*']),
     python_requires='>=3.10',
+    entry_points={'console_scripts': ['facd = facd_basicsr.cli:main']},
     install_requires=[
         'basicsr>=1.4.2',
+        'click',  # the `facd` command: subcommands, help, completion
+        'filelock',  # one download among several processes; torch needs it too
         'lmdb',
         'opencv-python',
         'pyyaml',
@@ -21,9 +24,14 @@ setup(
         'torchvision',
         'numpy',  # images; basicsr and opencv-python need it too
         'packaging',  # compat.py: LooseVersion's successor, where distutils is gone
+        'requests',  # downloads; basicsr needs it too
+        'safetensors',  # checkpoints in that format
         'pillow',  # image sizes without decoding, and the demo's picture; torchvision needs it too
         'scikit-image',  # the demo's photographs are in its wheel; basicsr needs it too
         'tqdm',  # progress; basicsr needs it too
     ],
-    extras_require={'dev': ['hypothesis', 'pytest', 'ruff']},
+    extras_require={
+        'spandrel': ['spandrel'],  # teachers of other architectures
+        'dev': ['hypothesis', 'pytest', 'ruff', 'spandrel'],
+    },
 )

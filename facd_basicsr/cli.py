@@ -1,0 +1,52 @@
+"""``facd``: one console command. Each subcommand is one file in ``tools/``, imported when it is asked for."""
+
+import importlib
+import sys
+
+import click
+
+from facd_basicsr.errors import run_command
+
+# name: what `facd --help` says of it, without importing it
+COMMANDS: dict[str, str] = {}
+
+
+class Tools(click.Group):
+    """The subcommands: ``command`` of the module in ``tools/`` that has the subcommand's name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f'facd_basicsr.tools.{cmd_name}').command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section('Commands'):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Tools, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 120})
+@click.version_option(package_name='facd_basicsr')
+def facd() -> None:
+    """Knowledge distillation for super-resolution in BasicSR: what comes before and after training."""
+
+
+def main() -> None:
+    run_command(_run)
+
+
+def _run() -> None:
+    """As click's own main, but with :func:`run_command`'s exit codes: 2 for what a user can mend, 130 for Ctrl-C."""
+    try:
+        facd(prog_name='facd', standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        raise KeyboardInterrupt from None
+
+
+if __name__ == '__main__':
+    main()
