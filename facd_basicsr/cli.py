@@ -8,7 +8,9 @@ import click
 from facd_basicsr.errors import run_command
 
 # name: what `facd --help` says of it, without importing it
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    'prepare': 'Training pairs and benchmark sets, in the layout that the option files expect.',
+}
 
 
 class Tools(click.Group):

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,8 @@ import facd_basicsr
 # isort: split
 from basicsr.archs import build_network
 
-from facd_basicsr.tools.prepare import bicubic_lr, write_lmdbs
+from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
+from facd_basicsr.data.lmdb_pairs import write_lmdbs
 
 REPOSITORY = Path(facd_basicsr.__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / 'shared' / 'data'
@@ -38,7 +40,8 @@ def picture(seed: int, height: int, width: int) -> np.ndarray:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``HR.lmdb`` and ``LR.lmdb`` (x2) of six 48x48 pictures, and ``GT`` and ``LQ`` folders of two."""
     root = tmp_path_factory.mktemp('data')
-    write_lmdbs(((f'{i:04d}', picture(i, 48, 48)) for i in range(6)), root / 'HR.lmdb', {2: root / 'LR.lmdb'}, 480, 240)
+    sources = {f'{i:04d}': partial(with_bicubic_lr, picture(i, 48, 48), multiple=2) for i in range(6)}
+    write_lmdbs(sources, {1: root / 'HR.lmdb', 2: root / 'LR.lmdb'}, 480, 240)
     for folder in ('GT', 'LQ'):
         (root / folder).mkdir()
     for i in range(2):

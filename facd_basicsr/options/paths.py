@@ -6,12 +6,12 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from facd_basicsr.data.images import IMAGE_SUFFIXES
 from facd_basicsr.errors import UserError
 
 DATA_PAGE = 'datasets/README.md says how to prepare it'
 TEACHER_PAGE = 'docs/teachers.md says where teachers come from'
 CHECKPOINT_PAGE = 'train it first (the option files under options/train/ name their command)'
-IMAGE_SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'}
 TRAIN_PAIRS_OPENED = 100  # opening every file of a large training folder would take minutes on a network disk
 
 
@@ -125,7 +125,7 @@ def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, sc
         if training and min(size) < dataset_opt.get('gt_size', 0):
             raise UserError(
                 f'{where}.gt_size: {dataset_opt["gt_size"]}, but {key} in {dataset_opt["dataroot_gt"]} is {size} '
-                '(height, width); accepted: the smallest image or less (tools.prepare --min-size leaves out smaller)'
+                '(height, width); accepted: the smallest image or less (facd prepare folder --min-size leaves out smaller)'
             )
 
 

@@ -8,6 +8,7 @@ the same data order, alone and taught by FACD, and prints what came of it, whate
 """
 
 import argparse
+import functools
 import shutil
 import time
 from importlib.resources import files
@@ -21,6 +22,8 @@ from basicsr.data.transforms import mod_crop
 from torch import nn
 from tqdm import tqdm
 
+from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
+from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.distill.checkpoints import load_state_dict
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import run_command
@@ -29,7 +32,6 @@ from facd_basicsr.evaluation.figure import largest_error, side_by_side
 from facd_basicsr.evaluation.quality import as_input, bicubic, score, upscale
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.options import PACKAGE_PARENT, load_yaml, parser
-from facd_basicsr.tools.prepare import bicubic_lr, write_lmdbs
 from facd_basicsr.train import train
 
 SCALE = 2
@@ -62,6 +64,10 @@ def photograph(name: str) -> np.ndarray:
     return mod_crop(cv2.imread(str(files('skimage') / 'data' / name), cv2.IMREAD_COLOR), SCALE)
 
 
+def pair(name: str, scales: list[int]) -> dict[int, np.ndarray]:
+    return with_bicubic_lr(photograph(name), scales, SCALE)
+
+
 def make_data() -> None:
     """Training LMDBs and validation folders under ``DATA``, unless they are there."""
     if DATA.is_dir():
@@ -69,9 +75,8 @@ def make_data() -> None:
     partial = DATA.with_name('.partial_data')
     shutil.rmtree(partial, ignore_errors=True)
     write_lmdbs(
-        ((Path(name).stem, photograph(name)) for name in TRAIN_PHOTOGRAPHS),
-        partial / 'train_HR_sub.lmdb',
-        {SCALE: partial / f'train_LR_bicubic_X{SCALE}_sub.lmdb'},
+        {Path(name).stem: functools.partial(pair, name) for name in TRAIN_PHOTOGRAPHS},
+        {1: partial / 'train_HR_sub.lmdb', SCALE: partial / f'train_LR_bicubic_X{SCALE}_sub.lmdb'},
         SUB_IMAGE,
         SUB_IMAGE,
     )

@@ -1,0 +1,87 @@
+"""Benchmark sets in the layout that the test options read: GTmod12 and LRbicx2, LRbicx3, LRbicx4."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from facd_basicsr.data.bicubic import with_bicubic_lr
+from facd_basicsr.data.images import IMAGE_SUFFIXES, image_size, images_in, read_bgr, write_png
+from facd_basicsr.data.record import are_finished, files_of, open_partial
+from facd_basicsr.data.workers import results_of
+from facd_basicsr.errors import UserError
+
+MULTIPLE = 12  # of 2, 3 and 4, so that every scale is tested on the same ground truth
+HR_FOLDERS = ('hr', 'gt', 'original')
+
+
+def prepare_benchmarks(root: Path, out: Path, scales: Sequence[int], workers: int) -> None:
+    """Writes ``out/SET/GTmod12/*.png`` and ``out/SET/LRbicx{scale}/*.png`` of every set in ``root``, or of ``root``.
+
+    Raises:
+        UserError: no set is found, an image can't be read or is smaller than 12 pixels, or a set of other making is
+            there.
+    """
+    for name, images in _sets(root).items():
+        record = {'scales': list(scales), 'images': files_of(images)}
+        already = are_finished([out / name], record)
+        if not already:
+            _write_set(images, out / name, scales, record, workers)
+        print(f'{len(images)} images{" already there" * already}: {out / name}', flush=True)
+
+
+def _sets(root: Path) -> dict[str, list[Path]]:
+    """The HR images of every set, all of them looked at before the first is written."""
+    if not root.is_dir():
+        raise UserError(f'{root}: no such folder')
+    sets = {root.resolve().name: _hr_images(root)}
+    if not any(sets.values()):
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != '.')
+        sets = {folder.name: _hr_images(folder) for folder in folders}
+    for name in [name for name, images in sets.items() if not images] or [] if sets else ['any set']:
+        raise UserError(
+            f'{root}: no images of {name}; accepted: a folder for each set, with HR images in it or in its folder '
+            f'{", ".join(HR_FOLDERS)}'
+        )
+    for images in sets.values():
+        stems: dict[str, Path] = {}
+        for path in images:
+            if path.stem in stems:
+                raise UserError(f'{path} and {stems[path.stem]} would both be {path.stem}.png; accepted: one of them')
+            stems[path.stem] = path
+            height, width = image_size(path)
+            if min(height, width) < MULTIPLE:
+                raise UserError(f'{path}: {width}x{height} pixels; accepted: at least {MULTIPLE} both ways')
+    return sets
+
+
+def _hr_images(folder: Path) -> list[Path]:
+    """The images in a set's folder, or in the only one of its folders that has HR's name; none: it is no set."""
+    candidates = [path for path in folder.iterdir() if path.is_dir() and path.name.lower() in HR_FOLDERS]
+    if any(path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() for path in folder.iterdir()):
+        candidates.append(folder)
+    if len(candidates) > 1:
+        raise UserError(f'{folder}: HR images may be in {", ".join(map(str, sorted(candidates)))}; accepted: one place')
+    return images_in(candidates[0]) if candidates else []
+
+
+def _write_set(images: Sequence[Path], path: Path, scales: Sequence[int], record: dict, workers: int) -> None:
+    """Writes a set under a temporary name until it is whole, and continues one that was interrupted."""
+    unfinished = open_partial(path, record)
+    folders = {1: 'GTmod12', **{scale: f'LRbicx{scale}' for scale in scales}}
+    calls = {}
+    for image in images:
+        targets = {scale: unfinished / folder / f'{image.stem}.png' for scale, folder in folders.items()}
+        if not all(target.is_file() for target in targets.values()):
+            calls[image.name] = partial(_write_image, image, targets)
+    with results_of(calls, workers) as results:
+        for _ in tqdm(results, desc=path.name, total=len(images), initial=len(images) - len(calls), unit='image'):
+            pass
+    unfinished.rename(path)
+
+
+def _write_image(image: Path, targets: dict[int, Path]) -> None:
+    for scale, version in with_bicubic_lr(read_bgr(image), list(targets), MULTIPLE).items():
+        targets[scale].parent.mkdir(exist_ok=True)
+        write_png(targets[scale], version)

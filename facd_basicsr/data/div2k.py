@@ -1,0 +1,82 @@
+"""DIV2K's training pairs, from its download to LMDBs."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from facd_basicsr.data.archive import unpack
+from facd_basicsr.data.download import download
+from facd_basicsr.data.images import images_in, read_bgr
+from facd_basicsr.data.lmdb_pairs import write_lmdbs
+from facd_basicsr.data.record import are_finished
+from facd_basicsr.errors import UserError
+
+OFFICIAL_URL = 'http://data.vision.ee.ethz.ch/cvl/DIV2K/'
+HR = 'DIV2K_train_HR'
+LR = 'DIV2K_train_LR_bicubic'
+SHA256 = {  # as TensorFlow Datasets lists them
+    f'{HR}.zip': '9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335',
+    f'{LR}_X2.zip': 'a53a424317575838dadce4bcd97cf7b744d6855f43740ed5f0245af3cf4bd850',
+    f'{LR}_X3.zip': 'ad5c8e5507e2765823d3c2c5bd0934842efcd487c5370604c224090898b3163a',
+    f'{LR}_X4.zip': 'f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a',
+}
+CROP, STEP = 480, 240  # BasicSR's
+
+
+def prepare_div2k(scales: Sequence[int], out: Path, url: str, workers: int) -> None:
+    """Writes ``DIV2K_train_HR_sub.lmdb`` and ``DIV2K_train_LR_bicubic_X{scale}_sub.lmdb`` into ``out``.
+
+    The LR images are DIV2K's own, which published results were trained on.
+
+    Args:
+        scales: of 2, 3, 4.
+        out: also takes the archives and the unpacked images, which are not needed afterwards.
+        url: where the archives are; or a folder that holds them.
+        workers: processes that encode.
+
+    Raises:
+        UserError: a download or an archive fails, an LR image is not HR / scale large, or an output of other making
+            is there.
+    """
+    paths = {1: out / f'{HR}_sub.lmdb', **{scale: out / f'{LR}_X{scale}_sub.lmdb' for scale in scales}}
+    made_of = {'images': HR}
+    if are_finished(paths.values(), {'crop': CROP, 'step': STEP, **made_of}):
+        print(f'already there: {", ".join(map(str, paths.values()))}')
+        return
+    for name in (f'{HR}.zip', *(f'{LR}_X{scale}.zip' for scale in scales)):
+        unpack(_archive(name, out, url), out)
+    folders = {scale: out / LR / f'X{scale}' for scale in scales}
+    sources = {hr.stem: partial(_read_pair, hr, folders) for hr in images_in(out / HR)}
+    count = write_lmdbs(sources, paths, CROP, STEP, made_of, workers)
+    print(f'{count} pairs: {", ".join(map(str, paths.values()))}')
+
+
+def _archive(name: str, out: Path, url: str) -> Path:
+    """An archive of DIV2K's, downloaded unless it is there."""
+    if '://' not in url:
+        archive = Path(url) / name
+        if not archive.is_file():
+            raise UserError(f'--url: {url} has no {name}; accepted: a folder that holds it, or an http(s) address')
+        return archive
+    out.mkdir(parents=True, exist_ok=True)
+    # a mirror may have packed the images anew
+    digest = SHA256[name] if url == OFFICIAL_URL else None
+    download(f'{url.rstrip("/")}/{name}', out / name, '--url', digest)
+    return out / name
+
+
+def _read_pair(hr_path: Path, lr_folders: dict[int, Path], scales: list[int]) -> dict[int, np.ndarray]:
+    """HR and its LR images, 0001.png and X2/0001x2.png. HR's size must be exactly ``scale`` times each LR's."""
+    hr = read_bgr(hr_path)
+    versions = {}
+    for scale in scales:
+        path = hr_path if scale == 1 else lr_folders[scale] / f'{hr_path.stem}x{scale}.png'
+        versions[scale] = hr if scale == 1 else read_bgr(path)
+        height, width = versions[scale].shape[:2]
+        if (height * scale, width * scale) != hr.shape[:2]:
+            raise UserError(
+                f'{path}: {width}x{height} pixels for an HR image of {hr.shape[1]}x{hr.shape[0]}; accepted: HR / {scale}'
+            )
+    return versions

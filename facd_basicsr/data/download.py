@@ -1,0 +1,193 @@
+"""Downloads that resume, of which only whole and verified files appear under their names."""
+
+import hashlib
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import requests
+import torch
+from filelock import FileLock
+from tqdm import tqdm
+
+from facd_basicsr.errors import UserError
+
+ATTEMPTS = 5  # in a row that bring nothing
+TIMEOUT = 30.0  # seconds without a byte
+CHUNK = 2**16  # bytes, as many as a broken connection may lose
+KEPT = 'what arrived is kept, and the same command continues'
+
+
+def download(
+    url: str, path: Path, where: str, sha256: str | None = None, pause: Callable[[float], object] = time.sleep
+) -> None:
+    """Downloads ``url`` to ``path`` unless it is there, resuming what an earlier call left.
+
+    Several processes may ask for the same ``path``: one downloads, the others wait for it.
+
+    Args:
+        where: the option or argument that the address comes from, named in messages.
+        sha256: the digest of the file in hexadecimal, or its first 8 digits or more; also checked if the file is
+            there already.
+        pause: waits that many seconds before connecting again, after an attempt that brought nothing.
+
+    Raises:
+        UserError: the address is no http or https one, the server refuses or stays away, the digest is another one, or
+            the disk is full.
+    """
+    if urlsplit(url).scheme not in ('http', 'https'):
+        raise UserError(f'{where}: {url}; accepted: an address that begins with http:// or https://')
+    if sha256 is not None and not re.fullmatch(r'[0-9a-fA-F]{8,64}', sha256):
+        raise UserError(f'{where}: sha256 {sha256!r}; accepted: 8 to 64 hexadecimal digits')
+    lock = path.with_name(f'.{path.name}.lock')
+    part = path.with_name(f'.{path.name}.part')
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(lock):
+                if not path.exists():
+                    _fetch(url, part, where, pause)
+                    _verify(part, path, where, sha256)
+                    part.replace(path)
+                    _forget(part)
+                    lock.unlink(missing_ok=True)
+                    return
+        _verify(path, path, where, sha256)
+    except OSError as error:
+        raise UserError(f'{where}: {error.filename or path}: {error.strerror or error}; {KEPT}') from error
+
+
+def cached(url: str, where: str, sha256: str | None) -> Path:
+    """The file that ``url`` names, downloaded into torch.hub's folder (``TORCH_HOME``) when it is asked for first.
+
+    Args:
+        where: as in :func:`download`.
+        sha256: as in :func:`download`; None: the digits that the file name carries by torch.hub's convention, such as
+            ``EDSR_Lx4-76ee1c8f.pth``, if it does.
+
+    Raises:
+        UserError: as :func:`download`, or the address names no file.
+    """
+    name = Path(unquote(urlsplit(url).path)).name
+    if not name or urlsplit(url).path.endswith('/'):
+        raise UserError(f'{where}: {url} names no file; accepted: an address that ends in a file name')
+    if sha256 is None and (carried := re.search(r'-([0-9a-f]{8,64})\.[^.]+$', name)):
+        sha256 = carried[1]
+    folder = hashlib.sha256(url.encode()).hexdigest()[:8]  # files of several sites may have the same name
+    path = Path(torch.hub.get_dir()) / 'checkpoints' / 'facd_basicsr' / folder / name
+    download(url, path, where, sha256)
+    return path
+
+
+def _fetch(url: str, part: Path, where: str, pause: Callable[[float], object]) -> None:
+    """Brings ``part`` to its full length, however often the connection breaks, as long as each attempt brings some."""
+    most = _size(part)
+    in_vain = 0
+    while True:
+        try:
+            if _attempt(url, part, where):
+                return
+            reason = 'the connection was closed early'
+        except requests.exceptions.InvalidURL as error:
+            raise UserError(f'{where}: {url}: {error}') from error
+        except requests.RequestException as error:
+            reason = ' '.join(str(error).split())
+        in_vain = 0 if _size(part) > most else in_vain + 1
+        most = max(most, _size(part))
+        if in_vain == ATTEMPTS:
+            raise UserError(f'{where}: {url}: {reason}; gave up after {ATTEMPTS} attempts, {KEPT}')
+        if in_vain:
+            pause(2.0**in_vain / 2)
+
+
+def _attempt(url: str, part: Path, where: str) -> bool:
+    """One request for what ``part`` lacks, or for all of it if the file may have changed. Returns whether it is whole.
+
+    Raises:
+        requests.RequestException: the connection broke.
+        UserError: the server answered with an error.
+    """
+    validator = _read_validator(part)
+    start = _size(part) if validator else 0
+    headers = {'Accept-Encoding': 'identity'}  # else lengths would be of what is compressed
+    if start:
+        headers |= {'Range': f'bytes={start}-', 'If-Range': validator}
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if start and response.status_code == 416:  # nothing lies behind what is here, or the file has changed
+            total = re.fullmatch(r'bytes \*/(\d+)', response.headers.get('Content-Range', ''))
+            if total and int(total[1]) == start:
+                return True
+            _forget(part)
+            return False
+        if response.status_code not in (200, 206):
+            raise UserError(f'{where}: {url}: the server answers {response.status_code} {response.reason}'.rstrip())
+        resumed = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', response.headers.get('Content-Range', ''))
+        if response.status_code == 206 and not (resumed and int(resumed[1]) == start):
+            _forget(part)
+            return False
+        if response.status_code == 200 or start == 0:
+            start = 0
+            _forget(part)
+            _write_validator(part, response)
+        if resumed:
+            total = int(resumed[2])
+        else:
+            total = int(response.headers['Content-Length']) if 'Content-Length' in response.headers else None
+        with (
+            part.open('ab') as file,
+            tqdm(total=total, initial=start, desc=part.name[1:-5], unit='B', unit_scale=True, file=sys.stderr) as bar,
+        ):
+            for chunk in response.iter_content(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+            file.flush()
+            os.fsync(file.fileno())
+    return total is None or _size(part) == total
+
+
+def _verify(file: Path, path: Path, where: str, sha256: str | None) -> None:
+    """Checks the digest of ``path``, or of its ``.part``, which is deleted if it is another one."""
+    if sha256 is None:
+        return
+    digest = hashlib.sha256()
+    with file.open('rb') as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    if not digest.hexdigest().startswith(sha256.lower()):
+        advice = 'delete it to download it again'
+        if file != path:
+            _forget(file)
+            advice = 'what the server sent was deleted'
+        raise UserError(f'{where}: {path} has sha256 {digest.hexdigest()}; accepted: {sha256.lower()}; {advice}')
+
+
+def _validator_of(part: Path) -> Path:
+    """The file that remembers which version of the remote file ``part`` is of."""
+    return part.with_name(f'{part.name}.version')
+
+
+def _read_validator(part: Path) -> str:
+    try:
+        return _validator_of(part).read_text(encoding='latin-1')
+    except FileNotFoundError:
+        return ''
+
+
+def _write_validator(part: Path, response: requests.Response) -> None:
+    etag = response.headers.get('ETag', '')
+    # a weak ETag promises the same meaning, not the same bytes
+    validator = etag if etag and not etag.startswith('W/') else response.headers.get('Last-Modified', '')
+    _validator_of(part).write_text(validator, encoding='latin-1')
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _validator_of(part).unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0

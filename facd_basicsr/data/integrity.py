@@ -1,0 +1,111 @@
+"""Whether images and LMDBs are whole: every byte is looked at, which the checks at the start of training do not do."""
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import lmdb
+from PIL import Image
+from tqdm import tqdm
+
+from facd_basicsr.data.images import DAMAGED, damage_named
+from facd_basicsr.data.lmdb_pairs import png_shape
+from facd_basicsr.errors import UserError
+
+THREADS = os.cpu_count()  # Pillow and zlib work outside the interpreter's lock
+
+
+def check_files(paths: Sequence[Path], where: str) -> int:
+    """Reads image files whole: PNG by the checksum of every chunk, others by decoding them.
+
+    Args:
+        where: the option key that names their folder.
+
+    Returns:
+        Their number.
+
+    Raises:
+        UserError: naming the first that is missing, empty, damaged or no image.
+    """
+
+    def check(path: Path) -> None:
+        try:
+            with damage_named(path), Image.open(path) as image:
+                _read_whole(image)
+        except UserError as error:
+            raise UserError(f'{where}: {error}') from error
+
+    return _in_threads(check, paths, where)
+
+
+def check_lmdb(path: Path, where: str) -> int:
+    """Reads an LMDB whole: the keys are those of meta_info.txt, and each is an undamaged PNG of the size it names.
+
+    Args:
+        where: the option key that names the LMDB.
+
+    Returns:
+        The number of its images.
+
+    Raises:
+        UserError: naming the LMDB and the first key that is missing, left over, damaged or of another size.
+    """
+    try:
+        lines = (path / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
+        with lmdb.open(str(path), readonly=True, lock=False, readahead=False, max_readers=4096) as env:
+            return _check_lmdb(env, path, where, lines)
+    except (OSError, UnicodeDecodeError, lmdb.Error) as error:
+        raise UserError(f'{where}: {path}: {error}; datasets/README.md says how to make it again') from error
+
+
+def _check_lmdb(env: lmdb.Environment, path: Path, where: str, lines: Sequence[str]) -> int:
+    matches = [re.fullmatch(r'(.+)\.png \((\d+),(\d+),(\d+)\) \d+', line) for line in lines]
+    for line in [line for line, match in zip(lines, matches) if match is None]:
+        raise UserError(f"{where}: {path}/meta_info.txt: {line!r} is not in BasicSR's format")
+    shapes = {match[1]: tuple(map(int, match.groups()[1:])) for match in matches}
+
+    def check(key: str) -> None:
+        with env.begin() as txn:
+            png = txn.get(key.encode('utf-8'))
+        if png is None:
+            raise UserError(f'{where}: {path} lacks {key}, which its meta_info.txt lists')
+        try:
+            shape = png_shape(png)
+            with Image.open(io.BytesIO(png)) as image:
+                _read_whole(image)
+        except DAMAGED as error:
+            raise UserError(f'{where}: {path}: {key} is damaged ({" ".join(str(error).split())})') from error
+        if shape != shapes[key]:
+            raise UserError(f'{where}: {path}: {key} is {shape}, but its meta_info.txt says {shapes[key]}')
+
+    count = _in_threads(check, list(shapes), where)
+    if count != env.stat()['entries']:
+        with env.begin() as txn:
+            extra = next(key for key in txn.cursor().iternext(values=False) if key.decode('utf-8') not in shapes)
+        raise UserError(f'{where}: {path} holds {extra.decode("utf-8")}, which its meta_info.txt does not list')
+    return count
+
+
+def _read_whole(image: Image.Image) -> None:
+    if image.format == 'PNG':
+        image.verify()
+    else:
+        image.load()
+
+
+def _in_threads(check: Callable, items: Sequence, where: str) -> int:
+    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(items), desc=where, unit='image') as bar:
+        for batch in _batches(items, 64 * THREADS):  # map submits all that it is given at once
+            for _ in pool.map(check, batch):
+                bar.update()
+    return len(items)
+
+
+def _batches(items: Iterable, size: int) -> Iterable[list]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,159 @@
+"""Aligned sub-images of HR images and their LR in LMDBs, as BasicSR's PairedImageDataset reads them.
+
+BasicSR's LmdbMaker cannot continue what was interrupted, hence the ``lmdb`` module itself here: one transaction per
+source image and LMDB, so an image is in an LMDB with all its sub-images or not at all.
+"""
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lmdb
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from facd_basicsr.data.record import are_finished, open_partial, partial_of
+from facd_basicsr.data.sub_images import boxes
+from facd_basicsr.data.workers import results_of
+from facd_basicsr.errors import UserError
+
+# Reads one source image: the scales that are asked for -> {scale: BGR uint8 (H / scale, W / scale, 3)}, 1 for HR. It
+# is called in other processes, so it must be picklable.
+Source = Callable[[list[int]], dict[int, np.ndarray]]
+
+HEADER = 26  # bytes of a PNG up to its colour type
+COMPRESSION = 1  # of PNG, BasicSR's default: larger files that decode faster
+MAP_SIZE = 2**30  # bytes an LMDB may hold to begin with; it is doubled when that is not enough
+
+
+def write_lmdbs(
+    sources: Mapping[str, Source],
+    paths: Mapping[int, Path],
+    crop: int,
+    step: int,
+    made_of: Mapping[str, Any] | None = None,
+    workers: int = 1,
+) -> int:
+    """Writes the sub-images of every source, each LMDB under a temporary name until it is whole.
+
+    What an earlier, interrupted call wrote is continued if it had the same ``crop``, ``step`` and ``made_of``; an LMDB
+    that is there already and had the same is kept.
+
+    Args:
+        sources: by key; sub-images get the keys ``{key}_s001``, ``{key}_s002``, ...
+        paths: the LMDB of each scale, ``*.lmdb``, 1 for HR.
+        crop: height and width of an HR sub-image, a multiple of every scale; smaller images are kept whole.
+        step: distance between HR sub-images, a multiple of every scale.
+        made_of: whatever else the content depends on, as JSON has it.
+        workers: processes that read and encode; 1: this one alone. The bytes do not depend on it.
+
+    Returns:
+        The number of pairs.
+
+    Raises:
+        UserError: a source can't be read, an LMDB of other making is there, or another process is writing it.
+    """
+    if not sources:
+        raise UserError('no image is left to write; accepted: at least one (see --min-size)')
+    record = {'crop': crop, 'step': step, **(made_of or {})}
+    if not are_finished(paths.values(), record):
+        for path in paths.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(paths[min(paths)]):
+            missing = [scale for scale in sorted(paths, reverse=True) if not are_finished([paths[scale]], record)]
+            folders = {scale: open_partial(paths[scale], record) for scale in missing}
+            _fill(sources, folders, crop, step, workers)
+            for scale in missing:  # HR is the last
+                folders[scale].rename(paths[scale])
+    return len((paths[min(paths)] / 'meta_info.txt').read_text(encoding='utf-8').splitlines())
+
+
+def png_shape(png: bytes) -> tuple[int, int, int]:
+    """(height, width, channels) by a PNG's header.
+
+    Raises:
+        ValueError: these bytes are no PNG of 1 to 4 channels.
+    """
+    if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < HEADER:
+        raise ValueError('no PNG')
+    width, height, _, colour = struct.unpack('>IIBB', png[16:26])
+    return height, width, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[colour]
+
+
+def _fill(sources: Mapping[str, Source], folders: Mapping[int, Path], crop: int, step: int, workers: int) -> None:
+    """Adds what is missing to unfinished LMDBs, then their meta_info.txt."""
+    with ExitStack() as stack:
+        envs = {scale: lmdb.open(str(folder), map_size=MAP_SIZE) for scale, folder in folders.items()}
+        for env in envs.values():
+            stack.callback(env.close)
+        todo = {key: source for key, source in sources.items() if not all(_holds(env, key) for env in envs.values())}
+        calls = {key: partial(_encode, source, list(envs), crop, step) for key, source in todo.items()}
+        results = stack.enter_context(results_of(calls, workers))
+        for key, parts in tqdm(
+            results, total=len(sources), initial=len(sources) - len(todo), unit='image', disable=len(sources) < 2
+        ):
+            for scale, env in envs.items():
+                _put(env, key, parts[scale])
+        counts = {scale: _write_meta_info(env, folders[scale]) for scale, env in envs.items()}
+        if len(set(counts.values())) != 1:
+            raise UserError(f'{folders}: {counts} sub-images; delete them and begin anew')
+
+
+def _encode(source: Source, scales: list[int], crop: int, step: int) -> dict[int, list[bytes]]:
+    """The PNGs of a source's sub-images by scale."""
+    versions = source(scales)
+    scale, image = next(iter(versions.items()))
+    height, width = (length * scale for length in image.shape[:2])
+    parts: dict[int, list[bytes]] = {}
+    for scale, image in versions.items():
+        parts[scale] = []
+        for box in boxes(height, width, crop, step):
+            top, bottom, left, right = (edge // scale for edge in box)
+            part = np.ascontiguousarray(image[top:bottom, left:right])
+            parts[scale].append(cv2.imencode('.png', part, [cv2.IMWRITE_PNG_COMPRESSION, COMPRESSION])[1].tobytes())
+    return parts
+
+
+def _holds(env: lmdb.Environment, key: str) -> bool:
+    with env.begin() as txn:
+        return txn.get(f'{key}_s001'.encode('ascii')) is not None
+
+
+def _put(env: lmdb.Environment, key: str, parts: list[bytes]) -> None:
+    while True:
+        try:
+            with env.begin(write=True) as txn:
+                for index, png in enumerate(parts, start=1):
+                    txn.put(f'{key}_s{index:03d}'.encode('ascii'), png)
+            return
+        except lmdb.MapFullError:
+            env.set_mapsize(2 * env.info()['map_size'])
+
+
+def _write_meta_info(env: lmdb.Environment, folder: Path) -> int:
+    """Writes BasicSR's list of an LMDB's images, ``0001_s001.png (480,480,3) 1``. Returns their number."""
+    with env.begin(buffers=True) as txn:  # without buffers each PNG would be read whole
+        shapes = {bytes(key).decode('ascii'): png_shape(bytes(png[:HEADER])) for key, png in txn.cursor()}
+    lines = [f'{key}.png ({h},{w},{c}) {COMPRESSION}\n' for key, (h, w, c) in shapes.items()]
+    (folder / 'meta_info.txt').write_text(''.join(lines), encoding='utf-8')
+    env.sync(True)
+    return len(lines)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keeps a second process from building the same output."""
+    lock = partial_of(path).with_suffix('.lock')
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout as error:
+        raise UserError(f'{path}: another process is writing it') from error

@@ -1,0 +1,78 @@
+"""Images are read and encoded by several processes."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import cv2
+import torch
+
+from facd_basicsr.errors import UserError
+
+Result = TypeVar('Result')
+
+
+@contextmanager
+def results_of(calls: Mapping[str, Callable[[], Result]], workers: int) -> Iterator[Iterator[tuple[str, Result]]]:
+    """(key, result) of every call in their order, a few of them made ahead by ``workers`` processes.
+
+    Args:
+        calls: without arguments and, if ``workers`` is more than 1, picklable.
+        workers: 1: this process alone.
+
+    Raises:
+        UserError: a worker was killed.
+    """
+    if workers == 1 or len(calls) < 2:
+        yield ((key, _on_one_thread(call)) for key, call in calls.items())
+        return
+    # spawn: forking a process that has used torch's or OpenCV's threads can hang
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), initializer=_start_worker)
+
+    def results() -> Iterator[tuple[str, Result]]:
+        ahead: deque = deque()
+        for key, call in calls.items():
+            ahead.append((key, pool.submit(_on_one_thread, call)))
+            if len(ahead) > 2 * workers:  # all at once would fill the memory
+                first, future = ahead.popleft()
+                yield first, future.result()
+        for key, future in ahead:
+            yield key, future.result()
+
+    try:
+        yield results()
+    except BrokenExecutor as error:
+        raise UserError(
+            '--workers: a worker process was killed, by lack of memory perhaps; the same command with fewer continues'
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _on_one_thread(call: Callable[[], Result]) -> Result:
+    """With one thread of torch's: another number rounds differently, and images are many."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return call()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the main process's business, and no worker outlives it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    main = multiprocessing.parent_process()
+
+    def follow() -> None:
+        main.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
