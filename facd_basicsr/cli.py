@@ -10,6 +10,7 @@ from facd_basicsr.errors import run_command
 # name: what `facd --help` says of it, without importing it
 COMMANDS: dict[str, str] = {
     'prepare': 'Training pairs and benchmark sets, in the layout that the option files expect.',
+    'convert': 'Rewrite an EDSR or RCAN checkpoint in another key layout.',
 }
 
 

@@ -29,6 +29,7 @@ from basicsr.utils import AvgTimer, MessageLogger, get_time_str, make_exp_dirs, 
 from basicsr.utils.options import dict2str
 
 from facd_basicsr.distill.checkpoints import check_pretrained
+from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.logs import DeferredLog, versions
 from facd_basicsr.engine.resume import load_resume_state
 from facd_basicsr.errors import UserError, data_complaints, run_command
@@ -71,6 +72,10 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
             'accepted: no more than these (dataset_enlarge_ratio repeats the images)'
         )
     model = build_model(opt)
+    if 'expect' in opt.get('teacher', {}):
+        expect = opt['teacher']['expect']
+        val_loader = dict(zip([name for name in opt['datasets'] if name != 'train'], val_loaders))[expect['dataset']]
+        log.info(check_teacher(model.teacher, expect, val_loader, opt['scale'], model.device))
     start_epoch = start_iter = 0
     if resume_state is not None:
         model.resume_training(resume_state)

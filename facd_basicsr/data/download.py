@@ -39,7 +39,7 @@ def download(
         UserError: the address is no http or https one, the server refuses or stays away, the digest is another one, or
             the disk is full.
     """
-    if urlsplit(url).scheme not in ('http', 'https'):
+    if not is_url(url):
         raise UserError(f'{where}: {url}; accepted: an address that begins with http:// or https://')
     if sha256 is not None and not re.fullmatch(r'[0-9a-fA-F]{8,64}', sha256):
         raise UserError(f'{where}: sha256 {sha256!r}; accepted: 8 to 64 hexadecimal digits')
@@ -59,6 +59,20 @@ def download(
         _verify(path, path, where, sha256)
     except OSError as error:
         raise UserError(f'{where}: {error.filename or path}: {error.strerror or error}; {KEPT}') from error
+
+
+def is_url(text: str) -> bool:
+    """Whether it is an address, not a path."""
+    return urlsplit(text).scheme in ('http', 'https')
+
+
+def sha256_of(path: Path) -> str:
+    """A file's digest in lower-case hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open('rb') as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def cached(url: str, where: str, sha256: str | None) -> Path:
@@ -153,16 +167,13 @@ def _verify(file: Path, path: Path, where: str, sha256: str | None) -> None:
     """Checks the digest of ``path``, or of its ``.part``, which is deleted if it is another one."""
     if sha256 is None:
         return
-    digest = hashlib.sha256()
-    with file.open('rb') as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    if not digest.hexdigest().startswith(sha256.lower()):
+    digest = sha256_of(file)
+    if not digest.startswith(sha256.lower()):
         advice = 'delete it to download it again'
         if file != path:
             _forget(file)
             advice = 'what the server sent was deleted'
-        raise UserError(f'{where}: {path} has sha256 {digest.hexdigest()}; accepted: {sha256.lower()}; {advice}')
+        raise UserError(f'{where}: {path} has sha256 {digest}; accepted: {sha256.lower()}; {advice}')
 
 
 def _validator_of(part: Path) -> Path:

@@ -7,16 +7,24 @@ from typing import Any
 
 import torch
 from basicsr.archs import build_network
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from facd_basicsr.errors import UserError
+
+# Where trainers put a network's weights; the average first, as it scores higher. None is the whole file.
+# BasicSR and traiNNer: params, params_ema; neosr before 2024: params-ema; Lightning and others: the rest.
+WRAPPERS = ('params_ema', 'params-ema', 'params', 'model_state_dict', 'state_dict', 'model', 'net', None)
+# What DDP, torch.compile, old GAN trainers and Lightning put before every key.
+PREFIXES = ('module.', '_orig_mod.', 'netG.', 'net_g.', 'model.')
 
 
 def load_state_dict(path: str | Path, where: str, param_keys: Sequence[str | None]) -> dict[str, Tensor]:
     """Reads a checkpoint in BasicSR's layout, without running code that it may carry.
 
     Args:
-        path: the ``.pth`` file.
+        path: the ``.pth`` or ``.safetensors`` file.
         where: the option that names it, for messages.
         param_keys: entries to look for, in this order; None is the whole file, a bare state dict.
 
@@ -26,16 +34,7 @@ def load_state_dict(path: str | Path, where: str, param_keys: Sequence[str | Non
     Raises:
         UserError: the file can't be read or holds something else.
     """
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it unsafely
-            reason = 'it holds more than tensors, or is no checkpoint'
-        raise UserError(
-            f"{where}: {path} can't be read as a checkpoint of tensors ({reason}); accepted: a .pth of tensors as "
-            'torch.save writes it'
-        ) from error
+    content = _read(path, where)
     entries = content if isinstance(content, dict) else {}
     for param_key in param_keys:
         candidate = entries if param_key is None else entries.get(param_key)
@@ -44,6 +43,35 @@ def load_state_dict(path: str | Path, where: str, param_keys: Sequence[str | Non
     found = f'keys {list(entries)[:4]}' if entries else type(content).__name__
     accepted = ', '.join('a bare state dict' if key is None else key for key in dict.fromkeys(param_keys))
     raise UserError(f'{where}: {path} holds {found}; accepted: {accepted}')
+
+
+def load_any_state_dict(path: str | Path, where: str) -> dict[str, Tensor]:
+    """Reads a checkpoint as any trainer wraps it (``WRAPPERS``, ``PREFIXES``), without running code it may carry.
+
+    Raises:
+        UserError: the file can't be read or holds something else.
+    """
+    state_dict = load_state_dict(path, where, WRAPPERS)
+    state_dict.pop('n_averaged', None)  # torch's AveragedModel counts its updates in the state dict
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state_dict):
+            state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+    return state_dict
+
+
+def _read(path: str | Path, where: str) -> Any:
+    try:
+        if Path(path).suffix == '.safetensors':
+            return load_file(path)
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's words advise to load it unsafely
+        reason, cause = 'it holds more than tensors, or is no checkpoint', error
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, SafetensorError) as error:
+        reason, cause = str(error).splitlines()[0] if str(error) else type(error).__name__, error
+    raise UserError(
+        f"{where}: {path} can't be read as a checkpoint of tensors ({reason}); accepted: a .pth of tensors as "
+        'torch.save writes it, or a .safetensors'
+    ) from cause
 
 
 def _is_state_dict(content: Any) -> bool:

@@ -1,6 +1,7 @@
 """Features by module path, without touching the network's code."""
 
 import difflib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from facd_basicsr.errors import UserError
 
 INPUT = ':input'
+TOKENS = ':tokens'
 
 
 class Taps:
@@ -17,10 +19,13 @@ class Taps:
 
     A path such as ``body.4`` means that module's output; ``upsample:input`` means the first input of ``upsample``.
     The second form reaches tensors that no module returns, such as EDSR's and RCAN's feature after the global skip.
+    ``layers.0:tokens`` means a transformer's tokens (N, H * W, C), one for each pixel of the network's input, read as
+    a feature (N, C, H, W). It is spelt out since (N, L, C) and (N, C, L) can't be told apart by their shapes.
 
     Args:
         net: the network, not wrapped in DDP. Hooks are added to its modules and read only inside :meth:`run`.
-        paths: module paths as ``net.named_modules()`` spells them, with or without ``:input``.
+        paths: module paths as ``net.named_modules()`` spells them, with or without ``:input``, ``:tokens`` or
+            ``:input:tokens``.
         key: ``student`` or ``teacher``, as in the option file; used in messages.
 
     Raises:
@@ -32,25 +37,27 @@ class Taps:
         self._paths = tuple(paths)
         self._key = key
         self._seen: dict[str, list[tuple[Any, int]]] | None = None  # None: not recording
+        self._size = (0, 0)  # height and width of the network's input, which a wrapper may have padded
         modules = dict(net.named_modules())
         del modules['']
         for index, path in enumerate(self._paths):
-            name = path.removesuffix(INPUT)
+            name = _module(path)
             if name not in modules:
                 nearest = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)[0] + path[len(name) :]
                 raise UserError(f'taps[{index}].{key}: {path!r} is not in {_name(net)}; nearest: {nearest!r}')
         for path in dict.fromkeys(self._paths):
-            module = modules[path.removesuffix(INPUT)]
-            if path.endswith(INPUT):
+            module = modules[_module(path)]
+            if path.removesuffix(TOKENS).endswith(INPUT):
                 module.register_forward_pre_hook(lambda _, inputs, path=path: self._record(path, inputs[0]))
             else:
                 module.register_forward_hook(lambda _, __, output, path=path: self._record(path, output))
+        net.register_forward_pre_hook(lambda _, inputs: self._note_size(inputs[0]))
 
     def run(self, net: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """``net(x)`` and the features at the paths, in their order.
 
         Args:
-            net: the network given to the constructor, or a DDP wrapper around it.
+            net: the network given to the constructor, or a wrapper around it such as DDP or a Teacher.
             x: its input, (N, C, H, W).
 
         Raises:
@@ -67,19 +74,31 @@ class Taps:
         if self._seen is not None:
             self._seen[path].append((tensor, tensor._version if isinstance(tensor, Tensor) else 0))
 
+    def _note_size(self, x: Tensor) -> None:
+        self._size = tuple(x.shape[2:])
+
     def _feature(self, index: int, path: str, seen: list[tuple[Any, int]], x: Tensor) -> Tensor:
         where = f'taps[{index}].{self._key}: {path!r}'
         if len(seen) != 1:
             raise UserError(f'{where} ran {len(seen)} times in one forward of {_name(self._net)}; accepted: once')
         (feature, version), *_ = seen
-        if not isinstance(feature, Tensor) or feature.dim() != 4:
+        tokens = path.endswith(TOKENS)
+        if not isinstance(feature, Tensor) or feature.dim() != (3 if tokens else 4):
             found = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
-            raise UserError(f'{where} gives {found}; accepted: a tensor of shape (N, C, H, W)')
+            shape = '(N, H * W, C)' if tokens else f'(N, C, H, W), or tokens (N, H * W, C) as {path + TOKENS!r}'
+            raise UserError(f'{where} gives {found}; accepted: a tensor of shape {shape}')
+        if tokens and feature.shape[1] != math.prod(self._size):
+            raise UserError(
+                f'{where} gives {feature.shape[1]} tokens for an input of {self._size[0]} x {self._size[1]}; accepted: '
+                'one for each pixel (a gt_size that the network need not pad)'
+            )
         if feature._version != version:
             raise UserError(
                 f'{where} is changed in place later in the forward (EDSR and RCAN add the global skip with `+=`), so '
                 f'it would not be the feature that the path names{self._readers(path, x)}'
             )
+        if tokens:
+            feature = feature.transpose(1, 2).unflatten(2, self._size)  # (N, H * W, C) -> (N, C, H, W)
         return feature
 
     def _readers(self, path: str, x: Tensor) -> str:
@@ -105,6 +124,10 @@ class Taps:
             for hook in hooks:
                 hook.remove()
         return f'; its final value is {readers[0]!r}' if readers else ''
+
+
+def _module(path: str) -> str:
+    return path.removesuffix(TOKENS).removesuffix(INPUT)
 
 
 def _name(net: nn.Module) -> str:

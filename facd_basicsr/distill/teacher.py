@@ -1,28 +1,178 @@
-"""The frozen teacher: build, load strictly, freeze."""
+"""The frozen teacher: find its weights, recognise their layout, build, load strictly, freeze."""
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
+import torch
 from basicsr.archs import build_network
-from torch import nn
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.archs.rcan_arch import RCAN
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
-from facd_basicsr.distill.checkpoints import check_fit, load_state_dict
+from facd_basicsr.data.download import cached, is_url, sha256_of
+from facd_basicsr.distill.checkpoints import check_fit, load_any_state_dict
+from facd_basicsr.distill.layouts import LAYOUTS, network_block, recognise, to_basicsr
+from facd_basicsr.errors import UserError
+
+FORMATS = ('auto', *LAYOUTS, 'spandrel')
+PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+PAGE = 'docs/teachers.md describes the teacher block'
 
 
-def build_teacher(teacher_opt: dict[str, Any]) -> nn.Module:
+class Teacher(nn.Module):
+    """A frozen network: eval whatever ``train()`` is called, no gradient, own precision, input left as it was.
+
+    Input (N, C, H, W) in [0, 1]; output (N, C, H * scale, W * scale), float32, not clamped.
+
+    Args:
+        net: the network; taps name its modules.
+        scale: its upscaling factor.
+        precision: ``fp32``, ``bf16`` or ``fp16``: the autocast under which it runs, whatever the student's.
+        size_multiple: height and width that the network takes are multiples of this; others are padded for it.
+        min_size: the least height and width that it takes.
+    """
+
+    def __init__(
+        self, net: nn.Module, scale: int, precision: str = 'fp32', size_multiple: int = 1, min_size: int = 1
+    ) -> None:
+        super().__init__()
+        self.net = net.requires_grad_(False)
+        self.eval()
+        self._scale = scale
+        self._dtype = PRECISIONS[precision]
+        self._size_multiple = size_multiple
+        self._min_size = min_size
+
+    def train(self, mode: bool = True) -> 'Teacher':
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        height, width = lq.shape[2:]
+        with torch.no_grad(), torch.autocast(lq.device.type, dtype=self._dtype, enabled=self._dtype is not None):
+            # A copy: spandrel's RCAN multiplies its input in place.
+            sr = self.net(self._padded(lq.clone()))
+        return sr.float()[..., : height * self._scale, : width * self._scale]
+
+    def _padded(self, lq: Tensor) -> Tensor:
+        """At the bottom and right, as spandrel pads: by reflection as far as that goes."""
+        unit = self._size_multiple
+        pads = [-(-max(size, self._min_size) // unit) * unit - size for size in lq.shape[2:]]
+        reflected = [min(pad, size - 1) for pad, size in zip(pads, lq.shape[2:])]
+        lq = F.pad(lq, (0, reflected[1], 0, reflected[0]), 'reflect')
+        return F.pad(lq, (0, pads[1] - reflected[1], 0, pads[0] - reflected[0]), 'replicate')
+
+
+def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     """Builds the teacher of an option file's ``teacher`` block, on the CPU.
 
     Args:
-        teacher_opt: ``network`` (as a ``network_g`` block) and ``weights`` (a checkpoint in BasicSR's layout:
-            ``params_ema``, preferred if both are there, ``params``, or a bare state dict).
-
-    Returns:
-        The network in eval mode, with no parameter that requires gradient. Its output is not clamped.
+        teacher_opt: ``weights`` (a file or URL) and, by default none, ``network`` (as a ``network_g`` block; without
+            it spandrel recognises the network), ``format`` (``auto``), ``sha256`` and ``precision`` (``fp32``).
+        scale: the option file's.
 
     Raises:
-        UserError: the checkpoint can't be read, carries code, or does not fit the network exactly.
+        UserError: the checkpoint can't be had or read, carries code, is in another layout than ``format``, or does
+            not fit the network exactly.
     """
-    net = build_network(teacher_opt['network'])
-    state_dict = load_state_dict(teacher_opt['weights'], 'teacher.weights', ['params_ema', 'params', None])
-    check_fit(net, state_dict, f'teacher.weights: {teacher_opt["weights"]}')
+    where = f'teacher.weights: {teacher_opt["weights"]}'
+    state_dict = load_any_state_dict(_local_weights(teacher_opt), 'teacher.weights')
+    layout_format, network_opt = teacher_opt.get('format', 'auto'), teacher_opt.get('network')
+    precision = teacher_opt.get('precision', 'fp32')
+    if network_opt is not None:
+        return Teacher(_build_registered(network_opt, state_dict, layout_format, where), scale, precision)
+    found = recognise(state_dict)
+    if layout_format == 'auto' and found is not None and found[0] != 'rcan':
+        state_dict = state_dict if found[0] == 'basicsr' else to_basicsr(state_dict, found[0], where)[0]
+        raise UserError(
+            f'teacher.network: missing, and {teacher_opt["weights"]} does not tell all of it; accepted: '
+            f'{{{_yaml(network_block(state_dict))}, res_scale: ?}}, where res_scale is how it was trained (EDSR '
+            f'256 x 32: 0.1, EDSR 64 x 16 and RCAN: 1); {PAGE}'
+        )
+    return _build_by_spandrel(state_dict, scale, precision, where)
+
+
+def _local_weights(teacher_opt: dict[str, Any]) -> Path:
+    weights, sha256 = teacher_opt['weights'], teacher_opt.get('sha256')
+    if is_url(weights):
+        return cached(weights, 'teacher.weights', sha256)
+    path = Path(weights)
+    if sha256 is not None and not (digest := sha256_of(path)).startswith(sha256.lower()):
+        raise UserError(f'teacher.sha256: {sha256}, but {path} has {digest}; accepted: the file that was meant')
+    return path
+
+
+def _build_registered(
+    network_opt: dict[str, Any], state_dict: dict[str, Tensor], layout_format: str, where: str
+) -> nn.Module:
+    """A network of BasicSR's registry, with a state dict in its own layout or in its authors'."""
+    net = build_network(network_opt)
+    layout, _ = recognise(state_dict) or ('basicsr', '')
+    if layout_format not in ('auto', layout):
+        raise UserError(
+            f'teacher.format: {layout_format}, but {where.removeprefix("teacher.weights: ")} has the keys of {layout}; '
+            f'accepted: {layout}, or auto'
+        )
+    if layout != 'basicsr':
+        state_dict, shift = to_basicsr(state_dict, layout, where)
+        if shift is not None and isinstance(net, (EDSR, RCAN)):
+            _check_mean(net, shift, where)
+    check_fit(net, state_dict, where)
     net.load_state_dict(state_dict)
-    return net.eval().requires_grad_(False)
+    return net
+
+
+def _check_mean(net: EDSR | RCAN, shift: Tensor, where: str) -> None:
+    """The one argument that an official checkpoint does tell: ``img_range`` times ``rgb_mean``."""
+    own = net.img_range * net.mean.flatten()
+    if not torch.allclose(own, shift, rtol=1e-3):
+        raise UserError(
+            f'{where}: was trained with img_range * rgb_mean = {_rounded(shift)}, but teacher.network has '
+            f"{_rounded(own)}; accepted: the checkpoint's, e.g. img_range: 255. and rgb_mean: {_rounded(shift / 255)}"
+        )
+
+
+def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, precision: str, where: str) -> Teacher:
+    """Any of spandrel's architectures, recognised by its keys and shapes."""
+    if importlib.util.find_spec('spandrel') is None:
+        raise UserError(
+            f'{where}: no teacher.network is given, and spandrel, which recognises networks, is not installed; '
+            "accepted: a teacher.network block, or `pip install 'facd_basicsr[spandrel]'`"
+        )
+    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+
+    try:
+        descriptor = ModelLoader().load_from_state_dict(state_dict)
+    except UnsupportedModelError as error:
+        raise UserError(
+            f'{where}: spandrel does not recognise it (first key: {next(iter(state_dict))}); accepted: one of '
+            f'its architectures, or a teacher.network block; {PAGE}'
+        ) from error
+    except (RuntimeError, ValueError, LookupError, AssertionError) as error:  # its detection was mistaken
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{where}: spandrel can not build it ({reason}); accepted: a teacher.network block') from error
+    name = descriptor.architecture.name
+    if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose != 'SR' or descriptor.scale != scale:
+        raise UserError(
+            f'{where}: is a {name} for {descriptor.purpose} x{descriptor.scale}; accepted: SR x{scale}, the scale of '
+            'this file'
+        )
+    if descriptor.input_channels != 3 or descriptor.output_channels != 3:
+        raise UserError(f'{where}: is a {name} of {descriptor.input_channels} channels; accepted: 3 (RGB)')
+    supported = {'fp32': True, 'bf16': descriptor.supports_bfloat16, 'fp16': descriptor.supports_half}
+    if not supported[precision]:
+        accepted = ', '.join(name for name, fine in supported.items() if fine)
+        raise UserError(f'teacher.precision: {precision}, which {name} does not support; accepted: {accepted}')
+    # The network itself: called through its descriptor it would be clamped and in inference mode.
+    size = descriptor.size_requirements
+    return Teacher(descriptor.model, scale, precision, size.multiple_of, size.minimum)
+
+
+def _yaml(block: dict[str, Any]) -> str:
+    return ', '.join(f'{key}: {value}' for key, value in block.items())
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]

@@ -18,14 +18,14 @@ from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, build_loss
 
-PROBE_SIZE = 16
+PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
 
 
 @MODEL_REGISTRY.register()
 class FACDModel(SRModel):
     """Trains ``net_g``, the student, against a frozen teacher.
 
-    Option blocks beyond SRModel's: ``teacher`` (network, weights), ``taps`` (pairs of module paths), ``network_r``
+    Option blocks beyond SRModel's: ``teacher`` (docs/teachers.md), ``taps`` (pairs of module paths), ``network_r``
     (the regressors) and ``train.distill_opt`` (the loss). The teacher is built for training only, stays in eval,
     gets no gradient, is not wrapped in DDP and is never saved. Regressors are optimised with the student and saved
     as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone.
@@ -43,10 +43,10 @@ class FACDModel(SRModel):
         self._init_ema(train_opt.get('ema_decay', 0))
 
         self.cri_distill = build_loss(train_opt['distill_opt']).to(self.device)
-        self.teacher = build_teacher(self.opt['teacher']).to(self.device)
+        self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
         student = self.get_bare_model(self.net_g)
         self.student_taps = Taps(student, [tap['student'] for tap in self.opt['taps']], 'student')
-        self.teacher_taps = Taps(self.teacher, [tap['teacher'] for tap in self.opt['taps']], 'teacher')
+        self.teacher_taps = Taps(self.teacher.net, [tap['teacher'] for tap in self.opt['taps']], 'teacher')
         self.net_r = self._build_regressors(student)
         self._try_loss(train_opt)
 
@@ -81,21 +81,23 @@ class FACDModel(SRModel):
         return self.model_to_device(net_r).train()
 
     def _probe(self, batch_size: int) -> Tensor:
+        """A flat LQ of the training patch's size, since what a transformer does depends on it."""
         num_in_ch = self.opt['network_g'].get('num_in_ch', 3)
-        return torch.full((batch_size, num_in_ch, PROBE_SIZE, PROBE_SIZE), 0.5, device=self.device)
+        gt_size = self.opt['datasets']['train'].get('gt_size', PROBE_SIZE * self.opt['scale'])
+        size = gt_size // self.opt['scale']
+        return torch.full((batch_size, num_in_ch, size, size), 0.5, device=self.device)
 
     def _try_loss(self, train_opt: dict[str, Any]) -> None:
-        """One evaluation on a flat batch: what the loss refuses, it refuses before training."""
+        """One evaluation on a small flat batch: what the loss refuses, it refuses before training."""
         batch_size = self.opt['datasets']['train']['batch_size_per_gpu']
         if batch_size * self.opt['world_size'] < self.cri_distill.min_batch:
             raise UserError(
                 f'datasets.train.batch_size_per_gpu: {batch_size}; accepted: {self.cri_distill.min_batch} or more over '
                 f'all ranks, since {train_opt["distill_opt"]["type"]} compares samples of a batch'
             )
-        gt_size = PROBE_SIZE * self.opt['scale']
-        gt = torch.zeros(batch_size, self.opt['network_g'].get('num_out_ch', 3), gt_size, gt_size, device=self.device)
+        lq = self._probe(min(batch_size, max(2, self.cri_distill.min_batch)))
         with torch.no_grad():
-            self.cri_distill(self.distill_state(self._probe(batch_size), gt))
+            self.cri_distill(self.distill_state(lq, torch.zeros_like(self.net_g(lq))))
 
     def _load_regressors(self, net_r: nn.Module, load_path: str) -> None:
         param_key = self.opt['path'].get('param_key_r', 'params')
@@ -130,10 +132,8 @@ class FACDModel(SRModel):
         student, student_feats = self.student_taps.run(self.net_g, lq)
         if self.net_r is not None:
             student_feats = self.net_r(student_feats)
-        with torch.no_grad():
-            # A teacher may work on its input in place (spandrel's RCAN does): it gets its own copy.
-            teacher, teacher_feats = self.teacher_taps.run(self.teacher, lq.clone())
-        return DistillState(student, teacher, gt, student_feats, teacher_feats)
+        teacher, teacher_feats = self.teacher_taps.run(self.teacher, lq)
+        return DistillState(student, teacher, gt, student_feats, tuple(feat.float() for feat in teacher_feats))
 
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))

@@ -1,6 +1,7 @@
 """What an option file may say. Refuses the rest, naming the nearest valid key."""
 
 import importlib.util
+import re
 from typing import Any
 
 from basicsr.utils.file_client import FileClient
@@ -13,6 +14,8 @@ from basicsr.utils.registry import (
     Registry,
 )
 
+from facd_basicsr.distill.layouts import LAYOUTS
+from facd_basicsr.distill.teacher import FORMATS, PRECISIONS
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.options import keys
@@ -204,8 +207,7 @@ def _check_distillation(opt: dict[str, Any]) -> None:
             raise UserError(f'{key}: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     if 'distill_opt' not in opt['train']:
         raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
-    check_block('teacher', opt['teacher'], keys.TEACHER)
-    _check_network('teacher.network', opt['teacher']['network'], opt['scale'])
+    _check_teacher(opt)
     if not opt['taps']:
         raise UserError('taps: []; accepted: at least one {student: PATH, teacher: PATH}')
     for index, tap in enumerate(opt['taps']):
@@ -216,6 +218,31 @@ def _check_distillation(opt: dict[str, Any]) -> None:
         raise UserError(
             f'train.distill_opt.layer_weights: {weights} for {len(opt["taps"])} taps; accepted: one weight per tap'
         )
+
+
+def _check_teacher(opt: dict[str, Any]) -> None:
+    teacher_opt = opt['teacher']
+    check_block('teacher', teacher_opt, keys.TEACHER)
+    layout_format = teacher_opt.get('format', 'auto')
+    for key, accepted in (('format', FORMATS), ('precision', PRECISIONS)):
+        if key in teacher_opt and teacher_opt[key] not in accepted:
+            raise UserError(f'teacher.{key}: {teacher_opt[key]!r}; accepted: {", ".join(accepted)}')
+    if 'network' in teacher_opt:
+        _check_network('teacher.network', teacher_opt['network'], opt['scale'])
+        if layout_format == 'spandrel':
+            raise UserError('teacher.network: accepted with format: spandrel: none, for spandrel reads it off the file')
+    elif layout_format in LAYOUTS:
+        raise UserError(f'teacher.network: missing; accepted with format: {layout_format}: {{type: EDSR, ...}}')
+    if 'sha256' in teacher_opt and not re.fullmatch('[0-9a-fA-F]{8,64}', teacher_opt['sha256']):
+        raise UserError(f'teacher.sha256: {teacher_opt["sha256"]!r}; accepted: 8 to 64 hexadecimal digits, in quotes')
+    if 'expect' in teacher_opt:
+        check_block('teacher.expect', teacher_opt['expect'], keys.EXPECT)
+        sets = [name for name in opt['datasets'] if name != 'train']
+        if teacher_opt['expect']['dataset'] not in sets:
+            found = teacher_opt['expect']['dataset']
+            raise UserError(f'teacher.expect.dataset: {found!r}; accepted: {listed(sets) or "val, once it is there"}')
+        if teacher_opt['expect']['tolerance'] <= 0:
+            raise UserError(f'teacher.expect.tolerance: {teacher_opt["expect"]["tolerance"]}; accepted: dB above 0')
 
 
 def _block_types(key: str) -> tuple[type, ...]:

@@ -22,7 +22,7 @@ def dry_run(opt: dict[str, Any], is_train: bool) -> None:
         _build(key, opt[key])
     if not is_train:
         return
-    if 'teacher' in opt:
+    if 'network' in opt.get('teacher', {}):
         _build('teacher.network', opt['teacher']['network'])
     for key in ('distill_opt', 'pixel_opt'):  # not perceptual_opt: it downloads a VGG when it is built
         if opt['train'].get(key) is not None:

@@ -73,7 +73,19 @@ LOGGER = {
     'wandb': Key((dict, type(None))),
 }
 WANDB = {'project': Key(OPTIONAL_STR), 'resume_id': Key(OPTIONAL_STR)}
-TEACHER = {'network': Key((dict,), required=True), 'weights': Key((str,), required=True)}
+TEACHER = {
+    'network': Key((dict,)),
+    'weights': Key((str,), required=True),
+    'format': Key((str,)),
+    'sha256': Key((str,)),
+    'precision': Key((str,)),
+    'expect': Key((dict,)),
+}
+EXPECT = {
+    'dataset': Key((str,), required=True),
+    'psnr_y': Key(NUMBER, required=True),
+    'tolerance': Key(NUMBER, required=True),
+}
 TAP = {'student': Key((str,), required=True), 'teacher': Key((str,), required=True)}
 METRIC = {'type': Key((str,), required=True), 'better': Key((str,))}
 DIST_PARAMS = {'backend': Key((str,)), 'port': Key((int,))}

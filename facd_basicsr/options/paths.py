@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from facd_basicsr.data.download import is_url
 from facd_basicsr.data.images import IMAGE_SUFFIXES
 from facd_basicsr.errors import UserError
 
@@ -23,7 +24,7 @@ def check_paths(opt: dict[str, Any], is_train: bool) -> None:
     """
     for phase, dataset_opt in opt['datasets'].items():
         _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
-    if is_train and 'teacher' in opt:
+    if is_train and 'teacher' in opt and not is_url(opt['teacher']['weights']):
         opt['teacher']['weights'] = str(Path(opt['teacher']['weights']).expanduser())
         _check_file('teacher.weights', Path(opt['teacher']['weights']), TEACHER_PAGE)
     for key, value in opt['path'].items():

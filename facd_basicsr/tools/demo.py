@@ -193,7 +193,7 @@ def demo(iterations: int | None) -> None:
     nets = {
         'student alone': trained_student(student),
         'student, FACD': trained_student(facd),
-        'teacher': build_teacher({**options(facd)['teacher'], 'weights': TEACHER_WEIGHTS}),
+        'teacher': build_teacher({**options(facd)['teacher'], 'weights': str(TEACHER_WEIGHTS)}, SCALE).net,
     }
     report(nets, seconds, iterations or options(student)['train']['total_iter'])
     print(f'Took {time.perf_counter() - start:.0f} s.')

@@ -1,53 +1,135 @@
+"""The teacher block: layouts, contract, refusals. tests/distill/test_spandrel_teacher.py has other architectures."""
+
+import hashlib
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from basicsr.archs import build_network
 from conftest import TEACHER
+from distill.official_networks import official_edsr, official_rcan
+from safetensors.torch import save_file
+from torch import Tensor
 
 from facd_basicsr.distill.checkpoints import load_state_dict
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
 
+SCALE = TEACHER['upscale']
+
 
 @pytest.fixture
-def state_dict() -> dict[str, torch.Tensor]:
+def state_dict() -> dict[str, Tensor]:
     torch.manual_seed(3)
     return build_network(TEACHER).state_dict()
 
 
-def saved(content: object, tmp_path) -> dict:
+def saved(content: object, tmp_path: Path, **teacher_opt: object) -> dict:
     torch.save(content, tmp_path / 'teacher.pth')
-    return {'network': TEACHER, 'weights': str(tmp_path / 'teacher.pth')}
+    return {'network': TEACHER, 'weights': str(tmp_path / 'teacher.pth'), **teacher_opt}
 
 
-@pytest.mark.parametrize(
-    'layout',
-    [
-        lambda s: {'params': s},
-        lambda s: {'params_ema': s},
-        lambda s: s,
-        lambda s: {'params': {f'module.{k}': v for k, v in s.items()}},
-    ],
-    ids=['params', 'params_ema', 'bare', 'module prefix'],
-)
-def test_layouts_load_to_the_same_weights(layout, state_dict, tmp_path):
-    loaded = build_teacher(saved(layout(state_dict), tmp_path)).state_dict()
+def without_network(teacher_opt: dict) -> dict:
+    return {key: value for key, value in teacher_opt.items() if key != 'network'}
+
+
+def prefixed(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in state_dict.items()}
+
+
+WRAPPED = {
+    'BasicSR params': lambda s: {'params': s},
+    'BasicSR params_ema': lambda s: {'params_ema': s},
+    'bare': lambda s: s,
+    'DDP': lambda s: {'params': prefixed(s, 'module.')},
+    'traiNNer EMA': lambda s: {'params_ema': {'n_averaged': torch.tensor(9), **prefixed(s, 'module.')}},
+    'compiled': lambda s: {'params': prefixed(s, '_orig_mod.')},
+    'DDP of compiled': lambda s: prefixed(s, 'module._orig_mod.'),
+    'neosr': lambda s: {'params-ema': s, 'params': {key: value + 1 for key, value in s.items()}},
+    'a training snapshot': lambda s: {'epoch': 3, 'state_dict': prefixed(s, 'net_g.'), 'optimizer': {'lr': 1e-4}},
+    'Lightning': lambda s: {'state_dict': prefixed(s, 'model.'), 'epoch': 3},
+}
+
+
+@pytest.mark.parametrize('wrap', WRAPPED.values(), ids=WRAPPED)
+def test_however_a_trainer_wraps_it_the_weights_are_the_same(wrap, state_dict, tmp_path):
+    loaded = build_teacher(saved(wrap(state_dict), tmp_path), SCALE).net.state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in state_dict.items())
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_safetensors_load(prefix, state_dict, tmp_path):
+    save_file(prefixed(state_dict, prefix), tmp_path / 'teacher.safetensors')
+    loaded = build_teacher({'network': TEACHER, 'weights': str(tmp_path / 'teacher.safetensors')}, SCALE)
+    assert all(torch.equal(value, state_dict[key]) for key, value in loaded.net.state_dict().items())
+    (tmp_path / 'damaged.safetensors').write_bytes((tmp_path / 'teacher.safetensors').read_bytes()[:-7])
+    with pytest.raises(UserError, match=r"damaged.safetensors can't be read as a checkpoint of tensors"):
+        build_teacher({'network': TEACHER, 'weights': str(tmp_path / 'damaged.safetensors')}, SCALE)
 
 
 def test_the_average_is_preferred(state_dict, tmp_path):
     average = {key: value + 1 for key, value in state_dict.items()}
-    loaded = build_teacher(saved({'params': state_dict, 'params_ema': average}, tmp_path)).state_dict()
+    loaded = build_teacher(saved({'params': state_dict, 'params_ema': average}, tmp_path), SCALE).net.state_dict()
     assert torch.equal(loaded['conv_first.weight'], average['conv_first.weight'])
+
+
+@pytest.mark.parametrize('wrap', WRAPPED.values(), ids=WRAPPED)
+def test_official_layouts_teach_what_the_original_computes(wrap, tmp_path):
+    originals = {
+        'edsr-pytorch': (
+            official_edsr(8, 3, 2, 0.1),
+            {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8, 'num_block': 3, 'res_scale': 0.1},
+        ),
+        'rcan': (
+            official_rcan(8, 2, 2, 2),
+            {'type': 'RCANStudent', 'num_feat': 8, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4},
+        ),
+    }
+    lq = torch.rand(2, 3, 6, 5)
+    for layout, (original, network) in originals.items():
+        teacher_opt = saved(wrap(original.state_dict()), tmp_path, network={**network, 'upscale': 2})
+        expected = original(lq * 255) / 255
+        for layout_format in ('auto', layout):
+            teacher = build_teacher({**teacher_opt, 'format': layout_format}, 2)
+            torch.testing.assert_close(teacher(lq), expected, rtol=0, atol=2e-6)
+        with pytest.raises(UserError, match=rf'teacher.format: basicsr, but .*teacher.pth has the keys of {layout}'):
+            build_teacher({**teacher_opt, 'format': 'basicsr'}, 2)
+
+
+def test_another_range_or_mean_than_the_official_checkpoints_is_refused_with_both(tmp_path):
+    network = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 2}
+    opt = saved(official_edsr(4, 1, 2, 1.0, mean=(0.469, 0.449, 0.4036)).state_dict(), tmp_path, network=network)
+    with pytest.raises(
+        UserError,
+        match=r'rgb_mean = \[119.595, 114.495, 102.918\], but teacher.network has \[114.444, 111.4605, 103.02\]; '
+        r'accepted: .*rgb_mean: \[0.469, 0.449, 0.4036\]',
+    ):
+        build_teacher(opt, 2)
+    build_teacher({**opt, 'network': {**network, 'rgb_mean': [0.469, 0.449, 0.4036]}}, 2)
+    with pytest.raises(UserError, match=r'but teacher.network has \[0.4488, 0.4371, 0.404\]'):
+        build_teacher({**opt, 'network': {**network, 'img_range': 1.0}}, 2)
 
 
 def test_the_teacher_is_frozen_in_eval_and_not_clamped(state_dict, tmp_path):
     state_dict['conv_last.bias'] += 1000.0
-    teacher = build_teacher(saved({'params': state_dict}, tmp_path))
-    assert not any(module.training for module in teacher.modules())
+    teacher = build_teacher(saved({'params': state_dict}, tmp_path), SCALE)
+    assert not any(module.training for module in teacher.train().modules())
     assert not any(p.requires_grad for p in teacher.parameters())
-    assert teacher(torch.rand(1, 3, 4, 4)).min() > 1
+    sr = teacher(torch.rand(1, 3, 4, 4))
+    assert sr.min() > 1 and not sr.requires_grad
+
+
+@pytest.mark.parametrize(('precision', 'dtype'), [('fp32', torch.float32), ('bf16', torch.bfloat16)])
+def test_the_teacher_has_its_own_precision_whatever_the_students(precision, dtype, state_dict, tmp_path):
+    teacher = build_teacher(saved({'params': state_dict}, tmp_path, precision=precision), SCALE)
+    seen = []
+    teacher.net.conv_last.register_forward_hook(lambda _, __, output: seen.append(output.dtype))
+    lq = torch.rand(1, 3, 4, 4)
+    alone = teacher(lq)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(teacher(lq), alone)
+    assert seen == [dtype, dtype] and alone.dtype == torch.float32
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_with_what_differs(state_dict, tmp_path):
@@ -55,12 +137,36 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_what_differs(state_dict,
     state_dict['extra'] = torch.zeros(1)
     state_dict['conv_last.bias'] = torch.zeros(5)
     with pytest.raises(UserError) as error:
-        build_teacher(saved({'params': state_dict}, tmp_path))
+        build_teacher(saved({'params': state_dict}, tmp_path), SCALE)
     message = str(error.value)
     assert message.startswith('teacher.weights: ') and '\n' not in message
     assert '1 missing (first: conv_first.bias)' in message
     assert '1 unexpected (first: extra)' in message
     assert '1 of another shape (first: conv_last.bias (5,) for (3,))' in message
+
+
+def test_a_teacher_of_another_size_or_scale_is_refused(state_dict, tmp_path):
+    for change in ({'num_block': 4}, {'num_feat': 8}, {'upscale': 3}):
+        with pytest.raises(UserError, match=r'teacher.weights: .*teacher.pth does not fit EDSR: keys'):
+            build_teacher(saved(state_dict, tmp_path, network={**TEACHER, **change}), SCALE)
+
+
+def test_without_a_network_an_edsr_is_refused_with_the_block_to_write(state_dict, tmp_path):
+    block = r'type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 6, num_block: 3, upscale: 2, res_scale: \?'
+    with pytest.raises(UserError, match=r'teacher.network: missing, .*accepted: \{' + block):
+        build_teacher(without_network(saved(state_dict, tmp_path)), SCALE)
+    block = r'type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 4, num_block: 2, upscale: 3, res_scale: \?'
+    with pytest.raises(UserError, match=block):
+        build_teacher(without_network(saved(official_edsr(4, 2, 3, 0.1).state_dict(), tmp_path)), 3)
+
+
+def test_sha256_of_a_local_file_is_checked(state_dict, tmp_path):
+    opt = saved(state_dict, tmp_path)
+    digest = hashlib.sha256((tmp_path / 'teacher.pth').read_bytes()).hexdigest()
+    build_teacher({**opt, 'sha256': digest}, SCALE)
+    build_teacher({**opt, 'sha256': digest[:8].upper()}, SCALE)
+    with pytest.raises(UserError, match=rf'teacher.sha256: 0000.*teacher.pth has {digest}'):
+        build_teacher({**opt, 'sha256': '0' * 64}, SCALE)
 
 
 class Attack:

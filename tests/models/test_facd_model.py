@@ -91,7 +91,7 @@ def test_lq_is_not_changed_even_by_a_teacher_that_works_in_place(build, train_op
 def test_the_loss_sees_regressed_features_and_a_raw_unclamped_teacher(build, train_opt):
     model = build(train_opt)
     with torch.no_grad():
-        model.teacher.conv_last.bias += 1000  # about 4 in [0, 1]
+        model.teacher.net.conv_last.bias += 1000  # about 4 in [0, 1]
     state = model.distill_state(**batch())
     assert [f.shape[1] for f in state.student_feats] == [6, 6, 6]
     assert state.teacher.min() > 1

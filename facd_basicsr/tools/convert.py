@@ -1,0 +1,105 @@
+"""``facd convert``: an EDSR's or RCAN's checkpoint in another key layout."""
+
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from facd_basicsr.distill.checkpoints import load_any_state_dict
+from facd_basicsr.distill.layouts import DIV2K_MEAN, LAYOUTS, from_basicsr, network_block, recognise, to_basicsr
+from facd_basicsr.errors import UserError
+
+SUFFIXES = ('.pth', '.pt', '.safetensors')
+
+
+def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean: tuple[float, ...]) -> str:
+    """Rewrites a checkpoint in another layout, reads it back and compares.
+
+    Args:
+        source: a checkpoint in any layout that :func:`facd_basicsr.distill.layouts.recognise` knows.
+        target: a new file. ``.safetensors`` holds the bare state dict, ``.pth`` and ``.pt`` that too, but for
+            BasicSR's layout below ``params``.
+        layout: of the new file, one of ``LAYOUTS``.
+        img_range, rgb_mean: the network's arguments, where the source is in BasicSR's layout, which has them not.
+
+    Returns:
+        What the network is, as the lines of a ``network`` block.
+
+    Raises:
+        UserError: the source is no EDSR or RCAN, the target is there already, or the layout is another network's.
+    """
+    if not source.is_file():
+        raise UserError(f'IN: no such file: {source}')
+    if target.exists():
+        raise UserError(f'OUT: {target} is there already; accepted: a new file')
+    if target.suffix not in SUFFIXES:
+        raise UserError(f'OUT: {target}; accepted: a name that ends in {", ".join(SUFFIXES)}')
+    state_dict = load_any_state_dict(source, 'IN')
+    found = recognise(state_dict)
+    if found is None:
+        raise UserError(f'IN: {source} is neither an EDSR nor an RCAN (first key: {min(state_dict)}); accepted: these')
+    source_layout, network = found
+    own_layout = {'EDSR': 'edsr-pytorch', 'RCAN': 'rcan'}[network]
+    if layout not in ('basicsr', own_layout):
+        raise UserError(f'--to: {layout}, but {source} is an {network}; accepted: basicsr, {own_layout}')
+
+    shift = None
+    if source_layout != 'basicsr':
+        state_dict, shift = to_basicsr(state_dict, source_layout, f'IN: {source}')
+    block = network_block(state_dict)
+    if shift is not None:
+        # The checkpoint holds their product: means of a colour are below 1, so a large one is of images in [0, 255].
+        img_range = 255.0 if shift.max() > 1 else 1.0
+        rgb_mean = tuple(round(value, 6) for value in (shift / img_range).tolist())
+    if layout != 'basicsr':
+        shift = torch.tensor(rgb_mean) * img_range if shift is None else shift
+        state_dict = from_basicsr(state_dict, layout, shift, f'IN: {source}')
+    _write(state_dict, target, layout)
+    block |= {'img_range': img_range, 'rgb_mean': list(rgb_mean), 'res_scale': '?  # as trained; no checkpoint tells'}
+    return '\n'.join(f'  {key}: {value}' for key, value in block.items())
+
+
+def _write(state_dict: dict[str, Tensor], target: Path, layout: str) -> None:
+    """Writes under a temporary name, and renames it once it reads back the same."""
+    partial = target.with_name(f'.partial_{target.name}')
+    state_dict = {key: value.contiguous() for key, value in state_dict.items()}
+    try:
+        if target.suffix == '.safetensors':
+            save_file(state_dict, partial)
+        else:
+            torch.save({'params': state_dict} if layout == 'basicsr' else state_dict, partial)
+        written = load_any_state_dict(partial, 'OUT')
+        if written.keys() != state_dict.keys() or not all(
+            torch.equal(written[key], state_dict[key]) for key in written
+        ):
+            raise UserError(f'OUT: {target} did not read back as it was written; accepted: a sound disk')
+        partial.rename(target)
+    except OSError as error:
+        raise UserError(f'OUT: {target} can not be written ({error.strerror})') from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@click.command()
+@click.argument('source', metavar='IN', type=click.Path(path_type=Path))
+@click.argument('target', metavar='OUT', type=click.Path(path_type=Path))
+@click.option('--to', 'layout', type=click.Choice(LAYOUTS), required=True, help='The layout of OUT.')
+@click.option(
+    '--img-range', default=255.0, show_default=True, help="The network argument, if IN is in BasicSR's layout."
+)
+@click.option(
+    '--rgb-mean', nargs=3, type=float, default=DIV2K_MEAN, show_default=True, help='Likewise; red, green, blue.'
+)
+def command(source: Path, target: Path, layout: str, img_range: float, rgb_mean: tuple[float, ...]) -> None:
+    """Rewrite an EDSR or RCAN checkpoint in another key layout.
+
+    IN may be wrapped in any way that trainers do (params, params_ema, module., safetensors). Values are not changed.
+
+    \b
+    Example:
+      facd convert edsr_x4-4f62e9ef.pt EDSR_x4.pth --to basicsr
+    """
+    block = convert(source, target, layout, img_range, rgb_mean)
+    click.echo(f'{target}: layout {layout}. In an option file:\nnetwork:\n{block}')

@@ -1,0 +1,151 @@
+"""The sanity gate, on photographs with the teacher that the project ships."""
+
+import random
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import changed, run, write_yml
+
+from facd_basicsr.data.bicubic import bicubic_lr
+from facd_basicsr.distill.checkpoints import load_state_dict
+from facd_basicsr.distill.gate import check_teacher, teacher_psnr_y
+from facd_basicsr.distill.teacher import Teacher, build_teacher
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.quality import as_input
+from facd_basicsr.tools.demo import OPTIONS, SCALE, TEACHER_WEIGHTS, options, photograph
+
+TEACHER = options(OPTIONS / 'FACD.yml')['teacher']['network']
+CPU = torch.device('cpu')
+
+
+def crops() -> dict[str, np.ndarray]:
+    return {name: photograph(f'{name}.png')[100:196, 100:196] for name in ('astronaut', 'chelsea')}
+
+
+@pytest.fixture(scope='module')
+def batches() -> list[dict]:
+    return [{'gt': as_input(gt), 'lq': as_input(bicubic_lr(gt, SCALE))} for gt in crops().values()]
+
+
+@pytest.fixture(scope='module')
+def psnr_y(batches) -> float:
+    return teacher_psnr_y(shipped(), batches, SCALE, CPU)
+
+
+def shipped(**network: object) -> Teacher:
+    return build_teacher({'network': {**TEACHER, **network}, 'weights': str(TEACHER_WEIGHTS)}, SCALE)
+
+
+def of_another_colour_order() -> Teacher:
+    """The shipped teacher as it would be had it been trained on BGR images."""
+    teacher = shipped()
+    first, last = teacher.net.conv_first, teacher.net.conv_last
+    first.weight.copy_(first.weight.flip(1))
+    last.weight.copy_(last.weight.flip(0))
+    last.bias.copy_(last.bias.flip(0))
+    teacher.net.mean = teacher.net.mean.flip(1)
+    return teacher
+
+
+def expectation(psnr_y: float, tolerance: float = 0.1) -> dict:
+    return {'dataset': 'val', 'psnr_y': psnr_y, 'tolerance': tolerance}
+
+
+def test_psnr_is_that_of_eight_bit_images_without_a_border_of_scale_pixels():
+    class AddsFour(torch.nn.Module):
+        def forward(self, lq):
+            return lq + 4 / 255
+
+    gt = torch.full((1, 3, 12, 12), 100 / 255)
+    gt[:, :, 0] = 1.0  # in the border
+    # Y = 16 + (65.481 R + 128.553 G + 24.966 B) for RGB in [0, 1]: a gray that is 4 levels too bright has
+    # 219 * 4 / 255 levels too much Y
+    expected = 20 * np.log10(255 / (219 * 4 / 255))
+    teacher = Teacher(AddsFour(), scale=1)
+    found = teacher_psnr_y(teacher, [{'lq': torch.full((1, 3, 12, 12), 100 / 255), 'gt': gt}], 1, CPU)
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_right_teacher_passes_and_both_numbers_are_said(batches, psnr_y):
+    line = check_teacher(shipped(), expectation(round(psnr_y, 2)), batches, SCALE, CPU)
+    assert line == f'Teacher: {psnr_y:.3f} dB PSNR-Y on datasets.val, expected {round(psnr_y, 2)} +- 0.1.'
+
+
+@pytest.mark.parametrize(
+    'teacher',
+    [
+        lambda: shipped(res_scale=0.1),
+        lambda: shipped(img_range=1.0),
+        lambda: shipped(rgb_mean=[0, 0, 0]),
+        lambda: Teacher(torch.nn.Upsample(scale_factor=2, mode='nearest'), SCALE),
+    ],
+    ids=['res_scale', 'img_range', 'rgb_mean', 'another network'],
+)
+def test_a_teacher_that_is_not_as_it_was_trained_is_stopped_with_both_numbers(teacher, batches, psnr_y):
+    found = teacher_psnr_y(teacher(), batches, SCALE, CPU)
+    assert found < psnr_y - 0.1
+    with pytest.raises(
+        UserError, match=rf'teacher.expect: the teacher has {found:.3f} dB .*expected 3\d\.\d\d \+- 0.1'
+    ):
+        check_teacher(teacher(), expectation(round(psnr_y, 2)), batches, SCALE, CPU)
+
+
+def test_a_teacher_trained_on_bgr_is_stopped_though_its_psnr_is_within_the_tolerance(batches, psnr_y):
+    found = teacher_psnr_y(of_another_colour_order(), batches, SCALE, CPU)
+    assert abs(found - psnr_y) < 0.1
+    with pytest.raises(UserError, match=rf'{found:.3f} dB .*, but {psnr_y:.3f} dB when red and blue change places'):
+        check_teacher(of_another_colour_order(), expectation(psnr_y), batches, SCALE, CPU)
+
+
+def test_a_teacher_that_is_better_than_expected_is_stopped_too(batches, psnr_y):
+    with pytest.raises(UserError, match=r'teacher.expect'):
+        check_teacher(shipped(), expectation(psnr_y - 0.2), batches, SCALE, CPU)
+
+
+def test_a_teacher_that_gives_nan_is_stopped(batches):
+    teacher = shipped()
+    teacher.net.conv_last.bias.fill_(float('nan'))
+    with pytest.raises(UserError, match=r'teacher.expect'):
+        check_teacher(teacher, expectation(30), batches, SCALE, CPU)
+
+
+def test_the_gate_draws_no_random_numbers(batches):
+    teacher = shipped()
+    torch.manual_seed(0)
+    random.seed(0)
+    states = torch.get_rng_state(), random.getstate()
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    check_teacher(teacher, expectation(30, tolerance=100), loader, SCALE, CPU)
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+
+
+def test_training_starts_behind_the_gate_only(train_opt, checkout, tmp_path):
+    for folder in ('GT', 'LQ'):
+        (tmp_path / folder).mkdir()
+    for name, gt in crops().items():
+        cv2.imwrite(str(tmp_path / 'GT' / f'{name}.png'), gt)
+        cv2.imwrite(str(tmp_path / 'LQ' / f'{name}.png'), bicubic_lr(gt, SCALE))
+    opt = changed(train_opt, 'teacher', {'network': TEACHER, 'weights': str(TEACHER_WEIGHTS)})
+    opt = changed(opt, 'name', 'gated')
+    opt['datasets']['val'] |= {'dataroot_gt': str(tmp_path / 'GT'), 'dataroot_lq': str(tmp_path / 'LQ')}
+    loader = [
+        {'gt': as_input(gt), 'lq': as_input(cv2.imread(str(tmp_path / 'LQ' / f'{name}.png')))}
+        for name, gt in crops().items()
+    ]
+    expect = expectation(round(teacher_psnr_y(shipped(), loader, SCALE, CPU), 2))
+    opt['teacher']['expect'] = expect
+    wrong = changed(opt, 'teacher.network', {**TEACHER, 'res_scale': 0.1})
+
+    done = run('facd_basicsr/train.py', '-opt', write_yml(wrong, tmp_path / 'wrong.yml'), cwd=checkout)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith('error: teacher.expect: the teacher has ')
+    assert not (checkout / 'experiments' / 'gated').exists()
+
+    done = run('facd_basicsr/train.py', '-opt', write_yml(opt, tmp_path / 'right.yml'), cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    (log,) = Path(checkout, 'experiments', 'gated').glob('*.log')
+    assert f'dB PSNR-Y on datasets.val, expected {expect["psnr_y"]} +- 0.1.' in log.read_text()
+    assert load_state_dict(checkout / 'experiments' / 'gated' / 'models' / 'net_g_latest.pth', '', ['params'])

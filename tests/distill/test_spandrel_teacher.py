@@ -1,0 +1,142 @@
+"""Teachers that spandrel recognises: the extra `spandrel` is part of `dev`."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from distill.official_networks import official_rcan
+from torch import Tensor
+
+from facd_basicsr.distill.taps import Taps
+from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.errors import UserError
+
+spandrel = pytest.importorskip('spandrel')
+
+
+def small_dat() -> torch.nn.Module:
+    from spandrel.architectures.DAT import DAT
+
+    torch.manual_seed(0)
+    return DAT(
+        img_size=16, embed_dim=64, split_size=(4, 4), depth=(2,), num_heads=(2,), expansion_factor=2.0, upscale=2,
+        upsampler='pixelshuffledirect', img_range=1.0, resi_connection='1conv',
+    )  # fmt: skip
+
+
+@pytest.fixture
+def dat_opt(tmp_path: Path) -> dict:
+    torch.save({'params': small_dat().state_dict()}, tmp_path / 'dat.pth')
+    return {'weights': str(tmp_path / 'dat.pth')}
+
+
+@pytest.fixture
+def rcan_opt(tmp_path: Path) -> dict:
+    torch.manual_seed(0)
+    torch.save(official_rcan(8, 2, 2, 2).state_dict(), tmp_path / 'RCAN_BIX2.pt')
+    return {'weights': str(tmp_path / 'RCAN_BIX2.pt'), 'format': 'spandrel'}
+
+
+def test_a_transformer_is_recognised_and_frozen(dat_opt):
+    teacher = build_teacher(dat_opt, 2)
+    assert type(teacher.net).__name__ == 'DAT'
+    assert not any(m.training for m in teacher.train().modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    lq = torch.rand(1, 3, 16, 16)
+    sr = teacher(lq)
+    assert sr.shape == (1, 3, 32, 32) and not sr.requires_grad and not sr.is_inference()
+    torch.testing.assert_close(sr, small_dat().eval()(lq))  # with random weights its output leaves [0, 1]: not clamped
+    assert sr.min() < 0 or sr.max() > 1
+
+
+def test_an_image_below_the_networks_least_size_is_padded_and_cropped(dat_opt):
+    teacher = build_teacher(dat_opt, 2)
+    lq = torch.rand(1, 3, 9, 20)
+    sr = teacher(lq)
+    assert sr.shape == (1, 3, 18, 40)
+    padded = torch.cat([lq, lq[:, :, 1:8].flip(2)], 2)  # reflected to the minimum of 16
+    assert torch.equal(sr, teacher(padded)[:, :, :18])
+
+
+def test_lq_is_untouched_by_spandrels_rcan_which_multiplies_its_input_in_place(rcan_opt):
+    teacher = build_teacher(rcan_opt, 2)
+    lq = torch.rand(1, 3, 6, 6)
+    before = lq.clone()
+    by_hand = teacher.net(lq.clone())
+    torch.testing.assert_close(teacher(lq), by_hand)
+    assert torch.equal(lq, before)
+    teacher.net(lq)
+    assert not torch.equal(lq, before)  # without the teacher's copy it would not be
+
+
+def test_spandrels_rcan_and_basicsrs_give_the_same_for_one_official_checkpoint(rcan_opt):
+    network = {'type': 'RCANStudent', 'num_feat': 8, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4, 'upscale': 2}
+    ours = build_teacher({'weights': rcan_opt['weights'], 'network': network}, 2)
+    theirs = build_teacher(rcan_opt, 2)
+    lq = torch.rand(2, 3, 8, 7)
+    torch.testing.assert_close(theirs(lq), ours(lq), rtol=0, atol=2e-6)
+
+
+def tap(teacher: torch.nn.Module, path: str, lq: Tensor) -> Tensor:
+    return Taps(teacher.net, [path], 'teacher').run(teacher, lq)[1][0]
+
+
+def test_tokens_are_read_as_the_feature_they_come_from(dat_opt):
+    teacher = build_teacher(dat_opt, 2)
+    lq = torch.rand(2, 3, 16, 24)
+    tokens = []
+    handle = teacher.net.layers[0].register_forward_hook(lambda _, __, output: tokens.append(output))
+    feat = tap(teacher, 'layers.0:tokens', lq)
+    handle.remove()
+    assert feat.shape == (2, 64, 16, 24)
+    assert torch.equal(feat[1, :, 3, 5], tokens[0][1, 3 * 24 + 5])
+    # the tokens that enter the first layer are the first convolution's output, before and after normalisation
+    assert tap(teacher, 'layers.0:input:tokens', lq).shape == (2, 64, 16, 24)
+    normed = teacher.net.before_RG[1](teacher.net.before_RG[0](teacher.net.conv_first(lq - teacher.net.mean)))
+    torch.testing.assert_close(tap(teacher, 'before_RG:tokens', lq), normed.transpose(1, 2).reshape(2, 64, 16, 24))
+
+
+def test_tokens_without_the_suffix_and_the_suffix_without_tokens_are_refused(dat_opt):
+    teacher = build_teacher(dat_opt, 2)
+    lq = torch.rand(1, 3, 16, 16)
+    with pytest.raises(UserError, match=r"'layers.0' gives \(1, 256, 64\); .*or tokens .* as 'layers.0:tokens'"):
+        tap(teacher, 'layers.0', lq)
+    with pytest.raises(UserError, match=r"'conv_first:tokens' gives \(1, 64, 16, 16\); accepted: .* \(N, H \* W, C\)"):
+        tap(teacher, 'conv_first:tokens', lq)
+    with pytest.raises(UserError, match=r"'layer.0:tokens' is not in DAT; nearest: 'layers.0:tokens'"):
+        tap(teacher, 'layer.0:tokens', lq)
+
+
+def test_tokens_of_another_number_than_pixels_are_refused():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2, stride=2), torch.nn.Flatten(2))
+    with pytest.raises(UserError, match=r"'1:tokens' gives 4 tokens for an input of 6 x 6; accepted: one for each"):
+        Taps(net, ['1:tokens'], 'teacher').run(net, torch.rand(1, 3, 6, 6))
+
+
+def test_what_spandrel_finds_must_be_this_files_scale_and_colours(dat_opt, tmp_path):
+    with pytest.raises(UserError, match=r'teacher.weights: .*dat.pth: is a DAT for SR x2; accepted: SR x4'):
+        build_teacher(dat_opt, 4)
+    with pytest.raises(UserError, match=r'teacher.precision: fp16, which DAT does not support; accepted: fp32, bf16'):
+        build_teacher({**dat_opt, 'precision': 'fp16'}, 2)
+    assert build_teacher({**dat_opt, 'precision': 'bf16'}, 2)(torch.rand(1, 3, 16, 16)).dtype == torch.float32
+    torch.save({'no.such.network': torch.zeros(1)}, tmp_path / 'odd.pth')
+    with pytest.raises(UserError, match=r'odd.pth: spandrel does not recognise it \(first key: no.such.network\)'):
+        build_teacher({'weights': str(tmp_path / 'odd.pth')}, 2)
+
+
+def test_a_checkpoint_that_spandrel_mistakes_is_refused_in_one_line(tmp_path):
+    state_dict = small_dat().state_dict()
+    del state_dict['conv_first.bias']
+    torch.save(state_dict, tmp_path / 'cut.pth')
+    with pytest.raises(UserError, match=r'teacher.weights: .*cut.pth: spandrel') as error:
+        build_teacher({'weights': str(tmp_path / 'cut.pth')}, 2)
+    assert '\n' not in str(error.value)
+
+
+def test_without_spandrel_the_message_says_how_to_get_it(dat_opt, monkeypatch):
+    monkeypatch.setattr(
+        'importlib.util.find_spec', lambda name, *args: None if name == 'spandrel' else find_spec(name, *args)
+    )
+    with pytest.raises(UserError, match=r"spandrel, .* is not installed; .*pip install 'facd_basicsr\[spandrel\]'"):
+        build_teacher(dat_opt, 2)
