@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,6 +33,8 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
     """
     if not source.is_file():
         raise UserError(f'IN: no such file: {source}')
+    if not target.parent.is_dir():
+        raise UserError(f'OUT: no such folder: {target.parent}')
     if target.exists():
         raise UserError(f'OUT: {target} is there already; accepted: a new file')
     if target.suffix not in SUFFIXES:
@@ -57,7 +60,11 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
         shift = torch.tensor(rgb_mean) * img_range if shift is None else shift
         state_dict = from_basicsr(state_dict, layout, shift, f'IN: {source}')
     _write(state_dict, target, layout)
-    block |= {'img_range': img_range, 'rgb_mean': list(rgb_mean), 'res_scale': '?  # as trained; no checkpoint tells'}
+    block |= {
+        'img_range': img_range,
+        'rgb_mean': list(rgb_mean),
+        'res_scale': '?  # as it was trained; no checkpoint tells',
+    }
     return '\n'.join(f'  {key}: {value}' for key, value in block.items())
 
 
@@ -76,8 +83,8 @@ def _write(state_dict: dict[str, Tensor], target: Path, layout: str) -> None:
         ):
             raise UserError(f'OUT: {target} did not read back as it was written; accepted: a sound disk')
         partial.rename(target)
-    except OSError as error:
-        raise UserError(f'OUT: {target} can not be written ({error.strerror})') from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
+        raise UserError(f'OUT: {target} can not be written ({" ".join(str(error).split())})') from error
     finally:
         partial.unlink(missing_ok=True)
 

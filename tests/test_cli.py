@@ -1,0 +1,28 @@
+import pytest
+from click.testing import CliRunner
+from conftest import run
+
+from facd_basicsr.cli import COMMANDS, facd
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_every_subcommand_has_help_with_an_example(name):
+    result = CliRunner().invoke(facd, [name, '--help'], prog_name='facd')
+    assert result.exit_code == 0, result.output
+    texts = [result.output]
+    if 'Commands:' in result.output:
+        group = facd.get_command(None, name)
+        texts = [CliRunner().invoke(facd, [name, sub, '--help'], prog_name='facd').output for sub in group.commands]
+    for text in texts:
+        assert f'facd {name}' in text.split('Example', 1)[1]
+
+
+def test_help_lists_every_subcommand():
+    output = CliRunner().invoke(facd, ['--help']).output
+    assert all(f'  {name} ' in output for name in COMMANDS)
+
+
+def test_an_unknown_subcommand_exits_with_2(tmp_path):
+    done = run('-m', 'facd_basicsr.cli', 'prepair', cwd=tmp_path)
+    assert done.returncode == 2
+    assert "No such command 'prepair'" in done.stderr
