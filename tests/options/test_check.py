@@ -5,6 +5,9 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.options.check import check
 
 
+EXPECT = {'dataset': 'val', 'psnr_y': 32.4, 'tolerance': 0.1}
+
+
 def refusal(opt: dict, is_train: bool = True) -> str:
     with pytest.raises(UserError) as error:
         check(opt, is_train)
@@ -16,6 +19,12 @@ def test_a_complete_file_is_accepted(train_opt, test_opt):
     check(train_opt, is_train=True)
     test_opt['path']['pretrain_network_g'] = 'net.pth'
     check(test_opt, is_train=False)
+
+
+def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt):
+    check(changed(train_opt, 'teacher', {'weights': 'https://host/DAT_light_x2.pth'}), is_train=True)
+    more = {'format': 'auto', 'sha256': '76EE1C8F', 'precision': 'bf16', 'expect': EXPECT}
+    check(changed(train_opt, 'teacher', {**train_opt['teacher'], **more}), is_train=True)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +51,7 @@ def test_a_complete_file_is_accepted(train_opt, test_opt):
         ('val.val_frequency', 2, "val.val_frequency: unknown key; did you mean 'val_freq'?"),
         ('logger.print_frequency', 2, "logger.print_frequency: unknown key; did you mean 'print_freq'?"),
         ('path.pretrained_network_g', 'x', "did you mean 'pretrain_network_g'?"),
+        ('teacher.expect', {'dataset': 'val', 'psnr': 32}, "teacher.expect.psnr: unknown key; did you mean 'psnr_y'?"),
         # types that nothing is registered for
         ('model_type', 'FACDModle', "model_type: 'FACDModle' is not registered; did you mean 'FACDModel'?"),
         ('network_g.type', 'EDSRStudnet', "'EDSRStudnet' is not registered; did you mean 'EDSRStudent'?"),
@@ -67,7 +77,16 @@ def test_a_complete_file_is_accepted(train_opt, test_opt):
         ('train.optim_g.lr', ..., 'train.optim_g.lr: missing; accepted: a number'),
         ('train.scheduler.milestones', ..., 'train.scheduler.milestones: missing; accepted: a list'),
         ('val.metrics.psnr_y.crop_border', ..., 'val.metrics.psnr_y.crop_border: missing'),
+        ('teacher.expect', {'dataset': 'val', 'psnr_y': 32}, 'teacher.expect.tolerance: missing; accepted: a number'),
         # wrong types and values
+        ('teacher.format', 'keras', "teacher.format: 'keras'; accepted: auto, basicsr, edsr-pytorch, rcan, spandrel"),
+        ('teacher.format', 'spandrel', 'teacher.network: accepted with format: spandrel: none'),
+        ('teacher.precision', 'int8', "teacher.precision: 'int8'; accepted: fp32, bf16, fp16"),
+        ('teacher.sha256', '76ee1c', "teacher.sha256: '76ee1c'; accepted: 8 to 64 hexadecimal digits"),
+        ('teacher.expect', EXPECT | {'dataset': 'val_2'}, "teacher.expect.dataset: 'val_2'; accepted: val"),
+        ('teacher.expect', EXPECT | {'dataset': 'train'}, "teacher.expect.dataset: 'train'; accepted: val"),
+        ('teacher.expect', EXPECT | {'tolerance': 0}, 'teacher.expect.tolerance: 0; accepted: dB above 0'),
+        ('teacher', {'weights': 'x', 'format': 'rcan'}, 'teacher.network: missing; accepted with format: rcan'),
         ('taps', [], 'taps: []; accepted: at least one'),
         ('scale', 0, 'scale: 0; accepted: 1 or more'),
         ('manual_seed', -1, 'manual_seed: -1; accepted: 0 or more'),
