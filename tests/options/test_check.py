@@ -4,7 +4,6 @@ from conftest import changed
 from facd_basicsr.errors import UserError
 from facd_basicsr.options.check import check
 
-
 EXPECT = {'dataset': 'val', 'psnr_y': 32.4, 'tolerance': 0.1}
 
 
