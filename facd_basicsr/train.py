@@ -11,7 +11,8 @@ import datetime
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 
 # isort: split
 import torch
+from basicsr.data.data_sampler import EnlargedSampler
 from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
 from basicsr.models import build_model
+from basicsr.models.base_model import BaseModel
 from basicsr.train import create_train_val_dataloader, init_tb_loggers
 from basicsr.utils import AvgTimer, MessageLogger, get_time_str, make_exp_dirs, mkdir_and_rename
 from basicsr.utils.options import dict2str
+from torch.utils.data import DataLoader
 
 from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.distill.gate import check_teacher
@@ -61,24 +65,56 @@ def train(
         _train(opt, args.opt, log, on_iteration)
 
 
-def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration: Callable[[int], None]) -> None:
+@dataclass
+class Training:
+    """What :func:`set_up` has built: all that an iteration needs. Nothing is on disk yet."""
+
+    model: BaseModel
+    train_loader: DataLoader
+    train_sampler: EnlargedSampler
+    val_loaders: dict[str, DataLoader]  # by the name of their block in `datasets`
+    total_iters: int
+    resume_state: dict[str, Any] | None
+    teacher: str  # what the sanity gate found; empty without one
+
+
+def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
+    """Builds data, networks and loss, loads checkpoints, and puts the teacher through the sanity gate.
+
+    Args:
+        opt: from :func:`facd_basicsr.options.parse_options`.
+        log: for the lines of BasicSR's parts.
+
+    Raises:
+        UserError: a checkpoint, the data or their combination is not accepted.
+    """
     resume_state = load_resume_state(opt)
     check_pretrained(opt)
     with data_complaints():
-        train_loader, train_sampler, val_loaders, _, total_iters = create_train_val_dataloader(opt, log.logger)
+        train_loader, train_sampler, loaders, _, total_iters = create_train_val_dataloader(opt, log.logger)
     if len(train_loader) == 0:
         raise UserError(
             f'datasets.train.batch_size_per_gpu: {train_loader.batch_size} for epochs of {len(train_sampler)} samples; '
             'accepted: no more than these (dataset_enlarge_ratio repeats the images)'
         )
+    val_loaders = dict(zip([name for name in opt['datasets'] if name != 'train'], loaders))
     model = build_model(opt)
+    teacher = ''
     if 'expect' in opt.get('teacher', {}):
         expect = opt['teacher']['expect']
-        val_loader = dict(zip([name for name in opt['datasets'] if name != 'train'], val_loaders))[expect['dataset']]
-        log.info(check_teacher(model.teacher, expect, val_loader, opt['scale'], model.device))
-    start_epoch = start_iter = 0
+        teacher = check_teacher(model.teacher, expect, val_loaders[expect['dataset']], opt['scale'], model.device)
     if resume_state is not None:
         model.resume_training(resume_state)
+    return Training(model, train_loader, train_sampler, val_loaders, total_iters, resume_state, teacher)
+
+
+def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration: Callable[[int], None]) -> None:
+    training = set_up(opt, log)
+    model, resume_state, total_iters = training.model, training.resume_state, training.total_iters
+    if training.teacher:
+        log.info(training.teacher)
+    start_epoch = start_iter = 0
+    if resume_state is not None:
         start_epoch, start_iter = resume_state['epoch'], resume_state['iter']
         log.info(f'Resuming from {opt["path"]["resume_state"]}: epoch {start_epoch}, iter {start_iter}.')
         if start_iter >= total_iters:
@@ -92,14 +128,14 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
     tb_logger = init_tb_loggers(opt)
     msg_logger = MessageLogger(opt, start_iter + 1, tb_logger)
     msg_logger.max_iters = total_iters + 1  # it counts one iteration less, and ends in "-1 day, 23:59:58"
-    prefetcher = _prefetcher(opt, train_loader)
+    prefetcher = _prefetcher(opt, training.train_loader)
 
     current_iter, start_time = start_iter, time.time()
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     for epoch in itertools.count(start_epoch):  # BasicSR's number of epochs forgets that the loader drops rests
         if current_iter >= total_iters:
             break
-        train_sampler.set_epoch(epoch)
+        training.train_sampler.set_epoch(epoch)
         prefetcher.reset()
         train_data = prefetcher.next()
         while train_data is not None and current_iter < total_iters:
@@ -127,7 +163,7 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
                 log.info('Saving models and training states.')
                 model.save(epoch, current_iter)
             if current_iter < total_iters and opt.get('val') and current_iter % opt['val']['val_freq'] == 0:
-                _validate(model, val_loaders, current_iter, tb_logger, opt)
+                _validate(model, training.val_loaders.values(), current_iter, tb_logger, opt)
 
             on_iteration(current_iter)
             data_timer.start()
@@ -138,7 +174,7 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
     log.info('Save the latest model.')
     model.save(epoch=-1, current_iter=-1)  # -1: net_g_latest.pth, without a training state
     if opt.get('val'):
-        _validate(model, val_loaders, current_iter, tb_logger, opt)
+        _validate(model, training.val_loaders.values(), current_iter, tb_logger, opt)
     if tb_logger:
         tb_logger.close()
 
@@ -163,7 +199,9 @@ def _prefetcher(opt: dict[str, Any], train_loader: Any) -> CPUPrefetcher | CUDAP
     return CUDAPrefetcher(train_loader, opt) if on_gpu else CPUPrefetcher(train_loader)
 
 
-def _validate(model: Any, val_loaders: Sequence[Any], current_iter: int, tb_logger: Any, opt: dict[str, Any]) -> None:
+def _validate(
+    model: Any, val_loaders: Iterable[DataLoader], current_iter: int, tb_logger: Any, opt: dict[str, Any]
+) -> None:
     for val_loader in val_loaders:
         model.validation(val_loader, current_iter, tb_logger, opt['val']['save_img'])
 

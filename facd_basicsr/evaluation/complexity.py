@@ -3,6 +3,8 @@
 import copy
 import statistics
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -38,3 +40,23 @@ def latency_ms(net: nn.Module, lq: Tensor, repeats: int = 5) -> float:
             net(lq)
             times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[1:])
+
+
+@contextmanager
+def saved_activations(weights: Iterable[Tensor]) -> Iterator[dict[int, int]]:
+    """Collects the memory that autograd keeps for the backward pass: {address: bytes}, filled inside the context.
+
+    Args:
+        weights: tensors that do not count, for they are there anyway.
+    """
+    there = {tensor.untyped_storage().data_ptr() for tensor in weights}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in there:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield kept

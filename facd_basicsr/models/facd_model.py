@@ -47,7 +47,7 @@ class FACDModel(SRModel):
         student = self.get_bare_model(self.net_g)
         self.student_taps = Taps(student, [tap['student'] for tap in self.opt['taps']], 'student')
         self.teacher_taps = Taps(self.teacher.net, [tap['teacher'] for tap in self.opt['taps']], 'teacher')
-        self.net_r = self._build_regressors(student)
+        self.net_r = self._build_regressors()
         self._try_loss(train_opt)
 
         self.setup_optimizers()
@@ -66,11 +66,16 @@ class FACDModel(SRModel):
                 self.model_ema(0)
             self.net_g_ema.eval()
 
-    def _build_regressors(self, student: nn.Module) -> nn.Module | None:
-        """Reads the taps' shapes off a probe, then builds and loads the regressors, wrapped for the device."""
+    def probe_taps(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The student's and the teacher's features, (1, C_j, h, w) each, of a flat patch; before the regressors."""
         with torch.no_grad():
-            _, student_feats = self.student_taps.run(student, self._probe(1))
+            _, student_feats = self.student_taps.run(self.get_bare_model(self.net_g), self._probe(1))
             _, teacher_feats = self.teacher_taps.run(self.teacher, self._probe(1))
+        return student_feats, teacher_feats
+
+    def _build_regressors(self) -> nn.Module | None:
+        """Reads the taps' shapes off a probe, then builds and loads the regressors, wrapped for the device."""
+        student_feats, teacher_feats = self.probe_taps()
         net_r = build_regressors(self.opt.get('network_r'), self.cri_distill.regressor, student_feats, teacher_feats)
         if net_r is None:
             return None

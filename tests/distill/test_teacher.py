@@ -2,7 +2,11 @@
 
 import hashlib
 import pickle
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -201,3 +205,42 @@ def test_a_checkpoint_of_something_else_is_refused_with_its_keys(tmp_path):
     torch.save({'epoch': 3, 'optimizer': {}}, tmp_path / 'bad.pth')
     with pytest.raises(UserError, match=r"holds keys \['epoch', 'optimizer'\]"):
         load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path) -> Iterator[str]:
+    """The address of ``tmp_path``, served."""
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(tmp_path))) as httpd:
+        Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{httpd.server_port}'
+        httpd.shutdown()
+
+
+def test_weights_may_be_an_address_and_are_downloaded_once(state_dict, tmp_path, server, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    saved({'params': state_dict}, tmp_path)
+    content = (tmp_path / 'teacher.pth').read_bytes()
+    (tmp_path / 'teacher.pth').rename(tmp_path / f'teacher-{hashlib.sha256(content).hexdigest()[:8]}.pth')
+    (remote,) = tmp_path.glob('teacher-*.pth')
+    opt = {'network': TEACHER, 'weights': f'{server}/{remote.name}'}
+    for _ in range(2):
+        loaded = build_teacher(opt, SCALE).net.state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in state_dict.items())
+        remote.unlink(missing_ok=True)  # the second time it comes from the cache
+
+
+def test_an_address_with_another_hash_than_its_name_is_refused(state_dict, tmp_path, server, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    saved({'params': state_dict}, tmp_path)
+    (tmp_path / 'teacher.pth').rename(tmp_path / 'teacher-76ee1c8f.pth')
+    digest = hashlib.sha256((tmp_path / 'teacher-76ee1c8f.pth').read_bytes()).hexdigest()
+    opt = {'network': TEACHER, 'weights': f'{server}/teacher-76ee1c8f.pth'}
+    with pytest.raises(UserError, match=rf'teacher.weights: .* has sha256 {digest}; accepted: 76ee1c8f'):
+        build_teacher(opt, SCALE)
+    assert not [path for path in (tmp_path / 'home').rglob('*') if path.is_file() and path.suffix == '.pth']
+    build_teacher({**opt, 'sha256': digest}, SCALE)

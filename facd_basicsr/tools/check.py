@@ -1,0 +1,216 @@
+"""``facd check``: everything a training run needs, tried before it is started."""
+
+import argparse
+import os
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from facd_basicsr.engine.logs import DeferredLog, versions
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.complexity import flops, parameters, saved_activations
+from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.models import FACDModel
+from facd_basicsr.options import parse_options, parser
+from facd_basicsr.options.paths import check_whole_dataset
+from facd_basicsr.train import Training, set_up
+
+GIB = 2**30
+SMALL, LARGE = 2, 4  # samples; losses that compare samples need two
+
+
+def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
+    """Does what train.py does up to the first iteration and a little more, without making a folder.
+
+    Args:
+        option_file: of a training.
+        overrides: as ``--force_yml`` has them.
+
+    Yields:
+        What was found, in lines, while it goes on.
+
+    Raises:
+        UserError: training would not start, and why.
+    """
+    yield from _environment()
+    arguments = ['-opt', option_file, *(['--force_yml', *overrides] if overrides else [])]
+    opt = parse_options(parser().parse_args(arguments), is_train=True)
+    yield f'options      {option_file}: every key is known, networks, loss and optimizer can be built'
+    for name, dataset_opt in opt['datasets'].items():
+        yield f'data         {name}: {check_whole_dataset(name, dataset_opt, opt["scale"])}'
+    with DeferredLog(opt['rank'], console=False) as log:
+        training = set_up(opt, log)
+        model = training.model
+        if isinstance(model, FACDModel):
+            yield f'teacher      {_teacher(opt, training)}'
+            yield from _block('taps', _taps(model, opt))
+        yield from _block('networks', _networks(model, opt))
+        yield from _first_iterations(training, opt)
+
+
+def _environment() -> Iterator[str]:
+    yield f'environment  {versions()}'
+    extras = []
+    for package in ('spandrel', 'lmdb', 'opencv-python', 'opencv-python-headless'):
+        try:
+            extras.append(f'{package} {version(package)}')
+        except PackageNotFoundError:
+            continue
+    yield f'             {", ".join(extras)}'
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    gpus = ', '.join(f'{device.name} {device.total_memory / GIB:.0f} GiB' for device in devices) or 'no GPU'
+    yield f'             {gpus}, {torch.get_num_threads()} CPU threads, {_ram() / GIB:.0f} GiB memory'
+
+
+def _teacher(opt: dict[str, Any], training: Training) -> str:
+    loaded = f'{type(training.model.teacher.net).__name__} from {opt["teacher"]["weights"]}: every key fits'
+    gate = training.teacher or 'its quality is not checked, since there is no teacher.expect'
+    return f'{loaded}\n             {gate}'
+
+
+def _taps(model: FACDModel, opt: dict[str, Any]) -> str:
+    student_feats, teacher_feats = model.probe_taps()
+    regressors = [None] * len(student_feats) if model.net_r is None else model.get_bare_model(model.net_r)
+    rows = [
+        [
+            tap['student'],
+            ' x '.join(map(str, student.shape[1:])),
+            tap['teacher'],
+            ' x '.join(map(str, teacher.shape[1:])),
+            _regressor(regressor),
+        ]
+        for tap, student, teacher, regressor in zip(opt['taps'], student_feats, teacher_feats, regressors)
+    ]
+    return text_table(['student', 'C x H x W', 'teacher', 'C x H x W', 'regressor'], rows)
+
+
+def _regressor(regressor: nn.Module | None) -> str:
+    if regressor is None or isinstance(regressor, nn.Identity):
+        return 'none: equal widths'
+    return f'{type(regressor).__name__}, {parameters(regressor):,} parameters'
+
+
+def _networks(model: Any, opt: dict[str, Any]) -> str:
+    nets = {'student': model.get_bare_model(model.net_g)}
+    if isinstance(model, FACDModel):
+        nets['teacher'] = model.teacher.net
+    rows = [
+        [name, type(net).__name__, f'{parameters(net):,}', f'{flops(net, opt["scale"]) / 1e9:,.1f} G']
+        for name, net in nets.items()
+    ]
+    return text_table(['', 'network', 'parameters', 'FLOPs of a 1280x720 output'], rows)
+
+
+def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
+    """Measures what a few samples keep in memory, says what the batch will, and then runs the batch."""
+    model = training.model
+    batch = next(iter(training.train_loader))
+    size = len(batch['lq'])
+    estimate, words = _memory_estimate(model, batch)
+    room, name = _room(model.device)
+    yield f'memory       estimate for a batch of {size}: {words}; {name} has {room / GIB:.1f} GiB'
+    advice = 'accepted: a smaller datasets.train.batch_size_per_gpu or gt_size'
+    if estimate > room:
+        raise UserError(f'memory: about {estimate / GIB:.1f} GiB are needed, {name} has {room / GIB:.1f}; {advice}')
+    try:
+        _step(model, batch)
+        seconds = _step(model, batch)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f'memory: a batch of {size} does not fit into {name}; {advice}') from error
+    yield f'             at the peak, measured: {_peak(model.device) / GIB:.2f} GiB'
+    total = opt['train']['total_iter']
+    yield (
+        f'iteration    {seconds:.3f} s for a batch of {size}; {total} of them: {seconds * total / 3600:.1f} h, loading '
+        'and validation apart'
+    )
+
+
+def _memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
+    """Bytes that training with this batch needs, and what they are for."""
+    trained = [p for optimizer in model.optimizers for group in optimizer.param_groups for p in group['params']]
+    size = len(batch['lq'])
+    few, more = min(SMALL, size), min(LARGE, size)
+    kept = {samples: _activations(model, batch, samples, trained) for samples in {few, more}}
+    slope = (kept[more] - kept[few]) / (more - few) if more > few else kept[few] / few
+    activations = kept[few] + slope * (size - few)
+    # a weight, its gradient and Adam's two moments
+    weights = sum(4 * p.numel() * p.element_size() for p in trained)
+    frozen = 0
+    if isinstance(model, FACDModel):
+        frozen = sum(p.numel() * p.element_size() for p in model.teacher.parameters())
+    return (
+        activations + weights + frozen,
+        f'{activations / GIB:.2f} GiB of features for the backward pass, {(weights + frozen) / GIB:.2f} GiB of weights, '
+        'gradients and Adam',
+    )
+
+
+def _activations(model: Any, batch: dict[str, Any], samples: int, trained: Sequence[nn.Parameter]) -> int:
+    with saved_activations(trained) as kept:
+        _step(model, {key: value[:samples] for key, value in batch.items()})
+    return sum(kept.values())
+
+
+def _step(model: Any, batch: dict[str, Any]) -> float:
+    """Seconds of one iteration. It changes the model, which nobody saves."""
+    model.feed_data(batch)
+    _wait(model.device)
+    start = time.perf_counter()
+    model.optimize_parameters(1)
+    _wait(model.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def _room(device: torch.device) -> tuple[int, str]:
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[1], 'the GPU'
+    return _ram(), 'this machine'
+
+
+def _ram() -> int:
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def _block(title: str, table: str) -> Iterator[str]:
+    first, *rest = table.splitlines()
+    yield f'{title:<13}{first}'
+    yield from (f'{"":<13}{line}' for line in rest)
+
+
+@click.command()
+@click.option('-opt', 'option_file', required=True, help='Option file of a training.')
+@click.option(
+    '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help="Override options, as train.py's."
+)
+def command(option_file: str, overrides: tuple[str, ...]) -> None:
+    """Try everything a training run needs, before it is started.
+
+    Environment, option file, every image of the data, teacher, taps, memory, and one timed iteration. Exit code 0 only
+    if training would start; nothing is written.
+
+    \b
+    Example:
+      facd check -opt options/train/FACD_EDSR_x4.yml
+    """
+    for line in check(option_file, overrides):
+        click.echo(line)
+    click.echo('Training would start.')
