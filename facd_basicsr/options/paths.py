@@ -125,7 +125,7 @@ def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, sc
         if training and min(size) < dataset_opt.get('gt_size', 0):
             raise UserError(
                 f'{where}.gt_size: {dataset_opt["gt_size"]}, but {key} in {dataset_opt["dataroot_gt"]} is {size} '
-                '(height, width); accepted: the smallest image or less (facd prepare folder --min-size leaves out smaller)'
+                '(height, width); accepted: the smallest image or less (facd prepare folder: --min-size leaves out)'
             )
 
 
