@@ -4,9 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
-from facd_basicsr.data.images import IMAGE_SUFFIXES
+from facd_basicsr.data.images import IMAGE_SUFFIXES, image_size
 from facd_basicsr.errors import UserError
 
 DATA_PAGE = 'datasets/README.md says how to prepare it'
@@ -102,10 +100,9 @@ def _folder_sizes(where: str, dataset_opt: dict[str, Any], training: bool) -> tu
 def _image_size(where: str, path: Path) -> tuple[int, int]:
     _check_file(where, path, DATA_PAGE)
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f'{where}: {path} is no readable image ({" ".join(str(error).split())})') from error
+        return image_size(path)
+    except UserError as error:
+        raise UserError(f'{where}: {error}') from error
 
 
 def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, scale: int, training: bool) -> None:

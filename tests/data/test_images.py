@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from facd_basicsr.data.images import images_in, read_bgr, write_png
+from facd_basicsr.data.images import image_size, images_in, read_bgr, write_png
 from facd_basicsr.errors import UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -97,6 +97,14 @@ def test_the_exif_orientation_is_applied(tmp_path, orientation, corner):
     image = saved(stored, tmp_path / 'a.png', exif=exif)
     assert image.shape == ((3, 2, 3) if orientation < 5 else (2, 3, 3))
     assert image[corner].tolist() == [0, 0, 255] and image.sum() == 255
+
+
+def test_the_size_by_the_header_is_that_of_the_image_that_is_read(tmp_path):
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        image = saved(Image.new('RGB', (20, 30)), tmp_path / 'a.jpg', exif=exif)
+        assert image_size(tmp_path / 'a.jpg') == image.shape[:2] == ((30, 20) if orientation < 5 else (20, 30))
 
 
 def file_bytes(kind: str) -> bytes:
