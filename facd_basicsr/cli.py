@@ -11,6 +11,7 @@ from facd_basicsr.errors import run_command
 COMMANDS: dict[str, str] = {
     'prepare': 'Training pairs and benchmark sets, in the layout that the option files expect.',
     'convert': 'Rewrite an EDSR or RCAN checkpoint in another key layout.',
+    'check': 'Try everything a training run needs, before it is started.',
 }
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import cv2
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,12 @@ def picture(seed: int, height: int, width: int) -> np.ndarray:
     """A smooth random BGR uint8 picture."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (height // 8, width // 8, 3)).astype(np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+
+
+def decoded(path: Path) -> dict[str, np.ndarray]:
+    """Every image of an LMDB by key."""
+    with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as txn:
+        return {key.decode(): cv2.imdecode(np.frombuffer(value, np.uint8), -1) for key, value in txn.cursor()}
 
 
 @pytest.fixture(scope='session')

@@ -1,6 +1,22 @@
+import importlib.util
 import json
+import sys
+from types import ModuleType
 
-from conftest import REPOSITORY, run, write_yml
+import cv2
+import numpy as np
+import pytest
+from conftest import REPOSITORY, SHARED_DATA, picture, run, write_yml
+
+from facd_basicsr.data.bicubic import bicubic_lr
+
+
+def benchmark(name: str) -> ModuleType:
+    """A script of benchmarks/, not run."""
+    spec = importlib.util.spec_from_file_location(f'benchmark_{name}', REPOSITORY / 'benchmarks' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_train_speed_writes_its_figures(train_opt, tmp_path):
@@ -15,3 +31,31 @@ def test_train_speed_writes_its_figures(train_opt, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['opt.yml', 'results']
     few = run(script, '-opt', option_file, '--iterations', '2', '--out', out, cwd=tmp_path)
     assert few.returncode == 2 and '--iterations: 2; accepted: more than 2' in few.stderr
+
+
+def test_bicubic_writes_differences_and_psnr(tmp_path, monkeypatch, capsys):
+    for name in ('Set5', 'Set14'):
+        for scale in (2, 3, 4):
+            for folder in (f'GTx{scale}', f'LRx{scale}'):
+                (tmp_path / name / folder).mkdir(parents=True)
+            gt = picture(0, 48, 72)
+            lr = bicubic_lr(gt, scale).astype(int)
+            lr[5, 5, 0] += 5 if lr[5, 5, 0] < 128 else -5
+            cv2.imwrite(str(tmp_path / name / f'GTx{scale}' / '1.png'), gt)
+            cv2.imwrite(str(tmp_path / name / f'LRx{scale}' / '1.png'), lr.astype(np.uint8))
+    out = tmp_path / 'results' / 'bicubic.json'
+    monkeypatch.setattr(sys, 'argv', ['bicubic.py', str(tmp_path), '--out', str(out)])
+    benchmark('bicubic').main()
+    result = json.loads(out.read_text())['Set5 x4']
+    assert result['images'] == 1 and result['largest_difference'] == result['largest_difference_inside'] == 5
+    assert result['mean_difference'] == pytest.approx(5 / (12 * 18 * 3), abs=1e-4)
+    assert result['psnr_y_our_lr'] > result['psnr_y_their_lr'] > 20
+    assert 'Set14 x4' in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not (SHARED_DATA / 'benchmark').is_dir(), reason='no shared data')
+def test_independent_lr_images_and_published_psnr_are_reproduced():
+    for name, published in (('Set5', 28.42), ('Set14', 26.00)):
+        result = benchmark('bicubic').compare(SHARED_DATA / 'benchmark' / name, 4)
+        assert result['equal_to_matlab_uint8'] == result['images']
+        assert result['psnr_y_published_protocol'] == pytest.approx(published, abs=0.01)

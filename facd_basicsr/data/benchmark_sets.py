@@ -52,7 +52,7 @@ def _sets(root: Path) -> dict[str, list[Path]]:
             stems[path.stem] = path
             height, width = image_size(path)
             if min(height, width) < MULTIPLE:
-                raise UserError(f'{path}: {width}x{height} pixels; accepted: at least {MULTIPLE} both ways')
+                raise UserError(f'{path}: {width}x{height} pixels; accepted: {MULTIPLE} or more both ways')
     return sets
 
 

@@ -30,5 +30,5 @@ def with_bicubic_lr(image: np.ndarray, scales: list[int], multiple: int) -> dict
     hr = mod_crop(image, multiple)
     if 0 in hr.shape:
         height, width = image.shape[:2]
-        raise UserError(f'{width}x{height} pixels; accepted: at least {multiple} both ways')
+        raise UserError(f'{width}x{height} pixels; accepted: {multiple} or more both ways')
     return {scale: hr if scale == 1 else bicubic_lr(hr, scale) for scale in scales}

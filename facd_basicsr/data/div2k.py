@@ -77,6 +77,7 @@ def _read_pair(hr_path: Path, lr_folders: dict[int, Path], scales: list[int]) ->
         height, width = versions[scale].shape[:2]
         if (height * scale, width * scale) != hr.shape[:2]:
             raise UserError(
-                f'{path}: {width}x{height} pixels for an HR image of {hr.shape[1]}x{hr.shape[0]}; accepted: HR / {scale}'
+                f'{path}: {width}x{height} pixels for an HR image of {hr.shape[1]}x{hr.shape[0]}; '
+                f'accepted: exactly HR / {scale}'
             )
     return versions

@@ -60,9 +60,7 @@ def _images(folders: Sequence[Path], min_size: int, multiple: int) -> dict[str, 
         if min(height, width) < min_size:
             left_out.append(key)
         elif min(height, width) < multiple:
-            raise UserError(
-                f'{path}: {width}x{height} pixels; accepted: at least {multiple} both ways (see --min-size)'
-            )
+            raise UserError(f'{path}: {width}x{height} pixels; accepted: {multiple} or more both ways (see --min-size)')
     if min_size:
         print(f'{len(left_out)} of {len(found)} images left out: smaller than {min_size} pixels', flush=True)
     return {key: path for key, path in found.items() if key not in left_out}

@@ -46,13 +46,15 @@ def read_bgr(path: Path) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) by the file's header, as stored: an EXIF orientation may exchange the two.
+    """(height, width) by the file's header, turned as a JPEG's EXIF orientation says.
 
     Raises:
         UserError: the file is missing, empty or no image.
     """
     with damage_named(path), Image.open(path) as image:
-        return image.height, image.width
+        # cameras turn JPEGs; of a PNG Pillow would decode all to look for EXIF
+        lying = image.format == 'JPEG' and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.width, image.height) if lying else (image.height, image.width)
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -57,6 +57,10 @@ def check_lmdb(path: Path, where: str) -> int:
     try:
         lines = (path / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
         with lmdb.open(str(path), readonly=True, lock=False, readahead=False, max_readers=4096) as env:
+            pages = env.info()['last_pgno'] + 1
+            if (path / 'data.mdb').stat().st_size < pages * env.stat()['psize']:
+                # reading what is not there would end the process
+                raise UserError(f'{where}: {path}/data.mdb is cut short; datasets/README.md says how to make it again')
             return _check_lmdb(env, path, where, lines)
     except (OSError, UnicodeDecodeError, lmdb.Error) as error:
         raise UserError(f'{where}: {path}: {error}; datasets/README.md says how to make it again') from error

@@ -77,12 +77,13 @@ def png_shape(png: bytes) -> tuple[int, int, int]:
     """(height, width, channels) by a PNG's header.
 
     Raises:
-        ValueError: these bytes are no PNG of 1 to 4 channels.
+        ValueError: these bytes are no PNG.
     """
     if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < HEADER:
         raise ValueError('no PNG')
     width, height, _, colour = struct.unpack('>IIBB', png[16:26])
-    return height, width, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[colour]
+    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # 3: a palette of colours
+    return height, width, channels.get(colour, 0)
 
 
 def _fill(sources: Mapping[str, Source], folders: Mapping[int, Path], crop: int, step: int, workers: int) -> None:

@@ -27,7 +27,7 @@ def are_finished(paths: Iterable[Path], record: dict[str, Any]) -> bool:
     Raises:
         UserError: one is there, but made by other settings or from other files, or nobody knows how.
     """
-    return all([_is_finished(path, record) for path in paths])
+    return all(_is_finished(path, record) for path in paths)
 
 
 def _is_finished(path: Path, record: dict[str, Any]) -> bool:

@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
 from facd_basicsr.data.download import is_url
-from facd_basicsr.data.images import IMAGE_SUFFIXES
+from facd_basicsr.data.images import IMAGE_SUFFIXES, image_size
+from facd_basicsr.data.integrity import check_files, check_lmdb
 from facd_basicsr.errors import UserError
 
 DATA_PAGE = 'datasets/README.md says how to prepare it'
@@ -33,9 +32,55 @@ def check_paths(opt: dict[str, Any], is_train: bool) -> None:
             _check_file(f'path.{key}', Path(opt['path'][key]), CHECKPOINT_PAGE)
 
 
-def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training: bool) -> None:
-    lmdb = dataset_opt.get('io_backend', {}).get('type') == 'lmdb'
-    roots = [key for key in ('dataroot_gt', 'dataroot_lq') if key in dataset_opt]
+def check_whole_dataset(phase: str, dataset_opt: dict[str, Any], scale: int) -> str:
+    """Pairs every image of a set and reads each whole, where :func:`check_paths` looks at names, sizes and samples.
+
+    Args:
+        phase: the set's name in ``datasets``.
+        dataset_opt: its block.
+        scale: the option file's.
+
+    Returns:
+        What there is, as text.
+
+    Raises:
+        UserError: naming the set and the first file that is missing, damaged, of a wrong size or too small.
+    """
+    where = f'datasets.{phase}'
+    training = phase == 'train'
+    _check_dataset(where, dataset_opt, scale, training, every=True)
+    roots = _roots(dataset_opt)
+    if _is_lmdb(dataset_opt):
+        counts = [check_lmdb(Path(dataset_opt[key]), f'{where}.{key}') for key in roots]
+    else:
+        files = [_files(Path(dataset_opt[key])) for key in roots]
+        if len(roots) == 2:
+            pairs = _folder_pairs(dataset_opt)
+            _check_left_over(f'{where}.dataroot_lq', set(files[1]) - {lq for _, lq in pairs}, dataset_opt)
+            files = [list(paths) for paths in zip(*pairs)]
+        counts = [check_files(paths, f'{where}.{key}') for key, paths in zip(roots, files)]
+    if not counts:
+        return f'{dataset_opt["name"]} is a {dataset_opt["type"]}, whose files are not known here'
+    kind = 'pairs' if len(counts) == 2 else 'images'
+    return f'{counts[0]} {kind} of {dataset_opt["name"]}, every file read'
+
+
+def _check_left_over(where: str, left_over: set[Path], dataset_opt: dict[str, Any]) -> None:
+    if left_over and dataset_opt.get('meta_info_file') is None:
+        raise UserError(f'{where}: {min(left_over)} has no counterpart in {dataset_opt["dataroot_gt"]}; {DATA_PAGE}')
+
+
+def _roots(dataset_opt: dict[str, Any]) -> list[str]:
+    return [key for key in ('dataroot_gt', 'dataroot_lq') if key in dataset_opt]
+
+
+def _is_lmdb(dataset_opt: dict[str, Any]) -> bool:
+    return dataset_opt.get('io_backend', {}).get('type') == 'lmdb'
+
+
+def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training: bool, every: bool = False) -> None:
+    lmdb = _is_lmdb(dataset_opt)
+    roots = _roots(dataset_opt)
     for key in roots:
         dataset_opt[key] = str(Path(dataset_opt[key]).expanduser())
         (_check_lmdb if lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]))
@@ -45,7 +90,11 @@ def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training
         if lmdb:
             gt, lq = (_lmdb_sizes(f'{where}.{key}', Path(dataset_opt[key])) for key in roots)
         else:
-            gt, lq = _folder_sizes(where, dataset_opt, training)
+            pairs = _folder_pairs(dataset_opt)
+            if training and not every:
+                pairs = pairs[:: max(1, len(pairs) // TRAIN_PAIRS_OPENED)]
+            gt = {gt.name: _image_size(f'{where}.dataroot_gt', gt) for gt, _ in pairs}
+            lq = {gt.name: _image_size(f'{where}.dataroot_lq', lq) for gt, lq in pairs}
         _check_pairs(where, dataset_opt, gt, lq, scale, training)
 
 
@@ -66,12 +115,12 @@ def _check_folder(where: str, path: Path) -> None:
         raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
     if path.suffix == '.lmdb':
         raise UserError(f'{where}: {path}; accepted with io_backend disk: a folder of images; for an LMDB, type: lmdb')
-    names = [file.name for file in path.iterdir() if file.is_file() and not file.name.startswith('.')]
-    if not names:
+    files = _files(path)
+    if not files:
         raise UserError(f'{where}: {path} holds no files; {DATA_PAGE}')
-    for name in names:  # BasicSR takes every file of the folder for an image
-        if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-            raise UserError(f'{where}: {path / name} is no image; accepted in this folder: images only')
+    for file in files:  # BasicSR takes every file of the folder for an image
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            raise UserError(f'{where}: {file} is no image; accepted in this folder: images only')
 
 
 def _lmdb_sizes(where: str, path: Path) -> dict[str, tuple[int, int]]:
@@ -83,30 +132,29 @@ def _lmdb_sizes(where: str, path: Path) -> dict[str, tuple[int, int]]:
     return {match[1]: (int(match[2]), int(match[3])) for match in matches}
 
 
-def _folder_sizes(where: str, dataset_opt: dict[str, Any], training: bool) -> tuple[dict, dict]:
-    """{GT file name: (height, width)} of GT and of LQ, as BasicSR pairs their names."""
+def _files(folder: Path) -> list[Path]:
+    """What BasicSR takes for the images of a folder."""
+    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith('.'))
+
+
+def _folder_pairs(dataset_opt: dict[str, Any]) -> list[tuple[Path, Path]]:
+    """The files of GT and of LQ, as BasicSR pairs their names."""
     gt_root, lq_root = Path(dataset_opt['dataroot_gt']), Path(dataset_opt['dataroot_lq'])
     if dataset_opt.get('meta_info_file') is not None:
         lines = Path(dataset_opt['meta_info_file']).read_text(encoding='utf-8').splitlines()
         names = [line.split(' ')[0] for line in lines]
     else:
-        names = sorted(file.name for file in gt_root.iterdir() if file.is_file() and not file.name.startswith('.'))
-    if training:
-        names = names[:: max(1, len(names) // TRAIN_PAIRS_OPENED)]
+        names = [file.name for file in _files(gt_root)]
     template = dataset_opt.get('filename_tmpl', '{}')
-    lq_names = {name: template.format(Path(name).stem) + Path(name).suffix for name in names}
-    gt = {name: _image_size(f'{where}.dataroot_gt', gt_root / name) for name in names}
-    lq = {name: _image_size(f'{where}.dataroot_lq', lq_root / lq_name) for name, lq_name in lq_names.items()}
-    return gt, lq
+    return [(gt_root / name, lq_root / (template.format(Path(name).stem) + Path(name).suffix)) for name in names]
 
 
 def _image_size(where: str, path: Path) -> tuple[int, int]:
     _check_file(where, path, DATA_PAGE)
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f'{where}: {path} is no readable image ({" ".join(str(error).split())})') from error
+        return image_size(path)
+    except UserError as error:
+        raise UserError(f'{where}: {error}') from error
 
 
 def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, scale: int, training: bool) -> None:
@@ -126,7 +174,7 @@ def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, sc
         if training and min(size) < dataset_opt.get('gt_size', 0):
             raise UserError(
                 f'{where}.gt_size: {dataset_opt["gt_size"]}, but {key} in {dataset_opt["dataroot_gt"]} is {size} '
-                '(height, width); accepted: the smallest image or less (facd prepare folder --min-size leaves out smaller)'
+                '(height, width); accepted: the smallest image or less (facd prepare folder: --min-size leaves out)'
             )
 
 

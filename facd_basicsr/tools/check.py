@@ -1,13 +1,10 @@
 """``facd check``: everything a training run needs, tried before it is started."""
 
-import argparse
 import os
 import resource
 import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import click
@@ -148,8 +145,8 @@ def _memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
         frozen = sum(p.numel() * p.element_size() for p in model.teacher.parameters())
     return (
         activations + weights + frozen,
-        f'{activations / GIB:.2f} GiB of features for the backward pass, {(weights + frozen) / GIB:.2f} GiB of weights, '
-        'gradients and Adam',
+        f'{activations / GIB:.2f} GiB of features for the backward pass, {(weights + frozen) / GIB:.2f} GiB of '
+        'weights, gradients and Adam',
     )
 
 

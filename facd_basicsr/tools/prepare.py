@@ -59,7 +59,7 @@ workers_option = click.option(
     '--workers',
     type=click.IntRange(1),
     default=os.cpu_count(),
-    help='Processes that work.  [default: one for each CPU]',
+    help='Processes.  [default: one for each CPU]',
 )
 
 

@@ -1,3 +1,4 @@
+import re
 import shutil
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import REPOSITORY, changed, write_yml
+from PIL import Image
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_options
@@ -93,8 +95,54 @@ def test_folders_that_hold_no_pairs_of_images_are_refused(train_opt, tmp_path, d
     (tmp_path / 'GT' / 'readme.txt').touch()
     assert 'readme.txt is no image; accepted in this folder: images only' in data_refusal(train_opt, tmp_path)
     (tmp_path / 'GT' / 'readme.txt').unlink()
-    assert '2.png is no readable image' in data_refusal(train_opt, tmp_path)
+    assert '2.png: not a readable image (cannot identify' in data_refusal(train_opt, tmp_path)
     assert 'accepted with io_backend disk' in data_refusal(train_opt, tmp_path, dataroot_gt=str(data / 'HR.lmdb'))
+
+
+@pytest.mark.parametrize(('length', 'reason'), [(0, 'the file is empty'), (20, '.+')])
+@pytest.mark.parametrize(('key', 'size'), [('dataroot_gt', (32, 48)), ('dataroot_lq', (16, 24))])
+def test_an_empty_file_and_one_without_a_whole_header_are_refused_by_name(
+    train_opt, tmp_path, key, size, length, reason
+):
+    folder = images(tmp_path / 'folder', size, size)
+    path = tmp_path / 'folder' / '1.png'
+    path.write_bytes(path.read_bytes()[:length])
+    assert re.search(
+        rf'datasets\.val\.{key}: .*1\.png: not a readable image \({reason}\)$',
+        data_refusal(train_opt, tmp_path, **{key: folder}),
+    )
+
+
+def test_a_training_folder_of_another_size_or_smaller_than_the_patch_is_refused(train_opt, tmp_path):
+    gt, lq = images(tmp_path / 'GT', (48, 48), (48, 20)), images(tmp_path / 'LQ', (24, 24), (24, 10))
+    train_opt['datasets']['train'] |= {'io_backend': {'type': 'disk'}, 'dataroot_gt': gt, 'dataroot_lq': lq}
+    path = write_yml(train_opt, tmp_path / 'opt.yml')
+    with pytest.raises(UserError, match=r'train\.gt_size: 24, but 1\.png in .*GT is \(48, 20\) \(height, width\); '):
+        load_options(str(path), [], is_train=True)
+    cv2.imwrite(str(tmp_path / 'GT' / '1.png'), np.zeros((49, 48, 3), np.uint8))  # training does not crop to the scale
+    cv2.imwrite(str(tmp_path / 'LQ' / '1.png'), np.zeros((24, 24, 3), np.uint8))
+    with pytest.raises(UserError, match=r'train\.dataroot_lq: 1\.png is \(24, 24\) for a GT of \(49, 48\).*scale 2'):
+        load_options(str(path), [], is_train=True)
+    (tmp_path / 'LQ' / '1.png').write_bytes(b'')
+    with pytest.raises(UserError, match=r'train\.dataroot_lq: .*LQ/1\.png: not a readable image \(the file is empty\)'):
+        load_options(str(path), [], is_train=True)
+
+
+def test_an_lmdb_of_images_smaller_than_the_patch_is_refused(train_opt, tmp_path):
+    train_opt['datasets']['train']['gt_size'] = 50
+    path = write_yml(train_opt, tmp_path / 'opt.yml')
+    with pytest.raises(UserError, match=r'gt_size: 50, but 0000_s001 .* \(48, 48\) .*facd prepare folder: --min-size'):
+        load_options(str(path), [], is_train=True)
+
+
+def test_images_of_every_kind_are_accepted_where_basicsr_reads_them(train_opt, tmp_path):
+    gt = tmp_path / 'GT'
+    gt.mkdir()
+    Image.new('L', (48, 32)).save(gt / '0.png')
+    Image.new('P', (48, 32)).save(gt / '1.png')
+    lq = images(tmp_path / 'LQ', (16, 24), (16, 24))
+    train_opt['datasets']['val'] |= {'dataroot_gt': str(gt), 'dataroot_lq': lq}
+    load_options(str(write_yml(train_opt, tmp_path / 'opt.yml')), [], is_train=True)
 
 
 def test_a_meta_info_file_with_a_missing_image_is_refused(train_opt, tmp_path):

@@ -1,23 +1,17 @@
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
-import lmdb
 import numpy as np
 import pytest
-from conftest import picture, run
-from hypothesis import given
-from hypothesis import strategies as st
+from click.testing import CliRunner, Result
+from conftest import decoded, picture, run
+from PIL import Image
 
+from facd_basicsr.cli import facd
+from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.paths import _check_dataset
-from facd_basicsr.tools.prepare import bicubic_lr, mod_crop, prepare, sub_images
-
-
-def decoded(path: Path) -> dict[str, np.ndarray]:
-    """Every image of an LMDB by key."""
-    with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as txn:
-        return {key.decode(): cv2.imdecode(np.frombuffer(value, np.uint8), -1) for key, value in txn.cursor()}
+from facd_basicsr.options.paths import check_paths
+from facd_basicsr.tools.prepare import disk_complaints
 
 
 @pytest.fixture
@@ -30,9 +24,21 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
+def prepare(*args: object) -> Result:
+    return CliRunner().invoke(facd, ['prepare', *map(str, args)])
+
+
+def refusal(*args: object) -> str:
+    """The one line that is said of these arguments."""
+    error = prepare(*args).exception
+    assert isinstance(error, UserError), error
+    return str(error)
+
+
 def test_the_command_writes_aligned_sub_images_for_every_scale(photographs, tmp_path):
-    sizes = ('--scale', '2', '4', '--crop', '48', '--step', '24')
-    done = run('-m', 'facd_basicsr.tools.prepare', photographs, *sizes, cwd=tmp_path)
+    command = ('-m', 'facd_basicsr.cli', 'prepare', 'folder', photographs, '--scale', '2', '4')
+    sizes = ('--crop', '48', '--step', '24', '--workers', '1')
+    done = run(*command, *sizes, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     hr = decoded(tmp_path / 'SET_HR_sub.lmdb')
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -45,66 +51,109 @@ def test_the_command_writes_aligned_sub_images_for_every_scale(photographs, tmp_
         whole = bicubic_lr(picture(0, 100, 76), scale)
         assert np.array_equal(lr['0_s001'], whole[: 48 // scale, : 48 // scale])
         roots = {'dataroot_gt': 'SET_HR_sub.lmdb', 'dataroot_lq': f'SET_LR_bicubic_X{scale}_sub.lmdb'}
-        dataset_opt = {key: str(tmp_path / name) for key, name in roots.items()} | {'io_backend': {'type': 'lmdb'}}
-        _check_dataset('datasets.train', {**dataset_opt, 'gt_size': 48}, scale, training=True)
+        dataset = {key: str(tmp_path / name) for key, name in roots.items()} | {'io_backend': {'type': 'lmdb'}}
+        check_paths({'scale': scale, 'path': {}, 'datasets': {'train': {**dataset, 'gt_size': 48}}}, is_train=True)
     assert hr['gray_s001'].shape == (48, 48, 3)
 
-
-def test_lr_equals_the_mean_of_a_flat_image_and_halves_a_ramp():
-    assert np.array_equal(bicubic_lr(np.full((8, 8, 3), 77, np.uint8), 4), np.full((2, 2, 3), 77, np.uint8))
-    ramp = np.tile((np.arange(16, dtype=np.uint8) * 10)[None, :, None], (8, 1, 3))
-    # a symmetric kernel leaves a ramp a ramp: pixel j of LR sits between 2j and 2j+1 of HR
-    assert np.array_equal(bicubic_lr(ramp, 2)[0, 2:-2, 0], np.arange(16)[::2][2:-2] * 10 + 5)
-
-
-@given(size=st.integers(1, 300), crop=st.integers(1, 20), step=st.integers(1, 20))
-def test_sub_images_cover_an_axis_and_stay_inside(size, crop, step):
-    crop, step = 12 * crop, 12 * min(step, crop)
-    boxes = sub_images(size, crop, step)
-    assert boxes[0][0] == 0 and boxes[-1][1] == size
-    assert all(end - start == min(crop, size) for start, end in boxes)
-    assert all(start <= previous_end for (_, previous_end), (start, _) in pairwise(boxes))
+    again = prepare('folder', photographs, '--scale', '4', '2', *sizes)
+    assert again.exit_code == 0 and again.output.startswith(f'{len(hr)} pairs already there: ')
+    assert 'SET_HR_sub.lmdb: already there, made with other crop (48, now 24)' in refusal(
+        'folder', photographs, '--scale', '4', '--crop', '24'
+    )
+    cv2.imwrite(str(photographs / '0.png'), picture(3, 100, 80))
+    assert 'made with other images; delete it, or choose another --out or --name' in refusal(
+        'folder', photographs, '--scale', '4', *sizes
+    )
 
 
-def test_mod_crop():
-    assert mod_crop(np.zeros((11, 14, 3)), 4).shape == (8, 12, 3)
+@pytest.mark.parametrize(
+    'args',
+    [
+        ('HR', '--scale', '2', '3', '4', '--workers', '1'),
+        ('--workers', '1', '--scale', '2', '3', '4', 'HR'),
+        ('--workers', '1', '--scale=2', '--scale', '3', '--scale', '4', 'HR'),
+        ('--scale', '4', '2', '4', '3', '--workers', '1', '--', 'HR'),
+    ],
+)
+def test_several_scales_may_be_written_in_any_order(tmp_path, args, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('HR').mkdir()
+    cv2.imwrite('HR/1.png', picture(0, 24, 24))
+    done = prepare('folder', '--name', 'N', *args)
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in Path().glob('N*')) == [
+        'N_HR_sub.lmdb', *(f'N_LR_bicubic_X{scale}_sub.lmdb' for scale in (2, 3, 4)),
+    ]  # fmt: skip
 
 
-def test_small_images_are_left_out_on_request(photographs, tmp_path, capsys):
-    prepare([photographs], [2], tmp_path / 'out', 'SET', crop=480, step=240, min_size=70)
-    assert '1 of 3 images left out: smaller than 70 pixels' in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (('HR', '--scale', '5'), '5 is not in the range 2<=x<=4'),
+        (('HR', '--scale', '2', '2.5'), "'2.5' is not a valid integer range"),
+        (('HR', '--scale', 'HR'), "'HR' is not a valid integer range"),
+        (('HR',), "Missing option '--scale'"),
+        (('--scale', '2'), "Missing argument 'HR_DIR...'"),
+        (('HR', '--scale', '2', '--workers', '0'), '0 is not in the range x>=1'),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(args, message):
+    done = prepare('folder', *args)
+    assert done.exit_code == 2 and message in done.output
+
+
+@pytest.mark.parametrize('name', ['div2k', 'folder', 'benchmarks'])
+def test_the_help_has_an_example(name):
+    assert name in prepare('--help').output
+    assert f'facd prepare {name} ' in prepare(name, '--help').output.split('Example:')[1]
+
+
+def test_small_images_are_left_out_on_request(photographs, tmp_path):
+    done = prepare(
+        'folder', photographs, '--scale', '2', '--out', tmp_path / 'out', '--min-size', '70', '--workers', '1'
+    )
+    assert '1 of 3 images left out: smaller than 70 pixels' in done.output
     assert {key.split('_')[0] for key in decoded(tmp_path / 'out' / 'SET_HR_sub.lmdb')} == {'0', 'gray'}
 
 
-def test_an_unreadable_image_is_named_and_nothing_is_left_behind(photographs, tmp_path):
+def test_an_image_that_cannot_be_read_is_named_and_nothing_looks_finished(photographs, tmp_path):
+    command = ('folder', photographs, '--scale', '2', '--out', tmp_path / 'out', '--workers', '1')
     (photographs / 'x.png').write_bytes(b'no image')
-    with pytest.raises(UserError, match=r'x.png: not a readable image'):
-        prepare([photographs], [2], tmp_path / 'out', 'SET', crop=480, step=240, min_size=0)
-    assert list((tmp_path / 'out').iterdir()) == []
+    assert 'x.png: not a readable image' in refusal(*command)
+    assert not (tmp_path / 'out').exists()
+    whole = (photographs / '0.png').read_bytes()
+    (photographs / 'x.png').write_bytes(whole[: len(whole) // 2])  # its header is in order
+    assert 'x.png: not a readable image' in refusal(*command)
+    assert all(path.name.startswith('.partial_') for path in (tmp_path / 'out').iterdir())
+    Image.new('RGBA', (30, 30)).save(photographs / 'x.png')
+    assert 'x.png: has transparent pixels; accepted: opaque images' in refusal(*command)
+    (photographs / 'x.png').write_bytes(whole)
+    assert prepare(*command).exit_code == 0
 
 
-def test_bad_arguments_are_refused(photographs, tmp_path):
-    def attempt(**changes: object) -> None:
-        prepare(**{'folders': [photographs], 'scales': [2], 'out': tmp_path / 'out', 'name': 'SET', 'crop': 48,
-                   'step': 24, 'min_size': 0, **changes})  # fmt: skip
+def test_bad_folders_names_and_sizes_are_refused(photographs, tmp_path):
+    def attempt(*changes: object, folder: Path = photographs) -> str:
+        return refusal('folder', folder, '--scale', '2', '--crop', '48', '--out', tmp_path / 'out', *changes)
 
-    with pytest.raises(UserError, match=r"--name: '../SET'; accepted: the first word of a file name"):
-        attempt(name='../SET')
-    with pytest.raises(UserError, match=r'absent: no such folder'):
-        attempt(folders=[tmp_path / 'absent'])
-    with pytest.raises(UserError, match=r'--crop: 50; accepted: a multiple of every scale'):
-        attempt(scales=[3], crop=50)
+    assert "--name: '../SET'; accepted: the first word of a file name" in attempt('--name', '../SET')
+    assert 'absent: no such folder' in attempt(folder=tmp_path / 'absent')
+    assert '--crop: 50; accepted: a multiple of every scale' in attempt('--scale', '3', '--crop', '50')
+    assert '--step: 0; accepted: a multiple of every scale' in attempt('--step', '0')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(UserError, match=r'empty: no images; accepted: .bmp'):
-        attempt(folders=[tmp_path / 'empty'])
-    attempt()
-    with pytest.raises(UserError, match=r'SET_HR_sub.lmdb: already there'):
-        attempt()
-    with pytest.raises(UserError, match=r'0.png and .*0.png have the same name'):
-        attempt(folders=[photographs, photographs], name='TWICE')
-    with pytest.raises(UserError, match=r'no image is left to write'):
-        attempt(min_size=1000, name='NONE')
-    assert not list((tmp_path / 'out').glob('*NONE*'))
-    (photographs / 'a.b.png').write_bytes((photographs / '0.png').read_bytes())
-    with pytest.raises(UserError, match=r'a.b.png: accepted: an ASCII file name without further dots'):
-        attempt(name='DOT')
+    assert 'empty: no images; accepted: .bmp' in attempt(folder=tmp_path / 'empty')
+    assert '0.png have the same name; accepted: a name for each image' in attempt(photographs)
+    assert 'no image is left to write' in attempt('--min-size', '1000')
+    cv2.imwrite(str(photographs / 'tiny.png'), np.zeros((3, 50, 3), np.uint8))
+    assert 'tiny.png: 50x3 pixels; accepted: 4 or more both ways (see --min-size)' in attempt('--scale', '4')
+    (photographs / 'tiny.png').rename(photographs / 'a.b.png')
+    assert 'a.b.png: accepted: an ASCII file name without further dots' in attempt()
+    assert not (tmp_path / 'out').exists()
+
+
+def test_what_the_disk_says_is_one_line(photographs, tmp_path):
+    (tmp_path / 'out').write_text('a file')
+    assert 'out: File exists; once that is mended, the same command continues' in refusal(
+        'folder', photographs, '--scale', '2', '--out', tmp_path / 'out'
+    )
+    with pytest.raises(UserError, match=r'^\[Errno 28\] No space left on device; once'), disk_complaints():
+        raise OSError(28, 'No space left on device')
