@@ -113,16 +113,17 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     size = len(batch['lq'])
     estimate, words = _memory_estimate(model, batch)
     room, name = _room(model.device)
-    yield f'memory       estimate for a batch of {size}: {words}; {name} has {room / GIB:.1f} GiB'
+    yield f'memory       estimate for a batch of {size}: {words}'
+    yield f'             {name} has {_bytes(room)}'
     advice = 'accepted: a smaller datasets.train.batch_size_per_gpu or gt_size'
     if estimate > room:
-        raise UserError(f'memory: about {estimate / GIB:.1f} GiB are needed, {name} has {room / GIB:.1f}; {advice}')
+        raise UserError(f'memory: about {_bytes(estimate)} are needed, {name} has {_bytes(room)}; {advice}')
     try:
         _step(model, batch)
         seconds = _step(model, batch)
     except torch.OutOfMemoryError as error:
         raise UserError(f'memory: a batch of {size} does not fit into {name}; {advice}') from error
-    yield f'             at the peak, measured: {_peak(model.device) / GIB:.2f} GiB'
+    yield f'             measured: {_peak(model.device)}'
     total = opt['train']['total_iter']
     yield (
         f'iteration    {seconds:.3f} s for a batch of {size}; {total} of them: {seconds * total / 3600:.1f} h, loading '
@@ -145,8 +146,8 @@ def _memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
         frozen = sum(p.numel() * p.element_size() for p in model.teacher.parameters())
     return (
         activations + weights + frozen,
-        f'{activations / GIB:.2f} GiB of features for the backward pass, {(weights + frozen) / GIB:.2f} GiB of '
-        'weights, gradients and Adam',
+        f'{_bytes(activations)} of features for the backward pass, {_bytes(weights + frozen)} of weights, gradients '
+        'and Adam',
     )
 
 
@@ -181,10 +182,15 @@ def _ram() -> int:
     return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
 
 
-def _peak(device: torch.device) -> int:
+def _peak(device: torch.device) -> str:
     if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+        return f'{_bytes(torch.cuda.max_memory_allocated(device))} at the peak'
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return f'{_bytes(peak)} at the peak of the whole process, its libraries included'
+
+
+def _bytes(count: float) -> str:
+    return f'{count / GIB:.1f} GiB' if count >= GIB else f'{count / 2**20:.1f} MiB'
 
 
 def _block(title: str, table: str) -> Iterator[str]:

@@ -1,0 +1,161 @@
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import lmdb
+import pytest
+import torch
+from conftest import changed, picture, run, write_yml
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.complexity import saved_activations
+from facd_basicsr.tools import check as tool
+from facd_basicsr.tools.check import check
+
+
+@pytest.fixture
+def own_data(data: Path, tmp_path: Path) -> Path:
+    """A copy of the data, to be damaged."""
+    shutil.copytree(data, tmp_path / 'data')
+    return tmp_path / 'data'
+
+
+@pytest.fixture
+def opt(train_opt: dict, own_data: Path) -> dict:
+    for name, dataset_opt in train_opt['datasets'].items():
+        folders = ('HR.lmdb', 'LR.lmdb') if name == 'train' else ('GT', 'LQ')
+        dataset_opt['dataroot_gt'], dataset_opt['dataroot_lq'] = (str(own_data / folder) for folder in folders)
+    return train_opt
+
+
+def checked(opt: dict, tmp_path: Path, *overrides: str) -> str:
+    return '\n'.join(check(str(write_yml(opt, tmp_path / 'opt.yml')), overrides))
+
+
+def refusal(opt: dict, tmp_path: Path) -> str:
+    with pytest.raises(UserError) as error:
+        checked(opt, tmp_path)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_a_file_that_would_train_is_described(opt, tmp_path):
+    out = checked(opt, tmp_path)
+    assert 'data         train: 6 pairs of pictures, every file read' in out
+    assert 'data         val: 2 pairs of val, every file read' in out
+    assert f'teacher      EDSR from {opt["teacher"]["weights"]}: every key fits' in out
+    # 4 channels to 6 in five 1x1 convolutions, six channels wide: 4*6 + 4*6*6 weights, 5*6 biases, 4 slopes
+    assert re.search(r'body.1 +4 x 12 x 12 +body.1 +6 x 12 x 12 +DeepRegressor, 202 parameters', out)
+    lines = {line.split()[0]: line.split() for line in out.splitlines()}
+    assert lines['student'][1] == 'EDSRStudent' and lines['teacher'][1] == 'EDSR'
+    assert 'memory       estimate for a batch of 3: ' in out
+    assert 'iteration    0.0' in out and 's for a batch of 3; 4 of them: 0.0 h' in out
+
+
+def test_a_student_alone_is_checked_too(opt, tmp_path):
+    alone = {key: value for key, value in opt.items() if key not in ('teacher', 'taps', 'network_r')}
+    del alone['train']['distill_opt']
+    alone['train']['pixel_opt'] = {'type': 'L1Loss'}
+    out = checked(alone | {'model_type': 'SRModel'}, tmp_path)
+    assert 'iteration    ' in out and 'teacher' not in out and 'taps' not in out
+
+
+def test_overrides_are_those_of_train_py(opt, tmp_path):
+    assert 'a batch of 2' in checked(opt, tmp_path, 'datasets:train:batch_size_per_gpu=2', 'name=other')
+
+
+def test_nothing_is_written(opt, tmp_path, monkeypatch):
+    monkeypatch.setattr('facd_basicsr.options.parse.root_path', lambda: tmp_path)
+    before = sorted(tmp_path.rglob('*'))
+    checked(opt, tmp_path)
+    assert sorted(tmp_path.rglob('*')) == sorted([*before, tmp_path / 'opt.yml'])
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def damage_lmdb(path: Path) -> None:
+    with lmdb.open(str(path)) as env, env.begin(write=True) as txn:
+        key, value = next(iter(txn.cursor()))
+        txn.put(key, value[:-40] + bytes(40))
+
+
+DAMAGES = {
+    'truncated val LQ': (lambda d: truncate(d / 'LQ' / '1.png'), r'datasets.val.dataroot_lq: .*LQ/1.png'),
+    'empty val GT': (lambda d: (d / 'GT' / '0.png').write_bytes(b''), r'datasets.val.dataroot_gt: .*GT/0.png'),
+    'val LQ of another size': (
+        lambda d: cv2.imwrite(str(d / 'LQ' / '1.png'), picture(1, 16, 16)),
+        r'datasets.val.dataroot_lq: 1.png is \(16, 16\) for a GT of \(32, 48\)',
+    ),
+    'val LQ without GT': (
+        lambda d: shutil.copy(d / 'LQ' / '1.png', d / 'LQ' / '7.png'),
+        r'datasets.val.dataroot_lq: .*LQ/7.png has no counterpart in .*GT',
+    ),
+    'val GT without LQ': (
+        lambda d: shutil.copy(d / 'GT' / '1.png', d / 'GT' / '7.png'),
+        r'datasets.val.dataroot_lq: no such file: .*LQ/7.png',
+    ),
+    'damaged image in the LMDB': (lambda d: damage_lmdb(d / 'LR.lmdb'), r'train.dataroot_lq: .*LR.lmdb: 0000_s001'),
+}
+
+
+@pytest.mark.parametrize(('damage', 'message'), DAMAGES.values(), ids=DAMAGES)
+def test_damaged_data_is_named(damage, message, opt, own_data, tmp_path):
+    damage(own_data)
+    with pytest.raises(UserError, match=message):
+        checked(opt, tmp_path)
+
+
+def test_every_file_of_a_training_folder_is_looked_at(opt, own_data, tmp_path):
+    for folder, size in (('many_GT', 48), ('many_LQ', 24)):
+        (own_data / folder).mkdir()
+        for i in range(210):  # the check at the start of training opens every other one
+            cv2.imwrite(str(own_data / folder / f'{i:03d}.png'), picture(0, size, size))
+    cv2.imwrite(str(own_data / 'many_GT' / '101.png'), picture(0, 16, 16))
+    cv2.imwrite(str(own_data / 'many_LQ' / '101.png'), picture(0, 8, 8))
+    opt['datasets']['train'] |= {
+        'dataroot_gt': str(own_data / 'many_GT'),
+        'dataroot_lq': str(own_data / 'many_LQ'),
+        'io_backend': {'type': 'disk'},
+    }
+    assert 'datasets.train.gt_size: 24, but 101.png' in refusal(opt, tmp_path)
+
+
+def test_what_train_py_would_refuse_is_refused(opt, tmp_path):
+    assert 'teacher.expect: the teacher has ' in refusal(
+        changed(opt, 'teacher.expect', {'dataset': 'val', 'psnr_y': 60, 'tolerance': 0.1}), tmp_path
+    )
+    assert "taps[2].student: 'conv_after_body' is changed in place" in refusal(
+        changed(opt, 'taps.2.student', 'conv_after_body'), tmp_path
+    )
+    assert 'batch_size_per_gpu: 7 for epochs of 6 samples' in refusal(
+        changed(opt, 'datasets.train.batch_size_per_gpu', 7), tmp_path
+    )
+
+
+def test_too_little_memory_is_refused_before_it_is_tried(opt, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, '_room', lambda device: (1000, 'this machine'))
+    assert refusal(opt, tmp_path).startswith('memory: about ')
+
+
+def test_saved_activations_are_what_the_backward_pass_needs():
+    x = torch.rand(10, 20, requires_grad=True)
+    weight = torch.rand(20, 5, requires_grad=True)
+    with saved_activations([weight]) as kept:
+        (x @ weight).exp().sum()  # keeps x, weight, and exp's result
+    assert sum(kept.values()) == 4 * (10 * 20 + 10 * 5)
+
+
+def test_the_command_exits_with_0_only_if_training_would_start(opt, own_data, tmp_path):
+    option_file = write_yml(opt, tmp_path / 'opt.yml')
+    done = run('-m', 'facd_basicsr.cli', 'check', '-opt', option_file, '--force_yml', 'name=a', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('environment  Python ')
+    assert done.stdout.endswith('Training would start.\n')
+    truncate(own_data / 'LQ' / '1.png')
+    done = run('-m', 'facd_basicsr.cli', 'check', '-opt', option_file, cwd=tmp_path)
+    assert done.returncode == 2
+    assert 'Training would start' not in done.stdout
+    assert done.stderr.splitlines()[-1].startswith('error: datasets.val.dataroot_lq: ')
