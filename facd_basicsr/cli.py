@@ -8,7 +8,10 @@ import click
 from facd_basicsr.errors import run_command
 
 # name: what `facd --help` says of it, without importing it
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    'benchmark': "the paper's table: PSNR and SSIM of several checkpoints side by side",
+    'figure': "the paper's figures: crops side by side, and where the teacher loses to the student",
+}
 
 
 class Tools(click.Group):
