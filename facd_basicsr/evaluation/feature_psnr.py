@@ -55,7 +55,7 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
         students: get ``taps`` and ``regressors``.
 
     Returns:
-        A line for each student that is not compared, or compared without the regressors that the loss trained with.
+        A line for each student that is not compared, or compared without regressors where the loss asks for them.
 
     Raises:
         UserError: the teacher's taps do not fit it.
@@ -89,9 +89,11 @@ def _add_regressors(
     """Loads the student's regressors. Returns what a reader should know, or nothing."""
     checkpoint = Path(student.checkpoint)
     path = checkpoint.with_name('net_r_' + checkpoint.name.removeprefix('net_g_'))
-    if not (checkpoint.name.startswith('net_g_') and path.is_file()):
+    if not path.is_file():
         if any(s.shape != t.shape for s, t in zip(student_feats, teacher_feats)):
-            raise UserError(f"no {path.name} beside {checkpoint}, and its features have not the teacher's shapes")
+            raise UserError(
+                f"no {path.name} beside {checkpoint}, and its features have other shapes than the teacher's"
+            )
         return f'no {path.name} beside {checkpoint}: features compared as they are' if mode == 'always' else ''
     regressors = build_regressors(network_opt, mode, student_feats, teacher_feats)
     if regressors is not None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 from basicsr.data import build_dataset
+from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils import tensor2img
 from PIL import Image
-from torch.utils.data import Dataset
 
 from facd_basicsr.errors import UserError, data_complaints
 from facd_basicsr.options.blocks import did_you_mean
@@ -36,16 +36,14 @@ class Pair:
     gray: bool = False
 
 
-def build_sets(opt: dict[str, Any]) -> dict[str, Dataset]:
+def build_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
     """{name: dataset} of a checked test file, in test.py's order.
 
     Raises:
-        UserError: a set has no ground truth or not plain colour images, or BasicSR's dataset complains.
+        UserError: a set is not of pairs of plain colour images, or BasicSR's dataset complains.
     """
     sets = {}
     for phase, block in sorted(opt['datasets'].items()):
-        if 'dataroot_gt' not in block:
-            raise UserError(f'datasets.{phase}.dataroot_gt: missing; accepted: a set with ground truth to compare with')
         for key in ('color', 'mean', 'std'):
             if block.get(key) is not None:
                 raise UserError(
@@ -54,22 +52,25 @@ def build_sets(opt: dict[str, Any]) -> dict[str, Dataset]:
                 )
         dataset_opt = copy.deepcopy(block) | {'phase': phase.split('_')[0], 'scale': opt['scale']}
         with data_complaints():
-            sets[block['name']] = build_dataset(dataset_opt)
+            dataset = build_dataset(dataset_opt)
+        if not isinstance(dataset, PairedImageDataset):
+            raise UserError(f'datasets.{phase}.type: {block["type"]}; accepted here: PairedImageDataset')
+        sets[block['name']] = dataset
     return sets
 
 
-def pairs(sets: dict[str, Dataset]) -> Iterator[Pair]:
-    """Every image of every set, as BasicSR's datasets give them."""
+def pairs(sets: dict[str, PairedImageDataset]) -> Iterator[Pair]:
+    """Every image of every set as BasicSR's dataset reads it, in the order of GT's names."""
     for name, dataset in sets.items():
-        for index in range(len(dataset)):
+        gt_paths = [paths['gt_path'] for paths in dataset.paths]
+        for gt_path, index in sorted(zip(gt_paths, range(len(gt_paths)))):
             data = dataset[index]
-            gt_path = data['gt_path']
             with Image.open(io.BytesIO(dataset.file_client.get(gt_path, 'gt'))) as header:
                 gray = len(header.getbands()) == 1 and header.mode != 'P'
             yield Pair(name, Path(gt_path).stem, tensor2img(data['lq']), tensor2img(data['gt']), gray)
 
 
-def select(sets: dict[str, Dataset], set_name: str | None, images: Sequence[str] = ()) -> list[Pair]:
+def select(sets: dict[str, PairedImageDataset], set_name: str | None, images: Sequence[str] = ()) -> list[Pair]:
     """The images of one set or of all, by name.
 
     Args:

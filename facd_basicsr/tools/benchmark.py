@@ -48,10 +48,9 @@ def benchmark(option_files: Sequence[str], overrides: Sequence[str], train_file:
         UserError: files, checkpoints or sets are not accepted; then no folder was made.
     """
     get_root_logger().setLevel(logging.WARNING)
-    for_teacher = [entry for entry in overrides if entry.startswith('teacher:')]
-    opts = read_test_files(option_files, [entry for entry in overrides if entry not in for_teacher])
+    opts = read_test_files(option_files, for_test_files(overrides))
     scale = opts[0]['scale']
-    train_opt = None if train_file is None else read_train_file(train_file, for_teacher, scale)
+    train_opt = None if train_file is None else read_train_file(train_file, for_train_file(overrides), scale)
     sets = build_sets(opts[0])
     device = device_of(opts)
     students = [build_student(path, opt, device) for path, opt in zip(option_files, opts)]
@@ -127,11 +126,21 @@ def command(
     metrics are not read. docs/evaluation.md says what is written.
     """
     out = out or root_path() / 'results' / f'benchmark_{get_time_str()}'
-    benchmark(option_files, overrides(force_yml, more), train_file, out)
+    benchmark(option_files, forced(force_yml, more), train_file, out)
 
 
-def overrides(force_yml: Sequence[str], more: Sequence[str]) -> list[str]:
+def forced(force_yml: Sequence[str], more: Sequence[str]) -> list[str]:
     """``--force_yml A=1 B=2`` as train.py takes it: all that follows the option are entries."""
     if more and not force_yml:
         raise click.UsageError(f'{more[0]}: accepted: option files after -opt, entries after --force_yml')
     return [*force_yml, *more]
+
+
+def for_train_file(overrides: Sequence[str]) -> list[str]:
+    """The ``--force_yml`` entries for the file that ``--teacher`` names."""
+    return [entry for entry in overrides if entry.startswith('teacher:')]
+
+
+def for_test_files(overrides: Sequence[str]) -> list[str]:
+    """The ``--force_yml`` entries for the files that ``-opt`` names."""
+    return [entry for entry in overrides if not entry.startswith('teacher:')]
