@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from facd_basicsr.evaluation.benchmark_sets import Pair
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.feature_psnr import feature_scores
 from facd_basicsr.evaluation.methods import TEACHER, Method
 from facd_basicsr.evaluation.quality import score
 from facd_basicsr.evaluation.table import Cell
-from facd_basicsr.evaluation.test_sets import Pair
 
 # metric: title, digits after the point
 QUALITY = {'psnr_y': ('PSNR-Y', 3), 'ssim_y': ('SSIM-Y', 4), 'psnr_rgb': ('PSNR-RGB', 3)}

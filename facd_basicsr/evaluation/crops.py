@@ -7,10 +7,10 @@ import numpy as np
 from basicsr.metrics import calculate_psnr
 
 from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.benchmark_sets import Pair
 from facd_basicsr.evaluation.figure import window_sums
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER, Method
 from facd_basicsr.evaluation.quality import luma
-from facd_basicsr.evaluation.test_sets import Pair
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 MARGIN = 6
 FONT_SIZE = 13
 LINE_HEIGHT = 16
-MARK = (255, 40, 40)  # RGB
+RED, YELLOW = (255, 40, 40), (255, 230, 0)  # RGB
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom are outside
 
@@ -63,7 +63,7 @@ def grid(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
     widths = [max(row[j][1].width for row in rows if j < len(row)) for j in range(columns)]
     lines = [[_broken(caption, font, width) for (caption, _), width in zip(row, widths)] for row in rows]
     heights = [
-        max(picture.height for _, picture in row) + max(map(len, captions)) * LINE_HEIGHT
+        max(picture.height + len(caption) * LINE_HEIGHT for (_, picture), caption in zip(row, captions))
         for row, captions in zip(rows, lines)
     ]
     size = (sum(widths) + MARGIN * (columns + 1), sum(heights) + MARGIN * (len(rows) + 1))
@@ -72,11 +72,10 @@ def grid(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
     y = MARGIN
     for row, captions, height in zip(rows, lines, heights):
         x = MARGIN
-        below = y + max(picture.height for _, picture in row)
         for (_, picture), caption, width in zip(row, captions, widths):
             result.paste(picture, (x, y))
             for number, line in enumerate(caption):
-                draw.text((x, below + number * LINE_HEIGHT), line, fill='black', font=font)
+                draw.text((x, y + picture.height + number * LINE_HEIGHT), line, fill='black', font=font)
             x += width + MARGIN
         y += height + MARGIN
     return result
@@ -95,12 +94,12 @@ def _broken(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]
     return lines
 
 
-def marked(image: np.ndarray, boxes: Iterable[Box], fit: tuple[int, int]) -> Image.Image:
-    """A whole image with outlined windows.
+def marked(image: np.ndarray, box: Box, fit: tuple[int, int]) -> Image.Image:
+    """A whole image with an outlined window.
 
     Args:
         image: BGR uint8 (H, W, 3).
-        boxes: windows in its pixels.
+        box: the window in its pixels.
         fit: largest width and height of the picture; a larger image is made smaller, smoothly.
 
     Returns:
@@ -108,11 +107,10 @@ def marked(image: np.ndarray, boxes: Iterable[Box], fit: tuple[int, int]) -> Ima
     """
     picture = as_picture(image)
     picture.thumbnail(fit, Image.LANCZOS)
+    left, top, right, bottom = (round(edge * picture.width / image.shape[1]) for edge in box)
     draw = ImageDraw.Draw(picture)
-    shrink = picture.width / image.shape[1]
-    for left, top, right, bottom in boxes:
-        x, y = round(left * shrink), round(top * shrink)
-        draw.rectangle((x, y, max(x, round(right * shrink) - 1), max(y, round(bottom * shrink) - 1)), None, MARK, 2)
+    draw.rectangle((left - 1, top - 1, right, bottom), None, 'black')  # the outline shows on any colour
+    draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, YELLOW, width=2)
     return picture
 
 
@@ -121,5 +119,5 @@ def tinted(image: np.ndarray, boxes: Iterable[Box]) -> np.ndarray:
     result = image.copy()
     for left, top, right, bottom in boxes:
         window = result[top:bottom, left:right]
-        window[:] = (window.astype(np.uint16) + np.array(MARK[::-1], np.uint16)) // 2
+        window[:] = (window.astype(np.uint16) + np.array(RED[::-1], np.uint16)) // 2
     return result

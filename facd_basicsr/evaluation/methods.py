@@ -137,7 +137,10 @@ def read_train_file(path: str, overrides: Sequence[str], scale: int) -> dict[str
     Raises:
         UserError: it is not accepted, has no teacher, or another scale.
     """
-    opt = load_options(path, overrides, is_train=True, with_data=False)
+    try:
+        opt = load_options(path, overrides, is_train=True, with_data=False)
+    except UserError as error:
+        raise UserError(f'--teacher: {error}') from error
     if 'teacher' not in opt:
         raise UserError(f'--teacher: {path} has no teacher block; accepted: a train file such as FACD_EDSR_x2.yml')
     if opt['scale'] != scale:

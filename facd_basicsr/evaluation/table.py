@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 Cell = tuple[int, int]  # row, column
 
-# What a table needs beside \begin{tabular}: nothing with booktabs, and without it plain lines.
+# For the head of a file of latex_table's: nothing with booktabs, and without that package plain lines.
 LATEX_RULES = r"""\providecommand{\toprule}{\hline}
 \providecommand{\midrule}{\hline}
 \providecommand{\bottomrule}{\hline}
@@ -54,8 +54,8 @@ def markdown_table(
 def latex_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), bold: Collection[Cell] = ()
 ) -> str:
-    """As :func:`markdown_table` for LaTeX: a ``tabular`` with booktabs' rules, or plain lines without that package."""
-    lines = [LATEX_RULES, rf'\begin{{tabular}}{{l{"r" * (len(header) - 1)}}}', r'\toprule']
+    """As :func:`markdown_table` for LaTeX: a ``tabular`` with booktabs' rules, which ``LATEX_RULES`` replace."""
+    lines = [rf'\begin{{tabular}}{{l{"r" * (len(header) - 1)}}}', r'\toprule']
     if groups:
         spans = list(_spans(groups))
         titles = [

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from facd_basicsr.engine.logs import versions
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation import benchmark as tables
+from facd_basicsr.evaluation.benchmark_sets import Pair, build_sets, pairs
 from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import (
     BICUBIC,
@@ -26,8 +27,7 @@ from facd_basicsr.evaluation.methods import (
     read_test_files,
     read_train_file,
 )
-from facd_basicsr.evaluation.table import latex_table, markdown_table, text_table
-from facd_basicsr.evaluation.test_sets import Pair, build_sets, pairs
+from facd_basicsr.evaluation.table import LATEX_RULES, latex_table, markdown_table, text_table
 from facd_basicsr.options.parse import root_path
 
 
@@ -84,7 +84,8 @@ def benchmark(option_files: Sequence[str], overrides: Sequence[str], train_file:
     }
     markdown = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in made.items()]
     _write(out / 'table.md', '\n'.join([*markdown, *(f'{note}\n' for note in notes)]))
-    _write(out / 'table.tex', '\n'.join(f'% {title}\n{latex_table(*table)}\n' for title, table in made.items()))
+    latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in made.items()]
+    _write(out / 'table.tex', '\n'.join([f'{LATEX_RULES}\n', *latex]))
     _write(out / 'per_image.csv', tables.to_csv(records))
     _write(out / 'results.json', tables.to_json(results))
     for title, (header, rows, groups, _) in made.items():

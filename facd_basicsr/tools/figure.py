@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.benchmark_sets import build_sets, select
 from facd_basicsr.evaluation.crops import Crop, chosen_crop, crop_psnr, find_crops
 from facd_basicsr.evaluation.figure import enlarge, grid, marked, tinted
 from facd_basicsr.evaluation.methods import (
@@ -29,7 +30,6 @@ from facd_basicsr.evaluation.methods import (
 )
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.evaluation.teacher_map import TeacherMap, teacher_map
-from facd_basicsr.evaluation.test_sets import build_sets, select
 from facd_basicsr.tools.benchmark import for_test_files, for_train_file, forced
 
 CELL = 192  # pixels of the picture for a crop, about
@@ -61,7 +61,7 @@ def draw_crops(methods: Sequence[Method], crops: Sequence[Crop]) -> Image.Image:
         zoom = max(1, round(CELL / crop.size))
         side = crop.size * zoom
         box = (crop.left, crop.top, crop.left + crop.size, crop.top + crop.size)
-        whole = marked(crop.pair.gt, [box], (2 * side, side))
+        whole = marked(crop.pair.gt, box, (2 * side, side))
         row = [(f'{crop.pair.set}/{crop.pair.image}', whole), ('HR\nPSNR', enlarge(crop.of(crop.pair.gt), zoom))]
         for method in methods:
             sr = method.upscale(crop.pair.lq)
@@ -77,7 +77,7 @@ def draw_teacher_maps(student: Method, teacher: Method, maps: Sequence[TeacherMa
         left, top, right, bottom = box = found.boxes[found.worst()]
         zoom = max(1, round(CELL / (right - left)))
         pair = found.pair
-        whole = marked(tinted(pair.gt, found.lost()), [box], (3 * CELL, 2 * CELL))
+        whole = marked(tinted(pair.gt, found.lost()), box, (3 * CELL, 2 * CELL))
         row = [
             (f'{pair.set}/{pair.image}\nteacher loses in {found.share:.1%} of {len(found.boxes)} patches', whole),
             ('HR\nmean absolute error', enlarge(pair.gt[top:bottom, left:right], zoom)),
