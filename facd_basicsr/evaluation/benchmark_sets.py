@@ -17,7 +17,7 @@ from facd_basicsr.errors import UserError, data_complaints
 from facd_basicsr.options.blocks import did_you_mean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pair:
     """One image of a test set.
 
