@@ -48,6 +48,11 @@ class Method:
     taps: Taps | None = None
     regressors: nn.Module | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; the CPU for bicubic."""
+        return torch.device('cpu') if self.net is None else next(self.net.parameters()).device
+
     def output(self, lq: np.ndarray) -> Tensor:
         """BGR uint8 (h, w, 3) -> the network's RGB output, float32 (1, 3, h * scale, w * scale), not clamped."""
         with torch.no_grad():
@@ -79,7 +84,35 @@ class Method:
 
     def _input(self, lq: np.ndarray) -> Tensor:
         # A network may work on its input in place (spandrel's RCAN does): each call has its own.
-        return as_input(lq).to(next(self.net.parameters()).device)
+        return as_input(lq).to(self.device)
+
+
+def load_methods(
+    paths: Sequence[str], train_file: str | None, overrides: Sequence[str]
+) -> tuple[list[Method], dict[str, Any], dict[str, Any] | None]:
+    """Bicubic, the methods of test files and, with a train file, its teacher, in this order.
+
+    Args:
+        paths: test files, one method each.
+        train_file: the file that names the teacher; None: no teacher.
+        overrides: ``--force_yml`` entries: those that begin with ``teacher:`` are for the train file, the others for
+            every test file.
+
+    Returns:
+        The methods; the first test file's options, whose sets are every file's; the train file's options.
+
+    Raises:
+        UserError: a file or checkpoint is not accepted.
+    """
+    for_teacher = [entry for entry in overrides if entry.startswith('teacher:')]
+    opts = read_test_files(paths, [entry for entry in overrides if entry not in for_teacher])
+    scale = opts[0]['scale']
+    train_opt = None if train_file is None else read_train_file(train_file, for_teacher, scale)
+    device = device_of(opts)
+    methods = [Method(BICUBIC, scale), *(build_student(path, opt, device) for path, opt in zip(paths, opts))]
+    if train_opt is not None:
+        methods.append(build_teacher_method(train_file, train_opt, device))
+    return methods, opts[0], train_opt
 
 
 def read_test_files(paths: Sequence[str], overrides: Sequence[str]) -> list[dict[str, Any]]:

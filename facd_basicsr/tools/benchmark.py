@@ -18,15 +18,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation import benchmark as tables
 from facd_basicsr.evaluation.benchmark_sets import Pair, build_sets, pairs
 from facd_basicsr.evaluation.feature_psnr import tap_features
-from facd_basicsr.evaluation.methods import (
-    BICUBIC,
-    Method,
-    build_student,
-    build_teacher_method,
-    device_of,
-    read_test_files,
-    read_train_file,
-)
+from facd_basicsr.evaluation.methods import load_methods
 from facd_basicsr.evaluation.table import LATEX_RULES, latex_table, markdown_table, text_table
 from facd_basicsr.options.parse import root_path
 
@@ -48,17 +40,10 @@ def benchmark(option_files: Sequence[str], overrides: Sequence[str], train_file:
         UserError: files, checkpoints or sets are not accepted; then no folder was made.
     """
     get_root_logger().setLevel(logging.WARNING)
-    opts = read_test_files(option_files, for_test_files(overrides))
-    scale = opts[0]['scale']
-    train_opt = None if train_file is None else read_train_file(train_file, for_train_file(overrides), scale)
-    sets = build_sets(opts[0])
-    device = device_of(opts)
-    students = [build_student(path, opt, device) for path, opt in zip(option_files, opts)]
-    methods, notes, points = [Method(BICUBIC, scale), *students], [], 0
-    if train_opt is not None:
-        teacher = build_teacher_method(train_file, train_opt, device)
-        notes, points = tap_features(train_opt, teacher, students), len(train_opt['taps'])
-        methods.append(teacher)
+    methods, opt, train_opt = load_methods(option_files, train_file, overrides)
+    sets, scale = build_sets(opt), opt['scale']
+    students = [method for method in methods if tables.is_student(method)]
+    notes = [] if train_opt is None else tap_features(train_opt, methods[-1], students)
     if out.exists() and not out.is_dir():
         raise UserError(f'--out: {out} is a file; accepted: a folder, made if it is not there')
     out.mkdir(parents=True, exist_ok=True)
@@ -68,12 +53,12 @@ def benchmark(option_files: Sequence[str], overrides: Sequence[str], train_file:
     mean = tables.means(records)
     made = {f'PSNR in dB and SSIM, x{scale}': tables.quality_table(methods, mean)}
     if any(student.taps for student in students):
-        made[f'Feature PSNR in dB, x{scale}'] = tables.feature_table(methods, mean, points)
+        made[f'Feature PSNR in dB, x{scale}'] = tables.feature_table(methods, mean, len(train_opt['taps']))
     results = {
         'scale': scale,
         'border': scale,
         'sets': {name: len(dataset) for name, dataset in sets.items()},
-        'device': device.type,
+        'device': students[0].device.type,
         'versions': versions(),
         'force_yml': list(overrides),
         'methods': [method.summary() for method in methods],
@@ -135,13 +120,3 @@ def forced(force_yml: Sequence[str], more: Sequence[str]) -> list[str]:
     if more and not force_yml:
         raise click.UsageError(f'{more[0]}: accepted: option files after -opt, entries after --force_yml')
     return [*force_yml, *more]
-
-
-def for_train_file(overrides: Sequence[str]) -> list[str]:
-    """The ``--force_yml`` entries for the file that ``--teacher`` names."""
-    return [entry for entry in overrides if entry.startswith('teacher:')]
-
-
-def for_test_files(overrides: Sequence[str]) -> list[str]:
-    """The ``--force_yml`` entries for the files that ``-opt`` names."""
-    return [entry for entry in overrides if not entry.startswith('teacher:')]

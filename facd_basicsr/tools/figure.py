@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils import get_root_logger
 from PIL import Image
 from tqdm import tqdm
@@ -19,39 +18,12 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.benchmark_sets import build_sets, select
 from facd_basicsr.evaluation.crops import Crop, chosen_crop, crop_psnr, find_crops
 from facd_basicsr.evaluation.figure import enlarge, grid, marked, tinted
-from facd_basicsr.evaluation.methods import (
-    BICUBIC,
-    Method,
-    build_student,
-    build_teacher_method,
-    device_of,
-    read_test_files,
-    read_train_file,
-)
+from facd_basicsr.evaluation.methods import Method, load_methods
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.evaluation.teacher_map import TeacherMap, teacher_map
-from facd_basicsr.tools.benchmark import for_test_files, for_train_file, forced
+from facd_basicsr.tools.benchmark import forced
 
 CELL = 192  # pixels of the picture for a crop, about
-
-
-def load(
-    option_files: Sequence[str], overrides: Sequence[str], train_file: str | None
-) -> tuple[list[Method], dict[str, PairedImageDataset]]:
-    """Bicubic, the test files' methods and, with a train file, its teacher; and the sets.
-
-    Raises:
-        UserError: a file or checkpoint is not accepted.
-    """
-    get_root_logger().setLevel(logging.WARNING)
-    opts = read_test_files(option_files, for_test_files(overrides))
-    scale = opts[0]['scale']
-    train_opt = None if train_file is None else read_train_file(train_file, for_train_file(overrides), scale)
-    sets, device = build_sets(opts[0]), device_of(opts)
-    methods = [Method(BICUBIC, scale), *(build_student(path, opt, device) for path, opt in zip(option_files, opts))]
-    if train_opt is not None:
-        methods.append(build_teacher_method(train_file, train_opt, device))
-    return methods, sets
 
 
 def draw_crops(methods: Sequence[Method], crops: Sequence[Crop]) -> Image.Image:
@@ -143,8 +115,9 @@ def crops(
     images.
     """
     check_out(out)
-    methods, sets = load(option_files, forced(force_yml, more), train_file)
-    images = select(sets, set_name, image)
+    get_root_logger().setLevel(logging.WARNING)
+    methods, opt, _ = load_methods(option_files, train_file, forced(force_yml, more))
+    images = select(build_sets(opt), set_name, image)
     if windows and len(images) != 1:
         raise UserError(
             f'--crop: {len(images)} images to take it from; accepted: with --image, and --set if two have it'
@@ -186,8 +159,9 @@ def teacher_map_command(
     Draws the images with the largest shares, and prints and writes beside the PNG, as JSON, the share of every image.
     """
     check_out(out)
-    (_, student, teacher), sets = load([option_file], forced(force_yml, more), train_file)
-    images = tqdm(select(sets, set_name, image), unit='image', dynamic_ncols=True)
+    get_root_logger().setLevel(logging.WARNING)
+    (_, student, teacher), opt, _ = load_methods([option_file], train_file, forced(force_yml, more))
+    images = tqdm(select(build_sets(opt), set_name, image), unit='image', dynamic_ncols=True)
     maps = [teacher_map(student, teacher, pair, patch) for pair in images]
     whole = [found for found in maps if found.boxes]
     if not whole:

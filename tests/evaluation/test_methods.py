@@ -12,6 +12,7 @@ from facd_basicsr.evaluation.methods import (
     Method,
     build_student,
     build_teacher_method,
+    load_methods,
     read_test_files,
     read_train_file,
 )
@@ -111,3 +112,15 @@ def test_a_train_file_without_teacher_or_of_another_scale_is_refused(train_opt, 
     train_opt['train']['pixel_opt'] = {'type': 'L1Loss'}
     with pytest.raises(UserError, match=r'--teacher: .*train.yml has no teacher block'):
         read_train_file(str(write_yml(train_opt, tmp_path / 'train.yml')), [], scale=2)
+
+
+def test_overrides_of_the_teacher_are_for_the_train_file_and_others_for_the_test_files(
+    student_opt, train_opt, teacher_weights, tmp_path
+):
+    test_file = str(write_yml(student_opt, tmp_path / 'test.yml'))
+    train_file = str(write_yml(changed(train_opt, 'teacher.weights', 'absent.pth'), tmp_path / 'train.yml'))
+    overrides = [f'teacher:weights={teacher_weights}', 'name=forced']
+    methods, opt, opt_of_train = load_methods([test_file], train_file, overrides)
+    assert [method.name for method in methods] == ['bicubic', 'forced', 'teacher']
+    assert methods[2].checkpoint == str(teacher_weights)
+    assert (opt['name'], opt_of_train['name']) == ('forced', 'tiny')

@@ -14,7 +14,7 @@ from conftest import STUDENT, changed, run, write_yml
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
 from facd_basicsr.test import test as evaluate
-from facd_basicsr.tools.benchmark import benchmark, for_test_files, for_train_file, forced
+from facd_basicsr.tools.benchmark import benchmark, forced
 
 
 @pytest.fixture
@@ -71,10 +71,8 @@ def test_a_refusal_makes_no_folder(files, tmp_path):
         benchmark([files['wide_b']], [], None, tmp_path / 'student_a.yml')
 
 
-def test_entries_for_the_teacher_go_to_the_train_file_and_others_to_the_test_files():
-    entries = forced(['scale=2', 'teacher:weights=t.pth'], ['name=x'])
-    assert for_train_file(entries) == ['teacher:weights=t.pth']
-    assert for_test_files(entries) == ['scale=2', 'name=x']
+def test_every_word_after_force_yml_is_an_entry():
+    assert forced(['scale=2'], ['name=x']) == ['scale=2', 'name=x']
 
 
 def test_an_option_file_without_opt_is_refused():
