@@ -110,8 +110,14 @@ def root_path() -> Path:
     return PACKAGE_PARENT if (PACKAGE_PARENT / 'setup.py').is_file() else Path.cwd()
 
 
-def load_options(path: str, overrides: Sequence[str], is_train: bool) -> dict[str, Any]:
+def load_options(path: str, overrides: Sequence[str], is_train: bool, with_data: bool = True) -> dict[str, Any]:
     """Reads, overrides and checks an option file. Nothing is created; of the data only lists and sizes are read.
+
+    Args:
+        path: the option file.
+        overrides: ``--force_yml`` entries.
+        is_train: whether it is meant for train.py or for test.py.
+        with_data: whether its datasets must be there.
 
     Raises:
         UserError: with the file's name, and the key, value and what is accepted.
@@ -127,7 +133,7 @@ def load_options(path: str, overrides: Sequence[str], is_train: bool) -> dict[st
     force_yml(opt, overrides)
     try:
         check(opt, is_train)
-        check_paths(opt, is_train)
+        check_paths(opt if with_data else {**opt, 'datasets': {}}, is_train)
         dry_run(opt, is_train)
     except UserError as error:
         raise UserError(f'{path}: {error}') from error

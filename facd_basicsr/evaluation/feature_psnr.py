@@ -1,0 +1,104 @@
+"""How close a student's features are to the teacher's: Table 4 of the paper."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facd_basicsr.distill.checkpoints import check_fit, load_state_dict
+from facd_basicsr.distill.regressors import build_regressors
+from facd_basicsr.distill.taps import Taps
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.methods import Method
+from facd_basicsr.losses import build_loss
+
+PEAK = 255.0
+PROBE_SIZE = 16
+
+
+def feature_psnr(student: Tensor, teacher: Tensor) -> float:
+    """PSNR between two features of one image, in dB: 10 log10(255^2 / MSE), infinite where they are equal.
+
+    The MSE is over all elements, channels and border included. The peak is 255 because features of networks with
+    ``img_range: 255.`` are on that scale; they are not rescaled, so a network that works on [0, 1] gives figures
+    that can't be compared with these. The paper (Table 4) says "the average PSNR between features of teachers and
+    students at these three matching points" and no more.
+
+    Args:
+        student, teacher: (1, C, H, W) each; the student's after its regressor.
+    """
+    mse = (student - teacher).square().mean(dtype=torch.float64).item()
+    return math.inf if mse == 0 else 10 * math.log10(PEAK**2 / mse)
+
+
+def feature_scores(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
+    """``feature_psnr_1``, ``_2``, ... at each matching point, the shallowest first, and their mean ``feature_psnr``."""
+    values = [feature_psnr(*feats) for feats in zip(student, teacher)]
+    return {f'feature_psnr_{j}': value for j, value in enumerate(values, start=1)} | {
+        'feature_psnr': float(np.mean(values))
+    }
+
+
+def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[Method]) -> list[str]:
+    """Gives teacher and students the train file's taps, and students their regressors.
+
+    A student's regressors are ``net_r_*.pth`` beside its ``net_g_*.pth``. Without that file its features are compared
+    as they are, which needs the teacher's widths. A student that can't be compared is left without taps.
+
+    Args:
+        train_opt: the train file's options, with ``taps``, ``network_r`` and ``train.distill_opt``.
+        teacher: gets ``taps``.
+        students: get ``taps`` and ``regressors``.
+
+    Returns:
+        A line for each student that is not compared, or compared without regressors where the loss asks for them.
+
+    Raises:
+        UserError: the teacher's taps do not fit it.
+    """
+    taps = train_opt['taps']
+    mode = build_loss(train_opt['train']['distill_opt']).regressor
+    teacher.taps = Taps(teacher.net, [tap['teacher'] for tap in taps], 'teacher')
+    probe = np.full((PROBE_SIZE, PROBE_SIZE, 3), 128, np.uint8)
+    _, teacher_feats = teacher.upscale_with_features(probe)
+    notes = []
+    for student in students:
+        try:
+            student.taps = Taps(student.net, [tap['student'] for tap in taps], 'student')
+            _, student_feats = student.upscale_with_features(probe)
+            note = _add_regressors(student, train_opt.get('network_r'), mode, student_feats, teacher_feats)
+        except UserError as error:
+            student.taps = student.regressors = None
+            note = f'no feature PSNR: {error}'
+        if note:
+            notes.append(f'{student.name}: {note}')
+    return notes
+
+
+def _add_regressors(
+    student: Method,
+    network_opt: dict[str, Any] | None,
+    mode: str,
+    student_feats: Sequence[Tensor],
+    teacher_feats: Sequence[Tensor],
+) -> str:
+    """Loads the student's regressors. Returns what a reader should know, or nothing."""
+    checkpoint = Path(student.checkpoint)
+    path = checkpoint.with_name('net_r_' + checkpoint.name.removeprefix('net_g_'))
+    if not path.is_file():
+        if any(s.shape != t.shape for s, t in zip(student_feats, teacher_feats)):
+            raise UserError(
+                f"no {path.name} beside {checkpoint}, and its features have other shapes than the teacher's"
+            )
+        return f'no {path.name} beside {checkpoint}: features compared as they are' if mode == 'always' else ''
+    regressors = build_regressors(network_opt, mode, student_feats, teacher_feats)
+    if regressors is not None:
+        state_dict = load_state_dict(path, 'regressors', ['params'])
+        check_fit(regressors, state_dict, f'regressors: {path}')
+        regressors.load_state_dict(state_dict)
+        student.regressors = regressors.eval().requires_grad_(False).to(teacher_feats[0].device)
+    return ''

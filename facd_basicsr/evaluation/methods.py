@@ -1,0 +1,212 @@
+"""What is compared: bicubic, the networks of test files, and the teacher of a train file."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.archs import build_network
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import tensor2img
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+
+from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
+from facd_basicsr.distill.taps import Taps
+from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.complexity import parameters
+from facd_basicsr.evaluation.quality import as_input, bicubic
+from facd_basicsr.options import load_options
+
+BICUBIC, TEACHER = 'bicubic', 'teacher'
+
+
+@dataclass
+class Method:
+    """One row of a table, one column of a figure.
+
+    Attributes:
+        name: what it is called there.
+        scale: upscaling factor.
+        net: the network, in eval mode on its device, RGB [0, 1] (N, 3, h, w) -> (N, 3, h * scale, w * scale), not
+            clamped; None: bicubic.
+        option_file: where it is described; empty for bicubic.
+        checkpoint: where its weights are from; empty for bicubic.
+        taps: where features are read, shallowest first; None: nowhere.
+        regressors: what student features pass through before they are compared; None: they are compared as they are.
+    """
+
+    name: str
+    scale: int
+    net: nn.Module | None = None
+    option_file: str = ''
+    checkpoint: str = ''
+    taps: Taps | None = None
+    regressors: nn.Module | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is; the CPU for bicubic."""
+        return torch.device('cpu') if self.net is None else next(self.net.parameters()).device
+
+    def output(self, lq: np.ndarray) -> Tensor:
+        """BGR uint8 (h, w, 3) -> the network's RGB output, float32 (1, 3, h * scale, w * scale), not clamped."""
+        with torch.no_grad():
+            return self.net(self._input(lq))
+
+    def upscale(self, lq: np.ndarray) -> np.ndarray:
+        """BGR uint8 (h, w, 3) -> BGR uint8 (h * scale, w * scale, 3)."""
+        return bicubic(lq, self.scale) if self.net is None else tensor2img(self.output(lq))
+
+    def upscale_with_features(self, lq: np.ndarray) -> tuple[np.ndarray, tuple[Tensor, ...]]:
+        """As :meth:`upscale`, with the features at the taps, (1, C_j, h_j, w_j) each; none without taps."""
+        if self.taps is None:
+            return self.upscale(lq), ()
+        with torch.no_grad():
+            output, feats = self.taps.run(self.net, self._input(lq))
+            return tensor2img(output), feats if self.regressors is None else self.regressors(feats)
+
+    def summary(self) -> dict[str, Any]:
+        """Name, parameters, option file, checkpoint and the checkpoint's SHA-256, where it has them."""
+        if self.net is None:
+            return {'name': self.name}
+        return {
+            'name': self.name,
+            'parameters': parameters(self.net),
+            'option_file': self.option_file,
+            'checkpoint': self.checkpoint,
+            'sha256': hashlib.sha256(Path(self.checkpoint).read_bytes()).hexdigest(),
+        }
+
+    def _input(self, lq: np.ndarray) -> Tensor:
+        # A network may work on its input in place (spandrel's RCAN does): each call has its own.
+        return as_input(lq).to(self.device)
+
+
+def load_methods(
+    paths: Sequence[str], train_file: str | None, overrides: Sequence[str]
+) -> tuple[list[Method], dict[str, Any], dict[str, Any] | None]:
+    """Bicubic, the methods of test files and, with a train file, its teacher, in this order.
+
+    Args:
+        paths: test files, one method each.
+        train_file: the file that names the teacher; None: no teacher.
+        overrides: ``--force_yml`` entries: those that begin with ``teacher:`` are for the train file, the others for
+            every test file.
+
+    Returns:
+        The methods; the first test file's options, whose sets are every file's; the train file's options.
+
+    Raises:
+        UserError: a file or checkpoint is not accepted.
+    """
+    for_teacher = [entry for entry in overrides if entry.startswith('teacher:')]
+    opts = read_test_files(paths, [entry for entry in overrides if entry not in for_teacher])
+    scale = opts[0]['scale']
+    train_opt = None if train_file is None else read_train_file(train_file, for_teacher, scale)
+    device = device_of(opts)
+    methods = [Method(BICUBIC, scale), *(build_student(path, opt, device) for path, opt in zip(paths, opts))]
+    if train_opt is not None:
+        methods.append(build_teacher_method(train_file, train_opt, device))
+    return methods, opts[0], train_opt
+
+
+def read_test_files(paths: Sequence[str], overrides: Sequence[str]) -> list[dict[str, Any]]:
+    """Test files whose methods can stand side by side, checked.
+
+    Args:
+        paths: the option files; each names one method.
+        overrides: ``--force_yml`` entries, applied to every file.
+
+    Raises:
+        UserError: a file is not accepted, its model does not simply run its network, its name is taken, or its
+            scale or sets are not the first file's.
+    """
+    opts = [load_options(path, overrides, is_train=False) for path in paths]
+    names = {BICUBIC: 'the row that is always there', TEACHER: "--teacher's"}
+    for path, opt in zip(paths, opts):
+        if opt['name'] in names:
+            raise UserError(f'{path}: name: {opt["name"]!r} is {names[opt["name"]]}; accepted: a name for each method')
+        names[opt['name']] = f'the name in {path} too'
+        if getattr(MODEL_REGISTRY.get(opt['model_type']), 'test', None) is not SRModel.test:
+            raise UserError(
+                f'{path}: model_type: {opt["model_type"]} runs its network in its own way; accepted here: models that '
+                'test as SRModel does; test.py evaluates others'
+            )
+        if opt['scale'] != opts[0]['scale']:
+            raise UserError(
+                f'{path}: scale: {opt["scale"]}; accepted: {opts[0]["scale"]}, as in {paths[0]}, to stand in one table'
+            )
+        ours, first = _roots(opt), _roots(opts[0])
+        if ours != first:
+            differing = min(set(ours.items()) ^ set(first.items()), key=str)[0]
+            raise UserError(
+                f'{path}: datasets: {differing!r} is {_describe(ours, differing)}; accepted: '
+                f'{_describe(first, differing)}, as in {paths[0]}, for all files need the same sets'
+            )
+    return opts
+
+
+def _roots(opt: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """{set's name: its folders}."""
+    keys = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')
+    return {
+        block['name']: tuple(str(Path(block[key])) for key in keys if block.get(key) is not None)
+        for block in opt['datasets'].values()
+    }
+
+
+def _describe(roots: dict[str, tuple[str, ...]], name: str) -> str:
+    return ' and '.join(roots[name]) if name in roots else 'absent'
+
+
+def read_train_file(path: str, overrides: Sequence[str], scale: int) -> dict[str, Any]:
+    """The train file that ``--teacher`` names. Its data need not be there.
+
+    Raises:
+        UserError: it is not accepted, has no teacher, or another scale.
+    """
+    try:
+        opt = load_options(path, overrides, is_train=True, with_data=False)
+    except UserError as error:
+        raise UserError(f'--teacher: {error}') from error
+    if 'teacher' not in opt:
+        raise UserError(f'--teacher: {path} has no teacher block; accepted: a train file such as FACD_EDSR_x2.yml')
+    if opt['scale'] != scale:
+        raise UserError(f'--teacher: {path}: scale: {opt["scale"]}; accepted: {scale}, as in the test files')
+    return opt
+
+
+def device_of(opts: Sequence[dict[str, Any]]) -> torch.device:
+    """The GPU if there is one, unless an option file says ``num_gpu: 0``."""
+    wanted = torch.cuda.is_available() and all(opt['num_gpu'] != 0 for opt in opts)
+    return torch.device('cuda' if wanted else 'cpu')
+
+
+def build_student(path: str, opt: dict[str, Any], device: torch.device) -> Method:
+    """The method of a test file: ``network_g`` with the weights of ``path.pretrain_network_g``.
+
+    Raises:
+        UserError: the checkpoint can't be read or does not fit exactly, whatever ``strict_load_g`` says.
+    """
+    checkpoint = opt['path']['pretrain_network_g']
+    where = f'{path}: path.pretrain_network_g'
+    state_dict = load_state_dict(checkpoint, where, basicsr_param_keys(opt['path'].get('param_key_g', 'params')))
+    net = build_network(opt['network_g'])
+    check_fit(net, state_dict, f'{where}: {checkpoint}')
+    net.load_state_dict(state_dict)
+    return Method(opt['name'], opt['scale'], net.eval().requires_grad_(False).to(device), path, checkpoint)
+
+
+def build_teacher_method(path: str, opt: dict[str, Any], device: torch.device) -> Method:
+    """The teacher of a train file, as a method of that name.
+
+    Raises:
+        UserError: its checkpoint can't be read or does not fit.
+    """
+    teacher = build_teacher(opt['teacher']).to(device)
+    return Method(TEACHER, opt['scale'], teacher, path, opt['teacher']['weights'])

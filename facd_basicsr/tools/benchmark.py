@@ -1,0 +1,122 @@
+"""Command: the paper's table, several checkpoints side by side with bicubic.
+
+    facd benchmark -opt options/test/Student_EDSR_x2.yml -opt options/test/FACD_EDSR_x2.yml
+
+docs/evaluation.md says what it writes.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import click
+from basicsr.utils import get_root_logger, get_time_str
+from tqdm import tqdm
+
+from facd_basicsr.engine.logs import versions
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation import benchmark as tables
+from facd_basicsr.evaluation.benchmark_sets import Pair, build_sets, pairs
+from facd_basicsr.evaluation.feature_psnr import tap_features
+from facd_basicsr.evaluation.methods import load_methods
+from facd_basicsr.evaluation.table import LATEX_RULES, latex_table, markdown_table, text_table
+from facd_basicsr.options.parse import root_path
+
+
+def benchmark(option_files: Sequence[str], overrides: Sequence[str], train_file: str | None, out: Path) -> tables.Means:
+    """Scores the methods of test files, prints their table and writes it into a folder.
+
+    Args:
+        option_files: test files, one method each, of one scale and with the same sets.
+        overrides: ``--force_yml`` entries: those that begin with ``teacher:`` are for the train file, the others
+            for every test file.
+        train_file: whose teacher has a row, and at whose taps features are compared; None: neither.
+        out: where table.md, table.tex, per_image.csv and results.json go; made anew if it is not there.
+
+    Returns:
+        {method: {set: {metric: mean}}}.
+
+    Raises:
+        UserError: files, checkpoints or sets are not accepted; then no folder was made.
+    """
+    get_root_logger().setLevel(logging.WARNING)
+    methods, opt, train_opt = load_methods(option_files, train_file, overrides)
+    sets, scale = build_sets(opt), opt['scale']
+    students = [method for method in methods if tables.is_student(method)]
+    notes = [] if train_opt is None else tap_features(train_opt, methods[-1], students)
+    if out.exists() and not out.is_dir():
+        raise UserError(f'--out: {out} is a file; accepted: a folder, made if it is not there')
+    out.mkdir(parents=True, exist_ok=True)
+
+    images = tqdm(pairs(sets), total=sum(map(len, sets.values())), unit='image', dynamic_ncols=True)
+    records = list(tables.evaluate(methods, _noting_gray(images, notes)))
+    mean = tables.means(records)
+    made = {f'PSNR in dB and SSIM, x{scale}': tables.quality_table(methods, mean)}
+    if any(student.taps for student in students):
+        made[f'Feature PSNR in dB, x{scale}'] = tables.feature_table(methods, mean, len(train_opt['taps']))
+    results = {
+        'scale': scale,
+        'border': scale,
+        'sets': {name: len(dataset) for name, dataset in sets.items()},
+        'device': students[0].device.type,
+        'versions': versions(),
+        'force_yml': list(overrides),
+        'methods': [method.summary() for method in methods],
+        'taps': [] if train_opt is None else train_opt['taps'],
+        'notes': notes,
+        'means': mean,
+        'images': records,
+    }
+    markdown = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in made.items()]
+    _write(out / 'table.md', '\n'.join([*markdown, *(f'{note}\n' for note in notes)]))
+    latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in made.items()]
+    _write(out / 'table.tex', '\n'.join([f'{LATEX_RULES}\n', *latex]))
+    _write(out / 'per_image.csv', tables.to_csv(records))
+    _write(out / 'results.json', tables.to_json(results))
+    for title, (header, rows, groups, _) in made.items():
+        print(f'\n{title}\n\n{text_table(header, rows, groups)}')
+    print('\n' + ''.join(f'{note}\n' for note in notes) + f'table.md, table.tex, per_image.csv, results.json: {out}')
+    return mean
+
+
+def _noting_gray(images: Iterable[Pair], notes: list[str]) -> Iterator[Pair]:
+    for pair in images:
+        if pair.gray:
+            notes.append(
+                f'{pair.set}/{pair.image}: a one-channel image, scored as such, as in published figures; test.py reads '
+                'it as colour, which adds 1.32 dB to its PSNR-Y'
+            )
+        yield pair
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding='utf-8')
+
+
+@click.command()
+@click.option('-opt', '--opt', 'option_files', multiple=True, required=True, help='test file; one for each method')
+@click.option('--teacher', 'train_file', metavar='TRAIN_YML', help='train file: its teacher, and feature PSNR to it')
+@click.option('--out', type=click.Path(path_type=Path), help='folder to write to; default: results/benchmark_TIME')
+@click.option('--force_yml', multiple=True, metavar='KEY:KEY=VALUE ...', help='override options of every test file')
+@click.argument('more', nargs=-1, metavar='')
+def command(
+    option_files: tuple[str, ...],
+    train_file: str | None,
+    out: Path | None,
+    force_yml: tuple[str, ...],
+    more: tuple[str, ...],
+) -> None:
+    """The paper's table: PSNR-Y, SSIM-Y and PSNR-RGB of several checkpoints, side by side with bicubic.
+
+    Every option file of options/test/ names one method; all need the same scale and the same sets. The files' own
+    metrics are not read. docs/evaluation.md says what is written.
+    """
+    out = out or root_path() / 'results' / f'benchmark_{get_time_str()}'
+    benchmark(option_files, forced(force_yml, more), train_file, out)
+
+
+def forced(force_yml: Sequence[str], more: Sequence[str]) -> list[str]:
+    """``--force_yml A=1 B=2`` as train.py takes it: all that follows the option are entries."""
+    if more and not force_yml:
+        raise click.UsageError(f'{more[0]}: accepted: option files after -opt, entries after --force_yml')
+    return [*force_yml, *more]

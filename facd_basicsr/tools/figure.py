@@ -1,0 +1,209 @@
+"""Command: the paper's figures from option files: crops side by side (Figure 4), the teacher's losses (Figure 2).
+
+facd figure crops -opt options/test/Student_EDSR_x2.yml -opt options/test/FACD_EDSR_x2.yml
+facd figure teacher-map -opt options/test/Student_EDSR_x2.yml --teacher options/train/FACD_EDSR_x2.yml
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from basicsr.utils import get_root_logger
+from PIL import Image
+from tqdm import tqdm
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.benchmark_sets import build_sets, select
+from facd_basicsr.evaluation.crops import Crop, chosen_crop, crop_psnr, find_crops
+from facd_basicsr.evaluation.figure import enlarge, grid, marked, tinted
+from facd_basicsr.evaluation.methods import Method, load_methods
+from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.evaluation.teacher_map import TeacherMap, teacher_map
+from facd_basicsr.tools.benchmark import forced
+
+CELL = 192  # pixels of the picture for a crop, about
+
+
+def draw_crops(methods: Sequence[Method], crops: Sequence[Crop]) -> Image.Image:
+    """A row for each crop: the image with the crop's outline, GT, and every method with the crop's PSNR-Y."""
+    rows = []
+    for crop in crops:
+        zoom = max(1, round(CELL / crop.size))
+        side = crop.size * zoom
+        box = (crop.left, crop.top, crop.left + crop.size, crop.top + crop.size)
+        whole = marked(crop.pair.gt, box, (2 * side, side))
+        row = [(f'{crop.pair.set}/{crop.pair.image}', whole), ('HR\nPSNR', enlarge(crop.of(crop.pair.gt), zoom))]
+        for method in methods:
+            sr = method.upscale(crop.pair.lq)
+            row.append((f'{method.name}\n{crop_psnr(sr, crop):.2f} dB', enlarge(crop.of(sr), zoom)))
+        rows.append(row)
+    return grid(rows)
+
+
+def draw_teacher_maps(student: Method, teacher: Method, maps: Sequence[TeacherMap]) -> Image.Image:
+    """A row for each image: the patches in which the teacher loses, and the worst of them in GT and both outputs."""
+    rows = []
+    for found in maps:
+        left, top, right, bottom = box = found.boxes[found.worst()]
+        zoom = max(1, round(CELL / (right - left)))
+        pair = found.pair
+        whole = marked(tinted(pair.gt, found.lost()), box, (3 * CELL, 2 * CELL))
+        row = [
+            (f'{pair.set}/{pair.image}\nteacher loses in {found.share:.1%} of {len(found.boxes)} patches', whole),
+            ('HR\nmean absolute error', enlarge(pair.gt[top:bottom, left:right], zoom)),
+        ]
+        for method, error in ((student, found.student_error), (teacher, found.teacher_error)):
+            patch = method.upscale(pair.lq)[top:bottom, left:right]
+            row.append((f'{method.name}\n{error[found.worst()]:.2f}', enlarge(patch, zoom)))
+        rows.append(row)
+    return grid(rows)
+
+
+def save(picture: Image.Image, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(out)
+    print(f'{out}: {picture.width}x{picture.height}')
+
+
+def check_out(out: Path) -> None:
+    if out.suffix != '.png' or out.is_dir():
+        raise UserError(f'--out: {out}; accepted: a file name that ends in .png')
+
+
+force_option = click.option(
+    '--force_yml', multiple=True, metavar='KEY:KEY=VALUE ...', help='override options of every test file'
+)
+more_argument = click.argument('more', nargs=-1, metavar='')
+set_option = click.option('--set', 'set_name', help='look in this set only; default: all')
+
+
+@click.group()
+def command() -> None:
+    """The paper's figures: crops side by side (Figure 4), and where the teacher loses to the student (Figure 2)."""
+
+
+@command.command()
+@click.option('-opt', '--opt', 'option_files', multiple=True, required=True, help='test file; one for each method')
+@click.option('--teacher', 'train_file', metavar='TRAIN_YML', help='train file whose teacher has a column')
+@set_option
+@click.option('--image', multiple=True, help='look in this image only, named without suffix; may be repeated')
+@click.option(
+    '--crop', 'windows', nargs=3, type=int, multiple=True, metavar='LEFT TOP SIZE', help='in pixels of --image in HR'
+)
+@click.option('--count', type=click.IntRange(1), default=3, show_default=True, help='crops to find')
+@click.option('--size', type=click.IntRange(1), default=48, show_default=True, help='side of found crops in HR pixels')
+@click.option('--out', type=click.Path(path_type=Path), default='figure.png', show_default=True, help='PNG to write')
+@force_option
+@more_argument
+def crops(
+    option_files: tuple[str, ...],
+    train_file: str | None,
+    set_name: str | None,
+    image: tuple[str, ...],
+    windows: tuple[tuple[int, int, int], ...],
+    count: int,
+    size: int,
+    out: Path,
+    force_yml: tuple[str, ...],
+    more: tuple[str, ...],
+) -> None:
+    """Figure 4: a row for each crop, a column for each method, each with the PSNR-Y of the crop alone.
+
+    Without --crop the windows are found in which the methods differ most, one for each image as long as there are
+    images.
+    """
+    check_out(out)
+    get_root_logger().setLevel(logging.WARNING)
+    methods, opt, _ = load_methods(option_files, train_file, forced(force_yml, more))
+    images = select(build_sets(opt), set_name, image)
+    if windows and len(images) != 1:
+        raise UserError(
+            f'--crop: {len(images)} images to take it from; accepted: with --image, and --set if two have it'
+        )
+    if windows:
+        found = [chosen_crop(images[0], *window) for window in windows]
+    else:
+        found = find_crops(methods, tqdm(images, unit='image', dynamic_ncols=True), size, count)
+    save(draw_crops(methods, found), out)
+    for crop in found:
+        print(f'{crop.pair.set}/{crop.pair.image} --crop {crop.left} {crop.top} {crop.size}')
+
+
+@command.command('teacher-map')
+@click.option('-opt', '--opt', 'option_file', required=True, help="the student's test file")
+@click.option('--teacher', 'train_file', required=True, metavar='TRAIN_YML', help='train file with the teacher')
+@set_option
+@click.option('--image', multiple=True, help='this image only, named without suffix; may be repeated')
+@click.option(
+    '--patch', type=click.IntRange(1), default=24, show_default=True, help="side of a patch in LQ pixels; paper's: 48"
+)
+@click.option('--count', type=click.IntRange(1), default=3, show_default=True, help='images to draw, the worst ones')
+@click.option('--out', type=click.Path(path_type=Path), default='teacher_map.png', show_default=True)
+@force_option
+@more_argument
+def teacher_map_command(
+    option_file: str,
+    train_file: str,
+    set_name: str | None,
+    image: tuple[str, ...],
+    patch: int,
+    count: int,
+    out: Path,
+    force_yml: tuple[str, ...],
+    more: tuple[str, ...],
+) -> None:
+    """Figure 2: the patches in which the teacher's error is larger than the student's (alpha = 0 in equation 1).
+
+    Draws the images with the largest shares, and prints and writes beside the PNG, as JSON, the share of every image.
+    """
+    check_out(out)
+    get_root_logger().setLevel(logging.WARNING)
+    (_, student, teacher), opt, _ = load_methods([option_file], train_file, forced(force_yml, more))
+    images = tqdm(select(build_sets(opt), set_name, image), unit='image', dynamic_ncols=True)
+    maps = [teacher_map(student, teacher, pair, patch) for pair in images]
+    whole = [found for found in maps if found.boxes]
+    if not whole:
+        raise UserError(f'--patch: {patch}; accepted: a patch no larger than the LQ images')
+    drawn = sorted(whole, key=lambda found: -found.share)[:count]
+
+    shares = [
+        {
+            'set': found.pair.set,
+            'image': found.pair.image,
+            'patches': len(found.boxes),
+            'teacher_loses': int(found.loses.sum()),
+            'share': found.share if found.boxes else None,
+        }
+        for found in maps
+    ]
+    patches, lost = (sum(share[key] for share in shares) for key in ('patches', 'teacher_loses'))
+    rows = [
+        [
+            f'{share["set"]}/{share["image"]}',
+            str(share['patches']),
+            str(share['teacher_loses']),
+            _percent(share['share']),
+        ]
+        for share in shares
+    ]
+    rows.append(['all', str(patches), str(lost), _percent(lost / patches)])
+    print(text_table(['image', 'patches', 'teacher loses', 'share'], rows))
+    save(draw_teacher_maps(student, teacher, drawn), out)
+    results = {
+        'student': student.summary(),
+        'teacher': teacher.summary(),
+        'patch': patch,
+        'gt_patch': patch * student.scale,
+        'patches': patches,
+        'teacher_loses': lost,
+        'share': lost / patches,
+        'images': shares,
+    }
+    out.with_suffix('.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    print(f'{out.with_suffix(".json")}: the shares')
+
+
+def _percent(share: float | None) -> str:
+    return '-' if share is None else f'{share:.1%}'

@@ -1,0 +1,87 @@
+"""``facd benchmark`` as a user runs it."""
+
+import csv
+import json
+from pathlib import Path
+
+import click
+import pytest
+import torch
+import yaml
+from basicsr.archs import build_network
+from conftest import STUDENT, changed, run, write_yml
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.options import parser
+from facd_basicsr.test import test as evaluate
+from facd_basicsr.tools.benchmark import benchmark, forced
+
+
+@pytest.fixture
+def files(test_opt, train_opt, tmp_path) -> dict[str, str]:
+    """Paths of two test files of one untrained student and a wider one, and of a train file."""
+    paths = {}
+    for name, num_feat in (('student_a', 4), ('wide_b', 6)):
+        network = {**STUDENT, 'num_feat': num_feat}
+        checkpoint = tmp_path / f'net_g_{name}.pth'
+        torch.save({'params': build_network(network).state_dict()}, checkpoint)
+        opt = changed(changed(test_opt, 'name', name), 'network_g', network)
+        opt['path']['pretrain_network_g'] = str(checkpoint)
+        paths[name] = str(write_yml(opt, tmp_path / f'{name}.yml'))
+    return paths | {'train': str(write_yml(train_opt, tmp_path / 'train.yml'))}
+
+
+def test_the_command_prints_the_table_and_writes_its_files(files, checkout, tmp_path):
+    student, wide, train = files.values()
+    options = ('-opt', student, '-opt', wide, '--teacher', train, '--out', tmp_path / 'out')
+    override = ('--force_yml', 'manual_seed=1', 'num_gpu=0')
+    done = run('-m', 'facd_basicsr.cli', 'benchmark', *options, *override, cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    for text in ('PSNR-Y', 'bicubic', 'student_a', 'wide_b', 'teacher', 'Feature PSNR', 'student_a: no feature PSNR'):
+        assert text in done.stdout, text
+    assert 'Network [' not in done.stderr and '2/2' in done.stderr
+    out = tmp_path / 'out'
+    assert {path.name for path in out.iterdir()} == {'table.md', 'table.tex', 'per_image.csv', 'results.json'}
+    assert '| bicubic | - |' in (out / 'table.md').read_text()
+    tex = (out / 'table.tex').read_text()
+    assert r'student\_a' in tex and tex.count(r'\begin{tabular}') == tex.count(r'\end{tabular}') == 2
+
+    results = json.loads((out / 'results.json').read_text())
+    assert [method['name'] for method in results['methods']] == ['bicubic', 'student_a', 'wide_b', 'teacher']
+    assert results['force_yml'] == ['manual_seed=1', 'num_gpu=0'] and results['sets'] == {'pictures': 2}
+    rows = list(csv.DictReader((out / 'per_image.csv').open()))
+    assert len(rows) == len(results['images']) == 4 * 2
+    values = [float(row['psnr_y']) for row in rows if row['method'] == 'wide_b']
+    assert sum(values) / 2 == pytest.approx(results['means']['wide_b']['pictures']['psnr_y'])
+    compared = {row['method'] for row in rows if row['feature_psnr']}
+    assert compared == {'wide_b'}  # the narrow one has no regressors beside it
+
+
+def test_its_figures_are_those_of_test_py(files, tmp_path):
+    mean = benchmark([files['wide_b']], [], None, tmp_path / 'out')
+    args = parser().parse_args(['-opt', files['wide_b']])
+    assert mean['wide_b']['pictures'] == pytest.approx(evaluate(args, tmp_path, console=False)['pictures'], abs=1e-4)
+
+
+def test_a_refusal_makes_no_folder(files, tmp_path):
+    with pytest.raises(UserError, match=r'no such file: absent.pth; docs/teachers.md'):
+        benchmark([files['wide_b']], ['teacher:weights=absent.pth'], files['train'], tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+    with pytest.raises(UserError, match=r'--out: .*student_a.yml is a file; accepted: a folder'):
+        benchmark([files['wide_b']], [], None, tmp_path / 'student_a.yml')
+
+
+def test_every_word_after_force_yml_is_an_entry():
+    assert forced(['scale=2'], ['name=x']) == ['scale=2', 'name=x']
+
+
+def test_an_option_file_without_opt_is_refused():
+    with pytest.raises(click.UsageError, match=r'a.yml: accepted: option files after -opt'):
+        forced([], ['a.yml'])
+
+
+def test_sets_are_in_the_order_of_test_py(files, tmp_path):
+    opt = yaml.safe_load(Path(files['wide_b']).read_text())
+    opt['datasets'] = {'test_2': {**opt['datasets']['test_1'], 'name': 'second'}, **opt['datasets']}
+    mean = benchmark([str(write_yml(opt, tmp_path / 'two.yml'))], [], None, tmp_path / 'out')
+    assert list(mean['bicubic']) == ['pictures', 'second']
