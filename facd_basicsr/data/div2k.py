@@ -45,9 +45,13 @@ def prepare_div2k(scales: Sequence[int], out: Path, url: str, workers: int) -> N
     if are_finished(paths.values(), {'crop': CROP, 'step': STEP, **made_of}):
         print(f'already there: {", ".join(map(str, paths.values()))}')
         return
-    for name in (f'{HR}.zip', *(f'{LR}_X{scale}.zip' for scale in scales)):
-        unpack(_archive(name, out, url), out)
     folders = {scale: out / LR / f'X{scale}' for scale in scales}
+    for name, folder in ((HR, out / HR), *((f'{LR}_X{scale}', folder) for scale, folder in folders.items())):
+        unpacked = folder / '.unpacked'
+        if not unpacked.exists():
+            unpack(_archive(f'{name}.zip', out, url), out)
+            images_in(folder)
+            unpacked.touch()
     sources = {hr.stem: partial(_read_pair, hr, folders) for hr in images_in(out / HR)}
     count = write_lmdbs(sources, paths, CROP, STEP, made_of, workers)
     print(f'{count} pairs: {", ".join(map(str, paths.values()))}')

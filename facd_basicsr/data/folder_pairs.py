@@ -48,7 +48,7 @@ def prepare_folders(
 def _images(folders: Sequence[Path], min_size: int, multiple: int) -> dict[str, Path]:
     """The images by key. Those smaller than ``min_size`` are left out, and their number is printed."""
     found: dict[str, Path] = {}
-    left_out = []
+    left_out = set()
     for path in [path for folder in folders for path in images_in(folder)]:
         key = path.stem
         if not key.isascii() or '.' in key:  # LMDB keys are ASCII, and BasicSR cuts them at the first dot
@@ -58,7 +58,7 @@ def _images(folders: Sequence[Path], min_size: int, multiple: int) -> dict[str, 
         found[key] = path
         height, width = image_size(path)
         if min(height, width) < min_size:
-            left_out.append(key)
+            left_out.add(key)
         elif min(height, width) < multiple:
             raise UserError(f'{path}: {width}x{height} pixels; accepted: {multiple} or more both ways (see --min-size)')
     if min_size:

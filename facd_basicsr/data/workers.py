@@ -38,7 +38,8 @@ def results_of(calls: Mapping[str, Callable[[], Result]], workers: int) -> Itera
     def results() -> Iterator[tuple[str, Result]]:
         ahead: deque = deque()
         for key, call in calls.items():
-            ahead.append((key, pool.submit(_on_one_thread, call)))
+            with _ctrl_c_blocked():  # a process that this starts inherits it: Ctrl-C is for the main one alone
+                ahead.append((key, pool.submit(_on_one_thread, call)))
             if len(ahead) > 2 * workers:  # all at once would fill the memory
                 first, future = ahead.popleft()
                 yield first, future.result()
@@ -55,6 +56,15 @@ def results_of(calls: Mapping[str, Callable[[], Result]], workers: int) -> Itera
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _on_one_thread(call: Callable[[], Result]) -> Result:
     """With one thread of torch's: another number rounds differently, and images are many."""
     threads = torch.get_num_threads()
@@ -66,8 +76,7 @@ def _on_one_thread(call: Callable[[], Result]) -> Result:
 
 
 def _start_worker() -> None:
-    """Ctrl-C is the main process's business, and no worker outlives it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """No worker outlives the main process, however that ends."""
     cv2.setNumThreads(1)
     main = multiprocessing.parent_process()
 

@@ -68,9 +68,11 @@ def disk_complaints() -> Iterator[None]:
     """Turns what the disk says, that it is full or may not be written, into a :class:`UserError`."""
     try:
         yield
-    except (OSError, lmdb.Error) as error:
-        named = f'{error.filename}: {error.strerror}' if isinstance(error, OSError) and error.filename else str(error)
+    except OSError as error:
+        named = f'{error.filename}: {error.strerror}' if error.filename else str(error)
         raise UserError(f'{named}; once that is mended, the same command continues') from error
+    except lmdb.Error as error:  # which for a full disk may say no more than input/output error
+        raise UserError(f'{error} (a full disk?); once that is mended, the same command continues') from error
 
 
 @click.group()
@@ -81,7 +83,7 @@ def command() -> None:
     """
 
 
-@command.command(cls=SeveralScales)
+@command.command(cls=SeveralScales, short_help='DIV2K: download, unpack, sub-images, LMDBs.')
 @scale_option(required=True)
 @click.option('--out', type=click.Path(path_type=Path), default='datasets/DIV2K', show_default=True, help='Folder.')
 @click.option('--url', default=OFFICIAL_URL, show_default=True, help='A mirror, or a folder that holds the archives.')
@@ -99,7 +101,7 @@ def div2k(scales: list[int], out: Path, url: str, workers: int) -> None:
         prepare_div2k(scales, out, url, workers)
 
 
-@command.command(cls=SeveralScales)
+@command.command(cls=SeveralScales, short_help='Folders of HR images: LR, sub-images, LMDBs.')
 @click.argument('folders', metavar='HR_DIR...', nargs=-1, required=True, type=click.Path(path_type=Path))
 @scale_option(required=True)
 @click.option('--out', type=click.Path(path_type=Path), help='Folder.  [default: beside the first HR_DIR]')
@@ -131,7 +133,7 @@ def folder(
         prepare_folders(folders, scales, out, name, crop, step, min_size, workers)
 
 
-@command.command(cls=SeveralScales)
+@command.command(cls=SeveralScales, short_help='Benchmark sets: GTmod12 and LRbicx2, 3, 4.')
 @click.argument('root', metavar='DIR', type=click.Path(path_type=Path))
 @scale_option(required=False)
 @click.option('--out', type=click.Path(path_type=Path), default='datasets', show_default=True, help='Folder of sets.')

@@ -81,6 +81,7 @@ def test_a_scale_can_be_added_and_the_archives_lie_in_a_folder(archives, tmp_pat
     prepare_div2k([2], tmp_path / 'out', str(archives), 1)
     hr = tmp_path / 'out' / 'DIV2K_train_HR_sub.lmdb' / 'data.mdb'
     before = hr.stat().st_mtime_ns
+    (archives / 'DIV2K_train_HR.zip').unlink()  # unpacked, so not needed
     prepare_div2k([2, 4], tmp_path / 'out', str(archives), 1)
     assert '3 pairs: ' in capsys.readouterr().out
     assert hr.stat().st_mtime_ns == before

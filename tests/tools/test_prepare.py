@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import cv2
+import lmdb
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -157,3 +158,8 @@ def test_what_the_disk_says_is_one_line(photographs, tmp_path):
     )
     with pytest.raises(UserError, match=r'^\[Errno 28\] No space left on device; once'), disk_complaints():
         raise OSError(28, 'No space left on device')
+    with (
+        pytest.raises(UserError, match=r'^mdb_txn_commit: Input/output error \(a full disk\?\)'),
+        disk_complaints(),
+    ):
+        raise lmdb.Error('mdb_txn_commit: Input/output error')
