@@ -17,6 +17,42 @@ COMMANDS: dict[str, str] = {
 }
 
 
+class SeveralValues(click.Command):
+    """Lets ``--scale 2 3 4`` and ``--force_yml A=1 B=2`` take all that follows, as argparse's ``nargs='+'`` does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spelled_out: list[str] = []
+        option = None  # whose values are being read
+        for index, arg in enumerate(args):
+            if arg == '--':
+                spelled_out += args[index:]
+                break
+            if arg.split('=')[0] in SEVERAL:
+                option = arg.split('=')[0]
+            elif option is not None and SEVERAL[option](arg):
+                if spelled_out[-1] != option:
+                    spelled_out.append(option)
+            else:
+                option = None
+            spelled_out.append(arg)
+        return super().parse_args(ctx, spelled_out)
+
+
+def _is_number(arg: str) -> bool:
+    try:
+        float(arg)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_entry(arg: str) -> bool:
+    return '=' in arg and not arg.startswith('-')
+
+
+SEVERAL = {'--scale': _is_number, '--force_yml': _is_entry}
+
+
 class Tools(click.Group):
     """The subcommands: ``command`` of the module in ``tools/`` that has the subcommand's name."""
 

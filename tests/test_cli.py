@@ -1,8 +1,9 @@
+import click
 import pytest
 from click.testing import CliRunner
 from conftest import run
 
-from facd_basicsr.cli import COMMANDS, facd
+from facd_basicsr.cli import COMMANDS, SeveralValues, facd
 
 
 @pytest.mark.parametrize('name', COMMANDS)
@@ -26,3 +27,30 @@ def test_an_unknown_subcommand_exits_with_2(tmp_path):
     done = run('-m', 'facd_basicsr.cli', 'prepair', cwd=tmp_path)
     assert done.returncode == 2
     assert "No such command 'prepair'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('line', 'scales', 'entries', 'folder'),
+    [
+        ('--scale 2 3 4 HR', (2, 3, 4), (), 'HR'),
+        ('HR --scale 4', (4,), (), 'HR'),
+        ('--scale 2 --scale 3 HR', (2, 3), (), 'HR'),
+        ('--scale=2 3 HR', (2, 3), (), 'HR'),
+        ('HR --force_yml a=1 b:c=2 --scale 2 3', (2, 3), ('a=1', 'b:c=2'), 'HR'),
+        ('--force_yml a=1 --force_yml b=--x HR', (), ('a=1', 'b=--x'), 'HR'),
+        ('--force_yml a=1 -- 2', (), ('a=1',), '2'),
+    ],
+)
+def test_options_take_all_the_values_that_follow(line, scales, entries, folder):
+    seen = {}
+
+    @click.command(cls=SeveralValues)
+    @click.argument('folder')
+    @click.option('--scale', multiple=True, type=int)
+    @click.option('--force_yml', multiple=True)
+    def command(**values: object) -> None:
+        seen.update(values)
+
+    result = CliRunner().invoke(command, line.split())
+    assert result.exit_code == 0, result.output
+    assert seen == {'folder': folder, 'scale': scales, 'force_yml': entries}

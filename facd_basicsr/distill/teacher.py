@@ -78,7 +78,7 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
             not fit the network exactly.
     """
     where = f'teacher.weights: {teacher_opt["weights"]}'
-    state_dict = load_any_state_dict(_local_weights(teacher_opt), 'teacher.weights')
+    state_dict = load_any_state_dict(local_weights(teacher_opt), 'teacher.weights')
     layout_format, network_opt = teacher_opt.get('format', 'auto'), teacher_opt.get('network')
     precision = teacher_opt.get('precision', 'fp32')
     if network_opt is not None:
@@ -94,7 +94,12 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     return _build_by_spandrel(state_dict, scale, precision, where)
 
 
-def _local_weights(teacher_opt: dict[str, Any]) -> Path:
+def local_weights(teacher_opt: dict[str, Any]) -> Path:
+    """The file of ``teacher.weights``, downloaded if it is an address, checked if ``sha256`` is given.
+
+    Raises:
+        UserError: it can't be had, or is another file.
+    """
     weights, sha256 = teacher_opt['weights'], teacher_opt.get('sha256')
     if is_url(weights):
         return cached(weights, 'teacher.weights', sha256)

@@ -62,13 +62,13 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
     """
     taps = train_opt['taps']
     mode = build_loss(train_opt['train']['distill_opt']).regressor
-    teacher.taps = Taps(teacher.net, [tap['teacher'] for tap in taps], 'teacher')
+    teacher.taps = Taps(teacher.bare, [tap['teacher'] for tap in taps], 'teacher')
     probe = np.full((PROBE_SIZE, PROBE_SIZE, 3), 128, np.uint8)
     _, teacher_feats = teacher.upscale_with_features(probe)
     notes = []
     for student in students:
         try:
-            student.taps = Taps(student.net, [tap['student'] for tap in taps], 'student')
+            student.taps = Taps(student.bare, [tap['student'] for tap in taps], 'student')
             _, student_feats = student.upscale_with_features(probe)
             note = _add_regressors(student, train_opt.get('network_r'), mode, student_feats, teacher_feats)
         except UserError as error:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.distill.taps import Taps
-from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.distill.teacher import Teacher, build_teacher, local_weights
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.quality import as_input, bicubic
@@ -47,6 +47,11 @@ class Method:
     checkpoint: str = ''
     taps: Taps | None = None
     regressors: nn.Module | None = None
+
+    @property
+    def bare(self) -> nn.Module | None:
+        """The network whose modules taps name."""
+        return self.net.net if isinstance(self.net, Teacher) else self.net
 
     @property
     def device(self) -> torch.device:
@@ -208,5 +213,5 @@ def build_teacher_method(path: str, opt: dict[str, Any], device: torch.device) -
     Raises:
         UserError: its checkpoint can't be read or does not fit.
     """
-    teacher = build_teacher(opt['teacher']).to(device)
-    return Method(TEACHER, opt['scale'], teacher, path, opt['teacher']['weights'])
+    teacher = build_teacher(opt['teacher'], opt['scale']).to(device)
+    return Method(TEACHER, opt['scale'], teacher, path, str(local_weights(opt['teacher'])))

@@ -11,6 +11,7 @@ import click
 import torch
 from torch import nn
 
+from facd_basicsr.cli import SeveralValues
 from facd_basicsr.engine.logs import DeferredLog, versions
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import flops, parameters, saved_activations
@@ -199,8 +200,8 @@ def _block(title: str, table: str) -> Iterator[str]:
     yield from (f'{"":<13}{line}' for line in rest)
 
 
-@click.command()
-@click.option('-opt', 'option_file', required=True, help='Option file of a training.')
+@click.command(cls=SeveralValues)
+@click.option('-opt', '--opt', 'option_file', required=True, help='Option file of a training.')
 @click.option(
     '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help="Override options, as train.py's."
 )

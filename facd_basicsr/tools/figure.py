@@ -14,6 +14,7 @@ from basicsr.utils import get_root_logger
 from PIL import Image
 from tqdm import tqdm
 
+from facd_basicsr.cli import SeveralValues
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.benchmark_sets import build_sets, select
 from facd_basicsr.evaluation.crops import Crop, chosen_crop, crop_psnr, find_crops
@@ -21,7 +22,6 @@ from facd_basicsr.evaluation.figure import enlarge, grid, marked, tinted
 from facd_basicsr.evaluation.methods import Method, load_methods
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.evaluation.teacher_map import TeacherMap, teacher_map
-from facd_basicsr.tools.benchmark import forced
 
 CELL = 192  # pixels of the picture for a crop, about
 
@@ -75,7 +75,6 @@ def check_out(out: Path) -> None:
 force_option = click.option(
     '--force_yml', multiple=True, metavar='KEY:KEY=VALUE ...', help='override options of every test file'
 )
-more_argument = click.argument('more', nargs=-1, metavar='')
 set_option = click.option('--set', 'set_name', help='look in this set only; default: all')
 
 
@@ -84,7 +83,7 @@ def command() -> None:
     """The paper's figures: crops side by side (Figure 4), and where the teacher loses to the student (Figure 2)."""
 
 
-@command.command()
+@command.command(cls=SeveralValues)
 @click.option('-opt', '--opt', 'option_files', multiple=True, required=True, help='test file; one for each method')
 @click.option('--teacher', 'train_file', metavar='TRAIN_YML', help='train file whose teacher has a column')
 @set_option
@@ -96,7 +95,6 @@ def command() -> None:
 @click.option('--size', type=click.IntRange(1), default=48, show_default=True, help='side of found crops in HR pixels')
 @click.option('--out', type=click.Path(path_type=Path), default='figure.png', show_default=True, help='PNG to write')
 @force_option
-@more_argument
 def crops(
     option_files: tuple[str, ...],
     train_file: str | None,
@@ -107,16 +105,19 @@ def crops(
     size: int,
     out: Path,
     force_yml: tuple[str, ...],
-    more: tuple[str, ...],
 ) -> None:
     """Figure 4: a row for each crop, a column for each method, each with the PSNR-Y of the crop alone.
 
     Without --crop the windows are found in which the methods differ most, one for each image as long as there are
     images.
+
+    \b
+    Example:
+      facd figure crops -opt options/test/Student_EDSR_x4.yml -opt options/test/FACD_EDSR_x4.yml
     """
     check_out(out)
     get_root_logger().setLevel(logging.WARNING)
-    methods, opt, _ = load_methods(option_files, train_file, forced(force_yml, more))
+    methods, opt, _ = load_methods(option_files, train_file, force_yml)
     images = select(build_sets(opt), set_name, image)
     if windows and len(images) != 1:
         raise UserError(
@@ -131,7 +132,7 @@ def crops(
         print(f'{crop.pair.set}/{crop.pair.image} --crop {crop.left} {crop.top} {crop.size}')
 
 
-@command.command('teacher-map')
+@command.command('teacher-map', cls=SeveralValues)
 @click.option('-opt', '--opt', 'option_file', required=True, help="the student's test file")
 @click.option('--teacher', 'train_file', required=True, metavar='TRAIN_YML', help='train file with the teacher')
 @set_option
@@ -142,7 +143,6 @@ def crops(
 @click.option('--count', type=click.IntRange(1), default=3, show_default=True, help='images to draw, the worst ones')
 @click.option('--out', type=click.Path(path_type=Path), default='teacher_map.png', show_default=True)
 @force_option
-@more_argument
 def teacher_map_command(
     option_file: str,
     train_file: str,
@@ -152,15 +152,18 @@ def teacher_map_command(
     count: int,
     out: Path,
     force_yml: tuple[str, ...],
-    more: tuple[str, ...],
 ) -> None:
     """Figure 2: the patches in which the teacher's error is larger than the student's (alpha = 0 in equation 1).
 
     Draws the images with the largest shares, and prints and writes beside the PNG, as JSON, the share of every image.
+
+    \b
+    Example:
+      facd figure teacher-map -opt options/test/Student_EDSR_x4.yml --teacher options/train/FACD_EDSR_x4.yml
     """
     check_out(out)
     get_root_logger().setLevel(logging.WARNING)
-    (_, student, teacher), opt, _ = load_methods([option_file], train_file, forced(force_yml, more))
+    (_, student, teacher), opt, _ = load_methods([option_file], train_file, force_yml)
     images = tqdm(select(build_sets(opt), set_name, image), unit='image', dynamic_ncols=True)
     maps = [teacher_map(student, teacher, pair, patch) for pair in images]
     whole = [found for found in maps if found.boxes]

@@ -8,36 +8,11 @@ from pathlib import Path
 import click
 import lmdb
 
+from facd_basicsr.cli import SeveralValues
 from facd_basicsr.data.benchmark_sets import prepare_benchmarks
 from facd_basicsr.data.div2k import OFFICIAL_URL, prepare_div2k
 from facd_basicsr.data.folder_pairs import prepare_folders
 from facd_basicsr.errors import UserError
-
-
-class SeveralScales(click.Command):
-    """``--scale 2 3 4``, where click itself wants ``--scale 2 --scale 3 --scale 4``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        spelled_out: list[str] = []
-        several = False
-        for index, arg in enumerate(args):
-            if arg == '--':
-                spelled_out += args[index:]
-                break
-            named = arg.split('=')[0] == '--scale'
-            several = named or (several and _is_number(arg))
-            if several and not named and spelled_out[-1] != '--scale':
-                spelled_out.append('--scale')
-            spelled_out.append(arg)
-        return super().parse_args(ctx, spelled_out)
-
-
-def _is_number(arg: str) -> bool:
-    try:
-        float(arg)
-    except ValueError:
-        return False
-    return True
 
 
 def scale_option(required: bool) -> click.Option:
@@ -83,7 +58,7 @@ def command() -> None:
     """
 
 
-@command.command(cls=SeveralScales, short_help='DIV2K: download, unpack, sub-images, LMDBs.')
+@command.command(cls=SeveralValues, short_help='DIV2K: download, unpack, sub-images, LMDBs.')
 @scale_option(required=True)
 @click.option('--out', type=click.Path(path_type=Path), default='datasets/DIV2K', show_default=True, help='Folder.')
 @click.option('--url', default=OFFICIAL_URL, show_default=True, help='A mirror, or a folder that holds the archives.')
@@ -101,7 +76,7 @@ def div2k(scales: list[int], out: Path, url: str, workers: int) -> None:
         prepare_div2k(scales, out, url, workers)
 
 
-@command.command(cls=SeveralScales, short_help='Folders of HR images: LR, sub-images, LMDBs.')
+@command.command(cls=SeveralValues, short_help='Folders of HR images: LR, sub-images, LMDBs.')
 @click.argument('folders', metavar='HR_DIR...', nargs=-1, required=True, type=click.Path(path_type=Path))
 @scale_option(required=True)
 @click.option('--out', type=click.Path(path_type=Path), help='Folder.  [default: beside the first HR_DIR]')
@@ -133,7 +108,7 @@ def folder(
         prepare_folders(folders, scales, out, name, crop, step, min_size, workers)
 
 
-@command.command(cls=SeveralScales, short_help='Benchmark sets: GTmod12 and LRbicx2, 3, 4.')
+@command.command(cls=SeveralValues, short_help='Benchmark sets: GTmod12 and LRbicx2, 3, 4.')
 @click.argument('root', metavar='DIR', type=click.Path(path_type=Path))
 @scale_option(required=False)
 @click.option('--out', type=click.Path(path_type=Path), default='datasets', show_default=True, help='Folder of sets.')

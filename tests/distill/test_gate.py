@@ -1,21 +1,21 @@
 """The sanity gate, on photographs with the teacher that the project ships."""
 
 import random
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import changed, run, write_yml
+from conftest import changed, write_yml
 
 from facd_basicsr.data.bicubic import bicubic_lr
-from facd_basicsr.distill.checkpoints import load_state_dict
 from facd_basicsr.distill.gate import check_teacher, teacher_psnr_y
 from facd_basicsr.distill.teacher import Teacher, build_teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.quality import as_input
+from facd_basicsr.options import parser
 from facd_basicsr.tools.demo import OPTIONS, SCALE, TEACHER_WEIGHTS, options, photograph
+from facd_basicsr.train import train
 
 TEACHER = options(OPTIONS / 'FACD.yml')['teacher']['network']
 CPU = torch.device('cpu')
@@ -122,7 +122,7 @@ def test_the_gate_draws_no_random_numbers(batches):
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
 
 
-def test_training_starts_behind_the_gate_only(train_opt, checkout, tmp_path):
+def test_training_starts_behind_the_gate_only(train_opt, tmp_path):
     for folder in ('GT', 'LQ'):
         (tmp_path / folder).mkdir()
     for name, gt in crops().items():
@@ -139,13 +139,13 @@ def test_training_starts_behind_the_gate_only(train_opt, checkout, tmp_path):
     opt['teacher']['expect'] = expect
     wrong = changed(opt, 'teacher.network', {**TEACHER, 'res_scale': 0.1})
 
-    done = run('facd_basicsr/train.py', '-opt', write_yml(wrong, tmp_path / 'wrong.yml'), cwd=checkout)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith('error: teacher.expect: the teacher has ')
-    assert not (checkout / 'experiments' / 'gated').exists()
+    def start(opt: dict) -> None:
+        train(parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'gated.yml'))]), tmp_path, console=False)
 
-    done = run('facd_basicsr/train.py', '-opt', write_yml(opt, tmp_path / 'right.yml'), cwd=checkout)
-    assert done.returncode == 0, done.stderr
-    (log,) = Path(checkout, 'experiments', 'gated').glob('*.log')
+    with pytest.raises(UserError, match=r'teacher.expect: the teacher has .* dB PSNR-Y on datasets.val'):
+        start(wrong)
+    assert not (tmp_path / 'experiments').exists()
+    start(opt)
+    (log,) = (tmp_path / 'experiments' / 'gated').glob('*.log')
     assert f'dB PSNR-Y on datasets.val, expected {expect["psnr_y"]} +- 0.1.' in log.read_text()
-    assert load_state_dict(checkout / 'experiments' / 'gated' / 'models' / 'net_g_latest.pth', '', ['params'])
+    assert (tmp_path / 'experiments' / 'gated' / 'models' / 'net_g_latest.pth').is_file()

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import math
+import shutil
 from pathlib import Path
 
-import click
+import cv2
 import pytest
 import torch
 import yaml
@@ -14,7 +16,7 @@ from conftest import STUDENT, changed, run, write_yml
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
 from facd_basicsr.test import test as evaluate
-from facd_basicsr.tools.benchmark import benchmark, forced
+from facd_basicsr.tools.benchmark import benchmark
 
 
 @pytest.fixture
@@ -71,13 +73,19 @@ def test_a_refusal_makes_no_folder(files, tmp_path):
         benchmark([files['wide_b']], [], None, tmp_path / 'student_a.yml')
 
 
-def test_every_word_after_force_yml_is_an_entry():
-    assert forced(['scale=2'], ['name=x']) == ['scale=2', 'name=x']
-
-
-def test_an_option_file_without_opt_is_refused():
-    with pytest.raises(click.UsageError, match=r'a.yml: accepted: option files after -opt'):
-        forced([], ['a.yml'])
+def test_a_gray_image_is_scored_as_it_is_or_as_test_py_scores_it(files, data, tmp_path):
+    for folder in ('GT', 'LQ'):
+        shutil.copytree(data / folder, tmp_path / folder)
+        for path in (tmp_path / folder).iterdir():
+            cv2.imwrite(str(path), cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))
+    opt = yaml.safe_load(Path(files['wide_b']).read_text())
+    opt['datasets']['test_1'] |= {'dataroot_gt': str(tmp_path / 'GT'), 'dataroot_lq': str(tmp_path / 'LQ')}
+    option_file = str(write_yml(opt, tmp_path / 'gray.yml'))
+    as_test_py = evaluate(parser().parse_args(['-opt', option_file]), root=tmp_path, console=False)['pictures']
+    as_colour = benchmark([option_file], [], None, tmp_path / 'colour', gray_as_colour=True)['wide_b']['pictures']
+    alone = benchmark([option_file], [], None, tmp_path / 'alone')['wide_b']['pictures']
+    assert as_colour['psnr_y'] == pytest.approx(as_test_py['psnr_y'], abs=1e-4)
+    assert as_colour['psnr_y'] - alone['psnr_y'] == pytest.approx(20 * math.log10(255 / 219), abs=1e-4)
 
 
 def test_sets_are_in_the_order_of_test_py(files, tmp_path):
