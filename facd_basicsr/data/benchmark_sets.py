@@ -24,7 +24,7 @@ def prepare_benchmarks(root: Path, out: Path, scales: Sequence[int], workers: in
             there.
     """
     for name, images in _sets(root).items():
-        record = {'scales': list(scales), 'images': files_of(images)}
+        record = {'scales': ' '.join(map(str, scales)), 'images': files_of(images)}
         already = are_finished([out / name], record)
         if not already:
             _write_set(images, out / name, scales, record, workers)

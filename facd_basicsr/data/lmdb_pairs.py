@@ -101,8 +101,9 @@ def _fill(sources: Mapping[str, Source], folders: Mapping[int, Path], crop: int,
             for scale, env in envs.items():
                 _put(env, key, parts[scale])
         counts = {scale: _write_meta_info(env, folders[scale]) for scale, env in envs.items()}
-        if len(set(counts.values())) != 1:
-            raise UserError(f'{folders}: {counts} sub-images; delete them and begin anew')
+        if len(set(counts.values())) > 1:
+            found = ', '.join(f'{count} in {folders[scale]}' for scale, count in counts.items())
+            raise UserError(f'sub-images do not pair: {found}; delete these to begin anew')
 
 
 def _encode(source: Source, scales: list[int], crop: int, step: int) -> dict[int, list[bytes]]:
