@@ -13,7 +13,7 @@ from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.data.record import are_finished
 from facd_basicsr.errors import UserError
 
-OFFICIAL_URL = 'http://data.vision.ee.ethz.ch/cvl/DIV2K/'
+OFFICIAL_URL = 'https://data.vision.ee.ethz.ch/cvl/DIV2K/'
 HR = 'DIV2K_train_HR'
 LR = 'DIV2K_train_LR_bicubic'
 SHA256 = {  # as TensorFlow Datasets lists them
