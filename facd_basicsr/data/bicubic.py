@@ -2,19 +2,38 @@
 
 import numpy as np
 from basicsr.data.transforms import mod_crop
-from basicsr.utils.matlab_functions import imresize
+from basicsr.utils.matlab_functions import cubic
+from torch import from_numpy
 
 from facd_basicsr.errors import UserError
 
 
 def bicubic_lr(hr: np.ndarray, scale: int) -> np.ndarray:
-    """MATLAB's antialiased bicubic downscaling: (H, W, C) uint8 -> (H / scale, W / scale, C) uint8.
+    """MATLAB's ``imresize(hr, 1 / scale, 'bicubic')`` of an 8-bit image: (H, W, C) -> (H / scale, W / scale, C) uint8.
 
-    H and W must be multiples of ``scale``. Of MATLAB's variants this is the one of BasicSR's own script: computed in
-    floating point and rounded once, the image reflected at its borders (benchmarks/README.md has the others).
+    Bit for bit, as far as LR files that others made by MATLAB tell (benchmarks/README.md): height first, rounded to 8
+    bits after each direction, borders replicated. BasicSR's ``imresize`` computes in floating point, rounds once and
+    reflects the borders, which differs by up to 12 levels.
+
+    H and W must be multiples of ``scale``.
     """
-    lr = imresize(hr.astype(np.float32) / 255, 1 / scale)
-    return (lr * 255).round().clip(0, 255).astype(np.uint8)
+    return _downscaled(_downscaled(hr, scale, axis=0), scale, axis=1)
+
+
+def _downscaled(image: np.ndarray, scale: int, axis: int) -> np.ndarray:
+    """One direction. By a whole scale, all output pixels lie alike between input pixels: one set of weights."""
+    lines = np.moveaxis(image, axis, 0)
+    length = len(lines)
+    centre = (scale - 1) / 2  # of the first output pixel
+    taps = np.arange(np.floor(centre - 2 * scale), np.ceil(centre + 2 * scale) + 1, dtype=int)
+    weights = cubic(from_numpy((centre - taps) / scale)).numpy()  # antialiased: the kernel is as much wider
+    weights /= weights.sum()
+    margin = 2 * scale + 1
+    padded = np.pad(lines, [(margin, margin)] + [(0, 0)] * (lines.ndim - 1), 'edge').astype(np.float64)
+    resized = sum(
+        weight * padded[margin + tap :: scale][: length // scale] for weight, tap in zip(weights, taps.tolist())
+    )
+    return np.moveaxis(np.floor(resized + 0.5).clip(0, 255).astype(np.uint8), 0, axis)
 
 
 def with_bicubic_lr(image: np.ndarray, scales: list[int], multiple: int) -> dict[int, np.ndarray]:
