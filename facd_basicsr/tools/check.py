@@ -122,7 +122,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     try:
         _step(model, batch)
         seconds = _step(model, batch)
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         raise UserError(f'memory: a batch of {size} does not fit into {name}; {advice}') from error
     yield f'             measured: {_peak(model.device)}'
     total = opt['train']['total_iter']
