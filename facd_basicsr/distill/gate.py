@@ -31,7 +31,9 @@ def teacher_psnr_y(
     def upscale(lq: Tensor) -> Tensor:
         return teacher(lq.flip(1)).flip(1) if bgr else teacher(lq)
 
-    with torch.random.fork_rng(devices=[]):  # a loader draws from torch's generator, and training is not to depend on this
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # a loader draws from torch's generator, and training is not to depend on this
         return float(np.mean([_psnr_y(upscale(batch['lq'].to(device)), batch['gt'], scale) for batch in loader]))
 
 

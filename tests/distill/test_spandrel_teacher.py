@@ -1,16 +1,20 @@
 """Teachers that spandrel recognises: the extra `spandrel` is part of `dev`."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import changed, write_yml
 from distill.official_networks import official_rcan
 from torch import Tensor
 
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
+from facd_basicsr.options import parser
+from facd_basicsr.train import train
 
 spandrel = pytest.importorskip('spandrel')
 
@@ -22,6 +26,24 @@ def small_dat() -> torch.nn.Module:
     return DAT(
         img_size=16, embed_dim=64, split_size=(4, 4), depth=(2,), num_heads=(2,), expansion_factor=2.0, upscale=2,
         upsampler='pixelshuffledirect', img_range=1.0, resi_connection='1conv',
+    )  # fmt: skip
+
+
+def small_swinir() -> torch.nn.Module:
+    from spandrel.architectures.SwinIR import SwinIR
+
+    return SwinIR(
+        img_size=16, window_size=8, embed_dim=12, depths=[2], num_heads=[2], mlp_ratio=2, upscale=2,
+        upsampler='pixelshuffledirect', resi_connection='1conv',
+    )  # fmt: skip
+
+
+def small_hat() -> torch.nn.Module:
+    from spandrel.architectures.HAT import HAT
+
+    return HAT(
+        img_size=16, window_size=8, embed_dim=12, depths=[2], num_heads=[2], mlp_ratio=2, upscale=2, squeeze_factor=4,
+        upsampler='pixelshuffle', resi_connection='1conv', compress_ratio=3,
     )  # fmt: skip
 
 
@@ -48,6 +70,20 @@ def test_a_transformer_is_recognised_and_frozen(dat_opt):
     assert sr.shape == (1, 3, 32, 32) and not sr.requires_grad and not sr.is_inference()
     torch.testing.assert_close(sr, small_dat().eval()(lq))  # with random weights its output leaves [0, 1]: not clamped
     assert sr.min() < 0 or sr.max() > 1
+
+
+@pytest.mark.parametrize('network', [small_dat, small_swinir, small_hat])
+def test_any_transformers_tokens_and_last_feature_can_be_tapped(network, tmp_path):
+    net = network()
+    torch.save({'params_ema': net.state_dict()}, tmp_path / 'net.pth')
+    teacher = build_teacher({'weights': str(tmp_path / 'net.pth')}, 2)
+    lq = torch.rand(2, 3, 16, 24)
+    torch.testing.assert_close(teacher(lq), net.eval()(lq))
+    paths = ['layers.0.residual_group.blocks.0:tokens' if network is not small_dat else 'layers.0.blocks.0:tokens']
+    _, feats = Taps(teacher.net, [*paths, 'layers.0:tokens', 'conv_after_body'], 'teacher').run(teacher, lq)
+    width = teacher.net.conv_first.out_channels
+    assert [feat.shape for feat in feats] == [(2, width, 16, 24)] * 3
+    assert teacher(torch.rand(1, 3, 13, 18)).shape == (1, 3, 26, 36)  # windows that do not fit are padded
 
 
 def test_an_image_below_the_networks_least_size_is_padded_and_cropped(dat_opt):
@@ -132,6 +168,20 @@ def test_a_checkpoint_that_spandrel_mistakes_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError, match=r'teacher.weights: .*cut.pth: spandrel') as error:
         build_teacher({'weights': str(tmp_path / 'cut.pth')}, 2)
     assert '\n' not in str(error.value)
+
+
+def test_a_transformer_teaches_an_edsr_through_its_tokens(dat_opt, train_opt, tmp_path):
+    opt = changed(changed(train_opt, 'teacher', dat_opt), 'datasets.train.gt_size', 32)
+    for index, path in enumerate(('layers.0.blocks.0:tokens', 'layers.0:tokens', 'upsample:input')):
+        opt['taps'][index]['teacher'] = path
+    args = parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'dat.yml'))])
+    train(args, root=tmp_path, console=False)
+    (log,) = (tmp_path / 'experiments' / 'tiny').glob('*.log')
+    terms = re.findall(r'l_facd: (\S+) alpha: \S+ r_1: (\S+) r_2: (\S+) r_3: (\S+)', log.read_text())
+    assert len(terms) == opt['train']['total_iter']
+    assert all(float(r) > 0 for line in terms for r in line[1:])
+    saved = torch.load(tmp_path / 'experiments' / 'tiny' / 'models' / 'net_g_latest.pth', weights_only=True)
+    assert all('layers' not in key for key in saved['params'])
 
 
 def test_without_spandrel_the_message_says_how_to_get_it(dat_opt, monkeypatch):
