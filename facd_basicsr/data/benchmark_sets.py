@@ -39,10 +39,11 @@ def _sets(root: Path) -> dict[str, list[Path]]:
     if not any(sets.values()):
         folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != '.')
         sets = {folder.name: _hr_images(folder) for folder in folders}
-    for name in [name for name, images in sets.items() if not images] or [] if sets else ['any set']:
+    without_images = [name for name, images in sets.items() if not images] if sets else ['any set']
+    if without_images:
         raise UserError(
-            f'{root}: no images of {name}; accepted: a folder for each set, with HR images in it or in its folder '
-            f'{", ".join(HR_FOLDERS)}'
+            f'{root}: no images of {without_images[0]}; accepted: a folder for each set, with HR images in it or in '
+            f'its folder {", ".join(HR_FOLDERS)}'
         )
     for images in sets.values():
         stems: dict[str, Path] = {}

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import cv2
-import torch
 
 from facd_basicsr.errors import UserError
 
@@ -30,7 +29,7 @@ def results_of(calls: Mapping[str, Callable[[], Result]], workers: int) -> Itera
         UserError: a worker was killed.
     """
     if workers == 1 or len(calls) < 2:
-        yield ((key, _on_one_thread(call)) for key, call in calls.items())
+        yield ((key, call()) for key, call in calls.items())
         return
     # spawn: forking a process that has used torch's or OpenCV's threads can hang
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), initializer=_start_worker)
@@ -39,7 +38,7 @@ def results_of(calls: Mapping[str, Callable[[], Result]], workers: int) -> Itera
         ahead: deque = deque()
         for key, call in calls.items():
             with _ctrl_c_blocked():  # a process that this starts inherits it: Ctrl-C is for the main one alone
-                ahead.append((key, pool.submit(_on_one_thread, call)))
+                ahead.append((key, pool.submit(call)))
             if len(ahead) > 2 * workers:  # all at once would fill the memory
                 first, future = ahead.popleft()
                 yield first, future.result()
@@ -63,16 +62,6 @@ def _ctrl_c_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-def _on_one_thread(call: Callable[[], Result]) -> Result:
-    """With one thread of torch's: another number rounds differently, and images are many."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return call()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _start_worker() -> None:
