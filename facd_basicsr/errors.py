@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import lmdb
+
 
 class UserError(ValueError):
     """An option file, path, checkpoint or image is not what it should be.
@@ -30,6 +32,18 @@ def data_complaints() -> Iterator[None]:
     """Turns what BasicSR's datasets say about their data, assertions mostly, into a :class:`UserError`."""
     try:
         yield
-    except (AssertionError, ValueError, OSError) as error:
+    except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         reason = ' '.join(str(error).split())
         raise UserError(f'datasets: {reason}; datasets/README.md describes the layout') from error
+
+
+@contextmanager
+def disk_complaints() -> Iterator[None]:
+    """Turns what the disk says, that it is full or may not be written, into a :class:`UserError`."""
+    try:
+        yield
+    except OSError as error:
+        named = f'{error.filename}: {error.strerror}' if error.filename else str(error)
+        raise UserError(f'{named}; once that is mended, the same command continues') from error
+    except lmdb.Error as error:  # which for a full disk may say no more than input/output error
+        raise UserError(f'{error} (a full disk?); once that is mended, the same command continues') from error

@@ -9,6 +9,7 @@ without CUDA, and exit code 2 with one line for what a user can mend.
 import argparse
 import datetime
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -88,6 +89,7 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
     Raises:
         UserError: a checkpoint, the data or their combination is not accepted.
     """
+    _check_folders(opt)
     resume_state = load_resume_state(opt)
     check_pretrained(opt)
     with data_complaints():
@@ -102,6 +104,7 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
     teacher = ''
     if 'expect' in opt.get('teacher', {}):
         expect = opt['teacher']['expect']
+        log.info(f'Evaluating the teacher on datasets.{expect["dataset"]} (teacher.expect).')
         teacher = check_teacher(model.teacher, expect, val_loaders[expect['dataset']], opt['scale'], model.device)
     if resume_state is not None:
         model.resume_training(resume_state)
@@ -181,6 +184,14 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
 
 # make_exp_dirs makes a folder of every path that it does not know, the value of param_key_g for one.
 FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualization')
+
+
+def _check_folders(opt: dict[str, Any]) -> None:
+    """Refuses, before anything is loaded, what :func:`_make_folders` could not make."""
+    for folder in (Path(opt['path']['experiments_root']), Path(opt['root_path'], 'tb_logger', opt['name'])):
+        parent = next(parent for parent in folder.parents if parent.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK)):
+            raise UserError(f'{folder} can not be made: {parent} is no folder that may be written')
 
 
 def _make_folders(opt: dict[str, Any], option_file: Path, resume: bool) -> None:

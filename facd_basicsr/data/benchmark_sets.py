@@ -1,13 +1,14 @@
 """Benchmark sets in the layout that the test options read: GTmod12 and LRbicx2, LRbicx3, LRbicx4."""
 
+import glob
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from facd_basicsr.data.bicubic import with_bicubic_lr
-from facd_basicsr.data.images import IMAGE_SUFFIXES, image_size, images_in, read_bgr, write_png
+from facd_basicsr.data.bicubic import METHOD, with_bicubic_lr
+from facd_basicsr.data.images import IMAGE_SUFFIXES, image_size, images_in, is_gray, read_bgr, write_png
 from facd_basicsr.data.record import are_finished, files_of, open_partial
 from facd_basicsr.data.workers import results_of
 from facd_basicsr.errors import UserError
@@ -24,7 +25,7 @@ def prepare_benchmarks(root: Path, out: Path, scales: Sequence[int], workers: in
             there.
     """
     for name, images in _sets(root).items():
-        record = {'scales': ' '.join(map(str, scales)), 'images': files_of(images)}
+        record = {'lr': METHOD, 'scales': ' '.join(map(str, scales)), 'images': files_of(images)}
         already = are_finished([out / name], record)
         if not already:
             _write_set(images, out / name, scales, record, workers)
@@ -69,7 +70,7 @@ def _hr_images(folder: Path) -> list[Path]:
 
 def _write_set(images: Sequence[Path], path: Path, scales: Sequence[int], record: dict, workers: int) -> None:
     """Writes a set under a temporary name until it is whole, and continues one that was interrupted."""
-    unfinished = open_partial(path, record)
+    unfinished = open_partial(path, record, _forget)
     folders = {1: 'GTmod12', **{scale: f'LRbicx{scale}' for scale in scales}}
     calls = {}
     for image in images:
@@ -82,7 +83,15 @@ def _write_set(images: Sequence[Path], path: Path, scales: Sequence[int], record
     unfinished.rename(path)
 
 
+def _forget(folder: Path, images: Sequence[str]) -> None:
+    """Removes what was made of images from an unfinished set."""
+    for image in images:
+        for target in folder.glob(f'*/{glob.escape(Path(image).stem)}.png'):
+            target.unlink()
+
+
 def _write_image(image: Path, targets: dict[int, Path]) -> None:
+    gray = is_gray(image)  # stays so: published figures score a gray image as it is (facd benchmark)
     for scale, version in with_bicubic_lr(read_bgr(image), list(targets), MULTIPLE).items():
         targets[scale].parent.mkdir(exist_ok=True)
-        write_png(targets[scale], version)
+        write_png(targets[scale], version[:, :, :1] if gray else version)

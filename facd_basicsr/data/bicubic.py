@@ -7,6 +7,8 @@ from torch import from_numpy
 
 from facd_basicsr.errors import UserError
 
+METHOD = 'bicubic as MATLAB of uint8'  # recorded with what is made by it
+
 
 def bicubic_lr(hr: np.ndarray, scale: int) -> np.ndarray:
     """MATLAB's ``imresize(hr, 1 / scale, 'bicubic')`` of an 8-bit image: (H, W, C) -> (H / scale, W / scale, C) uint8.

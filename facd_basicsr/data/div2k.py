@@ -22,6 +22,7 @@ SHA256 = {  # as TensorFlow Datasets lists them
     f'{LR}_X3.zip': 'ad5c8e5507e2765823d3c2c5bd0934842efcd487c5370604c224090898b3163a',
     f'{LR}_X4.zip': 'f006b837f4eb52b82909aa01478e6d6d199eefce932179491d0c9dbb706dde3a',
 }
+IMAGES = 800
 CROP, STEP = 480, 240  # BasicSR's
 
 
@@ -52,6 +53,9 @@ def prepare_div2k(scales: Sequence[int], out: Path, url: str, workers: int) -> N
             unpack(_archive(f'{name}.zip', out, url), out)
             images_in(folder)
             unpacked.touch()
+    images = len(images_in(out / HR))
+    if images != IMAGES:
+        print(f'{out / HR}: {images} images, where DIV2K has {IMAGES}', flush=True)
     sources = {hr.stem: partial(_read_pair, hr, folders) for hr in images_in(out / HR)}
     count = write_lmdbs(sources, paths, CROP, STEP, made_of, workers)
     print(f'{count} pairs: {", ".join(map(str, paths.values()))}')
@@ -67,7 +71,7 @@ def _archive(name: str, out: Path, url: str) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     # a mirror may have packed the images anew
     digest = SHA256[name] if url == OFFICIAL_URL else None
-    download(f'{url.rstrip("/")}/{name}', out / name, '--url', digest)
+    download(f'{url.rstrip("/")}/{name}', out / name, 'DIV2K', digest)
     return out / name
 
 

@@ -18,6 +18,8 @@ from facd_basicsr.errors import UserError
 
 ATTEMPTS = 5  # in a row that bring nothing
 TIMEOUT = 30.0  # seconds without a byte
+TRANSIENT = (429, 500, 502, 503, 504)  # worth another attempt
+PAGE_REASONS = 'perhaps one that asks to log in or says that there is no such file'
 CHUNK = 2**16  # bytes, as many as a broken connection may lose
 KEPT = 'what arrived is kept, and the same command continues'
 
@@ -63,7 +65,7 @@ def download(
 
 def is_url(text: str) -> bool:
     """Whether it is an address, not a path."""
-    return urlsplit(text).scheme in ('http', 'https')
+    return text.startswith(('http://', 'https://'))
 
 
 def sha256_of(path: Path) -> str:
@@ -86,10 +88,14 @@ def cached(url: str, where: str, sha256: str | None) -> Path:
     Raises:
         UserError: as :func:`download`, or the address names no file.
     """
-    name = Path(unquote(urlsplit(url).path)).name
+    try:
+        name = Path(unquote(urlsplit(url).path)).name
+    except ValueError as error:
+        raise UserError(f'{where}: {url}: {error}; accepted: an http:// or https:// address') from error
     if not name or urlsplit(url).path.endswith('/'):
         raise UserError(f'{where}: {url} names no file; accepted: an address that ends in a file name')
-    if sha256 is None and (carried := re.search(r'-([0-9a-f]{8,64})\.[^.]+$', name)):
+    carried = re.search(r'-([0-9a-f]{8,64})\.[^.]+$', name)
+    if sha256 is None and carried and not carried[1].isdecimal():  # 20230415 is a date
         sha256 = carried[1]
     folder = hashlib.sha256(url.encode()).hexdigest()[:8]  # files of several sites may have the same name
     path = Path(torch.hub.get_dir()) / 'checkpoints' / 'facd_basicsr' / folder / name
@@ -106,16 +112,31 @@ def _fetch(url: str, part: Path, where: str, pause: Callable[[float], object]) -
             if _attempt(url, part, where):
                 return
             reason = 'the connection was closed early'
-        except requests.exceptions.InvalidURL as error:
+        except (requests.exceptions.InvalidURL, requests.TooManyRedirects, requests.exceptions.InvalidSchema) as error:
             raise UserError(f'{where}: {url}: {error}') from error
         except requests.RequestException as error:
-            reason = ' '.join(str(error).split())
+            reason = _reason(error)
         in_vain = 0 if _size(part) > most else in_vain + 1
         most = max(most, _size(part))
         if in_vain == ATTEMPTS:
-            raise UserError(f'{where}: {url}: {reason}; gave up after {ATTEMPTS} attempts, {KEPT}')
+            kept = f', {KEPT}' if _size(part) else ''
+            raise UserError(f'{where}: {url}: {reason}; gave up after {ATTEMPTS} attempts{kept}')
         if in_vain:
             pause(2.0**in_vain / 2)
+
+
+def _reason(error: requests.RequestException) -> str:
+    """What broke, without the address and the chain of causes that urllib3 prints."""
+    if isinstance(error, requests.Timeout):
+        return f'no answer for {TIMEOUT:.0f} s'
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return 'the connection broke'
+    if isinstance(error, requests.ConnectionError):
+        innermost: BaseException = error
+        while innermost.__context__ is not None:
+            innermost = innermost.__context__
+        return f'no connection ({getattr(innermost, "strerror", None) or type(innermost).__name__})'
+    return ' '.join(str(error).split())
 
 
 def _attempt(url: str, part: Path, where: str) -> bool:
@@ -137,8 +158,13 @@ def _attempt(url: str, part: Path, where: str) -> bool:
                 return True
             _forget(part)
             return False
+        if response.status_code in TRANSIENT:
+            raise requests.RequestException(f'the server answers {response.status_code} {response.reason}'.rstrip())
         if response.status_code not in (200, 206):
-            raise UserError(f'{where}: {url}: the server answers {response.status_code} {response.reason}'.rstrip())
+            status = f'{response.status_code} {response.reason}'.rstrip()
+            raise UserError(f'{where}: {url}: the server answers {status}; accepted: the address of a file')
+        if response.headers.get('Content-Type', '').startswith('text/html'):
+            raise UserError(f'{where}: {url}: the server answers with a web page, {PAGE_REASONS}; accepted: a file')
         resumed = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', response.headers.get('Content-Range', ''))
         if response.status_code == 206 and not (resumed and int(resumed[1]) == start):
             _forget(part)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facd_basicsr.data.bicubic import with_bicubic_lr
+from facd_basicsr.data.bicubic import METHOD, with_bicubic_lr
 from facd_basicsr.data.images import image_size, images_in, read_bgr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.data.record import are_finished, files_of
@@ -38,7 +38,7 @@ def prepare_folders(
     multiple = int(np.lcm.reduce(scales))
     images = _images(folders, min_size, multiple)
     paths = {1: out / f'{name}_HR_sub.lmdb', **{s: out / f'{name}_LR_bicubic_X{s}_sub.lmdb' for s in scales}}
-    made_of = {'multiple': multiple, 'images': files_of(list(images.values()))}
+    made_of = {'lr': METHOD, 'multiple': multiple, 'images': files_of(list(images.values()))}
     already = are_finished(paths.values(), {'crop': crop, 'step': step, **made_of})
     sources = {key: partial(_read, path, multiple) for key, path in images.items()}
     count = write_lmdbs(sources, paths, crop, step, made_of, workers)

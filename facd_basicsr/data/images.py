@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -46,15 +47,23 @@ def read_bgr(path: Path) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) by the file's header, turned as a JPEG's EXIF orientation says.
+    """(height, width) by the file's header, turned as the EXIF orientation says, but of PNG.
 
     Raises:
         UserError: the file is missing, empty or no image.
     """
     with damage_named(path), Image.open(path) as image:
-        # cameras turn JPEGs; of a PNG Pillow would decode all to look for EXIF
-        lying = image.format == 'JPEG' and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        # of a PNG Pillow would decode all to look for EXIF
+        lying = (
+            image.format in ('JPEG', 'MPO', 'WEBP') and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        )
         return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def is_gray(file: Path | IO[bytes]) -> bool:
+    """Whether an image file has one channel of brightness, by its header."""
+    with Image.open(file) as image:
+        return len(image.getbands()) == 1 and image.mode != 'P'
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -4,8 +4,9 @@ BasicSR's LmdbMaker cannot continue what was interrupted, hence the ``lmdb`` mod
 source image and LMDB, so an image is in an LMDB with all its sub-images or not at all.
 """
 
+import itertools
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -41,8 +42,8 @@ def write_lmdbs(
 ) -> int:
     """Writes the sub-images of every source, each LMDB under a temporary name until it is whole.
 
-    What an earlier, interrupted call wrote is continued if it had the same ``crop``, ``step`` and ``made_of``; an LMDB
-    that is there already and had the same is kept.
+    What an earlier, interrupted call wrote is continued if it had the same settings, without what it made of files that
+    have changed since; an LMDB that is there already and had the same settings and files is kept.
 
     Args:
         sources: by key; sub-images get the keys ``{key}_s001``, ``{key}_s002``, ...
@@ -66,7 +67,7 @@ def write_lmdbs(
             path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(paths[min(paths)]):
             missing = [scale for scale in sorted(paths, reverse=True) if not are_finished([paths[scale]], record)]
-            folders = {scale: open_partial(paths[scale], record) for scale in missing}
+            folders = {scale: open_partial(paths[scale], record, _forget) for scale in missing}
             _fill(sources, folders, crop, step, workers)
             for scale in missing:  # HR is the last
                 folders[scale].rename(paths[scale])
@@ -135,6 +136,15 @@ def _put(env: lmdb.Environment, key: str, parts: list[bytes]) -> None:
             return
         except lmdb.MapFullError:
             env.set_mapsize(2 * env.info()['map_size'])
+
+
+def _forget(folder: Path, images: Sequence[str]) -> None:
+    """Removes what was made of images from an unfinished LMDB."""
+    with lmdb.open(str(folder), map_size=MAP_SIZE) as env, env.begin(write=True) as txn:
+        for image in images:
+            index = itertools.count(1)
+            while txn.delete(f'{Path(image).stem}_s{next(index):03d}'.encode('ascii')):
+                pass
 
 
 def _write_meta_info(env: lmdb.Environment, folder: Path) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,34 @@ def _is_finished(path: Path, record: dict[str, Any]) -> bool:
     raise UserError(f'{path}: already there, made {reason}; delete it, or choose another --out or --name')
 
 
-def open_partial(path: Path, record: dict[str, Any]) -> Path:
-    """The folder in which an output is built: an earlier one if it has the same record, else a new one."""
+def open_partial(path: Path, record: dict[str, Any], forget: Callable[[Path, Sequence[str]], None]) -> Path:
+    """The folder in which an output is built: an earlier one if it was begun with the same settings, else a new one.
+
+    Args:
+        path: the output.
+        record: its settings, and in ``images`` the :func:`files_of` what it is made of.
+        forget: called with the folder and the names of files that have changed or gone since it was begun; removes
+            what was made of them.
+    """
     partial = partial_of(path)
-    if partial.exists() and _read(partial) != record:
-        print(f'{partial}: begun with other settings or files, so started over', flush=True)
+    if partial.exists() and _settings(_read(partial)) != _settings(record):
+        print(f'{partial}: begun with other settings, so started over', flush=True)
         shutil.rmtree(partial)
-    if not partial.exists():
-        partial.mkdir(parents=True)
-        unfinished = partial / f'.{RECORD}'
-        unfinished.write_text(json.dumps(record), encoding='utf-8')
-        unfinished.replace(partial / RECORD)
+    if partial.exists():
+        now = record.get('images')
+        stale = [image[0] for image in _read(partial)['images'] if image not in now] if isinstance(now, list) else []
+        if stale:
+            forget(partial, stale)
+    partial.mkdir(parents=True, exist_ok=True)
+    unfinished = partial / f'.{RECORD}'
+    unfinished.write_text(json.dumps(record), encoding='utf-8')
+    unfinished.replace(partial / RECORD)
     return partial
+
+
+def _settings(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A record without the list of files."""
+    return record and {key: value for key, value in record.items() if not isinstance(value, list)}
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

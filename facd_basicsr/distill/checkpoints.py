@@ -16,8 +16,9 @@ from facd_basicsr.errors import UserError
 # Where trainers put a network's weights; the average first, as it scores higher. None is the whole file.
 # BasicSR and traiNNer: params, params_ema; neosr before 2024: params-ema; Lightning and others: the rest.
 WRAPPERS = ('params_ema', 'params-ema', 'params', 'model_state_dict', 'state_dict', 'model', 'net', None)
-# What DDP, torch.compile, old GAN trainers and Lightning put before every key.
-PREFIXES = ('module.', '_orig_mod.', 'netG.', 'net_g.', 'model.')
+# What DDP, torch.compile and trainers of several networks put before every key.
+PREFIXES = ('module.', '_orig_mod.', 'netG.', 'net_g.')
+LIGHTNING = 'model.'  # Lightning's prefix, but the published ESRGAN's own keys begin with it too
 
 
 def load_state_dict(path: str | Path, where: str, param_keys: Sequence[str | None]) -> dict[str, Tensor]:
@@ -54,9 +55,15 @@ def load_any_state_dict(path: str | Path, where: str) -> dict[str, Tensor]:
     state_dict = load_state_dict(path, where, WRAPPERS)
     state_dict.pop('n_averaged', None)  # torch's AveragedModel counts its updates in the state dict
     for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state_dict):
-            state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+        state_dict = without_prefix(state_dict, prefix)
     return state_dict
+
+
+def without_prefix(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The state dict with ``prefix`` removed, if all its keys begin with it."""
+    if not all(key.startswith(prefix) for key in state_dict):
+        return state_dict
+    return {key.removeprefix(prefix): value for key, value in state_dict.items()}
 
 
 def _read(path: str | Path, where: str) -> Any:
@@ -78,8 +85,12 @@ def _is_state_dict(content: Any) -> bool:
     return (
         isinstance(content, dict)
         and bool(content)
-        and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+        and all(isinstance(key, str) and _is_dense(value) for key, value in content.items())
     )
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def check_fit(net: nn.Module, state_dict: dict[str, Tensor], where: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.data.download import cached, is_url, sha256_of
-from facd_basicsr.distill.checkpoints import check_fit, load_any_state_dict
+from facd_basicsr.distill.checkpoints import LIGHTNING, check_fit, load_any_state_dict, without_prefix
 from facd_basicsr.distill.layouts import LAYOUTS, network_block, recognise, to_basicsr
 from facd_basicsr.errors import UserError
 
@@ -25,6 +25,8 @@ class Teacher(nn.Module):
     """A frozen network: eval whatever ``train()`` is called, no gradient, own precision, input left as it was.
 
     Input (N, C, H, W) in [0, 1]; output (N, C, H * scale, W * scale), float32, not clamped.
+
+    Raises a UserError in the forward if the network gives anything else than an image of that size.
 
     Args:
         net: the network; taps name its modules.
@@ -51,13 +53,20 @@ class Teacher(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         height, width = lq.shape[2:]
+        padded = self.padded(lq.clone())  # a copy: spandrel's RCAN multiplies its input in place
+        expected = (len(lq), lq.shape[1], padded.shape[2] * self._scale, padded.shape[3] * self._scale)
         with torch.no_grad(), torch.autocast(lq.device.type, dtype=self._dtype, enabled=self._dtype is not None):
-            # A copy: spandrel's RCAN multiplies its input in place.
-            sr = self.net(self._padded(lq.clone()))
+            sr = self.net(padded)
+        if not isinstance(sr, Tensor) or sr.shape != expected:
+            found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
+            raise UserError(
+                f'teacher: {type(self.net).__name__} gives {found} for LQ of {tuple(padded.shape)}; accepted: '
+                f'{expected}, as of a network for x{self._scale}'
+            )
         return sr.float()[..., : height * self._scale, : width * self._scale]
 
-    def _padded(self, lq: Tensor) -> Tensor:
-        """At the bottom and right, as spandrel pads: by reflection as far as that goes."""
+    def padded(self, lq: Tensor) -> Tensor:
+        """LQ as the network takes it: padded at the bottom and right, by reflection as far as that goes."""
         unit = self._size_multiple
         pads = [-(-max(size, self._min_size) // unit) * unit - size for size in lq.shape[2:]]
         reflected = [min(pad, size - 1) for pad, size in zip(pads, lq.shape[2:])]
@@ -78,20 +87,30 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
             not fit the network exactly.
     """
     where = f'teacher.weights: {teacher_opt["weights"]}'
-    state_dict = load_any_state_dict(local_weights(teacher_opt), 'teacher.weights')
+    state_dict = _read(teacher_opt)
     layout_format, network_opt = teacher_opt.get('format', 'auto'), teacher_opt.get('network')
     precision = teacher_opt.get('precision', 'fp32')
     if network_opt is not None:
         return Teacher(_build_registered(network_opt, state_dict, layout_format, where), scale, precision)
-    found = recognise(state_dict)
+    bare = without_prefix(state_dict, LIGHTNING)
+    found = recognise(bare)
     if layout_format == 'auto' and found is not None and found[0] != 'rcan':
-        state_dict = state_dict if found[0] == 'basicsr' else to_basicsr(state_dict, found[0], where)[0]
         raise UserError(
             f'teacher.network: missing, and {teacher_opt["weights"]} does not tell all of it; accepted: '
-            f'{{{_yaml(network_block(state_dict))}, res_scale: ?}}, where res_scale is how it was trained (EDSR '
+            f'{_block(bare, found[0], where)}, where res_scale is as it was trained (EDSR '
             f'256 x 32: 0.1, EDSR 64 x 16 and RCAN: 1); {PAGE}'
         )
     return _build_by_spandrel(state_dict, scale, precision, where)
+
+
+def _read(teacher_opt: dict[str, Any]) -> dict[str, Tensor]:
+    path = local_weights(teacher_opt)
+    try:
+        return load_any_state_dict(path, 'teacher.weights')
+    except UserError as error:
+        if not is_url(teacher_opt['weights']):
+            raise
+        raise UserError(f'{error}; it came from {teacher_opt["weights"]}: delete it to download it again') from error
 
 
 def local_weights(teacher_opt: dict[str, Any]) -> Path:
@@ -105,7 +124,9 @@ def local_weights(teacher_opt: dict[str, Any]) -> Path:
         return cached(weights, 'teacher.weights', sha256)
     path = Path(weights)
     if sha256 is not None and not (digest := sha256_of(path)).startswith(sha256.lower()):
-        raise UserError(f'teacher.sha256: {sha256}, but {path} has {digest}; accepted: the file that was meant')
+        raise UserError(
+            f'teacher.sha256: {sha256}, but {path} has {digest}; accepted: the digest of the file that is meant'
+        )
     return path
 
 
@@ -114,6 +135,8 @@ def _build_registered(
 ) -> nn.Module:
     """A network of BasicSR's registry, with a state dict in its own layout or in its authors'."""
     net = build_network(network_opt)
+    if not any(key.startswith(LIGHTNING) for key in net.state_dict()):
+        state_dict = without_prefix(state_dict, LIGHTNING)
     layout, _ = recognise(state_dict) or ('basicsr', '')
     if layout_format not in ('auto', layout):
         raise UserError(
@@ -124,7 +147,12 @@ def _build_registered(
         state_dict, shift = to_basicsr(state_dict, layout, where)
         if shift is not None and isinstance(net, (EDSR, RCAN)):
             _check_mean(net, shift, where)
-    check_fit(net, state_dict, where)
+    try:
+        check_fit(net, state_dict, where)
+    except UserError as error:
+        if recognise(state_dict) is None:
+            raise
+        raise UserError(f'{error}; the checkpoint is of {_block(state_dict, "basicsr", where)}') from error
     net.load_state_dict(state_dict)
     return net
 
@@ -175,8 +203,16 @@ def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, precision: str
     return Teacher(descriptor.model, scale, precision, size.multiple_of, size.minimum)
 
 
-def _yaml(block: dict[str, Any]) -> str:
-    return ', '.join(f'{key}: {value}' for key, value in block.items())
+def _block(state_dict: dict[str, Tensor], layout: str, where: str) -> str:
+    """The ``network`` block that a checkpoint of an EDSR or RCAN tells, in YAML."""
+    shift = None
+    if layout != 'basicsr':
+        state_dict, shift = to_basicsr(state_dict, layout, where)
+    block = network_block(state_dict)
+    if shift is not None and shift.max() > 1:
+        block |= {'img_range': 255.0, 'rgb_mean': _rounded(shift / 255)}
+    listed = ', '.join(f'{key}: {value}' for key, value in block.items())
+    return f'{{{listed}, res_scale: ?}}'
 
 
 def _rounded(values: Tensor) -> list[float]:

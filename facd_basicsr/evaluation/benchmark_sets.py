@@ -11,8 +11,8 @@ import numpy as np
 from basicsr.data import build_dataset
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils import tensor2img
-from PIL import Image
 
+from facd_basicsr.data.images import is_gray
 from facd_basicsr.errors import UserError, data_complaints
 from facd_basicsr.options.blocks import did_you_mean
 
@@ -65,8 +65,7 @@ def pairs(sets: dict[str, PairedImageDataset]) -> Iterator[Pair]:
         gt_paths = [paths['gt_path'] for paths in dataset.paths]
         for gt_path, index in sorted(zip(gt_paths, range(len(gt_paths)))):
             data = dataset[index]
-            with Image.open(io.BytesIO(dataset.file_client.get(gt_path, 'gt'))) as header:
-                gray = len(header.getbands()) == 1 and header.mode != 'P'
+            gray = is_gray(io.BytesIO(dataset.file_client.get(gt_path, 'gt')))
             yield Pair(name, Path(gt_path).stem, tensor2img(data['lq']), tensor2img(data['gt']), gray)
 
 

@@ -3,7 +3,7 @@
 import copy
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,16 +18,29 @@ def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def flops(net: nn.Module, scale: int, output_size: tuple[int, int] = OUTPUT_SIZE) -> int:
+def flops(
+    net: nn.Module,
+    scale: int,
+    output_size: tuple[int, int] = OUTPUT_SIZE,
+    num_in_ch: int = 3,
+    pad: Callable[[Tensor], Tensor] = lambda lq: lq,
+) -> int:
     """Floating-point operations of one forward that gives an image of ``output_size`` (height, width).
 
     Two for each multiply-add, convolutions and matrix products only, counted on the meta device: nothing runs.
     The input is rounded down where ``scale`` does not divide the output.
+
+    Args:
+        net: the network.
+        scale: its upscaling factor.
+        output_size: height and width of the output.
+        num_in_ch: channels of the input.
+        pad: what makes the input one that the network takes.
     """
     meta = copy.deepcopy(net).to('meta')
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        meta(torch.empty(1, 3, output_size[0] // scale, output_size[1] // scale, device='meta'))
+        meta(pad(torch.empty(1, num_in_ch, output_size[0] // scale, output_size[1] // scale, device='meta')))
     return counter.get_total_flops()
 
 

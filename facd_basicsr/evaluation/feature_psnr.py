@@ -37,7 +37,9 @@ def feature_psnr(student: Tensor, teacher: Tensor) -> float:
 
 def feature_scores(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
     """``feature_psnr_1``, ``_2``, ... at each matching point, the shallowest first, and their mean ``feature_psnr``."""
-    values = [feature_psnr(*feats) for feats in zip(student, teacher)]
+    # A teacher that pads its input pads its features, at the bottom and right.
+    cropped = [feat_t[..., : feat_s.shape[2], : feat_s.shape[3]] for feat_s, feat_t in zip(student, teacher)]
+    values = [feature_psnr(*feats) for feats in zip(student, cropped)]
     return {f'feature_psnr_{j}': value for j, value in enumerate(values, start=1)} | {
         'feature_psnr': float(np.mean(values))
     }

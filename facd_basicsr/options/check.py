@@ -34,6 +34,8 @@ def check(opt: dict[str, Any], is_train: bool) -> None:
         UserError: a key is unknown, missing, of the wrong type, or disagrees with another.
     """
     check_block('', opt, keys.TOP, complete=False)
+    if is_train and 'train' not in opt:
+        raise UserError('train: missing; accepted: a file for training such as those in options/train/')
     if not is_train and 'train' in opt:
         raise UserError('train: this is a file for train.py; accepted: a test file such as those in options/test/')
     model = _registered(MODEL_REGISTRY, 'model_type', opt['model_type'])
@@ -233,7 +235,8 @@ def _check_teacher(opt: dict[str, Any]) -> None:
             raise UserError('teacher.network: accepted with format: spandrel: none, for spandrel reads it off the file')
     elif layout_format in LAYOUTS:
         raise UserError(f'teacher.network: missing; accepted with format: {layout_format}: {{type: EDSR, ...}}')
-    if 'sha256' in teacher_opt and not re.fullmatch('[0-9a-fA-F]{8,64}', teacher_opt['sha256']):
+    sha256 = teacher_opt.get('sha256', '0' * 64)
+    if not (isinstance(sha256, str) and re.fullmatch('[0-9a-fA-F]{8,64}', sha256)):
         raise UserError(f'teacher.sha256: {teacher_opt["sha256"]!r}; accepted: 8 to 64 hexadecimal digits, in quotes')
     if 'expect' in teacher_opt:
         check_block('teacher.expect', teacher_opt['expect'], keys.EXPECT)
@@ -241,6 +244,9 @@ def _check_teacher(opt: dict[str, Any]) -> None:
         if teacher_opt['expect']['dataset'] not in sets:
             found = teacher_opt['expect']['dataset']
             raise UserError(f'teacher.expect.dataset: {found!r}; accepted: {listed(sets) or "val, once it is there"}')
+        dataset_type = opt['datasets'][teacher_opt['expect']['dataset']]['type']
+        if dataset_type == 'SingleImageDataset':
+            raise UserError(f'teacher.expect.dataset: a {dataset_type}, without GT; accepted: a set of pairs')
         if teacher_opt['expect']['tolerance'] <= 0:
             raise UserError(f'teacher.expect.tolerance: {teacher_opt["expect"]["tolerance"]}; accepted: dB above 0')
 

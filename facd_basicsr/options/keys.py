@@ -77,7 +77,7 @@ TEACHER = {
     'network': Key((dict,)),
     'weights': Key((str,), required=True),
     'format': Key((str,)),
-    'sha256': Key((str,)),
+    'sha256': Key(),  # a number if it lacks its quotes
     'precision': Key((str,)),
     'expect': Key((dict,)),
 }

@@ -131,6 +131,8 @@ def load_options(path: str, overrides: Sequence[str], is_train: bool, with_data:
     if not isinstance(opt, dict):
         raise UserError(f'{path}: holds {type(opt).__name__}; accepted: option keys, as in options/train/')
     force_yml(opt, overrides)
+    if isinstance(opt.get('datasets'), dict):  # a set that is ~ is left out
+        opt['datasets'] = {name: block for name, block in opt['datasets'].items() if block is not None}
     try:
         check(opt, is_train)
         check_paths(opt if with_data else {**opt, 'datasets': {}}, is_train)

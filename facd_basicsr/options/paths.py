@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import lmdb
+
 from facd_basicsr.data.download import is_url
 from facd_basicsr.data.images import IMAGE_SUFFIXES, image_size
 from facd_basicsr.data.integrity import check_files, check_lmdb
@@ -55,9 +57,7 @@ def check_whole_dataset(phase: str, dataset_opt: dict[str, Any], scale: int) -> 
     else:
         files = [_files(Path(dataset_opt[key])) for key in roots]
         if len(roots) == 2:
-            pairs = _folder_pairs(dataset_opt)
-            _check_left_over(f'{where}.dataroot_lq', set(files[1]) - {lq for _, lq in pairs}, dataset_opt)
-            files = [list(paths) for paths in zip(*pairs)]
+            files = [list(paths) for paths in zip(*_folder_pairs(dataset_opt))]
         counts = [check_files(paths, f'{where}.{key}') for key, paths in zip(roots, files)]
     if not counts:
         return f'{dataset_opt["name"]} is a {dataset_opt["type"]}, whose files are not known here'
@@ -79,18 +79,20 @@ def _is_lmdb(dataset_opt: dict[str, Any]) -> bool:
 
 
 def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training: bool, every: bool = False) -> None:
-    lmdb = _is_lmdb(dataset_opt)
+    is_lmdb = _is_lmdb(dataset_opt)
     roots = _roots(dataset_opt)
     for key in roots:
         dataset_opt[key] = str(Path(dataset_opt[key]).expanduser())
-        (_check_lmdb if lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]))
+        (_check_lmdb if is_lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]))
     if dataset_opt.get('meta_info_file') is not None:
         _check_file(f'{where}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
     if len(roots) == 2:
-        if lmdb:
+        if is_lmdb:
             gt, lq = (_lmdb_sizes(f'{where}.{key}', Path(dataset_opt[key])) for key in roots)
         else:
             pairs = _folder_pairs(dataset_opt)
+            left_over = set(_files(Path(dataset_opt['dataroot_lq']))) - {lq for _, lq in pairs}
+            _check_left_over(f'{where}.dataroot_lq', left_over, dataset_opt)
             if training and not every:
                 pairs = pairs[:: max(1, len(pairs) // TRAIN_PAIRS_OPENED)]
             gt = {gt.name: _image_size(f'{where}.dataroot_gt', gt) for gt, _ in pairs}
@@ -108,6 +110,10 @@ def _check_lmdb(where: str, path: Path) -> None:
     for name in ('data.mdb', 'meta_info.txt'):
         if not (path / name).is_file():
             raise UserError(f'{where}: {path} has no {name}, so it is not a finished LMDB; {DATA_PAGE}')
+    try:
+        lmdb.open(str(path), readonly=True, lock=False).close()
+    except lmdb.Error as error:
+        raise UserError(f'{where}: {error}; {DATA_PAGE}') from error
 
 
 def _check_folder(where: str, path: Path) -> None:

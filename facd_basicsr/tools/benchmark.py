@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from facd_basicsr.cli import SeveralValues
 from facd_basicsr.engine.logs import versions
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, disk_complaints
 from facd_basicsr.evaluation import benchmark as tables
 from facd_basicsr.evaluation.benchmark_sets import Pair, build_sets, pairs
 from facd_basicsr.evaluation.feature_psnr import tap_features
@@ -48,7 +48,6 @@ def benchmark(
     Raises:
         UserError: files, checkpoints or sets are not accepted; then no folder was made.
     """
-    get_root_logger().setLevel(logging.WARNING)
     methods, opt, train_opt = load_methods(option_files, train_file, overrides)
     sets, scale = build_sets(opt), opt['scale']
     students = [method for method in methods if tables.is_student(method)]
@@ -134,4 +133,6 @@ def command(
       facd benchmark -opt options/test/Student_EDSR_x4.yml -opt options/test/FACD_EDSR_x4.yml
     """
     out = out or root_path() / 'results' / f'benchmark_{get_time_str()}'
-    benchmark(option_files, force_yml, train_file, out, gray_as_colour)
+    get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
+    with disk_complaints():
+        benchmark(option_files, force_yml, train_file, out, gray_as_colour)

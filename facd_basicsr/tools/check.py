@@ -3,13 +3,13 @@
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from facd_basicsr.cli import SeveralValues
 from facd_basicsr.engine.logs import DeferredLog, versions
@@ -17,7 +17,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import flops, parameters, saved_activations
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.models import FACDModel
-from facd_basicsr.options import parse_options, parser
+from facd_basicsr.options import load_options, parse_options, parser
 from facd_basicsr.options.paths import check_whole_dataset
 from facd_basicsr.train import Training, set_up
 
@@ -39,11 +39,14 @@ def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
         UserError: training would not start, and why.
     """
     yield from _environment()
+    overrides = list(overrides)
+    num_gpu = load_options(option_file, overrides, is_train=True)['num_gpu']
+    if num_gpu != 'auto' and 1 < num_gpu <= torch.cuda.device_count():
+        overrides.append('num_gpu=auto')
+        yield f'             of the {num_gpu} GPUs one is tried here'
     arguments = ['-opt', option_file, *(['--force_yml', *overrides] if overrides else [])]
     opt = parse_options(parser().parse_args(arguments), is_train=True)
     yield f'options      {option_file}: every key is known, networks, loss and optimizer can be built'
-    for name, dataset_opt in opt['datasets'].items():
-        yield f'data         {name}: {check_whole_dataset(name, dataset_opt, opt["scale"])}'
     with DeferredLog(opt['rank'], console=False) as log:
         training = set_up(opt, log)
         model = training.model
@@ -51,6 +54,8 @@ def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
             yield f'teacher      {_teacher(opt, training)}'
             yield from _block('taps', _taps(model, opt))
         yield from _block('networks', _networks(model, opt))
+        for name, dataset_opt in opt['datasets'].items():  # takes longest, so it comes late
+            yield f'data         {name}: {check_whole_dataset(name, dataset_opt, opt["scale"])}'
         yield from _first_iterations(training, opt)
 
 
@@ -97,14 +102,22 @@ def _regressor(regressor: nn.Module | None) -> str:
 
 
 def _networks(model: Any, opt: dict[str, Any]) -> str:
-    nets = {'student': model.get_bare_model(model.net_g)}
+    nets = {'student': (model.get_bare_model(model.net_g), lambda lq: lq)}
     if isinstance(model, FACDModel):
-        nets['teacher'] = model.teacher.net
+        nets['teacher'] = model.teacher.net, model.teacher.padded
+    num_in_ch = opt['network_g'].get('num_in_ch', 3)
     rows = [
-        [name, type(net).__name__, f'{parameters(net):,}', f'{flops(net, opt["scale"]) / 1e9:,.1f} G']
-        for name, net in nets.items()
+        [name, type(net).__name__, f'{parameters(net):,}', _flops(net, opt['scale'], num_in_ch, pad)]
+        for name, (net, pad) in nets.items()
     ]
     return text_table(['', 'network', 'parameters', 'FLOPs of a 1280x720 output'], rows)
+
+
+def _flops(net: nn.Module, scale: int, num_in_ch: int, pad: Callable[[Tensor], Tensor]) -> str:
+    try:
+        return f'{flops(net, scale, num_in_ch=num_in_ch, pad=pad) / 1e9:,.1f} G'
+    except Exception as error:  # whatever a network does that can't be counted, it does not hinder training
+        return f'not counted ({" ".join(str(error).split())[:60]})'
 
 
 def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
@@ -127,8 +140,8 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     yield f'             measured: {_peak(model.device)}'
     total = opt['train']['total_iter']
     yield (
-        f'iteration    {seconds:.3f} s for a batch of {size}; {total} of them: {seconds * total / 3600:.1f} h, loading '
-        'and validation apart'
+        f'iteration    {seconds:.3f} s for a batch of {size} on this machine as busy as it is; {total} of them: '
+        f'{seconds * total / 3600:.1f} h, loading and validation apart'
     )
 
 

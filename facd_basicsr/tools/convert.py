@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from facd_basicsr.distill.checkpoints import load_any_state_dict
+from facd_basicsr.distill.checkpoints import LIGHTNING, load_any_state_dict, without_prefix
 from facd_basicsr.distill.layouts import DIV2K_MEAN, LAYOUTS, from_basicsr, network_block, recognise, to_basicsr
 from facd_basicsr.errors import UserError
 
@@ -39,7 +39,7 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
         raise UserError(f'OUT: {target} is there already; accepted: a new file')
     if target.suffix not in SUFFIXES:
         raise UserError(f'OUT: {target}; accepted: a name that ends in {", ".join(SUFFIXES)}')
-    state_dict = load_any_state_dict(source, 'IN')
+    state_dict = without_prefix(load_any_state_dict(source, 'IN'), LIGHTNING)
     found = recognise(state_dict)
     if found is None:
         raise UserError(f'IN: {source} is neither an EDSR nor an RCAN (first key: {min(state_dict)}); accepted: these')
@@ -52,7 +52,8 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
     if source_layout != 'basicsr':
         state_dict, shift = to_basicsr(state_dict, source_layout, f'IN: {source}')
     block = network_block(state_dict)
-    if shift is not None:
+    shift_found = shift is not None
+    if shift_found:
         # The checkpoint holds their product: means of a colour are below 1, so a large one is of images in [0, 255].
         img_range = 255.0 if shift.max() > 1 else 1.0
         rgb_mean = tuple(round(value, 6) for value in (shift / img_range).tolist())
@@ -60,9 +61,10 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
         shift = torch.tensor(rgb_mean) * img_range if shift is None else shift
         state_dict = from_basicsr(state_dict, layout, shift, f'IN: {source}')
     _write(state_dict, target, layout)
+    source_of_mean = '' if shift_found else "  # assumed: BasicSR's layout does not tell"
     block |= {
-        'img_range': img_range,
-        'rgb_mean': list(rgb_mean),
+        'img_range': f'{img_range}{source_of_mean}',
+        'rgb_mean': f'{list(rgb_mean)}{source_of_mean}',
         'res_scale': '?  # as it was trained; no checkpoint tells',
     }
     return '\n'.join(f'  {key}: {value}' for key, value in block.items())

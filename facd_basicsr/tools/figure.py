@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from facd_basicsr.cli import SeveralValues
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, disk_complaints
 from facd_basicsr.evaluation.benchmark_sets import build_sets, select
 from facd_basicsr.evaluation.crops import Crop, chosen_crop, crop_psnr, find_crops
 from facd_basicsr.evaluation.figure import enlarge, grid, marked, tinted
@@ -34,7 +34,10 @@ def draw_crops(methods: Sequence[Method], crops: Sequence[Crop]) -> Image.Image:
         side = crop.size * zoom
         box = (crop.left, crop.top, crop.left + crop.size, crop.top + crop.size)
         whole = marked(crop.pair.gt, box, (2 * side, side))
-        row = [(f'{crop.pair.set}/{crop.pair.image}', whole), ('HR\nPSNR', enlarge(crop.of(crop.pair.gt), zoom))]
+        row = [
+            (f'{crop.pair.set}/{crop.pair.image}', whole),
+            ('HR\n(PSNR-Y of the crop)', enlarge(crop.of(crop.pair.gt), zoom)),
+        ]
         for method in methods:
             sr = method.upscale(crop.pair.lq)
             row.append((f'{method.name}\n{crop_psnr(sr, crop):.2f} dB', enlarge(crop.of(sr), zoom)))
@@ -52,7 +55,10 @@ def draw_teacher_maps(student: Method, teacher: Method, maps: Sequence[TeacherMa
         whole = marked(tinted(pair.gt, found.lost()), box, (3 * CELL, 2 * CELL))
         row = [
             (f'{pair.set}/{pair.image}\nteacher loses in {found.share:.1%} of {len(found.boxes)} patches', whole),
-            ('HR\nmean absolute error', enlarge(pair.gt[top:bottom, left:right], zoom)),
+            (
+                f'HR\n(mean errors; {"the worst patch" if found.share else "none is lost; the closest"})',
+                enlarge(pair.gt[top:bottom, left:right], zoom),
+            ),
         ]
         for method, error in ((student, found.student_error), (teacher, found.teacher_error)):
             patch = method.upscale(pair.lq)[top:bottom, left:right]
@@ -62,14 +68,16 @@ def draw_teacher_maps(student: Method, teacher: Method, maps: Sequence[TeacherMa
 
 
 def save(picture: Image.Image, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(out)
+    with disk_complaints():
+        picture.save(out)
     print(f'{out}: {picture.width}x{picture.height}')
 
 
 def check_out(out: Path) -> None:
     if out.suffix != '.png' or out.is_dir():
         raise UserError(f'--out: {out}; accepted: a file name that ends in .png')
+    with disk_complaints():
+        out.parent.mkdir(parents=True, exist_ok=True)
 
 
 force_option = click.option(
@@ -115,8 +123,8 @@ def crops(
     Example:
       facd figure crops -opt options/test/Student_EDSR_x4.yml -opt options/test/FACD_EDSR_x4.yml
     """
+    get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
     check_out(out)
-    get_root_logger().setLevel(logging.WARNING)
     methods, opt, _ = load_methods(option_files, train_file, force_yml)
     images = select(build_sets(opt), set_name, image)
     if windows and len(images) != 1:
@@ -161,15 +169,17 @@ def teacher_map_command(
     Example:
       facd figure teacher-map -opt options/test/Student_EDSR_x4.yml --teacher options/train/FACD_EDSR_x4.yml
     """
-    check_out(out)
     get_root_logger().setLevel(logging.WARNING)
+    check_out(out)
     (_, student, teacher), opt, _ = load_methods([option_file], train_file, force_yml)
     images = tqdm(select(build_sets(opt), set_name, image), unit='image', dynamic_ncols=True)
     maps = [teacher_map(student, teacher, pair, patch) for pair in images]
     whole = [found for found in maps if found.boxes]
     if not whole:
         raise UserError(f'--patch: {patch}; accepted: a patch no larger than the LQ images')
-    drawn = sorted(whole, key=lambda found: -found.share)[:count]
+    # where the teacher loses nowhere, one image shows how close it comes
+    drawn = sorted(whole, key=lambda found: -found.share)
+    drawn = [found for found in drawn if found.share > 0][:count] or drawn[:1]
 
     shares = [
         {

@@ -1,18 +1,16 @@
 """``facd prepare``: training pairs and benchmark sets, in the layout that the option files expect."""
 
+import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
-import lmdb
 
 from facd_basicsr.cli import SeveralValues
 from facd_basicsr.data.benchmark_sets import prepare_benchmarks
 from facd_basicsr.data.div2k import OFFICIAL_URL, prepare_div2k
 from facd_basicsr.data.folder_pairs import prepare_folders
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import disk_complaints
 
 
 def scale_option(required: bool) -> click.Option:
@@ -36,18 +34,6 @@ workers_option = click.option(
     default=os.cpu_count(),
     help='Processes.  [default: one for each CPU]',
 )
-
-
-@contextmanager
-def disk_complaints() -> Iterator[None]:
-    """Turns what the disk says, that it is full or may not be written, into a :class:`UserError`."""
-    try:
-        yield
-    except OSError as error:
-        named = f'{error.filename}: {error.strerror}' if error.filename else str(error)
-        raise UserError(f'{named}; once that is mended, the same command continues') from error
-    except lmdb.Error as error:  # which for a full disk may say no more than input/output error
-        raise UserError(f'{error} (a full disk?); once that is mended, the same command continues') from error
 
 
 @click.group()
@@ -83,7 +69,7 @@ def div2k(scales: list[int], out: Path, url: str, workers: int) -> None:
 @click.option('--name', help="The LMDBs' first word.  [default: the first HR_DIR's name without _HR]")
 @click.option('--crop', type=int, default=480, show_default=True, help='Size of a sub-image, in HR pixels.')
 @click.option('--step', type=int, help='Distance between sub-images.  [default: half of --crop]')
-@click.option('--min-size', type=int, default=0, help='Leave out images with a side smaller than this.')
+@click.option('--min-size', type=click.IntRange(0), default=0, help='Leave out images with a side smaller than this.')
 @workers_option
 def folder(
     folders: tuple[Path, ...],
@@ -101,9 +87,10 @@ def folder(
     Example:
       facd prepare folder photos more_photos --scale 2 4 --out datasets/mine --name mine
     """
-    out = folders[0].parent if out is None else out
+    out = folders[0].resolve().parent if out is None else out
     name = folders[0].resolve().name.removesuffix('_HR') if name is None else name
-    step = crop // 2 if step is None else step
+    unit = math.lcm(*scales)
+    step = max(unit, crop // 2 // unit * unit) if step is None else step
     with disk_complaints():
         prepare_folders(folders, scales, out, name, crop, step, min_size, workers)
 

@@ -36,7 +36,7 @@ def test_sets_have_the_layout_that_the_test_options_read(root, tmp_path, capsys)
     gt = cv2.imread(str(out / 'Set5' / 'GTmod12' / 'baby.png'))
     assert np.array_equal(gt, picture(0, 40, 61)[:36, :60])
     assert np.array_equal(cv2.imread(str(out / 'Set5' / 'LRbicx4' / 'baby.png')), bicubic_lr(gt, 4))
-    assert cv2.imread(str(out / 'Set5' / 'GTmod12' / 'bird.png'), cv2.IMREAD_UNCHANGED).shape == (24, 24, 3)
+    assert cv2.imread(str(out / 'Set5' / 'GTmod12' / 'bird.png'), cv2.IMREAD_UNCHANGED).shape == (24, 24)  # stays gray
     for scale in (2, 4):
         dataset = {'dataroot_gt': out / 'Set5' / 'GTmod12', 'dataroot_lq': out / 'Set5' / f'LRbicx{scale}'}
         check_paths({'scale': scale, 'path': {}, 'datasets': {'test_1': dataset}}, is_train=False)

@@ -183,12 +183,36 @@ def test_without_versions_a_server_that_always_breaks_off_is_given_up(server, tm
         fetch(server, tmp_path / 'file.bin')
 
 
-@pytest.mark.parametrize('status', [404, 503])
-def test_an_http_error_is_refused_at_once(server, tmp_path, status):
-    server.status = status
-    with pytest.raises(UserError, match=rf'--url: http://127\.0\.0\.1:\d+/file\.bin: the server answers {status} \w+'):
+def test_an_http_error_is_refused_at_once(server, tmp_path):
+    server.status = 404
+    with pytest.raises(UserError, match=r'--url: http://127\.0\.0\.1:\d+/file\.bin: the server answers 404 \w+'):
         fetch(server, tmp_path / 'file.bin')
     assert len(server.requests) == 1 and not (tmp_path / 'file.bin').exists()
+
+
+def test_a_server_that_is_overloaded_is_asked_again(server, tmp_path):
+    server.status = 503
+    with pytest.raises(UserError, match=r'the server answers 503 \w+.*; gave up after 5 attempts$'):
+        fetch(server, tmp_path / 'file.bin')
+    assert len(server.requests) == 5
+
+
+def test_a_web_page_is_no_file(server, tmp_path):
+    server.content = b'<html>log in</html>'
+    server.validators = {'Content-Type': 'text/html; charset=utf-8'}
+    with pytest.raises(
+        UserError, match=r'--url: .*file\.bin: the server answers with a web page, .*; accepted: a file$'
+    ):
+        fetch(server, tmp_path / 'file.bin')
+    assert not (tmp_path / 'file.bin').exists()
+
+
+def test_a_date_in_a_file_name_is_no_digest(server, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    url = server.url.replace('file.bin', 'swinir-20230415.pth')
+    assert cached(url, 'teacher.weights', None).read_bytes() == CONTENT
+    with pytest.raises(UserError, match=r'teacher.weights: http://\[::1: .*; accepted: an http:// or https:// address'):
+        cached('http://[::1', 'teacher.weights', None)
 
 
 def test_a_wrong_digest_removes_what_arrived(server, tmp_path):

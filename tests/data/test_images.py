@@ -103,8 +103,9 @@ def test_the_size_by_the_header_is_that_of_the_image_that_is_read(tmp_path):
     exif = Image.Exif()
     for orientation in range(1, 9):
         exif[0x0112] = orientation
-        image = saved(Image.new('RGB', (20, 30)), tmp_path / 'a.jpg', exif=exif)
-        assert image_size(tmp_path / 'a.jpg') == image.shape[:2] == ((30, 20) if orientation < 5 else (20, 30))
+        for name in ('a.jpg', 'a.webp', 'a.tif'):
+            image = saved(Image.new('RGB', (20, 30)), tmp_path / name, exif=exif)
+            assert image_size(tmp_path / name) == image.shape[:2] == ((30, 20) if orientation < 5 else (20, 30))
 
 
 def file_bytes(kind: str) -> bytes:

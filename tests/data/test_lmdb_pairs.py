@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -104,8 +105,27 @@ def test_what_was_begun_with_other_settings_is_started_over(tmp_path, capsys):
     for name in ('HR.lmdb', 'X2.lmdb', 'X3.lmdb'):
         (tmp_path / name).rename(tmp_path / f'.partial_{name}')
     write(tmp_path, crop=24)
-    assert '.partial_HR.lmdb: begun with other settings or files, so started over' in capsys.readouterr().out
+    assert '.partial_HR.lmdb: begun with other settings, so started over' in capsys.readouterr().out
     assert decoded(tmp_path / 'HR.lmdb')['0000_s001'].shape == (24, 24, 3)
+
+
+def test_after_an_image_was_mended_or_taken_away_the_rest_is_kept(tmp_path):
+    def of(**sizes: int) -> dict:
+        return {'images': [[f'{key}.png', size, 0] for key, size in sizes.items()]}
+
+    write(tmp_path, made_of=of(**{'0000': 1, '0001': 1, '0002': 1, '0003': 1, '0004': 1}))
+    for name in ('HR.lmdb', 'X2.lmdb', 'X3.lmdb'):
+        (tmp_path / name).rename(tmp_path / f'.partial_{name}')
+    read = []
+
+    def noted(key: str) -> Callable:
+        return lambda scales: read.append(key) or noise(int(key), scales)
+
+    sources = {key: noted(key) for key in SOURCES if key != '0003'}
+    write(tmp_path, sources, made_of=of(**{'0000': 1, '0001': 2, '0002': 1, '0004': 1}))
+    assert read == ['0001']  # which has another size now
+    for name in ('HR.lmdb', 'X2.lmdb', 'X3.lmdb'):
+        assert {key.split('_')[0] for key in decoded(tmp_path / name)} == {'0000', '0001', '0002', '0004'}
 
 
 def test_lmdbs_of_other_making_are_never_overwritten(tmp_path):

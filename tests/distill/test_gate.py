@@ -9,7 +9,7 @@ import torch
 from conftest import changed, write_yml
 
 from facd_basicsr.data.bicubic import bicubic_lr
-from facd_basicsr.distill.gate import check_teacher, teacher_psnr_y
+from facd_basicsr.distill.gate import _is_better, check_teacher, teacher_psnr_y
 from facd_basicsr.distill.teacher import Teacher, build_teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.quality import as_input
@@ -22,7 +22,12 @@ CPU = torch.device('cpu')
 
 
 def crops() -> dict[str, np.ndarray]:
-    return {name: photograph(f'{name}.png')[100:196, 100:196] for name in ('astronaut', 'chelsea')}
+    places = {'astronaut': [(100, 100), (0, 160), (300, 200)], 'chelsea': [(100, 100), (60, 200), (120, 260)]}
+    return {
+        f'{name}_{top}_{left}': photograph(f'{name}.png')[top : top + 96, left : left + 96]
+        for name, corners in places.items()
+        for top, left in corners
+    }
 
 
 @pytest.fixture(scope='module')
@@ -32,7 +37,7 @@ def batches() -> list[dict]:
 
 @pytest.fixture(scope='module')
 def psnr_y(batches) -> float:
-    return teacher_psnr_y(shipped(), batches, SCALE, CPU)
+    return teacher_psnr_y(shipped(), batches, SCALE, CPU).mean()
 
 
 def shipped(**network: object) -> Teacher:
@@ -65,7 +70,7 @@ def test_psnr_is_that_of_eight_bit_images_without_a_border_of_scale_pixels():
     # 219 * 4 / 255 levels too much Y
     expected = 20 * np.log10(255 / (219 * 4 / 255))
     teacher = Teacher(AddsFour(), scale=1)
-    found = teacher_psnr_y(teacher, [{'lq': torch.full((1, 3, 12, 12), 100 / 255), 'gt': gt}], 1, CPU)
+    (found,) = teacher_psnr_y(teacher, [{'lq': torch.full((1, 3, 12, 12), 100 / 255), 'gt': gt}], 1, CPU)
     assert found == pytest.approx(expected, abs=1e-3)
 
 
@@ -85,7 +90,7 @@ def test_the_right_teacher_passes_and_both_numbers_are_said(batches, psnr_y):
     ids=['res_scale', 'img_range', 'rgb_mean', 'another network'],
 )
 def test_a_teacher_that_is_not_as_it_was_trained_is_stopped_with_both_numbers(teacher, batches, psnr_y):
-    found = teacher_psnr_y(teacher(), batches, SCALE, CPU)
+    found = teacher_psnr_y(teacher(), batches, SCALE, CPU).mean()
     assert found < psnr_y - 0.1
     with pytest.raises(
         UserError, match=rf'teacher.expect: the teacher has {found:.3f} dB .*expected 3\d\.\d\d \+- 0.1'
@@ -94,10 +99,25 @@ def test_a_teacher_that_is_not_as_it_was_trained_is_stopped_with_both_numbers(te
 
 
 def test_a_teacher_trained_on_bgr_is_stopped_though_its_psnr_is_within_the_tolerance(batches, psnr_y):
-    found = teacher_psnr_y(of_another_colour_order(), batches, SCALE, CPU)
-    assert abs(found - psnr_y) < 0.1
+    found = teacher_psnr_y(of_another_colour_order(), batches, SCALE, CPU).mean()
+    assert abs(found - psnr_y) < 0.2
     with pytest.raises(UserError, match=rf'{found:.3f} dB .*, but {psnr_y:.3f} dB when red and blue change places'):
-        check_teacher(of_another_colour_order(), expectation(psnr_y), batches, SCALE, CPU)
+        check_teacher(of_another_colour_order(), expectation(psnr_y, tolerance=0.2), batches, SCALE, CPU)
+
+
+def test_a_few_images_do_not_tell_the_colour_order(batches):
+    few = batches[:4]
+    wrong = of_another_colour_order()
+    found = teacher_psnr_y(wrong, few, SCALE, CPU).mean()
+    assert teacher_psnr_y(wrong, few, SCALE, CPU, bgr=True).mean() > found
+    check_teacher(wrong, expectation(found), few, SCALE, CPU)
+
+
+def test_being_better_on_bgr_by_chance_is_no_offence():
+    gains = np.array([0.2, -0.15, 0.1, -0.1, 0.05, -0.02])  # mean 0.013, standard error 0.054
+    assert not _is_better(30 + gains, np.full(6, 30.0))
+    assert _is_better(30 + np.array([0.02, 0.03, 0.01, 0.02, 0.02]), np.full(5, 30.0))
+    assert not _is_better(np.full(5, 30.004), np.full(5, 30.0))  # equal but for rounding, as of gray images
 
 
 def test_a_teacher_that_is_better_than_expected_is_stopped_too(batches, psnr_y):
@@ -135,7 +155,7 @@ def test_training_starts_behind_the_gate_only(train_opt, tmp_path):
         {'gt': as_input(gt), 'lq': as_input(cv2.imread(str(tmp_path / 'LQ' / f'{name}.png')))}
         for name, gt in crops().items()
     ]
-    expect = expectation(round(teacher_psnr_y(shipped(), loader, SCALE, CPU), 2))
+    expect = expectation(round(float(teacher_psnr_y(shipped(), loader, SCALE, CPU).mean()), 2))
     opt['teacher']['expect'] = expect
     wrong = changed(opt, 'teacher.network', {**TEACHER, 'res_scale': 0.1})
 

@@ -150,6 +150,16 @@ def test_tokens_of_another_number_than_pixels_are_refused():
         Taps(net, ['1:tokens'], 'teacher').run(net, torch.rand(1, 3, 6, 6))
 
 
+def test_esrgans_published_keys_which_begin_with_model_are_left_to_spandrel(tmp_path):
+    from spandrel.architectures.ESRGAN import ESRGAN
+
+    net = ESRGAN(num_filters=8, num_blocks=1, scale=2)
+    assert all(key.startswith('model.') for key in net.state_dict())
+    torch.save(net.state_dict(), tmp_path / 'esrgan.pth')
+    lq = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(build_teacher({'weights': str(tmp_path / 'esrgan.pth')}, 2)(lq), net.eval()(lq))
+
+
 def test_what_spandrel_finds_must_be_this_files_scale_and_colours(dat_opt, tmp_path):
     with pytest.raises(UserError, match=r'teacher.weights: .*dat.pth: is a DAT for SR x2; accepted: SR x4'):
         build_teacher(dat_opt, 4)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from facd_basicsr.distill.checkpoints import load_state_dict
-from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.distill.teacher import Teacher, build_teacher
 from facd_basicsr.errors import UserError
 
 SCALE = TEACHER['upscale']
@@ -155,11 +155,54 @@ def test_a_teacher_of_another_size_or_scale_is_refused(state_dict, tmp_path):
             build_teacher(saved(state_dict, tmp_path, network={**TEACHER, **change}), SCALE)
 
 
+def test_a_network_of_another_scale_is_refused_whatever_its_argument_is_called(tmp_path):
+    network = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'num_grow_ch': 4}
+    torch.save(build_network(network).state_dict(), tmp_path / 'rrdb.pth')  # x4 if it is not told
+    teacher = build_teacher({'network': network, 'weights': str(tmp_path / 'rrdb.pth')}, 2)
+    with pytest.raises(
+        UserError,
+        match=r'teacher: RRDBNet gives \(1, 3, 16, 16\) for LQ of \(1, 3, 4, 4\); accepted: \(1, 3, 8, 8\), as of a '
+        r'network for x2',
+    ):
+        teacher(torch.rand(1, 3, 4, 4))
+    assert build_teacher({'network': network, 'weights': str(tmp_path / 'rrdb.pth')}, 4)(torch.rand(1, 3, 4, 4)).shape
+
+
+def test_a_network_that_gives_no_image_is_refused():
+    class Several(torch.nn.Module):
+        def forward(self, lq):
+            return lq, lq
+
+    with pytest.raises(
+        UserError, match=r'teacher: Several gives tuple for LQ of \(1, 3, 4, 4\); accepted: \(1, 3, 4, 4\)'
+    ):
+        Teacher(Several(), scale=1)(torch.rand(1, 3, 4, 4))
+
+
+def test_a_misfit_says_what_the_checkpoint_is_of(state_dict, tmp_path):
+    with pytest.raises(UserError, match=r'the checkpoint is of \{type: EDSR, .*num_feat: 6, num_block: 3, upscale: 2'):
+        build_teacher(saved(state_dict, tmp_path, network={**TEACHER, 'num_block': 5}), SCALE)
+
+
+def test_sparse_tensors_are_no_weights(state_dict, tmp_path):
+    state_dict['conv_last.bias'] = state_dict['conv_last.bias'].to_sparse()
+    with pytest.raises(UserError, match=r'teacher.pth holds keys'):
+        build_teacher(saved(state_dict, tmp_path), SCALE)
+
+
+def test_an_unreadable_download_says_where_it_is_from(tmp_path, server, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    (tmp_path / 'bad.pth').write_bytes(b'not a checkpoint')
+    with pytest.raises(UserError, match=rf'it came from {server}/bad.pth: delete it to download it again'):
+        build_teacher({'network': TEACHER, 'weights': f'{server}/bad.pth'}, SCALE)
+
+
 def test_without_a_network_an_edsr_is_refused_with_the_block_to_write(state_dict, tmp_path):
     block = r'type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 6, num_block: 3, upscale: 2, res_scale: \?'
     with pytest.raises(UserError, match=r'teacher.network: missing, .*accepted: \{' + block):
         build_teacher(without_network(saved(state_dict, tmp_path)), SCALE)
-    block = r'type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 4, num_block: 2, upscale: 3, res_scale: \?'
+    block = r'type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 4, num_block: 2, upscale: 3, img_range: 255.0, '
+    block += r'rgb_mean: \[0.4488, 0.4371, 0.404\], res_scale: \?'
     with pytest.raises(UserError, match=block):
         build_teacher(without_network(saved(official_edsr(4, 2, 3, 0.1).state_dict(), tmp_path)), 3)
 

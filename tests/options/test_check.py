@@ -20,6 +20,18 @@ def test_a_complete_file_is_accepted(train_opt, test_opt):
     check(test_opt, is_train=False)
 
 
+def test_a_set_without_gt_can_not_tell_the_teachers_quality(train_opt):
+    opt = changed(train_opt, 'teacher.expect', EXPECT)
+    opt['datasets']['val'] = {
+        'name': 'val',
+        'type': 'SingleImageDataset',
+        'dataroot_lq': 'x',
+        'io_backend': {'type': 'disk'},
+    }
+    del opt['val']
+    assert refusal(opt) == 'teacher.expect.dataset: a SingleImageDataset, without GT; accepted: a set of pairs'
+
+
 def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt):
     check(changed(train_opt, 'teacher', {'weights': 'https://host/DAT_light_x2.pth'}), is_train=True)
     more = {'format': 'auto', 'sha256': '76EE1C8F', 'precision': 'bf16', 'expect': EXPECT}
@@ -84,6 +96,8 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('teacher.sha256', '76ee1c', "teacher.sha256: '76ee1c'; accepted: 8 to 64 hexadecimal digits"),
         ('teacher.expect', EXPECT | {'dataset': 'val_2'}, "teacher.expect.dataset: 'val_2'; accepted: val"),
         ('teacher.expect', EXPECT | {'dataset': 'train'}, "teacher.expect.dataset: 'train'; accepted: val"),
+        ('teacher.sha256', 12345678, 'teacher.sha256: 12345678; accepted: 8 to 64 hexadecimal digits, in quotes'),
+        ('train', ..., 'train: missing; accepted: a file for training such as those in options/train/'),
         ('teacher.expect', EXPECT | {'tolerance': 0}, 'teacher.expect.tolerance: 0; accepted: dB above 0'),
         ('teacher', {'weights': 'x', 'format': 'rcan'}, 'teacher.network: missing; accepted with format: rcan'),
         ('taps', [], 'taps: []; accepted: at least one'),

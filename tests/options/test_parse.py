@@ -163,3 +163,13 @@ def test_a_launcher_without_its_environment_is_refused(train_opt, tmp_path, monk
         monkeypatch.delenv(key, raising=False)
     with pytest.raises(UserError, match=r'--launcher: pytorch, but .*environment.*torchrun'):
         parsed(train_opt, tmp_path, '--launcher', 'pytorch')
+
+
+def test_a_set_that_is_nothing_is_left_out(test_opt, tmp_path):
+    torch.save({'params': {}}, tmp_path / 'net.pth')
+    test_opt['path']['pretrain_network_g'] = str(tmp_path / 'net.pth')
+    test_opt['datasets']['test_2'] = {**test_opt['datasets']['test_1'], 'name': 'absent', 'dataroot_gt': 'absent'}
+    path = str(write_yml(test_opt, tmp_path / 'opt.yml'))
+    with pytest.raises(UserError, match=r'datasets.test_2.dataroot_gt: no such folder: absent'):
+        load_options(path, [], is_train=False)
+    assert list(load_options(path, ['datasets:test_2=~'], is_train=False)['datasets']) == ['test_1']

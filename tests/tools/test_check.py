@@ -50,7 +50,7 @@ def test_a_file_that_would_train_is_described(opt, tmp_path):
     lines = {line.split()[0]: line.split() for line in out.splitlines()}
     assert lines['student'][1] == 'EDSRStudent' and lines['teacher'][1] == 'EDSR'
     assert 'memory       estimate for a batch of 3: ' in out
-    assert 'iteration    0.0' in out and 's for a batch of 3; 4 of them: 0.0 h' in out
+    assert 'iteration    0.0' in out and 's for a batch of 3 on this machine as busy as it is; 4 of them: 0.0 h' in out
 
 
 def test_a_student_alone_is_checked_too(opt, tmp_path):
@@ -133,6 +133,26 @@ def test_what_train_py_would_refuse_is_refused(opt, tmp_path):
     assert 'batch_size_per_gpu: 7 for epochs of 6 samples' in refusal(
         changed(opt, 'datasets.train.batch_size_per_gpu', 7), tmp_path
     )
+
+
+@pytest.mark.parametrize('name', ['experiments', 'tb_logger'])
+def test_folders_that_can_not_be_made_are_told_before_anything_is_loaded(name, opt, tmp_path, monkeypatch):
+    monkeypatch.setattr('facd_basicsr.options.parse.root_path', lambda: tmp_path)
+    (tmp_path / name).write_text('a file')
+    assert re.search(rf'{name}/tiny can not be made: .*{name} is no folder that may be written', refusal(opt, tmp_path))
+
+
+def test_a_file_that_is_no_lmdb_is_named(opt, own_data, tmp_path):
+    (own_data / 'HR.lmdb' / 'data.mdb').write_bytes(b'garbage' * 2000)
+    assert re.search(r'datasets.train.dataroot_gt: .*HR.lmdb', refusal(opt, tmp_path))
+
+
+def test_a_network_whose_flops_can_not_be_counted_does_not_hinder_training(opt, tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> int:
+        raise RuntimeError('Tensor.item() cannot be called on meta tensors')
+
+    monkeypatch.setattr(tool, 'flops', fail)
+    assert 'not counted (Tensor.item() cannot be called on meta tensors)' in checked(opt, tmp_path)
 
 
 def test_too_little_memory_is_refused_before_it_is_tried(opt, tmp_path, monkeypatch):

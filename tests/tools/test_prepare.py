@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import cv2
@@ -10,9 +11,8 @@ from PIL import Image
 
 from facd_basicsr.cli import facd
 from facd_basicsr.data.bicubic import bicubic_lr
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, disk_complaints
 from facd_basicsr.options.paths import check_paths
-from facd_basicsr.tools.prepare import disk_complaints
 
 
 @pytest.fixture
@@ -132,6 +132,15 @@ def test_an_image_that_cannot_be_read_is_named_and_nothing_looks_finished(photog
     assert prepare(*command).exit_code == 0
 
 
+def test_the_default_folder_is_beside_the_first_and_the_default_step_fits_the_scales(photographs, monkeypatch):
+    monkeypatch.chdir(photographs)
+    done = prepare('folder', '.', '--scale', '2', '3', '--crop', '54', '--workers', '1')
+    assert done.exit_code == 0, done.exception
+    assert (photographs.parent / 'SET_HR_sub.lmdb').is_dir()
+    record = json.loads((photographs.parent / 'SET_HR_sub.lmdb' / 'prepare.json').read_text())
+    assert (record['crop'], record['step'], record['lr']) == (54, 24, 'bicubic as MATLAB of uint8')
+
+
 def test_bad_folders_names_and_sizes_are_refused(photographs, tmp_path):
     def attempt(*changes: object, folder: Path = photographs) -> str:
         return refusal('folder', folder, '--scale', '2', '--crop', '48', '--out', tmp_path / 'out', *changes)
@@ -139,6 +148,7 @@ def test_bad_folders_names_and_sizes_are_refused(photographs, tmp_path):
     assert "--name: '../SET'; accepted: the first word of a file name" in attempt('--name', '../SET')
     assert 'absent: no such folder' in attempt(folder=tmp_path / 'absent')
     assert '--crop: 50; accepted: a multiple of every scale' in attempt('--scale', '3', '--crop', '50')
+    assert "'--min-size': -4" in prepare('folder', photographs, '--scale', '2', '--min-size', '-4').output
     assert '--step: 0; accepted: a multiple of every scale' in attempt('--step', '0')
     (tmp_path / 'empty').mkdir()
     assert 'empty: no images; accepted: .bmp' in attempt(folder=tmp_path / 'empty')
