@@ -54,9 +54,7 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     with damage_named(path), Image.open(path) as image:
         # of a PNG Pillow would decode all to look for EXIF
-        lying = (
-            image.format in ('JPEG', 'MPO', 'WEBP') and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-        )
+        lying = image.format in ('JPEG', 'MPO', 'WEBP') and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.width, image.height) if lying else (image.height, image.width)
 
 
