@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.benchmark_sets import Pair
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.feature_psnr import feature_scores
@@ -43,13 +44,17 @@ def evaluate(methods: Sequence[Method], images: Iterable[Pair]) -> Iterator[dict
 
     Yields:
         ``method``, ``set``, ``image``, ``psnr_y`` and ``psnr_rgb`` in dB, ``ssim_y``, and for a student with taps
-        what :func:`facd_basicsr.evaluation.feature_psnr.feature_scores` gives. PSNR of equal images is infinite.
+        what :func:`facd_basicsr.evaluation.feature_psnr.feature_scores` gives, unless the image's size keeps a tap
+        from being read. PSNR of equal images is infinite.
     """
     ordered = sorted(methods, key=lambda method: method.name != TEACHER)  # its features are needed by the others
     for pair in images:
         records, teacher_feats = {}, ()
         for method in ordered:
-            sr, feats = method.upscale_with_features(pair.lq)
+            try:
+                sr, feats = method.upscale_with_features(pair.lq)
+            except UserError:  # of an image's size only: taps were tried before
+                sr, feats = method.upscale(pair.lq), ()
             record = {'method': method.name, 'set': pair.set, 'image': pair.image}
             record |= {key: float(value) for key, value in score(sr, pair.gt, method.scale, pair.gray).items()}
             if method.name == TEACHER:

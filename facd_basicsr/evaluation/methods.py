@@ -70,15 +70,13 @@ class Method:
     def upscale_with_features(self, lq: np.ndarray) -> tuple[np.ndarray, tuple[Tensor, ...]]:
         """As :meth:`upscale`, with the features at the taps, (1, C_j, h_j, w_j) each; none without taps.
 
-        None either of an image of whose size a tap can't be read: a transformer's tokens where it pads by itself.
+        Raises:
+            UserError: a tap can't be read, as a transformer's tokens of an image that it pads by itself.
         """
         if self.taps is None:
             return self.upscale(lq), ()
         with torch.no_grad():
-            try:
-                output, feats = self.taps.run(self.net, self._input(lq))
-            except UserError:
-                return self.upscale(lq), ()
+            output, feats = self.taps.run(self.net, self._input(lq))
             return tensor2img(output), feats if self.regressors is None else self.regressors(feats)
 
     def summary(self) -> dict[str, Any]:

@@ -126,3 +126,24 @@ def test_the_bicubic_row_agrees_with_what_is_published(scale):
     sets = build_sets({'scale': scale, 'datasets': datasets})
     (found,) = means(list(evaluate([Method('bicubic', scale)], pairs(sets)))).values()
     assert [found[name]['psnr_y'] for name in ('Set5', 'Set14')] == pytest.approx(PUBLISHED[scale], abs=0.05)
+
+
+def test_an_image_whose_size_keeps_a_tap_from_being_read_has_no_feature_psnr_but_its_place_in_the_table():
+    class PadsByItself(nn.Module):
+        """Has tokens of its input padded to multiples of 4, as SwinIR does, and enlarges the input."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.weight = nn.Identity(), nn.Parameter(torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            padded = nn.functional.pad(x, (0, -x.shape[3] % 4, 0, -x.shape[2] % 4))
+            self.tokens(padded.flatten(2).transpose(1, 2))
+            return nn.functional.interpolate(x, scale_factor=2)
+
+    net = PadsByItself()
+    methods = [Method(name, 2, net, taps=Taps(net, ['tokens:tokens'], 'student')) for name in ('a', 'teacher')]
+    images = [Pair('S', f'{n}', np.zeros((n, n, 3), np.uint8), np.ones((2 * n, 2 * n, 3), np.uint8)) for n in (8, 10)]
+    fits, padded = [record for record in evaluate(methods, images) if record['method'] == 'a']
+    assert 'feature_psnr' in fits and 'feature_psnr' not in padded
+    assert padded['psnr_y'] > 0

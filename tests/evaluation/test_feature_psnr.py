@@ -27,6 +27,13 @@ def test_the_mean_is_over_points_of_psnrs_not_of_errors():
     assert scores == pytest.approx({'feature_psnr_1': 0, 'feature_psnr_2': 20, 'feature_psnr': 10})
 
 
+def test_the_features_of_a_teacher_that_pads_its_input_are_cropped():
+    student = torch.rand(1, 2, 5, 6)
+    padded = torch.full((1, 2, 8, 8), 100.0)
+    padded[:, :, :5, :6] = student + 25.5
+    assert feature_scores([student], [padded])['feature_psnr'] == pytest.approx(20)
+
+
 def test_a_students_features_pass_through_the_regressors_beside_its_checkpoint(train_opt, tmp_path):
     student, teacher = method('s', STUDENT, str(tmp_path / 'net_g_4.pth')), method('teacher', TEACHER)
     regressor = {'type': 'DeepRegressor', 'num_in_ch': 4, 'num_out_ch': 6}
