@@ -69,6 +69,8 @@ class Teacher(nn.Module):
         """LQ as the network takes it: padded at the bottom and right, by reflection as far as that goes."""
         unit = self._size_multiple
         pads = [-(-max(size, self._min_size) // unit) * unit - size for size in lq.shape[2:]]
+        if not any(pads):
+            return lq
         reflected = [min(pad, size - 1) for pad, size in zip(pads, lq.shape[2:])]
         lq = F.pad(lq, (0, reflected[1], 0, reflected[0]), 'reflect')
         return F.pad(lq, (0, pads[1] - reflected[1], 0, pads[0] - reflected[0]), 'replicate')
