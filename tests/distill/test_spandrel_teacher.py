@@ -1,6 +1,11 @@
 """Teachers that spandrel recognises: the extra `spandrel` is part of `dev`."""
 
+import contextlib
+import importlib
+import inspect
+import pkgutil
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -200,3 +205,28 @@ def test_without_spandrel_the_message_says_how_to_get_it(dat_opt, monkeypatch):
     )
     with pytest.raises(UserError, match=r"spandrel, .* is not installed; .*pip install 'facd_basicsr\[spandrel\]'"):
         build_teacher(dat_opt, 2)
+
+
+def default_networks() -> Iterator[torch.nn.Module]:
+    """Every architecture of spandrel's that builds without arguments."""
+    for module in pkgutil.iter_modules(spandrel.architectures.__path__):
+        network = getattr(importlib.import_module(f'spandrel.architectures.{module.name}'), module.name, None)
+        if inspect.isclass(network):
+            with contextlib.suppress(TypeError, RuntimeError):
+                yield network()
+
+
+@pytest.mark.slow
+def test_every_sr_architecture_that_builds_by_default_can_teach(tmp_path):
+    taught = []
+    for net in default_networks():
+        try:
+            descriptor = spandrel.ModelLoader().load_from_state_dict(dict(net.state_dict()))
+        except spandrel.UnsupportedModelError:
+            continue
+        if descriptor.purpose == 'SR':
+            torch.save(net.state_dict(), tmp_path / 'net.pth')
+            sr = build_teacher({'weights': str(tmp_path / 'net.pth')}, descriptor.scale)(torch.rand(1, 3, 20, 24))
+            assert sr.shape == (1, 3, 20 * descriptor.scale, 24 * descriptor.scale)
+            taught.append(type(net).__name__)
+    assert len(taught) >= 15, taught
