@@ -44,6 +44,6 @@ def disk_complaints() -> Iterator[None]:
         yield
     except OSError as error:
         named = f'{error.filename}: {error.strerror}' if error.filename else str(error)
-        raise UserError(f'{named}; once that is mended, the same command continues') from error
+        raise UserError(f'{named}; once that is mended, give the same command again') from error
     except lmdb.Error as error:  # which for a full disk may say no more than input/output error
-        raise UserError(f'{error} (a full disk?); once that is mended, the same command continues') from error
+        raise UserError(f'{error} (a full disk?); once that is mended, give the same command again') from error

@@ -92,7 +92,7 @@ def cached(url: str, where: str, sha256: str | None) -> Path:
         name = Path(unquote(urlsplit(url).path)).name
     except ValueError as error:
         raise UserError(f'{where}: {url}: {error}; accepted: an http:// or https:// address') from error
-    if not name or urlsplit(url).path.endswith('/'):
+    if not name or '\0' in name or urlsplit(url).path.endswith('/'):
         raise UserError(f'{where}: {url} names no file; accepted: an address that ends in a file name')
     carried = re.search(r'-([0-9a-f]{8,64})\.[^.]+$', name)
     if sha256 is None and carried and not carried[1].isdecimal():  # 20230415 is a date
@@ -163,7 +163,7 @@ def _attempt(url: str, part: Path, where: str) -> bool:
         if response.status_code not in (200, 206):
             status = f'{response.status_code} {response.reason}'.rstrip()
             raise UserError(f'{where}: {url}: the server answers {status}; accepted: the address of a file')
-        if response.headers.get('Content-Type', '').startswith('text/html'):
+        if response.headers.get('Content-Type', '').lower().startswith('text/html'):
             raise UserError(f'{where}: {url}: the server answers with a web page, {PAGE_REASONS}; accepted: a file')
         resumed = re.fullmatch(r'bytes (\d+)-\d+/(\d+)', response.headers.get('Content-Range', ''))
         if response.status_code == 206 and not (resumed and int(resumed[1]) == start):

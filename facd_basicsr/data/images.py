@@ -59,9 +59,9 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def is_gray(file: Path | IO[bytes]) -> bool:
-    """Whether an image file has one channel of brightness, by its header."""
+    """Whether an image file has one channel of brightness, with or without transparency, by its header."""
     with Image.open(file) as image:
-        return len(image.getbands()) == 1 and image.mode != 'P'
+        return image.mode == 'LA' or (len(image.getbands()) == 1 and image.mode != 'P')
 
 
 def images_in(folder: Path) -> list[Path]:

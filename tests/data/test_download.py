@@ -199,7 +199,7 @@ def test_a_server_that_is_overloaded_is_asked_again(server, tmp_path):
 
 def test_a_web_page_is_no_file(server, tmp_path):
     server.content = b'<html>log in</html>'
-    server.validators = {'Content-Type': 'text/html; charset=utf-8'}
+    server.validators = {'Content-Type': 'Text/HTML; charset=utf-8'}
     with pytest.raises(
         UserError, match=r'--url: .*file\.bin: the server answers with a web page, .*; accepted: a file$'
     ):

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from facd_basicsr.data.images import image_size, images_in, read_bgr, write_png
+from facd_basicsr.data.images import image_size, images_in, is_gray, read_bgr, write_png
 from facd_basicsr.errors import UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -29,6 +29,12 @@ def test_a_colour_image_is_bgr(tmp_path):
 @pytest.mark.parametrize(('mode', 'value', 'level'), [('L', 77, 77), ('1', 1, 255)])
 def test_gray_becomes_three_equal_channels(tmp_path, mode, value, level):
     assert np.array_equal(saved(Image.new(mode, (3, 2), value), tmp_path / 'a.png'), np.full((2, 3, 3), level))
+
+
+def test_gray_files_are_told_from_coloured_ones(tmp_path):
+    for mode, gray in (('1', True), ('L', True), ('LA', True), ('I;16', True), ('P', False), ('RGB', False)):
+        Image.new(mode, (4, 4)).save(tmp_path / 'a.png')
+        assert is_gray(tmp_path / 'a.png') == gray, mode
 
 
 def test_a_palette_becomes_its_colours(tmp_path):
