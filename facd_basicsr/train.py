@@ -106,6 +106,7 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
         expect = opt['teacher']['expect']
         log.info(f'Evaluating the teacher on datasets.{expect["dataset"]} (teacher.expect).')
         teacher = check_teacher(model.teacher, expect, val_loaders[expect['dataset']], opt['scale'], model.device)
+        log.info(teacher)
     if resume_state is not None:
         model.resume_training(resume_state)
     return Training(model, train_loader, train_sampler, val_loaders, total_iters, resume_state, teacher)
@@ -114,8 +115,6 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
 def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration: Callable[[int], None]) -> None:
     training = set_up(opt, log)
     model, resume_state, total_iters = training.model, training.resume_state, training.total_iters
-    if training.teacher:
-        log.info(training.teacher)
     start_epoch = start_iter = 0
     if resume_state is not None:
         start_epoch, start_iter = resume_state['epoch'], resume_state['iter']

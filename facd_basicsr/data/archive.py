@@ -27,6 +27,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 _unpack_member(zipped, member, folder / member.filename)
     except FileNotFoundError as error:
         raise UserError(f'{archive}: no such file') from error
+    # the last two are zipfile's for a compression that it does not know, and for an encrypted member
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f'{archive}: damaged or no zip archive ({" ".join(str(error).split())}); delete it to get it again'

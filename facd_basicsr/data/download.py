@@ -20,6 +20,7 @@ ATTEMPTS = 5  # in a row that bring nothing
 TIMEOUT = 30.0  # seconds without a byte
 TRANSIENT = (429, 500, 502, 503, 504)  # worth another attempt
 PAGE_REASONS = 'perhaps one that asks to log in or says that there is no such file'
+DIGEST = '[0-9a-fA-F]{8,64}'  # a SHA-256, or its beginning
 CHUNK = 2**16  # bytes, as many as a broken connection may lose
 KEPT = 'what arrived is kept, and the same command continues'
 
@@ -43,7 +44,7 @@ def download(
     """
     if not is_url(url):
         raise UserError(f'{where}: {url}; accepted: an address that begins with http:// or https://')
-    if sha256 is not None and not re.fullmatch(r'[0-9a-fA-F]{8,64}', sha256):
+    if sha256 is not None and not re.fullmatch(DIGEST, sha256):
         raise UserError(f'{where}: sha256 {sha256!r}; accepted: 8 to 64 hexadecimal digits')
     lock = path.with_name(f'.{path.name}.lock')
     part = path.with_name(f'.{path.name}.part')

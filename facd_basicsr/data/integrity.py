@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -13,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from facd_basicsr.data.images import DAMAGED, damage_named
-from facd_basicsr.data.lmdb_pairs import png_shape
+from facd_basicsr.data.lmdb_pairs import meta_info_shapes, png_shape
 from facd_basicsr.errors import UserError
 
 THREADS = os.cpu_count()  # Pillow and zlib work outside the interpreter's lock
@@ -56,24 +55,19 @@ def check_lmdb(path: Path, where: str) -> int:
     Raises:
         UserError: naming the LMDB and the first key that is missing, damaged or of another size.
     """
+    shapes = meta_info_shapes(path, where)
     try:
-        lines = (path / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
         with lmdb.open(str(path), readonly=True, lock=False, readahead=False, max_readers=4096) as env:
             pages = env.info()['last_pgno'] + 1
             if (path / 'data.mdb').stat().st_size < pages * env.stat()['psize']:
                 # reading what is not there would end the process
                 raise UserError(f'{where}: {path}/data.mdb is cut short; datasets/README.md says how to make it again')
-            return _check_lmdb(env, path, where, lines)
-    except (OSError, UnicodeDecodeError, lmdb.Error) as error:
+            return _check_images(env, path, where, shapes)
+    except (OSError, lmdb.Error) as error:
         raise UserError(f'{where}: {path}: {error}; datasets/README.md says how to make it again') from error
 
 
-def _check_lmdb(env: lmdb.Environment, path: Path, where: str, lines: Sequence[str]) -> int:
-    matches = [re.fullmatch(r'(.+)\.png \((\d+),(\d+),(\d+)\) \d+', line) for line in lines]
-    for line in [line for line, match in zip(lines, matches) if match is None]:
-        raise UserError(f"{where}: {path}/meta_info.txt: {line!r} is not in BasicSR's format")
-    shapes = {match[1]: tuple(map(int, match.groups()[1:])) for match in matches}
-
+def _check_images(env: lmdb.Environment, path: Path, where: str, shapes: dict[str, tuple[int, int, int]]) -> int:
     def check(key: str) -> None:
         with env.begin() as txn:
             png = txn.get(key.encode('utf-8'))

@@ -5,6 +5,7 @@ source image and LMDB, so an image is in an LMDB with all its sub-images or not 
 """
 
 import itertools
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,7 @@ Source = Callable[[list[int]], dict[int, np.ndarray]]
 
 HEADER = 26  # bytes of a PNG up to its colour type
 COMPRESSION = 1  # of PNG, BasicSR's default: larger files that decode faster
+DATA_PAGE = 'datasets/README.md says how to prepare it'
 MAP_SIZE = 2**30  # bytes an LMDB may hold to begin with; it is doubled when that is not enough
 
 
@@ -85,6 +87,29 @@ def png_shape(png: bytes) -> tuple[int, int, int]:
     width, height, _, colour = struct.unpack('>IIBB', png[16:26])
     channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # 3: a palette of colours
     return height, width, channels.get(colour, 0)
+
+
+def meta_info_shapes(path: Path, where: str) -> dict[str, tuple[int, int, int]]:
+    """{key: (height, width, channels)} by an LMDB's meta_info.txt, whose lines are ``key.png (h,w,c) compression``.
+
+    Args:
+        path: the LMDB.
+        where: the option key that names it.
+
+    Raises:
+        UserError: it can't be read, is empty or not in BasicSR's format.
+    """
+    try:
+        lines = (path / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{where}: {path}/meta_info.txt: {error}; {DATA_PAGE}') from error
+    shapes = {}
+    for line in lines or ['']:
+        match = re.fullmatch(r'(.+)\.png \((\d+),(\d+),(\d+)\) \d+', line)
+        if match is None:
+            raise UserError(f"{where}: {path}/meta_info.txt is not in BasicSR's format ({line!r}); {DATA_PAGE}")
+        shapes[match[1]] = (int(match[2]), int(match[3]), int(match[4]))
+    return shapes
 
 
 def _fill(sources: Mapping[str, Source], folders: Mapping[int, Path], crop: int, step: int, workers: int) -> None:

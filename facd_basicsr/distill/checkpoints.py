@@ -124,6 +124,12 @@ def check_fit(net: nn.Module, state_dict: dict[str, Tensor], where: str) -> None
         )
 
 
+def load_exactly(net: nn.Module, state_dict: dict[str, Tensor], where: str) -> None:
+    """Loads a state dict into a network that it fits; arguments and errors as of :func:`check_fit`."""
+    check_fit(net, state_dict, where)
+    net.load_state_dict(state_dict)
+
+
 def basicsr_param_keys(param_key: str | None) -> list[str | None]:
     """Where BasicSR's ``load_network`` looks: the entry that is asked for, else ``params``; None is the whole file."""
     return [None] if param_key is None else [param_key, 'params']

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.data.download import cached, is_url, sha256_of
-from facd_basicsr.distill.checkpoints import LIGHTNING, check_fit, load_any_state_dict, without_prefix
+from facd_basicsr.distill.checkpoints import LIGHTNING, load_any_state_dict, load_exactly, without_prefix
 from facd_basicsr.distill.layouts import LAYOUTS, network_block, recognise, to_basicsr
 from facd_basicsr.errors import UserError
 
@@ -150,12 +150,11 @@ def _build_registered(
         if shift is not None and isinstance(net, (EDSR, RCAN)):
             _check_mean(net, shift, where)
     try:
-        check_fit(net, state_dict, where)
+        load_exactly(net, state_dict, where)
     except UserError as error:
         if recognise(state_dict) is None:
             raise
         raise UserError(f'{error}; the checkpoint is of {_block(state_dict, "basicsr", where)}') from error
-    net.load_state_dict(state_dict)
     return net
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facd_basicsr.distill.checkpoints import check_fit, load_state_dict
+from facd_basicsr.distill.checkpoints import load_exactly, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.errors import UserError
@@ -100,7 +100,6 @@ def _add_regressors(
     regressors = build_regressors(network_opt, mode, student_feats, teacher_feats)
     if regressors is not None:
         state_dict = load_state_dict(path, 'regressors', ['params'])
-        check_fit(regressors, state_dict, f'regressors: {path}')
-        regressors.load_state_dict(state_dict)
+        load_exactly(regressors, state_dict, f'regressors: {path}')
         student.regressors = regressors.eval().requires_grad_(False).to(teacher_feats[0].device)
     return ''

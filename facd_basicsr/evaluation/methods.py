@@ -1,6 +1,5 @@
 """What is compared: bicubic, the networks of test files, and the teacher of a train file."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from basicsr.utils import tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
-from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
+from facd_basicsr.data.download import sha256_of
+from facd_basicsr.distill.checkpoints import basicsr_param_keys, load_exactly, load_state_dict
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import Teacher, build_teacher, local_weights
 from facd_basicsr.errors import UserError
@@ -88,7 +88,7 @@ class Method:
             'parameters': parameters(self.net),
             'option_file': self.option_file,
             'checkpoint': self.checkpoint,
-            'sha256': hashlib.sha256(Path(self.checkpoint).read_bytes()).hexdigest(),
+            'sha256': sha256_of(Path(self.checkpoint)),
         }
 
     def _input(self, lq: np.ndarray) -> Tensor:
@@ -206,8 +206,7 @@ def build_student(path: str, opt: dict[str, Any], device: torch.device) -> Metho
     where = f'{path}: path.pretrain_network_g'
     state_dict = load_state_dict(checkpoint, where, basicsr_param_keys(opt['path'].get('param_key_g', 'params')))
     net = build_network(opt['network_g'])
-    check_fit(net, state_dict, f'{where}: {checkpoint}')
-    net.load_state_dict(state_dict)
+    load_exactly(net, state_dict, f'{where}: {checkpoint}')
     return Method(opt['name'], opt['scale'], net.eval().requires_grad_(False).to(device), path, checkpoint)
 
 

@@ -14,6 +14,7 @@ from basicsr.utils.registry import (
     Registry,
 )
 
+from facd_basicsr.data.download import DIGEST
 from facd_basicsr.distill.layouts import LAYOUTS
 from facd_basicsr.distill.teacher import FORMATS, PRECISIONS
 from facd_basicsr.errors import UserError
@@ -236,7 +237,7 @@ def _check_teacher(opt: dict[str, Any]) -> None:
     elif layout_format in LAYOUTS:
         raise UserError(f'teacher.network: missing; accepted with format: {layout_format}: {{type: EDSR, ...}}')
     sha256 = teacher_opt.get('sha256', '0' * 64)
-    if not (isinstance(sha256, str) and re.fullmatch('[0-9a-fA-F]{8,64}', sha256)):
+    if not (isinstance(sha256, str) and re.fullmatch(DIGEST, sha256)):
         raise UserError(f'teacher.sha256: {teacher_opt["sha256"]!r}; accepted: 8 to 64 hexadecimal digits, in quotes')
     if 'expect' in teacher_opt:
         check_block('teacher.expect', teacher_opt['expect'], keys.EXPECT)

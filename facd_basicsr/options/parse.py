@@ -153,7 +153,13 @@ def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = 
     Raises:
         UserError: an option, a path or their combination is not accepted.
     """
-    opt = load_options(args.opt, args.force_yml, is_train)
+    return complete_options(load_options(args.opt, args.force_yml, is_train), args, is_train, root)
+
+
+def complete_options(
+    opt: dict[str, Any], args: argparse.Namespace, is_train: bool, root: Path | None = None
+) -> dict[str, Any]:
+    """The second half of :func:`parse_options`: fills in, in place, what no option file says."""
     root = root or root_path()
     gpus = torch.cuda.device_count()
     if opt['num_gpu'] == 'auto':

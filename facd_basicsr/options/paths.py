@@ -1,6 +1,5 @@
 """Whether what an option file names is there and fits, checked before anything is created."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import lmdb
 from facd_basicsr.data.download import is_url
 from facd_basicsr.data.images import IMAGE_SUFFIXES, image_size
 from facd_basicsr.data.integrity import check_files, check_lmdb
+from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes
 from facd_basicsr.errors import UserError
 
-DATA_PAGE = 'datasets/README.md says how to prepare it'
 TEACHER_PAGE = 'docs/teachers.md says where teachers come from'
 CHECKPOINT_PAGE = 'train it first (the option files under options/train/ name their command)'
 TRAIN_PAIRS_OPENED = 100  # opening every file of a large training folder would take minutes on a network disk
@@ -55,9 +54,10 @@ def check_whole_dataset(phase: str, dataset_opt: dict[str, Any], scale: int) -> 
     if _is_lmdb(dataset_opt):
         counts = [check_lmdb(Path(dataset_opt[key]), f'{where}.{key}') for key in roots]
     else:
-        files = [_files(Path(dataset_opt[key])) for key in roots]
         if len(roots) == 2:
             files = [list(paths) for paths in zip(*_folder_pairs(dataset_opt))]
+        else:
+            files = [_files(Path(dataset_opt[key])) for key in roots]
         counts = [check_files(paths, f'{where}.{key}') for key, paths in zip(roots, files)]
     if not counts:
         return f'{dataset_opt["name"]} is a {dataset_opt["type"]}, whose files are not known here'
@@ -65,8 +65,9 @@ def check_whole_dataset(phase: str, dataset_opt: dict[str, Any], scale: int) -> 
     return f'{counts[0]} {kind} of {dataset_opt["name"]}, every file read'
 
 
-def _check_left_over(where: str, left_over: set[Path], dataset_opt: dict[str, Any]) -> None:
-    if left_over and dataset_opt.get('meta_info_file') is None:
+def _check_left_over(where: str, dataset_opt: dict[str, Any], pairs: list[tuple[Path, Path]]) -> None:
+    left_over = set(_files(Path(dataset_opt['dataroot_lq']))) - {lq for _, lq in pairs}
+    if left_over:
         raise UserError(f'{where}: {min(left_over)} has no counterpart in {dataset_opt["dataroot_gt"]}; {DATA_PAGE}')
 
 
@@ -88,11 +89,14 @@ def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training
         _check_file(f'{where}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
     if len(roots) == 2:
         if is_lmdb:
-            gt, lq = (_lmdb_sizes(f'{where}.{key}', Path(dataset_opt[key])) for key in roots)
+            gt, lq = (
+                {name: shape[:2] for name, shape in meta_info_shapes(Path(dataset_opt[key]), f'{where}.{key}').items()}
+                for key in roots
+            )
         else:
             pairs = _folder_pairs(dataset_opt)
-            left_over = set(_files(Path(dataset_opt['dataroot_lq']))) - {lq for _, lq in pairs}
-            _check_left_over(f'{where}.dataroot_lq', left_over, dataset_opt)
+            if dataset_opt.get('meta_info_file') is None:
+                _check_left_over(f'{where}.dataroot_lq', dataset_opt, pairs)
             if training and not every:
                 pairs = pairs[:: max(1, len(pairs) // TRAIN_PAIRS_OPENED)]
             gt = {gt.name: _image_size(f'{where}.dataroot_gt', gt) for gt, _ in pairs}
@@ -127,15 +131,6 @@ def _check_folder(where: str, path: Path) -> None:
     for file in files:  # BasicSR takes every file of the folder for an image
         if file.suffix.lower() not in IMAGE_SUFFIXES:
             raise UserError(f'{where}: {file} is no image; accepted in this folder: images only')
-
-
-def _lmdb_sizes(where: str, path: Path) -> dict[str, tuple[int, int]]:
-    """{key: (height, width)} from an LMDB's meta_info.txt, whose lines are ``key.png (h,w,c) compression``."""
-    lines = (path / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
-    matches = [re.match(r'(.+)\.png \((\d+),(\d+),\d+\) \d+$', line) for line in lines]
-    if not matches or not all(matches):
-        raise UserError(f"{where}: {path}/meta_info.txt is not in BasicSR's format; {DATA_PAGE}")
-    return {match[1]: (int(match[2]), int(match[3])) for match in matches}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import flops, parameters, saved_activations
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.models import FACDModel
-from facd_basicsr.options import load_options, parse_options, parser
+from facd_basicsr.options import complete_options, load_options, parser
 from facd_basicsr.options.paths import check_whole_dataset
 from facd_basicsr.train import Training, set_up
 
@@ -39,13 +39,11 @@ def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
         UserError: training would not start, and why.
     """
     yield from _environment()
-    overrides = list(overrides)
-    num_gpu = load_options(option_file, overrides, is_train=True)['num_gpu']
-    if num_gpu != 'auto' and 1 < num_gpu <= torch.cuda.device_count():
-        overrides.append('num_gpu=auto')
-        yield f'             of the {num_gpu} GPUs one is tried here'
-    arguments = ['-opt', option_file, *(['--force_yml', *overrides] if overrides else [])]
-    opt = parse_options(parser().parse_args(arguments), is_train=True)
+    opt = load_options(option_file, overrides, is_train=True)
+    if opt['num_gpu'] != 'auto' and 1 < opt['num_gpu'] <= torch.cuda.device_count():
+        yield f'             of the {opt["num_gpu"]} GPUs one is tried here'
+        opt['num_gpu'] = 'auto'
+    opt = complete_options(opt, parser().parse_args(['-opt', option_file]), is_train=True)
     yield f'options      {option_file}: every key is known, networks, loss and optimizer can be built'
     with DeferredLog(opt['rank'], console=False) as log:
         training = set_up(opt, log)
