@@ -25,11 +25,20 @@ def prepare_benchmarks(root: Path, out: Path, scales: Sequence[int], workers: in
             there.
     """
     for name, images in _sets(root).items():
-        record = {'lr': METHOD, 'scales': ' '.join(map(str, scales)), 'images': files_of(images)}
-        already = are_finished([out / name], record)
-        if not already:
-            _write_set(images, out / name, scales, record, workers)
-        print(f'{len(images)} images{" already there" * already}: {out / name}', flush=True)
+        write_set(images, out / name, scales, workers)
+
+
+def write_set(images: Sequence[Path], path: Path, scales: Sequence[int], workers: int) -> None:
+    """Writes one set, unless it is there already, made of the same images.
+
+    Raises:
+        UserError: an image can't be read, or a set of other making is there.
+    """
+    record = {'lr': METHOD, 'scales': ' '.join(map(str, scales)), 'images': files_of(images)}
+    already = are_finished([path], record)
+    if not already:
+        _write_set(images, path, scales, record, workers)
+    print(f'{len(images)} images{" already there" * already}: {path}', flush=True)
 
 
 def _sets(root: Path) -> dict[str, list[Path]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from facd_basicsr.data.benchmark_sets import write_set
 from facd_basicsr.data.bicubic import METHOD, with_bicubic_lr
 from facd_basicsr.data.images import image_size, images_in, read_bgr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
@@ -22,10 +23,13 @@ def prepare_folders(
     step: int,
     min_size: int,
     workers: int,
+    hold_out: int = 0,
 ) -> None:
     """Writes ``{name}_HR_sub.lmdb`` and ``{name}_LR_bicubic_X{scale}_sub.lmdb`` into ``out``.
 
     HR images are cropped to multiples of all scales, and those whose height or width is below ``min_size`` left out.
+    ``hold_out`` of the others, evenly spread in the order of their names, go into a set ``{name}_val`` instead, in the
+    layout of the benchmark sets.
 
     Raises:
         UserError: an input is missing or no image, an output of other making is there, or sizes do not fit the scales.
@@ -37,6 +41,11 @@ def prepare_folders(
             raise UserError(f'{option}: {value}; accepted: a multiple of every scale')
     multiple = int(np.lcm.reduce(scales))
     images = _images(folders, min_size, multiple)
+    if hold_out >= len(images):
+        raise UserError(f'--hold-out: {hold_out} of {len(images)} images; accepted: fewer than there are')
+    held_out = [sorted(images)[index * len(images) // hold_out] for index in range(hold_out)]
+    if held_out:
+        write_set([images.pop(key) for key in held_out], out / f'{name}_val', scales, workers)
     paths = {1: out / f'{name}_HR_sub.lmdb', **{s: out / f'{name}_LR_bicubic_X{s}_sub.lmdb' for s in scales}}
     made_of = {'lr': METHOD, 'multiple': multiple, 'images': files_of(list(images.values()))}
     already = are_finished(paths.values(), {'crop': crop, 'step': step, **made_of})

@@ -11,6 +11,8 @@ from facd_basicsr.errors import UserError
 
 ACCEPTED = 'accepted: DeepRegressor, or another that maps channels and keeps height and width'
 
+WANTED = {'always': 'at every tap', 'auto': 'where widths differ', 'never': 'at no tap'}
+
 
 class TapRegressors(nn.ModuleList):
     """Applies regressor j to the student's feature j; ``nn.Identity`` where a tap needs none."""
@@ -24,6 +26,7 @@ def build_regressors(
     mode: str,
     student_feats: Sequence[Tensor],
     teacher_feats: Sequence[Tensor],
+    compares_channels: bool = True,
 ) -> TapRegressors | None:
     """Builds the regressors that a loss asks for.
 
@@ -31,6 +34,7 @@ def build_regressors(
         network_opt: the option file's ``network_r`` block, without channel counts: they are read off the features.
         mode: the loss's ``regressor``: ``always``, ``auto`` (only where the widths differ) or ``never``.
         student_feats, teacher_feats: features of a probe, (N, C_j, H_j, W_j) each.
+        compares_channels: the loss's: whether widths must agree where there is no regressor.
 
     Returns:
         The regressors, or None where no tap needs one.
@@ -46,12 +50,12 @@ def build_regressors(
                 f'{tuple(teacher.shape[2:])} high and wide; accepted: taps of equal size'
             )
         num_in_ch, num_out_ch = student.shape[1], teacher.shape[1]
-        if mode == 'never' and num_in_ch != num_out_ch:
+        if mode == 'never' and compares_channels and num_in_ch != num_out_ch:
             raise UserError(
                 f'train.distill_opt.regressor: never, but taps[{index}] has {num_in_ch} channels in the student and '
                 f'{num_out_ch} in the teacher; accepted: always or auto'
             )
-        if mode == 'always' or num_in_ch != num_out_ch:
+        if mode == 'always' or (mode == 'auto' and num_in_ch != num_out_ch):
             if network_opt is None:
                 raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
             regressors.append(build_network({**network_opt, 'num_in_ch': num_in_ch, 'num_out_ch': num_out_ch}))
@@ -61,7 +65,9 @@ def build_regressors(
         _check_shapes(regressors, network_opt, student_feats, teacher_feats)
         return regressors
     if network_opt is not None:
-        raise UserError(f'network_r: no tap needs it with train.distill_opt.regressor: {mode}; accepted: no network_r')
+        raise UserError(
+            f'network_r: no tap needs it, for the loss asks for regressors {WANTED[mode]}; accepted: no network_r'
+        )
     return None
 
 

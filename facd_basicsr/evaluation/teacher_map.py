@@ -10,7 +10,7 @@ from facd_basicsr.evaluation.benchmark_sets import Pair
 from facd_basicsr.evaluation.figure import Box
 from facd_basicsr.evaluation.methods import Method
 from facd_basicsr.evaluation.quality import as_input
-from facd_basicsr.losses.facd_loss import teacher_is_right
+from facd_basicsr.losses.image import teacher_is_right
 from facd_basicsr.losses.pairwise import sample_l1
 
 

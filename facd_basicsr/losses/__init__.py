@@ -1,8 +1,14 @@
 """Distillation losses, registered in BasicSR's ``LOSS_REGISTRY`` by being imported."""
 
+import importlib
+from pathlib import Path
+
 from .build import build_loss
 from .distill_loss import DistillLoss
 from .distill_state import DistillState
 from .facd_loss import FACDLoss
+
+for _file in sorted(Path(__file__).parent.glob('*_loss.py')):
+    importlib.import_module(f'{__name__}.{_file.stem}')
 
 __all__ = ['DistillLoss', 'DistillState', 'FACDLoss', 'build_loss']

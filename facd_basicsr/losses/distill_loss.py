@@ -6,17 +6,23 @@ from torch import Tensor, nn
 
 from facd_basicsr.losses.distill_state import DistillState
 
+REGRESSOR = ('always', 'auto', 'never')
+
 
 class DistillLoss(nn.Module, ABC):
     """A function of a :class:`DistillState`, and what it needs the model to provide.
 
     Attributes:
         min_batch: the smallest batch, over all ranks, that it is defined for.
+        reads_features: whether it needs taps; a loss of images takes none.
+        compares_channels: whether student and teacher features must have the same width when it sees them.
         regressor: which taps' student features the model passes through a regressor before the loss sees them:
             ``always``, ``auto`` (only where student and teacher differ in width) or ``never``.
     """
 
     min_batch: int = 1
+    reads_features: bool = True
+    compares_channels: bool = True
     regressor: str = 'never'
 
     @abstractmethod

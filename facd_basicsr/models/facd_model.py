@@ -25,10 +25,10 @@ PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
 class FACDModel(SRModel):
     """Trains ``net_g``, the student, against a frozen teacher.
 
-    Option blocks beyond SRModel's: ``teacher`` (docs/teachers.md), ``taps`` (pairs of module paths), ``network_r``
-    (the regressors) and ``train.distill_opt`` (the loss). The teacher is built for training only, stays in eval,
-    gets no gradient, is not wrapped in DDP and is never saved. Regressors are optimised with the student and saved
-    as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone.
+    Option blocks beyond SRModel's: ``teacher`` (docs/teachers.md), ``train.distill_opt`` (the loss), and for a loss
+    that reads features ``taps`` (pairs of module paths) and ``network_r`` (the regressors). The teacher is built for
+    training only, stays in eval, gets no gradient, is not wrapped in DDP and is never saved. Regressors are optimised
+    with the student and saved as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone.
 
     Args:
         opt: a checked option dict, from :func:`facd_basicsr.options.parse_options`.
@@ -45,8 +45,9 @@ class FACDModel(SRModel):
         self.cri_distill = build_loss(train_opt['distill_opt']).to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
         student = self.get_bare_model(self.net_g)
-        self.student_taps = Taps(student, [tap['student'] for tap in self.opt['taps']], 'student')
-        self.teacher_taps = Taps(self.teacher.net, [tap['teacher'] for tap in self.opt['taps']], 'teacher')
+        taps = self.opt.get('taps', [])
+        self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')
+        self.teacher_taps = Taps(self.teacher.net, [tap['teacher'] for tap in taps], 'teacher')
         self.net_r = self._build_regressors()
         self._try_loss(train_opt)
 
@@ -76,7 +77,13 @@ class FACDModel(SRModel):
     def _build_regressors(self) -> nn.Module | None:
         """Reads the taps' shapes off a probe, then builds and loads the regressors, wrapped for the device."""
         student_feats, teacher_feats = self.probe_taps()
-        net_r = build_regressors(self.opt.get('network_r'), self.cri_distill.regressor, student_feats, teacher_feats)
+        net_r = build_regressors(
+            self.opt.get('network_r'),
+            self.cri_distill.regressor,
+            student_feats,
+            teacher_feats,
+            self.cri_distill.compares_channels,
+        )
         if net_r is None:
             return None
         self.print_network(net_r)
@@ -138,7 +145,7 @@ class FACDModel(SRModel):
         if self.net_r is not None:
             student_feats = self.net_r(student_feats)
         teacher, teacher_feats = self.teacher_taps.run(self.teacher, lq)
-        return DistillState(student, teacher, gt, student_feats, tuple(feat.float() for feat in teacher_feats))
+        return DistillState(student, teacher, gt, lq, student_feats, tuple(feat.float() for feat in teacher_feats))
 
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))

@@ -205,12 +205,19 @@ def _check_logger(logger_opt: dict[str, Any]) -> None:
 
 
 def _check_distillation(opt: dict[str, Any]) -> None:
-    for key in ('teacher', 'taps'):
-        if key not in opt:
-            raise UserError(f'{key}: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
+    if 'teacher' not in opt:
+        raise UserError('teacher: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     if 'distill_opt' not in opt['train']:
         raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     _check_teacher(opt)
+    loss = opt['train']['distill_opt']['type']
+    if not LOSS_REGISTRY.get(loss).reads_features:
+        for key in ('taps', 'network_r'):
+            if key in opt:
+                raise UserError(f'{key}: given, but {loss} compares images only; accepted: no {key}')
+        return
+    if 'taps' not in opt:
+        raise UserError('taps: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     if not opt['taps']:
         raise UserError('taps: []; accepted: at least one {student: PATH, teacher: PATH}')
     for index, tap in enumerate(opt['taps']):

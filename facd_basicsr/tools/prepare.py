@@ -70,6 +70,12 @@ def div2k(scales: list[int], out: Path, url: str, workers: int) -> None:
 @click.option('--crop', type=int, default=480, show_default=True, help='Size of a sub-image, in HR pixels.')
 @click.option('--step', type=int, help='Distance between sub-images.  [default: half of --crop]')
 @click.option('--min-size', type=click.IntRange(0), default=0, help='Leave out images with a side smaller than this.')
+@click.option(
+    '--hold-out',
+    type=click.IntRange(0),
+    default=0,
+    help='Keep so many for validation: a set NAME_val.',
+)
 @workers_option
 def folder(
     folders: tuple[Path, ...],
@@ -79,6 +85,7 @@ def folder(
     crop: int,
     step: int | None,
     min_size: int,
+    hold_out: int,
     workers: int,
 ) -> None:
     """Training pairs from folders of HR images: MATLAB's bicubic LR, sub-images in LMDBs.
@@ -92,7 +99,7 @@ def folder(
     unit = math.lcm(*scales)
     step = max(unit, crop // 2 // unit * unit) if step is None else step
     with disk_complaints():
-        prepare_folders(folders, scales, out, name, crop, step, min_size, workers)
+        prepare_folders(folders, scales, out, name, crop, step, min_size, workers, hold_out)
 
 
 @command.command(cls=SeveralValues, short_help='Benchmark sets: GTmod12 and LRbicx2, 3, 4.')

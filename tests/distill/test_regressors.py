@@ -41,7 +41,7 @@ def test_never_with_equal_widths_needs_no_network():
     [
         (None, 'never', feats(4), feats(6), r'regressor: never, but taps\[0\] has 4 channels in the student and 6'),
         (None, 'always', feats(6), feats(6), r'network_r: missing; accepted: {type: DeepRegressor}'),
-        (OPT, 'never', feats(6), feats(6), r'network_r: no tap needs it with train.distill_opt.regressor: never'),
+        (OPT, 'never', feats(6), feats(6), r'network_r: no tap needs it, for the loss asks for regressors at no tap'),
         (
             {'type': 'EDSR', 'upscale': 2},
             'always',

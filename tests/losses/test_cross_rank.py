@@ -29,7 +29,7 @@ def student() -> nn.Module:
 
 def loss_of(net: nn.Module, part: dict[str, torch.Tensor], negatives: str) -> dict[str, torch.Tensor]:
     output = net(part['x'])
-    state = DistillState(output, part['teacher'], part['gt'], (output * 3,), (part['teacher_feat'],))
+    state = DistillState(output, part['teacher'], part['gt'], part['x'], (output * 3,), (part['teacher_feat'],))
     logs = facd_loss(state, layer_weights=[1.0], negatives=negatives)
     (logs['l_sr'] + logs['l_facd']).backward()
     return logs

@@ -3,31 +3,13 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from states import images, random_state, with_student
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, FACDLoss, build_loss
-from facd_basicsr.losses.facd_loss import contrastive_loss, facd_loss, image_loss, teacher_is_right
-
-
-def images(*values: float) -> torch.Tensor:
-    """One-pixel gray images: (N, 1, 1, 1)."""
-    return torch.tensor(values, dtype=torch.float32)[:, None, None, None]
-
-
-def random_state(n: int = 4, taps: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0) -> DistillState:
-    generator = torch.Generator().manual_seed(seed)
-
-    def rand(*shape: int) -> torch.Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
-
-    gt = rand(n, 3, 4, 4)
-    return DistillState(
-        student=(gt + 0.2 * rand(n, 3, 4, 4) - 0.1).requires_grad_(),
-        teacher=gt + 0.2 * rand(n, 3, 4, 4) - 0.1,
-        gt=gt,
-        student_feats=tuple(rand(n, 2, 3, 3).requires_grad_() for _ in range(taps)),
-        teacher_feats=tuple(rand(n, 2, 3, 3) for _ in range(taps)),
-    )
+from facd_basicsr.losses.contrastive import contrastive_loss
+from facd_basicsr.losses.facd_loss import facd_loss
+from facd_basicsr.losses.image import image_loss, teacher_is_right
 
 
 def equation_3(s: torch.Tensor, t: torch.Tensor, alpha: torch.Tensor, negatives: str) -> torch.Tensor:
@@ -122,6 +104,7 @@ def test_equation_4_equals_a_value_worked_by_hand():
         student=images(0.6, 0.9),
         teacher=images(0.8, 0.6),
         gt=images(0.5, 0.5),
+        lq=images(0.5, 0.5),
         student_feats=(images(1, 4), images(0, 0)),
         teacher_feats=(images(2, 10), images(1, 2)),
     )
@@ -156,7 +139,7 @@ def test_contrastive_term_is_a_few_percent_of_the_image_term_in_the_papers_setti
     t = torch.randn(16, 8, 6, 6, generator=generator)
     s = t + 0.4 * torch.randn(16, 8, 6, 6, generator=generator)
     gt = torch.rand(16, 3, 8, 8, generator=generator)
-    state = DistillState(gt + 4 / 255, gt + 3 / 255, gt, (s, s, s), (t, t, t))
+    state = DistillState(gt + 4 / 255, gt + 3 / 255, gt, gt[..., ::2, ::2], (s, s, s), (t, t, t))
     logs = facd_loss(state)
     assert 0.01 < (logs['l_facd'] / logs['l_sr']).item() < 0.2
 
@@ -165,7 +148,7 @@ def test_gradcheck():
     state = random_state(n=3)
 
     def total(student, *feats):
-        logs = facd_loss(DistillState(student, state.teacher, state.gt, feats, state.teacher_feats))
+        logs = facd_loss(with_student(state, student, *feats))
         return logs['l_sr'] + logs['l_facd']
 
     assert torch.autograd.gradcheck(total, (state.student, *state.student_feats))
@@ -203,7 +186,7 @@ def test_half_precision_features_stay_finite_and_close(dtype):
     assert all(torch.isfinite(value) for value in logs.values())
     assert all(torch.isfinite(feat.grad).all() for feat in state.student_feats)
     wide = DistillState(
-        *(getattr(state, name).detach().double() for name in ('student', 'teacher', 'gt')),
+        *(getattr(state, name).detach().double() for name in ('student', 'teacher', 'gt', 'lq')),
         *(tuple(f.detach().double() for f in getattr(state, name)) for name in ('student_feats', 'teacher_feats')),
     )
     torch.testing.assert_close(logs['l_facd'].double(), facd_loss(wide)['l_facd'], rtol=1e-3, atol=0)

@@ -1,0 +1,131 @@
+"""FAKD: how alike a feature map's positions are to each other, HW x HW, without storing it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from facd_basicsr.losses.checks import check_not_negative, check_positive, check_weights
+from facd_basicsr.losses.distill_loss import DistillLoss
+from facd_basicsr.losses.distill_state import DistillState
+from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.losses.teacher_supervision_loss import supervision
+
+ROWS = 2**22  # entries of the affinities, over the batch, that are there at a time: 16 MiB each
+
+
+class AffinityL1(torch.autograd.Function):
+    """mean |S^T S - T^T T| of unit columns, a block of rows at a time, forward and backward in one pass.
+
+    The gradient to S is S (G + G^T) with G = sign(S^T S - T^T T) / (N HW^2), and G is symmetric, so 2 S G: a block of
+    G's rows gives a block of the gradient's columns while it is there. What is kept is as large as S.
+
+    Takes s (N, C_s, HW), t (N, C_t, HW) and how many rows there are to a block; no gradient flows to t.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, s: Tensor, t: Tensor, rows: int) -> Tensor:
+        n, _, hw = s.shape
+        gradient = torch.empty_like(s) if s.requires_grad else None
+        loss = s.new_zeros(())
+        for start in range(0, hw, rows):
+            block = slice(start, min(start + rows, hw))
+            d = s[:, :, block].transpose(1, 2) @ s  # (N, R, C_s) x (N, C_s, HW) -> (N, R, HW)
+            d.baddbmm_(t[:, :, block].transpose(1, 2), t, alpha=-1)  # (N, R, C_t) x (N, C_t, HW)
+            loss += d.abs().sum()
+            if gradient is not None:
+                gradient[:, :, block] = s @ d.sign_().transpose(1, 2)  # (N, C_s, HW) x (N, HW, R) -> (N, C_s, R)
+        entries = n * hw * hw
+        if gradient is not None:
+            ctx.save_for_backward(gradient.mul_(2 / entries))
+        return loss / entries
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return output_gradient * gradient, None, None
+
+
+def affinity_loss(student_feat: Tensor, teacher_feat: Tensor, eps: float = 1e-7) -> Tensor:
+    """mean |SA(F^S) - SA(F^T)|, SA(F) = F^T F of F's columns divided by their length.
+
+    At batch 16 and 48 x 48 SA has 85 million entries, and autograd would keep several of that size for each tap. Here
+    :class:`AffinityL1` goes through it by blocks of rows.
+
+    Args:
+        student_feat: F^S, (N, C_s, H, W).
+        teacher_feat: F^T, (N, C_t, H, W); the widths may differ. No gradient flows to it.
+        eps: added to the lengths.
+
+    Returns:
+        Scalar, at most 2. Computed in float32 (float64 for float64 inputs), whatever autocast says.
+    """
+    with torch.autocast(student_feat.device.type, enabled=False):
+        s, t = (_unit_columns(feat, eps) for feat in (student_feat, teacher_feat.detach()))  # (N, C, HW)
+        return AffinityL1.apply(s, t, max(1, ROWS // (len(s) * s.shape[2])))
+
+
+def _unit_columns(feat: Tensor, eps: float) -> Tensor:
+    columns = at_least_float32(feat).flatten(2)  # (N, C, HW)
+    return columns / (columns.norm(dim=1, keepdim=True) + eps)
+
+
+def fakd_loss(
+    state: DistillState,
+    lambda_: float = 10.0,
+    layer_weights: Sequence[float] = (1.0, 1.0, 1.0),
+    img_range: float = 255.0,
+) -> dict[str, Tensor]:
+    """Teacher supervision and the affinities of all taps. Arguments as in :class:`FAKDLoss`.
+
+    Returns:
+        ``l_sr`` and ``l_fakd`` (weighted by lambda).
+
+    Raises:
+        UserError: not one weight per tap.
+    """
+    check_weights(layer_weights, state)
+    taps = zip(layer_weights, state.student_feats, state.teacher_feats)
+    l_sa = sum(w_j * affinity_loss(student_feat, teacher_feat) for w_j, student_feat, teacher_feat in taps)
+    return {'l_sr': img_range * supervision(state), 'l_fakd': lambda_ * l_sa}
+
+
+@LOSS_REGISTRY.register()
+class FAKDLoss(DistillLoss):
+    """FAKD (He et al., ICIP 2020): L1 between spatial affinity matrices, and teacher supervision.
+
+    As its authors' code has it (Vincent-Hoo/Knowledge-Distillation-for-Super-resolution, code/loss.py,
+    code/feature_transformation.py: spatial_similarity, scripts/train_edsr_SA_x2.sh: ``--alpha 0.5
+    --feature_distilation_type 10*SA --features [1,2,3]``): 0.5 |S - GT| + 0.5 |S - T| on images in [0, 255], plus 10
+    times the sum over taps of the mean difference of affinities. It needs no regressor: HW x HW has no channels.
+
+    Args:
+        lambda_: weight of the affinities, ``lambda`` in an option file.
+        layer_weights: one per tap, the shallowest first.
+        img_range: factor on the images, as in FACDLoss.
+
+    Raises:
+        UserError: an option is not one of the values accepted.
+    """
+
+    compares_channels = False
+
+    def __init__(
+        self,
+        lambda_: float = 10.0,
+        layer_weights: Sequence[float] = (1.0, 1.0, 1.0),
+        img_range: float = 255.0,
+    ) -> None:
+        super().__init__()
+        check_not_negative(lambda_=lambda_, layer_weights=min(layer_weights, default=0))
+        check_positive(img_range=img_range)
+        self.lambda_ = lambda_
+        self.layer_weights = tuple(layer_weights)
+        self.img_range = img_range
+
+    def forward(self, state: DistillState) -> dict[str, Tensor]:
+        return fakd_loss(state, self.lambda_, self.layer_weights, self.img_range)

@@ -1,0 +1,110 @@
+"""FCD by InfoNCE: the contrast of Table 6, by dot products instead of L1 distances."""
+
+from collections.abc import Sequence
+
+import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from facd_basicsr.losses.checks import check_batch, check_choice, check_not_negative, check_positive, check_weights
+from facd_basicsr.losses.cross_rank import all_samples
+from facd_basicsr.losses.distill_loss import REGRESSOR, DistillLoss
+from facd_basicsr.losses.distill_state import DistillState
+from facd_basicsr.losses.image import image_loss, teacher_is_right
+from facd_basicsr.losses.pairwise import at_least_float32
+
+
+def infonce(student_feat: Tensor, teacher_feat: Tensor, alpha: Tensor, temperature: float = 0.07) -> Tensor:
+    """mean_i -alpha_i log(exp(s_ii) / sum_k exp(s_ik)), s_ik = cos(DR(F_i^S), F_k^T) / temperature, k over all ranks.
+
+    Args:
+        student_feat: DR(F^S), (N, C, H, W).
+        teacher_feat: F^T, (N, C, H, W); no gradient flows to it.
+        alpha: (N,), gates samples as in equation (3); as there, a rejected one still serves as a negative.
+        temperature: see :class:`InfoNCELoss`.
+
+    Returns:
+        Scalar; log of the number of samples where nothing is told apart. Its mean over ranks is one process's.
+    """
+    with torch.autocast(student_feat.device.type, enabled=False):
+        teachers, first = all_samples(at_least_float32(teacher_feat))  # (N', C, H, W)
+        s = F.normalize(at_least_float32(student_feat).flatten(1), dim=1)  # (N, D)
+        t = F.normalize(teachers.flatten(1), dim=1)  # (N', D)
+        similarity = s @ t.T / temperature  # (N, D) x (D, N') -> (N, N')
+    own = torch.arange(first, first + len(s), device=s.device)  # (N,): the column of each row's positive
+    return (alpha * F.cross_entropy(similarity, own, reduction='none')).mean()
+
+
+def infonce_loss(
+    state: DistillState,
+    lambda_: float = 4.0,
+    layer_weights: Sequence[float] = (0.5, 0.3, 0.2),
+    img_range: float = 255.0,
+    adaptive: bool = False,
+    temperature: float = 0.07,
+) -> dict[str, Tensor]:
+    """L_SR and lambda times InfoNCE over the taps. Arguments as in :class:`InfoNCELoss`.
+
+    Returns:
+        ``l_sr`` and ``l_infonce`` (weighted by lambda), and ``alpha`` without gradient.
+
+    Raises:
+        UserError: fewer than two samples, or not one weight per tap.
+    """
+    check_batch(state, 'InfoNCELoss')
+    check_weights(layer_weights, state)
+    student, teacher, gt = state.student, state.teacher.detach(), state.gt
+    alpha = teacher_is_right(student, teacher, gt)  # (N,)
+    if not adaptive:
+        alpha = torch.ones_like(alpha)
+    taps = zip(layer_weights, state.student_feats, state.teacher_feats)
+    l_nce = sum(
+        w_j * infonce(student_feat, teacher_feat, alpha, temperature) for w_j, student_feat, teacher_feat in taps
+    )
+    l_sr = img_range * image_loss(student, teacher, gt, alpha)
+    return {'l_sr': l_sr, 'l_infonce': lambda_ * l_nce, 'alpha': alpha.mean()}
+
+
+@LOSS_REGISTRY.register()
+class InfoNCELoss(DistillLoss):
+    """FCD with InfoNCE in the place of equation (3), Table 6's rival.
+
+    The paper says that InfoNCE "uses a dot-product operation as a similarity measure" and no more. Inferred: features
+    are flattened and of unit length, as wherever InfoNCE is used (dot products of features in [0, 255] would saturate
+    the softmax), taps are weighted as in equation (3), lambda is the same, and the temperature is CRD's 0.07, the
+    paper's own example of contrastive distillation.
+
+    Args:
+        lambda_, layer_weights, img_range, regressor: as in FACDLoss.
+        adaptive: alpha of equation (1). Table 6 compares FCD, so it is off.
+        temperature: of the softmax.
+
+    Raises:
+        UserError: an option is not one of the values accepted.
+    """
+
+    min_batch = 2
+
+    def __init__(
+        self,
+        lambda_: float = 4.0,
+        layer_weights: Sequence[float] = (0.5, 0.3, 0.2),
+        img_range: float = 255.0,
+        adaptive: bool = False,
+        temperature: float = 0.07,
+        regressor: str = 'always',
+    ) -> None:
+        super().__init__()
+        check_choice('regressor', regressor, REGRESSOR)
+        check_not_negative(lambda_=lambda_, layer_weights=min(layer_weights, default=0))
+        check_positive(img_range=img_range, temperature=temperature)
+        self.lambda_ = lambda_
+        self.layer_weights = tuple(layer_weights)
+        self.img_range = img_range
+        self.adaptive = adaptive
+        self.temperature = temperature
+        self.regressor = regressor
+
+    def forward(self, state: DistillState) -> dict[str, Tensor]:
+        return infonce_loss(state, self.lambda_, self.layer_weights, self.img_range, self.adaptive, self.temperature)
