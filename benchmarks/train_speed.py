@@ -23,7 +23,7 @@ import torch
 from basicsr.archs import build_network
 
 from facd_basicsr.engine.logs import versions
-from facd_basicsr.options import load_yaml, parser
+from facd_basicsr.options import parser, read_option_file
 from facd_basicsr.train import train
 
 WARM_UP = 2  # iterations whose time is left out
@@ -31,7 +31,7 @@ WARM_UP = 2  # iterations whose time is left out
 
 def random_teacher(option_file: str, folder: Path) -> Path:
     """A checkpoint of the option file's teacher with random weights."""
-    opt = load_yaml(Path(option_file).read_text(encoding='utf-8'), option_file)
+    opt = read_option_file(option_file)
     path = folder / 'teacher.pth'
     torch.save({'params': build_network(opt['teacher']['network']).state_dict()}, path)
     return path

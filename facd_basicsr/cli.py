@@ -11,6 +11,7 @@ from facd_basicsr.errors import run_command
 COMMANDS: dict[str, str] = {
     'prepare': 'Training pairs and benchmark sets, in the layout that the option files expect.',
     'convert': 'Rewrite an EDSR or RCAN checkpoint in another key layout.',
+    'show': 'Print an option file with all that it inherits from its base.',
     'check': 'Try everything a training run needs, before it is started.',
     'benchmark': "The paper's table: PSNR and SSIM of several checkpoints side by side.",
     'figure': "The paper's figures: crops side by side, and where the teacher loses to the student.",

@@ -39,6 +39,7 @@ from facd_basicsr.engine.logs import DeferredLog, versions
 from facd_basicsr.engine.resume import load_resume_state
 from facd_basicsr.errors import UserError, data_complaints, run_command
 from facd_basicsr.options import parse_options, parser
+from facd_basicsr.options.inherit import complete_text
 
 
 def train(
@@ -195,13 +196,13 @@ def _check_folders(opt: dict[str, Any]) -> None:
 
 def _make_folders(opt: dict[str, Any], option_file: Path, resume: bool) -> None:
     """Makes the folders of an experiment, moving an older one aside unless it is resumed, and keeps its option file."""
-    option_text = option_file.read_text(encoding='utf-8')  # first: it may lie in the folder that is moved aside
+    text = complete_text(str(option_file))  # first: it may lie in the folder that is moved aside
     if not resume:
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
         if opt['logger']['use_tb_logger'] and 'debug' not in opt['name']:
             mkdir_and_rename(str(Path(opt['root_path'], 'tb_logger', opt['name'])))
     command = f'# {time.asctime()}\n# {" ".join(sys.argv)}\n\n'
-    Path(opt['path']['experiments_root'], option_file.name).write_text(command + option_text, encoding='utf-8')
+    Path(opt['path']['experiments_root'], option_file.name).write_text(command + text, encoding='utf-8')
 
 
 def _prefetcher(opt: dict[str, Any], train_loader: Any) -> CPUPrefetcher | CUDAPrefetcher:

@@ -10,7 +10,7 @@ from basicsr.archs import build_network
 from conftest import write_yml
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.options import parser
+from facd_basicsr.options import load_yaml, parser, read_option_file
 from facd_basicsr.train import train
 
 
@@ -52,6 +52,20 @@ def test_the_copy_of_the_option_file_can_be_trained_again(train_opt, tmp_path):
     assert run_training(train_opt, tmp_path, '--auto_resume', option_file=copy) == []  # all four are done
     assert run_training(train_opt, tmp_path, option_file=copy) == [1, 2, 3, 4]
     assert copy.is_file() and len(list((tmp_path / 'experiments').glob('tiny_archived_*'))) == 1
+
+
+def test_the_copy_of_an_option_file_with_a_base_stands_alone(train_opt, tmp_path):
+    write_yml(train_opt, tmp_path / 'base.yml')
+    path = tmp_path / 'opt.yml'
+    path.write_text('base: base.yml\ntrain: {total_iter: 2, distill_opt: {adaptive: false}}\n')
+    resolved = read_option_file(str(path))
+    assert run_training(train_opt, tmp_path, option_file=path) == [1, 2]
+    copy = tmp_path / 'experiments' / 'tiny' / 'opt.yml'
+    assert copy.read_text().startswith('# ')
+    assert load_yaml(copy.read_text(), '') == resolved
+    assert resolved['train']['distill_opt'] == {'type': 'FACDLoss', 'lambda': 4, 'adaptive': False}
+    (tmp_path / 'base.yml').unlink()
+    assert run_training(train_opt, tmp_path, option_file=copy) == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,11 @@
 
 import argparse
 import random
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
@@ -19,47 +17,11 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.options.blocks import did_you_mean
 from facd_basicsr.options.check import check
 from facd_basicsr.options.dry_run import dry_run
+from facd_basicsr.options.inherit import read_option_file
 from facd_basicsr.options.paths import check_paths
+from facd_basicsr.options.plain_yaml import load_yaml
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
-
-
-class OptionLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which builds plain data only, with two of YAML 1.1's surprises removed.
-
-    A key that stands twice in a block is refused, and ``1e-4`` is a number, not text.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.value != '<<']
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f'the key {key!r} stands twice', node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-OptionLoader.add_implicit_resolver(
-    'tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$'), list('-+0123456789')
-)
-
-
-def load_yaml(text: str, source: str) -> Any:
-    """Plain data from YAML text.
-
-    Args:
-        text: the YAML.
-        source: file name or option, for messages.
-
-    Raises:
-        UserError: it is not valid YAML, asks for a Python object, or has a key twice.
-    """
-    try:
-        return yaml.load(text, Loader=OptionLoader)
-    except (yaml.YAMLError, ValueError, AttributeError) as error:  # the last two from `2024-13-45` and `!!timestamp x`
-        mark = getattr(error, 'problem_mark', None)
-        line = f', line {mark.line + 1}' if mark else ''
-        problem = getattr(error, 'problem', None) or str(error).splitlines()[0]
-        raise UserError(f'{source}{line}: {problem}; accepted: plain YAML') from error
 
 
 def force_yml(opt: dict[str, Any], entries: Sequence[str]) -> None:
@@ -110,6 +72,23 @@ def root_path() -> Path:
     return PACKAGE_PARENT if (PACKAGE_PARENT / 'setup.py').is_file() else Path.cwd()
 
 
+def read_options(path: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Reads an option file with what it inherits, and overrides it. Nothing is checked yet.
+
+    Args:
+        path: the option file.
+        overrides: ``--force_yml`` entries.
+
+    Raises:
+        UserError: it, a file it is based on, or an entry can't be read.
+    """
+    opt = read_option_file(path)
+    force_yml(opt, overrides)
+    if isinstance(opt.get('datasets'), dict):  # a set that is ~ is left out
+        opt['datasets'] = {name: block for name, block in opt['datasets'].items() if block is not None}
+    return opt
+
+
 def load_options(path: str, overrides: Sequence[str], is_train: bool, with_data: bool = True) -> dict[str, Any]:
     """Reads, overrides and checks an option file. Nothing is created; of the data only lists and sizes are read.
 
@@ -122,17 +101,7 @@ def load_options(path: str, overrides: Sequence[str], is_train: bool, with_data:
     Raises:
         UserError: with the file's name, and the key, value and what is accepted.
     """
-    try:
-        text = Path(path).read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, 'strerror', None) or 'not text'
-        raise UserError(f'-opt: {path}: {reason}; accepted: an option file such as those in options/') from error
-    opt = load_yaml(text, path)
-    if not isinstance(opt, dict):
-        raise UserError(f'{path}: holds {type(opt).__name__}; accepted: option keys, as in options/train/')
-    force_yml(opt, overrides)
-    if isinstance(opt.get('datasets'), dict):  # a set that is ~ is left out
-        opt['datasets'] = {name: block for name, block in opt['datasets'].items() if block is not None}
+    opt = read_options(path, overrides)
     try:
         check(opt, is_train)
         check_paths(opt if with_data else {**opt, 'datasets': {}}, is_train)

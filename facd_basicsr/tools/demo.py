@@ -31,7 +31,7 @@ from facd_basicsr.evaluation.complexity import flops, latency_ms, parameters
 from facd_basicsr.evaluation.figure import largest_error, side_by_side
 from facd_basicsr.evaluation.quality import as_input, bicubic, score, upscale
 from facd_basicsr.evaluation.table import text_table
-from facd_basicsr.options import PACKAGE_PARENT, load_yaml, parser
+from facd_basicsr.options import PACKAGE_PARENT, parser, read_option_file
 from facd_basicsr.train import train
 
 SCALE = 2
@@ -115,7 +115,7 @@ def path_overrides(opt: dict) -> list[str]:
 
 
 def options(option_file: Path) -> dict:
-    return load_yaml(option_file.read_text(encoding='utf-8'), str(option_file))
+    return read_option_file(str(option_file))
 
 
 def trained_student(option_file: Path) -> nn.Module:

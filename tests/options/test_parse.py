@@ -5,7 +5,7 @@ import torch
 from conftest import write_yml
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.parse import force_yml, load_options, load_yaml, parse_options, parser
+from facd_basicsr.options.parse import force_yml, load_options, parse_options, parser
 
 
 def parsed(opt: dict, tmp_path: Path, *flags: str) -> dict:
@@ -19,25 +19,6 @@ def test_yaml_that_would_run_code_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'bad.yml, line 1: could not determine a constructor'):
         load_options('bad.yml', [], is_train=True)
     assert not (tmp_path / 'attacked').exists()
-
-
-@pytest.mark.parametrize(
-    ('text', 'message'),
-    [
-        ('a: 1\nb: [1, 2\n', 'opt.yml, line 3'),
-        ('train:\n  lr: 1\n  lr: 2\n', r"opt.yml, line 2: the key 'lr' stands twice"),
-        ('? [a, b]\n: 1\n', 'opt.yml, line 1: found unhashable key'),
-        ('name: 2024-13-45\n', 'opt.yml: month must be in'),
-        ('name: !!float abc\n', 'opt.yml: could not convert string to float'),
-    ],
-)
-def test_broken_yaml_is_refused_with_file_and_line(text, message):
-    with pytest.raises(UserError, match=message):
-        load_yaml(text, 'opt.yml')
-
-
-def test_numbers_with_an_exponent_are_numbers():
-    assert load_yaml('{a: 1e-4, b: 5e3, c: !!float 2e-4, d: 1.5e+2}', '') == {'a': 1e-4, 'b': 5e3, 'c': 2e-4, 'd': 150}
 
 
 @pytest.mark.parametrize(

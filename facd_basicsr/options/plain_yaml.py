@@ -1,0 +1,75 @@
+"""Option files as text: plain YAML in, and out again as one that reads the same."""
+
+import re
+from typing import Any
+
+import yaml
+
+from facd_basicsr.errors import UserError
+
+# Of the blocks and keys at the top of an option file, in the order in which the files of options/ have them.
+ORDER = (
+    *('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'find_unused_parameters', 'datasets', 'network_g'),
+    *('teacher', 'taps', 'network_r', 'path', 'train', 'val', 'logger', 'dist_params'),
+)
+FLOAT = 'tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$'), list('-+0123456789')
+
+
+class OptionLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which builds plain data only, with two of YAML 1.1's surprises removed.
+
+    A key that stands twice in a block is refused, and ``1e-4`` is a number, not text.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.value != '<<']
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f'the key {key!r} stands twice', node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class OptionDumper(yaml.SafeDumper):
+    """Writes lists as the files of ``options/`` do: [0.5, 0.3, 0.2] and {student: body.4, teacher: body.9} inline."""
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        node = super().represent_sequence(tag, sequence, flow_style)
+        node.flow_style = all(isinstance(item, yaml.ScalarNode) for item in node.value)
+        for item in node.value:
+            if isinstance(item, yaml.MappingNode):
+                item.flow_style = all(isinstance(value, yaml.ScalarNode) for _, value in item.value)
+        return node
+
+
+OptionLoader.add_implicit_resolver(*FLOAT)
+OptionDumper.add_implicit_resolver(*FLOAT)  # the text '1e-4' is put in quotes
+OptionDumper.add_representer(type(None), lambda dumper, _: dumper.represent_scalar('tag:yaml.org,2002:null', '~'))
+
+
+def load_yaml(text: str, source: str) -> Any:
+    """Plain data from YAML text.
+
+    Args:
+        text: the YAML.
+        source: file name or option, for messages.
+
+    Raises:
+        UserError: it is not valid YAML, asks for a Python object, or has a key twice.
+    """
+    try:
+        return yaml.load(text, Loader=OptionLoader)
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # the last two from `2024-13-45` and `!!timestamp x`
+        mark = getattr(error, 'problem_mark', None)
+        line = f', line {mark.line + 1}' if mark else ''
+        problem = getattr(error, 'problem', None) or str(error).splitlines()[0]
+        raise UserError(f'{source}{line}: {problem}; accepted: plain YAML') from error
+
+
+def option_text(opt: dict[str, Any]) -> str:
+    """An option dict as YAML, in the usual order of keys, which :func:`load_yaml` reads back equal."""
+    known = [key for key in ORDER if key in opt]
+    paragraphs = []
+    for key in [*known, *(key for key in opt if key not in ORDER)]:
+        text = yaml.dump({key: opt[key]}, Dumper=OptionDumper, sort_keys=False, allow_unicode=True, width=120)
+        paragraphs.append('\n' + text if isinstance(opt[key], (dict, list)) else text)
+    return ''.join(paragraphs) or '{}\n'
