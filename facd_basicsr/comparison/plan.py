@@ -1,0 +1,144 @@
+"""From a comparison file to its runs: every method's option file, with every seed."""
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.options import load_yaml
+from facd_basicsr.options.blocks import check_block, check_type
+from facd_basicsr.options.check import check
+from facd_basicsr.options.inherit import BASE, merged, read_option_file
+from facd_basicsr.options.paths import check_paths
+from facd_basicsr.options.signatures import Key
+
+KEYS = {
+    'name': Key((str,), required=True),
+    'seeds': Key((list,), required=True, items=(int,)),
+    'baseline': Key((str,), required=True),
+    'test': Key((str,), required=True),
+    'common': Key((dict,)),
+    'methods': Key((dict,), required=True),
+}
+NAME = r'[\w.+=-]+'
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a method with a seed.
+
+    Attributes:
+        method: its name in the comparison.
+        seed: its ``manual_seed``.
+        opt: its option file, resolved, as train.py is to read it.
+    """
+
+    method: str
+    seed: int
+    opt: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What its files are called: ``METHOD_seedSEED``."""
+        return f'{self.method}_seed{self.seed}'
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison file asks for.
+
+    Attributes:
+        name: of its folder in ``results/``, and the beginning of its experiments' names.
+        seeds: each method is trained once with each of them.
+        baseline: the method with which the others are compared, seed by seed.
+        methods: every method's resolved options, without a seed, in the order of the report.
+        test_opt: the test file whose sets are reported.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    baseline: str
+    methods: dict[str, dict[str, Any]]
+    test_opt: dict[str, Any]
+
+    @property
+    def scale(self) -> int:
+        return self.test_opt['scale']
+
+    def runs(self) -> Iterator[Run]:
+        """Seed by seed, so that what is there after a while is a whole comparison with fewer seeds."""
+        for seed in self.seeds:
+            for method, opt in self.methods.items():
+                run_opt = copy.deepcopy(opt) | {'name': f'{self.name}_{method}_seed{seed}', 'manual_seed': seed}
+                run_opt['logger']['use_tb_logger'] = True  # the curves are read from there
+                yield Run(method, seed, run_opt)
+
+
+def read_comparison(path: Path) -> Comparison:
+    """Reads and checks a comparison file. Its methods' options are checked when they are written: see run.py.
+
+    Args:
+        path: YAML with ``name``, ``seeds``, ``baseline``, ``test`` (a test file, whose sets are reported), ``methods``
+            ({name: an option file's keys, with ``base``}) and ``common`` (laid over every method). Paths of files are
+            relative to its folder.
+
+    Raises:
+        UserError: a key is unknown, missing or of the wrong type, a file is not there, or scales differ.
+    """
+    try:
+        content = load_yaml(path.read_text(encoding='utf-8'), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, 'strerror', None) or 'not text'
+        raise UserError(f'{path}: {reason}; accepted: a comparison file such as those in options/compare/') from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: holds {type(content).__name__}; accepted: keys as in options/compare/')
+    try:
+        return _comparison(content, path)
+    except UserError as error:
+        raise error if str(error).startswith(str(path)) else UserError(f'{path}: {error}') from error
+
+
+def _comparison(content: dict[str, Any], path: Path) -> Comparison:
+    check_block('', content, KEYS)
+    name, seeds, methods = content['name'], content['seeds'], content['methods']
+    for key, value in [('name', name), *(('methods', method) for method in methods)]:
+        if not re.fullmatch(NAME, str(value)):
+            raise UserError(f'{key}: {value!r}; accepted: a name of letters, digits and . _ + = -')
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f'seeds: {seeds}; accepted: one or more, each once')
+    if content['baseline'] not in methods:
+        raise UserError(f'baseline: {content["baseline"]!r}; accepted: one of the methods, {", ".join(methods)}')
+    test_opt = _test_options(path.parent / content['test'])
+    opts = {}
+    for method, block in methods.items():
+        check_type(f'methods.{method}', block, (dict,))
+        opt = merged(_resolved(block, path), content.get('common', {}))
+        for key in ('name', 'manual_seed'):
+            opt.setdefault(key, 0)
+        opt['logger'] = opt.get('logger', {}) | {}
+        if opt.get('scale') != test_opt['scale']:
+            raise UserError(
+                f'methods.{method}.scale: {opt.get("scale")}; accepted: {test_opt["scale"]}, as in {content["test"]}'
+            )
+        opts[method] = opt
+    return Comparison(name, tuple(seeds), content['baseline'], opts, test_opt)
+
+
+def _resolved(block: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A method's options with all that its ``base``, relative to the comparison file, gives it."""
+    changes = {key: value for key, value in block.items() if key != BASE}
+    return merged(read_option_file(str(path.parent / str(block[BASE]))), changes) if BASE in block else changes
+
+
+def _test_options(path: Path) -> dict[str, Any]:
+    """A test file's options. Its sets must be there; its checkpoint is not looked at."""
+    try:
+        opt = read_option_file(str(path))
+        check(opt, is_train=False)
+        check_paths({**opt, 'path': {}}, is_train=False)
+    except UserError as error:
+        raise UserError(f'test: {path}: {error}') from error
+    return opt

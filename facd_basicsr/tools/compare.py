@@ -1,0 +1,141 @@
+"""``facd compare``: methods times seeds, trained alike, and one report of them all."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from basicsr.utils import get_root_logger
+
+from facd_basicsr.comparison.curves import draw_curves
+from facd_basicsr.comparison.pages import filled
+from facd_basicsr.comparison.plan import Comparison, read_comparison
+from facd_basicsr.comparison.record import reference_records, run_record, student_of, teacher_of
+from facd_basicsr.comparison.report import by_method, caption, cost_table, feature_table, quality_table, to_csv
+from facd_basicsr.comparison.run import Folder, read_records, train_all, write_json, write_option_files
+from facd_basicsr.errors import UserError, disk_complaints
+from facd_basicsr.evaluation.benchmark_sets import build_sets, pairs
+from facd_basicsr.evaluation.crops import find_crops
+from facd_basicsr.evaluation.methods import BICUBIC, Method
+from facd_basicsr.evaluation.table import LATEX_RULES, latex_table, markdown_table, text_table
+from facd_basicsr.options.parse import root_path
+from facd_basicsr.tools.figure import draw_crops
+
+CROP, CROPS = 48, 3
+
+
+def compare(path: Path, jobs: int) -> dict[str, Any]:
+    """Trains what is missing, scores it, and writes the report. Returns what results.json holds.
+
+    Raises:
+        UserError: the file, a method's options or data are not accepted, or a training failed.
+    """
+    comparison = read_comparison(path)
+    folder = Folder(root_path() / 'results' / comparison.name)
+    write_option_files(comparison, folder)
+
+    train_all(comparison, folder, jobs, lambda run: run_record(run, comparison, jobs))
+    results = {
+        'name': comparison.name,
+        'file': str(path),
+        'scale': comparison.scale,
+        'baseline': comparison.baseline,
+        'methods': list(comparison.methods),
+        'references': reference_records(comparison),
+        'runs': list(read_records(comparison, folder)),
+    }
+    write_json(folder.root / 'results.json', results)
+    write_report(results, folder.root)
+    draw_pictures(comparison, results, folder.root)
+    return results
+
+
+def tables(results: dict[str, Any]) -> dict[str, Any]:
+    """{title: table} of a report."""
+    found = {f'PSNR-Y in dB, x{results["scale"]}': quality_table(results), 'Cost': cost_table(results)}
+    features = feature_table(results)
+    return found if features is None else {**found, f'Feature PSNR in dB, x{results["scale"]}': features}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    parts = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in tables(results).items()]
+    return '\n'.join([*parts, caption(results) + '\n'])
+
+
+def write_report(results: dict[str, Any], folder: Path) -> None:
+    """table.md, table.tex and table.csv from the records alone."""
+    latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in tables(results).items()]
+    (folder / 'table.md').write_text(markdown(results), encoding='utf-8')
+    (folder / 'table.tex').write_text('\n'.join([f'{LATEX_RULES}\n', *latex]), encoding='utf-8')
+    (folder / 'table.csv').write_text(to_csv(results), encoding='utf-8')
+    for title, (header, rows, groups, _) in tables(results).items():
+        print(f'\n{title}\n\n{text_table(header, rows, groups)}')
+    print(f'\n{caption(results)}\n\ntable.md, table.tex, table.csv, results.json, curves.png, crops.png: {folder}')
+
+
+def draw_pictures(comparison: Comparison, results: dict[str, Any], folder: Path) -> None:
+    """curves.png of all seeds, crops.png of the first seed."""
+    draw_curves(by_method(results), f'{comparison.name}, x{comparison.scale}').savefig(folder / 'curves.png', dpi=110)
+    students = [student_of(run) for run in comparison.runs() if run.seed == comparison.seeds[0]]
+    teacher = teacher_of(comparison)
+    methods = [Method(BICUBIC, comparison.scale), *students, *([] if teacher is None else [teacher])]
+    images = list(pairs(build_sets(comparison.test_opt)))
+    fitting = max(min(pair.gt.shape[:2]) for pair in images) - 2 * comparison.scale
+    crops = find_crops(methods, images, min(CROP, fitting), CROPS)
+    draw_crops(methods, crops).save(folder / 'crops.png')
+
+
+def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
+    """Makes the tables of Markdown pages anew from a results.json.
+
+    Raises:
+        UserError: the JSON is none of a comparison, or a page has no place for it.
+    """
+    try:
+        results = json.loads(results_file.read_text(encoding='utf-8'))
+        name = results['name']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{results_file}: {error}; accepted: a results.json of facd compare') from error
+    for page in pages:
+        try:
+            text = filled(page.read_text(encoding='utf-8'), results)
+        except UserError as error:
+            raise UserError(f'{page}: {error}') from error
+        page.write_text(text, encoding='utf-8')
+        print(f'{page}: {name}')
+
+
+@click.command()
+@click.argument('file', type=click.Path(path_type=Path))
+@click.option('--jobs', type=click.IntRange(1), help='Trainings at a time.  [default: one for each GPU, or 1]')
+@click.option(
+    '--into',
+    'pages',
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar='PAGE.md',
+    help='With a results.json as FILE: make the tables in this page anew. May be repeated.',
+)
+def command(file: Path, jobs: int | None, pages: tuple[Path, ...]) -> None:
+    """Methods times seeds, trained alike, and one report of them all.
+
+    FILE says which (docs/results.md). Every run is a training by train.py with the same initial weights and data order
+    as the baseline's of its seed. What was finished stays: stopped, the same command goes on where it was.
+
+    \b
+    Example:
+      facd compare options/compare/mini_x2.yml
+      facd compare benchmarks/results/mini_x2.json --into README.md
+    """
+    get_root_logger().setLevel(logging.WARNING)
+    if pages or file.suffix == '.json':
+        if file.suffix != '.json' or not pages:
+            raise UserError(f'{file}: accepted: a comparison file, or a results.json with --into PAGE.md')
+        with disk_complaints():
+            fill_pages(file, pages)
+        return
+    with disk_complaints():
+        compare(file, jobs or max(1, torch.cuda.device_count()))

@@ -1,0 +1,131 @@
+"""``facd compare`` as a user runs it: killed, continued, reported."""
+
+import copy
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from conftest import changed, run, tiny_test_opt, tiny_train_opt, write_yml
+
+
+def command(path: Path) -> list[str]:
+    return ['-m', 'facd_basicsr.cli', 'compare', str(path), '--jobs', '2']
+
+
+@pytest.fixture(scope='module')
+def comparison(data: Path, teacher_weights: Path, checkout: Path) -> dict:
+    """The content of a comparison file in the checkout, of two methods and two seeds."""
+    facd = tiny_train_opt(data, teacher_weights)
+    facd['datasets']['train']['dataset_enlarge_ratio'] = 4
+    facd['logger'] |= {'print_freq': 2, 'save_checkpoint_freq': 4}
+    facd['train']['total_iter'] = 8
+    student = copy.deepcopy(facd) | {'model_type': 'SRModel'}
+    for key in ('teacher', 'taps', 'network_r'):
+        del student[key]
+    student['train']['pixel_opt'] = {'type': 'L1Loss'}
+    del student['train']['distill_opt']
+    test_opt = tiny_test_opt(data)
+    test_opt['path']['pretrain_network_g'] = 'none.pth'
+    for name, opt in (('facd', facd), ('student', student), ('test', test_opt)):
+        write_yml(opt, checkout / f'{name}.yml')
+    return {
+        'name': 'tiny',
+        'seeds': [0, 1],
+        'baseline': 'Student',
+        'test': 'test.yml',
+        'methods': {'Student': {'base': 'student.yml'}, 'FACD': {'base': 'facd.yml'}},
+    }
+
+
+@pytest.fixture(scope='module')
+def finished(comparison: dict, checkout: Path) -> tuple[subprocess.CompletedProcess, dict[str, int]]:
+    """A comparison that was killed after its first run, and then given once more; the records' times at the kill."""
+    path = write_yml(comparison, checkout / 'tiny.yml')
+    first = subprocess.Popen(
+        [sys.executable, *command(path)],
+        cwd=checkout,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for line in first.stdout:
+        if 'dB' in line:
+            break
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    first.stdout.close()
+    times = {p.name: p.stat().st_mtime_ns for p in (checkout / 'results' / 'tiny' / 'runs').glob('*.json')}
+    return run(*command(path), cwd=checkout), times
+
+
+def test_a_killed_comparison_goes_on_where_it_was_and_reports_every_run(finished, checkout):
+    done, times = finished
+    assert done.returncode == 0, done.stderr
+    folder = checkout / 'results' / 'tiny'
+    assert 1 <= len(times) < 4
+    assert all((folder / 'runs' / name).stat().st_mtime_ns == time for name, time in times.items())
+    assert {p.name for p in folder.iterdir()} == {
+        'options', 'runs', 'results.json', 'table.md', 'table.tex', 'table.csv', 'curves.png', 'crops.png',
+    }  # fmt: skip
+    results = json.loads((folder / 'results.json').read_text())
+    assert [(r['method'], r['seed']) for r in results['runs']] == [
+        ('Student', 0), ('FACD', 0), ('Student', 1), ('FACD', 1),
+    ]  # fmt: skip
+
+
+def test_the_table_holds_the_means_of_the_records_and_paired_differences(finished, checkout):
+    folder = checkout / 'results' / 'tiny'
+    with (folder / 'table.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    psnr = {(row['method'], row['seed']): float(row['psnr_y']) for row in rows}
+    facd = [psnr['FACD', seed] for seed in '01']
+    student = [psnr['Student', seed] for seed in '01']
+    lines = (folder / 'table.md').read_text().splitlines()
+    line = next(line for line in lines if line.startswith('| FACD | 2 |'))
+    assert f'{sum(facd) / 2:.3f} ± ' in line
+    assert f'{(sum(facd) - sum(student)) / 2:+.3f}' in line
+    assert ('bicubic', '') in psnr and ('teacher', '') in psnr
+
+
+def test_records_have_costs_curves_and_features(finished, checkout):
+    record = json.loads((checkout / 'results' / 'tiny' / 'runs' / 'FACD_seed1.json').read_text())
+    assert record['iterations'] == 8 and record['seconds_per_iter'] > 0 and record['flops'] > 0
+    assert [step for step, _ in record['curves']['alpha']] == [2, 4, 6, 8]
+    assert {'metrics/val/psnr_y', 'losses/l_facd', 'r_1'} <= record['curves'].keys()
+    assert record['means']['pictures'].keys() >= {'psnr_y', 'ssim_y', 'psnr_rgb', 'feature_psnr'}
+
+
+def test_the_pictures_show_every_method(finished, checkout):
+    folder = checkout / 'results' / 'tiny'
+    assert cv2.imread(str(folder / 'curves.png')).std() > 0
+    crops = cv2.imread(str(folder / 'crops.png'))
+    assert crops is not None and crops.shape[1] > 5 * 100
+
+
+def test_what_is_finished_is_not_trained_again(finished, comparison, checkout):
+    again = run(*command(checkout / 'tiny.yml'), cwd=checkout)
+    assert again.returncode == 0 and ': training;' not in again.stdout
+    assert 'FACD' in again.stdout
+
+
+def test_changed_options_are_refused_with_the_key(finished, comparison, checkout):
+    path = write_yml(
+        changed(comparison, 'methods.FACD.train', {'distill_opt': {'lambda': 16}}), checkout / 'changed.yml'
+    )
+    refused = run(*command(path), cwd=checkout)
+    assert refused.returncode == 2
+    assert 'methods.FACD: train.distill_opt.lambda changed since the comparison was begun' in refused.stderr
+
+
+def test_a_method_that_train_py_refuses_is_refused_before_anything_is_trained(comparison, checkout):
+    bad = changed(comparison, 'methods.FACD.train', {'distill_opt': {'lamda': 16}}) | {'name': 'bad'}
+    refused = run(*command(write_yml(bad, checkout / 'bad.yml')), cwd=checkout)
+    assert refused.returncode == 2 and 'methods.FACD: ' in refused.stderr and 'lamda' in refused.stderr
+    assert not list((checkout / 'experiments').glob('bad_*'))
