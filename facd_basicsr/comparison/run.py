@@ -109,30 +109,36 @@ def train_all(comparison: Comparison, folder: Folder, jobs: int, finished: Calla
         UserError: a training failed; those that run beside it are ended, and go on next time.
     """
     waiting = [run for run in comparison.runs() if not folder.record(run).is_file()]
-    slots = list(range(jobs))
-    running: dict[int, tuple[Run, subprocess.Popen, float]] = {}
+    running: dict[int, tuple[Run, subprocess.Popen]] = {}
+    trained: list[Run] = []
     try:
-        while waiting or running:
-            for slot in [slot for slot in slots if slot not in running][: len(waiting)]:
+        while waiting or running or trained:
+            for slot, (run, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[slot]
+                    if process.returncode != 0:
+                        raise UserError(f'{run.name}: {_last_line(folder.output(run), process.returncode)}')
+                    trained.append(run)
+            for slot in [slot for slot in range(jobs) if slot not in running][: len(waiting)]:
                 run = waiting.pop(0)
-                running[slot] = (run, _start(run, folder, slot, jobs), time.time())
+                running[slot] = (run, _start(run, folder, slot, jobs))
                 print(f'{run.name}: training; {folder.output(run)}', flush=True)
-            for slot, (run, process, _) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[slot]
-                if process.returncode != 0:
-                    raise UserError(f'{run.name}: {_last_line(folder.output(run), process.returncode)}')
-                record = finished(run)
-                write_json(folder.record(run), record)
-                scores = ', '.join(f'{name} {found["psnr_y"]:.3f} dB' for name, found in record['means'].items())
-                print(f'{run.name}: {scores}', flush=True)
-            time.sleep(POLL)
+            if trained:  # after the next one was started: scoring takes its time
+                _finish(trained.pop(0), folder, finished)
+            else:
+                time.sleep(POLL)
     finally:
-        for _, process, _ in running.values():
+        for _, process in running.values():
             process.terminate()
-        for _, process, _ in running.values():
+        for _, process in running.values():
             process.wait()
+
+
+def _finish(run: Run, folder: Folder, finished: Callable[[Run], dict[str, Any]]) -> None:
+    record = finished(run)
+    write_json(folder.record(run), record)
+    scores = ', '.join(f'{name} {found["psnr_y"]:.3f} dB' for name, found in record['means'].items())
+    print(f'{run.name}: {scores}', flush=True)
 
 
 def _start(run: Run, folder: Folder, slot: int, jobs: int) -> subprocess.Popen:
