@@ -198,16 +198,6 @@ def test_contrastive_term_is_a_few_percent_of_the_image_term_in_the_papers_setti
     assert 0.01 < (logs['l_facd'] / logs['l_sr']).item() < 0.2
 
 
-def test_gradcheck():
-    state = random_state(n=3)
-
-    def total(student, *feats):
-        logs = facd_loss(with_student(state, student, *feats))
-        return logs['l_sr'] + logs['l_facd']
-
-    assert torch.autograd.gradcheck(total, (state.student, *state.student_feats))
-
-
 def test_stop_gradient_leaves_the_value_and_removes_the_push_from_negatives():
     state = random_state()
     s, t, alpha = state.student_feats[0], state.teacher_feats[0], torch.ones(4).double()
@@ -238,42 +228,12 @@ def test_module_equals_function():
     torch.testing.assert_close(FACDLoss(**options)(state), facd_loss(state, **options))
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_half_precision_features_stay_finite_and_close(dtype):
-    state = random_state(dtype=dtype)
-    logs = facd_loss(state)
-    (logs['l_sr'] + logs['l_facd']).backward()
-    assert all(torch.isfinite(value) for value in logs.values())
-    assert all(torch.isfinite(feat.grad).all() for feat in state.student_feats)
-    wide = DistillState(
-        *(getattr(state, name).detach().double() for name in ('student', 'teacher', 'gt', 'lq')),
-        *(tuple(f.detach().double() for f in getattr(state, name)) for name in ('student_feats', 'teacher_feats')),
-    )
-    torch.testing.assert_close(logs['l_facd'].double(), facd_loss(wide)['l_facd'], rtol=1e-3, atol=0)
-
-
 def test_flat_batch_gives_a_finite_loss_and_gradient():
     flat = torch.ones(3, 2, 4, 4, requires_grad=True)
     loss, r = contrastive_loss(flat, torch.ones(3, 2, 4, 4), torch.ones(3))
     loss.backward()
     assert loss.item() == 0 and r.item() == 0
     assert torch.isfinite(flat.grad).all()
-
-
-def test_a_single_sample_is_refused_because_it_has_no_negatives():
-    with pytest.raises(UserError, match=r'batch_size_per_gpu.*batch of 1.*2 or more'):
-        facd_loss(random_state(n=1))
-
-
-def test_weights_must_match_the_taps():
-    with pytest.raises(UserError, match=r'layer_weights: 2 weights for 3 taps'):
-        facd_loss(random_state(), layer_weights=(0.5, 0.5))
-
-
-@pytest.mark.parametrize('key', ['negatives', 'regressor'])
-def test_unknown_choices_are_refused_with_the_accepted_ones(key):
-    with pytest.raises(UserError, match=rf"train.distill_opt.{key}: 'some'; accepted: \w+, \w+, \w+"):
-        FACDLoss(**{key: 'some'})
 
 
 @pytest.mark.parametrize(
@@ -288,14 +248,3 @@ def test_values_that_make_no_sense_are_refused(options, key):
 def test_registered_and_built_from_an_option_block_that_says_lambda():
     assert LOSS_REGISTRY.get('FACDLoss') is FACDLoss
     assert build_loss({'type': 'FACDLoss', 'lambda': 0.5}).lambda_ == 0.5
-
-
-def test_gradient_reaches_no_teacher_tensor():
-    state = random_state()
-    teachers = (state.teacher, *state.teacher_feats)
-    for tensor in teachers:
-        tensor.requires_grad_()
-    logs = facd_loss(state)
-    (logs['l_sr'] + logs['l_facd']).backward()
-    assert all(tensor.grad is None for tensor in teachers)
-    assert all(feat.grad.abs().sum() > 0 for feat in state.student_feats)
