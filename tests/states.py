@@ -1,10 +1,13 @@
 """Small states that the tests of losses share."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from torchvision.models import vgg19
 
 from facd_basicsr.losses import DistillState
+from facd_basicsr.losses.vgg import ENDS
 
 
 def images(*values: float) -> torch.Tensor:
@@ -35,3 +38,34 @@ def random_state(
 def with_student(state: DistillState, student: torch.Tensor, *feats: torch.Tensor) -> DistillState:
     """The state with another student's output and features, for gradcheck."""
     return replace(state, student=student, student_feats=feats)
+
+
+def widened(state: DistillState) -> DistillState:
+    """The state's values in float64, the student's with gradient."""
+
+    def wide(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+    return DistillState(
+        *(wide(getattr(state, name)) for name in ('student', 'teacher', 'gt', 'lq')),
+        *(tuple(wide(feat) for feat in getattr(state, name)) for name in ('student_feats', 'teacher_feats')),
+    )
+
+
+def summed(logs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What is minimised."""
+    return sum(value for name, value in logs.items() if name.startswith('l_'))
+
+
+def save_vgg(path: Path, depth: int) -> Path:
+    """Writes a checkpoint of a random VGG-19 in torchvision's layout, as far down as ``depth`` slices need it."""
+    with torch.device('meta'):
+        layers = vgg19(weights=None).features[: ENDS[depth - 1]]
+    generator = torch.Generator().manual_seed(0)
+    deviations = {key: (2 / value[0].numel()) ** 0.5 for key, value in layers.state_dict().items()}
+    weights = {
+        f'features.{key}': torch.randn(value.shape, generator=generator) * deviations[key] * key.endswith('weight')
+        for key, value in layers.state_dict().items()
+    }
+    torch.save({**weights, 'classifier.0.bias': torch.zeros(2)}, path)
+    return path

@@ -25,6 +25,13 @@ class DistillLoss(nn.Module, ABC):
     compares_channels: bool = True
     regressor: str = 'never'
 
+    def prepare(self) -> 'DistillLoss':
+        """Loads what it needs beyond its options; the model calls it once, before ``to()`` and the first forward.
+
+        Not part of construction, which must stay cheap: it is how an option file is checked (options/dry_run.py).
+        """
+        return self
+
     @abstractmethod
     def forward(self, state: DistillState) -> dict[str, Tensor]:
         """Named scalars. Those called ``l_*`` are weighted terms, and their sum is minimised; others are monitored."""

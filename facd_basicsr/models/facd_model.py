@@ -42,7 +42,7 @@ class FACDModel(SRModel):
         self.net_g.train()
         self._init_ema(train_opt.get('ema_decay', 0))
 
-        self.cri_distill = build_loss(train_opt['distill_opt']).to(self.device)
+        self.cri_distill = build_loss(train_opt['distill_opt']).prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
         student = self.get_bare_model(self.net_g)
         taps = self.opt.get('taps', [])

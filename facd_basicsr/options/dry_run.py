@@ -24,7 +24,8 @@ def dry_run(opt: dict[str, Any], is_train: bool) -> None:
         return
     if 'network' in opt.get('teacher', {}):
         _build('teacher.network', opt['teacher']['network'])
-    for key in ('distill_opt', 'pixel_opt'):  # not perceptual_opt: it downloads a VGG when it is built
+    # Not perceptual_opt: it downloads a VGG when it is built, a distillation loss only when it is prepared.
+    for key in ('distill_opt', 'pixel_opt'):
         if opt['train'].get(key) is not None:
             with _refusals(f'train.{key}'):
                 build_loss(opt['train'][key])

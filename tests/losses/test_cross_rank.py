@@ -1,6 +1,7 @@
 """Reading 11 of the design: R ranks of N/R samples have the loss and the gradient of one process with N."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,40 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from facd_basicsr.losses import DistillState
+from facd_basicsr.losses.contrastive import NEGATIVES
 from facd_basicsr.losses.cross_rank import all_samples, total
+from facd_basicsr.losses.csd_loss import csd_loss
 from facd_basicsr.losses.facd_loss import facd_loss
+from facd_basicsr.losses.fakd_loss import fakd_loss
+from facd_basicsr.losses.fitnet_loss import fitnet_loss
+from facd_basicsr.losses.iacd_loss import iacd_loss
+from facd_basicsr.losses.infonce_loss import infonce_loss
+from facd_basicsr.losses.lsfd_loss import lsfd_loss
 
 N, RANKS = 6, 2
 
 
+def features(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """In the place of a VGG."""
+    return x.tanh(), torch.nn.functional.avg_pool2d(x, 2)
+
+
+LOSSES = {
+    **{f'facd {negatives}': partial(facd_loss, layer_weights=[1.0], negatives=negatives) for negatives in NEGATIVES},
+    **{f'iacd {negatives}': partial(iacd_loss, negatives=negatives) for negatives in NEGATIVES},
+    'infonce': partial(infonce_loss, layer_weights=[1.0], adaptive=True),
+    # as many negatives as one rank has samples, more, and more than there are
+    **{f'csd {k}': partial(csd_loss, features=features, layer_weights=[0.3, 0.7], num_negatives=k) for k in (3, 4, 10)},
+    'fakd': partial(fakd_loss, layer_weights=[1.0]),
+    'fitnet': partial(fitnet_loss, layer_weights=[1.0]),
+    'lsfd': partial(lsfd_loss, layer_weights=[1.0]),
+}
+
+
 def batch() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    names = ('x', 'teacher', 'gt', 'teacher_feat')
-    return {name: torch.rand(N, 3, 4, 4, generator=generator, dtype=torch.float64) for name in names}
+    sizes = {'x': 4, 'teacher': 4, 'gt': 4, 'teacher_feat': 4, 'lq': 2}
+    return {name: torch.rand(N, 3, s, s, generator=generator, dtype=torch.float64) for name, s in sizes.items()}
 
 
 def student() -> nn.Module:
@@ -27,12 +52,12 @@ def student() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.PReLU(), nn.Conv2d(3, 3, 1)).double()
 
 
-def loss_of(net: nn.Module, part: dict[str, torch.Tensor], negatives: str) -> dict[str, torch.Tensor]:
+def loss_of(net: nn.Module, part: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     output = net(part['x'])
-    state = DistillState(output, part['teacher'], part['gt'], part['x'], (output * 3,), (part['teacher_feat'],))
-    logs = facd_loss(state, layer_weights=[1.0], negatives=negatives)
-    (logs['l_sr'] + logs['l_facd']).backward()
-    return logs
+    state = DistillState(output, part['teacher'], part['gt'], part['lq'], (output * 3,), (part['teacher_feat'],))
+    logs = LOSSES[name](state)
+    sum(value for key, value in logs.items() if key.startswith('l_')).backward()
+    return {key: value.detach() for key, value in logs.items()}
 
 
 def worker(folder: Path) -> None:
@@ -42,13 +67,10 @@ def worker(folder: Path) -> None:
     share = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
     part = {name: tensor[share] for name, tensor in batch().items()}
     results = {}
-    for negatives in ('upper', 'all', 'per_anchor'):
+    for name in LOSSES:
         net = DistributedDataParallel(student())
-        logs = loss_of(net, part, negatives)
-        results[negatives] = {
-            'grad': [p.grad for p in net.parameters()],
-            **{name: logs[name].detach() for name in ('l_facd', 'r_1')},
-        }
+        logs = loss_of(net, part, name)
+        results[name] = {'grad': [p.grad for p in net.parameters()], 'logs': logs}
     torch.save(results, folder / f'{rank}.pth')
     dist.destroy_process_group()
 
@@ -64,15 +86,18 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [torch.load(folder / f'{rank}.pth', weights_only=True) for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize('negatives', ['upper', 'all', 'per_anchor'])
-def test_two_ranks_have_the_loss_and_gradient_of_one_process_with_the_whole_batch(ranks, negatives):
+@pytest.mark.parametrize('name', LOSSES)
+def test_two_ranks_have_the_loss_and_gradient_of_one_process_with_the_whole_batch(ranks, name):
     net = student()
-    logs = loss_of(net, batch(), negatives)
+    logs = loss_of(net, batch(), name)
+    for key, value in logs.items():
+        found = [rank[name]['logs'][key] for rank in ranks]
+        # means over a rank's own samples are the ranks' to average, as DDP does with gradients and BasicSR with logs
+        torch.testing.assert_close(sum(found) / RANKS, value, rtol=1e-9, atol=0)
+        if key in ('l_facd', 'l_iacd', 'l_csd', 'r', 'r_1', 'r_2'):
+            torch.testing.assert_close(found, [value] * RANKS, rtol=1e-9, atol=0)
     for rank in ranks:
-        result = rank[negatives]
-        torch.testing.assert_close(result['l_facd'], logs['l_facd'].detach(), rtol=1e-9, atol=0)
-        torch.testing.assert_close(result['r_1'], logs['r_1'], rtol=1e-9, atol=0)
-        torch.testing.assert_close(result['grad'], [p.grad for p in net.parameters()], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(rank[name]['grad'], [p.grad for p in net.parameters()], rtol=1e-9, atol=1e-12)
 
 
 def test_in_one_process_both_are_the_identity():

@@ -110,7 +110,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('train.scheduler.milestones', None, 'train.scheduler.milestones: None; accepted: a list'),
         ('train.scheduler.milestones', ['a'], "train.scheduler.milestones[0]: 'a'; accepted: a whole number"),
         ('train.distill_opt.layer_weights', ['a', 1, 1], "train.distill_opt.layer_weights[0]: 'a'; accepted: a num"),
-        ('train.distill_opt', {'type': 'L1Loss'}, "train.distill_opt.type: 'L1Loss'; accepted: FACDLoss"),
+        ('train.distill_opt', {'type': 'L1Loss'}, "train.distill_opt.type: 'L1Loss'; accepted: CSDLoss, FACDLoss"),
         ('val.metrics.psnr_y.crop_border', '2', "val.metrics.psnr_y.crop_border: '2'; accepted: a whole number"),
         ('logger.wandb', {'project': 'p'}, "logger.wandb.project: 'p'; accepted with use_tb_logger: true and wandb"),
         ('scale', '2', "scale: '2'; accepted: a whole number"),
