@@ -22,12 +22,14 @@ setup(
         'tb-nightly',
         'torch>=2.4',
         'torchvision',
+        'matplotlib',  # the curves of facd compare
         'numpy',  # images; basicsr and opencv-python need it too
         'packaging',  # compat.py: LooseVersion's successor, where distutils is gone
         'requests',  # downloads; basicsr needs it too
         'safetensors',  # checkpoints in that format
         'pillow',  # image sizes without decoding, and the demo's picture; torchvision needs it too
         'scikit-image',  # the demo's photographs are in its wheel; basicsr needs it too
+        'scipy',  # Student's t in facd compare; basicsr needs it too
         'tqdm',  # progress; basicsr needs it too
     ],
     extras_require={
