@@ -3,7 +3,8 @@
 import copy
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,38 @@ class Comparison:
                 run_opt = copy.deepcopy(opt) | {'name': f'{self.name}_{method}_seed{seed}', 'manual_seed': seed}
                 run_opt['logger']['use_tb_logger'] = True  # the curves are read from there
                 yield Run(method, seed, run_opt)
+
+
+def shortened(comparison: Comparison, iterations: int) -> Comparison:
+    """The comparison with trainings of another length, under a name of its own.
+
+    Every training becomes longer or shorter in the same proportion, its learning rate's milestones or periods and
+    its validations with it, so that the baseline's has ``iterations``.
+
+    Args:
+        comparison: as its file has it.
+        iterations: the baseline's, 1 or more.
+    """
+    factor = Fraction(iterations, comparison.methods[comparison.baseline]['train']['total_iter'])
+
+    def scaled(value: int) -> int:
+        return max(1, round(value * factor))
+
+    opts = {}
+    for method, opt in copy.deepcopy(comparison.methods).items():
+        train_opt, scheduler_opt = opt['train'], opt['train']['scheduler']
+        train_opt['total_iter'] = scaled(train_opt['total_iter'])
+        for key in ('milestones', 'periods'):
+            if key in scheduler_opt:
+                scheduler_opt[key] = [scaled(value) for value in scheduler_opt[key]]
+        if 'periods' in scheduler_opt:  # rounding must not leave the last iterations without a learning rate
+            scheduler_opt['periods'][-1] += max(0, train_opt['total_iter'] - sum(scheduler_opt['periods']))
+        if opt.get('val') is not None:
+            opt['val']['val_freq'] = scaled(opt['val']['val_freq'])
+        opt['logger']['save_checkpoint_freq'] = scaled(opt['logger']['save_checkpoint_freq'])
+        opt['logger']['print_freq'] = min(opt['logger']['print_freq'], scaled(opt['logger']['print_freq']))
+        opts[method] = opt
+    return replace(comparison, name=f'{comparison.name}_{iterations}', methods=opts)
 
 
 def read_comparison(path: Path) -> Comparison:

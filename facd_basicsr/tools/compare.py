@@ -12,7 +12,7 @@ from basicsr.utils import get_root_logger
 
 from facd_basicsr.comparison.curves import draw_curves
 from facd_basicsr.comparison.pages import filled
-from facd_basicsr.comparison.plan import Comparison, read_comparison
+from facd_basicsr.comparison.plan import Comparison, read_comparison, shortened
 from facd_basicsr.comparison.record import reference_records, run_record, student_of, teacher_of
 from facd_basicsr.comparison.report import by_method, caption, cost_table, feature_table, quality_table, to_csv
 from facd_basicsr.comparison.run import Folder, read_records, train_all, write_json, write_option_files
@@ -27,13 +27,20 @@ from facd_basicsr.tools.figure import draw_crops
 CROP, CROPS = 48, 3
 
 
-def compare(path: Path, jobs: int) -> dict[str, Any]:
+def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, Any]:
     """Trains what is missing, scores it, and writes the report. Returns what results.json holds.
+
+    Args:
+        path: the comparison file.
+        jobs: trainings at a time.
+        iterations: the baseline's, with all others in proportion; None: as the file has it.
 
     Raises:
         UserError: the file, a method's options or data are not accepted, or a training failed.
     """
     comparison = read_comparison(path)
+    if iterations is not None:
+        comparison = shortened(comparison, iterations)
     folder = Folder(root_path() / 'results' / comparison.name)
     write_option_files(comparison, folder)
 
@@ -112,6 +119,9 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
 @click.argument('file', type=click.Path(path_type=Path))
 @click.option('--jobs', type=click.IntRange(1), help='Trainings at a time.  [default: one for each GPU, or 1]')
 @click.option(
+    '--iterations', type=click.IntRange(1), help="The baseline's; all trainings and their schedules in proportion."
+)
+@click.option(
     '--into',
     'pages',
     multiple=True,
@@ -119,7 +129,7 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
     metavar='PAGE.md',
     help='With a results.json as FILE: make the tables in this page anew. May be repeated.',
 )
-def command(file: Path, jobs: int | None, pages: tuple[Path, ...]) -> None:
+def command(file: Path, jobs: int | None, iterations: int | None, pages: tuple[Path, ...]) -> None:
     """Methods times seeds, trained alike, and one report of them all.
 
     FILE says which (docs/results.md). Every run is a training by train.py with the same initial weights and data order
@@ -138,4 +148,4 @@ def command(file: Path, jobs: int | None, pages: tuple[Path, ...]) -> None:
             fill_pages(file, pages)
         return
     with disk_complaints():
-        compare(file, jobs or max(1, torch.cuda.device_count()))
+        compare(file, jobs or max(1, torch.cuda.device_count()), iterations)

@@ -1,0 +1,97 @@
+"""What the paper's trainings cost: floating-point operations of one iteration, and hours at a given rate.
+
+    python benchmarks/gpu_hours.py --out benchmarks/results/gpu_hours.json --into docs/reproduce.md
+
+Nothing is run: networks, regressors and loss are on the meta device. Counted are convolutions and matrix products,
+two for each multiply-add, forward and backward; not counted are the L1 distances of equation (3), which take time but
+no products. The rate is an assumption, and the hours are no measurement.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import facd_basicsr  # noqa: F401  must come before basicsr
+
+# isort: split
+import torch
+from basicsr.archs import build_network
+from torch.utils.flop_counter import FlopCounterMode
+
+from facd_basicsr.distill.regressors import build_regressors
+from facd_basicsr.distill.taps import Taps
+from facd_basicsr.evaluation.table import markdown_table
+from facd_basicsr.losses import DistillState, build_loss
+from facd_basicsr.options import read_option_file
+
+OPTIONS = Path(__file__).resolve().parents[1] / 'options' / 'train'
+RATE, DEVICE = 8.0, 'TITAN RTX'  # TFLOP/s: half of 16.3, its peak in float32
+BEGIN, END = '<!-- benchmarks/gpu_hours.py -->', '<!-- end -->'
+
+
+def step_flops(opt: dict[str, Any]) -> int:
+    """Floating-point operations of one iteration of a train file."""
+    size = opt['datasets']['train']['gt_size'] // opt['scale']
+    counter = FlopCounterMode(display=False)
+    with torch.device('meta'), counter:
+        student = build_network(opt['network_g'])
+        lq = torch.empty(opt['datasets']['train']['batch_size_per_gpu'], 3, size, size)
+        if 'distill_opt' not in opt['train']:
+            student(lq).sum().backward()
+            return counter.get_total_flops()
+        teacher = build_network(opt['teacher']['network']).requires_grad_(False)
+        loss = build_loss(opt['train']['distill_opt'])
+        taps = opt.get('taps', [])
+        sr, feats = Taps(student, [tap['student'] for tap in taps], 'student').run(student, lq)
+        sr_t, feats_t = Taps(teacher, [tap['teacher'] for tap in taps], 'teacher').run(teacher, lq)
+        net_r = build_regressors(opt.get('network_r'), loss.regressor, feats, feats_t, loss.compares_channels)
+        feats = feats if net_r is None else net_r(feats)
+        terms = loss(DistillState(sr, sr_t, torch.empty_like(sr_t), lq, feats, feats_t))
+        sum(value for name, value in terms.items() if name.startswith('l_')).backward()
+    return counter.get_total_flops()
+
+
+def table(costs: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each method and network, TFLOPs of an iteration and hours of a training for each scale."""
+    scales = (2, 3, 4)
+    found = {(cost['method'], cost['network'], cost['scale']): cost for cost in costs}
+    rows = []
+    for method, network in dict.fromkeys((cost['method'], cost['network']) for cost in costs):
+        cells = [found.get((method, network, scale)) for scale in scales]
+        flops = ['-' if cell is None else f'{cell["flops"] / 1e12:.2f}' for cell in cells]
+        hours = ['-' if cell is None else f'{cell["hours"]:.0f}' for cell in cells]
+        rows.append([f'{method} {network}', *flops, *hours])
+    header = ['training', *(f'TFLOP x{scale}' for scale in scales), *(f'hours x{scale}' for scale in scales)]
+    return markdown_table(header, rows)
+
+
+def filled(page: str, costs: list[dict[str, Any]]) -> str:
+    """The page with the table between its marks made anew."""
+    return re.sub(f'{BEGIN}.*?{END}', lambda _: f'{BEGIN}\n\n{table(costs)}\n\n{END}', page, flags=re.DOTALL)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument('--out', type=Path, required=True)
+    arguments.add_argument('--into', type=Path, help='page whose table is made anew')
+    args = arguments.parse_args()
+    costs = []
+    for path in [*sorted(OPTIONS.glob('*.yml')), *sorted(OPTIONS.glob('ablation/*.yml'))]:
+        method, network, scale = re.fullmatch(r'(\w+)_(EDSR|RCAN)_x(\d)', path.stem).groups()
+        if method == 'CSD':  # most of its cost is its VGG's, whose weights are not at hand
+            continue
+        opt = read_option_file(str(path))
+        flops = step_flops(opt)
+        hours = flops * opt['train']['total_iter'] / (RATE * 1e12) / 3600
+        costs.append({'method': method, 'network': network, 'scale': int(scale), 'flops': flops, 'hours': hours})
+        print(f'{path.stem}: {flops / 1e12:.3f} TFLOP an iteration, {hours:.0f} h', flush=True)
+    results = {'rate_tflops': RATE, 'device': DEVICE, 'kind': 'computed', 'trainings': costs}
+    args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    if args.into is not None:
+        args.into.write_text(filled(args.into.read_text(encoding='utf-8'), costs), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
