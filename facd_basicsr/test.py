@@ -45,7 +45,8 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
     with DeferredLog(opt['rank'], console) as log:
         log.info(versions())
         log.info(dict2str(opt))
-        check_pretrained(opt)
+        for line in check_pretrained(opt):
+            log.info(line)
         with data_complaints():
             loaders = [
                 build_dataloader(build_dataset(dataset_opt), dataset_opt)

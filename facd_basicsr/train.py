@@ -92,7 +92,8 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
     """
     _check_folders(opt)
     resume_state = load_resume_state(opt)
-    check_pretrained(opt)
+    for line in check_pretrained(opt):
+        log.info(line)
     with data_complaints():
         train_loader, train_sampler, loaders, _, total_iters = create_train_val_dataloader(opt, log.logger)
     if len(train_loader) == 0:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from basicsr.archs import build_network
-from conftest import write_yml
+from conftest import STUDENT, write_yml
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml, parser, read_option_file
@@ -27,6 +27,21 @@ def test_every_iteration_is_trained_though_epochs_drop_their_rest(train_opt, tmp
     train_opt['datasets']['train']['batch_size_per_gpu'] = 4  # of 6 images: one iteration an epoch
     train_opt['train']['total_iter'] = 5
     assert run_training(train_opt, tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_a_student_alone_that_begins_with_some_of_anothers_weights_says_how_many(train_opt, tmp_path):
+    other = {key: value for key, value in build_network(STUDENT).state_dict().items() if 'body.2' not in key}
+    torch.save({'params': other}, tmp_path / 'other.pth')
+    alone = {key: value for key, value in train_opt.items() if key not in ('teacher', 'taps', 'network_r')}
+    alone['model_type'] = 'SRModel'
+    del alone['train']['distill_opt']
+    alone['train']['pixel_opt'] = {'type': 'L1Loss'}
+    alone['path'] = {'pretrain_network_g': str(tmp_path / 'other.pth'), 'strict_load_g': False}
+    assert run_training(alone, tmp_path) == [1, 2, 3, 4]
+    log = next(tmp_path.glob('experiments/tiny/*.log')).read_text()
+    left_out = 2 * (4 * 4 * 9 + 4)  # two convolutions of a block
+    total = sum(parameter.numel() for parameter in build_network(STUDENT).parameters())
+    assert f'other.pth: {total - left_out:,} of the {total:,} parameters of EDSRStudent are loaded' in log
 
 
 def test_a_batch_larger_than_an_epoch_is_refused(train_opt, tmp_path):

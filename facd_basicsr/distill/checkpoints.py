@@ -135,7 +135,7 @@ def basicsr_param_keys(param_key: str | None) -> list[str | None]:
     return [None] if param_key is None else [param_key, 'params']
 
 
-def check_pretrained(opt: dict[str, Any]) -> None:
+def check_pretrained(opt: dict[str, Any]) -> list[str]:
     """Checks every checkpoint that BasicSR's ``load_network`` will be asked to load, before anything is created.
 
     The regressors' is checked by the model, which builds them once the taps' channels are known.
@@ -144,9 +144,14 @@ def check_pretrained(opt: dict[str, Any]) -> None:
         opt: from :func:`facd_basicsr.options.parse_options`, after
             :func:`facd_basicsr.engine.resume.load_resume_state`.
 
+    Returns:
+        For each network with ``strict_load`` off, how much of it will be loaded, in a line.
+
     Raises:
-        UserError: a checkpoint can't be read, or does not fit its network under ``strict_load``.
+        UserError: a checkpoint can't be read, does not fit its network under ``strict_load``, or without it has
+            nothing for the network, which would go on with random weights.
     """
+    found = []
     for key in [key for key in opt if key.startswith('network_') and key != 'network_r']:
         suffix = key.removeprefix('network_')
         where, path = f'path.pretrain_{key}', opt['path'].get(f'pretrain_{key}')
@@ -154,6 +159,23 @@ def check_pretrained(opt: dict[str, Any]) -> None:
             continue
         param_key = opt['path'].get(f'param_key_{suffix}', 'params')
         state_dict = load_state_dict(path, where, basicsr_param_keys(param_key))
+        with torch.device('meta'):
+            net = build_network(opt[key])
         if opt['path'].get(f'strict_load_{suffix}', True):
-            with torch.device('meta'):
-                check_fit(build_network(opt[key]), state_dict, f'{where}: {path}')
+            check_fit(net, state_dict, f'{where}: {path}')
+        else:
+            found.append(_partial_fit(net, state_dict, f'{where}: {path}', f'strict_load_{suffix}'))
+    return found
+
+
+def _partial_fit(net: nn.Module, state_dict: dict[str, Tensor], where: str, strict_key: str) -> str:
+    """How much of a network BasicSR takes from a state dict without ``strict``: what fits by name and shape."""
+    expected = dict(net.named_parameters())
+    fitting = [value for key, value in expected.items() if key in state_dict and state_dict[key].shape == value.shape]
+    if not any(value.dim() > 1 for value in fitting):  # a bias or two fits by chance
+        raise UserError(
+            f'{where} has no weight that fits {type(net).__name__} by name and shape; accepted with {strict_key}: '
+            'false: a checkpoint that has one'
+        )
+    loaded, total = (sum(value.numel() for value in values) for values in (fitting, expected.values()))
+    return f'{where}: {loaded:,} of the {total:,} parameters of {type(net).__name__} are loaded ({strict_key}: false).'

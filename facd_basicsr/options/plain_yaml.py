@@ -40,9 +40,14 @@ class OptionDumper(yaml.SafeDumper):
                 item.flow_style = all(isinstance(value, yaml.ScalarNode) for _, value in item.value)
         return node
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """In double quotes where needed: in single ones PyYAML would lose a line break that is not ``\\n``."""
+        return self.represent_scalar('tag:yaml.org,2002:str', text, style=None if text.isprintable() else '"')
+
 
 OptionLoader.add_implicit_resolver(*FLOAT)
 OptionDumper.add_implicit_resolver(*FLOAT)  # the text '1e-4' is put in quotes
+OptionDumper.add_representer(str, OptionDumper.represent_text)
 OptionDumper.add_representer(type(None), lambda dumper, _: dumper.represent_scalar('tag:yaml.org,2002:null', '~'))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from basicsr.archs import build_network
+from basicsr.models.base_model import BaseModel
 from conftest import STUDENT, TEACHER
 
 from facd_basicsr.distill.checkpoints import check_pretrained
@@ -34,13 +35,50 @@ def test_what_basicsr_loads_is_accepted(weights, tmp_path):
     check_pretrained({'network_g': STUDENT, 'path': {'pretrain_network_g': None}})
 
 
-def test_without_strict_load_only_reading_is_checked(weights, tmp_path):
-    del weights['conv_last.bias']
-    check_pretrained(opt_for({'params': weights}, tmp_path, strict_load_g=False))
+def test_without_strict_load_what_is_missing_is_left_out_and_the_rest_is_counted(weights, tmp_path):
+    total = sum(value.numel() for value in weights.values())
+    del weights['conv_last.bias']  # of 3 colours
+    weights['unknown'] = torch.zeros(2, 2)
+    weights['conv_first.bias'] = torch.zeros(5)  # for 4 features
+    (line,) = check_pretrained(opt_for({'params': weights}, tmp_path, strict_load_g=False))
+    assert line.startswith('path.pretrain_network_g: ') and line.endswith(
+        f'net_g.pth: {total - 7:,} of the {total:,} parameters of EDSRStudent are loaded (strict_load_g: false).'
+    )
     with pytest.raises(
         UserError, match=r'path.pretrain_network_g: .*net_g.pth does not fit EDSRStudent: keys 1 missing'
     ):
         check_pretrained(opt_for({'params': weights}, tmp_path))
+
+
+def test_a_network_that_is_loaded_whole_is_nothing_to_tell_of(weights, tmp_path):
+    assert check_pretrained(opt_for({'params': weights}, tmp_path)) == []
+
+
+def test_without_strict_load_a_checkpoint_of_which_no_weight_fits_is_refused(weights, tmp_path):
+    teacher = build_network(TEACHER).state_dict()  # 6 features for 4: only the bias of 3 colours fits
+    assert [key for key in weights if teacher[key].shape == weights[key].shape] == ['conv_last.bias']
+    for content in (teacher, {'other': torch.zeros(4, 4)}):
+        with pytest.raises(
+            UserError,
+            match=r'path.pretrain_network_g: .*net_g.pth has no weight that fits EDSRStudent by name and shape; '
+            r'accepted with strict_load_g: false: ',
+        ) as error:
+            check_pretrained(opt_for({'params': content}, tmp_path, strict_load_g=False))
+        assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('num_block', [2, 4])  # of 3
+def test_what_is_counted_is_what_basicsr_loads(num_block, tmp_path):
+    other = build_network({**STUDENT, 'num_block': num_block}).state_dict()
+    opt = opt_for({'params': other}, tmp_path, strict_load_g=False)
+    net = build_network(STUDENT)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(torch.nan)
+    BaseModel({'num_gpu': 0, 'is_train': False}).load_network(net, opt['path']['pretrain_network_g'], strict=False)
+    loaded = sum(int(parameter.isfinite().sum()) for parameter in net.parameters())
+    (line,) = check_pretrained(opt)
+    assert f'net_g.pth: {loaded:,} of the ' in line
 
 
 @pytest.mark.parametrize(

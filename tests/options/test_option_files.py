@@ -1,6 +1,8 @@
 """Every option file that the project ships: it builds, agrees with itself and its twins, and refuses misspelling."""
 
 import copy
+import functools
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,33 +10,75 @@ import pytest
 import torch
 import yaml
 from basicsr.archs import build_network
+from basicsr.utils.registry import LOSS_REGISTRY
 from conftest import REPOSITORY
 
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import build_loss
-from facd_basicsr.options import load_yaml
+from facd_basicsr.options import load_yaml, read_option_file
 from facd_basicsr.options.check import check
+from facd_basicsr.options.inherit import lineage
 
 TRAIN = sorted(REPOSITORY.glob('options/train/**/*.yml')) + sorted(REPOSITORY.glob('demo/*.yml'))
 TEST = sorted(REPOSITORY.glob('options/test/**/*.yml'))
-PAPER = [path for path in TRAIN if path.parent.name == 'train']
+PAPER = [path for path in TRAIN if path.parent.name in ('train', 'ablation')]
 FACD = [path for path in TRAIN if path.stem.startswith('FACD')]
+RIVALS = ('TS', 'FitNet', 'FAKD', 'LFD', 'LSFD', 'CSD', 'FCD')  # each for both networks and every scale, as FACD
+ABLATION = (
+    *('IACD_EDSR_x2', 'InfoNCE_EDSR_x2'),  # Tables 5 and 6
+    *('FCD_without_L1_T_EDSR_x4', 'FCD_without_L1_GT_EDSR_x4'),  # Table 7
+    *('FCD_FAA_EDSR_x2', 'FCD_FAL_EDSR_x2'),  # Table 9
+)
+DISTILLED = [path for path in PAPER if path.stem.startswith(RIVALS) or path.parent.name == 'ablation']
+INHERITING = [path for path in TRAIN + TEST if '\nbase: ' in path.read_text(encoding='utf-8')]
+# Of what takes long: files that stand alone, and of each other kind the one for EDSR x2 (x4 in Table 7).
+SAMPLE = [path for path in TRAIN + TEST if path not in INHERITING or path.stem.endswith(('EDSR_x2', 'L1_T_EDSR_x4'))]
+
+
+@functools.cache
+def resolved(path: Path) -> dict:
+    return read_option_file(str(path))
 
 
 def load(path: Path) -> dict:
-    return load_yaml(path.read_text(encoding='utf-8'), str(path))
+    """The option dict of a file, with all that it inherits."""
+    return copy.deepcopy(resolved(path))
 
 
 def name(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
 
+def file(method: str, net: str, scale: int) -> Path:
+    return REPOSITORY / 'options' / 'train' / f'{method}_{net}_x{scale}.yml'
+
+
 def test_the_papers_experiments_and_their_baselines_are_there():
-    expected = {f'{m}_{net}_x{s}' for m in ('FACD', 'Student') for net in ('EDSR', 'RCAN') for s in (2, 3, 4)}
-    assert {path.stem for path in PAPER} == expected
-    assert {path.stem for path in TEST if path.parent.name == 'test'} == expected
+    methods = ('FACD', 'Student', *RIVALS)
+    expected = {f'{method}_{net}_x{scale}' for method in methods for net in ('EDSR', 'RCAN') for scale in (2, 3, 4)}
+    expected |= {f'TeacherInit_RCAN_x{scale}' for scale in (2, 3, 4)}
+    for folder in ('train', 'test'):
+        options = REPOSITORY / 'options' / folder
+        assert {path.stem for path in options.glob('*.yml')} == expected
+        assert {path.stem for path in options.glob('ablation/*.yml')} == set(ABLATION)
+
+
+@pytest.mark.parametrize('path', INHERITING, ids=name)
+def test_a_file_with_a_base_says_what_differs_and_no_more(path):
+    """Each of its own values differs from the inherited one, but for a block with a type, which is there whole."""
+    (_, own), (base, _), *_ = lineage(str(path))
+
+    def check_differs(changes: dict, inherited: dict) -> None:
+        for key, value in changes.items():
+            if isinstance(value, dict) and 'type' not in value:
+                check_differs(value, inherited[key])
+            else:
+                assert key not in inherited or value != inherited[key], key
+
+    check_differs(own, load(Path(base)))
+    assert own['name'] == path.stem
 
 
 @pytest.mark.parametrize('path', TRAIN + TEST, ids=name)
@@ -63,7 +107,12 @@ def test_the_header_gives_the_exact_command(path):
     assert command in header or (path.name == 'Teacher.yml' and '--train-teacher' in header)
 
 
-@pytest.mark.parametrize('path', [path for path in FACD if 'network' in load(path)['teacher']], ids=name)
+FITTED = [path for path in FACD if 'network' in load(path)['teacher']] + [
+    path for path in DISTILLED if path.stem.endswith('x2') and 'taps' in load(path) and 'FCD' not in path.stem
+]
+
+
+@pytest.mark.parametrize('path', FITTED, ids=name)
 def test_networks_taps_regressors_and_loss_of_an_option_file_fit_together(path):
     opt = load(path)
     with torch.device('meta'):
@@ -72,9 +121,11 @@ def test_networks_taps_regressors_and_loss_of_an_option_file_fit_together(path):
         sr_s, feats_s = Taps(student, [tap['student'] for tap in opt['taps']], 'student').run(student, x)
         sr_t, feats_t = Taps(teacher, [tap['teacher'] for tap in opt['taps']], 'teacher').run(teacher, x)
         loss = build_loss(opt['train']['distill_opt'])
-        feats = build_regressors(opt['network_r'], loss.regressor, feats_s, feats_t)(feats_s)
+        regressors = build_regressors(opt.get('network_r'), loss.regressor, feats_s, feats_t, loss.compares_channels)
+        feats = feats_s if regressors is None else regressors(feats_s)
     assert sr_s.shape == sr_t.shape == (2, 3, 12 * opt['scale'], 12 * opt['scale'])
-    assert [f.shape for f in feats] == [f.shape for f in feats_t]
+    if loss.compares_channels:
+        assert [f.shape for f in feats] == [f.shape for f in feats_t]
     assert len(loss.layer_weights) == len(feats)
 
 
@@ -92,9 +143,10 @@ def test_the_teacher_is_the_official_one_of_the_files_network_and_scale_and_is_h
     assert opt['datasets'][opt['teacher']['expect']['dataset']]['name'] == 'Set5'
 
 
-@pytest.mark.parametrize('path', TRAIN + TEST, ids=name)
+@pytest.mark.parametrize('path', [path for path in TRAIN + TEST if path not in INHERITING], ids=name)
 def test_basicsrs_yaml_reads_the_same(path):
-    assert yaml.safe_load(path.read_text(encoding='utf-8')) == load(path)
+    text = path.read_text(encoding='utf-8')
+    assert yaml.safe_load(text) == load_yaml(text, name(path)) == load(path)
 
 
 @pytest.mark.parametrize('path', PAPER, ids=name)
@@ -131,14 +183,91 @@ def test_a_test_file_tests_what_its_train_file_trains(path):
     assert test['network_g'] == train['network_g']
     assert test['path']['pretrain_network_g'] == f'experiments/{train["name"]}/models/net_g_latest.pth'
     assert test['val']['metrics'] == train['val']['metrics']
+    assert test['name'] == train['name']
 
 
-@pytest.mark.parametrize('kind', ['EDSR', 'RCAN'])
-@pytest.mark.parametrize('method', ['FACD', 'Student'])
+def without(opt: dict, *locations: str) -> dict:
+    """A copy without the keys at some dotted locations, where they are."""
+    opt = copy.deepcopy(opt)
+    for location in locations:
+        *parents, leaf = location.split('.')
+        functools.reduce(lambda block, key: block.get(key, {}), parents, opt).pop(leaf, None)
+    return opt
+
+
+@pytest.mark.parametrize('path', DISTILLED, ids=name)
+def test_a_method_differs_from_facd_in_the_distillation_only(path):
+    *_, net, scale = path.stem.split('_')
+    facd = load(REPOSITORY / 'options' / 'train' / f'FACD_{net}_{scale}.yml')
+    differing = ('name', 'taps', 'network_r', 'train.distill_opt')
+    assert without(load(path), *differing) == without(facd, *differing)
+    assert load(path)['name'] == path.stem
+    if 'taps' in load(path):
+        assert load(path)['taps'] == facd['taps']
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_the_student_that_begins_as_its_teacher_differs_from_the_student_in_that_only(scale):
+    opt, alone = load(file('TeacherInit', 'RCAN', scale)), load(file('Student', 'RCAN', scale))
+    differing = ('name', 'path.pretrain_network_g', 'path.strict_load_g')
+    assert without(opt, *differing) == without(alone, *differing)
+    assert f'BIX{scale}-basicsr' in opt['path']['pretrain_network_g'] and opt['path']['strict_load_g'] is False
+    with torch.device('meta'):
+        student = build_network(opt['network_g']).state_dict()
+        teacher = build_network(load(file('FACD', 'RCAN', scale))['teacher']['network']).state_dict()
+    assert student.keys() < teacher.keys()
+    assert all(value.shape == teacher[key].shape for key, value in student.items())
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_no_weight_of_edsrs_teacher_fits_its_student_so_there_is_no_such_control(scale):
+    opt = load(file('FACD', 'EDSR', scale))
+    with torch.device('meta'):
+        student, teacher = (
+            build_network(block).state_dict() for block in (opt['network_g'], opt['teacher']['network'])
+        )
+    fitting = [key for key, value in student.items() if key in teacher and value.shape == teacher[key].shape]
+    assert fitting == ['conv_last.bias']
+
+
+NOT_THE_DEFAULT = {
+    'FCD': {'adaptive': False},
+    'FCD_without_L1_T': {'adaptive': False, 'l1_t': False},
+    'FCD_without_L1_GT': {'adaptive': False, 'l1_gt': False},
+    'FCD_FAA': {'adaptive': False, 'layer_weights': [0.3333, 0.3333, 0.3333]},
+    'FCD_FAL': {'adaptive': False, 'layer_weights': [0.2, 0.3, 0.5]},
+}
+LOSSES = {'TS': 'TeacherSupervisionLoss', 'FCD': 'FACDLoss'}  # of others: METHODLoss
+
+
+@pytest.mark.parametrize('path', [*DISTILLED, *(path for path in FACD if path in PAPER)], ids=name)
+def test_a_loss_has_its_classs_defaults_but_for_what_the_method_is_about(path):
+    method = path.stem.rsplit('_', 2)[0]
+    distill_opt = load(path)['train']['distill_opt']
+    loss = distill_opt.pop('type')
+    assert loss == LOSSES.get(method.split('_')[0], f'{method}Loss')
+    for key, parameter in inspect.signature(LOSS_REGISTRY.get(loss)).parameters.items():
+        default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        assert distill_opt.get(key.rstrip('_'), default) == NOT_THE_DEFAULT.get(method, {}).get(key, default), key
+
+
+@pytest.mark.parametrize('path', DISTILLED, ids=name)
+def test_a_method_has_the_taps_and_regressors_that_its_loss_reads(path):
+    opt, method = load(path), path.stem.split('_')[0]
+    assert ('taps' in opt) == (method not in ('TS', 'CSD', 'IACD'))
+    simple = method == 'FitNet' or (method in ('LFD', 'LSFD') and 'EDSR' in path.stem)
+    deep = {'type': 'DeepRegressor', 'num_layer': 5} if method in ('FCD', 'InfoNCE') else None
+    assert opt.get('network_r') == ({'type': 'DeepRegressor', 'num_layer': 1} if simple else deep)
+
+
+KINDS = [(method, net) for method in ('FACD', 'Student', *RIVALS) for net in ('EDSR', 'RCAN')]
+
+
+@pytest.mark.parametrize(('method', 'kind'), [*KINDS, ('TeacherInit', 'RCAN')])
 def test_scales_differ_in_what_depends_on_the_scale_only(method, kind):
     texts = []
     for scale in (2, 3, 4):
-        opt = load(REPOSITORY / 'options' / 'train' / f'{method}_{kind}_x{scale}.yml')
+        opt = load(file(method, kind, scale))
         opt['datasets']['train'].pop('gt_size')
         opt.pop('scale')
         if 'teacher' in opt:
@@ -161,7 +290,7 @@ def keys(block: object, path: tuple = ()) -> Iterator[tuple]:
         yield from keys(value, (*path, key))
 
 
-@pytest.mark.parametrize('path', TRAIN + TEST, ids=name)
+@pytest.mark.parametrize('path', SAMPLE, ids=name)
 def test_every_misspelt_key_is_refused_by_its_name(path):
     original = load(path)
     for location in keys(original):

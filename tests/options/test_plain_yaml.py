@@ -39,7 +39,9 @@ values = st.recursive(
 
 @given(st.dictionaries(texts, values, max_size=4))
 def test_what_is_written_reads_back_equal(opt):
-    assert repr(load_yaml('# a comment\n' + option_text(opt), '')) == repr(opt)  # repr tells 1 from 1.0 from True
+    read = load_yaml('# a comment\n' + option_text(opt), '')
+    assert read.keys() == opt.keys()
+    assert repr([read[key] for key in opt]) == repr([*opt.values()])  # repr tells 1 from 1.0 from True
 
 
 def test_what_is_written_is_in_the_order_and_the_style_of_the_files():
