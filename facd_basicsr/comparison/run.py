@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from facd_basicsr.comparison.plan import Comparison, Run
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml
 from facd_basicsr.options.parse import load_options
+from facd_basicsr.options.plain_yaml import option_text
 
 POLL = 0.2  # seconds between looks at the processes
 SHOWN = 3  # keys that a message about changed options names
@@ -58,7 +58,7 @@ def write_option_files(comparison: Comparison, folder: Folder) -> None:
         path = folder.option_file(run)
         if not path.is_file():
             partial = path.with_suffix('.partial')
-            partial.write_text(yaml.safe_dump(run.opt, sort_keys=False, allow_unicode=True), encoding='utf-8')
+            partial.write_text(option_text(run.opt), encoding='utf-8')
             if run.seed == comparison.seeds[0]:
                 _check(run, partial)
             partial.replace(path)

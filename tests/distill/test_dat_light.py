@@ -8,7 +8,7 @@ import torch
 from basicsr.archs import build_network
 from conftest import REPOSITORY, SHARED_DATA, STUDENT, tiny_test_opt, write_yml
 
-from facd_basicsr.options import load_yaml, parser
+from facd_basicsr.options import parser, read_option_file
 from facd_basicsr.tools.benchmark import benchmark
 from facd_basicsr.train import train
 
@@ -42,7 +42,7 @@ def test_dat_light_has_its_published_psnr_on_set5(scale, psnr_y, train_opt, data
 
 def test_the_option_file_distils_a_student_from_it(data, tmp_path):
     option_file = REPOSITORY / 'options' / 'train' / 'mini' / 'FACD_EDSR16x4_DATlight_x2.yml'
-    opt = load_yaml(option_file.read_text(), str(option_file))
+    opt = read_option_file(str(option_file))
     for name, folders in (('train', ('HR.lmdb', 'LR.lmdb')), ('val', ('GT', 'LQ'))):
         for key, folder in zip(('dataroot_gt', 'dataroot_lq'), folders):
             opt['datasets'][name][key] = str(data / folder)
