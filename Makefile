@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint requirements/constraints.txt
 
-.PHONY: demo test test-all lint install
+.PHONY: demo test test-all lint install results-gpu
 
 demo: $(INSTALLED)
 	$(BIN)/python -m facd_basicsr.tools.demo
@@ -43,3 +43,14 @@ $(INSTALLED): setup.py requirements/constraints.txt requirements/basicsr_build/s
 	$(BIN)/python -c 'import cv2' 2>/dev/null || \
 	  { $(PIP) uninstall --yes opencv-python && $(INSTALL) opencv-python-headless; }
 	touch $(INSTALLED)
+
+# Table 2's comparisons on this machine's GPUs, ITERATIONS long (the paper's are 600000); docs/reproduce.md
+ITERATIONS ?= 100000
+RCAN := experiments/pretrained_models/RCAN
+
+results-gpu: $(INSTALLED)
+	$(BIN)/facd prepare div2k --scale 2 4
+	for scale in 2 4; do test -e $(RCAN)/RCAN_BIX$$scale-basicsr.pth || \
+	  $(BIN)/facd convert $(RCAN)/RCAN_BIX$$scale-official.pth $(RCAN)/RCAN_BIX$$scale-basicsr.pth --to basicsr || exit; done
+	for name in EDSR_x2 EDSR_x4 RCAN_x2 RCAN_x4; do \
+	  $(BIN)/facd compare options/compare/$$name.yml --iterations $(ITERATIONS) || exit; done

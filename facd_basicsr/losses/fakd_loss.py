@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from facd_basicsr.losses.checks import check_not_negative, check_positive, check_weights
 from facd_basicsr.losses.distill_loss import DistillLoss
 from facd_basicsr.losses.distill_state import DistillState
-from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.losses.pairwise import at_least_float32, full_precision
 from facd_basicsr.losses.teacher_supervision_loss import supervision
 
 ROWS = 2**22  # entries of the affinities, over the batch, that are there at a time: 16 MiB each
@@ -64,7 +64,7 @@ def affinity_loss(student_feat: Tensor, teacher_feat: Tensor, eps: float = 1e-7)
     Returns:
         Scalar, at most 2. Computed in float32 (float64 for float64 inputs), whatever autocast says.
     """
-    with torch.autocast(student_feat.device.type, enabled=False):
+    with full_precision(student_feat):
         s, t = (_unit_columns(feat, eps) for feat in (student_feat, teacher_feat.detach()))  # (N, C, HW)
         return AffinityL1.apply(s, t, max(1, ROWS // (len(s) * s.shape[2])))
 

@@ -12,7 +12,7 @@ from facd_basicsr.losses.cross_rank import all_samples
 from facd_basicsr.losses.distill_loss import REGRESSOR, DistillLoss
 from facd_basicsr.losses.distill_state import DistillState
 from facd_basicsr.losses.image import image_loss, teacher_is_right
-from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.losses.pairwise import at_least_float32, full_precision
 
 
 def infonce(student_feat: Tensor, teacher_feat: Tensor, alpha: Tensor, temperature: float = 0.07) -> Tensor:
@@ -27,7 +27,7 @@ def infonce(student_feat: Tensor, teacher_feat: Tensor, alpha: Tensor, temperatu
     Returns:
         Scalar; log of the number of samples where nothing is told apart. Its mean over ranks is one process's.
     """
-    with torch.autocast(student_feat.device.type, enabled=False):
+    with full_precision(student_feat):
         teachers, first = all_samples(at_least_float32(teacher_feat))  # (N', C, H, W)
         s = F.normalize(at_least_float32(student_feat).flatten(1), dim=1)  # (N, D)
         t = F.normalize(teachers.flatten(1), dim=1)  # (N', D)

@@ -1,5 +1,7 @@
 """Distances between samples, in memory linear in N * M."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,11 @@ from torch import Tensor
 def at_least_float32(x: Tensor) -> Tensor:
     """``x`` in float32, or as it is if float32 or float64: sums over C * H * W elements overflow float16."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """A context in which autocast does not round products of ``x``. The meta device knows no autocast."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def sample_l1(a: Tensor, b: Tensor) -> Tensor:
