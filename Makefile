@@ -1,6 +1,7 @@
 # make demo  the main job on photographs that ship with scikit-image, in a few minutes on two cores
 # make test  lint and the test suite
 # make test-all  also the slow tests, with a real pretrained teacher (120 MB)
+# make results-gpu  the comparisons of Table 2 on GPUs (docs/reproduce.md)
 # PYTHON=python3.12 make ... chooses the interpreter of a new .venv
 
 PYTHON ?= python3

@@ -20,7 +20,7 @@ KEYS = {
     'name': Key((str,), required=True),
     'seeds': Key((list,), required=True, items=(int,)),
     'baseline': Key((str,), required=True),
-    'test': Key((str,), required=True),
+    'test': Key((dict,), required=True),
     'common': Key((dict,)),
     'methods': Key((dict,), required=True),
 }
@@ -114,8 +114,8 @@ def read_comparison(path: Path) -> Comparison:
     """Reads and checks a comparison file. Its methods' options are checked when they are written: see run.py.
 
     Args:
-        path: YAML with ``name``, ``seeds``, ``baseline``, ``test`` (a test file, whose sets are reported), ``methods``
-            ({name: an option file's keys, with ``base``}) and ``common`` (laid over every method). Paths of files are
+        path: YAML with ``name``, ``seeds``, ``baseline``, ``test`` (a test file's keys, whose sets are reported),
+            ``methods`` ({name: a train file's keys}) and ``common`` (laid over every method). A ``base`` in them is
             relative to its folder.
 
     Raises:
@@ -144,7 +144,7 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
         raise UserError(f'seeds: {seeds}; accepted: one or more, each once')
     if content['baseline'] not in methods:
         raise UserError(f'baseline: {content["baseline"]!r}; accepted: one of the methods, {", ".join(methods)}')
-    test_opt = _test_options(path.parent / content['test'])
+    test_opt = _test_options(content['test'], path)
     opts = {}
     for method, block in methods.items():
         check_type(f'methods.{method}', block, (dict,))
@@ -153,9 +153,7 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
             opt.setdefault(key, 0)
         opt['logger'] = opt.get('logger', {}) | {}
         if opt.get('scale') != test_opt['scale']:
-            raise UserError(
-                f'methods.{method}.scale: {opt.get("scale")}; accepted: {test_opt["scale"]}, as in {content["test"]}'
-            )
+            raise UserError(f'methods.{method}.scale: {opt.get("scale")}; accepted: {test_opt["scale"]}, as in test')
         opts[method] = opt
     return Comparison(name, tuple(seeds), content['baseline'], opts, test_opt)
 
@@ -166,12 +164,12 @@ def _resolved(block: dict[str, Any], path: Path) -> dict[str, Any]:
     return merged(read_option_file(str(path.parent / str(block[BASE]))), changes) if BASE in block else changes
 
 
-def _test_options(path: Path) -> dict[str, Any]:
-    """A test file's options. Its sets must be there; its checkpoint is not looked at."""
+def _test_options(block: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The options of the sets that are reported. They must be there; the file's checkpoint is not looked at."""
     try:
-        opt = read_option_file(str(path))
+        opt = _resolved(block, path)
         check(opt, is_train=False)
         check_paths({**opt, 'path': {}}, is_train=False)
     except UserError as error:
-        raise UserError(f'test: {path}: {error}') from error
+        raise UserError(f'test: {error}') from error
     return opt

@@ -6,10 +6,13 @@ import torch
 import yaml
 from conftest import REPOSITORY, changed, tiny_test_opt, write_yml
 
-from facd_basicsr.comparison.plan import read_comparison
+from facd_basicsr.comparison.plan import read_comparison, shortened
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.errors import UserError
-from facd_basicsr.options import parse_options, parser
+from facd_basicsr.options import load_yaml, parse_options, parser
+from facd_basicsr.options.check import check
+from facd_basicsr.options.dry_run import dry_run
+from facd_basicsr.options.inherit import merged, read_option_file
 from facd_basicsr.train import set_up
 
 
@@ -30,7 +33,7 @@ def comparison(tmp_path: Path, train_opt: dict, data: Path) -> dict:
         'name': 'tiny',
         'seeds': [3, 5],
         'baseline': 'Student',
-        'test': 'test.yml',
+        'test': {'base': 'test.yml'},
         'common': {'train': {'total_iter': 6}},
         'methods': {
             'Student': {'base': 'student.yml'},
@@ -66,7 +69,7 @@ def test_runs_are_methods_times_seeds_with_everything_inherited(comparison, tmp_
         ('seeds', [1, 1], r'seeds: \[1, 1\]'),
         ('baseline', 'Teacher', r"baseline: 'Teacher'; accepted: one of the methods, Student, FACD, TS"),
         ('sedes', [1], r"'?sedes'?.*seeds"),
-        ('test', 'none.yml', r'test: .*none.yml'),
+        ('test', {'base': 'none.yml'}, r'test: .*none.yml'),
         ('methods', ..., r'methods: missing'),
         ('common', {'scale': 3}, r'methods.Student.scale: 3; accepted: 2'),
     ],
@@ -105,3 +108,49 @@ def test_the_header_of_a_comparison_file_gives_the_exact_command(path):
     header = path.read_text(encoding='utf-8').split('\n\n')[0]
     assert f'facd compare {path.relative_to(REPOSITORY)}' in header
     assert yaml.safe_load(path.read_text(encoding='utf-8'))['name'] == path.stem
+
+
+def test_iterations_change_every_training_and_its_schedule_in_proportion(comparison, tmp_path):
+    scheduler = {'type': 'CosineAnnealingRestartLR', 'periods': [50, 51]}
+    comparison['methods']['FACD']['train'] = {'scheduler': scheduler}
+    comparison['methods']['TS']['train'] |= {'scheduler': {'type': 'MultiStepLR', 'milestones': [100, 200]}}
+    comparison['common'] = {'train': {}, 'val': {'val_freq': 50}, 'logger': {'save_checkpoint_freq': 50}}
+    found = read_comparison(write_yml(comparison, tmp_path / 'compare.yml'))
+    for method, iterations in (('Student', 100), ('FACD', 101), ('TS', 300)):
+        found.methods[method]['train']['total_iter'] = iterations
+    short = shortened(found, 10)
+    assert short.name == 'tiny_10'
+    assert [opt['train']['total_iter'] for opt in short.methods.values()] == [10, 10, 30]
+    assert short.methods['FACD']['train']['scheduler']['periods'] == [5, 5]
+    assert short.methods['TS']['train']['scheduler']['milestones'] == [10, 20]
+    assert short.methods['TS']['val']['val_freq'] == short.methods['TS']['logger']['save_checkpoint_freq'] == 5
+    assert found.methods['TS']['train']['total_iter'] == 300
+
+
+@pytest.mark.parametrize('net', ['EDSR', 'RCAN'])
+def test_the_comparisons_of_table_2_differ_in_the_scale_only_and_have_its_rows(net):
+    texts = {s: (REPOSITORY / 'options' / 'compare' / f'{net}_x{s}.yml').read_text(encoding='utf-8') for s in (2, 4)}
+    assert texts[2].replace('x2', 'x4') == texts[4]
+    methods = yaml.safe_load(texts[2])['methods']
+    assert methods.keys() >= {'Student', 'TS', 'FitNet', 'FAKD', 'LFD', 'LSFD', 'FCD', 'FACD'}
+    for name, block in methods.items():
+        assert block == {'base': f'../train/{name}_{net}_x2.yml'}
+
+
+MINI = sorted(REPOSITORY.glob('options/compare/mini*.yml'))
+
+
+@pytest.mark.parametrize('path', MINI, ids=lambda path: path.name)
+def test_the_miniatures_methods_are_accepted_and_differ_in_the_distillation_only(path):
+    content = load_yaml(path.read_text(encoding='utf-8'), str(path))
+    opts = {}
+    for method, block in content['methods'].items():
+        opt = merged(
+            read_option_file(str(path.parent / block['base'])), {k: v for k, v in block.items() if k != 'base'}
+        )
+        opts[method] = merged(opt, content['common'])
+        check(opts[method], is_train=True)
+        dry_run(opts[method], is_train=True)
+    shared = ('datasets', 'network_g', 'scale', 'val', 'logger')
+    assert all(opt[key] == opts[content['baseline']][key] for opt in opts.values() for key in shared)
+    assert all(opt['train']['optim_g'] == opts[content['baseline']]['train']['optim_g'] for opt in opts.values())

@@ -38,7 +38,7 @@ def comparison(data: Path, teacher_weights: Path, checkout: Path) -> dict:
         'name': 'tiny',
         'seeds': [0, 1],
         'baseline': 'Student',
-        'test': 'test.yml',
+        'test': {'base': 'test.yml'},
         'methods': {'Student': {'base': 'student.yml'}, 'FACD': {'base': 'facd.yml'}},
     }
 

@@ -173,3 +173,18 @@ def test_what_the_disk_says_is_one_line(photographs, tmp_path):
         disk_complaints(),
     ):
         raise lmdb.Error('mdb_txn_commit: Input/output error')
+
+
+def test_held_out_images_are_a_set_of_their_own_and_not_in_the_training_pairs(photographs, tmp_path):
+    done = prepare('folder', photographs, '--scale', 2, '--crop', 48, '--hold-out', 2, '--name', 'SET')
+    assert done.exit_code == 0, done.output
+    held_out = {path.stem for path in (tmp_path / 'SET_val' / 'GTmod12').iterdir()}
+    assert held_out == {path.stem for path in (tmp_path / 'SET_val' / 'LRbicx2').iterdir()} == {'0', '1'}
+    assert {key.split('_')[0] for key in decoded(tmp_path / 'SET_HR_sub.lmdb')} == {'gray'}
+    again = prepare('folder', photographs, '--scale', 2, '--crop', 48, '--hold-out', 2, '--name', 'SET')
+    assert again.exit_code == 0 and again.output.count('already there') == 2
+
+
+def test_holding_out_every_image_is_refused(photographs):
+    message = refusal('folder', photographs, '--scale', 2, '--crop', 48, '--hold-out', 3)
+    assert message == '--hold-out: 3 of 3 images; accepted: fewer than there are'
