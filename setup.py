@@ -34,6 +34,6 @@ setup(
     ],
     extras_require={
         'spandrel': ['spandrel'],  # teachers of other architectures
-        'dev': ['hypothesis', 'pytest', 'ruff', 'spandrel'],
+        'dev': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'spandrel'],
     },
 )

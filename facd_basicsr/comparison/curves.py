@@ -16,15 +16,15 @@ ALPHA, VALIDATION = 'alpha', 'metrics/'
 Curve = list[list[float]]  # [iteration, value], ...
 
 
-def read_curves(tb_folder: Path) -> tuple[dict[str, Curve], float | None, bool]:
+def read_curves(tb_folder: Path) -> tuple[dict[str, Curve], float | None]:
     """The scalars that a training wrote for TensorBoard.
 
     Args:
         tb_folder: ``tb_logger/NAME``.
 
     Returns:
-        Every scalar's curve, of at most ``POINTS`` points; the median seconds of an iteration, from the times of
-        neighbouring log lines, None where there are too few; whether the training was resumed.
+        Every scalar's curve, of at most ``POINTS`` points, and the median seconds of an iteration, from the times of
+        neighbouring log lines; None where there are too few.
     """
     events = EventAccumulator(str(tb_folder), size_guidance={'scalars': 0})
     events.Reload()
@@ -34,12 +34,7 @@ def read_curves(tb_folder: Path) -> tuple[dict[str, Curve], float | None, bool]:
         (later.wall_time - earlier.wall_time) / (later.step - earlier.step)
         for earlier, later in itertools.pairwise(logged)
     ]
-    resumed = len(list(tb_folder.glob('events.out.tfevents.*'))) > 1
-    return (
-        {tag: _thinned(points) for tag, points in scalars.items()},
-        statistics.median(rates) if rates else None,
-        resumed,
-    )
+    return {tag: _thinned(points) for tag, points in scalars.items()}, statistics.median(rates) if rates else None
 
 
 def _last_of_each_step(events: Sequence[ScalarEvent]) -> list[ScalarEvent]:
@@ -80,11 +75,21 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
             drawn = [run for run in runs if tag in run['curves']]
             if not drawn or (tag == ALPHA and all(value == 1 for run in drawn for _, value in run['curves'][tag])):
                 continue
-            x = np.mean([[step * unit(run) for step, _ in run['curves'][tag]] for run in drawn], axis=0)
-            y = np.array([[value for _, value in run['curves'][tag]] for run in drawn])  # (seeds, points)
+            steps, y = _common(drawn, tag)
+            x = steps * np.mean([unit(run) for run in drawn])
             y = 1 - y if tag == ALPHA else y
             (line,) = axes.plot(x, y.mean(0), label=method)
             axes.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.15)
         axes.set(xlabel=x_label, ylabel=label)
         axes.legend(fontsize='small')
     return figure
+
+
+def _common(runs: Sequence[Mapping[str, Any]], tag: str) -> tuple[np.ndarray, np.ndarray]:
+    """The iterations at which all runs have a value, and the values, (seeds, points).
+
+    A training that was killed loses the last lines that TensorBoard had not written yet.
+    """
+    by_step = [{step: value for step, value in run['curves'][tag] if value is not None} for run in runs]
+    steps = sorted(set.intersection(*(set(points) for points in by_step)))
+    return np.array(steps), np.array([[points[step] for step in steps] for points in by_step])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.options import load_yaml
 from facd_basicsr.options.blocks import check_block, check_type
 from facd_basicsr.options.check import check
@@ -24,7 +25,19 @@ KEYS = {
     'common': Key((dict,)),
     'methods': Key((dict,), required=True),
 }
-NAME = r'[\w.+=-]+'
+NAME = r'(?!.*debug)\w[\w.+=-]*'  # BasicSR writes no curves of an experiment with "debug" in its name
+RESERVED = (BICUBIC, TEACHER)
+# What all methods share, unless the comparison is about it: then the report says so.
+SHARED = (
+    'network_g',
+    'datasets.train',
+    'path.pretrain_network_g',
+    'train.total_iter',
+    'train.optim_g',
+    'train.scheduler',
+    'train.warmup_iter',
+    'train.ema_decay',
+)
 
 
 @dataclass(frozen=True)
@@ -77,12 +90,21 @@ class Comparison:
                 run_opt['logger']['use_tb_logger'] = True  # the curves are read from there
                 yield Run(method, seed, run_opt)
 
+    def differing(self) -> dict[str, list[str]]:
+        """{method: which of the keys that methods should share are not the baseline's}, of those that have any."""
+        base = self.methods[self.baseline]
+        found = {
+            method: [key for key in SHARED if _value(opt, key) != _value(base, key)]
+            for method, opt in self.methods.items()
+        }
+        return {method: keys for method, keys in found.items() if keys}
+
 
 def shortened(comparison: Comparison, iterations: int) -> Comparison:
     """The comparison with trainings of another length, under a name of its own.
 
-    Every training becomes longer or shorter in the same proportion, its learning rate's milestones or periods and
-    its validations with it, so that the baseline's has ``iterations``.
+    Every training becomes longer or shorter in the same proportion, its learning rate's schedule and its validations
+    with it, so that the baseline's has ``iterations``.
 
     Args:
         comparison: as its file has it.
@@ -91,13 +113,15 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
     factor = Fraction(iterations, comparison.methods[comparison.baseline]['train']['total_iter'])
 
     def scaled(value: int) -> int:
-        return max(1, round(value * factor))
+        return max(1, round(value * factor)) if value > 0 else value
 
     opts = {}
     for method, opt in copy.deepcopy(comparison.methods).items():
         train_opt, scheduler_opt = opt['train'], opt['train']['scheduler']
         train_opt['total_iter'] = scaled(train_opt['total_iter'])
-        for key in ('milestones', 'periods'):
+        if 'warmup_iter' in train_opt:
+            train_opt['warmup_iter'] = scaled(train_opt['warmup_iter'])
+        for key in ('milestones', 'periods', 'restarts'):
             if key in scheduler_opt:
                 scheduler_opt[key] = [scaled(value) for value in scheduler_opt[key]]
         if 'periods' in scheduler_opt:  # rounding must not leave the last iterations without a learning rate
@@ -111,7 +135,7 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Reads and checks a comparison file. Its methods' options are checked when they are written: see run.py.
+    """Reads and checks a comparison file. Whether its methods' data and teachers are there is seen later, in run.py.
 
     Args:
         path: YAML with ``name``, ``seeds``, ``baseline``, ``test`` (a test file's keys, whose sets are reported),
@@ -119,7 +143,7 @@ def read_comparison(path: Path) -> Comparison:
             relative to its folder.
 
     Raises:
-        UserError: a key is unknown, missing or of the wrong type, a file is not there, or scales differ.
+        UserError: a key is unknown, missing or of the wrong type, a file is not there, or methods do not fit together.
     """
     try:
         content = load_yaml(path.read_text(encoding='utf-8'), str(path))
@@ -138,38 +162,68 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
     check_block('', content, KEYS)
     name, seeds, methods = content['name'], content['seeds'], content['methods']
     for key, value in [('name', name), *(('methods', method) for method in methods)]:
-        if not re.fullmatch(NAME, str(value)):
-            raise UserError(f'{key}: {value!r}; accepted: a name of letters, digits and . _ + = -')
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f'seeds: {seeds}; accepted: one or more, each once')
+        if not (isinstance(value, str) and re.fullmatch(NAME, value)) or value in RESERVED:
+            raise UserError(
+                f'{key}: {value!r}; accepted: letters, digits and . _ + = -, a letter or digit first, not '
+                f'{" or ".join(RESERVED)}, and nothing with debug'
+            )
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f'seeds: {seeds}; accepted: one or more whole numbers from 0, each once')
     if content['baseline'] not in methods:
         raise UserError(f'baseline: {content["baseline"]!r}; accepted: one of the methods, {", ".join(methods)}')
     test_opt = _test_options(content['test'], path)
-    opts = {}
-    for method, block in methods.items():
-        check_type(f'methods.{method}', block, (dict,))
-        opt = merged(_resolved(block, path), content.get('common', {}))
-        for key in ('name', 'manual_seed'):
-            opt.setdefault(key, 0)
-        opt['logger'] = opt.get('logger', {}) | {}
-        if opt.get('scale') != test_opt['scale']:
-            raise UserError(f'methods.{method}.scale: {opt.get("scale")}; accepted: {test_opt["scale"]}, as in test')
-        opts[method] = opt
+    opts = {method: _method_options(method, methods[method], content, path) for method in methods}
+    for method, opt in opts.items():
+        if opt['scale'] != test_opt['scale']:
+            raise UserError(f'methods.{method}.scale: {opt["scale"]}; accepted: {test_opt["scale"]}, as in test')
+    teachers = {method: _teacher(opt) for method, opt in opts.items() if 'teacher' in opt}
+    for method, teacher in teachers.items():
+        first = next(iter(teachers))
+        if teacher != teachers[first]:
+            raise UserError(f"methods.{method}.teacher: another than methods.{first}'s; accepted: one teacher for all")
     return Comparison(name, tuple(seeds), content['baseline'], opts, test_opt)
 
 
-def _resolved(block: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A method's options with all that its ``base``, relative to the comparison file, gives it."""
-    changes = {key: value for key, value in block.items() if key != BASE}
-    return merged(read_option_file(str(path.parent / str(block[BASE]))), changes) if BASE in block else changes
+def _method_options(method: str, block: Any, content: dict[str, Any], path: Path) -> dict[str, Any]:
+    where = f'methods.{method}'
+    check_type(where, block, (dict,))
+    opt = merged(_resolved(where, block, path), content.get('common', {}))
+    opt.setdefault('name', method)
+    try:
+        check(opt, is_train=True)
+    except UserError as error:
+        raise UserError(f'{where}.{error}') from error
+    return opt
 
 
 def _test_options(block: dict[str, Any], path: Path) -> dict[str, Any]:
     """The options of the sets that are reported. They must be there; the file's checkpoint is not looked at."""
+    opt = _resolved('test', block, path)
     try:
-        opt = _resolved(block, path)
         check(opt, is_train=False)
         check_paths({**opt, 'path': {}}, is_train=False)
     except UserError as error:
-        raise UserError(f'test: {error}') from error
+        raise UserError(f'test.{error}') from error
     return opt
+
+
+def _resolved(where: str, block: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Options with all that their ``base``, relative to the comparison file, gives them."""
+    changes = {key: value for key, value in block.items() if key != BASE}
+    if BASE not in block:
+        return changes
+    base = path.parent / str(block[BASE])
+    if not base.is_file():
+        raise UserError(f'{where}.{BASE}: no such file: {base}; accepted: an option file, relative to {path.parent}')
+    return merged(read_option_file(str(base)), changes)
+
+
+def _teacher(opt: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in opt['teacher'].items() if key != 'expect'}
+
+
+def _value(opt: dict[str, Any], location: str) -> Any:
+    value: Any = opt
+    for key in location.split('.'):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value

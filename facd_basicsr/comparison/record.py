@@ -20,33 +20,38 @@ from facd_basicsr.options.parse import root_path
 DIGITS = 4
 
 
+def checkpoint_of(run: Run) -> Path:
+    """The trained student's checkpoint."""
+    return root_path() / 'experiments' / run.opt['name'] / 'models' / 'net_g_latest.pth'
+
+
 def student_of(run: Run) -> Method:
     """The trained student, its average over iterations (EMA) where there is one, as a method of the run's name.
 
     Raises:
         UserError: its checkpoint is not there or does not fit.
     """
-    checkpoint = root_path() / 'experiments' / run.opt['name'] / 'models' / 'net_g_latest.pth'
     key = 'params_ema' if run.opt['train'].get('ema_decay', 0) > 0 else 'params'
-    opt = {**run.opt, 'name': run.method, 'path': {'pretrain_network_g': str(checkpoint), 'param_key_g': key}}
+    path = {'pretrain_network_g': str(checkpoint_of(run)), 'param_key_g': key}
+    opt = {**run.opt, 'name': run.method, 'path': path}
     return build_student(f'methods.{run.method}', opt, device_of([opt]))
 
 
 def teacher_of(comparison: Comparison) -> Method | None:
-    """The teacher of the first method that has one."""
+    """The comparison's teacher; None where no method has one."""
     for method, opt in comparison.methods.items():
         if 'teacher' in opt:
             return build_teacher_method(f'methods.{method}', opt, device_of([opt]))
     return None
 
 
-def run_record(run: Run, comparison: Comparison, jobs: int) -> dict[str, Any]:
+def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dict[str, Any]:
     """The record of a trained run: what the report is made of.
 
     Args:
         run: trained.
         comparison: that it belongs to.
-        jobs: how many trained at a time, on which its times depend.
+        trained: under which conditions: ``jobs`` at a time with ``threads`` each, ``resumed_at`` which iterations.
     """
     student, teacher = student_of(run), teacher_of(comparison)
     notes = []
@@ -54,7 +59,7 @@ def run_record(run: Run, comparison: Comparison, jobs: int) -> dict[str, Any]:
     if teacher is not None and tapped is not None:
         notes = tap_features(tapped, teacher, [student])
     methods = [student] if teacher is None else [student, teacher]
-    curves, seconds_per_iter, resumed = read_curves(root_path() / 'tb_logger' / run.opt['name'])
+    curves, seconds_per_iter = read_curves(root_path() / 'tb_logger' / run.opt['name'])
     iterations = run.opt['train']['total_iter']
     return {
         'method': run.method,
@@ -62,11 +67,12 @@ def run_record(run: Run, comparison: Comparison, jobs: int) -> dict[str, Any]:
         'iterations': iterations,
         'seconds_per_iter': seconds_per_iter,
         'train_seconds': None if seconds_per_iter is None else seconds_per_iter * iterations,
-        'jobs': jobs,
-        'resumed': resumed,
+        **trained,
         'machine': machine(),
         'versions': versions(),
-        **_costs(student),
+        **_size(student),
+        'through_regressors': student.regressors is not None,
+        'test': comparison.test_opt['datasets'],
         **_scores(comparison, methods, student.name),
         'notes': notes,
         'curves': curves,
@@ -78,28 +84,40 @@ def reference_records(comparison: Comparison) -> list[dict[str, Any]]:
     records = [{'method': BICUBIC, **_scores(comparison, [Method(BICUBIC, comparison.scale)], BICUBIC)}]
     teacher = teacher_of(comparison)
     if teacher is not None:
-        records.append({'method': teacher.name, **_costs(teacher), **_scores(comparison, [teacher], teacher.name)})
+        records.append({'method': teacher.name, **_size(teacher), **_scores(comparison, [teacher], teacher.name)})
     return records
 
 
+def latencies(comparison: Comparison) -> dict[str, float]:
+    """{method: milliseconds of one 1280 x 720 output} of the teacher and of every method's first trained student.
+
+    To be measured when nothing else is running.
+    """
+    methods = [] if (teacher := teacher_of(comparison)) is None else [teacher]
+    seen = set()
+    for run in comparison.runs():
+        if run.method not in seen and checkpoint_of(run).is_file():
+            seen.add(run.method)
+            methods.append(student_of(run))
+    height, width = (side // comparison.scale for side in OUTPUT_SIZE)
+    return {
+        method.name: round(latency_ms(method.net, torch.zeros(1, 3, height, width, device=method.device)), 2)
+        for method in methods
+    }
+
+
 def machine() -> str:
-    """The GPU, or the processor and its cores."""
+    """The GPU, or the processor."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     cpuinfo = Path('/proc/cpuinfo')
     lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.is_file() else []
     models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return f'{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
+    return models[0] if models else platform.processor() or platform.machine()
 
 
-def _costs(method: Method) -> dict[str, Any]:
-    height, width = (side // method.scale for side in OUTPUT_SIZE)
-    lq = torch.zeros(1, 3, height, width, device=method.device)
-    return {
-        'parameters': parameters(method.net),
-        'flops': flops(method.bare, method.scale),
-        'latency_ms': latency_ms(method.net, lq, repeats=3),
-    }
+def _size(method: Method) -> dict[str, Any]:
+    return {'parameters': parameters(method.net), 'flops': flops(method.bare, method.scale)}
 
 
 def _scores(comparison: Comparison, methods: Sequence[Method], name: str) -> dict[str, Any]:
@@ -108,7 +126,4 @@ def _scores(comparison: Comparison, methods: Sequence[Method], name: str) -> dic
         for record in evaluate(methods, pairs(build_sets(comparison.test_opt)))
         if record['method'] == name
     ]
-    return {
-        'means': means(images)[name],
-        'images': [{k: v for k, v in image.items() if k != 'method'} for image in images],
-    }
+    return {'means': means(images)[name], 'images': images}

@@ -12,8 +12,6 @@ from facd_basicsr.evaluation.table import markdown_table
 LEVELS = ((0.01, '**'), (0.05, '*'))
 METRICS = {'psnr_y': 3, 'ssim_y': 4, 'psnr_rgb': 3, 'feature_psnr': 3}  # digits after the point
 
-Records = Mapping[str, Sequence[Mapping[str, Any]]]  # by method, one for each seed
-
 
 def by_method(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The runs' records by method, in the comparison's order, without methods that have none yet."""
@@ -55,7 +53,7 @@ def quality_table(results: Mapping[str, Any], metric: str = 'psnr_y') -> Table:
                 rows[row] += [NONE, NONE]
                 continue
             mean, sd, _ = spread(list(found.values()))
-            shown[row] = mean
+            shown[row] = round(mean, digits)
             difference = differences.get(method)
             rows[row].append(f'{mean:.{digits}f}' + ('' if sd is None else f' ± {sd:.{digits}f}'))
             rows[row].append(NONE if difference is None else f'{difference.mean:+.{digits}f}{marks[method]}')
@@ -66,19 +64,21 @@ def quality_table(results: Mapping[str, Any], metric: str = 'psnr_y') -> Table:
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
-    """Methods x parameters, FLOPs, latency, iterations, seconds an iteration and minutes of training."""
+    """Methods x parameters, FLOPs, latency, iterations, milliseconds an iteration and minutes of training."""
     runs = by_method(results)
-    rows = []
-    for record in results['references']:
-        if 'parameters' in record:
-            rows.append([record['method'], *_network_cost(record), NONE, NONE, NONE, NONE])
-    own = {method: _mean(records, 'train_seconds') for method, records in runs.items()}
+    rows = [
+        [record['method'], *_network_cost(record, results), NONE, NONE, NONE, NONE]
+        for record in results['references']
+        if 'parameters' in record
+    ]
+    seconds = {method: _mean(records, 'train_seconds') for method, records in runs.items()}
+    base = seconds.get(results['baseline'])
     for method, records in runs.items():
-        per_iter, total, base = _mean(records, 'seconds_per_iter'), own[method], own.get(results['baseline'])
+        per_iter, total = _mean(records, 'seconds_per_iter'), seconds[method]
         rows.append(
             [
                 method,
-                *_network_cost(records[0]),
+                *_network_cost(records[0], results),
                 f'{records[0]["iterations"]:,}',
                 NONE if per_iter is None else f'{1000 * per_iter:.0f}',
                 NONE if total is None else f'{total / 60:.1f}',
@@ -90,37 +90,55 @@ def cost_table(results: Mapping[str, Any]) -> Table:
 
 
 def feature_table(results: Mapping[str, Any]) -> Table | None:
-    """Table 4, features' PSNR to the teacher's; None where no run has it."""
-    have = [method for method, records in by_method(results).items() if _any_features(records)]
+    """Table 4, the PSNR of features to the teacher's, and whether a regressor comes before; None where no run has it.
+
+    The paper holds features with and without regressors not to be comparable.
+    """
+    runs = by_method(results)
+    have = [method for method, records in runs.items() if any(_features(record) for record in records)]
     if not have:
         return None
-    trimmed = {
-        **results,
-        'references': results['references'][:1],
-        'methods': [method for method in results['methods'] if method in have],
-    }
-    table = quality_table(trimmed, 'feature_psnr')
-    return Table(table.header, table.rows[1:], table.groups, {(row - 1, column) for row, column in table.bold})
+    table = quality_table(
+        {**results, 'references': results['references'][:1], 'methods': have, 'baseline': None}, 'feature_psnr'
+    )
+    means = [[cell for column, cell in enumerate(row) if column < 2 or column % 2 == 0] for row in table.rows[1:]]
+    rows = [
+        [*row[:2], 'regressors' if runs[row[0]][0]['through_regressors'] else 'as they are', *row[2:]] for row in means
+    ]
+    sets = table.groups[2::2]
+    bold = {(row - 1, 3 + (column - 2) // 2) for row, column in table.bold}
+    return Table(['method', 'seeds', 'features', *sets], rows, [''] * (3 + len(sets)), bold)
+
+
+def feature_notes(results: Mapping[str, Any]) -> list[str]:
+    """Why a method has no feature PSNR, or what to know of it; a line each."""
+    return list(dict.fromkeys(note for record in results['runs'] for note in record['notes']))
 
 
 def caption(results: Mapping[str, Any]) -> str:
     """What a reader must know of the tables, in a few sentences."""
-    runs = results['runs']
+    runs, baseline = results['runs'], results['baseline']
     seeds = sorted({run['seed'] for run in runs})
-    baseline = results['baseline']
+    notes = []
+    if len(seeds) > 1:
+        notes.append(
+            f'Mean ± standard deviation over seeds {", ".join(map(str, seeds))}. "to {baseline}" is the mean of the '
+            'differences seed by seed; * and ** are p < 0.05 and p < 0.01 of paired t-tests, corrected by Holm over '
+            'the methods of each set.'
+        )
+    else:
+        notes.append(f'One seed, {", ".join(map(str, seeds))}, so nothing is said of significance.')
+    notes.append(f'Methods of a seed have the same initial weights, data order and settings as {baseline}.')
+    for method, keys in results['differing'].items():
+        notes.append(f'{method} differs from it in {", ".join(keys)}.')
     machines = ', '.join(dict.fromkeys(run['machine'] for run in runs))
-    notes = [
-        f'Mean ± standard deviation over seeds {", ".join(map(str, seeds))}; every method has the same initial weights '
-        f'and data order as {baseline} with the same seed.',
-        f'"to {baseline}" is the mean of the differences seed by seed; * and ** are p < 0.05 and p < 0.01 of paired '
-        't-tests, corrected by Holm over the methods.',
+    jobs, threads = (max((run[key] for run in runs), default=1) for key in ('jobs', 'threads'))
+    notes.append(
         'FLOPs (two for each multiply-add) and ms/image are of one 1280x720 output. ms/iteration is the median between '
-        f'log lines; minutes are iterations times that. {machines}.',
-    ]
-    jobs = max((run['jobs'] for run in runs), default=1)
-    if jobs > 1:
-        notes.append(f'Times are of {jobs} trainings side by side.')
-    resumed = [f'{run["method"]} seed {run["seed"]}' for run in runs if run['resumed']]
+        f'log lines; minutes are iterations times that: {machines}, {jobs} training{"s" * (jobs > 1)} at a time, '
+        f'{threads} CPU thread{"s" * (threads > 1)} each.'
+    )
+    resumed = [f'{run["method"]} seed {run["seed"]}' for run in runs if run['resumed_at']]
     if resumed:
         notes.append(f'Resumed, so with another data order from there on: {", ".join(resumed)}.')
     return ' '.join(notes)
@@ -129,7 +147,7 @@ def caption(results: Mapping[str, Any]) -> str:
 def to_csv(results: Mapping[str, Any]) -> str:
     """One line for each method, seed and set."""
     text = io.StringIO()
-    costs = ('iterations', 'seconds_per_iter', 'train_seconds', 'parameters', 'flops', 'latency_ms')
+    costs = ('iterations', 'seconds_per_iter', 'train_seconds', 'parameters', 'flops')
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['method', 'seed', 'set', *METRICS, *costs])
     for record in [*results['references'], *results['runs']]:
@@ -139,7 +157,7 @@ def to_csv(results: Mapping[str, Any]) -> str:
                     record['method'],
                     record.get('seed', ''),
                     name,
-                    *(found.get(metric, '') for metric in METRICS),
+                    *(_blank(found.get(metric)) for metric in METRICS),
                     *(_blank(record.get(cost)) for cost in costs),
                 ]
             )
@@ -147,15 +165,18 @@ def to_csv(results: Mapping[str, Any]) -> str:
 
 
 def _by_seed(records: Sequence[Mapping[str, Any]], name: str, metric: str) -> dict[int, float]:
-    return {record['seed']: record['means'][name][metric] for record in records if metric in record['means'][name]}
+    """{seed: value}, without values that are not finite, which JSON has as none."""
+    values = {record['seed']: record['means'][name].get(metric) for record in records}
+    return {seed: value for seed, value in values.items() if value is not None}
 
 
 def _mark(p: float | None) -> str:
     return '' if p is None else next((mark for level, mark in LEVELS if p < level), '')
 
 
-def _network_cost(record: Mapping[str, Any]) -> list[str]:
-    return [f'{record["parameters"]:,}', f'{record["flops"] / 1e9:.1f}', f'{record["latency_ms"]:.0f}']
+def _network_cost(record: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
+    ms = results['latency_ms'].get(record['method'])
+    return [f'{record["parameters"]:,}', f'{record["flops"] / 1e9:.1f}', NONE if ms is None else f'{ms:.0f}']
 
 
 def _mean(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -163,8 +184,8 @@ def _mean(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _any_features(records: Sequence[Mapping[str, Any]]) -> bool:
-    return any('feature_psnr' in found for record in records for found in record['means'].values())
+def _features(record: Mapping[str, Any]) -> bool:
+    return any('feature_psnr' in found for found in record['means'].values())
 
 
 def _blank(value: Any) -> Any:
@@ -175,6 +196,7 @@ def _blank(value: Any) -> Any:
 PARTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     'quality': lambda results: markdown_table(*quality_table(results)),
     'cost': lambda results: markdown_table(*cost_table(results)),
-    'features': lambda results: markdown_table(*table) if (table := feature_table(results)) else 'none',
+    'features': lambda results: markdown_table(*table) if (table := feature_table(results)) else NONE,
+    'feature_notes': lambda results: '\n'.join(f'- {note}' for note in feature_notes(results)) or NONE,
     'caption': caption,
 }

@@ -1,11 +1,14 @@
 """Trains the runs of a comparison, each by train.py in a process of its own, and goes on where it was stopped."""
 
+import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,9 @@ import torch
 
 from facd_basicsr.comparison.plan import Comparison, Run
 from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.benchmark import to_json
 from facd_basicsr.options import load_yaml
-from facd_basicsr.options.parse import load_options
+from facd_basicsr.options.parse import load_options, root_path
 from facd_basicsr.options.plain_yaml import option_text
 
 POLL = 0.2  # seconds between looks at the processes
@@ -31,13 +35,38 @@ class Folder:
     def option_file(self, run: Run) -> Path:
         return self.root / 'options' / f'{run.name}.yml'
 
+    def output(self, run: Run) -> Path:
+        """What its process printed. It is there from the run's first start on."""
+        return self.root / 'runs' / f'{run.name}.log'
+
+    def trained(self, run: Run) -> Path:
+        """There once its training is done: under which conditions, as JSON."""
+        return self.root / 'runs' / f'{run.name}.trained'
+
     def record(self, run: Run) -> Path:
-        """What is known of a finished run, as JSON. It is there once all of it is."""
+        """What is known of a finished run, as JSON."""
         return self.root / 'runs' / f'{run.name}.json'
 
-    def output(self, run: Run) -> Path:
-        """What its process printed."""
-        return self.root / 'runs' / f'{run.name}.log'
+
+@contextmanager
+def locked(folder: Folder) -> Iterator[int]:
+    """Holds a comparison's folder for this process and those that are given the descriptor.
+
+    A training that outlives a killed ``facd compare`` has it too, so that no second one starts in its place.
+
+    Raises:
+        UserError: someone else holds it.
+    """
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with (folder.root / '.lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f'{folder.root}: another facd compare, or a training that one has started, is at work; accepted: once '
+                f'it has ended (fuser {lock.name} names its process)'
+            ) from error
+        yield lock.fileno()
 
 
 def write_option_files(comparison: Comparison, folder: Folder) -> None:
@@ -50,8 +79,7 @@ def write_option_files(comparison: Comparison, folder: Folder) -> None:
     for run in runs:
         path = folder.option_file(run)
         if path.is_file():
-            before = load_yaml(path.read_text(encoding='utf-8'), str(path))
-            _check_unchanged(run, before, folder)
+            _check_unchanged(run, load_yaml(path.read_text(encoding='utf-8'), str(path)), folder)
     for directory in ('options', 'runs'):
         (folder.root / directory).mkdir(parents=True, exist_ok=True)
     for run in runs:
@@ -79,7 +107,7 @@ def _check_unchanged(run: Run, before: dict[str, Any], folder: Folder) -> None:
         raise UserError(
             f'methods.{run.method}: {", ".join(names[:SHOWN])}{" and more" * (len(names) > SHOWN)} changed since the '
             f'comparison was begun; accepted: as it was ({folder.option_file(run)}), another name for the method or '
-            f'the comparison, or none of its files: rm {folder.root}/*/{run.method}_seed*'
+            f'the comparison, or its runs begun anew: rm {folder.root}/*/{run.method}_seed*'
         )
 
 
@@ -94,64 +122,114 @@ def _leaves(block: Any, path: str = '') -> dict[str, str]:
     }
 
 
-def train_all(comparison: Comparison, folder: Folder, jobs: int, finished: Callable[[Run], dict[str, Any]]) -> None:
+def train_all(
+    comparison: Comparison,
+    folder: Folder,
+    jobs: int,
+    lock: int,
+    finished: Callable[[Run, dict[str, Any]], dict[str, Any]],
+) -> list[str]:
     """Trains what is not trained yet, ``jobs`` runs at a time, and writes the record of each.
 
-    A run that was stopped goes on from its newest training state, by train.py's ``--auto_resume``.
+    A run that was stopped goes on from its newest training state, by train.py's ``--auto_resume``; one that was never
+    begun here starts anew, and train.py moves an older experiment of its name aside. When a run is trained its
+    numbered checkpoints and states go, and the latest networks stay. It is scored before the next one starts in its
+    place, so that no more than ``jobs`` processes work at a time.
 
     Args:
         comparison: whose runs.
         folder: with their option files.
         jobs: processes at a time. With GPUs each has one of its own, in turn; without, they share the CPU's cores.
-        finished: makes the record of a trained run.
+        lock: from :func:`locked`.
+        finished: makes the record of a trained run, from what ``trained`` holds.
 
-    Raises:
-        UserError: a training failed; those that run beside it are ended, and go on next time.
+    Returns:
+        A line for each training that failed.
     """
-    waiting = [run for run in comparison.runs() if not folder.record(run).is_file()]
+    threads = threads_of(jobs)
+    torch.set_num_threads(threads)
+    waiting = [run for run in comparison.runs() if not _is_scored(run, comparison, folder)]
     running: dict[int, tuple[Run, subprocess.Popen]] = {}
-    trained: list[Run] = []
+    failures = []
     try:
-        while waiting or running or trained:
+        while waiting or running:
             for slot, (run, process) in list(running.items()):
-                if process.poll() is not None:
-                    del running[slot]
-                    if process.returncode != 0:
-                        raise UserError(f'{run.name}: {_last_line(folder.output(run), process.returncode)}')
-                    trained.append(run)
-            for slot in [slot for slot in range(jobs) if slot not in running][: len(waiting)]:
+                if process.poll() is None:
+                    continue
+                del running[slot]
+                if process.returncode == 0:
+                    resumed = _resumed_at(run, folder)
+                    _write(folder.trained(run), {'jobs': jobs, 'threads': threads, 'resumed_at': resumed})
+                    _remove_numbered(root_path() / 'experiments' / run.opt['name'])
+                    waiting.insert(0, run)  # to be scored
+                else:
+                    failures.append(f'{run.name}: {_last_line(folder.output(run), process.returncode)}')
+                    print(failures[-1], flush=True)
+            free = [slot for slot in range(jobs) if slot not in running]
+            while waiting and free:
                 run = waiting.pop(0)
-                running[slot] = (run, _start(run, folder, slot, jobs))
-                print(f'{run.name}: training; {folder.output(run)}', flush=True)
-            if trained:  # after the next one was started: scoring takes its time
-                _finish(trained.pop(0), folder, finished)
-            else:
-                time.sleep(POLL)
+                if folder.trained(run).is_file():
+                    _score(run, folder, finished)
+                else:
+                    slot = free.pop(0)
+                    running[slot] = (run, _start(run, folder, slot, threads, lock))
+                    print(f'{run.name}: training; {folder.output(run)}', flush=True)
+            time.sleep(POLL)
     finally:
         for _, process in running.values():
             process.terminate()
         for _, process in running.values():
             process.wait()
+    return failures
 
 
-def _finish(run: Run, folder: Folder, finished: Callable[[Run], dict[str, Any]]) -> None:
-    record = finished(run)
-    write_json(folder.record(run), record)
+def threads_of(jobs: int) -> int:
+    """How many CPU threads each of ``jobs`` trainings has: an equal share, all of them where there are GPUs."""
+    return torch.get_num_threads() if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _is_scored(run: Run, comparison: Comparison, folder: Folder) -> bool:
+    """Whether its record is there, made on the sets that the comparison has now."""
+    path = folder.record(run)
+    if not (folder.trained(run).is_file() and path.is_file()):
+        return False
+    return json.loads(path.read_text(encoding='utf-8'))['test'] == comparison.test_opt['datasets']
+
+
+def _score(run: Run, folder: Folder, finished: Callable[[Run, dict[str, Any]], dict[str, Any]]) -> None:
+    record = finished(run, json.loads(folder.trained(run).read_text(encoding='utf-8')))
+    _write(folder.record(run), record)
     scores = ', '.join(f'{name} {found["psnr_y"]:.3f} dB' for name, found in record['means'].items())
     print(f'{run.name}: {scores}', flush=True)
 
 
-def _start(run: Run, folder: Folder, slot: int, jobs: int) -> subprocess.Popen:
+def _start(run: Run, folder: Folder, slot: int, threads: int, lock: int) -> subprocess.Popen:
     env = dict(os.environ)
     gpus = torch.cuda.device_count()
     if gpus:
         visible = env.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(gpus)))).split(',')
         env['CUDA_VISIBLE_DEVICES'] = visible[slot % gpus]
-    elif jobs > 1:
-        env.setdefault('OMP_NUM_THREADS', str(max(1, (os.cpu_count() or 1) // jobs)))
-    command = [sys.executable, '-m', 'facd_basicsr.train', '-opt', str(folder.option_file(run)), '--auto_resume']
+    else:
+        env['OMP_NUM_THREADS'] = str(threads)
+    command = [sys.executable, '-m', 'facd_basicsr.train', '-opt', str(folder.option_file(run))]
+    if folder.output(run).is_file():  # begun before, by this comparison
+        command.append('--auto_resume')
     with folder.output(run).open('a', encoding='utf-8') as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env)
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, pass_fds=[lock])
+
+
+def _resumed_at(run: Run, folder: Folder) -> list[int]:
+    """The iterations from which the run went on after it had been stopped, by its log."""
+    log = folder.output(run).read_text(encoding='utf-8', errors='replace')
+    iterations = [int(found) for found in re.findall(r'Resuming from .*, iter (\d+)\.', log)]
+    return [iteration for iteration in iterations if iteration < run.opt['train']['total_iter']]
+
+
+def _remove_numbered(experiment: Path) -> None:
+    """Removes what only going on would need: of a long comparison it is hundreds of gigabytes."""
+    for path in [*experiment.glob('training_states/*.state'), *experiment.glob('models/net_*.pth')]:
+        if not path.stem.endswith('_latest'):
+            path.unlink()
 
 
 def _last_line(output: Path, returncode: int) -> str:
@@ -159,14 +237,14 @@ def _last_line(output: Path, returncode: int) -> str:
     return f'{lines[-1] if lines else "no output"} (exit code {returncode}; {output})'
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(f'{path.name}.partial')
+    partial.write_text(to_json(content), encoding='utf-8')
     partial.replace(path)
 
 
 def read_records(comparison: Comparison, folder: Folder) -> Iterator[dict[str, Any]]:
     """The records of the runs that are finished, in the order of the runs."""
     for run in comparison.runs():
-        if folder.record(run).is_file():
+        if _is_scored(run, comparison, folder):
             yield json.loads(folder.record(run).read_text(encoding='utf-8'))

@@ -23,7 +23,8 @@ class Difference(NamedTuple):
         mean: of the differences.
         sd: of the differences, n - 1 in the denominator; None where there is one.
         n: how many seeds.
-        p: of Student's paired t-test, two-sided; None where there is one seed. 0 where all differences are equal.
+        p: of Student's paired t-test, two-sided; None where there is one seed or a value is not finite. 0 where all
+            differences are equal.
     """
 
     mean: float
@@ -43,7 +44,7 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     if not differences:
         return None
     mean, sd, n = spread(differences)
-    if sd is None:
+    if sd is None or not math.isfinite(mean):
         p = None
     elif sd == 0:
         p = 1.0 if mean == 0 else 0.0

@@ -41,7 +41,7 @@ def prepare_folders(
             raise UserError(f'{option}: {value}; accepted: a multiple of every scale')
     multiple = int(np.lcm.reduce(scales))
     images = _images(folders, min_size, multiple)
-    if hold_out >= len(images):
+    if hold_out and hold_out >= len(images):
         raise UserError(f'--hold-out: {hold_out} of {len(images)} images; accepted: fewer than there are')
     held_out = [sorted(images)[index * len(images) // hold_out] for index in range(hold_out)]
     if held_out:

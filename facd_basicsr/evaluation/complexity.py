@@ -45,12 +45,14 @@ def flops(
 
 
 def latency_ms(net: nn.Module, lq: Tensor, repeats: int = 5) -> float:
-    """Milliseconds of one forward on the CPU: the median of ``repeats``, after one that is not counted."""
+    """Milliseconds of one forward, where ``lq`` is: the median of ``repeats``, after one that is not counted."""
     times = []
     with torch.inference_mode():
         for _ in range(repeats + 1):
             start = time.perf_counter()
             net(lq)
+            if lq.is_cuda:
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times[1:])
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,26 @@ from basicsr.utils import get_root_logger
 from facd_basicsr.comparison.curves import draw_curves
 from facd_basicsr.comparison.pages import filled
 from facd_basicsr.comparison.plan import Comparison, read_comparison, shortened
-from facd_basicsr.comparison.record import reference_records, run_record, student_of, teacher_of
-from facd_basicsr.comparison.report import by_method, caption, cost_table, feature_table, quality_table, to_csv
-from facd_basicsr.comparison.run import Folder, read_records, train_all, write_json, write_option_files
+from facd_basicsr.comparison.record import (
+    checkpoint_of,
+    latencies,
+    reference_records,
+    run_record,
+    student_of,
+    teacher_of,
+)
+from facd_basicsr.comparison.report import (
+    by_method,
+    caption,
+    cost_table,
+    feature_notes,
+    feature_table,
+    quality_table,
+    to_csv,
+)
+from facd_basicsr.comparison.run import Folder, locked, read_records, train_all, write_option_files
 from facd_basicsr.errors import UserError, disk_complaints
+from facd_basicsr.evaluation.benchmark import to_json
 from facd_basicsr.evaluation.benchmark_sets import build_sets, pairs
 from facd_basicsr.evaluation.crops import find_crops
 from facd_basicsr.evaluation.methods import BICUBIC, Method
@@ -42,21 +59,26 @@ def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, A
     if iterations is not None:
         comparison = shortened(comparison, iterations)
     folder = Folder(root_path() / 'results' / comparison.name)
-    write_option_files(comparison, folder)
-
-    train_all(comparison, folder, jobs, lambda run: run_record(run, comparison, jobs))
-    results = {
-        'name': comparison.name,
-        'file': str(path),
-        'scale': comparison.scale,
-        'baseline': comparison.baseline,
-        'methods': list(comparison.methods),
-        'references': reference_records(comparison),
-        'runs': list(read_records(comparison, folder)),
-    }
-    write_json(folder.root / 'results.json', results)
-    write_report(results, folder.root)
-    draw_pictures(comparison, results, folder.root)
+    with locked(folder) as lock:
+        write_option_files(comparison, folder)
+        failures = train_all(comparison, folder, jobs, lock, lambda run, trained: run_record(run, comparison, trained))
+        results = {
+            'name': comparison.name,
+            'file': str(path),
+            'scale': comparison.scale,
+            'baseline': comparison.baseline,
+            'methods': list(comparison.methods),
+            'differing': comparison.differing(),
+            'references': reference_records(comparison),
+            'latency_ms': latencies(comparison),
+            'runs': list(read_records(comparison, folder)),
+        }
+        (folder.root / 'results.json').write_text(to_json(results), encoding='utf-8')
+        if results['runs']:
+            write_report(results, folder.root)
+            draw_pictures(comparison, results, folder.root)
+    if failures:
+        raise UserError(f'{len(failures)} of {len(list(comparison.runs()))} trainings failed: {"; ".join(failures)}')
     return results
 
 
@@ -69,7 +91,8 @@ def tables(results: dict[str, Any]) -> dict[str, Any]:
 
 def markdown(results: dict[str, Any]) -> str:
     parts = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in tables(results).items()]
-    return '\n'.join([*parts, caption(results) + '\n'])
+    notes = [f'- {note}\n' for note in feature_notes(results)]
+    return '\n'.join([*parts, *notes, caption(results) + '\n'])
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
@@ -80,15 +103,16 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     (folder / 'table.csv').write_text(to_csv(results), encoding='utf-8')
     for title, (header, rows, groups, _) in tables(results).items():
         print(f'\n{title}\n\n{text_table(header, rows, groups)}')
+    print('\n' + '\n'.join(feature_notes(results)))
     print(f'\n{caption(results)}\n\ntable.md, table.tex, table.csv, results.json, curves.png, crops.png: {folder}')
 
 
 def draw_pictures(comparison: Comparison, results: dict[str, Any], folder: Path) -> None:
-    """curves.png of all seeds, crops.png of the first seed."""
+    """curves.png of all seeds, and crops.png of the first seed's students whose checkpoints are there."""
     draw_curves(by_method(results), f'{comparison.name}, x{comparison.scale}').savefig(folder / 'curves.png', dpi=110)
-    students = [student_of(run) for run in comparison.runs() if run.seed == comparison.seeds[0]]
+    runs = [run for run in comparison.runs() if run.seed == comparison.seeds[0] and checkpoint_of(run).is_file()]
     teacher = teacher_of(comparison)
-    methods = [Method(BICUBIC, comparison.scale), *students, *([] if teacher is None else [teacher])]
+    methods = [Method(BICUBIC, comparison.scale), *map(student_of, runs), *([] if teacher is None else [teacher])]
     images = list(pairs(build_sets(comparison.test_opt)))
     fitting = max(min(pair.gt.shape[:2]) for pair in images) - 2 * comparison.scale
     crops = find_crops(methods, images, min(CROP, fitting), CROPS)
@@ -141,6 +165,7 @@ def command(file: Path, jobs: int | None, iterations: int | None, pages: tuple[P
       facd compare benchmarks/results/mini_x2.json --into README.md
     """
     get_root_logger().setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: its trainings are ended too
     if pages or file.suffix == '.json':
         if file.suffix != '.json' or not pages:
             raise UserError(f'{file}: accepted: a comparison file, or a results.json with --into PAGE.md')

@@ -16,19 +16,18 @@ def write(folder: Path, steps: range, seconds: float, value: float = 1.0) -> Non
 
 def test_curves_are_read_with_the_median_time_of_an_iteration(tmp_path):
     write(tmp_path, range(10, 60, 10), seconds=2.0, value=3.0)
-    curves, seconds, resumed = read_curves(tmp_path)
+    curves, seconds = read_curves(tmp_path)
     assert curves['losses/l_sr'] == [[10, 3.0], [20, 3.0], [30, 3.0], [40, 3.0], [50, 3.0]]
-    assert seconds == pytest.approx(0.2) and not resumed
+    assert seconds == pytest.approx(0.2)
 
 
 def test_what_a_resumed_training_repeats_counts_once_as_it_was_last(tmp_path):
     write(tmp_path, range(10, 60, 10), seconds=2.0, value=3.0)
     write(tmp_path, range(40, 80, 10), seconds=2.0, value=4.0)
-    curves, _, resumed = read_curves(tmp_path)
+    curves, _ = read_curves(tmp_path)
     assert [point for point in curves['losses/l_sr'] if point[0] >= 30] == [
         [30, 3.0], [40, 4.0], [50, 4.0], [60, 4.0], [70, 4.0],
     ]  # fmt: skip
-    assert resumed
 
 
 def test_long_curves_are_averaged_to_a_hundred_points(tmp_path):
@@ -55,3 +54,12 @@ def test_the_picture_has_psnr_by_iterations_and_by_time_and_rejected_patches_of_
     assert [line.get_xdata().tolist() for line in minutes.lines] == [[0.5, 1.0], [1.0, 2.0]]
     (line,) = rejected.lines
     assert line.get_label() == 'FACD' and line.get_ydata().tolist() == pytest.approx([0.15, 0.15])
+
+
+def test_a_point_that_a_killed_training_lost_is_left_out_for_all_seeds():
+    def run(*points: list[float]) -> dict:
+        return {'curves': {'metrics/Set5/psnr_y': list(points)}, 'seconds_per_iter': 6.0}
+
+    figure = draw_curves({'FACD': [run([10, 30.0], [20, 31.0], [30, 33.0]), run([10, 32.0], [30, 34.0])]}, 'title')
+    (line,) = figure.axes[0].lines
+    assert line.get_xydata().tolist() == [[10, 31.0], [30, 33.5]]

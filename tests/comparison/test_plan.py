@@ -61,23 +61,42 @@ def test_runs_are_methods_times_seeds_with_everything_inherited(comparison, tmp_
     assert 'taps' not in runs[2].opt and 'taps' in runs[1].opt
 
 
+X3 = {'base': 'student.yml', 'scale': 3, 'network_g': {'upscale': 3}}
+
+
 @pytest.mark.parametrize(
     ('key', 'value', 'message'),
     [
-        ('name', 'a/b', r"name: 'a/b'; accepted: a name of letters"),
-        ('seeds', [], r'seeds: \[\]; accepted: one or more, each once'),
+        ('name', 'a/b', r"name: 'a/b'; accepted: letters, digits"),
+        ('name', '..', r"name: '..'; accepted: letters, digits"),
+        ('name', 'debug_1', r"name: 'debug_1'; .*nothing with debug"),
+        ('seeds', [-1], r'seeds: \[-1\]; accepted: one or more whole numbers from 0, each once'),
+        ('methods.teacher', {'base': 'facd.yml'}, r"methods: 'teacher'; .*not bicubic or teacher"),
+        ('methods.X', {'base': 'none.yml'}, r'methods.X.base: no such file: .*none.yml'),
+        ('methods.FACD.train', None, r'methods.FACD.train.\w+: missing'),
+        ('methods.TS.teacher', {'weights': 'b.pth'}, r"methods.TS.teacher: another than methods.FACD's"),
+        ('common', {'logger': {'print_freq': 'x'}}, r"methods.Student.logger.print_freq: 'x'"),
+        ('seeds', [], r'seeds: \[\]; accepted: one or more'),
         ('seeds', [1, 1], r'seeds: \[1, 1\]'),
         ('baseline', 'Teacher', r"baseline: 'Teacher'; accepted: one of the methods, Student, FACD, TS"),
         ('sedes', [1], r"'?sedes'?.*seeds"),
-        ('test', {'base': 'none.yml'}, r'test: .*none.yml'),
+        ('test', {'base': 'none.yml'}, r'test.base: no such file: .*none.yml'),
         ('methods', ..., r'methods: missing'),
-        ('common', {'scale': 3}, r'methods.Student.scale: 3; accepted: 2'),
+        ('methods', {'Student': X3}, r'methods.Student.scale: 3; accepted: 2'),
     ],
 )
 def test_what_can_not_be_compared_is_refused(comparison, tmp_path, key, value, message):
     path = write_yml(changed(comparison, key, value), tmp_path / 'compare.yml')
     with pytest.raises(UserError, match=message):
         read_comparison(path)
+
+
+def test_settings_that_methods_do_not_share_are_named(comparison, tmp_path):
+    comparison['methods']['TS']['train'] |= {'total_iter': 9}
+    comparison['methods']['TS']['datasets'] = {'train': {'batch_size_per_gpu': 2}}
+    comparison['common'] = {'train': {'warmup_iter': -1}}
+    found = read_comparison(write_yml(comparison, tmp_path / 'compare.yml'))
+    assert found.differing() == {'TS': ['datasets.train', 'train.total_iter']}
 
 
 def first_batch_and_weights(opt: dict, path: Path) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:

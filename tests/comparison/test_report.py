@@ -17,11 +17,13 @@ def record(method: str, seed: int, psnr: float, **more: object) -> dict:
         'seconds_per_iter': 0.06,
         'train_seconds': 60.0,
         'jobs': 1,
-        'resumed': False,
+        'threads': 2,
+        'resumed_at': [],
         'machine': 'a machine',
         'parameters': 12345,
         'flops': 2_000_000_000,
-        'latency_ms': 5.0,
+        'through_regressors': True,
+        'notes': [],
         'means': {'Set5': scores},
         'curves': {},
     } | more
@@ -40,6 +42,8 @@ def results() -> dict:
         'name': 'tiny',
         'scale': 2,
         'baseline': 'Student',
+        'differing': {'Half': ['train.total_iter']},
+        'latency_ms': {'FACD': 5.0},
         'methods': ['Student', 'FACD', 'TS', 'Half', 'Waiting'],
         'references': [{'method': 'bicubic', 'means': scores}],
         'runs': runs,
@@ -72,14 +76,31 @@ def test_features_are_shown_of_methods_that_have_them_only(results):
     for run in results['runs']:
         if run['method'] == 'FACD':
             run['means']['Set5']['feature_psnr'] = 30.0 + run['seed']
-    assert feature_table(results).rows == [['FACD', '3', '31.000 ± 1.000', '-']]
+    table = feature_table(results)
+    assert table.header == ['method', 'seeds', 'features', 'Set5']
+    assert table.rows == [['FACD', '3', 'regressors', '31.000 ± 1.000']]
 
 
 def test_the_caption_names_seeds_machine_and_what_was_resumed(results):
-    results['runs'][3] |= {'resumed': True, 'jobs': 2}
+    results['runs'][3] |= {'resumed_at': [500], 'jobs': 2}
     text = caption(results)
-    assert 'seeds 0, 1, 2' in text and 'a machine' in text and '2 trainings side by side' in text
+    assert 'seeds 0, 1, 2' in text and 'a machine, 2 trainings at a time, 2 CPU threads each' in text
+    assert 'Half differs from it in train.total_iter.' in text
     assert 'Resumed, so with another data order from there on: FACD seed 0.' in text
+
+
+def test_one_seed_has_no_deviation_and_says_so(results):
+    results['runs'] = [run for run in results['runs'] if run['seed'] == 1]
+    assert quality_table(results).rows[2] == ['FACD', '1', '36.400', '+0.200']
+    assert caption(results).startswith('One seed, 1, so nothing is said of significance.')
+
+
+def test_what_json_has_no_number_for_is_a_dash_and_does_not_touch_other_methods(results):
+    for run in results['runs']:
+        if run['method'] == 'FACD':
+            run['means']['Set5']['psnr_y'] = None
+    rows = quality_table(results).rows
+    assert rows[2] == ['FACD', '3', '-', '-'] and rows[3][3] == '+0.201**'
 
 
 def test_the_csv_has_a_line_for_every_method_seed_and_set(results):
@@ -100,5 +121,5 @@ def test_a_page_gets_its_blocks_anew_and_keeps_the_rest(results):
 def test_a_page_without_a_place_or_with_an_unknown_part_is_refused(results):
     with pytest.raises(UserError, match=r'no block of the comparison tiny'):
         filled('<!-- facd compare: other quality -->\n<!-- end -->', results)
-    with pytest.raises(UserError, match=r'tiny qualty -->: accepted: quality, cost, features, caption'):
+    with pytest.raises(UserError, match=r'tiny qualty -->: accepted: quality, cost, features, feature_notes, caption'):
         filled('<!-- facd compare: tiny qualty -->\n<!-- end -->', results)

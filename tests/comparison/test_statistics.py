@@ -38,6 +38,10 @@ def test_the_p_value_is_scipys(values):
     assert found.p == pytest.approx(stats.ttest_rel(values, list(baseline.values())).pvalue)
 
 
+def test_a_value_that_is_not_finite_has_no_significance_and_leaves_the_others_alone():
+    assert paired_difference({0: math.nan, 1: 1.0}, {0: 1.0, 1: 2.0}).p is None
+
+
 def test_holm_by_hand():
     # sorted 0.01, 0.02, 0.04: times 3, 2, 1, and never less than the one before
     assert holm([0.04, 0.01, None, 0.02]) == [pytest.approx(0.04), pytest.approx(0.03), None, pytest.approx(0.04)]

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def comparison(data: Path, teacher_weights: Path, checkout: Path) -> dict:
 
 @pytest.fixture(scope='module')
 def finished(comparison: dict, checkout: Path) -> tuple[subprocess.CompletedProcess, dict[str, int]]:
-    """A comparison that was killed after its first run, and then given once more; the records' times at the kill."""
+    """A comparison that was killed in its second run or later, and then given once more; the records at the kill."""
     path = write_yml(comparison, checkout / 'tiny.yml')
     first = subprocess.Popen(
         [sys.executable, *command(path)],
@@ -62,7 +63,20 @@ def finished(comparison: dict, checkout: Path) -> tuple[subprocess.CompletedProc
     first.wait()
     first.stdout.close()
     times = {p.name: p.stat().st_mtime_ns for p in (checkout / 'results' / 'tiny' / 'runs').glob('*.json')}
+    _stop_half_way(checkout)
     return run(*command(path), cwd=checkout), times
+
+
+def _stop_half_way(checkout: Path) -> None:
+    """Leaves FACD_seed1 as a kill after iteration 4 of its 8 would: begun, with a state, without a result."""
+    experiment = checkout / 'experiments' / 'tiny_FACD_seed1'
+    shutil.rmtree(experiment, ignore_errors=True)
+    option_file = checkout / 'results' / 'tiny' / 'options' / 'FACD_seed1.yml'
+    half = run('-m', 'facd_basicsr.train', '-opt', option_file, '--force_yml', 'train:total_iter=4', cwd=checkout)
+    assert half.returncode == 0 and (experiment / 'training_states' / '4.state').is_file()
+    for path in experiment.glob('models/*_latest.pth'):
+        path.unlink()
+    (checkout / 'results' / 'tiny' / 'runs' / 'FACD_seed1.log').write_text('begun\n')
 
 
 def test_a_killed_comparison_goes_on_where_it_was_and_reports_every_run(finished, checkout):
@@ -72,12 +86,26 @@ def test_a_killed_comparison_goes_on_where_it_was_and_reports_every_run(finished
     assert 1 <= len(times) < 4
     assert all((folder / 'runs' / name).stat().st_mtime_ns == time for name, time in times.items())
     assert {p.name for p in folder.iterdir()} == {
-        'options', 'runs', 'results.json', 'table.md', 'table.tex', 'table.csv', 'curves.png', 'crops.png',
+        '.lock', 'options', 'runs', 'results.json', 'table.md', 'table.tex', 'table.csv', 'curves.png', 'crops.png',
     }  # fmt: skip
     results = json.loads((folder / 'results.json').read_text())
     assert [(r['method'], r['seed']) for r in results['runs']] == [
         ('Student', 0), ('FACD', 0), ('Student', 1), ('FACD', 1),
     ]  # fmt: skip
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_newest_state(finished, checkout):
+    runs = checkout / 'results' / 'tiny' / 'runs'
+    assert 'Resuming from' in (runs / 'FACD_seed1.log').read_text()
+    assert json.loads((runs / 'FACD_seed1.json').read_text())['resumed_at'] == [4]
+    assert json.loads((runs / 'Student_seed0.json').read_text())['resumed_at'] == []
+    assert 'Resumed, so with another data order from there on: FACD seed 1' in finished[0].stdout.replace('\n', ' ')
+
+
+def test_of_a_trained_run_the_latest_networks_are_kept(finished, checkout):
+    experiment = checkout / 'experiments' / 'tiny_FACD_seed0'
+    assert {p.name for p in (experiment / 'models').iterdir()} == {'net_g_latest.pth', 'net_r_latest.pth'}
+    assert not list((experiment / 'training_states').iterdir())
 
 
 def test_the_table_holds_the_means_of_the_records_and_paired_differences(finished, checkout):
@@ -97,7 +125,7 @@ def test_the_table_holds_the_means_of_the_records_and_paired_differences(finishe
 def test_records_have_costs_curves_and_features(finished, checkout):
     record = json.loads((checkout / 'results' / 'tiny' / 'runs' / 'FACD_seed1.json').read_text())
     assert record['iterations'] == 8 and record['seconds_per_iter'] > 0 and record['flops'] > 0
-    assert [step for step, _ in record['curves']['alpha']] == [2, 4, 6, 8]
+    assert [step for step, _ in record['curves']['alpha']][-2:] == [6, 8]
     assert {'metrics/val/psnr_y', 'losses/l_facd', 'r_1'} <= record['curves'].keys()
     assert record['means']['pictures'].keys() >= {'psnr_y', 'ssim_y', 'psnr_rgb', 'feature_psnr'}
 
@@ -115,6 +143,23 @@ def test_what_is_finished_is_not_trained_again(finished, comparison, checkout):
     assert 'FACD' in again.stdout
 
 
+def test_other_test_sets_are_scored_without_training(finished, comparison, checkout):
+    test = changed(comparison, 'test.datasets', {'test_1': {'name': 'renamed'}})
+    again = run(*command(write_yml(test, checkout / 'renamed.yml')), cwd=checkout)
+    assert again.returncode == 0, again.stderr
+    assert ': training;' not in again.stdout and 'renamed' in again.stdout
+
+
+def test_a_failed_training_is_named_and_the_others_are_reported(comparison, checkout):
+    bad = changed(comparison, 'methods.FACD.taps', [{'student': 'body.9', 'teacher': 'body.0'}]) | {'name': 'failing'}
+    bad['methods']['FACD']['train'] = {'distill_opt': {'layer_weights': [1.0]}}
+    bad['seeds'] = [0]
+    failed = run(*command(write_yml(bad, checkout / 'failing.yml')), cwd=checkout)
+    assert failed.returncode == 2
+    assert "1 of 2 trainings failed: FACD_seed0: error: taps[0].student: 'body.9' is not in" in failed.stderr
+    assert '| Student | 1 |' in (checkout / 'results' / 'failing' / 'table.md').read_text()
+
+
 def test_changed_options_are_refused_with_the_key(finished, comparison, checkout):
     path = write_yml(
         changed(comparison, 'methods.FACD.train', {'distill_opt': {'lambda': 16}}), checkout / 'changed.yml'
@@ -127,5 +172,5 @@ def test_changed_options_are_refused_with_the_key(finished, comparison, checkout
 def test_a_method_that_train_py_refuses_is_refused_before_anything_is_trained(comparison, checkout):
     bad = changed(comparison, 'methods.FACD.train', {'distill_opt': {'lamda': 16}}) | {'name': 'bad'}
     refused = run(*command(write_yml(bad, checkout / 'bad.yml')), cwd=checkout)
-    assert refused.returncode == 2 and 'methods.FACD: ' in refused.stderr and 'lamda' in refused.stderr
+    assert refused.returncode == 2 and 'methods.FACD.train.distill_opt.lamda: unknown key' in refused.stderr
     assert not list((checkout / 'experiments').glob('bad_*'))
