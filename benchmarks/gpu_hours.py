@@ -18,7 +18,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 # isort: split
 import torch
 from basicsr.archs import build_network
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
@@ -31,10 +31,15 @@ RATE, DEVICE = 8.0, 'TITAN RTX'  # TFLOP/s: half of 16.3, its peak in float32
 BEGIN, END = '<!-- benchmarks/gpu_hours.py -->', '<!-- end -->'
 
 
+def _baddbmm_flops(_: Any, a_shape: Any, b_shape: Any, **__: Any) -> int:
+    """Of (N, R, C) x (N, C, W), done in place in FAKD's loss, which torch's counter does not know."""
+    return bmm_flop(a_shape, b_shape)
+
+
 def step_flops(opt: dict[str, Any]) -> int:
     """Floating-point operations of one iteration of a train file."""
     size = opt['datasets']['train']['gt_size'] // opt['scale']
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _baddbmm_flops})
     with torch.device('meta'), counter:
         student = build_network(opt['network_g'])
         lq = torch.empty(opt['datasets']['train']['batch_size_per_gpu'], 3, size, size)
