@@ -7,9 +7,9 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from facd_basicsr.losses.checks import check_choice, check_not_negative, check_positive, check_weights
-from facd_basicsr.losses.distill_loss import REGRESSOR, DistillLoss
+from facd_basicsr.losses.checks import check_weights
 from facd_basicsr.losses.distill_state import DistillState
+from facd_basicsr.losses.lfd_loss import LFDLoss
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.losses.teacher_supervision_loss import supervision
 
@@ -70,7 +70,7 @@ def lsfd_loss(
 
 
 @LOSS_REGISTRY.register()
-class LSFDLoss(DistillLoss):
+class LSFDLoss(LFDLoss):
     """Local-selective feature distillation (Park and Kwak, arXiv 2111.10988): rows LSFD of Table 2.
 
     No code of its authors is known. Their abstract says that LSFD adds to local feature distillation (LFDLoss) "a
@@ -88,22 +88,6 @@ class LSFDLoss(DistillLoss):
     Raises:
         UserError: an option is not one of the values accepted.
     """
-
-    def __init__(
-        self,
-        lambda_: float = 1.0,
-        layer_weights: Sequence[float] = (1.0, 1.0, 1.0),
-        img_range: float = 255.0,
-        regressor: str = 'auto',
-    ) -> None:
-        super().__init__()
-        check_choice('regressor', regressor, REGRESSOR)
-        check_not_negative(lambda_=lambda_, layer_weights=min(layer_weights, default=0))
-        check_positive(img_range=img_range)
-        self.lambda_ = lambda_
-        self.layer_weights = tuple(layer_weights)
-        self.img_range = img_range
-        self.regressor = regressor
 
     def forward(self, state: DistillState) -> dict[str, Tensor]:
         return lsfd_loss(state, self.lambda_, self.layer_weights, self.img_range)
