@@ -48,9 +48,7 @@ def gradients(run: Run, trained: bool) -> dict[str, float]:
     batch_size = opt['datasets']['train']['batch_size_per_gpu']
     ratios, cosines = [], []
     for _ in range(BATCHES):
-        samples = [
-            dataset[random.randrange(len(dataset))] for _ in range(opt['datasets']['train']['batch_size_per_gpu'])
-        ]
+        samples = [dataset[random.randrange(len(dataset))] for _ in range(batch_size)]
         lq, gt = (torch.stack([sample[key] for sample in samples]) for key in ('lq', 'gt'))
         terms = model.cri_distill(model.distill_state(lq, gt))
         (feature,) = (name for name in terms if name.startswith('l_') and name != 'l_sr')
