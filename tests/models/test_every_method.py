@@ -1,0 +1,78 @@
+"""Every loss in the model that trains with it: one step, as train.py takes it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from basicsr.models import build_model
+from basicsr.utils.registry import LOSS_REGISTRY
+from conftest import changed, write_yml
+from states import save_vgg
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.losses import DistillLoss
+from facd_basicsr.options import parse_options, parser
+
+LOSSES = {
+    name: loss
+    for name, loss in LOSS_REGISTRY
+    if issubclass(loss, DistillLoss) and loss.__module__.startswith('facd_basicsr.losses.')
+}
+
+
+def method_opt(train_opt: dict, name: str, tmp_path: Path) -> dict:
+    """The options of FACD's fixture with another loss, and the taps and regressors that this one takes."""
+    loss = LOSSES[name]
+    opt = changed(train_opt, 'train.distill_opt', {'type': name})
+    if name == 'CSDLoss':
+        opt['train']['distill_opt'] |= {
+            'vgg_weights': str(save_vgg(tmp_path / 'vgg.pth', 2)),
+            'layer_weights': [0.5, 1],
+        }
+    if not loss.reads_features:
+        del opt['taps']
+    if not (loss.reads_features and loss.compares_channels):
+        del opt['network_r']
+    return opt
+
+
+def build(opt: dict, tmp_path: Path) -> torch.nn.Module:
+    args = parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'opt.yml'))])
+    return build_model(parse_options(args, is_train=True, root=tmp_path))
+
+
+@pytest.mark.parametrize('name', sorted(LOSSES))
+def test_one_step_of_every_method_moves_the_student_by_its_own_term_and_leaves_the_teacher(name, train_opt, tmp_path):
+    model = build(method_opt(train_opt, name, tmp_path), tmp_path)
+    teacher = [parameter.clone() for parameter in model.teacher.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    lq, gt = torch.rand(3, 3, 12, 12, generator=generator), torch.rand(3, 3, 24, 24, generator=generator)
+    terms = model.cri_distill(model.distill_state(lq, gt))
+    own = [value for key, value in terms.items() if key.startswith('l_') and key != 'l_sr']
+    if own:  # all but teacher supervision, which is an image loss and nothing else
+        gradients = torch.autograd.grad(sum(own), list(model.net_g.parameters()), allow_unused=True)
+        assert gradients[0] is not None and gradients[0].abs().sum() > 0  # conv_first, the farthest from the loss
+
+    before = [parameter.clone() for parameter in model.net_g.parameters()]
+    model.feed_data({'lq': lq, 'gt': gt})
+    model.optimize_parameters(1)
+    assert all(not torch.equal(now, then) for now, then in zip(model.net_g.parameters(), before))
+    assert all(torch.equal(now, then) for now, then in zip(model.teacher.parameters(), teacher))
+    assert all(torch.isfinite(torch.tensor(value)) for value in model.get_current_log().values())
+
+
+@pytest.mark.parametrize(
+    ('name', 'key'), [('TeacherSupervisionLoss', 'taps'), ('IACDLoss', 'network_r'), ('FAKDLoss', 'network_r')]
+)
+def test_what_a_method_does_not_take_is_refused_by_its_key(name, key, train_opt, tmp_path):
+    opt = method_opt(train_opt, name, tmp_path)
+    opt[key] = train_opt[key]
+    with pytest.raises(UserError, match=rf'{key}: (given, but {name}|no tap needs it)'):
+        build(opt, tmp_path)
+
+
+def test_a_missing_vgg_is_refused_with_what_to_do(train_opt, tmp_path):
+    opt = method_opt(train_opt, 'CSDLoss', tmp_path)
+    opt['train']['distill_opt']['vgg_weights'] = str(tmp_path / 'none.pth')
+    with pytest.raises(UserError, match=r"^train.distill_opt.vgg_weights: .*none.pth.*; accepted: torchvision's vgg19"):
+        build(opt, tmp_path)
