@@ -184,8 +184,9 @@ def train_all(
 
 
 def threads_of(jobs: int) -> int:
-    """How many CPU threads each of ``jobs`` trainings has: an equal share, all of them where there are GPUs."""
-    return torch.get_num_threads() if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // jobs)
+    """How many CPU threads each of ``jobs`` trainings has: OMP_NUM_THREADS, or an equal share; with GPUs, all."""
+    own = torch.cuda.is_available() or 'OMP_NUM_THREADS' in os.environ
+    return torch.get_num_threads() if own else max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _is_scored(run: Run, comparison: Comparison, folder: Folder) -> bool:
