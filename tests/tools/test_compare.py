@@ -14,6 +14,9 @@ import cv2
 import pytest
 from conftest import changed, run, tiny_test_opt, tiny_train_opt, write_yml
 
+from facd_basicsr.errors import UserError
+from facd_basicsr.tools.compare import compare
+
 
 def command(path: Path) -> list[str]:
     return ['-m', 'facd_basicsr.cli', 'compare', str(path), '--jobs', '2']
@@ -137,17 +140,25 @@ def test_the_pictures_show_every_method(finished, checkout):
     assert crops is not None and crops.shape[1] > 5 * 100
 
 
-def test_what_is_finished_is_not_trained_again(finished, comparison, checkout):
-    again = run(*command(checkout / 'tiny.yml'), cwd=checkout)
-    assert again.returncode == 0 and ': training;' not in again.stdout
-    assert 'FACD' in again.stdout
+@pytest.fixture
+def in_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets ``facd compare`` run in this process, where Python need not start, and write into the checkout."""
+    monkeypatch.chdir(checkout)
+    for module in ('tools.compare', 'comparison.run', 'comparison.record'):
+        monkeypatch.setattr(f'facd_basicsr.{module}.root_path', lambda: checkout)
 
 
-def test_other_test_sets_are_scored_without_training(finished, comparison, checkout):
+def test_what_is_finished_is_not_trained_again(finished, in_checkout, checkout, capsys):
+    compare(checkout / 'tiny.yml', jobs=1)
+    printed = capsys.readouterr().out
+    assert ': training;' not in printed and 'FACD' in printed
+
+
+def test_other_test_sets_are_scored_without_training(finished, in_checkout, comparison, checkout, capsys):
     test = changed(comparison, 'test.datasets', {'test_1': {'name': 'renamed'}})
-    again = run(*command(write_yml(test, checkout / 'renamed.yml')), cwd=checkout)
-    assert again.returncode == 0, again.stderr
-    assert ': training;' not in again.stdout and 'renamed' in again.stdout
+    results = compare(write_yml(test, checkout / 'renamed.yml'), jobs=1)
+    assert ': training;' not in capsys.readouterr().out
+    assert all(set(run['means']) == {'renamed'} for run in results['runs'])
 
 
 def test_a_failed_training_is_named_and_the_others_are_reported(comparison, checkout):
@@ -160,17 +171,19 @@ def test_a_failed_training_is_named_and_the_others_are_reported(comparison, chec
     assert '| Student | 1 |' in (checkout / 'results' / 'failing' / 'table.md').read_text()
 
 
-def test_changed_options_are_refused_with_the_key(finished, comparison, checkout):
+def test_changed_options_are_refused_with_the_key(finished, in_checkout, comparison, checkout):
     path = write_yml(
         changed(comparison, 'methods.FACD.train', {'distill_opt': {'lambda': 16}}), checkout / 'changed.yml'
     )
-    refused = run(*command(path), cwd=checkout)
-    assert refused.returncode == 2
-    assert 'methods.FACD: train.distill_opt.lambda changed since the comparison was begun' in refused.stderr
+    with pytest.raises(UserError, match=r'methods.FACD: train.distill_opt.lambda changed since .* was begun'):
+        compare(path, jobs=1)
 
 
-def test_a_method_that_train_py_refuses_is_refused_before_anything_is_trained(comparison, checkout):
+def test_a_method_that_train_py_refuses_is_refused_before_anything_is_trained(in_checkout, comparison, checkout):
     bad = changed(comparison, 'methods.FACD.train', {'distill_opt': {'lamda': 16}}) | {'name': 'bad'}
-    refused = run(*command(write_yml(bad, checkout / 'bad.yml')), cwd=checkout)
-    assert refused.returncode == 2 and 'methods.FACD.train.distill_opt.lamda: unknown key' in refused.stderr
-    assert not list((checkout / 'experiments').glob('bad_*'))
+    with pytest.raises(UserError, match=r'methods.FACD.train.distill_opt.lamda: unknown key'):
+        compare(write_yml(bad, checkout / 'bad.yml'), jobs=1)
+    absent = changed(comparison, 'methods.FACD.path', {'pretrain_network_g': 'none.pth'}) | {'name': 'absent'}
+    with pytest.raises(UserError, match=r'methods.FACD: path.pretrain_network_g: no such file: none.pth'):
+        compare(write_yml(absent, checkout / 'absent.yml'), jobs=1)
+    assert not [path for name in ('bad', 'absent') for path in (checkout / 'experiments').glob(f'{name}_*')]
