@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
 POINTS = 100  # of a curve that are kept; more are averaged
+BINS = 20  # points that are drawn of the share of rejected patches
 ALPHA, VALIDATION = 'alpha', 'metrics/'
 
 Curve = list[list[float]]  # [iteration, value], ...
@@ -77,7 +78,8 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
                 continue
             steps, y = _common(drawn, tag)
             x = steps * np.mean([unit(run) for run in drawn])
-            y = 1 - y if tag == ALPHA else y
+            if tag == ALPHA:  # of single batches: a share of few samples, so neighbours are averaged
+                x, y = (_averaged(values, BINS) for values in (x, 1 - y))
             (line,) = axes.plot(x, y.mean(0), label=method)
             axes.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.15)
         axes.set(xlabel=x_label, ylabel=label)
@@ -93,3 +95,9 @@ def _common(runs: Sequence[Mapping[str, Any]], tag: str) -> tuple[np.ndarray, np
     by_step = [{step: value for step, value in run['curves'][tag] if value is not None} for run in runs]
     steps = sorted(set.intersection(*(set(points) for points in by_step)))
     return np.array(steps), np.array([[points[step] for step in steps] for points in by_step])
+
+
+def _averaged(values: np.ndarray, bins: int) -> np.ndarray:
+    """Means of neighbours along the last axis, so that at most ``bins`` are left."""
+    parts = np.array_split(values, min(bins, values.shape[-1]), axis=-1)
+    return np.stack([part.mean(-1) for part in parts], axis=-1)

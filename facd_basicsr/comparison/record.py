@@ -1,6 +1,7 @@
 """What a finished run came to, as plain data: scores, costs, curves."""
 
 import platform
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, buil
 from facd_basicsr.options.parse import root_path
 
 DIGITS = 4
+TURNS = 5  # in which latencies are measured
 
 
 def checkpoint_of(run: Run) -> Path:
@@ -57,7 +59,7 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
     notes = []
     tapped = run.opt if 'taps' in run.opt else next((o for o in comparison.methods.values() if 'taps' in o), None)
     if teacher is not None and tapped is not None:
-        notes = tap_features(tapped, teacher, [student])
+        notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teacher, [student])]
     methods = [student] if teacher is None else [student, teacher]
     curves, seconds_per_iter = read_curves(root_path() / 'tb_logger' / run.opt['name'])
     iterations = run.opt['train']['total_iter']
@@ -100,10 +102,12 @@ def latencies(comparison: Comparison) -> dict[str, float]:
             seen.add(run.method)
             methods.append(student_of(run))
     height, width = (side // comparison.scale for side in OUTPUT_SIZE)
-    return {
-        method.name: round(latency_ms(method.net, torch.zeros(1, 3, height, width, device=method.device)), 2)
-        for method in methods
-    }
+    found: dict[str, list[float]] = {method.name: [] for method in methods}
+    for _ in range(TURNS):  # in turn, so that whatever else the machine does disturbs all alike
+        for method in methods:
+            lq = torch.zeros(1, 3, height, width, device=method.device)
+            found[method.name].append(latency_ms(method.net, lq, repeats=1))
+    return {name: round(statistics.median(times), 2) for name, times in found.items()}
 
 
 def machine() -> str:

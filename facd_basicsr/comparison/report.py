@@ -111,8 +111,8 @@ def feature_table(results: Mapping[str, Any]) -> Table | None:
 
 
 def feature_notes(results: Mapping[str, Any]) -> list[str]:
-    """Why a method has no feature PSNR, or what to know of it; a line each."""
-    return list(dict.fromkeys(note for record in results['runs'] for note in record['notes']))
+    """Why a method has no feature PSNR, or what to know of it; a line each, in the words of its first seed."""
+    return [note for records in by_method(results).values() for note in records[0]['notes']]
 
 
 def caption(results: Mapping[str, Any]) -> str:
