@@ -60,7 +60,7 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
     tapped = run.opt if 'taps' in run.opt else next((o for o in comparison.methods.values() if 'taps' in o), None)
     if teacher is not None and tapped is not None:
         notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teacher, [student])]
-    methods = [student] if teacher is None else [student, teacher]
+    methods = [student] if student.taps is None else [student, teacher]  # whose features it is compared with
     curves, seconds_per_iter = read_curves(root_path() / 'tb_logger' / run.opt['name'])
     iterations = run.opt['train']['total_iter']
     return {

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from facd_basicsr.losses.checks import check_batch, check_choice, check_not_nega
 from facd_basicsr.losses.contrastive import NEGATIVES, contrastive_loss
 from facd_basicsr.losses.distill_loss import REGRESSOR, DistillLoss
 from facd_basicsr.losses.distill_state import DistillState
-from facd_basicsr.losses.image import image_loss, teacher_is_right
+from facd_basicsr.losses.image import image_loss, indicator
 
 
 def facd_loss(
@@ -38,9 +37,7 @@ def facd_loss(
     check_batch(state, 'FACDLoss')
     check_weights(layer_weights, state)
     student, teacher, gt = state.student, state.teacher.detach(), state.gt
-    alpha = teacher_is_right(student, teacher, gt)  # (N,)
-    if not adaptive:
-        alpha = torch.ones_like(alpha)
+    alpha = indicator(student, teacher, gt, adaptive)  # (N,)
     logs = {'alpha': alpha.mean()}
     l_facd = alpha.new_zeros(())
     taps = zip(layer_weights, state.student_feats, state.teacher_feats)

@@ -1,6 +1,5 @@
 """IACD: FACD's contrast in the image domain (Table 5)."""
 
-import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
@@ -8,7 +7,7 @@ from facd_basicsr.losses.checks import check_batch, check_choice, check_not_nega
 from facd_basicsr.losses.contrastive import NEGATIVES, contrastive_loss
 from facd_basicsr.losses.distill_loss import DistillLoss
 from facd_basicsr.losses.distill_state import DistillState
-from facd_basicsr.losses.image import image_loss, teacher_is_right
+from facd_basicsr.losses.image import image_loss, indicator
 
 
 def iacd_loss(
@@ -30,9 +29,7 @@ def iacd_loss(
     """
     check_batch(state, 'IACDLoss')
     student, teacher, gt = state.student, state.teacher.detach(), state.gt
-    alpha = teacher_is_right(student, teacher, gt)  # (N,)
-    if not adaptive:
-        alpha = torch.ones_like(alpha)
+    alpha = indicator(student, teacher, gt, adaptive)  # (N,)
     l_iacd, r = contrastive_loss(student, teacher, alpha, negatives, stop_gradient, eps)
     l_sr = img_range * image_loss(student, teacher, gt, alpha)
     return {'l_sr': l_sr, 'l_iacd': lambda_ * l_iacd, 'alpha': alpha.mean(), 'r': r}

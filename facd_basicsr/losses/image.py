@@ -22,6 +22,21 @@ def teacher_is_right(student: Tensor, teacher: Tensor, gt: Tensor) -> Tensor:
         return (student_error >= teacher_error).to(student_error.dtype)
 
 
+def indicator(student: Tensor, teacher: Tensor, gt: Tensor, adaptive: bool) -> Tensor:
+    """alpha of a batch: equation (1), or 1 for every sample where distillation is not adaptive (FCD).
+
+    Args:
+        student, teacher, gt: (N, C, H, W).
+        adaptive: whether equation (1) decides.
+
+    Returns:
+        (N,), without gradient.
+    """
+    if adaptive:
+        return teacher_is_right(student, teacher, gt)
+    return student.new_ones(len(student), dtype=torch.promote_types(student.dtype, torch.float32))
+
+
 def image_loss(
     student: Tensor, teacher: Tensor, gt: Tensor, alpha: Tensor, l1_gt: bool = True, l1_t: bool = True
 ) -> Tensor:

@@ -11,7 +11,7 @@ from facd_basicsr.losses.checks import check_batch, check_choice, check_not_nega
 from facd_basicsr.losses.cross_rank import all_samples
 from facd_basicsr.losses.distill_loss import REGRESSOR, DistillLoss
 from facd_basicsr.losses.distill_state import DistillState
-from facd_basicsr.losses.image import image_loss, teacher_is_right
+from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.pairwise import at_least_float32, full_precision
 
 
@@ -55,9 +55,7 @@ def infonce_loss(
     check_batch(state, 'InfoNCELoss')
     check_weights(layer_weights, state)
     student, teacher, gt = state.student, state.teacher.detach(), state.gt
-    alpha = teacher_is_right(student, teacher, gt)  # (N,)
-    if not adaptive:
-        alpha = torch.ones_like(alpha)
+    alpha = indicator(student, teacher, gt, adaptive)  # (N,)
     taps = zip(layer_weights, state.student_feats, state.teacher_feats)
     l_nce = sum(
         w_j * infonce(student_feat, teacher_feat, alpha, temperature) for w_j, student_feat, teacher_feat in taps

@@ -89,21 +89,18 @@ def tables(results: dict[str, Any]) -> dict[str, Any]:
     return found if features is None else {**found, f'Feature PSNR in dB, x{results["scale"]}': features}
 
 
-def markdown(results: dict[str, Any]) -> str:
-    parts = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in tables(results).items()]
-    notes = [f'- {note}\n' for note in feature_notes(results)]
-    return '\n'.join([*parts, *notes, caption(results) + '\n'])
-
-
 def write_report(results: dict[str, Any], folder: Path) -> None:
     """table.md, table.tex and table.csv from the records alone."""
-    latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in tables(results).items()]
-    (folder / 'table.md').write_text(markdown(results), encoding='utf-8')
+    made, notes = tables(results), feature_notes(results)
+    markdown = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in made.items()]
+    markdown += [*(f'- {note}\n' for note in notes), f'{caption(results)}\n']
+    latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in made.items()]
+    (folder / 'table.md').write_text('\n'.join(markdown), encoding='utf-8')
     (folder / 'table.tex').write_text('\n'.join([f'{LATEX_RULES}\n', *latex]), encoding='utf-8')
     (folder / 'table.csv').write_text(to_csv(results), encoding='utf-8')
-    for title, (header, rows, groups, _) in tables(results).items():
+    for title, (header, rows, groups, _) in made.items():
         print(f'\n{title}\n\n{text_table(header, rows, groups)}')
-    print('\n' + '\n'.join(feature_notes(results)))
+    print('\n' + '\n'.join(notes))
     print(f'\n{caption(results)}\n\ntable.md, table.tex, table.csv, results.json, curves.png, crops.png: {folder}')
 
 
