@@ -20,11 +20,11 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 # isort: split
 import torch
 from basicsr.data import build_dataset
-from basicsr.models import build_model
 from torch import Tensor
 
 from facd_basicsr.comparison.plan import Run, read_comparison
 from facd_basicsr.comparison.record import checkpoint_of
+from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.evaluation.table import text_table
 
 BATCHES = 10

@@ -17,12 +17,12 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 
 # isort: split
 import torch
-from basicsr.models import build_model
 from basicsr.models.base_model import BaseModel
 
 from facd_basicsr.comparison.plan import Comparison, read_comparison
 from facd_basicsr.comparison.record import machine
 from facd_basicsr.engine.logs import versions
+from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.evaluation.table import text_table
 
 WARM_UP = 2  # turns whose time is left out

@@ -15,13 +15,27 @@ class UserError(ValueError):
     """
 
 
+SAVED = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
+
+
+class Stopped(Exception):  # noqa: N818  nothing went wrong
+    """A signal has ended the run, which is saved; its message says how it goes on."""
+
+
 def run_command(command: Callable[[], object]) -> None:
-    """Runs an entry point: a :class:`UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""
+    """Runs an entry point.
+
+    A :class:`UserError` becomes one line on stderr and exit code 2, :class:`Stopped` the exit code ``SAVED``, Ctrl-C
+    130.
+    """
     try:
         command()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(SAVED)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)

@@ -14,12 +14,12 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 
 # isort: split
 from basicsr.data import build_dataloader, build_dataset
-from basicsr.models import build_model
 from basicsr.utils import get_time_str, make_exp_dirs
 from basicsr.utils.options import dict2str
 
 from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.engine.logs import DeferredLog, versions
+from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import data_complaints, run_command
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.options import parse_options, parser

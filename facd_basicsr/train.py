@@ -2,17 +2,16 @@
 
     python facd_basicsr/train.py -opt options/train/FACD_RCAN_x4.yml
 
-BasicSR's loop and its parts, with checks before anything is created, a resume that works from any folder and
-without CUDA, and exit code 2 with one line for what a user can mend.
+BasicSR's parts in a loop that can be stopped, killed and resumed without a trace (docs/reliability.md), with checks
+before anything is created. Exit codes: 2 with one line for what a user can mend; 75 after a signal, with everything
+saved; 1 for any other error.
 """
 
 import argparse
-import datetime
-import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,22 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 
 # isort: split
 import torch
-from basicsr.data.data_sampler import EnlargedSampler
-from basicsr.data.prefetch_dataloader import CPUPrefetcher, CUDAPrefetcher
-from basicsr.models import build_model
-from basicsr.models.base_model import BaseModel
-from basicsr.train import create_train_val_dataloader, init_tb_loggers
-from basicsr.utils import AvgTimer, MessageLogger, get_time_str, make_exp_dirs, mkdir_and_rename
+from basicsr.utils import get_time_str, make_exp_dirs, mkdir_and_rename
 from basicsr.utils.options import dict2str
-from torch.utils.data import DataLoader
 
+from facd_basicsr.data.loaders import Loaders, build_loaders
 from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.distill.gate import check_teacher
-from facd_basicsr.engine.logs import DeferredLog, versions
-from facd_basicsr.engine.resume import load_resume_state
-from facd_basicsr.errors import UserError, data_complaints, run_command
+from facd_basicsr.engine.checkpoint import Position
+from facd_basicsr.engine.damaged_images import DamagedImages
+from facd_basicsr.engine.distributed import Ranks, leave_group, lost_rank
+from facd_basicsr.engine.logs import DeferredLog, tensorboard, versions
+from facd_basicsr.engine.loop import TrainingLoop
+from facd_basicsr.engine.resume import describe, load_resume_state, resume_random, resumed_position
+from facd_basicsr.engine.safe_model import SafeModel, build_model
+from facd_basicsr.engine.signals import leave_to_the_main_process
+from facd_basicsr.engine.whole_files import remove_partial, write_whole
+from facd_basicsr.errors import Stopped, UserError, data_complaints, run_command
 from facd_basicsr.options import parse_options, parser
 from facd_basicsr.options.inherit import complete_text
 
@@ -57,25 +58,30 @@ def train(
         on_iteration: called after every iteration with its number.
 
     Raises:
-        UserError: an option, path, checkpoint or its combination is not accepted; then no folder was made.
+        UserError: an option, path, checkpoint or its combination is not accepted, then no folder was made; or an
+            image, the disk or a loss did not let it go on.
+        Stopped: a signal has ended it, with everything saved.
     """
     opt = parse_options(args, is_train=True, root=root)
     torch.backends.cudnn.benchmark = True
     with DeferredLog(opt['rank'], console) as log:
         log.info(versions())
         log.info(dict2str(opt))
-        _train(opt, args.opt, log, on_iteration)
+        try:
+            _train(opt, args.opt, log, on_iteration)
+        except Stopped:
+            leave_group()
+            raise
+        leave_group()
 
 
 @dataclass
 class Training:
     """What :func:`set_up` has built: all that an iteration needs. Nothing is on disk yet."""
 
-    model: BaseModel
-    train_loader: DataLoader
-    train_sampler: EnlargedSampler
-    val_loaders: dict[str, DataLoader]  # by the name of their block in `datasets`
-    total_iters: int
+    model: SafeModel
+    loaders: Loaders
+    ranks: Ranks
     resume_state: dict[str, Any] | None
     teacher: str  # what the sanity gate found; empty without one
 
@@ -91,96 +97,62 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
         UserError: a checkpoint, the data or their combination is not accepted.
     """
     _check_folders(opt)
-    resume_state = load_resume_state(opt)
+    ranks = Ranks()
+    resume_state = load_resume_state(opt, ranks, log.warning)
+    if opt['seed_drawn']:
+        drawn = opt['manual_seed'] if resume_state is None else resume_state.get('data', {}).get('seed')
+        opt['manual_seed'] = ranks.from_first(drawn or opt['manual_seed'])
     for line in check_pretrained(opt):
         log.info(line)
     with data_complaints():
-        train_loader, train_sampler, loaders, _, total_iters = create_train_val_dataloader(opt, log.logger)
-    if len(train_loader) == 0:
-        raise UserError(
-            f'datasets.train.batch_size_per_gpu: {train_loader.batch_size} for epochs of {len(train_sampler)} samples; '
-            'accepted: no more than these (dataset_enlarge_ratio repeats the images)'
-        )
-    val_loaders = dict(zip([name for name in opt['datasets'] if name != 'train'], loaders))
+        loaders = build_loaders(opt)
+    loaders.train.worker_init_fn = leave_to_the_main_process
+    log.info(
+        f'{len(loaders.train.dataset)} training images, {loaders.sampler.batches} iterations an epoch, '
+        f'{opt["train"]["total_iter"]} iterations; {ranks.size} processes with batches of {loaders.train.batch_size}.'
+    )
     model = build_model(opt)
     teacher = ''
     if 'expect' in opt.get('teacher', {}):
         expect = opt['teacher']['expect']
         log.info(f'Evaluating the teacher on datasets.{expect["dataset"]} (teacher.expect).')
-        teacher = check_teacher(model.teacher, expect, val_loaders[expect['dataset']], opt['scale'], model.device)
+        teacher = check_teacher(model.teacher, expect, loaders.val[expect['dataset']], opt['scale'], model.device)
         log.info(teacher)
     if resume_state is not None:
         model.resume_training(resume_state)
-    return Training(model, train_loader, train_sampler, val_loaders, total_iters, resume_state, teacher)
+    return Training(model, loaders, ranks, resume_state, teacher)
 
 
 def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration: Callable[[int], None]) -> None:
     training = set_up(opt, log)
-    model, resume_state, total_iters = training.model, training.resume_state, training.total_iters
-    start_epoch = start_iter = 0
-    if resume_state is not None:
-        start_epoch, start_iter = resume_state['epoch'], resume_state['iter']
-        log.info(f'Resuming from {opt["path"]["resume_state"]}: epoch {start_epoch}, iter {start_iter}.')
-        if start_iter >= total_iters:
-            log.info(f'All {total_iters} iterations of train.total_iter are done.')
-    elif opt['auto_resume']:
-        log.info(f'No state in {opt["path"]["training_states"]}: starting from iteration 0.')
-
+    position = _position(opt, training, log)
     if opt['rank'] == 0:
-        _make_folders(opt, Path(option_file), resume=resume_state is not None)
+        _make_folders(opt, Path(option_file), in_place=opt['auto_resume'] or training.resume_state is not None)
     log.write_to(Path(opt['path']['log'], f'train_{opt["name"]}_{get_time_str()}.log'))
-    tb_logger = init_tb_loggers(opt)
-    msg_logger = MessageLogger(opt, start_iter + 1, tb_logger)
-    msg_logger.max_iters = total_iters + 1  # it counts one iteration less, and ends in "-1 day, 23:59:58"
-    prefetcher = _prefetcher(opt, training.train_loader)
+    tb_logger = tensorboard(opt, position.iteration)
+    train_opt = opt['datasets']['train']
+    damaged = DamagedImages(train_opt.get('skip_damaged', False), training.ranks, log.warning)
+    loop = TrainingLoop(
+        opt, training.model, training.loaders, training.ranks, position, damaged, log, tb_logger, on_iteration
+    )
+    if training.resume_state is not None:
+        resume_random(training.resume_state, training.ranks)
+    loop.run()
 
-    current_iter, start_time = start_iter, time.time()
-    data_timer, iter_timer = AvgTimer(), AvgTimer()
-    for epoch in itertools.count(start_epoch):  # BasicSR's number of epochs forgets that the loader drops rests
-        if current_iter >= total_iters:
-            break
-        training.train_sampler.set_epoch(epoch)
-        prefetcher.reset()
-        train_data = prefetcher.next()
-        while train_data is not None and current_iter < total_iters:
-            data_timer.record()
-            current_iter += 1
-            model.update_learning_rate(current_iter, warmup_iter=opt['train'].get('warmup_iter', -1))
-            model.feed_data(train_data)
-            model.optimize_parameters(current_iter)
-            iter_timer.record()
-            if current_iter == start_iter + 1:
-                msg_logger.reset_start_time()
 
-            if current_iter % opt['logger']['print_freq'] == 0:
-                msg_logger(
-                    {
-                        'epoch': epoch,
-                        'iter': current_iter,
-                        'lrs': model.get_current_learning_rate(),
-                        'time': iter_timer.get_avg_time(),
-                        'data_time': data_timer.get_avg_time(),
-                        **model.get_current_log(),
-                    }
-                )
-            if current_iter % opt['logger']['save_checkpoint_freq'] == 0:
-                log.info('Saving models and training states.')
-                model.save(epoch, current_iter)
-            if current_iter < total_iters and opt.get('val') and current_iter % opt['val']['val_freq'] == 0:
-                _validate(model, training.val_loaders.values(), current_iter, tb_logger, opt)
-
-            on_iteration(current_iter)
-            data_timer.start()
-            iter_timer.start()
-            train_data = prefetcher.next()
-
-    log.info(f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}')
-    log.info('Save the latest model.')
-    model.save(epoch=-1, current_iter=-1)  # -1: net_g_latest.pth, without a training state
-    if opt.get('val'):
-        _validate(model, training.val_loaders.values(), current_iter, tb_logger, opt)
-    if tb_logger:
-        tb_logger.close()
+def _position(opt: dict[str, Any], training: Training, log: DeferredLog) -> Position:
+    """Where to begin, said in the log."""
+    if training.resume_state is None:
+        if opt['auto_resume']:
+            log.info(f'--auto_resume: no state in {opt["path"]["training_states"]}: starting from iteration 0.')
+        return Position()
+    position, differences = resumed_position(training.resume_state, training.loaders.sampler)
+    log.info(describe(training.resume_state, opt['path']['resume_state'], position))
+    for difference in differences:
+        log.warning(f'Not as if it had never been stopped: {difference}.')
+    if position.iteration >= opt['train']['total_iter']:
+        log.info(f'All {opt["train"]["total_iter"]} iterations of train.total_iter are done.')
+    return position
 
 
 # make_exp_dirs makes a folder of every path that it does not know, the value of param_key_g for one.
@@ -195,31 +167,35 @@ def _check_folders(opt: dict[str, Any]) -> None:
             raise UserError(f'{folder} can not be made: {parent} is no folder that may be written')
 
 
-def _make_folders(opt: dict[str, Any], option_file: Path, resume: bool) -> None:
-    """Makes the folders of an experiment, moving an older one aside unless it is resumed, and keeps its option file."""
+def _make_folders(opt: dict[str, Any], option_file: Path, in_place: bool) -> None:
+    """Makes the folders of an experiment and keeps its option file there.
+
+    Args:
+        in_place: whether to go on in the folders that are there; otherwise they are moved aside.
+    """
     text = complete_text(str(option_file))  # first: it may lie in the folder that is moved aside
-    if not resume:
+    folders = [Path(opt['path'][key]) for key in FOLDERS]
+    if in_place:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_partial(folder)
+    else:
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
         if opt['logger']['use_tb_logger'] and 'debug' not in opt['name']:
             mkdir_and_rename(str(Path(opt['root_path'], 'tb_logger', opt['name'])))
     command = f'# {time.asctime()}\n# {" ".join(sys.argv)}\n\n'
-    Path(opt['path']['experiments_root'], option_file.name).write_text(command + text, encoding='utf-8')
-
-
-def _prefetcher(opt: dict[str, Any], train_loader: Any) -> CPUPrefetcher | CUDAPrefetcher:
-    on_gpu = opt['datasets']['train'].get('prefetch_mode') == 'cuda'
-    return CUDAPrefetcher(train_loader, opt) if on_gpu else CPUPrefetcher(train_loader)
-
-
-def _validate(
-    model: Any, val_loaders: Iterable[DataLoader], current_iter: int, tb_logger: Any, opt: dict[str, Any]
-) -> None:
-    for val_loader in val_loaders:
-        model.validation(val_loader, current_iter, tb_logger, opt['val']['save_img'])
+    write_whole(Path(opt['path']['experiments_root'], option_file.name), (command + text).encode())
 
 
 def main() -> None:
-    run_command(lambda: train(parser().parse_args()))
+    try:
+        run_command(lambda: train(parser().parse_args()))
+    except RuntimeError as error:
+        if not lost_rank(error):
+            raise
+        # its own traceback says why; this one would only say that it is gone
+        print(f'error: another rank has ended ({" ".join(str(error).split())[:200]})', file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == '__main__':

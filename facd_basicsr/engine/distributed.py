@@ -1,8 +1,13 @@
-"""Process group set-up."""
+"""The processes of a training: starting their group, and what they have to agree on."""
 
-from typing import Any
+import os
+import subprocess
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.dist_util import init_dist as basicsr_init_dist
 
 from facd_basicsr.errors import UserError
@@ -17,21 +22,84 @@ def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
         dist_params: the option file's ``dist_params``.
 
     Raises:
-        UserError: the launcher needs GPUs and there are none, or its environment is missing.
+        UserError: the launcher's environment is missing.
     """
     try:
         if on_gpu:
             # torchrun sets the port itself, and BasicSR would pass it on to init_process_group
             unused = () if launcher == 'slurm' else ('port',)
             basicsr_init_dist(launcher, **{key: value for key, value in dist_params.items() if key not in unused})
-        elif launcher == 'pytorch':
-            dist.init_process_group('gloo')
         else:
-            raise UserError(f'--launcher: {launcher} without GPUs; accepted without GPUs: none, pytorch')
+            if launcher == 'slurm':
+                _take_environment_from_slurm(dist_params.get('port'))
+            dist.init_process_group('gloo')
     except (KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f'--launcher: {launcher}, but the launcher has not set its environment ({error}); accepted: start it as '
             '`torchrun --nproc_per_node=N facd_basicsr/train.py --launcher pytorch -opt FILE`, or by srun'
         ) from error
+
+
+def _take_environment_from_slurm(port: int | None) -> None:
+    """As basicsr/utils/dist_util.py:41, whose lines for GPUs divide by their number."""
+    rank, world_size, nodes = (os.environ[f'SLURM_{name}'] for name in ('PROCID', 'NTASKS', 'NODELIST'))
+    hosts = subprocess.run(['scontrol', 'show', 'hostname', nodes], capture_output=True, text=True, check=True).stdout
+    os.environ |= {'RANK': rank, 'WORLD_SIZE': world_size, 'MASTER_ADDR': hosts.split()[0]}
+    os.environ['MASTER_PORT'] = str(port) if port else os.environ.get('MASTER_PORT', '29500')
+
+
+def lost_rank(error: RuntimeError) -> bool:
+    """Whether an error says that a process of the group has gone, and not what is wrong in this one."""
+    return isinstance(error, dist.DistError) or 'gloo' in str(error)
+
+
+Value = TypeVar('Value')
+
+
+def leave_group() -> None:
+    """Ends the process group, if there is one; otherwise torch complains when the process ends."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Ranks:
+    """What the processes of a training tell each other beside gradients. Alone, each method is the identity.
+
+    Over gloo, so that no GPU is waited for.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = get_dist_info()
+        self._group = dist.new_group(backend='gloo') if self.size > 1 else None
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's value, on every rank; plain Python values only."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, self._group)
+        return values
+
+    def from_first(self, value: Value) -> Value:
+        """Rank 0's value."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+    def begin_any(self, flag: Callable[[], bool]) -> Callable[[], bool]:
+        """Begins to ask whether any rank's flag is set; the answer is there when what is returned is called.
+
+        Meanwhile the processes go on: asked at the beginning of an iteration and called at its end, it costs nothing.
+        """
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag()))
+        work = dist.all_reduce(flags, dist.ReduceOp.MAX, self._group, async_op=True)
+
+        def answer() -> bool:
+            work.wait()
+            return bool(flags)
+
+        return answer

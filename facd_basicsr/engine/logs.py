@@ -1,16 +1,29 @@
 """Console and file logging, without a half-written experiment folder when the set-up fails."""
 
+import contextlib
 import logging
 import logging.handlers
 import platform
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import basicsr.version
 import torch
 import torchvision
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, init_wandb_logger
+from basicsr.utils.dist_util import master_only
+
+from facd_basicsr.errors import UserError
 
 FORMAT = '%(asctime)s %(levelname)s: %(message)s'
+
+
+class _File(logging.FileHandler):
+    """Ends the run when the disk is full, where ``logging`` prints a traceback for every line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        raise
 
 
 class DeferredLog:
@@ -19,7 +32,7 @@ class DeferredLog:
     BasicSR opens its log file first, and so has moved the previous experiment aside before it notices that the
     teacher does not load. Here folders are made when networks and data are known to be good.
 
-    Use as a context manager; the file is closed at its end.
+    Use as a context manager; the file is closed at its end, with the traceback of what ended it.
 
     Args:
         rank: this process's rank; only rank 0 logs.
@@ -41,25 +54,63 @@ class DeferredLog:
         self.logger.addHandler(self._held)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._file is not None and isinstance(error, Exception):
+            self._write_last(error, None if isinstance(error, UserError) else traceback)
         for handler in (self._held, self._file):
             if handler is not None:
                 self.logger.removeHandler(handler)
                 handler.close()
 
+    def _write_last(self, error: Exception, traceback: TracebackType | None) -> None:
+        """To the file alone: on the console it is the entry point's to say. Quietly, as the disk may be full."""
+        record = self.logger.makeRecord(
+            self.logger.name,
+            logging.ERROR,
+            __file__,
+            0,
+            f'{type(error).__name__}: {error}',
+            (),
+            (type(error), error, traceback) if traceback else None,
+        )
+        with contextlib.suppress(OSError):
+            self._file.emit(record)
+
     def info(self, message: str) -> None:
         self.logger.info(message)
+
+    def warning(self, message: str) -> None:
+        self.logger.warning(message)
 
     def write_to(self, path: Path) -> None:
         """Starts the log file."""
         if self._rank == 0:
-            self._file = logging.FileHandler(path, 'w', encoding='utf-8')
+            self._file = _File(path, 'a', encoding='utf-8')  # one that was begun in the same second is kept
             self._file.setFormatter(logging.Formatter(FORMAT))
             self._held.setTarget(self._file)
             self._held.flush()
             self.logger.addHandler(self._file)
         self.logger.removeHandler(self._held)
         self._held.setTarget(None)
+
+
+@master_only
+def tensorboard(opt: dict[str, Any], start_iter: int) -> Any:
+    """BasicSR's ``init_tb_loggers``, but that what an earlier process logged after ``start_iter`` is not seen again.
+
+    Without that a run which was killed after its last checkpoint has two values for every iteration since then.
+    """
+    if 'debug' in opt['name']:
+        return None
+    if (opt['logger'].get('wandb') or {}).get('project'):
+        init_wandb_logger(opt)  # before TensorBoard, to follow it
+    if not opt['logger']['use_tb_logger']:
+        return None
+    from torch.utils.tensorboard import SummaryWriter  # not for those who don't use it: it takes a while
+
+    return SummaryWriter(str(Path(opt['root_path'], 'tb_logger', opt['name'])), purge_step=start_iter + 1)
 
 
 def versions() -> str:

@@ -1,52 +1,179 @@
-"""Finding and reading a training state."""
+"""Finding a training state that is whole, and going on from it."""
 
 import pickle
+import struct
+import time
+import zipfile
+import zlib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from basicsr.utils.misc import check_resume
 
+from facd_basicsr.data.download import sha256_of
+from facd_basicsr.data.resumable_sampler import ResumableSampler
+from facd_basicsr.engine.checkpoint import LATEST, Position, state_iterations
+from facd_basicsr.engine.distributed import Ranks
+from facd_basicsr.engine.random_state import restore_random_state
+from facd_basicsr.engine.whole_files import check_whole
 from facd_basicsr.errors import UserError
 
 torch.serialization.add_safe_globals([Counter])  # BasicSR's schedulers keep their milestones in one
 
+UNREADABLE = (
+    *(OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, NotImplementedError, struct.error, zlib.error),
+    *(pickle.UnpicklingError, zipfile.BadZipFile),
+)
 
-def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+
+def load_resume_state(opt: dict[str, Any], ranks: Ranks, warn: Callable[[str], None]) -> dict[str, Any] | None:
     """The state to resume from, or None for a fresh start. Points ``opt['path']`` at its networks.
 
-    BasicSR's looks below the working directory whatever the experiment's folder, and needs CUDA.
+    BasicSR's looks below the working directory whatever the experiment's folder, needs CUDA, and starts over when it
+    finds nothing.
 
     Args:
-        opt: from :func:`facd_basicsr.options.parse_options`; ``auto_resume`` takes the newest state of the
+        opt: from :func:`facd_basicsr.options.parse_options`; ``auto_resume`` takes the newest whole state of the
             experiment's own folder, else ``path.resume_state`` names one.
+        ranks: the processes; the first one chooses for all.
+        warn: told of each damaged state that is passed over.
 
     Raises:
-        UserError: the state can't be read, or a network saved with it is missing.
+        UserError: the state that is named is damaged, or none of those that are there is whole, or the experiment is
+            finished and its states are gone.
     """
     if opt['auto_resume']:
-        source, path = '--auto_resume', newest_state(Path(opt['path']['training_states']))
+        source, path = '--auto_resume', ranks.from_first(_newest_whole(opt, warn) if ranks.rank == 0 else None)
     else:
-        source, path = 'path.resume_state', opt['path'].get('resume_state')
+        source, path = 'path.resume_state', _named(opt['path'].get('resume_state'))
     if path is None:
         return None
-    opt['path']['resume_state'] = str(path)
     try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-        iteration = state['iter']
-    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        state = read_state(path, Path(opt['path']['models']))
+    except DamagedStateError as error:
         raise UserError(
-            f'{source}: {path} is no readable training state; accepted: a whole .state file (remove a damaged one)'
+            f'{source}: {path} {error}; accepted: a whole .state file beside its networks (--auto_resume finds the '
+            'newest)'
         ) from error
-    check_resume(opt, iteration)
-    for key, value in opt['path'].items():
-        if key.startswith('pretrain_network') and value is not None and not Path(value).is_file():
-            raise UserError(f'{source}: {path} needs {value}, which is missing')
+    opt['path']['resume_state'] = str(path)
+    check_resume(opt, state['iter'])
     return state
 
 
-def newest_state(folder: Path) -> Path | None:
-    """The ``<iteration>.state`` with the highest iteration in ``folder``, or None."""
-    states = [path for path in folder.glob('*.state') if path.stem.isdigit()]
-    return max(states, key=lambda path: int(path.stem), default=None)
+class DamagedStateError(Exception):
+    """A state or one of its networks can't be used; the message says why."""
+
+
+def read_state(path: Path, models: Path) -> dict[str, Any]:
+    """Reads a training state, after comparing every byte of it and of its networks with their checksums.
+
+    Args:
+        path: ``<iteration>.state``.
+        models: the folder with its networks.
+
+    Raises:
+        DamagedStateError: it or a network is missing, cut short or altered, or carries code.
+    """
+    try:
+        check_whole(path)
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        networks = state.get('networks', {})
+        iteration = state['iter']
+    except UNREADABLE as error:
+        reason = ' '.join(str(error).split())[:100] or type(error).__name__
+        raise DamagedStateError(f'is no readable training state ({reason})') from error
+    if not networks:  # by BasicSR, which does not say which networks there are
+        networks = dict.fromkeys((file.name for file in models.glob(f'net_*_{iteration}.pth')), None)
+        networks.setdefault(f'net_g_{iteration}.pth', None)
+    for name, digest in networks.items():
+        file = models / name
+        if not file.is_file():
+            raise DamagedStateError(f'needs {file}, which is missing')
+        if digest is not None and sha256_of(file) != digest:
+            raise DamagedStateError(f'needs {file}, which is not what was saved with it')
+    return state
+
+
+def _newest_whole(opt: dict[str, Any], warn: Callable[[str], None]) -> Path | None:
+    folder, models = Path(opt['path']['training_states']), Path(opt['path']['models'])
+    damaged = []
+    for path in newest_first(folder):
+        try:
+            read_state(path, models)
+        except DamagedStateError as error:
+            damaged.append(path)
+            warn(f'--auto_resume: {path} {error}; passed over.')
+        else:
+            return path
+    if damaged:
+        raise UserError(
+            f'--auto_resume: none of the {len(damaged)} states in {folder} is whole; accepted: the same command '
+            'without --auto_resume, which moves the experiment aside and begins it anew'
+        )
+    if list(models.glob('net_*_latest.pth')):
+        raise UserError(
+            f'--auto_resume: {models} has the networks of a finished run, but {folder} no state to go on from; '
+            'accepted: the same command without --auto_resume, which moves the experiment aside and begins it anew'
+        )
+    return None
+
+
+def newest_first(folder: Path) -> Iterator[Path]:
+    """The ``<iteration>.state`` files of a folder, the one written last first.
+
+    That is the one which ``latest`` names, unless the process was killed between the two files; after it go those with
+    the highest iterations. The highest may be older, left by a continuation that was given up.
+    """
+    ordered = [folder / f'{iteration}.state' for iteration in sorted(state_iterations(folder), reverse=True)]
+    latest = folder / LATEST
+    if latest.is_file():
+        named = folder / latest.read_text(encoding='utf-8').strip()
+        if named in ordered:
+            written = latest.stat().st_mtime_ns
+            later = [path for path in ordered[: ordered.index(named)] if path.stat().st_mtime_ns > written]
+            ordered = [*later, named, *(path for path in ordered if path != named and path not in later)]
+    yield from ordered
+
+
+def _named(value: str | None) -> Path | None:
+    """``path.resume_state``, which may be a file ``latest``."""
+    if value is None:
+        return None
+    path = Path(value)
+    return path.with_name(path.read_text(encoding='utf-8').strip()) if path.name == LATEST else path
+
+
+def resumed_position(state: dict[str, Any], sampler: ResumableSampler) -> tuple[Position, list[str]]:
+    """Where a training goes on, and in which respects it will differ from one that was never stopped.
+
+    Args:
+        state: from :func:`load_resume_state`.
+        sampler: of this run.
+    """
+    position = Position(state['iter'], state['epoch'])
+    then, now = state.get('data'), sampler.settings()
+    if then is None:
+        return position, ['the state does not say where in the epoch it was, which is begun again']
+    differences = [
+        f'{name} was {then.get(name)} and is {value}' for name, value in now.items() if then.get(name) != value
+    ]
+    if then['samples'] == now['samples']:
+        done = state['batches'] * then['batch_size'] * then['world_size']
+        position.batches = min(done // (now['batch_size'] * now['world_size']), sampler.batches)
+    return position, differences
+
+
+def resume_random(state: dict[str, Any], ranks: Ranks) -> None:
+    """Restores this rank's generators, if the state has them and as many ranks as there are now."""
+    random = state.get('random', [])
+    if len(random) == ranks.size:
+        restore_random_state(random[ranks.rank])
+
+
+def describe(state: dict[str, Any], path: str, position: Position) -> str:
+    """What is resumed, in a line."""
+    saved = f' (saved {time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["saved"]))})' if 'saved' in state else ''
+    return f'Resuming from {path}{saved}: epoch {position.epoch}, iter {position.iteration}.'

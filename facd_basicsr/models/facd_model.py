@@ -5,16 +5,14 @@ from typing import Any
 import torch
 from basicsr.archs import build_network
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger
-from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.engine.safe_model import SafeModel
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, build_loss
 
@@ -22,7 +20,7 @@ PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
 
 
 @MODEL_REGISTRY.register()
-class FACDModel(SRModel):
+class FACDModel(SafeModel, SRModel):
     """Trains ``net_g``, the student, against a frozen teacher.
 
     Option blocks beyond SRModel's: ``teacher`` (docs/teachers.md), ``train.distill_opt`` (the loss), and for a loss
@@ -118,18 +116,6 @@ class FACDModel(SRModel):
         if strict:
             check_fit(net_r, state_dict, f'path.pretrain_network_r: {load_path}')
         self.load_network(net_r, load_path, strict, param_key)
-
-    def model_to_device(self, net: nn.Module) -> nn.Module:
-        """As BasicSR's, which asks CUDA for a device even in a run without GPUs."""
-        if self.opt['dist'] and self.device.type == 'cpu':
-            return DistributedDataParallel(net, find_unused_parameters=self.opt.get('find_unused_parameters', False))
-        return super().model_to_device(net)
-
-    @master_only
-    def print_network(self, net: nn.Module) -> None:
-        """One line. BasicSR's prints every layer: 600 lines for an RCAN."""
-        params = sum(p.numel() for p in net.parameters())
-        get_root_logger().info(f'Network: {type(self.get_bare_model(net)).__name__}, with parameters: {params:,d}')
 
     def setup_optimizers(self) -> None:
         train_opt = self.opt['train']

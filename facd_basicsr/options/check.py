@@ -100,6 +100,9 @@ def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
             raise UserError(f'{where}.prefetch_mode: {mode!r}; accepted: ~, cpu, cuda')
         if dataset_opt.get('prefetch_mode') == 'cuda' and not dataset_opt.get('pin_memory'):
             raise UserError(f'{where}.prefetch_mode: cuda; accepted with pin_memory: true only')
+        if training and dataset_opt.get('prefetch_mode') == 'cpu' and dataset_opt['num_worker_per_gpu'] == 0:
+            # its thread would seed the generators that the model draws from
+            raise UserError(f'{where}.prefetch_mode: cpu; accepted with num_worker_per_gpu: 1 or more')
         for key in ('batch_size_per_gpu', 'gt_size', 'dataset_enlarge_ratio'):
             if dataset_opt.get(key, 1) < 1:
                 raise UserError(f'{where}.{key}: {dataset_opt[key]}; accepted: 1 or more')
@@ -186,9 +189,13 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
         ('logger.print_freq', opt['logger']['print_freq']),
         ('logger.save_checkpoint_freq', opt['logger']['save_checkpoint_freq']),
         ('val.val_freq', (opt.get('val') or {}).get('val_freq', 1)),
+        ('logger.keep_last', opt['logger'].get('keep_last', 1)),
     ):
         if value < 1:
             raise UserError(f'{where}: {value}; accepted: 1 or more')
+    has_metrics = bool((opt.get('val') or {}).get('metrics')) and len(opt['datasets']) > 1
+    if opt['logger'].get('keep_best') and not has_metrics:
+        raise UserError('logger.keep_best: true; accepted with val.metrics and datasets.val')
     check_block('dist_params', opt.get('dist_params', {}), keys.DIST_PARAMS)
     if 'distill_opt' in own:
         _check_distillation(opt)

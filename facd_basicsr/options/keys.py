@@ -9,7 +9,7 @@ NUMBER = (int, float)
 OPTIONAL_STR = (str, type(None))
 
 # Filled in by facd_basicsr.options or by BasicSR, so not for the option file.
-DERIVED = {'dist', 'rank', 'world_size', 'is_train', 'auto_resume', 'root_path', 'phase', 'scale'}
+DERIVED = {'dist', 'rank', 'world_size', 'is_train', 'auto_resume', 'root_path', 'seed_drawn', 'phase', 'scale'}
 
 TOP = {
     'name': Key((str,), required=True),
@@ -42,6 +42,7 @@ DATASET_TRAIN = {
     'batch_size_per_gpu': Key((int,), required=True),
     'dataset_enlarge_ratio': Key((int,)),
     'use_shuffle': Key((bool,)),
+    'skip_damaged': Key((bool,)),
 }
 # Types of what datasets read from their block; a key of a registered dataset that is not here accepts any value.
 DATASET_TYPES = {
@@ -71,6 +72,8 @@ LOGGER = {
     'save_checkpoint_freq': Key(NUMBER, required=True),
     'use_tb_logger': Key((bool,), required=True),
     'wandb': Key((dict, type(None))),
+    'keep_last': Key((int,)),
+    'keep_best': Key((bool,)),
 }
 WANDB = {'project': Key(OPTIONAL_STR), 'resume_id': Key(OPTIONAL_STR)}
 TEACHER = {

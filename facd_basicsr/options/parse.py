@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.models.base_model import BaseModel
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
-from basicsr.utils.registry import MODEL_REGISTRY
 
 from facd_basicsr.engine.distributed import init_dist
 from facd_basicsr.errors import UserError
@@ -144,16 +142,11 @@ def complete_options(
             f'`torchrun --nproc_per_node={opt["num_gpu"]} facd_basicsr/train.py --launcher pytorch -opt {args.opt}`'
         )
     opt['dist'] = args.launcher != 'none'
-    needs_cuda = MODEL_REGISTRY.get(opt['model_type']).model_to_device is BaseModel.model_to_device
-    if opt['dist'] and opt['num_gpu'] == 0 and needs_cuda:
-        raise UserError(
-            f'{args.opt}: --launcher: {args.launcher} without GPUs; accepted with FACDModel, since '
-            f"BasicSR's {opt['model_type']} asks CUDA for a device"
-        )
     if opt['dist']:
         init_dist(args.launcher, opt['num_gpu'] > 0, opt.get('dist_params', {}))
     opt['rank'], opt['world_size'] = get_dist_info()
-    if opt.get('manual_seed') is None:
+    opt['seed_drawn'] = opt.get('manual_seed') is None
+    if opt['seed_drawn']:
         opt['manual_seed'] = random.randint(1, 10000)
     set_random_seed(opt['manual_seed'] + opt['rank'])
 

@@ -121,7 +121,7 @@ def _flops(net: nn.Module, scale: int, num_in_ch: int, pad: Callable[[Tensor], T
 def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     """Measures what a few samples keep in memory, says what the batch will, and then runs the batch."""
     model = training.model
-    batch = next(iter(training.train_loader))
+    batch = next(iter(training.loaders.train))
     size = len(batch['lq'])
     estimate, words = _memory_estimate(model, batch)
     room, name = _room(model.device)

@@ -104,8 +104,7 @@ def first_batch_and_weights(opt: dict, path: Path) -> tuple[list[torch.Tensor], 
     with DeferredLog(0, console=False) as log:
         training = set_up(parse_options(args, is_train=True, root=path.parent), log)
     weights = {key: value.clone() for key, value in training.model.net_g.state_dict().items()}
-    training.train_sampler.set_epoch(0)
-    return [batch['lq'] for batch in training.train_loader], weights
+    return [batch['lq'] for batch in training.loaders.train], weights
 
 
 @pytest.mark.parametrize('workers', [0, 1])

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from facd_basicsr.engine import distributed
 from facd_basicsr.errors import UserError
@@ -14,6 +15,21 @@ def test_the_port_of_dist_params_is_for_slurm_only(monkeypatch, launcher, passed
     assert calls == [(launcher, passed)]
 
 
-def test_slurm_without_gpus_is_refused():
-    with pytest.raises(UserError, match='--launcher: slurm without GPUs; accepted without GPUs: none, pytorch'):
-        distributed.init_dist('slurm', on_gpu=False, dist_params={})
+@pytest.mark.parametrize(('launcher', 'missing'), [('slurm', 'SLURM_PROCID'), ('pytorch', 'RANK')])
+def test_a_launcher_without_its_environment_is_refused(launcher, missing):
+    with pytest.raises(UserError, match=rf'--launcher: {launcher}, but .* {missing}.*; accepted: start it as'):
+        distributed.init_dist(launcher, on_gpu=False, dist_params={})
+
+
+def test_an_error_of_another_rank_is_told_from_one_of_this():
+    assert distributed.lost_rank(RuntimeError('[/gloo/transport/tcp/pair.cc:553] Connection closed by peer'))
+    assert distributed.lost_rank(torch.distributed.DistBackendError('NCCL communicator was aborted'))
+    assert not distributed.lost_rank(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))
+
+
+def test_alone_ranks_ask_nobody():
+    ranks = distributed.Ranks()
+    assert (ranks.rank, ranks.size) == (0, 1)
+    assert ranks.gather('x') == ['x'] and ranks.from_first('x') == 'x'
+    flags = iter([True])
+    assert ranks.begin_any(lambda: next(flags))() is True

@@ -1,10 +1,15 @@
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from facd_basicsr.engine.resume import load_resume_state, newest_state
+from facd_basicsr.data.resumable_sampler import ResumableSampler
+from facd_basicsr.engine.checkpoint import Position
+from facd_basicsr.engine.distributed import Ranks
+from facd_basicsr.engine.resume import load_resume_state, newest_first, resumed_position
+from facd_basicsr.engine.whole_files import save_whole
 from facd_basicsr.errors import UserError
 
 
@@ -22,25 +27,29 @@ def opt_for(folder: Path, auto_resume: bool = True, resume_state: Path | None = 
 
 
 def write_state(folder: Path, iteration: int) -> Path:
-    path = folder / f'{iteration}.state'
-    torch.save({'epoch': 1, 'iter': iteration, 'optimizers': [], 'schedulers': [{'milestones': Counter([3])}]}, path)
+    networks = {}
     for net in 'gr':
-        (folder / f'net_{net}_{iteration}.pth').touch()
+        name = f'net_{net}_{iteration}.pth'
+        networks[name] = save_whole({'params': {'weight': torch.full((3,), float(iteration))}}, folder / name)
+    path = folder / f'{iteration}.state'
+    state = {'epoch': 1, 'iter': iteration, 'schedulers': [{'milestones': Counter([3])}], 'networks': networks}
+    save_whole(state, path)
+    (folder / 'latest').write_text(f'{path.name}\n')
     return path
 
 
-def test_the_highest_iteration_is_the_newest(tmp_path):
-    for name in ('9.state', '100.state', '20.state', 'latest.state', '3000.pth'):
-        (tmp_path / name).touch()
-    assert newest_state(tmp_path).name == '100.state'
-    assert newest_state(tmp_path / 'absent') is None
+def load(opt: dict) -> tuple[int | None, list[str]]:
+    """The iteration that is resumed from, and the warnings."""
+    warnings: list[str] = []
+    state = load_resume_state(opt, Ranks(), warnings.append)
+    return (None if state is None else state['iter']), warnings
 
 
-def test_auto_resume_points_every_network_at_the_states_iteration(tmp_path):
+def test_auto_resume_takes_the_newest_state_and_points_every_network_at_it(tmp_path):
     write_state(tmp_path, 5)
     write_state(tmp_path, 50)
     opt = opt_for(tmp_path)
-    assert load_resume_state(opt)['iter'] == 50
+    assert load(opt) == (50, [])
     assert opt['path']['pretrain_network_g'] == str(tmp_path / 'net_g_50.pth')
     assert opt['path']['pretrain_network_r'] == str(tmp_path / 'net_r_50.pth')
 
@@ -48,23 +57,153 @@ def test_auto_resume_points_every_network_at_the_states_iteration(tmp_path):
 def test_a_named_state_is_taken_without_auto_resume(tmp_path):
     path = write_state(tmp_path, 5)
     write_state(tmp_path, 50)
-    assert load_resume_state(opt_for(tmp_path, auto_resume=False, resume_state=path))['iter'] == 5
+    assert load(opt_for(tmp_path, auto_resume=False, resume_state=path))[0] == 5
+    assert load(opt_for(tmp_path, auto_resume=False, resume_state=tmp_path / 'latest'))[0] == 50
 
 
 def test_without_a_state_training_starts_afresh(tmp_path):
-    assert load_resume_state(opt_for(tmp_path)) is None
-    assert load_resume_state(opt_for(tmp_path, auto_resume=False)) is None
+    assert load(opt_for(tmp_path)) == (None, [])
+    assert load(opt_for(tmp_path, auto_resume=False)) == (None, [])
 
 
-@pytest.mark.parametrize('content', [b'', b'half a file'])
-def test_a_damaged_state_is_refused_in_one_line(tmp_path, content):
-    (tmp_path / '7.state').write_bytes(content)
-    with pytest.raises(UserError, match=r'--auto_resume: .*7.state is no readable training state; accepted: a whole'):
-        load_resume_state(opt_for(tmp_path))
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
 
 
-def test_a_state_whose_networks_are_gone_is_refused(tmp_path):
+def emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def one_bit_flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(b'iter' if path.suffix == '.state' else b'weight')] ^= 1
+    path.write_bytes(content)
+
+
+def replaced(path: Path) -> None:
+    path.write_bytes(b'half a file')
+
+
+@pytest.mark.parametrize('damage', [cut_short, emptied, one_bit_flipped, replaced, Path.unlink])
+@pytest.mark.parametrize('name', ['50.state', 'net_g_50.pth', 'net_r_50.pth'])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_taken(tmp_path, name, damage):
     write_state(tmp_path, 5)
-    (tmp_path / 'net_r_5.pth').unlink()
-    with pytest.raises(UserError, match=r'5.state needs .*net_r_5.pth, which is missing'):
-        load_resume_state(opt_for(tmp_path))
+    write_state(tmp_path, 50)
+    damage(tmp_path / name)
+    iteration, warnings = load(opt_for(tmp_path))
+    assert iteration == 5
+    if (tmp_path / '50.state').exists():
+        (warning,) = warnings
+        assert '50.state' in warning and name in warning and '\n' not in warning
+
+
+def test_every_flipped_byte_of_a_state_that_matters_is_noticed(tmp_path):
+    path = write_state(tmp_path, 5)
+    whole = path.read_bytes()
+    expected = torch.load(path, weights_only=True)
+    for position in range(0, len(whole), 7):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1 :])
+        try:
+            load(opt_for(tmp_path))
+        except UserError:
+            continue
+        assert torch.load(path, weights_only=True) == expected, position  # padding, or a time in the archive's list
+
+
+def test_nothing_is_begun_anew_when_every_state_is_damaged(tmp_path):
+    for iteration in (5, 50):
+        replaced(write_state(tmp_path, iteration))
+    with pytest.raises(UserError, match=r'--auto_resume: none of the 2 states in .* is whole; accepted: .* begins it'):
+        load(opt_for(tmp_path))
+
+
+def test_nothing_is_begun_anew_over_the_networks_of_a_finished_run(tmp_path):
+    (tmp_path / 'net_g_latest.pth').touch()
+    with pytest.raises(UserError, match=r'--auto_resume: .* has the networks of a finished run, but .* no state'):
+        load(opt_for(tmp_path))
+
+
+@pytest.mark.parametrize('damage', [cut_short, emptied, replaced, Path.unlink])
+def test_a_damaged_state_that_is_named_is_refused_in_one_line(tmp_path, damage):
+    path = write_state(tmp_path, 5)
+    damage(path)
+    with pytest.raises(UserError, match=r'path.resume_state: .*5.state is no readable training state .*; accepted: a'):
+        load(opt_for(tmp_path, auto_resume=False, resume_state=path))
+
+
+class Marker:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_state_is_not_run(tmp_path):
+    path = tmp_path / '5.state'
+    torch.save({'iter': 5, 'code': Marker(tmp_path / 'ran')}, path)
+    with pytest.raises(UserError, match=r'5.state is no readable training state'):
+        load(opt_for(tmp_path, auto_resume=False, resume_state=path))
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_a_state_by_basicsr_is_taken_with_the_networks_of_its_iteration(tmp_path):
+    torch.save({'epoch': 1, 'iter': 5, 'optimizers': [], 'schedulers': []}, tmp_path / '5.state')
+    with pytest.raises(UserError, match=r'none of the 1 states'):
+        load(opt_for(tmp_path))
+    (tmp_path / 'net_g_5.pth').touch()
+    assert load(opt_for(tmp_path)) == (5, [])
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in newest_first(folder)]
+
+
+def touch(path: Path, seconds: int) -> None:
+    path.touch()
+    os.utime(path, (seconds, seconds))
+
+
+def test_the_state_that_was_written_last_comes_first_though_another_continuation_got_further(tmp_path):
+    for iteration in (9, 100, 2000):
+        touch(tmp_path / f'{iteration}.state', iteration)
+    touch(tmp_path / '3000.pth', 0)
+    assert names(tmp_path) == ['2000.state', '100.state', '9.state']
+    touch(tmp_path / '100.state', 3000)
+    (tmp_path / 'latest').write_text('100.state\n')
+    touch(tmp_path / 'latest', 3001)
+    assert names(tmp_path) == ['100.state', '2000.state', '9.state']
+    touch(tmp_path / '200.state', 3002)  # killed before `latest` was written
+    assert names(tmp_path) == ['200.state', '100.state', '2000.state', '9.state']
+    assert names(tmp_path / 'absent') == []
+
+
+def sampler(batch_size: int = 2, world_size: int = 2, images: int = 24, seed: int = 0) -> ResumableSampler:
+    return ResumableSampler(images, 1, batch_size, seed, 0, world_size)
+
+
+def state_of(made_by: ResumableSampler, batches: int) -> dict:
+    return {'iter': 10, 'epoch': 1, 'batches': batches, 'data': made_by.settings()}
+
+
+def test_training_goes_on_after_the_batch_it_was_stopped_at():
+    assert resumed_position(state_of(sampler(), 3), sampler()) == (Position(10, 1, 3), [])
+
+
+def test_with_other_batches_it_goes_on_after_the_same_samples_and_says_what_differs():
+    position, differences = resumed_position(state_of(sampler(), 3), sampler(batch_size=4, world_size=1))
+    assert position == Position(10, 1, 3)  # 12 samples done, either way
+    assert differences == ['batch_size was 2 and is 4', 'world_size was 2 and is 1']
+
+
+def test_with_other_images_the_epoch_is_begun_again():
+    position, differences = resumed_position(state_of(sampler(), 3), sampler(images=30))
+    assert position == Position(10, 1, 0)
+    assert differences == ['images was 24 and is 30', 'samples was 24 and is 30']
+
+
+def test_a_state_without_a_position_begins_the_epoch_again_and_says_so():
+    position, differences = resumed_position({'iter': 10, 'epoch': 1}, sampler())
+    assert position == Position(10, 1, 0) and len(differences) == 1

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from basicsr.models import build_model
 from conftest import changed, write_yml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.models import vgg19
 
+from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, build_loss, vgg
 from facd_basicsr.losses.csd_loss import CSDLoss, csd_loss

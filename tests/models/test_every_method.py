@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from basicsr.models import build_model
 from basicsr.utils.registry import LOSS_REGISTRY
 from conftest import changed, write_yml
 from states import save_vgg
 
+from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.options import parse_options, parser

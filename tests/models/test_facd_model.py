@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from basicsr.models import build_model
 from basicsr.utils import set_random_seed
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from conftest import STUDENT, TEACHER, write_yml
 from torch import nn
 
+from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import UserError
 from facd_basicsr.models import FACDModel
 from facd_basicsr.options import parse_options, parser
@@ -149,11 +149,11 @@ def test_resuming_restores_regressors_and_optimizer(build, train_opt, tmp_path):
     model = build(train_opt)
     step(model, 2)
     model.save(epoch=0, current_iter=2)
+    state = model.training_state()
     models = model.opt['path']['models']
     train_opt['path'] |= {f'pretrain_network_{n}': f'{models}/net_{n}_2.pth' for n in ('g', 'r')}
     train_opt['manual_seed'] = 99
     resumed = build(train_opt)
-    state = torch.load(f'{model.opt["path"]["training_states"]}/2.state', weights_only=True)
     resumed.resume_training(state)
     for net, other in ((model.net_g, resumed.net_g), (model.net_r, resumed.net_r)):
         assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())

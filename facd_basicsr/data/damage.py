@@ -1,0 +1,48 @@
+"""Which image of a dataset can't be read, and why."""
+
+import io
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from facd_basicsr.data.images import DAMAGED
+from facd_basicsr.errors import UserError
+
+
+def complaint_about(dataset: Dataset, index: int, error: Exception) -> str:
+    """The file of a sample that is damaged and what is wrong with it, found by reading its files once more.
+
+    BasicSR's datasets say ``'NoneType' object has no attribute 'astype'``.
+
+    Args:
+        dataset: a dataset in BasicSR's manner, with ``paths`` and ``file_client``; of others only the index is known.
+        index: of the sample.
+        error: what the dataset raised.
+
+    Raises:
+        UserError: not the image, but what holds all of them can't be read.
+    """
+    reason = ' '.join(str(error).split())
+    entry = getattr(dataset, 'paths', {index: None})[index]
+    if entry is None:
+        return f'image {index} of {type(dataset).__name__}: {reason}'
+    if dataset.file_client is None:
+        raise UserError(f'datasets: {reason}; datasets/README.md describes the layout') from error
+    paths = entry if isinstance(entry, dict) else {'lq_path': entry}
+    for key, path in sorted(paths.items()):
+        client = key.removesuffix('_path')
+        try:
+            content = dataset.file_client.get(path, client)
+            if content is None:
+                return f'{_name(dataset, client, path)}: missing'
+            with Image.open(io.BytesIO(content)) as image:
+                image.verify() if image.format == 'PNG' else image.load()
+        except DAMAGED as damage:
+            return f'{_name(dataset, client, path)}: not a readable image ({" ".join(str(damage).split())})'
+    return f'{_name(dataset, "gt", next(iter(sorted(paths.values()))))}: {reason}'
+
+
+def _name(dataset: Any, client: str, path: str) -> str:
+    """A file's path, or that of the LMDB and the key in it."""
+    return f'{getattr(dataset, f"{client}_folder")}: {path}' if dataset.file_client.backend == 'lmdb' else str(path)

@@ -1,0 +1,108 @@
+"""Training and validation loaders of an option dict, by BasicSR's datasets and loader."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.data.prefetch_dataloader import CUDAPrefetcher, PrefetchDataLoader, PrefetchGenerator
+from torch.utils.data import DataLoader
+
+from facd_basicsr.data.resumable_sampler import ResumableSampler
+from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
+from facd_basicsr.errors import UserError
+
+
+@dataclass
+class Loaders:
+    """What a training reads."""
+
+    train: DataLoader
+    sampler: ResumableSampler  # the training loader's
+    val: dict[str, DataLoader]  # by the name of their block in `datasets`
+
+
+def build_loaders(opt: dict[str, Any]) -> Loaders:
+    """Builds all loaders of a training.
+
+    As BasicSR's ``create_train_val_dataloader``, whose sampler and datasets can't be resumed.
+
+    Args:
+        opt: from :func:`facd_basicsr.options.parse_options`.
+
+    Raises:
+        UserError: an epoch has not a single batch.
+    """
+    train_opt = opt['datasets']['train']
+    train_set = build_dataset(train_opt)
+    sampler = ResumableSampler(
+        len(train_set),
+        train_opt.get('dataset_enlarge_ratio', 1),
+        train_opt['batch_size_per_gpu'],
+        opt['manual_seed'],
+        opt['rank'],
+        opt['world_size'],
+    )
+    if sampler.batches == 0:
+        raise UserError(
+            f'datasets.train.batch_size_per_gpu: {train_opt["batch_size_per_gpu"]} for epochs of '
+            f'{len(train_set) * train_opt.get("dataset_enlarge_ratio", 1) // opt["world_size"]} samples; accepted: no '
+            'more than these (dataset_enlarge_ratio repeats the images)'
+        )
+    train = build_dataloader(
+        SeededDataset(train_set),
+        train_opt,
+        num_gpu=opt['num_gpu'],
+        dist=opt['dist'],
+        sampler=sampler,
+        seed=opt['manual_seed'],
+    )
+    # of its own: each new iterator draws a number, and what the model draws shall not depend on how many there were
+    train.generator = torch.Generator()
+    val = {
+        name: build_dataloader(NamingDataset(build_dataset(dataset_opt)), dataset_opt)
+        for name, dataset_opt in opt['datasets'].items()
+        if name != 'train'
+    }
+    return Loaders(train, sampler, val)
+
+
+def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What is left of an epoch, prefetched as ``datasets.train.prefetch_mode`` says.
+
+    Args:
+        loader: of the training.
+        opt: from :func:`facd_basicsr.options.parse_options`.
+
+    Raises:
+        UserError: a worker process was killed.
+    """
+    try:
+        for batch in _prefetched(loader, opt):
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise UserError(
+            f'datasets.train: {" ".join(str(error).split())}; perhaps memory or /dev/shm is full (fewer '
+            'num_worker_per_gpu need less), or an LMDB was cut short (facd check reads all of it)'
+        ) from error
+
+
+def _prefetched(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any] | Exception]:
+    if opt['datasets']['train'].get('prefetch_mode') == 'cuda':
+        return iter(CUDAPrefetcher(loader, opt).next, None)
+    if isinstance(loader, PrefetchDataLoader):
+        return PrefetchGenerator(_ending_in_its_error(DataLoader.__iter__(loader)), loader.num_prefetch_queue)
+    return iter(loader)
+
+
+def _ending_in_its_error(items: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any] | Exception]:
+    """With an error BasicSR's prefetching thread would end without a word, and training wait for ever."""
+    try:
+        yield from items
+    except Exception as error:
+        yield error

@@ -1,0 +1,85 @@
+"""Samples that depend on their own seed alone, and images that can't be read, by name."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import lmdb
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from facd_basicsr.data.damage import complaint_about
+from facd_basicsr.errors import UserError
+
+# What BasicSR's datasets raise for an image that can't be decoded (None.astype, frombuffer(None)), is not there, or is
+# too small or of another size than its pair.
+UNREADABLE = (OSError, ValueError, AttributeError, TypeError, cv2.error, lmdb.Error)
+TRIES = 10  # so many damaged images in a row are no accident
+
+
+class SeededDataset(Dataset):
+    """A training set whose sample is chosen and augmented by what the sampler gives: (image, seed).
+
+    BasicSR's datasets draw crops and flips from the process's generators, so that a sample depends on all that were
+    made before it in the same worker. Here they are seeded for each sample and put back after it.
+
+    In the place of an image that can't be read comes another, drawn by the same seed. The sample's ``damaged`` says
+    which and why; it is empty otherwise. What becomes of that is the loop's to decide: an exception in a worker would
+    reach it as a page of text, and in BasicSR's prefetching thread not at all.
+
+    Args:
+        dataset: a registered dataset, whose samples are dicts.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
+        index, seed = sample
+        complaints = []
+        with _seeded(seed):
+            for _ in range(TRIES):
+                try:
+                    return {**self.dataset[index], 'damaged': '; '.join(complaints)}
+                except UNREADABLE as error:
+                    complaints.append(complaint_about(self.dataset, index, error))
+                    index = random.randrange(len(self.dataset))
+        raise UserError(f'datasets.train: {TRIES} images in a row: {"; ".join(complaints)}')
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class NamingDataset(Dataset):
+    """A validation set that names the image which it can't read."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self.opt = dataset.opt  # BasicSR's validation reads the set's name there
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self.dataset[index]
+        except UNREADABLE as error:
+            raise UserError(f'datasets: {complaint_about(self.dataset, index, error)}') from error
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's, NumPy's and torch's CPU generators by a seed, and afterwards as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would start CUDA's too, in every worker
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

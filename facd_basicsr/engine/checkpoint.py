@@ -1,0 +1,132 @@
+"""Checkpoints: what is in them, in which order they are written, and which are kept."""
+
+import errno
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from facd_basicsr.data.resumable_sampler import ResumableSampler
+from facd_basicsr.engine.distributed import Ranks
+from facd_basicsr.engine.random_state import random_state
+from facd_basicsr.engine.safe_model import SafeModel
+from facd_basicsr.engine.whole_files import save_whole, write_whole
+from facd_basicsr.errors import UserError
+
+LATEST = 'latest'  # a file in training_states with the name of the state that was written last
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass
+class Position:
+    """How far a training is.
+
+    Attributes:
+        iteration: iterations done.
+        epoch: the current epoch.
+        batches: batches of it that are done, on each rank.
+    """
+
+    iteration: int = 0
+    epoch: int = 0
+    batches: int = 0
+
+
+class Checkpoints:
+    """Writes what a training goes on from: networks first, then the state that names them, then ``latest``.
+
+    So a state that is there has its networks, whenever the process is killed. All files are BasicSR's, with their
+    names; the state has more entries. docs/reliability.md lists them.
+
+    Args:
+        opt: from :func:`facd_basicsr.options.parse_options`; ``logger.keep_last`` is the number of checkpoints that
+            stay, all without it.
+        ranks: the processes; the first one writes.
+        sampler: of the training data.
+    """
+
+    def __init__(self, opt: dict[str, Any], ranks: Ranks, sampler: ResumableSampler) -> None:
+        self._states = Path(opt['path']['training_states'])
+        self._models = Path(opt['path']['models'])
+        self._keep_last = opt['logger'].get('keep_last')
+        self._ranks = ranks
+        self._data = sampler.settings()
+
+    def save(self, model: SafeModel, position: Position, **parts: Any) -> None:
+        """Saves networks and state. To be called by all ranks.
+
+        Args:
+            model: with everything that is trained.
+            position: where the training is.
+            parts: further entries of the state.
+
+        Raises:
+            UserError: the disk is full; the checkpoints before this one are as they were.
+        """
+        random = self._ranks.gather(random_state())
+        if self._ranks.rank != 0:
+            return
+        with self.naming_a_full_disk():
+            model.saved.clear()
+            model.save(position.epoch, position.iteration)
+            state = {
+                'epoch': position.epoch,
+                'iter': position.iteration,
+                'batches': position.batches,
+                'data': self._data,
+                'random': random,
+                'networks': dict(model.saved),
+                'saved': time.time(),
+                **model.training_state(),
+                **parts,
+            }
+            path = self._states / f'{position.iteration}.state'
+            save_whole(state, path)
+            write_whole(self._states / LATEST, f'{path.name}\n'.encode())
+        if self._keep_last is not None:
+            self._remove_old(position.iteration)
+
+    def save_networks(self, model: SafeModel, position: Position, name: int | str) -> None:
+        """Saves the networks alone, as ``net_*_NAME.pth``; -1 is ``latest`` as in BasicSR."""
+        if self._ranks.rank == 0:
+            with self.naming_a_full_disk():
+                model.save(position.epoch, name)
+
+    def _remove_old(self, iteration: int) -> None:
+        """Removes all but the newest up to ``iteration``, the states first: none is there without its networks.
+
+        What is later than ``iteration`` is of another continuation of the run, and stays.
+        """
+        earlier = sorted((n for n in state_iterations(self._states) if n <= iteration), reverse=True)
+        kept = set(earlier[: self._keep_last])
+        for old in earlier[self._keep_last :]:
+            (self._states / f'{old}.state').unlink()
+        for path in self._models.glob('net_*.pth'):
+            number = path.stem.rpartition('_')[2]
+            if number.isdigit() and int(number) <= iteration and int(number) not in kept:
+                path.unlink()
+
+    @contextmanager
+    def naming_a_full_disk(self) -> Iterator[None]:
+        """Turns the errors of a full disk into one that says what is left; others stay."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            latest = self._states / LATEST
+            left = 'there is no checkpoint yet'
+            if latest.is_file():
+                name = latest.read_text(encoding='utf-8').strip()
+                left = f'{name} and its networks are whole, and --auto_resume goes on from there'
+            raise UserError(
+                f'{error.filename or self._states}: {error.strerror}; {left} once there is room (logger.keep_last '
+                'bounds the number of checkpoints)'
+            ) from error
+
+
+def state_iterations(folder: Path) -> list[int]:
+    """The iterations whose ``<iteration>.state`` is in ``folder``."""
+    return [int(path.stem) for path in folder.glob('*.state') if path.stem.isdigit()]

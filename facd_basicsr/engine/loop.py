@@ -1,0 +1,208 @@
+"""The training loop: BasicSR's, in an order from which it can be resumed exactly."""
+
+import datetime
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from basicsr.utils import AvgTimer, MessageLogger
+from torch.utils.data import DataLoader
+
+from facd_basicsr.data.loaders import Loaders, batches
+from facd_basicsr.engine.checkpoint import Checkpoints, Position
+from facd_basicsr.engine.damaged_images import DamagedImages
+from facd_basicsr.engine.distributed import Ranks
+from facd_basicsr.engine.logs import DeferredLog
+from facd_basicsr.engine.random_state import preserved_random_state
+from facd_basicsr.engine.safe_model import SafeModel
+from facd_basicsr.engine.signals import StopSignals
+from facd_basicsr.errors import Stopped
+
+
+class TrainingLoop:
+    """Trains from a position to ``train.total_iter``, unless a signal ends it.
+
+    Args:
+        opt: from :func:`facd_basicsr.options.parse_options`.
+        model, loaders, ranks: what :func:`facd_basicsr.train.set_up` has built.
+        position: where to begin; it is moved on.
+        damaged: told of the images that could not be read.
+        log, tb_logger: where progress goes.
+        on_iteration: called after every iteration with its number.
+    """
+
+    def __init__(
+        self,
+        opt: dict[str, Any],
+        model: SafeModel,
+        loaders: Loaders,
+        ranks: Ranks,
+        position: Position,
+        damaged: DamagedImages,
+        log: DeferredLog,
+        tb_logger: Any,
+        on_iteration: Callable[[int], None],
+    ) -> None:
+        self._opt = opt
+        self._model = model
+        self._loaders = loaders
+        self._ranks = ranks
+        self._position = position
+        self._damaged = damaged
+        self._log = log
+        self._tb_logger = tb_logger
+        self._on_iteration = on_iteration
+        self._total_iter = int(opt['train']['total_iter'])
+        self._val_freq = opt['val']['val_freq'] if opt.get('val') else None
+        self._checkpoints = Checkpoints(opt, ranks, loaders.sampler)
+        self._saved_at = position.iteration
+        self._stop = StopSignals()
+
+    def run(self) -> None:
+        """Trains, and saves and validates at the end.
+
+        Raises:
+            Stopped: after a signal, with everything saved.
+            UserError: an image, the disk or a loss does not let it go on.
+        """
+        start_time, position = time.time(), self._position
+        with self._stop, self._checkpoints.naming_a_full_disk():
+            if 0 < position.iteration < self._total_iter:
+                self._validate_if_due()  # the state was saved before it
+            self._train()
+            self._log.info(
+                f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}'
+            )
+            self._save()
+            self._log.info('Save the latest model.')
+            self._checkpoints.save_networks(self._model, position, -1)
+            if self._val_freq is not None:
+                self._validate()
+            if self._tb_logger:
+                self._tb_logger.close()
+
+    def _train(self) -> None:
+        opt, model, position = self._opt, self._model, self._position
+        message_logger = MessageLogger(opt, position.iteration + 1, self._tb_logger)
+        message_logger.max_iters = self._total_iter + 1  # it counts one iteration less, and ends in "-1 day, 23:59:58"
+        first = position.iteration + 1
+        data_timer, iter_timer = AvgTimer(), AvgTimer()
+        for data in self._batches():
+            data_timer.record()
+            stop_asked = self._ranks.begin_any(self._is_stop_requested)
+            position.iteration += 1
+            position.batches += 1
+            self._damaged.look(data.get('damaged', ()))
+            model.update_learning_rate(position.iteration, warmup_iter=opt['train'].get('warmup_iter', -1))
+            model.feed_data(data)
+            model.optimize_parameters(position.iteration)
+            iter_timer.record()
+            if position.iteration == first:
+                message_logger.reset_start_time()
+
+            if position.iteration % opt['logger']['print_freq'] == 0:
+                message_logger(
+                    {
+                        'epoch': position.epoch,
+                        'iter': position.iteration,
+                        'lrs': model.get_current_learning_rate(),
+                        'time': iter_timer.get_avg_time(),
+                        'data_time': data_timer.get_avg_time(),
+                        **model.get_current_log(),
+                    }
+                )
+                self._damaged.report()
+            if position.iteration % opt['logger']['save_checkpoint_freq'] == 0:
+                self._save()
+            if stop_asked():
+                self._end_by_signal()
+            self._validate_if_due()
+            self._on_iteration(position.iteration)
+            data_timer.start()
+            iter_timer.start()
+
+    def _batches(self) -> Iterator[dict[str, Any]]:
+        """Batches until the last iteration, epoch by epoch from the position on."""
+        position = self._position
+        while position.iteration < self._total_iter:
+            self._loaders.sampler.set_position(position.epoch, position.batches)
+            missing = self._total_iter - position.iteration
+            yield from itertools.islice(batches(self._loaders.train, self._opt), missing)
+            if position.iteration < self._total_iter:
+                position.epoch, position.batches = position.epoch + 1, 0
+
+    def _save(self) -> None:
+        """Saves networks and state, once for an iteration."""
+        if self._saved_at == self._position.iteration:
+            return
+        self._log.info('Saving models and training states.')
+        if self._tb_logger:
+            self._tb_logger.flush()  # or what it holds back is lost when the process is killed
+        self._checkpoints.save(self._model, self._position)
+        self._saved_at = self._position.iteration
+
+    def _is_stop_requested(self) -> bool:
+        return self._stop.requested is not None
+
+    def _end_by_signal(self) -> NoReturn:
+        self._save()
+        if self._tb_logger:
+            self._tb_logger.close()
+        signum = self._stop.requested
+        reason = signum.name if signum else 'A signal to another rank'
+        raise Stopped(
+            f'{reason}: stopped after iteration {self._position.iteration}, which is saved; the same command with '
+            '--auto_resume goes on.'
+        )
+
+    def _validate_if_due(self) -> None:
+        iteration = self._position.iteration
+        if self._val_freq is not None and iteration < self._total_iter and iteration % self._val_freq == 0:
+            self._validate()
+
+    def _validate(self) -> None:
+        """Leaves the random numbers alone, so that it may be done again after a resume."""
+        try:
+            with preserved_random_state():
+                for loader in self._loaders.val.values():
+                    self._model.validation(
+                        self._until_stopped(loader),
+                        self._position.iteration,
+                        self._tb_logger,
+                        self._opt['val']['save_img'],
+                    )
+        except Stopped:
+            self._end_by_signal()
+        if self._opt['logger'].get('keep_best'):
+            self._keep_best()
+
+    def _until_stopped(self, loader: DataLoader) -> Any:
+        """In one process a signal ends validation after an image; several would have to agree on which."""
+        return loader if self._ranks.size > 1 else _Interruptible(loader, self._is_stop_requested)
+
+    def _keep_best(self) -> None:
+        """Saves the networks if the first metric of the first validation set has never been as good."""
+        name = next(iter(self._loaders.val.values())).dataset.opt['name']
+        metric, best = next(iter(self._model.best_metric_results[name].items()))
+        if best['iter'] == self._position.iteration:
+            self._log.info(f'Saving the best models: {metric} of {name} is {best["val"]:.4f}.')
+            self._checkpoints.save_networks(self._model, self._position, 'best')
+
+
+class _Interruptible:
+    """A validation loader that raises ``Stopped`` in the place of the next image."""
+
+    def __init__(self, loader: DataLoader, stop: Callable[[], bool]) -> None:
+        self.dataset = loader.dataset
+        self._loader = loader
+        self._stop = stop
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for data in self._loader:
+            if self._stop():
+                raise Stopped
+            yield data
+
+    def __len__(self) -> int:
+        return len(self._loader)

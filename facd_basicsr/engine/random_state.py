@@ -1,0 +1,42 @@
+"""The states of Python's, NumPy's and torch's random number generators.
+
+As numbers, which processes can send each other and ``weights_only`` loading accepts; tensors can't be sent as objects.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_state() -> dict[str, Any]:
+    """The generators' states: Python's, NumPy's, torch's, and that of this process's GPU if it has used one."""
+    name, keys, *rest = np.random.get_state()
+    state = {'python': random.getstate(), 'numpy': (name, keys.tolist(), *rest)}
+    state['torch'] = torch.get_rng_state().tolist()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state['cuda'] = torch.cuda.get_rng_state().tolist()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Sets the generators to what :func:`random_state` gave."""
+    random.setstate(state['python'])
+    name, keys, *rest = state['numpy']
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(torch.tensor(state['torch'], dtype=torch.uint8))
+    if 'cuda' in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.tensor(state['cuda'], dtype=torch.uint8))
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leaves the generators as they were."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)

@@ -1,0 +1,156 @@
+"""What BasicSR's models lack: saves that are whole, validation by all ranks, and processes without GPUs."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from basicsr.metrics import calculate_metric
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import get_root_logger, imwrite, tensor2img
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Subset
+
+from facd_basicsr.engine.whole_files import save_whole
+from facd_basicsr.errors import UserError
+
+# What a scheduler has counted. The rest of its state is its options: BasicSR lets a state's overrule the option file's.
+SCHEDULER_PROGRESS = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
+
+
+class SafeModel(BaseModel):
+    """To be inherited before a BasicSR model; :func:`build_model` does it for those that do not.
+
+    Attributes:
+        saved: {file name: SHA-256} of the networks that were saved since it was emptied.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.saved: dict[str, str] = {}
+        super().__init__(opt)
+
+    @master_only
+    def save_network(
+        self,
+        net: nn.Module | Sequence[nn.Module],
+        net_label: str,
+        current_iter: int | str,
+        param_key: str | Sequence[str] = 'params',
+    ) -> None:
+        """As BasicSR's, but whole or not at all, where BasicSR gives up after three errors and trains on.
+
+        Raises:
+            OSError: the disk is full, or may not be written.
+        """
+        nets = [net] if isinstance(net, nn.Module) else net
+        param_keys = [param_key] if isinstance(param_key, str) else param_key
+        content = {
+            key: {name: value.cpu() for name, value in self.get_bare_model(net).state_dict().items()}
+            for net, key in zip(nets, param_keys)
+        }
+        name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
+        self.saved[name] = save_whole(content, Path(self.opt['path']['models'], name))
+
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Nothing: engine/checkpoint.py writes it, with the loop's part and after all networks."""
+
+    def training_state(self) -> dict[str, Any]:
+        """What goes on in training beside the networks, as ``weights_only`` loading accepts it."""
+        best = getattr(self, 'best_metric_results', {})  # BasicSR's, from its first validation on
+        return {
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'best_metric_results': {
+                name: {metric: {**found, 'val': float(found['val'])} for metric, found in metrics.items()}
+                for name, metrics in best.items()
+            },
+        }
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Restores :meth:`training_state`.
+
+        Raises:
+            UserError: it is of other networks or another optimizer.
+        """
+        try:
+            for optimizer, state in zip(self.optimizers, resume_state['optimizers'], strict=True):
+                optimizer.load_state_dict(state)
+            for scheduler, state in zip(self.schedulers, resume_state['schedulers'], strict=True):
+                scheduler.load_state_dict({key: state[key] for key in SCHEDULER_PROGRESS if key in state})
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f'path.resume_state: {self.opt["path"]["resume_state"]} does not fit the networks and optimizers of '
+                f'the option file ({" ".join(str(error).split())}); accepted: a state of the same'
+            ) from error
+        if resume_state.get('best_metric_results'):
+            self.best_metric_results = resume_state['best_metric_results']
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """As BasicSR's, which asks CUDA for a device even in a run without GPUs."""
+        if self.opt['dist'] and self.device.type == 'cpu':
+            return DistributedDataParallel(net, find_unused_parameters=self.opt.get('find_unused_parameters', False))
+        return super().model_to_device(net)
+
+    @master_only
+    def print_network(self, net: nn.Module) -> None:
+        """One line. BasicSR's prints every layer: 600 lines for an RCAN."""
+        params = sum(p.numel() for p in net.parameters())
+        get_root_logger().info(f'Network: {type(self.get_bare_model(net)).__name__}, with parameters: {params:,d}')
+
+    def dist_validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+        """As ``nondist_validation``, each rank taking every R-th image; BasicSR's makes the others wait for rank 0.
+
+        The figures are those of one process to the last bit: they are summed in the order of the images.
+        """
+        rank, size, images = self.opt['rank'], self.opt['world_size'], len(dataloader)
+        metrics = self.opt['val'].get('metrics') or {}
+        name = dataloader.dataset.opt['name']
+        own = DataLoader(Subset(dataloader.dataset, range(rank, images, size)))
+        wrapped, self.net_g = self.net_g, self.get_bare_model(self.net_g)  # DDP's forward may wait for other ranks
+        values = []
+        for data in own:
+            self.feed_data(data)
+            self.test()
+            visuals = self.get_current_visuals()
+            image = tensor2img([visuals['result']])
+            if save_img:
+                imwrite(image, self._image_path(name, Path(data['lq_path'][0]).stem, current_iter))
+            compared = {'img': image, 'img2': tensor2img([visuals['gt']])} if 'gt' in data else {'img': image}
+            values.append([float(calculate_metric(dict(compared), opt)) for opt in metrics.values()])
+        self.net_g = wrapped
+        by_rank: list[Any] = [None] * size
+        dist.all_gather_object(by_rank, values)
+        if not metrics:
+            return
+        in_order = [by_rank[index % size][index // size] for index in range(images)]
+        self._initialize_best_metric_results(name)
+        self.metric_results = dict.fromkeys(metrics, 0.0)
+        for of_image in in_order:
+            for metric, value in zip(metrics, of_image):
+                self.metric_results[metric] += value
+        for metric in metrics:
+            self.metric_results[metric] /= images
+            self._update_best_metric_result(name, metric, self.metric_results[metric], current_iter)
+        if rank == 0:
+            self._log_validation_metric_values(current_iter, name, tb_logger)
+
+    def _image_path(self, dataset: str, image: str, current_iter: int | str) -> str:
+        """Where ``nondist_validation`` would write an image."""
+        folder = Path(self.opt['path']['visualization'])
+        if self.opt['is_train']:
+            return str(folder / image / f'{image}_{current_iter}.png')
+        return str(folder / dataset / f'{image}_{self.opt["val"]["suffix"] or self.opt["name"]}.png')
+
+
+def build_model(opt: dict[str, Any]) -> SafeModel:
+    """As BasicSR's: the model of ``model_type``, as a :class:`SafeModel`."""
+    cls = MODEL_REGISTRY.get(opt['model_type'])
+    if not issubclass(cls, SafeModel):
+        cls = type(cls.__name__, (SafeModel, cls), {})
+    model = cls(copy.deepcopy(opt))  # they take keys out of it
+    get_root_logger().info(f'Model [{cls.__name__}] is created.')
+    return model

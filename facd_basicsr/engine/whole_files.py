@@ -1,0 +1,77 @@
+"""Files that are there whole or not at all."""
+
+import hashlib
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PARTIAL = '.partial_'  # before the name of a file that is being written
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name, flushes it to the disk and then gives it its name.
+
+    Whenever the process is killed or the machine loses power, ``path`` is what it was before or all of ``content``.
+
+    Raises:
+        OSError: with the file's name; nothing of it is left.
+    """
+    partial = path.with_name(PARTIAL + path.name)
+    try:
+        with partial.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Without this the new name itself may be lost with the machine's power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_whole(content: Any, path: Path) -> str:
+    """As ``torch.save``, whole or not at all.
+
+    torch.save itself ends the process when the disk is full, or says no more than ``unexpected pos``.
+
+    Returns:
+        The file's SHA-256.
+
+    Raises:
+        OSError: as :func:`write_whole`.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(path, buffer.getbuffer())
+    return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def check_whole(path: Path) -> None:
+    """Compares every record of a file by ``torch.save`` with its checksum; ``torch.load`` does not.
+
+    Raises:
+        OSError, zipfile.BadZipFile: it can't be read, or is cut short or altered.
+    """
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f'the checksum of {damaged} differs')
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what a killed process left unfinished."""
+    for path in folder.glob(f'{PARTIAL}*'):
+        path.unlink()
