@@ -53,7 +53,7 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
     Args:
         run: trained.
         comparison: that it belongs to.
-        trained: under which conditions: ``jobs`` at a time with ``threads`` each, ``resumed_at`` which iterations.
+        trained: under which conditions: ``jobs`` at a time with ``threads`` each.
     """
     student, teacher = student_of(run), teacher_of(comparison)
     notes = []

