@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher, PrefetchDataLoader, PrefetchGenerator
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from facd_basicsr.data.resumable_sampler import ResumableSampler
 from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
@@ -35,7 +35,7 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
         UserError: an epoch has not a single batch.
     """
     train_opt = opt['datasets']['train']
-    train_set = build_dataset(train_opt)
+    train_set = build_ordered_dataset(train_opt)
     sampler = ResumableSampler(
         len(train_set),
         train_opt.get('dataset_enlarge_ratio', 1),
@@ -61,11 +61,22 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
     # of its own: each new iterator draws a number, and what the model draws shall not depend on how many there were
     train.generator = torch.Generator()
     val = {
-        name: build_dataloader(NamingDataset(build_dataset(dataset_opt)), dataset_opt)
+        name: build_dataloader(NamingDataset(build_ordered_dataset(dataset_opt)), dataset_opt)
         for name, dataset_opt in opt['datasets'].items()
         if name != 'train'
     }
     return Loaders(train, sampler, val)
+
+
+def build_ordered_dataset(dataset_opt: dict[str, Any]) -> Dataset:
+    """As BasicSR's ``build_dataset``, with the images of a folder by name: their order on the disk is not that of a
+    copy, and a run that went on beside the copy would see others.
+    """
+    dataset = build_dataset(dataset_opt)
+    paths = getattr(dataset, 'paths', None)
+    if isinstance(paths, list):
+        paths.sort(key=lambda path: sorted(path.items()) if isinstance(path, dict) else path)
+    return dataset
 
 
 def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]:

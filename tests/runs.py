@@ -1,0 +1,152 @@
+"""Trainings of the tests: in this process or in one that may be killed, and all that they leave."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from conftest import write_yml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from facd_basicsr.errors import run_command
+from facd_basicsr.options import parser
+from facd_basicsr.train import train
+
+TOTAL = 8
+NAME = 'tiny'  # of conftest.tiny_train_opt
+
+# Forked from a server that has imported everything: a process takes some milliseconds to start, not seconds.
+_CONTEXT = multiprocessing.get_context('forkserver')
+_CONTEXT.set_forkserver_preload(['facd_basicsr.train', 'tensorboard'])
+
+
+def command_line(opt: dict, root: Path, total_iter: int = TOTAL, *flags: str) -> list[str]:
+    """What follows ``train.py`` to train ``opt`` below ``root``."""
+    root.mkdir(exist_ok=True)
+    return ['-opt', str(write_yml(opt, root / 'opt.yml')), '--force_yml', f'train:total_iter={total_iter}', *flags]
+
+
+def run(opt: dict, root: Path, total_iter: int = TOTAL, *flags: str) -> None:
+    """Trains in this process."""
+    train(parser().parse_args(command_line(opt, root, total_iter, *flags)), root=root, console=False)
+
+
+class Child:
+    """A training in a process of its own, with train.py's exit codes; its output goes to ``root/output.txt``.
+
+    Args:
+        prepare: called in the process before it trains.
+        answered: whether after each iteration it waits for an answer before it goes on.
+    """
+
+    def __init__(
+        self,
+        opt: dict,
+        root: Path,
+        total_iter: int = TOTAL,
+        *flags: str,
+        prepare: Callable[[], None] | None = None,
+        answered: bool = False,
+    ) -> None:
+        self._answered = answered
+        self._connection, other = _CONTEXT.Pipe()
+        arguments = (command_line(opt, root, total_iter, *flags), root, other, prepare, answered)
+        self.process = _CONTEXT.Process(target=_train, args=arguments)
+        self.process.start()
+        other.close()
+
+    def wait_for(self, iteration: int) -> None:
+        """Until the iteration is done, answering those before it."""
+        for done in range(1, iteration + 1):
+            assert self._connection.recv() == done
+            if self._answered and done < iteration:
+                self.answer()
+
+    def answer(self) -> None:
+        self._connection.send(None)
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        os.kill(self.process.pid, signum)
+
+    def end(self, seconds: float = 120) -> int | None:
+        """Its exit code, a signal's number below 0; None if it has not ended by then."""
+        self.process.join(seconds)
+        return self.process.exitcode
+
+
+def _train(
+    arguments: list[str],
+    root: Path,
+    connection: multiprocessing.connection.Connection,
+    prepare: Callable[[], None] | None,
+    answered: bool,
+) -> None:
+    torch.set_num_threads(1)
+    output = (root / 'output.txt').open('a')
+    os.dup2(output.fileno(), sys.stdout.fileno())
+    os.dup2(output.fileno(), sys.stderr.fileno())
+
+    def tell(iteration: int) -> None:
+        connection.send(iteration)
+        if answered:
+            connection.recv()
+
+    if prepare is not None:
+        prepare()
+    run_command(lambda: train(parser().parse_args(arguments), root=root, on_iteration=tell))
+
+
+def limit_files_to(size: int) -> None:
+    """Of this process: writing more than ``size`` bytes fails, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def result(root: Path, iteration: int = TOTAL) -> dict:
+    """All that a run has left at an iteration: the state, with the digests of its networks, but for the time."""
+    state = torch.load(root / 'experiments' / NAME / 'training_states' / f'{iteration}.state', weights_only=True)
+    del state['saved']
+    return state
+
+
+def log_text(root: Path) -> str:
+    """The log files of a run one after the other."""
+    return ''.join(path.read_text() for path in sorted((root / 'experiments' / NAME).glob('*.log')))
+
+
+def scalars(root: Path) -> dict[str, dict[int, float]]:
+    """What TensorBoard has, by tag and iteration, file by file: it may read those of one second in any order."""
+    found: dict[str, dict[int, float]] = {}
+    for path in sorted((root / 'tb_logger' / NAME).iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        events = EventAccumulator(str(path))
+        events.Reload()
+        for tag in events.Tags()['scalars']:
+            found.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
+    return found
+
+
+def assert_same(found: object, expected: object, where: str = '') -> None:
+    """Equality of nested values, tensors to the last bit."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_same(found[key], expected[key], f'{where}.{key}')
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for index, (one, other) in enumerate(zip(found, expected)):
+            assert_same(one, other, f'{where}[{index}]')
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+def assert_same_curves(found: Path, expected: Path) -> None:
+    """A run has every value that another has; it may have been validated at its stops as well."""
+    curves = scalars(found)
+    for tag, values in scalars(expected).items():
+        assert values.items() <= curves[tag].items(), tag
