@@ -14,6 +14,9 @@ class UserError(ValueError):
     command or page that provides it.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(' '.join(message.splitlines()))  # what a user wrote, a key or a name, may have a line break
+
 
 def run_command(command: Callable[[], object]) -> None:
     """Runs an entry point: a :class:`UserError` becomes one line on stderr and exit code 2, Ctrl-C exit code 130."""

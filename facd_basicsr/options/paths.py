@@ -1,5 +1,7 @@
 """Whether what an option file names is there and fits, checked before anything is created."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,14 @@ def check_paths(opt: dict[str, Any], is_train: bool) -> None:
         UserError: with the option key, the path, and what provides it.
     """
     for phase, dataset_opt in opt['datasets'].items():
-        _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
+        with _refusals_named(f'datasets.{phase}'):
+            _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
     if is_train and 'teacher' in opt and not is_url(opt['teacher']['weights']):
-        opt['teacher']['weights'] = str(Path(opt['teacher']['weights']).expanduser())
+        opt['teacher']['weights'] = _expanded(opt['teacher']['weights'])
         _check_file('teacher.weights', Path(opt['teacher']['weights']), TEACHER_PAGE)
     for key, value in opt['path'].items():
         if value is not None and (key.startswith('pretrain_network') or key == 'resume_state'):
-            opt['path'][key] = str(Path(value).expanduser())
+            opt['path'][key] = _expanded(value)
             _check_file(f'path.{key}', Path(opt['path'][key]), CHECKPOINT_PAGE)
 
 
@@ -83,7 +86,7 @@ def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training
     is_lmdb = _is_lmdb(dataset_opt)
     roots = _roots(dataset_opt)
     for key in roots:
-        dataset_opt[key] = str(Path(dataset_opt[key]).expanduser())
+        dataset_opt[key] = _expanded(dataset_opt[key])
         (_check_lmdb if is_lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]))
     if dataset_opt.get('meta_info_file') is not None:
         _check_file(f'{where}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
@@ -180,5 +183,22 @@ def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, sc
 
 
 def _check_file(where: str, path: Path, page: str) -> None:
-    if not path.is_file():
-        raise UserError(f'{where}: no such file: {path}; {page}')
+    with _refusals_named(where):
+        if not path.is_file():
+            raise UserError(f'{where}: no such file: {path}; {page}')
+
+
+def _expanded(path: str) -> str:
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:  # the home of a user that is not there: no such file
+        return path
+
+
+@contextmanager
+def _refusals_named(where: str) -> Iterator[None]:
+    """Says of which option key the disk speaks, as where a folder may not be read or a name is too long."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'{where}: {error.filename}: {error.strerror}; accepted: what can be read') from error

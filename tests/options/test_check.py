@@ -82,7 +82,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('teacher.network.num_in_ch', ..., 'teacher.network.num_in_ch: missing'),
         ('network_g.upscale', ..., 'network_g.upscale: missing; accepted: 2'),
         ('taps.1.student', ..., 'taps[1].student: missing'),
-        ('datasets.train', ..., 'datasets: val; accepted: at least one train set'),
+        ('datasets.train', ..., 'datasets.train: missing; accepted: a train set beside val'),
         ('datasets.train.gt_size', ..., 'datasets.train.gt_size: missing'),
         ('logger', ..., 'logger: missing; accepted: a block of keys'),
         ('train.optim_g.lr', ..., 'train.optim_g.lr: missing; accepted: a number'),
@@ -98,9 +98,30 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('teacher.expect', EXPECT | {'dataset': 'train'}, "teacher.expect.dataset: 'train'; accepted: val"),
         ('teacher.sha256', 12345678, 'teacher.sha256: 12345678; accepted: 8 to 64 hexadecimal digits, in quotes'),
         ('train', ..., 'train: missing; accepted: a file for training such as those in options/train/'),
-        ('teacher.expect', EXPECT | {'tolerance': 0}, 'teacher.expect.tolerance: 0; accepted: dB above 0'),
+        ('teacher.expect', EXPECT | {'tolerance': 0}, 'teacher.expect.tolerance: 0; accepted: more than 0'),
         ('teacher', {'weights': 'x', 'format': 'rcan'}, 'teacher.network: missing; accepted with format: rcan'),
         ('taps', [], 'taps: []; accepted: at least one'),
+        ('train.optim_g.lr', 0, 'train.optim_g.lr: 0; accepted: more than 0'),
+        ('train.optim_g.lr', float('nan'), 'train.optim_g.lr: nan; accepted: a finite number'),
+        ('train.optim_g.betas', [0.9, 1], 'train.optim_g.betas[1]: 1; accepted: 0 or more, less than 1'),
+        ('train.scheduler.gamma', float('inf'), 'train.scheduler.gamma: inf; accepted: a finite number'),
+        ('train.scheduler.milestones', [0, 3], 'train.scheduler.milestones[0]: 0; accepted: 1 or more'),
+        ('train.ema_decay', 1, 'train.ema_decay: 1; accepted: 0 or more, less than 1'),
+        ('val.val_freq', 2.5, 'val.val_freq: 2.5; accepted: a whole number'),
+        ('val.metrics.psnr_y.test_y_channel', ..., 'psnr_y.test_y_channel: missing; accepted: true or false'),
+        ('val.metrics.psnr_y.input_order', 'CHW', "psnr_y.input_order: 'CHW'; accepted: HWC"),
+        ('val.metrics.psnr_y.better', 'more', "psnr_y.better: 'more'; accepted: higher, lower"),
+        ('teacher.network.num_in_ch', True, 'teacher.network.num_in_ch: True; accepted: a whole number'),
+        ('teacher.network.num_feat', 6.5, 'teacher.network.num_feat: 6.5; accepted: a whole number'),
+        ('network_g.num_block', 0, 'network_g.num_block: 0; accepted: 1 or more'),
+        ('network_g.img_range', 0, 'network_g.img_range: 0; accepted: more than 0'),
+        ('datasets.val.name', '../..', "datasets.val.name: '../..'; accepted: a folder name"),
+        ('datasets.train.num_worker_per_gpu', -1, 'datasets.train.num_worker_per_gpu: -1; accepted: 0 or more'),
+        ('datasets.train.persistent_workers', True, 'accepted with num_worker_per_gpu: 1 or more'),
+        ('datasets.train.mean', 0.5, 'datasets.train.mean: 0.5; accepted: a list or nothing (~)'),
+        ('manual_seed', 2**32, 'manual_seed: 4294967296; accepted: 0 or more, less than 2147483648'),
+        # an option file may not name a folder whose modules are then imported
+        ('datasets.val.io_backend', {'type': 'memcached', 'sys_path': 'x'}, "type: 'memcached'; accepted: disk, lmdb"),
         ('scale', 0, 'scale: 0; accepted: 1 or more'),
         ('manual_seed', -1, 'manual_seed: -1; accepted: 0 or more'),
         ('datasets.val.name', 'pictures', "datasets: 'pictures' is the name of several sets"),
@@ -170,4 +191,4 @@ def test_a_test_file_needs_a_test_set_and_a_checkpoint(train_opt, test_opt):
         {**test_opt, 'datasets': {'test_1': single}}, is_train=False
     )
     test_opt['datasets'] = {'val': test_opt['datasets']['test_1']}
-    assert 'datasets: val; accepted: at least one test set' in refusal(test_opt, is_train=False)
+    assert 'datasets.test: missing; accepted: a test set beside val' in refusal(test_opt, is_train=False)
