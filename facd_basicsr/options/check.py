@@ -103,6 +103,7 @@ def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
             raise UserError(f'{where}.gt_size: {gt_size}; accepted: a multiple of scale, {opt["scale"]}')
         if dataset_opt.get('prefetch_mode') == 'cuda' and not dataset_opt.get('pin_memory'):
             raise UserError(f'{where}.prefetch_mode: cuda; accepted with pin_memory: true only')
+        _check_template(f'{where}.filename_tmpl', dataset_opt.get('filename_tmpl', '{}'))
         if dataset_opt.get('persistent_workers') and not dataset_opt.get('num_worker_per_gpu'):
             raise UserError(f'{where}.persistent_workers: true; accepted with num_worker_per_gpu: 1 or more')
         _check_folder_name(f'{where}.name', dataset_opt['name'])
@@ -113,6 +114,15 @@ def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
         raise UserError(
             f'datasets.{phases[0]}: missing; accepted: a {phases[0]} set beside {listed(opt["datasets"]) or "nothing"}'
         )
+
+
+def _check_template(where: str, template: str) -> None:
+    try:
+        name = template.format('0001')
+    except (LookupError, ValueError, AttributeError):
+        name = ''
+    if '0001' not in name:
+        raise UserError(f'{where}: {template!r}; accepted: text with {{}} for the name of the GT, e.g. {{}}x4')
 
 
 def _check_io_backend(where: str, dataset_opt: dict[str, Any]) -> None:

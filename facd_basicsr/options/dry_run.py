@@ -44,9 +44,11 @@ def _check_loss_fits(loss: nn.Module, opt: Block) -> None:
     if not loss.reads_features:
         return
     taps = len(opt['taps'])
-    weights = list(getattr(loss, 'layer_weights', opt['taps']))
-    if len(weights) != taps:
-        raise UserError(f'train.distill_opt.layer_weights: {weights} for {taps} taps; accepted: one weight per tap')
+    weights = len(getattr(loss, 'layer_weights', opt['taps']))
+    if weights != taps:
+        raise UserError(
+            f'train.distill_opt.layer_weights: {weights} weights for {taps} taps; accepted: one weight per tap'
+        )
     if loss.regressor == 'always' and 'network_r' not in opt:
         raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
 

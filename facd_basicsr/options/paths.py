@@ -5,11 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lmdb
-
 from facd_basicsr.data.download import is_url
 from facd_basicsr.data.images import IMAGE_SUFFIXES, image_size
-from facd_basicsr.data.integrity import check_files, check_lmdb
+from facd_basicsr.data.integrity import check_files, check_lmdb, opened_lmdb
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes
 from facd_basicsr.errors import UserError
 
@@ -87,7 +85,8 @@ def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training
     roots = _roots(dataset_opt)
     for key in roots:
         dataset_opt[key] = _expanded(dataset_opt[key])
-        (_check_lmdb if is_lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]))
+        with _refusals_named(f'{where}.{key}'):
+            (_check_lmdb if is_lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]))
     if dataset_opt.get('meta_info_file') is not None:
         _check_file(f'{where}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
     if len(roots) == 2:
@@ -117,10 +116,8 @@ def _check_lmdb(where: str, path: Path) -> None:
     for name in ('data.mdb', 'meta_info.txt'):
         if not (path / name).is_file():
             raise UserError(f'{where}: {path} has no {name}, so it is not a finished LMDB; {DATA_PAGE}')
-    try:
-        lmdb.open(str(path), readonly=True, lock=False).close()
-    except lmdb.Error as error:
-        raise UserError(f'{where}: {error}; {DATA_PAGE}') from error
+    with opened_lmdb(path, where):
+        pass
 
 
 def _check_folder(where: str, path: Path) -> None:
@@ -197,8 +194,8 @@ def _expanded(path: str) -> str:
 
 @contextmanager
 def _refusals_named(where: str) -> Iterator[None]:
-    """Says of which option key the disk speaks, as where a folder may not be read or a name is too long."""
+    """Says of which option key the disk speaks: a folder may not be read, a name is too long, a list is no text."""
     try:
         yield
-    except OSError as error:
-        raise UserError(f'{where}: {error.filename}: {error.strerror}; accepted: what can be read') from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{where}: can not be read ({error}); {DATA_PAGE}') from error

@@ -118,6 +118,8 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('datasets.val.name', '../..', "datasets.val.name: '../..'; accepted: a folder name"),
         ('datasets.train.num_worker_per_gpu', -1, 'datasets.train.num_worker_per_gpu: -1; accepted: 0 or more'),
         ('datasets.train.persistent_workers', True, 'accepted with num_worker_per_gpu: 1 or more'),
+        ('datasets.val.filename_tmpl', '{x}', "datasets.val.filename_tmpl: '{x}'; accepted: text with {} for the name"),
+        ('datasets.val.filename_tmpl', 'LQ', "datasets.val.filename_tmpl: 'LQ'; accepted: text with {} for the name"),
         ('datasets.train.mean', 0.5, 'datasets.train.mean: 0.5; accepted: a list or nothing (~)'),
         ('manual_seed', 2**32, 'manual_seed: 4294967296; accepted: 0 or more, less than 2147483648'),
         # an option file may not name a folder whose modules are then imported
