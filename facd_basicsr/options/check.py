@@ -138,7 +138,7 @@ def _check_io_backend(where: str, dataset_opt: dict[str, Any]) -> None:
 
 
 def _check_network(where: str, network_opt: dict[str, Any], scale: int, supplied: tuple[str, ...] = ()) -> None:
-    known = {} if where == 'network_r' else keys.NETWORK_KEYS
+    known = keys.REGRESSOR_KEYS if where == 'network_r' else keys.NETWORK_KEYS
     _check_call(where, network_opt, ARCH_REGISTRY, supplied, known)
     upscale = network_opt.get('upscale')
     if upscale is None and 'upscale' in signature_keys(_registered(ARCH_REGISTRY, where, network_opt['type'])):

@@ -1,5 +1,7 @@
 """The keys of an option file, where no signature or source says what they are."""
 
+from dataclasses import replace
+
 import torch
 from basicsr.models import lr_scheduler
 
@@ -105,11 +107,13 @@ DIST_PARAMS = {'backend': Key((str,), choices=('nccl', 'gloo')), 'port': Key((in
 IO_BACKENDS = ('disk', 'lmdb')  # not memcached, which imports a module from a folder that the file names
 
 # What signatures do not say.
+SIZE = Key((int,), least=1, below=10_000)  # with more a network is not built in any time
 NETWORK_KEYS = {
-    **dict.fromkeys(('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'num_group'), COUNT),
-    **dict.fromkeys(('squeeze_factor', 'upscale'), COUNT),
+    **dict.fromkeys(('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'num_group'), SIZE),
+    **dict.fromkeys(('squeeze_factor', 'upscale'), SIZE),
     'img_range': Key(NUMBER, above=0),
 }
+REGRESSOR_KEYS = {'num_feat': replace(SIZE, least=0), 'num_layer': SIZE}
 LOSS_KEYS = {'reduction': Key((str,), choices=('mean', 'sum'))}  # none would leave no scalar to minimise
 METRIC_KEYS = {
     'crop_border': Key((int,), required=True, least=0),
