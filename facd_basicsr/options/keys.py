@@ -20,9 +20,8 @@ TOP = {
     'model_type': Key((str,), required=True),
     'scale': Key((int,), required=True, least=1),
     'num_gpu': Key((int, str), required=True),
-    'manual_seed': Key(
-        (int, type(None)), least=0, below=2**31
-    ),  # none: drawn; processes add to it, and numpy has 32 bits
+    # none: drawn; below, for processes add to it and numpy's seeds have 32 bits
+    'manual_seed': Key((int, type(None)), least=0, below=2**31),
     'datasets': Key((dict,), required=True),
     'network_g': Key((dict,), required=True),
     'path': Key((dict,), required=True),
