@@ -14,6 +14,9 @@ class UserError(ValueError):
     command or page that provides it.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(' '.join(message.splitlines()))  # what a user wrote, a key or a name, may have a line break
+
 
 SAVED = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
 

@@ -211,8 +211,11 @@ def _resolved(where: str, block: dict[str, Any], path: Path) -> dict[str, Any]:
     """Options with all that their ``base``, relative to the comparison file, gives them."""
     changes = {key: value for key, value in block.items() if key != BASE}
     if BASE not in block:
+        if 'model_type' not in block:
+            raise UserError(f'{where}.{BASE}: missing; accepted: an option file, relative to {path.parent}')
         return changes
-    base = path.parent / str(block[BASE])
+    check_type(f'{where}.{BASE}', block[BASE], (str,))
+    base = path.parent / block[BASE]
     if not base.is_file():
         raise UserError(f'{where}.{BASE}: no such file: {base}; accepted: an option file, relative to {path.parent}')
     return merged(read_option_file(str(base)), changes)

@@ -1,6 +1,7 @@
 """Zip archives, unpacked so that an interrupted run leaves no half file and is continued by the next."""
 
 import shutil
+import stat
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -14,15 +15,17 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpacks a zip archive into ``folder``. Files that are there already with their full size are kept.
 
     Raises:
-        UserError: no zip archive, a damaged one, or one with a member outside ``folder``.
+        UserError: no zip archive, a damaged one, or one with a link or a member outside ``folder``.
     """
     try:
         with zipfile.ZipFile(archive) as zipped:
             members = [member for member in zipped.infolist() if not member.is_dir()]
             for member in members:
                 name = PurePosixPath(member.filename.replace('\\', '/'))
-                if name.is_absolute() or '..' in name.parts or ':' in name.parts[0]:
+                if not name.name or name.is_absolute() or '..' in name.parts or ':' in name.parts[0]:
                     raise UserError(f'{archive}: names a file outside its folder ({member.filename}); not unpacked')
+                if stat.S_ISLNK(member.external_attr >> 16):  # the file mode, where Unix made the archive
+                    raise UserError(f'{archive}: holds a link ({member.filename}); not unpacked')
             for member in tqdm(members, desc=archive.name, unit='file'):
                 _unpack_member(zipped, member, folder / member.filename)
     except FileNotFoundError as error:

@@ -2,8 +2,9 @@
 
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from facd_basicsr.data.images import DAMAGED, damage_named
-from facd_basicsr.data.lmdb_pairs import meta_info_shapes, png_shape
+from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes, png_shape
 from facd_basicsr.errors import UserError
 
 THREADS = os.cpu_count()  # Pillow and zlib work outside the interpreter's lock
@@ -56,15 +57,27 @@ def check_lmdb(path: Path, where: str) -> int:
         UserError: naming the LMDB and the first key that is missing, damaged or of another size.
     """
     shapes = meta_info_shapes(path, where)
+    with opened_lmdb(path, where) as env:
+        return _check_images(env, path, where, shapes)
+
+
+@contextmanager
+def opened_lmdb(path: Path, where: str) -> Iterator[lmdb.Environment]:
+    """An LMDB to read from, of which no page is missing: to read one that is would end the process by a signal.
+
+    Args:
+        where: the option key that names the LMDB.
+
+    Raises:
+        UserError: it can't be opened, or its file is shorter than its own count of pages.
+    """
     try:
         with lmdb.open(str(path), readonly=True, lock=False, readahead=False, max_readers=4096) as env:
-            pages = env.info()['last_pgno'] + 1
-            if (path / 'data.mdb').stat().st_size < pages * env.stat()['psize']:
-                # reading what is not there would end the process
-                raise UserError(f'{where}: {path}/data.mdb is cut short; datasets/README.md says how to make it again')
-            return _check_images(env, path, where, shapes)
+            if (path / 'data.mdb').stat().st_size < (env.info()['last_pgno'] + 1) * env.stat()['psize']:
+                raise UserError(f'{where}: {path}/data.mdb is cut short; {DATA_PAGE}')
+            yield env
     except (OSError, lmdb.Error) as error:
-        raise UserError(f'{where}: {path}: {error}; datasets/README.md says how to make it again') from error
+        raise UserError(f'{where}: {path}: {error}; {DATA_PAGE}') from error
 
 
 def _check_images(env: lmdb.Environment, path: Path, where: str, shapes: dict[str, tuple[int, int, int]]) -> int:

@@ -43,8 +43,9 @@ class Taps:
         for index, path in enumerate(self._paths):
             name = _module(path)
             if name not in modules:
-                nearest = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)[0] + path[len(name) :]
-                raise UserError(f'taps[{index}].{key}: {path!r} is not in {_name(net)}; nearest: {nearest!r}')
+                close = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
+                nearest = f'nearest: {close[0] + path[len(name) :]!r}' if close else 'it has no modules'
+                raise UserError(f'taps[{index}].{key}: {path!r} is not in {_name(net)}; {nearest}')
         for path in dict.fromkeys(self._paths):
             module = modules[_module(path)]
             if path.removesuffix(TOKENS).endswith(INPUT):

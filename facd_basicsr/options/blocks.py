@@ -1,6 +1,7 @@
 """Checking one block of keys, and saying what is accepted."""
 
 import difflib
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +23,12 @@ def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complet
             if isinstance(block[key], list) and accepted.items:
                 for index, item in enumerate(block[key]):
                     check_type(f'{dot}{key}[{index}]', item, accepted.items)
+                    _check_bounds(f'{dot}{key}[{index}]', item, accepted)
+            else:
+                _check_bounds(dot + key, block[key], accepted)
+            if accepted.choices and block[key] not in accepted.choices:
+                choices = ', '.join('~' if choice is None else choice for choice in accepted.choices)
+                raise UserError(f'{dot}{key}: {block[key]!r}; accepted: {choices}')
         elif accepted.required:
             raise UserError(f'{dot}{key}: missing; accepted: {_type_names(accepted.types)}')
 
@@ -30,6 +37,22 @@ def check_type(where: str, value: Any, types: tuple[type, ...]) -> None:
     fits = isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
     if types and not fits:
         raise UserError(f'{where}: {value!r}; accepted: {_type_names(types)}')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f'{where}: {value!r}; accepted: a finite number')
+
+
+def _check_bounds(where: str, value: Any, accepted: Key) -> None:
+    if not isinstance(value, (int, float)):
+        return
+    bounds = []
+    if accepted.least is not None:
+        bounds.append((value >= accepted.least, f'{accepted.least} or more'))
+    if accepted.above is not None:
+        bounds.append((value > accepted.above, f'more than {accepted.above}'))
+    if accepted.below is not None:
+        bounds.append((value < accepted.below, f'less than {accepted.below}'))
+    if not all(kept for kept, _ in bounds):
+        raise UserError(f'{where}: {value}; accepted: {", ".join(words for _, words in bounds)}')
 
 
 def _type_names(types: tuple[type, ...]) -> str:

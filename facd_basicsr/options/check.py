@@ -1,7 +1,11 @@
 """What an option file may say. Refuses the rest, naming the nearest valid key."""
 
+import difflib
 import importlib.util
 import re
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from basicsr.utils.file_client import FileClient
@@ -16,11 +20,11 @@ from basicsr.utils.registry import (
 
 from facd_basicsr.data.download import DIGEST
 from facd_basicsr.distill.layouts import LAYOUTS
-from facd_basicsr.distill.teacher import FORMATS, PRECISIONS
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.options import keys
 from facd_basicsr.options.blocks import check_block, check_type, did_you_mean, listed
+from facd_basicsr.options.inherit import BASE
 from facd_basicsr.options.signatures import Key, keys_read, signature_keys
 
 
@@ -34,6 +38,8 @@ def check(opt: dict[str, Any], is_train: bool) -> None:
     Raises:
         UserError: a key is unknown, missing, of the wrong type, or disagrees with another.
     """
+    for key in difflib.get_close_matches(BASE, map(str, opt)):  # without its base all else is missing too
+        raise UserError(f'{key}: unknown key; did you mean {BASE!r}?')
     check_block('', opt, keys.TOP, complete=False)
     if is_train and 'train' not in opt:
         raise UserError('train: missing; accepted: a file for training such as those in options/train/')
@@ -63,14 +69,14 @@ def check(opt: dict[str, Any], is_train: bool) -> None:
 
 def _check_top_values(opt: dict[str, Any]) -> None:
     name, num_gpu = opt['name'], opt['num_gpu']
-    if not name or '/' in name or name.startswith('.'):
-        raise UserError(f'name: {name!r}; accepted: a folder name')
+    _check_folder_name('name', name)
     if num_gpu != 'auto' and not (isinstance(num_gpu, int) and num_gpu >= 0):
         raise UserError(f'num_gpu: {num_gpu!r}; accepted: auto, or a number from 0')
-    if opt['scale'] < 1:
-        raise UserError(f'scale: {opt["scale"]}; accepted: 1 or more')
-    if (opt.get('manual_seed') or 0) < 0:
-        raise UserError(f'manual_seed: {opt["manual_seed"]}; accepted: 0 or more')
+
+
+def _check_folder_name(where: str, name: str) -> None:
+    if not name or '/' in name or name.startswith('.'):
+        raise UserError(f'{where}: {name!r}; accepted: a folder name')
 
 
 def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
@@ -89,28 +95,37 @@ def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
         if training:
             required = required | keys.DATASET_REQUIRED_TRAIN.get(dataset_opt['type'], set())
         read = keys_read(dataset, 'opt') - keys.DERIVED
-        own = {key: Key(keys.DATASET_TYPES.get(key, ()), key in required) for key in read}
+        own = {key: replace(keys.DATASET_KEYS.get(key, Key()), required=key in required) for key in read}
         check_block(where, dataset_opt, {**own, **keys.DATASET, **(keys.DATASET_TRAIN if training else {})})
         _check_io_backend(where, dataset_opt)
         gt_size = dataset_opt.get('gt_size')
         if gt_size is not None and gt_size % opt['scale']:
             raise UserError(f'{where}.gt_size: {gt_size}; accepted: a multiple of scale, {opt["scale"]}')
-        if dataset_opt.get('prefetch_mode') not in keys.PREFETCH_MODES:
-            mode = dataset_opt['prefetch_mode']
-            raise UserError(f'{where}.prefetch_mode: {mode!r}; accepted: ~, cpu, cuda')
         if dataset_opt.get('prefetch_mode') == 'cuda' and not dataset_opt.get('pin_memory'):
             raise UserError(f'{where}.prefetch_mode: cuda; accepted with pin_memory: true only')
         if training and dataset_opt.get('prefetch_mode') == 'cpu' and dataset_opt['num_worker_per_gpu'] == 0:
             # its thread would seed the generators that the model draws from
             raise UserError(f'{where}.prefetch_mode: cpu; accepted with num_worker_per_gpu: 1 or more')
-        for key in ('batch_size_per_gpu', 'gt_size', 'dataset_enlarge_ratio'):
-            if dataset_opt.get(key, 1) < 1:
-                raise UserError(f'{where}.{key}: {dataset_opt[key]}; accepted: 1 or more')
+        _check_template(f'{where}.filename_tmpl', dataset_opt.get('filename_tmpl', '{}'))
+        if dataset_opt.get('persistent_workers') and not dataset_opt.get('num_worker_per_gpu'):
+            raise UserError(f'{where}.persistent_workers: true; accepted with num_worker_per_gpu: 1 or more')
+        _check_folder_name(f'{where}.name', dataset_opt['name'])
     names = [dataset_opt['name'] for dataset_opt in opt['datasets'].values()]
     for name in {name for name in names if names.count(name) > 1}:
         raise UserError(f'datasets: {name!r} is the name of several sets; accepted: a name for each')
     if phases[0] not in {str(name).split('_')[0] for name in opt['datasets']}:
-        raise UserError(f'datasets: {listed(opt["datasets"])}; accepted: at least one {phases[0]} set')
+        raise UserError(
+            f'datasets.{phases[0]}: missing; accepted: a {phases[0]} set beside {listed(opt["datasets"]) or "nothing"}'
+        )
+
+
+def _check_template(where: str, template: str) -> None:
+    try:
+        name = template.format('0001')
+    except (LookupError, ValueError, AttributeError):
+        name = ''
+    if '0001' not in name:
+        raise UserError(f'{where}: {template!r}; accepted: text with {{}} for the name of the GT, e.g. {{}}x4')
 
 
 def _check_io_backend(where: str, dataset_opt: dict[str, Any]) -> None:
@@ -118,16 +133,16 @@ def _check_io_backend(where: str, dataset_opt: dict[str, Any]) -> None:
     if block is None:
         return
     check_block(where, block, {'type': Key((str,), required=True)}, complete=False)
-    backends = FileClient._backends
-    if block['type'] not in backends:
-        raise UserError(f'{where}.type: {block["type"]!r}; accepted: {listed(backends)}')
+    if block['type'] not in keys.IO_BACKENDS:
+        raise UserError(f'{where}.type: {block["type"]!r}; accepted: {listed(keys.IO_BACKENDS)}')
     # A dataset fills in the LMDB's folders itself.
-    accepted = signature_keys(backends[block['type']], supplied=('db_paths', 'client_keys'))
+    accepted = signature_keys(FileClient._backends[block['type']], supplied=('db_paths', 'client_keys'))
     check_block(where, block, {'type': Key((str,)), **accepted})
 
 
 def _check_network(where: str, network_opt: dict[str, Any], scale: int, supplied: tuple[str, ...] = ()) -> None:
-    _check_call(where, network_opt, ARCH_REGISTRY, supplied)
+    known = keys.REGRESSOR_KEYS if where == 'network_r' else keys.NETWORK_KEYS
+    _check_call(where, network_opt, ARCH_REGISTRY, supplied, known)
     upscale = network_opt.get('upscale')
     if upscale is None and 'upscale' in signature_keys(_registered(ARCH_REGISTRY, where, network_opt['type'])):
         raise UserError(f'{where}.upscale: missing; accepted: {scale}, the scale of this file')
@@ -163,10 +178,8 @@ def _check_metrics(opt: dict[str, Any]) -> None:
 
 def _check_train(opt: dict[str, Any], model: type) -> None:
     train_opt = opt['train']
-    own = {key: Key(keys.TRAIN_TYPES.get(key, ())) for key in keys_read(model, 'train_opt')}
+    own = {key: keys.TRAIN_KEYS.get(key, Key()) for key in keys_read(model, 'train_opt')}
     check_block('train', train_opt, {**own, **keys.TRAIN})
-    if train_opt['total_iter'] < 1:
-        raise UserError(f'train.total_iter: {train_opt["total_iter"]}; accepted: 1 or more')
     _check_choice('train.optim_g', train_opt['optim_g'], keys.OPTIMIZERS, keys.OPTIM_KEYS, supplied=('params',))
     _check_choice(
         'train.scheduler', train_opt['scheduler'], keys.SCHEDULERS, keys.SCHEDULER_KEYS, supplied=('optimizer',)
@@ -176,7 +189,7 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
         raise UserError(f'train.scheduler.periods: {periods}; accepted: a sum of total_iter or more')
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
-            _check_call(f'train.{key}', block, LOSS_REGISTRY)
+            _check_call(f'train.{key}', block, LOSS_REGISTRY, known=keys.LOSS_KEYS)
             distills = issubclass(LOSS_REGISTRY.get(block['type']), DistillLoss)
             if distills != (key == 'distill_opt'):
                 losses = [name for name, loss in LOSS_REGISTRY if issubclass(loss, DistillLoss)]
@@ -186,13 +199,11 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
         raise UserError('train.pixel_opt: missing; accepted: a loss, e.g. {type: L1Loss}, here or as perceptual_opt')
     _check_logger(opt['logger'])
     for where, value in (
-        ('logger.print_freq', opt['logger']['print_freq']),
         ('logger.save_checkpoint_freq', opt['logger']['save_checkpoint_freq']),
         ('val.val_freq', (opt.get('val') or {}).get('val_freq', 1)),
-        ('logger.keep_last', opt['logger'].get('keep_last', 1)),
     ):
-        if value < 1:
-            raise UserError(f'{where}: {value}; accepted: 1 or more')
+        if value % 1:  # 5e3 is a float
+            raise UserError(f'{where}: {value}; accepted: a whole number')
     has_metrics = bool((opt.get('val') or {}).get('metrics')) and len(opt['datasets']) > 1
     if opt['logger'].get('keep_best') and not has_metrics:
         raise UserError('logger.keep_best: true; accepted with val.metrics and datasets.val')
@@ -241,9 +252,6 @@ def _check_teacher(opt: dict[str, Any]) -> None:
     teacher_opt = opt['teacher']
     check_block('teacher', teacher_opt, keys.TEACHER)
     layout_format = teacher_opt.get('format', 'auto')
-    for key, accepted in (('format', FORMATS), ('precision', PRECISIONS)):
-        if key in teacher_opt and teacher_opt[key] not in accepted:
-            raise UserError(f'teacher.{key}: {teacher_opt[key]!r}; accepted: {", ".join(accepted)}')
     if 'network' in teacher_opt:
         _check_network('teacher.network', teacher_opt['network'], opt['scale'])
         if layout_format == 'spandrel':
@@ -258,12 +266,12 @@ def _check_teacher(opt: dict[str, Any]) -> None:
         sets = [name for name in opt['datasets'] if name != 'train']
         if teacher_opt['expect']['dataset'] not in sets:
             found = teacher_opt['expect']['dataset']
-            raise UserError(f'teacher.expect.dataset: {found!r}; accepted: {listed(sets) or "val, once it is there"}')
+            raise UserError(
+                f'teacher.expect.dataset: {found!r}; accepted: {listed(sets) or "val, once there is a datasets.val"}'
+            )
         dataset_type = opt['datasets'][teacher_opt['expect']['dataset']]['type']
         if dataset_type == 'SingleImageDataset':
             raise UserError(f'teacher.expect.dataset: a {dataset_type}, without GT; accepted: a set of pairs')
-        if teacher_opt['expect']['tolerance'] <= 0:
-            raise UserError(f'teacher.expect.tolerance: {teacher_opt["expect"]["tolerance"]}; accepted: dB above 0')
 
 
 def _block_types(key: str) -> tuple[type, ...]:
@@ -272,12 +280,18 @@ def _block_types(key: str) -> tuple[type, ...]:
     return (dict,) if key == 'teacher' or key.startswith('network_') else ()
 
 
-def _check_call(where: str, block: dict[str, Any], registry: Registry, supplied: tuple[str, ...] = ()) -> None:
+def _check_call(
+    where: str,
+    block: dict[str, Any],
+    registry: Registry,
+    supplied: tuple[str, ...] = (),
+    known: Mapping[str, Key] = MappingProxyType({}),
+) -> None:
     """Checks a block with ``type`` and keyword arguments against what is registered under that type."""
     check_type(where, block, (dict,))
     check_block(where, block, {'type': Key((str,), required=True)}, complete=False)
     target = _registered(registry, f'{where}.type', block['type'])
-    check_block(where, block, {'type': Key((str,)), **signature_keys(target, supplied)})
+    check_block(where, block, {'type': Key((str,)), **signature_keys(target, supplied, known)})
 
 
 def _check_choice(

@@ -1,59 +1,92 @@
 """Builds what an option file describes without memory or data, to find values that its classes refuse."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from basicsr.archs import build_network
+from torch import nn
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import build_loss
 from facd_basicsr.options.keys import OPTIMIZERS, SCHEDULERS
 
+Block = dict[str, Any]
+PROBE_CHANNELS = 64  # of network_r, whose real ones are read off the taps
 
-def dry_run(opt: dict[str, Any], is_train: bool) -> None:
+
+def dry_run(opt: Block, is_train: bool) -> None:
     """Constructs networks on the meta device, losses, optimizer and scheduler from a checked option dict.
 
     Raises:
-        UserError: a class refuses its options, with the block's name and what the class said.
+        UserError: a class refuses its options, with the key or the block, and what the class said; or the loss does
+            not fit taps and regressors.
     """
-    for key in [key for key in opt if key.startswith('network_') and key != 'network_r']:
-        _build(key, opt[key])
+    for key in [key for key in opt if key.startswith('network_')]:
+        channels = {'num_in_ch': PROBE_CHANNELS, 'num_out_ch': PROBE_CHANNELS} if key == 'network_r' else {}
+        _build(key, opt[key], lambda block, channels=channels: _network({**block, **channels}))
     if not is_train:
         return
     if 'network' in opt.get('teacher', {}):
-        _build('teacher.network', opt['teacher']['network'])
+        _build('teacher.network', opt['teacher']['network'], _network)
     # Not perceptual_opt: it downloads a VGG when it is built, a distillation loss only when it is prepared.
     for key in ('distill_opt', 'pixel_opt'):
         if opt['train'].get(key) is not None:
-            with _refusals(f'train.{key}'):
-                build_loss(opt['train'][key])
-    parameters = [torch.zeros(1, requires_grad=True)]
-    with _refusals('train.optim_g'):
-        optim_opt = opt['train']['optim_g']
-        optimizer = OPTIMIZERS[optim_opt['type']](parameters, **_arguments(optim_opt))
-    with _refusals('train.scheduler'):
-        scheduler_opt = opt['train']['scheduler']
-        SCHEDULERS[scheduler_opt['type']](optimizer, **_arguments(scheduler_opt))
+            loss = _build(f'train.{key}', opt['train'][key], build_loss)
+            if key == 'distill_opt':
+                _check_loss_fits(loss, opt)
+    optimizer = _build('train.optim_g', opt['train']['optim_g'], _optimizer)
+    _build('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
 
 
-def _build(where: str, network_opt: dict[str, Any]) -> None:
-    with _refusals(where), torch.device('meta'):
-        build_network(network_opt)
+def _check_loss_fits(loss: nn.Module, opt: Block) -> None:
+    """What a loss's defaults may disagree with: the number of taps, and whether there are regressors."""
+    if not loss.reads_features:
+        return
+    taps = len(opt['taps'])
+    weights = len(getattr(loss, 'layer_weights', opt['taps']))
+    if weights != taps:
+        raise UserError(
+            f'train.distill_opt.layer_weights: {weights} weights for {taps} taps; accepted: one weight per tap'
+        )
+    if loss.regressor == 'always' and 'network_r' not in opt:
+        raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
 
 
-def _arguments(block: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in block.items() if key != 'type'}
-
-
-@contextmanager
-def _refusals(where: str) -> Iterator[None]:
-    """Says in whose block a constructor failed. Its own words are all there is to say what it accepts."""
+def _build(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
+    """``build(block)``, and in whose block it failed. A class's own words are all there is to say what it accepts."""
     try:
-        yield
+        return build(block)
     except UserError:
         raise
     except Exception as error:
-        reason = ' '.join(str(error).split())
-        raise UserError(f'{where}: its class does not take these values ({type(error).__name__}: {reason})') from error
+        reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        for key in block:
+            if key != 'type' and _builds({k: v for k, v in block.items() if k != key}, build):
+                raise UserError(f'{where}.{key}: {block[key]!r}; not accepted by {block["type"]} ({reason})') from error
+        raise UserError(f'{where}: its class does not take these values ({reason})') from error
+
+
+def _builds(block: Block, build: Callable[[Block], Any]) -> bool:
+    try:
+        build(block)
+    except Exception:
+        return False
+    return True
+
+
+def _network(block: Block) -> nn.Module:
+    with torch.device('meta'):
+        return build_network(block)
+
+
+def _optimizer(block: Block) -> torch.optim.Optimizer:
+    return OPTIMIZERS[block['type']]([torch.zeros(1, requires_grad=True)], **_arguments(block))
+
+
+def _scheduler(block: Block, optimizer: torch.optim.Optimizer) -> Any:
+    return SCHEDULERS[block['type']](optimizer, **_arguments(block))
+
+
+def _arguments(block: Block) -> Block:
+    return {key: value for key, value in block.items() if key != 'type'}

@@ -1,13 +1,13 @@
 """Whether what an option file names is there and fits, checked before anything is created."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lmdb
-
 from facd_basicsr.data.download import is_url
 from facd_basicsr.data.images import IMAGE_SUFFIXES, image_size
-from facd_basicsr.data.integrity import check_files, check_lmdb
+from facd_basicsr.data.integrity import check_files, check_lmdb, opened_lmdb
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes
 from facd_basicsr.errors import UserError
 
@@ -23,13 +23,14 @@ def check_paths(opt: dict[str, Any], is_train: bool) -> None:
         UserError: with the option key, the path, and what provides it.
     """
     for phase, dataset_opt in opt['datasets'].items():
-        _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
+        with _refusals_named(f'datasets.{phase}'):
+            _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
     if is_train and 'teacher' in opt and not is_url(opt['teacher']['weights']):
-        opt['teacher']['weights'] = str(Path(opt['teacher']['weights']).expanduser())
+        opt['teacher']['weights'] = _expanded(opt['teacher']['weights'])
         _check_file('teacher.weights', Path(opt['teacher']['weights']), TEACHER_PAGE)
     for key, value in opt['path'].items():
         if value is not None and (key.startswith('pretrain_network') or key == 'resume_state'):
-            opt['path'][key] = str(Path(value).expanduser())
+            opt['path'][key] = _expanded(value)
             _check_file(f'path.{key}', Path(opt['path'][key]), CHECKPOINT_PAGE)
 
 
@@ -83,8 +84,9 @@ def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training
     is_lmdb = _is_lmdb(dataset_opt)
     roots = _roots(dataset_opt)
     for key in roots:
-        dataset_opt[key] = str(Path(dataset_opt[key]).expanduser())
-        (_check_lmdb if is_lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]))
+        dataset_opt[key] = _expanded(dataset_opt[key])
+        with _refusals_named(f'{where}.{key}'):
+            (_check_lmdb if is_lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]))
     if dataset_opt.get('meta_info_file') is not None:
         _check_file(f'{where}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
     if len(roots) == 2:
@@ -114,10 +116,8 @@ def _check_lmdb(where: str, path: Path) -> None:
     for name in ('data.mdb', 'meta_info.txt'):
         if not (path / name).is_file():
             raise UserError(f'{where}: {path} has no {name}, so it is not a finished LMDB; {DATA_PAGE}')
-    try:
-        lmdb.open(str(path), readonly=True, lock=False).close()
-    except lmdb.Error as error:
-        raise UserError(f'{where}: {error}; {DATA_PAGE}') from error
+    with opened_lmdb(path, where):
+        pass
 
 
 def _check_folder(where: str, path: Path) -> None:
@@ -180,5 +180,22 @@ def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, sc
 
 
 def _check_file(where: str, path: Path, page: str) -> None:
-    if not path.is_file():
-        raise UserError(f'{where}: no such file: {path}; {page}')
+    with _refusals_named(where):
+        if not path.is_file():
+            raise UserError(f'{where}: no such file: {path}; {page}')
+
+
+def _expanded(path: str) -> str:
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:  # the home of a user that is not there: no such file
+        return path
+
+
+@contextmanager
+def _refusals_named(where: str) -> Iterator[None]:
+    """Says of which option key the disk speaks: a folder may not be read, a name is too long, a list is no text."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{where}: can not be read ({error}); {DATA_PAGE}') from error

@@ -12,14 +12,41 @@ ORDER = (
     *('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'find_unused_parameters', 'datasets', 'network_g'),
     *('teacher', 'taps', 'network_r', 'path', 'train', 'val', 'logger', 'dist_params'),
 )
+MAX_DEPTH = 50  # blocks within blocks; option files have five
+MAX_BITS = 1000  # of a whole number; longer ones are no floats, and the longest Python refuses to write out
+MAX_VALUES = 100_000  # with every alias written out; option files have a few hundred
 FLOAT = 'tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$'), list('-+0123456789')
 
 
 class OptionLoader(yaml.SafeLoader):
     """PyYAML's safe loader, which builds plain data only, with two of YAML 1.1's surprises removed.
 
-    A key that stands twice in a block is refused, and ``1e-4`` is a number, not text.
+    A key that stands twice in a block is refused, and ``1e-4`` is a number, not text. So is what only an attack has:
+    nesting that would exhaust the stack, and aliases of aliases that are small as text and huge as data.
     """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._values: dict[int, int] = {}  # by node: how many values it holds, aliases written out
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        mark = self.peek_event().start_mark
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f'nested more than {MAX_DEPTH} deep', mark)
+        is_alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if not is_alias:
+            items = node.value if isinstance(node, yaml.CollectionNode) else []
+            inner = [item for pair in items for item in pair] if isinstance(node, yaml.MappingNode) else items
+            self._values[id(node)] = 1 + sum(self._values[id(item)] for item in inner)
+        elif id(node) not in self._values:
+            raise yaml.composer.ComposerError(None, None, 'an alias within what it stands for', mark)
+        if self._values[id(node)] > MAX_VALUES:
+            raise yaml.composer.ComposerError(None, None, f'aliases that stand for more than {MAX_VALUES} values', mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.value != '<<']
@@ -27,6 +54,14 @@ class OptionLoader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f'the key {key!r} stands twice', node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > MAX_BITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f'a number of more than {MAX_BITS} bits', node.start_mark
+            )
+        return value
 
 
 class OptionDumper(yaml.SafeDumper):
@@ -45,6 +80,7 @@ class OptionDumper(yaml.SafeDumper):
         return self.represent_scalar('tag:yaml.org,2002:str', text, style=None if text.isprintable() else '"')
 
 
+OptionLoader.add_constructor('tag:yaml.org,2002:int', OptionLoader.construct_yaml_int)
 OptionLoader.add_implicit_resolver(*FLOAT)
 OptionDumper.add_implicit_resolver(*FLOAT)  # the text '1e-4' is put in quotes
 OptionDumper.add_representer(str, OptionDumper.represent_text)
@@ -59,11 +95,12 @@ def load_yaml(text: str, source: str) -> Any:
         source: file name or option, for messages.
 
     Raises:
-        UserError: it is not valid YAML, asks for a Python object, or has a key twice.
+        UserError: it is not valid YAML, asks for a Python object, has a key twice, or is nested or grows without end.
     """
     try:
         return yaml.load(text, Loader=OptionLoader)
-    except (yaml.YAMLError, ValueError, AttributeError) as error:  # the last two from `2024-13-45` and `!!timestamp x`
+    # the last three from `2024-13-45`, `!!timestamp x` and `!!bool x`
+    except (yaml.YAMLError, ValueError, AttributeError, LookupError) as error:
         mark = getattr(error, 'problem_mark', None)
         line = f', line {mark.line + 1}' if mark else ''
         problem = getattr(error, 'problem', None) or str(error).splitlines()[0]

@@ -7,7 +7,7 @@ import keyword
 import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -20,11 +20,17 @@ class Key:
         types: types of its value; empty: anything.
         required: whether it must be there.
         items: types of a list's items; empty: anything.
+        choices: the values there are; empty: any of the types.
+        least, above, below: bounds of a number, or of a list's items: ``least`` itself is accepted.
     """
 
     types: tuple[type, ...] = ()
     required: bool = False
     items: tuple[type, ...] = ()
+    choices: tuple[str | None, ...] = ()
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
 
 
 def signature_keys(
@@ -37,7 +43,7 @@ def signature_keys(
     Args:
         target: class or function that is called with an option block as keyword arguments.
         supplied: parameters that the caller fills in, not the option file.
-        known: what to say of a parameter instead of what its signature says.
+        known: what to say of a parameter instead of what its signature says; it is required if either says so.
     """
     function = target.__init__ if inspect.isclass(target) else target
     try:
@@ -52,7 +58,10 @@ def signature_keys(
         required = parameter.default is parameter.empty
         hint = hints.get(name)
         keys[option_name] = Key(_types(hint, parameter.default), required, _item_types(hint, parameter.default))
-    return keys | {key: known[key] for key in known.keys() & keys.keys()}
+    return keys | {
+        key: replace(known[key], required=known[key].required or keys[key].required)
+        for key in known.keys() & keys.keys()
+    }
 
 
 def _types(hint: Any, default: Any) -> tuple[type, ...]:

@@ -1,3 +1,4 @@
+import stat
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -128,7 +129,19 @@ def test_unpacking_continues_and_checks_every_file(archives, tmp_path):
         unpack(tmp_path / 'text.zip', tmp_path / 'elsewhere')
 
 
-@pytest.mark.parametrize('name', ['../x.png', '/x.png', 'a/../../x.png', '..\\x.png', 'C:\\x.png'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        '../x.png',
+        '/x.png',
+        'a/../../x.png',
+        '..\\x.png',
+        'a\\..\\..\\x.png',
+        'C:\\x.png',
+        'C:x.png',
+        '\\\\host\\share\\x.png',
+    ],
+)
 def test_an_archive_cannot_write_outside_its_folder(tmp_path, name):
     with zipfile.ZipFile(tmp_path / 'evil.zip', 'w') as archive:
         archive.writestr('good.png', b'')
@@ -136,3 +149,24 @@ def test_an_archive_cannot_write_outside_its_folder(tmp_path, name):
     with pytest.raises(UserError, match=r'evil\.zip: names a file outside its folder \(.*x\.png\); not unpacked'):
         unpack(tmp_path / 'evil.zip', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name', ['.', '..', 'a/..'])
+def test_an_archive_cannot_name_a_folder_as_a_file(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / 'evil.zip', 'w') as archive:
+        archive.writestr(name, b'')
+    with pytest.raises(UserError, match=r'evil\.zip: names a file outside its folder \(.*\); not unpacked'):
+        unpack(tmp_path / 'evil.zip', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
+def test_an_archive_cannot_write_through_a_link(tmp_path):
+    link = zipfile.ZipInfo('link')
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / 'evil.zip', 'w') as archive:
+        archive.writestr(link, str(tmp_path / 'elsewhere'))
+        archive.writestr('link/x.png', b'')
+    (tmp_path / 'elsewhere').mkdir()
+    with pytest.raises(UserError, match=r'evil\.zip: holds a link \(link\); not unpacked'):
+        unpack(tmp_path / 'evil.zip', tmp_path / 'out')
+    assert not (tmp_path / 'out').exists() and not list((tmp_path / 'elsewhere').iterdir())

@@ -63,7 +63,7 @@ def test_an_lmdb_that_was_cut_short_is_refused(copy):
     with pytest.raises(UserError, match=r'gt: .*HR\.lmdb/data\.mdb is cut short'):
         check_lmdb(copy, 'gt')
     (copy / 'data.mdb').write_bytes(b'no database')
-    with pytest.raises(UserError, match=r'gt: .*HR\.lmdb: .*; datasets/README\.md says how to make it again'):
+    with pytest.raises(UserError, match=r'gt: .*HR\.lmdb: .*; datasets/README\.md says how to prepare it'):
         check_lmdb(copy, 'gt')
     (copy / 'meta_info.txt').write_text('not a list\n')
     with pytest.raises(UserError, match=r'HR\.lmdb'):

@@ -1,16 +1,22 @@
 """Checkpoints that BasicSR's models are going to load; tests/distill/test_teacher.py has the teacher's."""
 
 import copy
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.models.base_model import BaseModel
-from conftest import STUDENT, TEACHER
+from conftest import STUDENT, TEACHER, changed, write_yml
 
 from facd_basicsr.distill.checkpoints import check_pretrained
+from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
+from facd_basicsr.losses.vgg import load_vgg
+from facd_basicsr.options import parser
+from facd_basicsr.test import test as run_test
+from facd_basicsr.train import train
 
 
 def opt_for(content: object, folder: Path, **path_opt: object) -> dict:
@@ -95,3 +101,55 @@ def test_what_basicsr_would_not_load_is_refused_in_one_line(content, message, tm
     with pytest.raises(UserError, match=message) as error:
         check_pretrained(opt_for(copy.deepcopy(content), tmp_path))
     assert '\n' not in str(error.value)
+
+
+class Attack:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (open, (str(self.marker), 'w'))
+
+
+@pytest.fixture(params=['as torch saves', 'as pickle saves', 'as torch saved once'])
+def attack(request, weights, tmp_path) -> Path:
+    """A checkpoint of the student that carries code."""
+    content = {'params': weights, 'iter': 1, 'epoch': 0, 'note': Attack(tmp_path / 'marker')}
+    path = tmp_path / 'attack.pth'
+    if request.param == 'as pickle saves':
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=request.param == 'as torch saves')
+    yield path
+    assert not (tmp_path / 'marker').exists()
+
+
+@pytest.mark.parametrize(
+    'location', ['path.pretrain_network_g', 'path.pretrain_network_r', 'path.resume_state', 'teacher.weights']
+)
+def test_training_refuses_a_checkpoint_that_carries_code_and_does_not_run_it(location, attack, train_opt, tmp_path):
+    opt = write_yml(changed(train_opt, location, str(attack)), tmp_path / 'opt.yml')
+    with pytest.raises(UserError, match=rf'^{location}: .*attack\.pth .*; accepted: ') as error:
+        train(parser().parse_args(['-opt', str(opt)]), root=tmp_path, console=False)
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / 'experiments').exists()
+
+
+def test_testing_refuses_a_checkpoint_that_carries_code_and_does_not_run_it(attack, test_opt, tmp_path):
+    opt = write_yml(changed(test_opt, 'path.pretrain_network_g', str(attack)), tmp_path / 'opt.yml')
+    with pytest.raises(UserError, match=r'^path\.pretrain_network_g: .*attack\.pth .*holds more than tensors'):
+        run_test(parser().parse_args(['-opt', str(opt)]), root=tmp_path, console=False)
+
+
+def test_neither_spandrel_nor_the_vgg_runs_what_a_checkpoint_carries(attack):
+    with pytest.raises(UserError, match=r'teacher\.weights: .*attack\.pth .*holds more than tensors'):
+        build_teacher({'weights': str(attack), 'format': 'spandrel'}, 2)
+    with pytest.raises(UserError, match=r'vgg_weights: .*attack\.pth .*holds more than tensors'):
+        load_vgg(str(attack))
+
+
+def test_the_attack_would_work_if_it_were_let(weights, tmp_path):
+    pickle.loads(pickle.dumps(Attack(tmp_path / 'marker')))
+    assert (tmp_path / 'marker').exists()

@@ -1,7 +1,11 @@
+import re
+
 import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from facd_basicsr.distill.taps import Taps
@@ -91,3 +95,72 @@ def test_gradient_flows_through_a_tap(edsr):
     feat.sum().backward()
     assert edsr.body[0].conv1.weight.grad.abs().sum() > 0
     assert edsr.body[2].conv1.weight.grad is None
+
+
+@st.composite
+def nets(draw, depth: int = 0) -> nn.Module:
+    """A small network of random structure: convolutions, activations and blocks of them, some with a skip."""
+    kinds = ['conv', 'act', 'conv'] + ['block', 'skip'] * (depth < 3)
+    layers: list[nn.Module] = []
+    for kind in draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=3)):
+        if kind == 'conv':
+            layers.append(nn.Conv2d(2, 2, 3, padding=1))
+        elif kind == 'act':
+            layers.append(nn.PReLU())
+        else:
+            block = draw(nets(depth + 1))
+            layers.append(Skip(block) if kind == 'skip' else block)
+    return nn.Sequential(*layers)
+
+
+class Skip(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+@settings(deadline=None, max_examples=40)
+@given(net=nets(), data=st.data())
+def test_at_any_path_of_any_network_a_tap_reads_what_a_plain_hook_sees(net, data):
+    modules = {name: module for name, module in net.named_modules() if name}
+    paths = data.draw(st.lists(st.sampled_from([name + end for name in modules for end in ('', ':input')]), max_size=5))
+    seen = {}
+    hooks = [
+        module.register_forward_hook(
+            lambda _, inputs, output, name=name: seen.update({name: output, f'{name}:input': inputs[0]})
+        )
+        for name, module in modules.items()
+    ]
+    x = torch.rand(1, 2, 4, 5)
+    plain = net(x)
+    for hook in hooks:
+        hook.remove()
+    output, feats = Taps(net, paths, 'student').run(net, x)
+    assert torch.equal(output, plain)
+    assert len(feats) == len(paths)
+    assert all(torch.equal(feat, seen[path]) for feat, path in zip(feats, paths))
+
+
+@settings(deadline=None, max_examples=40)
+@given(net=nets(), path=st.text(st.sampled_from('01289.abody:input\n'), max_size=12), data=st.data())
+def test_an_unknown_path_is_refused_in_a_line_with_one_that_there_is(net, path, data):
+    paths = {name for name, _ in net.named_modules() if name}
+    try:
+        Taps(net, [path], 'teacher')
+    except UserError as error:
+        found = re.fullmatch(r"taps\[0\]\.teacher: .* is not in Sequential; nearest: '(.*)'", str(error))
+        ends = (':input', ':tokens', ':input:tokens')
+        known = paths | {name + end for name in paths for end in ends}
+        assert found and path not in known
+        if ':' not in path:
+            Taps(net, [found[1]], 'teacher')
+    else:
+        assert path.removesuffix(':input') in paths
+
+
+def test_a_network_without_modules_has_no_nearest_path():
+    with pytest.raises(UserError, match=r"taps\[0\]\.student: 'body' is not in PReLU; it has no modules"):
+        Taps(nn.PReLU(), ['body'], 'student')

@@ -236,6 +236,110 @@ def test_flat_batch_gives_a_finite_loss_and_gradient():
     assert torch.isfinite(flat.grad).all()
 
 
+NEGATIVES = st.sampled_from(['upper', 'all', 'per_anchor'])
+
+
+@st.composite
+def states(draw, smallest: int = 2) -> DistillState:
+    """A state of random sizes, in float64: 1 to 3 taps, each of its own width, height and extent."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    n, channels, height, width = (draw(st.integers(least, 4)) for least in (smallest, 1, 1, 1))
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(n, *shape, generator=generator, dtype=torch.float64)
+
+    shapes = draw(st.lists(st.tuples(*[st.integers(1, 4)] * 3), min_size=1, max_size=3))
+    student_feats, teacher_feats = (tuple(randn(*shape).requires_grad_() for shape in shapes) for _ in range(2))
+    student, teacher = (randn(channels, height, width).requires_grad_() for _ in range(2))
+    return DistillState(
+        student, teacher, randn(channels, height, width), randn(channels, 1, 1), student_feats, teacher_feats
+    )
+
+
+def weights_of(state: DistillState) -> list[float]:
+    return [0.5, 0.3, 0.2][: len(state.student_feats)]
+
+
+def literally(state: DistillState, lambda_: float, adaptive: bool, negatives: str) -> dict[str, torch.Tensor]:
+    """Equations (1) to (4) by broadcasting, every difference of two samples written out."""
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b).abs().mean((1, 2, 3))  # (N,)
+
+    to_gt, teachers = distance(state.student, state.gt), distance(state.teacher, state.gt)
+    alpha = (to_gt >= teachers).double() if adaptive else torch.ones_like(to_gt)
+    l_sr = ((2 - alpha) * to_gt + alpha * distance(state.student, state.teacher)).sum() / (2 * len(alpha))
+    l_facd = torch.zeros((), dtype=torch.float64)
+    for w_j, s, t in zip(weights_of(state), state.student_feats, state.teacher_feats):
+        d = (s[:, None] - t[None]).abs().mean((2, 3, 4))  # (N, 1, C, H, W) - (1, N, C, H, W) -> (N, N)
+        d_neg = d.triu(1) if negatives == 'upper' else d - d.diag().diag()
+        denominator = d_neg.sum(1) if negatives == 'per_anchor' else d_neg.sum()
+        l_facd = l_facd + w_j * (alpha * d.diag() / denominator).sum()
+    return {'l_sr': 255 * l_sr, 'l_facd': lambda_ * l_facd}
+
+
+@settings(deadline=None, max_examples=50)
+@given(state=states(), lambda_=st.floats(0, 100), adaptive=st.booleans(), negatives=NEGATIVES)
+def test_terms_and_gradients_are_those_of_the_equations_written_out(state, lambda_, adaptive, negatives):
+    ours = facd_loss(state, lambda_, weights_of(state), adaptive=adaptive, negatives=negatives, eps=0)
+    theirs = literally(state, lambda_, adaptive, negatives)
+    leaves = [state.student, *state.student_feats]
+    for term in ('l_sr', 'l_facd'):
+        torch.testing.assert_close(ours[term], theirs[term])
+    total, expected = (logs['l_sr'] + logs['l_facd'] for logs in (ours, theirs))
+    torch.testing.assert_close(torch.autograd.grad(total, leaves), torch.autograd.grad(expected, leaves))
+
+
+@settings(deadline=None, max_examples=30)
+@given(state=states(), adaptive=st.booleans(), negatives=NEGATIVES, stop_gradient=st.booleans())
+def test_no_term_is_negative_and_none_has_a_gradient_to_the_teacher(state, adaptive, negatives, stop_gradient):
+    logs = facd_loss(state, 4, weights_of(state), 255, adaptive, negatives, stop_gradient)
+    assert all(value >= 0 and torch.isfinite(value) for value in logs.values())
+    assert 0 <= logs['alpha'] <= 1
+    of_the_teacher = [state.teacher, *state.teacher_feats]
+    gradients = torch.autograd.grad(logs['l_sr'] + logs['l_facd'], of_the_teacher, allow_unused=True)
+    assert gradients == (None,) * len(of_the_teacher)
+
+
+@settings(deadline=None, max_examples=30)
+@given(state=states(), adaptive=st.booleans(), negatives=st.sampled_from(['all', 'per_anchor']), data=st.data())
+def test_the_order_of_the_samples_does_not_matter_where_all_are_negatives(state, adaptive, negatives, data):
+    order = data.draw(st.permutations(range(len(state.gt))))
+    other = DistillState(
+        *(image[order] for image in (state.student, state.teacher, state.gt, state.lq)),
+        *(tuple(feat[order] for feat in feats) for feats in (state.student_feats, state.teacher_feats)),
+    )
+    one, two = (
+        facd_loss(s, layer_weights=weights_of(s), adaptive=adaptive, negatives=negatives) for s in (state, other)
+    )
+    torch.testing.assert_close(one, two)
+
+
+@settings(deadline=None, max_examples=30)
+@given(state=states(), factor=st.floats(0.01, 100), negatives=NEGATIVES)
+def test_lambda_and_the_image_range_scale_their_terms_and_the_range_of_features_scales_none(state, factor, negatives):
+    more = replace(
+        state,
+        student_feats=tuple(factor * feat for feat in state.student_feats),
+        teacher_feats=tuple(factor * feat for feat in state.teacher_feats),
+    )
+    one = facd_loss(state, 1, weights_of(state), 1, negatives=negatives, eps=0)
+    two = facd_loss(more, factor, weights_of(state), factor**2, negatives=negatives, eps=0)
+    torch.testing.assert_close(two['l_facd'], factor * one['l_facd'])
+    torch.testing.assert_close(two['l_sr'], factor**2 * one['l_sr'])
+
+
+@settings(deadline=None, max_examples=20)
+@given(n=st.integers(2, 4), level=st.floats(-1e3, 1e3), negatives=NEGATIVES, dtype=st.sampled_from(['half', 'float']))
+def test_flat_patches_of_any_level_have_finite_terms_and_gradients(n, level, negatives, dtype):
+    flat = [torch.full((n, 2, 3, 3), level).to(getattr(torch, {'half': 'float16', 'float': 'float32'}[dtype]))] * 4
+    student, feat = (flat[0].clone().requires_grad_() for _ in range(2))
+    logs = facd_loss(DistillState(student, *flat[:3], (feat,), (flat[3],)), layer_weights=[1], negatives=negatives)
+    gradients = torch.autograd.grad(logs['l_sr'] + logs['l_facd'], [student, feat])
+    assert all(torch.isfinite(value).all() for value in [*logs.values(), *gradients])
+    assert logs['l_sr'] == logs['l_facd'] == 0
+
+
 @pytest.mark.parametrize(
     ('options', 'key'),
     [({'lambda_': -1}, 'lambda'), ({'layer_weights': [1, -1]}, 'layer_weights'), ({'img_range': 0}, 'img_range')],

@@ -1,8 +1,15 @@
+import copy
+import functools
+from pathlib import Path
+
 import pytest
-from conftest import changed
+from conftest import changed, tiny_test_opt, tiny_train_opt
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.options.check import check
+from facd_basicsr.options.dry_run import dry_run
 
 EXPECT = {'dataset': 'val', 'psnr_y': 32.4, 'tolerance': 0.1}
 
@@ -82,7 +89,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('teacher.network.num_in_ch', ..., 'teacher.network.num_in_ch: missing'),
         ('network_g.upscale', ..., 'network_g.upscale: missing; accepted: 2'),
         ('taps.1.student', ..., 'taps[1].student: missing'),
-        ('datasets.train', ..., 'datasets: val; accepted: at least one train set'),
+        ('datasets.train', ..., 'datasets.train: missing; accepted: a train set beside val'),
         ('datasets.train.gt_size', ..., 'datasets.train.gt_size: missing'),
         ('logger', ..., 'logger: missing; accepted: a block of keys'),
         ('train.optim_g.lr', ..., 'train.optim_g.lr: missing; accepted: a number'),
@@ -98,9 +105,33 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('teacher.expect', EXPECT | {'dataset': 'train'}, "teacher.expect.dataset: 'train'; accepted: val"),
         ('teacher.sha256', 12345678, 'teacher.sha256: 12345678; accepted: 8 to 64 hexadecimal digits, in quotes'),
         ('train', ..., 'train: missing; accepted: a file for training such as those in options/train/'),
-        ('teacher.expect', EXPECT | {'tolerance': 0}, 'teacher.expect.tolerance: 0; accepted: dB above 0'),
+        ('teacher.expect', EXPECT | {'tolerance': 0}, 'teacher.expect.tolerance: 0; accepted: more than 0'),
         ('teacher', {'weights': 'x', 'format': 'rcan'}, 'teacher.network: missing; accepted with format: rcan'),
         ('taps', [], 'taps: []; accepted: at least one'),
+        ('train.optim_g.lr', 0, 'train.optim_g.lr: 0; accepted: more than 0'),
+        ('train.optim_g.lr', float('nan'), 'train.optim_g.lr: nan; accepted: a finite number'),
+        ('train.optim_g.betas', [0.9, 1], 'train.optim_g.betas[1]: 1; accepted: 0 or more, less than 1'),
+        ('train.scheduler.gamma', float('inf'), 'train.scheduler.gamma: inf; accepted: a finite number'),
+        ('train.scheduler.milestones', [0, 3], 'train.scheduler.milestones[0]: 0; accepted: 1 or more'),
+        ('train.ema_decay', 1, 'train.ema_decay: 1; accepted: 0 or more, less than 1'),
+        ('val.val_freq', 2.5, 'val.val_freq: 2.5; accepted: a whole number'),
+        ('val.metrics.psnr_y.test_y_channel', ..., 'psnr_y.test_y_channel: missing; accepted: true or false'),
+        ('val.metrics.psnr_y.input_order', 'CHW', "psnr_y.input_order: 'CHW'; accepted: HWC"),
+        ('val.metrics.psnr_y.better', 'more', "psnr_y.better: 'more'; accepted: higher, lower"),
+        ('teacher.network.num_in_ch', True, 'teacher.network.num_in_ch: True; accepted: a whole number'),
+        ('teacher.network.num_feat', 6.5, 'teacher.network.num_feat: 6.5; accepted: a whole number'),
+        ('network_g.num_block', 0, 'network_g.num_block: 0; accepted: 1 or more, less than 10000'),
+        ('network_r.num_layer', 10**9, 'network_r.num_layer: 1000000000; accepted: 1 or more, less than 10000'),
+        ('network_g.img_range', 0, 'network_g.img_range: 0; accepted: more than 0'),
+        ('datasets.val.name', '../..', "datasets.val.name: '../..'; accepted: a folder name"),
+        ('datasets.train.num_worker_per_gpu', -1, 'datasets.train.num_worker_per_gpu: -1; accepted: 0 or more'),
+        ('datasets.train.persistent_workers', True, 'accepted with num_worker_per_gpu: 1 or more'),
+        ('datasets.val.filename_tmpl', '{x}', "datasets.val.filename_tmpl: '{x}'; accepted: text with {} for the name"),
+        ('datasets.val.filename_tmpl', 'LQ', "datasets.val.filename_tmpl: 'LQ'; accepted: text with {} for the name"),
+        ('datasets.train.mean', 0.5, 'datasets.train.mean: 0.5; accepted: a list or nothing (~)'),
+        ('manual_seed', 2**32, 'manual_seed: 4294967296; accepted: 0 or more, less than 2147483648'),
+        # an option file may not name a folder whose modules are then imported
+        ('datasets.val.io_backend', {'type': 'memcached', 'sys_path': 'x'}, "type: 'memcached'; accepted: disk, lmdb"),
         ('scale', 0, 'scale: 0; accepted: 1 or more'),
         ('manual_seed', -1, 'manual_seed: -1; accepted: 0 or more'),
         ('datasets.val.name', 'pictures', "datasets: 'pictures' is the name of several sets"),
@@ -170,4 +201,47 @@ def test_a_test_file_needs_a_test_set_and_a_checkpoint(train_opt, test_opt):
         {**test_opt, 'datasets': {'test_1': single}}, is_train=False
     )
     test_opt['datasets'] = {'val': test_opt['datasets']['test_1']}
-    assert 'datasets: val; accepted: at least one test set' in refusal(test_opt, is_train=False)
+    assert 'datasets.test: missing; accepted: a test set beside val' in refusal(test_opt, is_train=False)
+
+
+TRAIN, TEST = tiny_train_opt(Path('data'), Path('teacher.pth')), tiny_test_opt(Path('data'))
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 4)
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(['EDSR', 'FACDLoss', 'L1Loss', 'PairedImageDataset', 'SRModel', 'Adam', 'lmdb', 'a\nb'])
+)
+names = (
+    st.text(max_size=4) | st.integers(0, 2) | st.none() | st.sampled_from(['type', 'name', 'val', 'test_1', 'upscale'])
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3), max_leaves=6
+)
+
+
+def places(block: object, at: tuple = ()) -> list[tuple]:
+    items = block.items() if isinstance(block, dict) else enumerate(block) if isinstance(block, list) else ()
+    return [place for key, value in items for place in ((*at, key), *places(value, (*at, key)))]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_whatever_stands_wherever_is_accepted_or_refused_in_a_line_and_left_as_it_is(data):
+    opt = copy.deepcopy(data.draw(st.sampled_from([TRAIN, TEST])))
+    is_train = 'train' in opt
+    for _ in range(data.draw(st.integers(1, 3))):
+        *parents, key = data.draw(st.sampled_from(places(opt)))
+        parent = functools.reduce(lambda block, key: block[key], parents, opt)
+        if isinstance(parent, dict) and data.draw(st.booleans()):
+            key = data.draw(names)
+        parent[key] = data.draw(values)
+    before = repr(opt)  # nan is not equal to itself
+    try:
+        check(opt, is_train)
+        dry_run(opt, is_train)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+    assert repr(opt) == before

@@ -10,6 +10,7 @@ from PIL import Image
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_options
+from facd_basicsr.options.paths import check_paths
 
 
 def images(folder: Path, *sizes: tuple[int, int]) -> str:
@@ -56,6 +57,23 @@ def test_an_unfinished_lmdb_is_refused(train_opt, tmp_path):
     path = write_yml(changed(train_opt, 'datasets.train.dataroot_gt', str(tmp_path / 'HR.lmdb')), tmp_path / 'opt.yml')
     with pytest.raises(UserError, match=r'dataroot_gt: .*HR.lmdb has no data.mdb, so it is not a finished LMDB'):
         load_options(str(path), [], is_train=True)
+
+
+def test_an_lmdb_that_was_cut_short_is_refused_before_reading_it_ends_the_process(train_opt, tmp_path):
+    copy = Path(shutil.copytree(train_opt['datasets']['train']['dataroot_lq'], tmp_path / 'LR.lmdb'))
+    path = write_yml(changed(train_opt, 'datasets.train.dataroot_lq', str(copy)), tmp_path / 'opt.yml')
+    load_options(str(path), [], is_train=True)
+    with (copy / 'data.mdb').open('r+b') as file:
+        file.truncate(3 * 4096)
+    with pytest.raises(UserError, match=r'train\.dataroot_lq: .*LR\.lmdb/data\.mdb is cut short; datasets/README\.md'):
+        load_options(str(path), [], is_train=True)
+
+
+@pytest.mark.parametrize('value', ['~nobody-of-this-name/x.pth', 'x' * 5000, 'a\0b'])
+@pytest.mark.parametrize('location', ['teacher.weights', 'path.resume_state', 'datasets.val.dataroot_gt'])
+def test_a_path_that_no_file_can_have_is_refused_with_its_key(train_opt, location, value):
+    with pytest.raises(UserError, match=rf'^{location.rpartition(".")[0]}\.'):
+        check_paths(changed(train_opt, location, value), is_train=True)
 
 
 def test_lmdbs_of_another_scale_or_with_other_keys_are_refused(train_opt, tmp_path):
@@ -148,6 +166,13 @@ def test_images_of_every_kind_are_accepted_where_basicsr_reads_them(train_opt, t
 def test_a_meta_info_file_with_a_missing_image_is_refused(train_opt, tmp_path):
     (tmp_path / 'meta.txt').write_text('0.png (32,48,3)\nabsent.png (32,48,3)\n')
     assert 'absent.png' in data_refusal(train_opt, tmp_path, meta_info_file=str(tmp_path / 'meta.txt'))
+
+
+def test_a_meta_info_file_that_is_no_text_is_refused(train_opt, tmp_path):
+    (tmp_path / 'meta.txt').write_bytes(b'\xff')
+    assert "datasets.val: can not be read ('utf-8'" in data_refusal(
+        train_opt, tmp_path, meta_info_file=str(tmp_path / 'meta.txt')
+    )
 
 
 def test_an_lmdb_without_its_suffix_is_refused(train_opt, tmp_path, data):
