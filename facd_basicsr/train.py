@@ -36,6 +36,7 @@ from torch.utils.data import DataLoader
 from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.logs import DeferredLog, versions
+from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.resume import load_resume_state
 from facd_basicsr.errors import UserError, data_complaints, run_command
 from facd_basicsr.options import parse_options, parser
@@ -133,6 +134,8 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
     msg_logger = MessageLogger(opt, start_iter + 1, tb_logger)
     msg_logger.max_iters = total_iters + 1  # it counts one iteration less, and ends in "-1 day, 23:59:58"
     prefetcher = _prefetcher(opt, training.train_loader)
+    folder = Path(opt['path']['experiments_root'], 'nonfinite')
+    guard = NonFiniteGuard(model, **opt['train'].get('nonfinite', {}), folder=folder)
 
     current_iter, start_time = start_iter, time.time()
     data_timer, iter_timer = AvgTimer(), AvgTimer()
@@ -148,6 +151,7 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
             model.update_learning_rate(current_iter, warmup_iter=opt['train'].get('warmup_iter', -1))
             model.feed_data(train_data)
             model.optimize_parameters(current_iter)
+            guard.after_step(train_data, current_iter)
             iter_timer.record()
             if current_iter == start_iter + 1:
                 msg_logger.reset_start_time()
@@ -175,6 +179,7 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
             train_data = prefetcher.next()
 
     log.info(f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}')
+    guard.end()
     log.info('Save the latest model.')
     model.save(epoch=-1, current_iter=-1)  # -1: net_g_latest.pth, without a training state
     if opt.get('val'):

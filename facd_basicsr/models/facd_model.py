@@ -9,26 +9,33 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
-from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.distill.teacher import PRECISIONS, build_teacher
+from facd_basicsr.engine.nonfinite import TellsItsSteps
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, build_loss
 
 PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
+# float16's, at the start. Unscaled, a pixel's gradient of l_sr, 6e-7 in 16 patches of 192 x 192, is below its normal
+# numbers (6e-5). With torch's 2**16 the gradients of the last convolution, up to 24 in the first iterations of the
+# paper's students, are above its largest (65504): the first steps would go by until halving has found about this.
+LOSS_SCALE = 2.0**10
 
 
 @MODEL_REGISTRY.register()
-class FACDModel(SRModel):
+class FACDModel(TellsItsSteps, SRModel):
     """Trains ``net_g``, the student, against a frozen teacher.
 
     Option blocks beyond SRModel's: ``teacher`` (docs/teachers.md), ``train.distill_opt`` (the loss), and for a loss
     that reads features ``taps`` (pairs of module paths) and ``network_r`` (the regressors). The teacher is built for
     training only, stays in eval, gets no gradient, is not wrapped in DDP and is never saved. Regressors are optimised
-    with the student and saved as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone.
+    with the student and saved as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone. ``train.precision`` is
+    what student and regressors are trained in (autocast); weights, losses and validation are float32.
 
     Args:
         opt: a checked option dict, from :func:`facd_basicsr.options.parse_options`.
@@ -41,6 +48,7 @@ class FACDModel(SRModel):
         train_opt = self.opt['train']
         self.net_g.train()
         self._init_ema(train_opt.get('ema_decay', 0))
+        self._init_precision(train_opt.get('precision', 'fp32'))
 
         self.cri_distill = build_loss(train_opt['distill_opt']).prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
@@ -66,6 +74,11 @@ class FACDModel(SRModel):
             else:
                 self.model_ema(0)
             self.net_g_ema.eval()
+
+    def _init_precision(self, precision: str) -> None:
+        """``fp32``, ``bf16`` or ``fp16``. Only the last has so small a range that the loss must be scaled."""
+        self._dtype = PRECISIONS[precision]
+        self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled=precision == 'fp16')
 
     def probe_taps(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The student's and the teacher's features, (1, C_j, h, w) each, of a flat patch; before the regressors."""
@@ -140,22 +153,33 @@ class FACDModel(SRModel):
         self.optimizers.append(self.optimizer_g)
 
     def distill_state(self, lq: Tensor, gt: Tensor) -> DistillState:
-        """Student's and teacher's outputs and features for a batch, (N, C, h, w) and (N, C, h * scale, w * scale)."""
-        student, student_feats = self.student_taps.run(self.net_g, lq)
-        if self.net_r is not None:
-            student_feats = self.net_r(student_feats)
+        """Student's and teacher's outputs and features for a batch, (N, C, h, w) and (N, C, h * scale, w * scale).
+
+        All float32, whatever the networks ran in: a loss's distances are too close to each other for less.
+        """
+        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
+            student, student_feats = self.student_taps.run(self.net_g, lq)
+            if self.net_r is not None:
+                student_feats = self.net_r(student_feats)
         teacher, teacher_feats = self.teacher_taps.run(self.teacher, lq)
-        return DistillState(student, teacher, gt, lq, student_feats, tuple(feat.float() for feat in teacher_feats))
+        student_feats, teacher_feats = (tuple(f.float() for f in feats) for feats in (student_feats, teacher_feats))
+        return DistillState(student.float(), teacher, gt, lq, student_feats, teacher_feats)
 
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
         l_total = sum(value for name, value in logs.items() if name.startswith('l_'))
         self.optimizer_g.zero_grad()
-        l_total.backward()
-        self.optimizer_g.step()
+        # Starts from a gradient of 1 for a finite loss and NaN for another, whose own gradient may well be finite: that
+        # of |s - t| is -1 for t = inf. Reading the loss instead would wait for the device in every step.
+        self.scaler.scale(l_total).backward(l_total.detach() * 0 + 1)
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
         self._logs = {name: value.detach() for name, value in logs.items()}
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def own_terms(self) -> dict[str, Tensor]:
+        return self._logs
 
     def get_current_log(self) -> dict[str, float]:
         """The last step's terms. Reduced here, not in every step: each value read back waits for the device."""

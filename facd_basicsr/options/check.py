@@ -17,6 +17,7 @@ from basicsr.utils.registry import (
 from facd_basicsr.data.download import DIGEST
 from facd_basicsr.distill.layouts import LAYOUTS
 from facd_basicsr.distill.teacher import FORMATS, PRECISIONS
+from facd_basicsr.engine.nonfinite import ACTIONS
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.options import keys
@@ -181,6 +182,7 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
                 raise UserError(f'train.{key}.type: {block["type"]!r}; accepted: {accepted}')
     if 'pixel_opt' in own and not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt')):
         raise UserError('train.pixel_opt: missing; accepted: a loss, e.g. {type: L1Loss}, here or as perceptual_opt')
+    _check_nonfinite(train_opt)
     _check_logger(opt['logger'])
     for where, value in (
         ('logger.print_freq', opt['logger']['print_freq']),
@@ -192,6 +194,18 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
     check_block('dist_params', opt.get('dist_params', {}), keys.DIST_PARAMS)
     if 'distill_opt' in own:
         _check_distillation(opt)
+
+
+def _check_nonfinite(train_opt: dict[str, Any]) -> None:
+    block, precision = train_opt.get('nonfinite', {}), train_opt.get('precision', 'fp32')
+    check_block('train.nonfinite', block, keys.NONFINITE)
+    if block.get('action', 'skip') not in ACTIONS:
+        raise UserError(f'train.nonfinite.action: {block["action"]!r}; accepted: {", ".join(ACTIONS)}')
+    if precision not in PRECISIONS:
+        raise UserError(f'train.precision: {precision!r}; accepted: {", ".join(PRECISIONS)}')
+    least = 2 if precision == 'fp16' else 1  # its loss scale grows until a step fails, and again
+    if block.get('limit', least) < least:
+        raise UserError(f'train.nonfinite.limit: {block["limit"]}; accepted: {least} or more')
 
 
 def _check_logger(logger_opt: dict[str, Any]) -> None:

@@ -61,8 +61,16 @@ TRAIN = {
     'warmup_iter': Key((int,)),
     'optim_g': Key((dict,), required=True),
     'scheduler': Key((dict,), required=True),
+    'nonfinite': Key((dict,)),
 }
-TRAIN_TYPES = {'ema_decay': NUMBER, 'distill_opt': (dict,), 'pixel_opt': (dict,), 'perceptual_opt': (dict,)}
+NONFINITE = {'action': Key((str,)), 'limit': Key((int,))}
+TRAIN_TYPES = {
+    'ema_decay': NUMBER,
+    'precision': (str,),
+    'distill_opt': (dict,),
+    'pixel_opt': (dict,),
+    'perceptual_opt': (dict,),
+}
 VAL = {'metrics': Key((dict, type(None))), 'pbar': Key((bool,)), 'save_img': Key((bool,), required=True)}
 VAL_TRAIN = {**VAL, 'val_freq': Key(NUMBER, required=True)}
 VAL_TEST = {**VAL, 'suffix': Key(OPTIONAL_STR, required=True)}
