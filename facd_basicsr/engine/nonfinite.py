@@ -36,11 +36,12 @@ class TellsItsSteps(ABC):
 
 
 class NonFiniteGuard:
-    """Keeps weights and optimizer from gradients that are not finite, and says where these came from.
+    """Keeps weights and optimizer from losses and gradients that are not finite, and says where these came from.
 
-    A hook on each optimizer takes the gradients away from such a step, so that it changes nothing. BasicSR's models
-    need no change for it. That a loss is infinite while its gradient is not, only :class:`TellsItsSteps` models see.
-    What the forward pass itself changes, such as a batch normalisation's averages, is not undone.
+    A hook on each optimizer takes the gradients away from such a step, so that it changes nothing. A loss that is not
+    finite may have a gradient that is: |s - t| has -1 for t = inf, and 0 for t = nan. So a hook on each loss, that is
+    each module ``cri_*`` of the model, gives it a gradient that is not. BasicSR's models need no change for this. What
+    the forward pass itself changes, such as a batch normalisation's averages, is not undone.
 
     Under DDP gradients are the same on all ranks, so all ranks leave out the same steps.
 
@@ -66,6 +67,9 @@ class NonFiniteGuard:
         self._bad_parameters: list[str] = []
         for optimizer in model.optimizers:
             optimizer.register_step_pre_hook(self._before_step)
+        for key, loss in vars(model).items():
+            if key.startswith('cri_') and isinstance(loss, nn.Module):
+                loss.register_forward_hook(_tie_gradients)
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._steps += 1
@@ -169,6 +173,15 @@ class NonFiniteGuard:
             return f'batch not saved: {" ".join(str(error).split())}'
         self._saved += 1
         return f'batch saved as {path if world_size == 1 else path.with_name(f"iter_{current_iter}_rank*.pth")}'
+
+
+def _tie_gradients(_: nn.Module, __: Any, output: Any) -> None:
+    """Makes the gradient of each of a loss's terms nan where the term is not finite."""
+    terms = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else (output,)
+    for term in terms:
+        if isinstance(term, Tensor) and term.requires_grad:
+            finite = term.detach() * 0 + 1  # 1 or nan; asking which would wait for the device in every step
+            term.register_hook(lambda gradient, finite=finite: gradient * finite)
 
 
 def _some(names: list[str]) -> str:

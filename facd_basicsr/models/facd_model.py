@@ -21,9 +21,9 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, build_loss
 
 PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
-# float16's, at the start. Unscaled, a pixel's gradient of l_sr, 6e-7 in 16 patches of 192 x 192, is below its normal
-# numbers (6e-5). With torch's 2**16 the gradients of the last convolution, up to 24 in the first iterations of the
-# paper's students, are above its largest (65504): the first steps would go by until halving has found about this.
+# float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
+# below its normal numbers (6e-5). With torch's 2**16 the gradient of conv_last's weights, up to 24 in the first
+# iterations of the paper's students, is above its largest (65504): the first steps would be lost to halving.
 LOSS_SCALE = 2.0**10
 
 
@@ -169,9 +169,7 @@ class FACDModel(TellsItsSteps, SRModel):
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
         l_total = sum(value for name, value in logs.items() if name.startswith('l_'))
         self.optimizer_g.zero_grad()
-        # Starts from a gradient of 1 for a finite loss and NaN for another, whose own gradient may well be finite: that
-        # of |s - t| is -1 for t = inf. Reading the loss instead would wait for the device in every step.
-        self.scaler.scale(l_total).backward(l_total.detach() * 0 + 1)
+        self.scaler.scale(l_total).backward()
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
         self._logs = {name: value.detach() for name, value in logs.items()}
