@@ -177,7 +177,7 @@ class NonFiniteGuard:
 
 def _tie_gradients(_: nn.Module, __: Any, output: Any) -> None:
     """Makes the gradient of each of a loss's terms nan where the term is not finite."""
-    terms = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else (output,)
+    terms = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else [output]
     for term in terms:
         if isinstance(term, Tensor) and term.requires_grad:
             finite = term.detach() * 0 + 1  # 1 or nan; asking which would wait for the device in every step

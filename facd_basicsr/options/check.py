@@ -203,9 +203,10 @@ def _check_nonfinite(train_opt: dict[str, Any]) -> None:
         raise UserError(f'train.nonfinite.action: {block["action"]!r}; accepted: {", ".join(ACTIONS)}')
     if precision not in PRECISIONS:
         raise UserError(f'train.precision: {precision!r}; accepted: {", ".join(PRECISIONS)}')
-    least = 2 if precision == 'fp16' else 1  # its loss scale grows until a step fails, and again
-    if block.get('limit', least) < least:
-        raise UserError(f'train.nonfinite.limit: {block["limit"]}; accepted: {least} or more')
+    if block.get('limit', 1) < 1:
+        raise UserError(f'train.nonfinite.limit: {block["limit"]}; accepted: 1 or more')
+    if precision == 'fp16' and block.get('limit', 2) < 2:  # its loss scale grows until a step fails, again and again
+        raise UserError('train.nonfinite.limit: 1; accepted with train.precision: fp16: 2 or more')
 
 
 def _check_logger(logger_opt: dict[str, Any]) -> None:
