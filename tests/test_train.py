@@ -138,16 +138,16 @@ def without_ground_truth(monkeypatch: pytest.MonkeyPatch, model: type, iteration
 
 
 @pytest.mark.parametrize(('model', 'term'), [(FACDModel, 'l_sr'), (SRModel, 'l_pix')])
-def test_a_step_that_is_not_finite_is_left_out_and_the_run_ends_well(train_opt, tmp_path, monkeypatch, model, term):
+def test_a_step_that_is_not_finite_is_skipped_and_the_run_ends_well(train_opt, tmp_path, monkeypatch, model, term):
     opt = train_opt if model is FACDModel else student_alone(train_opt)
     without_ground_truth(monkeypatch, model, {2})
     assert run_training(opt, tmp_path) == [1, 2, 3, 4]
     home = tmp_path / 'experiments' / 'tiny'
     log = next(home.glob('*.log')).read_text()
     (line,) = re.findall(r'WARNING: (Iteration.*)', log)
-    assert line.startswith(f'Iteration 2: {term} not finite; step left out, 1 in a row, 1 in all; files: 000')
+    assert line.startswith(f'Iteration 2: {term} not finite; step skipped, 1 in a row, 1 in all; files: 000')
     assert line.endswith(f'batch saved as {home}/nonfinite/iter_2_rank0.pth')
-    assert 'WARNING: 1 steps were left out' in log and 'psnr_y' in log
+    assert 'WARNING: Steps skipped, with losses or gradients not finite: 1.' in log and 'psnr_y' in log
     saved = torch.load(home / 'nonfinite' / 'iter_2_rank0.pth', weights_only=True)
     assert saved['gt'].shape == (3, 3, 24, 24) and saved['lq'].shape == (3, 3, 12, 12)
     assert f'files: {", ".join(saved["gt_path"])};' in line and saved['terms'][term] != saved['terms'][term]

@@ -43,9 +43,9 @@ class NonFiniteGuard:
     each module ``cri_*`` of the model, gives it a gradient that is not. BasicSR's models need no change for this. What
     the forward pass itself changes, such as a batch normalisation's averages, is not undone.
 
-    Under DDP gradients are the same on all ranks, so all ranks leave out the same steps.
+    Under DDP gradients are the same on all ranks, so all ranks skip the same steps.
 
-    With an enabled ``scaler``, steps that it leaves out while every term is finite are how it finds its scale: they
+    With an enabled ``scaler``, steps that it skips while every term is finite are how it finds its scale: they
     are not reported, and count only towards ``limit``.
 
     Args:
@@ -95,7 +95,7 @@ class NonFiniteGuard:
             p.grad = None  # to an optimizer, a parameter that had no part in the loss
 
     def after_step(self, data: dict[str, Any], current_iter: int) -> None:
-        """Reports the step of ``optimize_parameters``, if it was left out.
+        """Reports the step of ``optimize_parameters``, if it was skipped.
 
         Args:
             data: the batch, as the data loader gave it.
@@ -121,33 +121,31 @@ class NonFiniteGuard:
             self._skipped += 1
             what = f'{", ".join(bad) or _some(bad_parameters)} not finite'
             get_root_logger().warning(
-                f'Iteration {current_iter}: {what}; step left out, {self._in_a_row} in a row, {self._skipped} in all; '
+                f'Iteration {current_iter}: {what}; step skipped, {self._in_a_row} in a row, {self._skipped} in all; '
                 f'{_named_files(ranks)}; {self._save(data, terms, current_iter)}'
             )
             if self._action == 'fatal':
                 raise UserError(
                     f'train.nonfinite.action: fatal, and in iteration {current_iter} {what} (files and batch: last '
-                    'line of the log); accepted: skip, which leaves out such steps'
+                    'line of the log); accepted: skip, which goes on without such steps'
                 )
         else:
             what = f'gradient not finite in float16 at loss scales down to {self._model.scaler.get_scale():g}'
         if self._in_a_row >= self._limit:
             raise UserError(
-                f'train.nonfinite.limit: {self._limit}, and so many steps in a row were left out, the last in '
+                f'train.nonfinite.limit: {self._limit}, and so many steps in a row were skipped, the last in '
                 f'iteration {current_iter}: {what}; accepted: finite losses and gradients'
                 + (' (train.precision: bf16 or fp32 has a larger range)' if scaling else '')
                 + ', or a larger limit'
             )
 
     def end(self) -> None:
-        """Logs how many steps were left out, if any."""
+        """Logs how many steps were skipped, if any."""
         if self._skipped:
-            get_root_logger().warning(
-                f'{self._skipped} steps were left out, since their losses or gradients were not finite.'
-            )
+            get_root_logger().warning(f'Steps skipped, with losses or gradients not finite: {self._skipped}.')
 
     def state_dict(self) -> dict[str, int]:
-        """``in_a_row``, the steps left out last, and ``skipped``, all that were reported."""
+        """``in_a_row``, the steps skipped last, and ``skipped``, all that were reported."""
         return {'in_a_row': self._in_a_row, 'skipped': self._skipped}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

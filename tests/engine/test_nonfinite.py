@@ -123,7 +123,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize('gt', [NAN, INF])
-def test_a_step_that_is_left_out_changes_no_bit_of_weights_and_optimizer(folder, lines, gt):
+def test_a_skipped_step_changes_no_bit_of_weights_and_optimizer(folder, lines, gt):
     model = Plain()
     guard = NonFiniteGuard(model, folder=folder)
     train(model, guard, batch())
@@ -153,7 +153,7 @@ def test_the_line_names_iteration_terms_and_files_and_the_batch_is_saved_where_i
     train(model, NonFiniteGuard(model, folder=folder), data, first=7)
     path = folder / 'iter_7_rank0.pth'
     assert lines == [
-        'WARNING: Iteration 7: l_pix, l_percep, gt not finite; step left out, 1 in a row, 1 in all; '
+        'WARNING: Iteration 7: l_pix, l_percep, gt not finite; step skipped, 1 in a row, 1 in all; '
         f'files: gt/0a.png, gt/0b.png; batch saved as {path}'
     ]
     saved = torch.load(path, weights_only=True)
@@ -210,7 +210,7 @@ def test_so_many_in_a_row_are_fatal_and_a_good_step_begins_the_count_anew(folder
     with pytest.raises(UserError) as error:
         train(model, guard, batch(NAN), first=6)
     assert str(error.value) == (
-        'train.nonfinite.limit: 3, and so many steps in a row were left out, the last in iteration 6: '
+        'train.nonfinite.limit: 3, and so many steps in a row were skipped, the last in iteration 6: '
         'l_pix, l_percep, gt not finite; accepted: finite losses and gradients, or a larger limit'
     )
     assert len(lines) == 5 and '3 in a row, 5 in all' in lines[-1]
@@ -224,7 +224,7 @@ def test_a_resumed_run_continues_the_count(folder, lines):
     with pytest.raises(UserError, match=r'train.nonfinite.limit: 2, .* iteration 2: '):
         train(resumed, later, batch(NAN), first=2)
     later.end()
-    assert lines[-1] == 'WARNING: 2 steps were left out, since their losses or gradients were not finite.'
+    assert lines[-1] == 'WARNING: Steps skipped, with losses or gradients not finite: 2.'
 
 
 def test_fatal_ends_the_training_in_one_line_once_the_files_are_logged_and_the_batch_is_saved(folder, lines):
@@ -277,11 +277,11 @@ def test_a_scaler_that_finds_no_scale_is_fatal(folder, lines):
     assert lines == []
 
 
-def test_a_term_that_is_not_finite_is_reported_although_a_scaler_has_left_the_step_out(folder, lines):
+def test_a_term_that_is_not_finite_is_reported_although_a_scaler_has_skipped_the_step(folder, lines):
     model = Telling()
     guard = NonFiniteGuard(model, folder=folder)
     train(model, guard, batch(NAN), batch())
-    assert len(lines) == 1 and lines[0].startswith('WARNING: Iteration 1: l_pix, gt not finite; step left out')
+    assert len(lines) == 1 and lines[0].startswith('WARNING: Iteration 1: l_pix, gt not finite; step skipped')
     assert guard.state_dict() == {'in_a_row': 0, 'skipped': 1}
 
 
@@ -325,7 +325,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
 
 
 @pytest.mark.parametrize('name', MODELS)
-def test_a_nan_on_one_rank_is_left_out_on_both_and_both_end_alike(ranks, name):
+def test_a_nan_on_one_rank_is_skipped_on_both_and_both_end_alike(ranks, name):
     _, (first, second) = ranks
     for rank in (first, second):
         assert rank[name]['kept']
@@ -338,7 +338,7 @@ def test_the_first_rank_says_which_rank_had_it_and_both_save_their_batch(ranks, 
     folder, (first, second) = ranks
     terms, here = ('l_pix, l_percep, gt', 'gt') if name == 'plain' else ('l_pix, gt', 'l_pix, gt')
     assert first[name]['lines'][0] == (
-        f'WARNING: Iteration 3: {terms} not finite; step left out, 1 in a row, 1 in all; '
+        f'WARNING: Iteration 3: {terms} not finite; step skipped, 1 in a row, 1 in all; '
         f'files of rank 0: gt/0a.png, gt/0b.png; files of rank 1 ({here}): gt/1a.png, gt/1b.png; '
         f'batch saved as {folder / name}/iter_3_rank*.pth'
     )
