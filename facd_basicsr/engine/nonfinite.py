@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
-from basicsr.utils.dist_util import get_dist_info
+from basicsr.utils.dist_util import get_dist_info, master_only
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
@@ -120,9 +120,10 @@ class NonFiniteGuard:
         if bad or not scaling:
             self._skipped += 1
             what = f'{", ".join(bad) or _some(bad_parameters)} not finite'
-            get_root_logger().warning(
+            saved = self._save(data, terms, current_iter)
+            _warn(
                 f'Iteration {current_iter}: {what}; step skipped, {self._in_a_row} in a row, {self._skipped} in all; '
-                f'{_named_files(ranks)}; {self._save(data, terms, current_iter)}'
+                f'{_named_files(ranks)}; {saved}'
             )
             if self._action == 'fatal':
                 raise UserError(
@@ -142,7 +143,7 @@ class NonFiniteGuard:
     def end(self) -> None:
         """Logs how many steps were skipped, if any."""
         if self._skipped:
-            get_root_logger().warning(f'Steps skipped, with losses or gradients not finite: {self._skipped}.')
+            _warn(f'Steps skipped, with losses or gradients not finite: {self._skipped}.')
 
     def state_dict(self) -> dict[str, int]:
         """``in_a_row``, the steps skipped last, and ``skipped``, all that were reported."""
@@ -180,6 +181,12 @@ def _tie_gradients(_: nn.Module, __: Any, output: Any) -> None:
         if isinstance(term, Tensor) and term.requires_grad:
             finite = term.detach() * 0 + 1  # 1 or nan; asking which would wait for the device in every step
             term.register_hook(lambda gradient, finite=finite: gradient * finite)
+
+
+@master_only
+def _warn(line: str) -> None:
+    """BasicSR's logger is silent on other ranks only where it was first asked for after the process group."""
+    get_root_logger().warning(line)
 
 
 def _some(names: list[str]) -> str:
