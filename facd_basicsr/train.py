@@ -34,6 +34,7 @@ from facd_basicsr.engine.damaged_images import DamagedImages
 from facd_basicsr.engine.distributed import Ranks, leave_group, lost_rank
 from facd_basicsr.engine.logs import DeferredLog, tensorboard, versions
 from facd_basicsr.engine.loop import TrainingLoop
+from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.resume import describe, load_resume_state, resume_random, resumed_position
 from facd_basicsr.engine.safe_model import SafeModel, build_model
 from facd_basicsr.engine.signals import leave_to_the_main_process
@@ -130,14 +131,14 @@ def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration
         _make_folders(opt, Path(option_file), in_place=opt['auto_resume'] or training.resume_state is not None)
     log.write_to(Path(opt['path']['log'], f'train_{opt["name"]}_{get_time_str()}.log'))
     tb_logger = tensorboard(opt, position.iteration)
-    train_opt = opt['datasets']['train']
-    damaged = DamagedImages(train_opt.get('skip_damaged', False), training.ranks, log.warning)
-    loop = TrainingLoop(
-        opt, training.model, training.loaders, training.ranks, position, damaged, log, tb_logger, on_iteration
-    )
+    folder = Path(opt['path']['experiments_root'], 'nonfinite')
+    guard = NonFiniteGuard(training.model, **opt['train'].get('nonfinite', {}), folder=folder)
+    damaged = DamagedImages(opt['datasets']['train'].get('skip_damaged', False), training.ranks, log.warning)
     if training.resume_state is not None:
+        guard.load_state_dict(training.resume_state.get('nonfinite', {}))
         resume_random(training.resume_state, training.ranks)
-    loop.run()
+    model, loaders, ranks = training.model, training.loaders, training.ranks
+    TrainingLoop(opt, model, loaders, ranks, position, guard, damaged, log, tb_logger, on_iteration).run()
 
 
 def _position(opt: dict[str, Any], training: Training, log: DeferredLog) -> Position:

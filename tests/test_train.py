@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from basicsr.archs import build_network
+from basicsr.models.sr_model import SRModel
 from conftest import STUDENT, write_yml
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, run_command
+from facd_basicsr.models import FACDModel
 from facd_basicsr.options import load_yaml, parser, read_option_file
 from facd_basicsr.train import train
 
@@ -23,6 +25,15 @@ def run_training(opt: dict, folder: Path, *flags: str, option_file: Path | None 
     return iterations
 
 
+def student_alone(train_opt: dict) -> dict:
+    """The options of a training without a teacher."""
+    alone = {key: value for key, value in train_opt.items() if key not in ('teacher', 'taps', 'network_r')}
+    alone['model_type'] = 'SRModel'
+    del alone['train']['distill_opt']
+    alone['train']['pixel_opt'] = {'type': 'L1Loss'}
+    return alone
+
+
 def test_every_iteration_is_trained_though_epochs_drop_their_rest(train_opt, tmp_path):
     train_opt['datasets']['train']['batch_size_per_gpu'] = 4  # of 6 images: one iteration an epoch
     train_opt['train']['total_iter'] = 5
@@ -32,10 +43,7 @@ def test_every_iteration_is_trained_though_epochs_drop_their_rest(train_opt, tmp
 def test_a_student_alone_that_begins_with_some_of_anothers_weights_says_how_many(train_opt, tmp_path):
     other = {key: value for key, value in build_network(STUDENT).state_dict().items() if 'body.2' not in key}
     torch.save({'params': other}, tmp_path / 'other.pth')
-    alone = {key: value for key, value in train_opt.items() if key not in ('teacher', 'taps', 'network_r')}
-    alone['model_type'] = 'SRModel'
-    del alone['train']['distill_opt']
-    alone['train']['pixel_opt'] = {'type': 'L1Loss'}
+    alone = student_alone(train_opt)
     alone['path'] = {'pretrain_network_g': str(tmp_path / 'other.pth'), 'strict_load_g': False}
     assert run_training(alone, tmp_path) == [1, 2, 3, 4]
     log = next(tmp_path.glob('experiments/tiny/*.log')).read_text()
@@ -115,3 +123,72 @@ def test_resuming_in_the_middle_continues_the_count_and_the_schedule(train_opt, 
     assert run_training(train_opt, tmp_path, '--auto_resume') == [3, 4]
     state = torch.load(tmp_path / 'experiments/tiny/training_states/4.state', weights_only=True)
     assert state['iter'] == 4 and state['optimizers'][0]['param_groups'][0]['lr'] == 5e-4
+
+
+def without_ground_truth(monkeypatch: pytest.MonkeyPatch, model: type, iterations: set[int]) -> None:
+    """Makes one pixel of the ground truth nan in these iterations."""
+    step = model.optimize_parameters
+
+    def poisoned(self, current_iter):
+        if current_iter in iterations:
+            self.gt = self.gt.index_fill(3, torch.tensor([0]), float('nan'))
+        step(self, current_iter)
+
+    monkeypatch.setattr(model, 'optimize_parameters', poisoned)
+
+
+@pytest.mark.parametrize(('model', 'term'), [(FACDModel, 'l_sr'), (SRModel, 'l_pix')])
+def test_a_step_that_is_not_finite_is_skipped_and_the_run_ends_well(train_opt, tmp_path, monkeypatch, model, term):
+    opt = train_opt if model is FACDModel else student_alone(train_opt)
+    without_ground_truth(monkeypatch, model, {2})
+    assert run_training(opt, tmp_path) == [1, 2, 3, 4]
+    home = tmp_path / 'experiments' / 'tiny'
+    log = next(home.glob('*.log')).read_text()
+    (line,) = re.findall(r'WARNING: (Iteration.*)', log)
+    assert line.startswith(f'Iteration 2: {term} not finite; step skipped, 1 in a row, 1 in all; files: 000')
+    assert line.endswith(f'batch saved as {home}/nonfinite/iter_2_rank0.pth')
+    assert 'WARNING: Steps skipped, with losses or gradients not finite: 1.' in log and 'psnr_y' in log
+    saved = torch.load(home / 'nonfinite' / 'iter_2_rank0.pth', weights_only=True)
+    assert saved['gt'].shape == (3, 3, 24, 24) and saved['lq'].shape == (3, 3, 12, 12)
+    assert f'files: {", ".join(saved["gt_path"])};' in line and saved['terms'][term] != saved['terms'][term]
+    state = torch.load(home / 'training_states' / '4.state', weights_only=True)['optimizers'][0]['state']
+    assert {int(values['step']) for values in state.values()} == {3}
+    weights = torch.load(home / 'models' / 'net_g_latest.pth', weights_only=True)['params']
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def from_folders(train_opt: dict, data: Path) -> None:
+    """Takes the training images from files: a run that is ended by an error leaves its LMDBs open for a while."""
+    folders = {'dataroot_gt': str(data / 'GT'), 'dataroot_lq': str(data / 'LQ'), 'io_backend': {'type': 'disk'}}
+    train_opt['datasets']['train'] |= {**folders, 'dataset_enlarge_ratio': 3}
+
+
+def test_a_step_that_is_not_finite_ends_the_run_if_the_option_file_says_so(
+    train_opt, data, tmp_path, monkeypatch, capsys
+):
+    from_folders(train_opt, data)
+    train_opt['train']['nonfinite'] = {'action': 'fatal'}
+    without_ground_truth(monkeypatch, FACDModel, {2})
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda: run_training(train_opt, tmp_path))
+    message = 'error: train.nonfinite.action: fatal, and in iteration 2 l_sr not finite'
+    assert end.value.code == 2 and capsys.readouterr().err.startswith(message)
+    log = next(tmp_path.glob('experiments/tiny/*.log')).read_text()
+    assert 'Iteration 2: l_sr not finite' in log and 'iter:       2' not in log
+    assert (tmp_path / 'experiments/tiny/nonfinite/iter_2_rank0.pth').is_file()
+
+
+def test_so_many_steps_in_a_row_end_the_run(train_opt, data, tmp_path, monkeypatch):
+    from_folders(train_opt, data)
+    train_opt['train'] |= {'nonfinite': {'limit': 2}, 'total_iter': 6}
+    without_ground_truth(monkeypatch, FACDModel, {1, 3, 4})
+    with pytest.raises(
+        UserError, match=r'^train.nonfinite.limit: 2, .*, the last in iteration 4: l_sr not finite; acc'
+    ):
+        run_training(train_opt, tmp_path)
+
+
+def test_a_run_in_float16_ends_well(train_opt, tmp_path):
+    train_opt['train']['precision'] = 'fp16'
+    assert run_training(train_opt, tmp_path) == [1, 2, 3, 4]
+    assert 'WARNING' not in next(tmp_path.glob('experiments/tiny/*.log')).read_text()

@@ -14,6 +14,7 @@ from facd_basicsr.engine.checkpoint import Checkpoints, Position
 from facd_basicsr.engine.damaged_images import DamagedImages
 from facd_basicsr.engine.distributed import Ranks
 from facd_basicsr.engine.logs import DeferredLog
+from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.random_state import preserved_random_state
 from facd_basicsr.engine.safe_model import SafeModel
 from facd_basicsr.engine.signals import StopSignals
@@ -27,6 +28,7 @@ class TrainingLoop:
         opt: from :func:`facd_basicsr.options.parse_options`.
         model, loaders, ranks: what :func:`facd_basicsr.train.set_up` has built.
         position: where to begin; it is moved on.
+        guard: of losses that are not finite.
         damaged: told of the images that could not be read.
         log, tb_logger: where progress goes.
         on_iteration: called after every iteration with its number.
@@ -39,6 +41,7 @@ class TrainingLoop:
         loaders: Loaders,
         ranks: Ranks,
         position: Position,
+        guard: NonFiniteGuard,
         damaged: DamagedImages,
         log: DeferredLog,
         tb_logger: Any,
@@ -49,6 +52,7 @@ class TrainingLoop:
         self._loaders = loaders
         self._ranks = ranks
         self._position = position
+        self._guard = guard
         self._damaged = damaged
         self._log = log
         self._tb_logger = tb_logger
@@ -74,6 +78,7 @@ class TrainingLoop:
             self._log.info(
                 f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}'
             )
+            self._guard.end()
             self._save()
             self._log.info('Save the latest model.')
             self._checkpoints.save_networks(self._model, position, -1)
@@ -97,6 +102,7 @@ class TrainingLoop:
             model.update_learning_rate(position.iteration, warmup_iter=opt['train'].get('warmup_iter', -1))
             model.feed_data(data)
             model.optimize_parameters(position.iteration)
+            self._guard.after_step(data, position.iteration)
             iter_timer.record()
             if position.iteration == first:
                 message_logger.reset_start_time()
@@ -139,7 +145,7 @@ class TrainingLoop:
         self._log.info('Saving models and training states.')
         if self._tb_logger:
             self._tb_logger.flush()  # or what it holds back is lost when the process is killed
-        self._checkpoints.save(self._model, self._position)
+        self._checkpoints.save(self._model, self._position, nonfinite=self._guard.state_dict())
         self._saved_at = self._position.iteration
 
     def _is_stop_requested(self) -> bool:

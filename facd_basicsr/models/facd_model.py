@@ -7,26 +7,33 @@ from basicsr.archs import build_network
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
-from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.distill.teacher import PRECISIONS, build_teacher
+from facd_basicsr.engine.nonfinite import TellsItsSteps
 from facd_basicsr.engine.safe_model import SafeModel
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, build_loss
 
 PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
+# float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
+# below its normal numbers (6e-5). With torch's 2**16 the gradient of conv_last's weights, up to 24 in the first
+# iterations of the paper's students, is above its largest (65504): the first steps would be lost to halving.
+LOSS_SCALE = 2.0**10
 
 
 @MODEL_REGISTRY.register()
-class FACDModel(SafeModel, SRModel):
+class FACDModel(TellsItsSteps, SafeModel, SRModel):
     """Trains ``net_g``, the student, against a frozen teacher.
 
     Option blocks beyond SRModel's: ``teacher`` (docs/teachers.md), ``train.distill_opt`` (the loss), and for a loss
     that reads features ``taps`` (pairs of module paths) and ``network_r`` (the regressors). The teacher is built for
     training only, stays in eval, gets no gradient, is not wrapped in DDP and is never saved. Regressors are optimised
-    with the student and saved as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone.
+    with the student and saved as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone. ``train.precision`` is
+    what student and regressors are trained in (autocast); weights, losses and validation are float32.
 
     Args:
         opt: a checked option dict, from :func:`facd_basicsr.options.parse_options`.
@@ -39,6 +46,7 @@ class FACDModel(SafeModel, SRModel):
         train_opt = self.opt['train']
         self.net_g.train()
         self._init_ema(train_opt.get('ema_decay', 0))
+        self._init_precision(train_opt.get('precision', 'fp32'))
 
         self.cri_distill = build_loss(train_opt['distill_opt']).prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
@@ -64,6 +72,11 @@ class FACDModel(SafeModel, SRModel):
             else:
                 self.model_ema(0)
             self.net_g_ema.eval()
+
+    def _init_precision(self, precision: str) -> None:
+        """``fp32``, ``bf16`` or ``fp16``. Only the last has so small a range that the loss must be scaled."""
+        self._dtype = PRECISIONS[precision]
+        self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled=precision == 'fp16')
 
     def probe_taps(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The student's and the teacher's features, (1, C_j, h, w) each, of a flat patch; before the regressors."""
@@ -126,22 +139,39 @@ class FACDModel(SafeModel, SRModel):
         self.optimizers.append(self.optimizer_g)
 
     def distill_state(self, lq: Tensor, gt: Tensor) -> DistillState:
-        """Student's and teacher's outputs and features for a batch, (N, C, h, w) and (N, C, h * scale, w * scale)."""
-        student, student_feats = self.student_taps.run(self.net_g, lq)
-        if self.net_r is not None:
-            student_feats = self.net_r(student_feats)
+        """Student's and teacher's outputs and features for a batch, (N, C, h, w) and (N, C, h * scale, w * scale).
+
+        All float32, whatever the networks ran in: a loss's distances are too close to each other for less.
+        """
+        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
+            student, student_feats = self.student_taps.run(self.net_g, lq)
+            if self.net_r is not None:
+                student_feats = self.net_r(student_feats)
         teacher, teacher_feats = self.teacher_taps.run(self.teacher, lq)
-        return DistillState(student, teacher, gt, lq, student_feats, tuple(feat.float() for feat in teacher_feats))
+        student_feats, teacher_feats = (tuple(f.float() for f in feats) for feats in (student_feats, teacher_feats))
+        return DistillState(student.float(), teacher, gt, lq, student_feats, teacher_feats)
 
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
         l_total = sum(value for name, value in logs.items() if name.startswith('l_'))
         self.optimizer_g.zero_grad()
-        l_total.backward()
-        self.optimizer_g.step()
+        self.scaler.scale(l_total).backward()
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
         self._logs = {name: value.detach() for name, value in logs.items()}
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def training_state(self) -> dict[str, Any]:
+        return {**super().training_state(), 'scaler': self.scaler.state_dict()}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        if resume_state.get('scaler') and self.scaler.is_enabled():
+            self.scaler.load_state_dict(resume_state['scaler'])
+
+    def own_terms(self) -> dict[str, Tensor]:
+        return self._logs
 
     def get_current_log(self) -> dict[str, float]:
         """The last step's terms. Reduced here, not in every step: each value read back waits for the device."""

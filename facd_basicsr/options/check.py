@@ -197,6 +197,7 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
                 raise UserError(f'train.{key}.type: {block["type"]!r}; accepted: {accepted}')
     if 'pixel_opt' in own and not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt')):
         raise UserError('train.pixel_opt: missing; accepted: a loss, e.g. {type: L1Loss}, here or as perceptual_opt')
+    _check_nonfinite(train_opt)
     _check_logger(opt['logger'])
     for where, value in (
         ('logger.save_checkpoint_freq', opt['logger']['save_checkpoint_freq']),
@@ -210,6 +211,13 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
     check_block('dist_params', opt.get('dist_params', {}), keys.DIST_PARAMS)
     if 'distill_opt' in own:
         _check_distillation(opt)
+
+
+def _check_nonfinite(train_opt: dict[str, Any]) -> None:
+    block, precision = train_opt.get('nonfinite', {}), train_opt.get('precision', 'fp32')
+    check_block('train.nonfinite', block, keys.NONFINITE)
+    if precision == 'fp16' and block.get('limit', 2) < 2:  # its loss scale grows until a step fails, again and again
+        raise UserError('train.nonfinite.limit: 1; accepted with train.precision: fp16: 2 or more')
 
 
 def _check_logger(logger_opt: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import torch
 from basicsr.models import lr_scheduler
 
 from facd_basicsr.distill.teacher import FORMATS, PRECISIONS
+from facd_basicsr.engine.nonfinite import ACTIONS
 from facd_basicsr.options.signatures import Key
 
 NUMBER = (int, float)
@@ -70,9 +71,12 @@ TRAIN = {
     'warmup_iter': Key((int,), least=-1),  # -1: none
     'optim_g': Key((dict,), required=True),
     'scheduler': Key((dict,), required=True),
+    'nonfinite': Key((dict,)),
 }
+NONFINITE = {'action': Key((str,), choices=ACTIONS), 'limit': COUNT}
 TRAIN_KEYS = {
     'ema_decay': Key(NUMBER, least=0, below=1),
+    'precision': Key((str,), choices=tuple(PRECISIONS)),
     'distill_opt': Key((dict,)),
     'pixel_opt': Key((dict,)),
     'perceptual_opt': Key((dict,)),

@@ -5,9 +5,11 @@ import pytest
 import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
-from conftest import STUDENT, TEACHER, write_yml
+from conftest import STUDENT, TEACHER, changed, write_yml
 from torch import nn
+from torch.amp import GradScaler
 
+from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import UserError
 from facd_basicsr.models import FACDModel
@@ -212,3 +214,114 @@ def test_training_twice_from_one_seed_gives_the_same_weights(build, train_opt):
         step(model, 3)
         weights.append(model.net_g.state_dict())
     assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+# of bfloat16's and float16's losses relative to float32's; the teacher and the losses are float32 in all of them
+TOLERANCE = {'bf16': 5e-3, 'fp16': 1e-3}
+
+
+@pytest.mark.parametrize('precision', TOLERANCE)
+def test_lower_precisions_train_close_to_float32_and_keep_its_weights(build, train_opt, precision):
+    train_opt['train']['distill_opt']['adaptive'] = False
+    reference, model = build(train_opt), build(changed(train_opt, 'train.precision', precision))
+    before = copy.deepcopy(model.net_g.state_dict())
+    for iteration in range(1, 5):
+        for net in (reference, model):
+            net.update_learning_rate(iteration)
+            net.feed_data(batch())
+            net.optimize_parameters(iteration)
+        expected, found = reference.get_current_log(), model.get_current_log()
+        for term in ('l_sr', 'l_facd'):
+            assert found[term] == pytest.approx(expected[term], rel=TOLERANCE[precision]), iteration
+    parameters = {**dict(model.net_g.named_parameters()), **dict(model.net_r.named_parameters())}
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in parameters.values())
+    assert all(not torch.equal(value, before[key]) for key, value in model.net_g.named_parameters())
+
+
+@pytest.mark.parametrize(('precision', 'dtype'), [('fp32', None), ('bf16', torch.bfloat16), ('fp16', torch.float16)])
+def test_only_student_and_regressors_run_in_the_precision_and_the_loss_sees_float32(build, train_opt, precision, dtype):
+    model = build(changed(train_opt, 'train.precision', precision))
+    if dtype is not None:  # EDSR adds its float32 mean last; most networks' outputs are of the precision
+        model.net_g.register_forward_hook(lambda _, __, output: output.to(dtype))
+    seen = []
+    for module in (model.net_g.conv_last, model.net_r, model.teacher.net.conv_last):
+        module.register_forward_hook(
+            lambda _, __, output: seen.append((output[0] if isinstance(output, tuple) else output).dtype)
+        )
+    state = model.distill_state(**batch())
+    assert seen == [dtype or torch.float32, dtype or torch.float32, torch.float32]
+    tensors = (state.student, state.teacher, state.gt, state.lq, *state.student_feats, *state.teacher_feats)
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    model.feed_data(batch())
+    model.test()
+    with torch.no_grad():
+        assert torch.equal(model.output, model.net_g(batch()['lq']))
+    assert seen[3:] == [torch.float32] * 2  # validation
+
+
+@pytest.mark.parametrize(('precision', 'enabled'), [('fp32', False), ('bf16', False), ('fp16', True)])
+def test_a_scaler_is_there_in_every_precision_and_has_a_state_in_float16_only(build, train_opt, precision, enabled):
+    model = build(changed(train_opt, 'train.precision', precision))
+    step(model)
+    assert model.scaler.is_enabled() == bool(model.scaler.state_dict()) == enabled
+
+
+def test_an_overflow_in_float16_halves_the_scale_and_leaves_the_weights(build, train_opt, tmp_path):
+    model = build(changed(train_opt, 'train.precision', 'fp16'))
+    model.scaler = GradScaler('cpu', init_scale=2.0**40)
+    guard = NonFiniteGuard(model, 'fatal', 3, folder=tmp_path / 'nonfinite')
+    before = copy.deepcopy(model.net_g.state_dict())
+    step(model)
+    guard.after_step(batch(), 1)
+    assert model.scaler.get_scale() == 2.0**39
+    assert all(torch.equal(value, before[key]) for key, value in model.net_g.state_dict().items())
+    assert not (tmp_path / 'nonfinite').exists()
+    step(model)
+    guard.after_step(batch(), 2)
+    step(model)
+    with pytest.raises(UserError, match=r'train.nonfinite.limit: 3, .* at loss scales down to 1.37439e\+11; accepted'):
+        guard.after_step(batch(), 3)
+
+
+def test_the_first_scale_of_float16_loses_no_step(build, train_opt, tmp_path):
+    model = build(changed(train_opt, 'train.precision', 'fp16'))
+    scale = model.scaler.get_scale()
+    step(model, 3)
+    assert model.scaler.get_scale() == scale
+    assert all(values['step'] == 3 for values in model.optimizer_g.state.values())
+
+
+class Poisoned(nn.Module):
+    """A loss whose term is infinite while its gradient is -1 / (C * H * W) everywhere."""
+
+    def forward(self, state):
+        return {'l_sr': (state.student - float('inf')).abs().mean(), 'alpha': state.student.mean().detach()}
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'fp16'])
+def test_an_infinite_term_is_caught_though_its_gradient_is_finite(build, train_opt, tmp_path, precision):
+    train_opt['train']['ema_decay'] = 0.5
+    model = build(changed(train_opt, 'train.precision', precision))
+    facd = model.cri_distill
+    step(model)
+    model.cri_distill = Poisoned()
+    state = model.distill_state(**batch())
+    gradients = torch.autograd.grad(model.cri_distill(state)['l_sr'], list(model.net_g.parameters()))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+    guard = NonFiniteGuard(model, 'fatal', folder=tmp_path / 'nonfinite')
+    nets = (model.net_g, model.net_r)
+    before = copy.deepcopy([net.state_dict() for net in nets] + [model.optimizer_g.state_dict()['state']])
+    step(model)
+    with pytest.raises(UserError, match=r'train.nonfinite.action: fatal, and in iteration 1 l_sr not finite'):
+        guard.after_step({**batch(), 'lq_path': ['a', 'b', 'c']}, 1)
+    for net, values in zip(nets, before):
+        assert all(torch.equal(value, values[key]) for key, value in net.state_dict().items())
+    for index, values in model.optimizer_g.state_dict()['state'].items():
+        assert all(torch.equal(value, before[2][index][key]) for key, value in values.items())
+
+    model.cri_distill = facd
+    step(model)
+    guard.after_step(batch(), 2)
+    assert guard.state_dict() == {'in_a_row': 0, 'skipped': 1}
+    assert all(torch.isfinite(value).all() for value in model.net_g_ema.state_dict().values())

@@ -161,6 +161,13 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('datasets.train.gt_size', 25, 'datasets.train.gt_size: 25; accepted: a multiple of scale, 2'),
         ('datasets.train.batch_size_per_gpu', 0, 'datasets.train.batch_size_per_gpu: 0; accepted: 1 or more'),
         ('datasets.train.use_hflip', 'no', "datasets.train.use_hflip: 'no'; accepted: true or false"),
+        ('train.nonfinite', 'skip', "train.nonfinite: 'skip'; accepted: a block of keys"),
+        ('train.nonfinite', {'limits': 1}, "train.nonfinite.limits: unknown key; did you mean 'limit'?"),
+        ('train.nonfinite', {'action': 'ignore'}, "train.nonfinite.action: 'ignore'; accepted: skip, fatal"),
+        ('train.nonfinite', {'limit': 0}, 'train.nonfinite.limit: 0; accepted: 1 or more'),
+        ('train.nonfinite', {'limit': 2.5}, 'train.nonfinite.limit: 2.5; accepted: a whole number'),
+        ('train.precision', 'half', "train.precision: 'half'; accepted: fp32, bf16, fp16"),
+        ('train.precision', 16, 'train.precision: 16; accepted: text'),
         ('logger.print_freq', 0, 'logger.print_freq: 0; accepted: 1 or more'),
         ('val.save_img', 1, 'val.save_img: 1; accepted: true or false'),
     ],
@@ -176,6 +183,24 @@ def test_a_plain_model_needs_a_loss_of_images(train_opt):
     assert 'train.pixel_opt: missing; accepted: a loss' in refusal(alone)
     alone['train']['pixel_opt'] = {'type': 'FACDLoss'}
     assert "train.pixel_opt.type: 'FACDLoss'; accepted: a loss of images" in refusal(alone)
+
+
+def test_what_is_done_about_losses_that_are_not_finite_is_for_every_model_and_precision_only_for_distillation(
+    train_opt,
+):
+    train_opt['train'] |= {'nonfinite': {'action': 'fatal'}, 'precision': 'bf16'}
+    check(train_opt, is_train=True)
+    alone = {k: v for k, v in train_opt.items() if k not in ('teacher', 'taps', 'network_r')}
+    alone = {**alone, 'model_type': 'SRModel', 'train': {**train_opt['train'], 'pixel_opt': {'type': 'L1Loss'}}}
+    del alone['train']['distill_opt']
+    assert 'train.precision: unknown key' in refusal(alone)
+    check(changed(alone, 'train.precision', ...), is_train=True)
+
+
+def test_float16_whose_scale_fails_a_step_now_and_then_needs_a_limit_above_one(train_opt):
+    train_opt['train'] |= {'nonfinite': {'limit': 1}, 'precision': 'fp16'}
+    assert refusal(train_opt) == 'train.nonfinite.limit: 1; accepted with train.precision: fp16: 2 or more'
+    check(changed(train_opt, 'train.nonfinite.limit', 2), is_train=True)
 
 
 def test_too_short_periods_are_refused(train_opt):

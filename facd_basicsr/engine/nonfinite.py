@@ -1,0 +1,220 @@
+"""What happens when a loss or a gradient is not finite."""
+
+import math
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import get_dist_info, master_only
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from facd_basicsr.engine.whole_files import save_whole
+from facd_basicsr.errors import UserError
+
+ACTIONS = ('skip', 'fatal')
+SAVED_BATCHES = 20  # by one process: of a run in which every step fails, more would only fill the disk
+NAMED_PARAMETERS = 3  # in a line of the log
+
+
+class TellsItsSteps(ABC):
+    """What a model may tell :class:`NonFiniteGuard` that BasicSR's models do not.
+
+    Attributes:
+        scaler: the loss scaling of float16, disabled in other precisions.
+    """
+
+    scaler: GradScaler
+
+    @abstractmethod
+    def own_terms(self) -> dict[str, Tensor]:
+        """The last step's terms on this rank. ``get_current_log`` has their means over the ranks, on rank 0 only."""
+
+
+class NonFiniteGuard:
+    """Keeps weights and optimizer from losses and gradients that are not finite, and says where these came from.
+
+    A hook on each optimizer takes the gradients away from such a step, so that it changes nothing. A loss that is not
+    finite may have a gradient that is: |s - t| has -1 for t = inf, and 0 for t = nan. So a hook on each loss, that is
+    each module ``cri_*`` of the model, gives it a gradient that is not. BasicSR's models need no change for this. What
+    the forward pass itself changes, such as a batch normalisation's averages, is not undone.
+
+    Under DDP gradients are the same on all ranks, so all ranks skip the same steps.
+
+    With an enabled ``scaler``, steps that it skips while every term is finite are how it finds its scale: they
+    are not reported, and count only towards ``limit``.
+
+    Args:
+        model: any BasicSR model, with its optimizers.
+        action: ``skip`` goes on without the step; ``fatal`` ends the training.
+        limit: so many steps in a row end the training in any case.
+        folder: for the batches of such steps; made when there is one.
+    """
+
+    def __init__(self, model: BaseModel, action: str = 'skip', limit: int = 10, *, folder: Path) -> None:
+        self._model = model
+        self._action = action
+        self._limit = limit
+        self._folder = folder
+        self._in_a_row = 0
+        self._skipped = 0
+        self._saved = 0
+        self._steps = 0  # of all optimizers in this iteration
+        self._bad_parameters: list[str] = []
+        for optimizer in model.optimizers:
+            optimizer.register_step_pre_hook(self._before_step)
+        for key, loss in vars(model).items():
+            if key.startswith('cri_') and isinstance(loss, nn.Module):
+                loss.register_forward_hook(_tie_gradients)
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._steps += 1
+        parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
+        gradients = [p.grad for p in parameters]
+        if not gradients:
+            return
+        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        # One value read back in a step, since on a GPU that waits for the device.
+        if math.isfinite(total.item()):
+            return
+        bad = [p for p in parameters if not torch.isfinite(p.grad).all()]
+        if not bad:  # the norm alone has overflown
+            return
+        names = {
+            id(p): f'{key}.{name}'
+            for key, net in vars(self._model).items()
+            if key.startswith('net_') and isinstance(net, nn.Module)
+            for name, p in self._model.get_bare_model(net).named_parameters()
+        }
+        self._bad_parameters += [names.get(id(p), 'a parameter of no net_*') for p in bad]
+        for p in parameters:
+            p.grad = None  # to an optimizer, a parameter that had no part in the loss
+
+    def after_step(self, data: dict[str, Any], current_iter: int) -> None:
+        """Reports the step of ``optimize_parameters``, if it was skipped.
+
+        Args:
+            data: the batch, as the data loader gave it.
+            current_iter: its iteration.
+
+        Raises:
+            UserError: ``action`` is ``fatal``, or this was the ``limit``-th such step in a row.
+        """
+        bad_parameters, steps = self._bad_parameters, self._steps
+        self._bad_parameters, self._steps = [], 0
+        scaling = isinstance(self._model, TellsItsSteps) and self._model.scaler.is_enabled()
+        if not bad_parameters and not (scaling and steps == 0):
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        terms = self._terms()
+        bad_terms = [name for name, value in terms.items() if not math.isfinite(value)]
+        images = [key for key in ('lq', 'gt') if key in data and not torch.isfinite(data[key]).all()]
+        here = bad_terms + images if isinstance(self._model, TellsItsSteps) else images
+        ranks = _all_ranks({'bad': bad_terms + images, 'here': here, 'files': _files(data)})
+        bad = list(dict.fromkeys(name for rank in ranks for name in rank['bad']))
+        if bad or not scaling:
+            self._skipped += 1
+            what = f'{", ".join(bad) or _some(bad_parameters)} not finite'
+            saved = self._save(data, terms, current_iter)
+            _warn(
+                f'Iteration {current_iter}: {what}; step skipped, {self._in_a_row} in a row, {self._skipped} in all; '
+                f'{_named_files(ranks)}; {saved}'
+            )
+            if self._action == 'fatal':
+                raise UserError(
+                    f'train.nonfinite.action: fatal, and in iteration {current_iter} {what} (files and batch: last '
+                    'line of the log); accepted: skip, which goes on without such steps'
+                )
+        else:
+            what = f'gradient not finite in float16 at loss scales down to {self._model.scaler.get_scale():g}'
+        if self._in_a_row >= self._limit:
+            raise UserError(
+                f'train.nonfinite.limit: {self._limit}, and so many steps in a row were skipped, the last in '
+                f'iteration {current_iter}: {what}; accepted: finite losses and gradients'
+                + (' (train.precision: bf16 or fp32 has a larger range)' if scaling else '')
+                + ', or a larger limit'
+            )
+
+    def end(self) -> None:
+        """Logs how many steps were skipped, if any."""
+        if self._skipped:
+            _warn(f'Steps skipped, with losses or gradients not finite: {self._skipped}.')
+
+    def state_dict(self) -> dict[str, int]:
+        """``in_a_row``, the steps skipped last, and ``skipped``, all that were reported."""
+        return {'in_a_row': self._in_a_row, 'skipped': self._skipped}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restores :meth:`state_dict`; of a state without it, by BasicSR, the counts begin at 0."""
+        self._in_a_row, self._skipped = state.get('in_a_row', 0), state.get('skipped', 0)
+
+    def _terms(self) -> dict[str, float]:
+        if isinstance(self._model, TellsItsSteps):
+            return {name: value.mean().item() for name, value in self._model.own_terms().items()}
+        return dict(self._model.get_current_log())
+
+    def _save(self, data: dict[str, Any], terms: dict[str, float], current_iter: int) -> str:
+        """Saves this rank's batch and says where."""
+        if self._saved == SAVED_BATCHES:
+            return f'batch not saved: {SAVED_BATCHES} are'
+        rank, world_size = get_dist_info()
+        path = self._folder / f'iter_{current_iter}_rank{rank}.pth'
+        batch = {key: data[key].cpu() for key in ('lq', 'gt') if key in data}
+        paths = {key: list(data[key]) for key in ('lq_path', 'gt_path') if key in data}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_whole({'iteration': current_iter, 'terms': terms, **batch, **paths}, path)
+        except OSError as error:
+            return f'batch not saved: {" ".join(str(error).split())}'
+        self._saved += 1
+        return f'batch saved as {path if world_size == 1 else path.with_name(f"iter_{current_iter}_rank*.pth")}'
+
+
+def _tie_gradients(_: nn.Module, __: Any, output: Any) -> None:
+    """Makes the gradient of each of a loss's terms nan where the term is not finite."""
+    terms = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else [output]
+    for term in terms:
+        if isinstance(term, Tensor) and term.requires_grad:
+            finite = term.detach() * 0 + 1  # 1 or nan; asking which would wait for the device in every step
+            term.register_hook(lambda gradient, finite=finite: gradient * finite)
+
+
+@master_only
+def _warn(line: str) -> None:
+    """BasicSR's logger is silent on other ranks only where it was first asked for after the process group."""
+    get_root_logger().warning(line)
+
+
+def _some(names: list[str]) -> str:
+    more = f' and {len(names) - NAMED_PARAMETERS} more' if len(names) > NAMED_PARAMETERS else ''
+    return f'gradient of {", ".join(names[:NAMED_PARAMETERS])}{more}'
+
+
+def _files(data: dict[str, Any]) -> list[str]:
+    return list(data.get('gt_path', data.get('lq_path', [])))
+
+
+def _named_files(ranks: list[dict[str, list[str]]]) -> str:
+    if len(ranks) == 1:
+        return f'files: {", ".join(ranks[0]["files"])}'
+    return '; '.join(
+        f'files of rank {rank}'
+        + (f' ({", ".join(own["here"])})' if own['here'] else '')
+        + f': {", ".join(own["files"])}'
+        for rank, own in enumerate(ranks)
+    )
+
+
+def _all_ranks(own: dict[str, list[str]]) -> list[dict[str, list[str]]]:
+    _, world_size = get_dist_info()
+    if world_size == 1:
+        return [own]
+    ranks: list[Any] = [None] * world_size
+    dist.all_gather_object(ranks, own)
+    return ranks

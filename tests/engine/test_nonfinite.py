@@ -1,0 +1,352 @@
+"""Steps whose loss or gradient is not finite, in models as BasicSR writes them; FACDModel's are in tests/models."""
+
+import copy
+import logging
+import sys
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import facd_basicsr  # noqa: F401  before basicsr, in the workers too
+
+# isort: split
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import get_root_logger
+
+from facd_basicsr.engine import nonfinite
+from facd_basicsr.engine.nonfinite import NonFiniteGuard, TellsItsSteps
+from facd_basicsr.errors import UserError
+
+NAN, INF = float('nan'), float('inf')
+
+
+class Plain(BaseModel):
+    """One convolution, trained as BasicSR's SRModel trains."""
+
+    def __init__(self) -> None:
+        rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        super().__init__(
+            {'num_gpu': 0, 'is_train': True, 'dist': world_size > 1, 'rank': rank, 'world_size': world_size}
+        )
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
+        self.net_g = DistributedDataParallel(net) if self.opt['dist'] else net
+        self.cri_pix = nn.L1Loss()
+        self.optimizers = [torch.optim.Adam(self.net_g.parameters(), 0.01)]
+
+    def feed_data(self, data: dict) -> None:
+        self.lq, self.gt = data['lq'], data['gt']
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self.terms = OrderedDict(l_pix=self.cri_pix(self.net_g(self.lq), self.gt))
+        self.terms['l_percep'] = self.terms['l_pix'].detach() * 0 + 1  # this rank's, and finite only if l_pix is
+        self.terms['l_style'] = self.terms['l_pix'].new_ones(())
+        self.terms['l_pix'].backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.log_dict = self.reduce_loss_dict(self.terms)
+
+
+class Telling(TellsItsSteps, Plain):
+    """As FACDModel: says its own rank's terms, and has a scaler."""
+
+    def __init__(self, **scaling: object) -> None:
+        super().__init__()
+        self.scaler = torch.amp.GradScaler('cpu', **scaling)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        self.optimizers[0].zero_grad()
+        self.terms = {'l_pix': self.cri_pix(self.net_g(self.lq), self.gt)}
+        self.scaler.scale(self.terms['l_pix']).backward()
+        self.scaler.step(self.optimizers[0])
+        self.scaler.update()
+
+    def own_terms(self) -> dict[str, Tensor]:
+        return self.terms
+
+
+def batch(gt: float = 0.5, rank: int = 0) -> dict:
+    """Two samples; the first pixel of GT is as given."""
+    generator = torch.Generator().manual_seed(rank)
+    data = {key: torch.rand(2, 3, 4, 4, generator=generator) for key in ('lq', 'gt')}
+    data['gt'][0, 0, 0, 0] = gt
+    return data | {'lq_path': ['lq/a.png', 'lq/b.png'], 'gt_path': [f'gt/{rank}{name}.png' for name in 'ab']}
+
+
+def train(model: BaseModel, guard: NonFiniteGuard, *batches: dict, first: int = 1) -> None:
+    for current_iter, data in enumerate(batches, start=first):
+        model.feed_data(data)
+        model.optimize_parameters(current_iter)
+        guard.after_step(data, current_iter)
+
+
+def state(model: BaseModel) -> list[Tensor]:
+    """Copies of all that training is to change: weights, and the optimizer's step counts and moments."""
+    moments = [value for values in model.optimizers[0].state.values() for value in values.values()]
+    return [value.detach().clone() for value in (*model.net_g.state_dict().values(), *moments)]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+class Lines(logging.Handler):
+    """What is logged from here on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        get_root_logger().addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(f'{record.levelname}: {record.getMessage()}')
+
+
+@pytest.fixture
+def lines():
+    handler = Lines()
+    yield handler.found
+    get_root_logger().removeHandler(handler)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / 'experiment' / 'nonfinite'
+
+
+@pytest.mark.parametrize('gt', [NAN, INF])
+def test_a_skipped_step_changes_no_bit_of_weights_and_optimizer(folder, lines, gt):
+    model = Plain()
+    guard = NonFiniteGuard(model, folder=folder)
+    train(model, guard, batch())
+    before = state(model)
+    train(model, guard, batch(gt), first=2)
+    assert len(before) == 4 + 4 * 3 and same(before, state(model))
+    train(model, guard, batch(), first=3)
+    assert not same(before, state(model)) and all(torch.isfinite(value).all() for value in state(model))
+    assert len(lines) == 1
+
+
+def test_a_run_of_good_steps_is_bit_identical_to_one_without_a_guard_and_leaves_no_trace(folder, lines):
+    models = Plain(), Plain()
+    guard = NonFiniteGuard(models[0], folder=folder)
+    train(models[0], guard, batch(), batch())
+    guard.end()
+    for _ in range(2):
+        models[1].feed_data(batch())
+        models[1].optimize_parameters(1)
+    assert same(state(models[0]), state(models[1]))
+    assert lines == [] and not folder.exists() and guard.state_dict() == {'in_a_row': 0, 'skipped': 0}
+
+
+def test_the_line_names_iteration_terms_and_files_and_the_batch_is_saved_where_it_says(folder, lines):
+    model = Plain()
+    data = batch(NAN)
+    train(model, NonFiniteGuard(model, folder=folder), data, first=7)
+    path = folder / 'iter_7_rank0.pth'
+    assert lines == [
+        'WARNING: Iteration 7: l_pix, l_percep, gt not finite; step skipped, 1 in a row, 1 in all; '
+        f'files: gt/0a.png, gt/0b.png; batch saved as {path}'
+    ]
+    saved = torch.load(path, weights_only=True)
+    assert saved.keys() == {'iteration', 'terms', 'lq', 'gt', 'lq_path', 'gt_path'}
+    assert saved['iteration'] == 7 and saved['lq_path'] == data['lq_path'] and saved['gt_path'] == data['gt_path']
+    assert torch.equal(saved['lq'], data['lq']) and torch.equal(saved['gt'].isnan(), data['gt'].isnan())
+    assert saved['terms']['l_style'] == 1 and saved['terms']['l_pix'] != saved['terms']['l_pix']
+
+
+def test_where_all_terms_are_finite_the_first_parameters_whose_gradients_are_not_are_named(folder, lines):
+    model = Plain()
+    for parameter in model.net_g.parameters():
+        parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), INF))
+    train(model, NonFiniteGuard(model, folder=folder), batch())
+    what = 'gradient of net_g.0.weight, net_g.0.bias, net_g.1.weight and 1 more not finite'
+    assert lines[0].startswith(f'WARNING: Iteration 1: {what}; ')
+
+
+def test_finite_gradients_count_as_such_though_their_norm_overflows(folder, lines):
+    model = Plain()
+    model.net_g[1].bias.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
+    before = state(model)
+    train(model, NonFiniteGuard(model, folder=folder), batch())
+    assert lines == [] and not same(before, state(model))
+
+
+def test_a_good_step_reads_one_value_back_and_an_optimizer_without_gradients_none(folder, monkeypatch):
+    model = Plain()
+    parameters = list(model.net_g.parameters())
+    model.optimizers = [torch.optim.SGD(parameters, 0.1), torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)]
+    guard = NonFiniteGuard(model, folder=folder)
+    read = []
+    item, truth = Tensor.item, Tensor.__bool__
+    model.reduce_loss_dict = dict  # BasicSR's own reads every term
+    monkeypatch.setattr(Tensor, 'item', lambda tensor: read.append('item') or item(tensor))
+    monkeypatch.setattr(Tensor, '__bool__', lambda tensor: read.append('bool') or truth(tensor))
+    train(model, guard, batch())
+    assert read == ['item']
+
+
+def test_a_step_of_two_optimizers_counts_once(folder, lines):
+    model = Plain()
+    first, second = model.net_g
+    model.optimizers = [torch.optim.Adam(first.parameters()), torch.optim.Adam(second.parameters())]
+    train(model, guard := NonFiniteGuard(model, folder=folder), batch(NAN))
+    assert guard.state_dict() == {'in_a_row': 1, 'skipped': 1} and len(lines) == 1
+
+
+def test_so_many_in_a_row_are_fatal_and_a_good_step_begins_the_count_anew(folder, lines):
+    model = Plain()
+    guard = NonFiniteGuard(model, 'skip', 3, folder=folder)
+    train(model, guard, batch(NAN), batch(NAN), batch(), batch(NAN), batch(NAN))
+    assert guard.state_dict() == {'in_a_row': 2, 'skipped': 4}
+    with pytest.raises(UserError) as error:
+        train(model, guard, batch(NAN), first=6)
+    assert str(error.value) == (
+        'train.nonfinite.limit: 3, and so many steps in a row were skipped, the last in iteration 6: '
+        'l_pix, l_percep, gt not finite; accepted: finite losses and gradients, or a larger limit'
+    )
+    assert len(lines) == 5 and '3 in a row, 5 in all' in lines[-1]
+
+
+def test_a_resumed_run_continues_the_count(folder, lines):
+    model, resumed = Plain(), Plain()
+    train(model, guard := NonFiniteGuard(model, limit=2, folder=folder), batch(NAN))
+    later = NonFiniteGuard(resumed, limit=2, folder=folder)
+    later.load_state_dict(copy.deepcopy(guard.state_dict()))
+    with pytest.raises(UserError, match=r'train.nonfinite.limit: 2, .* iteration 2: '):
+        train(resumed, later, batch(NAN), first=2)
+    later.end()
+    assert lines[-1] == 'WARNING: Steps skipped, with losses or gradients not finite: 2.'
+
+
+def test_fatal_ends_the_training_in_one_line_once_the_files_are_logged_and_the_batch_is_saved(folder, lines):
+    model = Plain()
+    with pytest.raises(UserError) as error:
+        train(model, NonFiniteGuard(model, 'fatal', folder=folder), batch(), batch(NAN))
+    message = 'train.nonfinite.action: fatal, and in iteration 2 l_pix, l_percep, gt not finite'
+    assert str(error.value).startswith(message) and '; accepted: skip' in str(error.value)
+    assert '\n' not in str(error.value)
+    assert 'gt/0a.png' in lines[0] and (folder / 'iter_2_rank0.pth').is_file()
+
+
+def test_batches_are_saved_up_to_a_number_which_the_line_says(folder, lines, monkeypatch):
+    monkeypatch.setattr(nonfinite, 'SAVED_BATCHES', 2)
+    model = Plain()
+    train(model, NonFiniteGuard(model, folder=folder), *[batch(NAN)] * 3)
+    assert sorted(path.name for path in folder.iterdir()) == ['iter_1_rank0.pth', 'iter_2_rank0.pth']
+    assert lines[2].endswith('batch not saved: 2 are')
+
+
+def test_a_batch_that_can_not_be_saved_does_not_end_the_training(folder, lines):
+    folder.parent.mkdir()
+    folder.write_text('a file where the folder should be')
+    model = Plain()
+    train(model, NonFiniteGuard(model, folder=folder), batch(NAN), batch())
+    assert 'batch not saved: ' in lines[0] and str(folder) in lines[0]
+
+
+def test_steps_by_which_a_scaler_finds_its_scale_are_not_reported_nor_fatal_by_themselves(folder, lines):
+    model = Telling(init_scale=2.0**127)
+    for parameter in model.net_g.parameters():
+        parameter.register_hook(lambda gradient: torch.where(gradient.abs().max() > 2.0**120, INF, gradient))
+    guard = NonFiniteGuard(model, 'fatal', 100, folder=folder)
+    before = state(model)
+    train(model, guard, batch())
+    assert model.scaler.get_scale() == 2.0**126 and same(before, state(model))
+    train(model, guard, *[batch()] * 9)
+    assert not same(before, state(model))
+    assert lines == [] and guard.state_dict() == {'in_a_row': 0, 'skipped': 0}
+
+
+def test_a_scaler_that_finds_no_scale_is_fatal(folder, lines):
+    model = Telling(init_scale=4.0)
+    model.net_g[1].bias.register_hook(lambda gradient: gradient * INF)
+    guard = NonFiniteGuard(model, limit=2, folder=folder)
+    with pytest.raises(UserError) as error:
+        train(model, guard, batch(), batch())
+    assert 'iteration 2: gradient not finite in float16 at loss scales down to 1; accepted: ' in str(error.value)
+    assert 'train.precision: bf16 or fp32' in str(error.value) and '\n' not in str(error.value)
+    assert lines == []
+
+
+def test_a_term_that_is_not_finite_is_reported_although_a_scaler_has_skipped_the_step(folder, lines):
+    model = Telling()
+    guard = NonFiniteGuard(model, folder=folder)
+    train(model, guard, batch(NAN), batch())
+    assert len(lines) == 1 and lines[0].startswith('WARNING: Iteration 1: l_pix, gt not finite; step skipped')
+    assert guard.state_dict() == {'in_a_row': 0, 'skipped': 1}
+
+
+MODELS = {'plain': Plain, 'telling': lambda: Telling(enabled=False), 'scaling': Telling}
+
+
+def worker(folder: Path, rank: int) -> None:
+    """One of two ranks. Some batches of the second one are not finite."""
+    lines = Lines().found  # before the process group, as in train.py: BasicSR's logger then takes itself for rank 0's
+    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    results = {}
+    for name, build in MODELS.items():
+        model = build()
+        guard = NonFiniteGuard(model, limit=2, folder=folder / name)
+        good, bad = batch(rank=rank), batch(NAN if rank == 1 else 0.5, rank)
+        train(model, guard, good, good)
+        before = state(model)
+        train(model, guard, bad, first=3)
+        kept = same(before, state(model))
+        train(model, guard, good, bad, first=4)
+        try:
+            train(model, guard, bad, first=6)
+            message = ''
+        except UserError as error:
+            message = str(error)
+        results[name] = {'kept': kept, 'state': state(model), 'lines': lines.copy(), 'message': message}
+        lines.clear()
+    torch.save(results, folder / f'{rank}.pth')
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    from conftest import run  # not at the top: the workers import this file without pytest's path
+
+    folder = tmp_path_factory.mktemp('ranks')
+    with ThreadPoolExecutor() as pool:
+        for done in pool.map(lambda rank: run(__file__, folder, str(rank), cwd=folder), range(2)):
+            assert done.returncode == 0, done.stderr
+    return folder, [torch.load(folder / f'{rank}.pth', weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_a_nan_on_one_rank_is_skipped_on_both_and_both_end_alike(ranks, name):
+    _, (first, second) = ranks
+    for rank in (first, second):
+        assert rank[name]['kept']
+        assert rank[name]['message'].startswith('train.nonfinite.limit: 2, and so many steps in a row')
+    assert same(first[name]['state'], second[name]['state'])
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_the_first_rank_says_which_rank_had_it_and_both_save_their_batch(ranks, name):
+    folder, (first, second) = ranks
+    terms, here = ('l_pix, l_percep, gt', 'gt') if name == 'plain' else ('l_pix, gt', 'l_pix, gt')
+    assert first[name]['lines'][0] == (
+        f'WARNING: Iteration 3: {terms} not finite; step skipped, 1 in a row, 1 in all; '
+        f'files of rank 0: gt/0a.png, gt/0b.png; files of rank 1 ({here}): gt/1a.png, gt/1b.png; '
+        f'batch saved as {folder / name}/iter_3_rank*.pth'
+    )
+    assert len(first[name]['lines']) == 3 and second[name]['lines'] == []
+    for rank in range(2):
+        saved = torch.load(folder / name / f'iter_3_rank{rank}.pth', weights_only=True)
+        assert saved['gt_path'] == [f'gt/{rank}a.png', f'gt/{rank}b.png']
+
+
+if __name__ == '__main__':
+    worker(Path(sys.argv[1]), int(sys.argv[2]))
