@@ -87,6 +87,7 @@ def _train(
     answered: bool,
 ) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method('fork', force=True)  # of DataLoader's workers: train.py's own, not the server's
     output = (root / 'output.txt').open('a')
     os.dup2(output.fileno(), sys.stdout.fileno())
     os.dup2(output.fileno(), sys.stderr.fileno())
