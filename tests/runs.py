@@ -31,9 +31,16 @@ def command_line(opt: dict, root: Path, total_iter: int = TOTAL, *flags: str) ->
     return ['-opt', str(write_yml(opt, root / 'opt.yml')), '--force_yml', f'train:total_iter={total_iter}', *flags]
 
 
-def run(opt: dict, root: Path, total_iter: int = TOTAL, *flags: str) -> None:
+def run(
+    opt: dict,
+    root: Path,
+    total_iter: int = TOTAL,
+    *flags: str,
+    on_iteration: Callable[[int], None] = lambda iteration: None,
+) -> None:
     """Trains in this process."""
-    train(parser().parse_args(command_line(opt, root, total_iter, *flags)), root=root, console=False)
+    args = parser().parse_args(command_line(opt, root, total_iter, *flags))
+    train(args, root=root, console=False, on_iteration=on_iteration)
 
 
 class Child:
@@ -69,6 +76,14 @@ class Child:
 
     def answer(self) -> None:
         self._connection.send(None)
+
+    def wait_for_more(self) -> None:
+        """Answers whatever else it does until it has ended."""
+        try:
+            while self._connection.recv():
+                self.answer()
+        except (EOFError, ConnectionResetError, BrokenPipeError):
+            return
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
         os.kill(self.process.pid, signum)

@@ -27,7 +27,7 @@ class SeededDataset(Dataset):
     made before it in the same worker. Here they are seeded for each sample and put back after it.
 
     In the place of an image that can't be read comes another, drawn by the same seed. The sample's ``damaged`` says
-    which and why; it is empty otherwise. What becomes of that is the loop's to decide: an exception in a worker would
+    which and why, in a line for each; it is empty otherwise. What becomes of that is the loop's to decide: an exception in a worker would
     reach it as a page of text, and in BasicSR's prefetching thread not at all.
 
     Args:
@@ -39,15 +39,15 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
         index, seed = sample
-        complaints = []
+        complaints: dict[str, None] = {}  # in their order, each once
         with _seeded(seed):
             for _ in range(TRIES):
                 try:
-                    return {**self.dataset[index], 'damaged': '; '.join(complaints)}
+                    return {**self.dataset[index], 'damaged': '\n'.join(complaints)}
                 except UNREADABLE as error:
-                    complaints.append(complaint_about(self.dataset, index, error))
+                    complaints[complaint_about(self.dataset, index, error)] = None
                     index = random.randrange(len(self.dataset))
-        raise UserError(f'datasets.train: {TRIES} images in a row: {"; ".join(complaints)}')
+        raise UserError(f'datasets.train: {TRIES} images in a row can not be read: {"; ".join(complaints)}')
 
     def __len__(self) -> int:
         return len(self.dataset)

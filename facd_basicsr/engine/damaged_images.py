@@ -28,7 +28,7 @@ class DamagedImages:
         Raises:
             UserError: naming a damaged file that may not be passed over.
         """
-        for complaint in filter(None, complaints):
+        for complaint in filter(None, '\n'.join(complaints).splitlines()):
             if not self._skip:
                 raise UserError(
                     f'datasets.train: {complaint}; accepted: whole images (facd check reads every file), or '

@@ -14,7 +14,7 @@ import torchvision
 from basicsr.utils import get_root_logger, init_wandb_logger
 from basicsr.utils.dist_util import master_only
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import Stopped, UserError
 
 FORMAT = '%(asctime)s %(levelname)s: %(message)s'
 
@@ -58,7 +58,7 @@ class DeferredLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._file is not None and isinstance(error, Exception):
-            self._write_last(error, None if isinstance(error, UserError) else traceback)
+            self._write_last(error, None if isinstance(error, (UserError, Stopped)) else traceback)
         for handler in (self._held, self._file):
             if handler is not None:
                 self.logger.removeHandler(handler)
@@ -66,15 +66,10 @@ class DeferredLog:
 
     def _write_last(self, error: Exception, traceback: TracebackType | None) -> None:
         """To the file alone: on the console it is the entry point's to say. Quietly, as the disk may be full."""
-        record = self.logger.makeRecord(
-            self.logger.name,
-            logging.ERROR,
-            __file__,
-            0,
-            f'{type(error).__name__}: {error}',
-            (),
-            (type(error), error, traceback) if traceback else None,
-        )
+        message = 'The run has crashed.' if traceback else str(error)
+        cause = (type(error), error, traceback) if traceback else None
+        level = logging.INFO if isinstance(error, Stopped) else logging.ERROR
+        record = self.logger.makeRecord(self.logger.name, level, __file__, 0, message, (), cause)
         with contextlib.suppress(OSError):
             self._file.emit(record)
 

@@ -1,14 +1,24 @@
 """Exact resume: a run that was stopped and resumed ends as one that never was, to the last bit."""
 
+import multiprocessing
+import os
 import random
+import re
+from collections.abc import Callable
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils.registry import ARCH_REGISTRY
-from runs import TOTAL, assert_same, assert_same_curves, result, run
+from conftest import picture, tiny_train_opt
+from runs import TOTAL, assert_same, assert_same_curves, log_text, result, run
 from torch.nn import functional as F  # noqa: N812
+
+from facd_basicsr.data.bicubic import bicubic_lr
+from facd_basicsr.errors import UserError
 
 
 @ARCH_REGISTRY.register()
@@ -91,3 +101,67 @@ def test_the_number_of_workers_changes_nothing(train_opt, tmp_path):
     two_workers(train_opt)
     run(train_opt, tmp_path / 'two', 3)
     assert_same(result(tmp_path / 'two', 3), result(tmp_path / 'none', 3))
+
+
+@pytest.fixture
+def folders(train_opt, tmp_path) -> Path:
+    """GT and LQ of six pairs in a folder, which ``train_opt`` trains on."""
+    root = tmp_path / 'images'
+    for name in ('GT', 'LQ'):
+        (root / name).mkdir(parents=True)
+    for i in range(6):
+        gt = picture(i, 48, 48)
+        cv2.imwrite(str(root / 'GT' / f'{i}.png'), gt)
+        cv2.imwrite(str(root / 'LQ' / f'{i}.png'), bicubic_lr(gt, 2))
+    block = {'dataroot_gt': str(root / 'GT'), 'dataroot_lq': str(root / 'LQ'), 'io_backend': {'type': 'disk'}}
+    train_opt['datasets']['train'] |= block
+    return root
+
+
+def damage_when_trained(path: Path) -> Callable[[int], None]:
+    """Cuts a file short after the first iteration: at the start it was whole."""
+
+    def damage(iteration: int) -> None:
+        if iteration == 1:
+            os.truncate(path, path.stat().st_size // 2)
+
+    return damage
+
+
+WORKERS = [{'num_worker_per_gpu': 0}, {'num_worker_per_gpu': 1, 'prefetch_mode': 'cpu'}]
+
+
+@pytest.mark.parametrize('workers', WORKERS)
+def test_an_image_damaged_in_the_middle_of_training_ends_it_by_name(train_opt, tmp_path, folders, workers):
+    train_opt['datasets']['train'] |= workers
+    with pytest.raises(UserError, match=r'datasets.train: .*GT/3.png: not a readable image .*; accepted: .*: true, wh'):
+        run(train_opt, tmp_path, 20, on_iteration=damage_when_trained(folders / 'GT' / '3.png'))
+    assert 'GT/3.png: not a readable image' in log_text(tmp_path).splitlines()[-1]
+
+
+@pytest.mark.parametrize('workers', WORKERS)
+def test_by_option_a_damaged_image_is_skipped_named_once_and_counted(train_opt, tmp_path, folders, workers):
+    train_opt['datasets']['train'] |= {'skip_damaged': True, **workers}
+    run(train_opt, tmp_path, 20, on_iteration=damage_when_trained(folders / 'LQ' / '3.png'))
+    (line,) = [line for line in log_text(tmp_path).splitlines() if 'not a readable image' in line]
+    assert re.search(r'LQ/3.png: .*; another image takes its place \(1 damaged, in \d samples so far\)', line)
+    assert result(tmp_path, 20)['iter'] == 20
+
+
+def test_a_damaged_validation_image_is_named(train_opt, tmp_path, folders, data):
+    train_set = train_opt['datasets']['train']
+    train_opt['datasets']['val'] |= {key: train_set[key] for key in ('dataroot_gt', 'dataroot_lq')}
+    train_set |= tiny_train_opt(data, data)['datasets']['train']
+    with pytest.raises(UserError, match=r'datasets: .*LQ/3.png: not a readable image'):
+        run(train_opt, tmp_path, 20, on_iteration=damage_when_trained(folders / 'LQ' / '3.png'))
+
+
+def test_a_worker_that_is_killed_ends_the_training_in_a_line(train_opt, tmp_path):
+    train_opt['datasets']['train'] |= {'num_worker_per_gpu': 1, 'dataset_enlarge_ratio': 50}
+
+    def kill_the_worker(iteration: int) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(UserError, match=r'datasets.train: DataLoader worker .*(killed by|exited).*; perhaps memory'):
+        run(train_opt, tmp_path, 80, on_iteration=kill_the_worker)

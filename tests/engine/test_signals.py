@@ -1,0 +1,122 @@
+import os
+import signal
+import threading
+
+import pytest
+from runs import TOTAL, Child, assert_same, assert_same_curves, log_text, result, run
+
+from facd_basicsr.engine.signals import STOPPING, StopSignals, leave_to_the_main_process
+from facd_basicsr.errors import SAVED
+
+
+@pytest.mark.parametrize('signum', STOPPING)
+def test_a_signal_ends_a_training_with_everything_saved_and_it_goes_on_as_if_nothing_had_been(
+    train_opt, tmp_path, signum
+):
+    train_opt['logger']['save_checkpoint_freq'] = 100
+    train_opt['datasets']['train']['num_worker_per_gpu'] = 1
+    run(train_opt, tmp_path / 'whole')
+    child = Child(train_opt, tmp_path / 'stopped', answered=True)
+    child.wait_for(3)
+    child.kill(signum)
+    child.answer()
+    child.wait_for_more()
+    assert child.end() == SAVED == 75
+    iterations = [int(path.stem) for path in (tmp_path / 'stopped').glob('experiments/tiny/training_states/*.state')]
+    assert iterations in ([3], [4])  # 4: it arrived when the fourth had begun
+    line = f'{signal.Signals(signum).name}: stopped after iteration {iterations[0]}, which is saved; the same command'
+    assert line in (tmp_path / 'stopped/output.txt').read_text()
+    assert 'Traceback' not in (tmp_path / 'stopped/output.txt').read_text() + log_text(tmp_path / 'stopped')
+    assert f'INFO: {line}' in log_text(tmp_path / 'stopped')
+    run(train_opt, tmp_path / 'stopped', TOTAL, '--auto_resume')
+    assert f'iter {iterations[0]}.' in log_text(tmp_path / 'stopped')
+    assert_same(result(tmp_path / 'stopped'), result(tmp_path / 'whole'))
+    assert_same_curves(tmp_path / 'stopped', tmp_path / 'whole')
+
+
+def test_a_signal_to_the_whole_process_group_leaves_the_workers_alone(train_opt, tmp_path):
+    """Ctrl-C in a terminal, and what SLURM does."""
+    train_opt['datasets']['train'] |= {'num_worker_per_gpu': 2, 'dataset_enlarge_ratio': 20}
+    child = Child(train_opt, tmp_path, 40, prepare=os.setpgrp, answered=True)
+    child.wait_for(3)
+    os.killpg(child.process.pid, signal.SIGINT)
+    child.answer()
+    child.wait_for_more()
+    assert child.end() == SAVED
+    assert 'Traceback' not in (tmp_path / 'output.txt').read_text()
+
+
+@pytest.mark.parametrize('signum', STOPPING)
+def test_a_second_signal_ends_the_process_at_once(train_opt, tmp_path, signum):
+    child = Child(train_opt, tmp_path, answered=True)
+    child.wait_for(3)  # it hangs here for ever, waiting for an answer
+    while child.end(0.2) is None:
+        child.kill(signum)
+    assert child.end() == 128 + signum
+
+
+def test_the_same_signal_twice_within_a_moment_is_one(train_opt, tmp_path):
+    """torchrun passes on what the terminal has sent to its processes as well."""
+    child = Child(train_opt, tmp_path, answered=True)
+    child.wait_for(3)
+    child.kill(signal.SIGTERM)
+    child.kill(signal.SIGINT)
+    child.answer()
+    child.wait_for_more()
+    assert child.end() == SAVED
+
+
+def test_a_crash_is_in_the_log_and_its_exit_code_is_not_zero(train_opt, tmp_path):
+    child = Child(train_opt, tmp_path, prepare=break_the_third_step)
+    assert child.end() == 1
+    for text in (log_text(tmp_path), (tmp_path / 'output.txt').read_text()):
+        assert text.count('ZeroDivisionError: the third step') == 1
+        assert text.count('Traceback') == 1
+    assert 'iter:       2' in log_text(tmp_path)
+
+
+def break_the_third_step() -> None:
+    from facd_basicsr.models import FACDModel
+
+    step = FACDModel.optimize_parameters
+
+    def broken(self: FACDModel, current_iter: int) -> None:
+        if current_iter == 3:
+            raise ZeroDivisionError('the third step')
+        step(self, current_iter)
+
+    FACDModel.optimize_parameters = broken
+
+
+def test_handlers_are_put_back():
+    before = [signal.getsignal(signum) for signum in STOPPING]
+    with StopSignals() as stop:
+        assert [signal.getsignal(signum) for signum in STOPPING] != before
+        assert stop.requested is None
+    assert [signal.getsignal(signum) for signum in STOPPING] == before
+
+
+def test_outside_the_main_thread_it_does_nothing():
+    errors = []
+
+    def enter() -> None:
+        try:
+            with StopSignals():
+                pass
+        except ValueError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert errors == []
+
+
+def test_workers_ignore_the_signals():
+    before = {signum: signal.getsignal(signum) for signum in STOPPING}
+    try:
+        leave_to_the_main_process(0)
+        assert {signal.getsignal(signum) for signum in STOPPING} == {signal.SIG_IGN}
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
