@@ -27,8 +27,8 @@ class SeededDataset(Dataset):
     made before it in the same worker. Here they are seeded for each sample and put back after it.
 
     In the place of an image that can't be read comes another, drawn by the same seed. The sample's ``damaged`` says
-    which and why, in a line for each; it is empty otherwise. What becomes of that is the loop's to decide: an exception in a worker would
-    reach it as a page of text, and in BasicSR's prefetching thread not at all.
+    which and why, in a line for each; it is empty otherwise. What becomes of that is the loop's to decide: an exception
+    in a worker would reach it as a page of text, and in BasicSR's prefetching thread not at all.
 
     Args:
         dataset: a registered dataset, whose samples are dicts.
