@@ -192,3 +192,27 @@ def test_a_run_in_float16_ends_well(train_opt, tmp_path):
     train_opt['train']['precision'] = 'fp16'
     assert run_training(train_opt, tmp_path) == [1, 2, 3, 4]
     assert 'WARNING' not in next(tmp_path.glob('experiments/tiny/*.log')).read_text()
+
+
+def test_auto_resume_before_the_first_checkpoint_begins_in_place_and_says_so(train_opt, tmp_path):
+    train_opt['train']['total_iter'] = 1
+    for number in (1, 2):
+        with pytest.raises(ZeroDivisionError):
+            train(
+                parser().parse_args(['-opt', str(write_yml(train_opt, tmp_path / 'opt.yml')), '--auto_resume']),
+                root=tmp_path,
+                console=False,
+                on_iteration=lambda iteration: 1 // 0,
+            )
+        logs = ''.join(path.read_text() for path in tmp_path.glob('experiments/tiny/*.log'))
+        assert logs.count('--auto_resume: no state in ') == logs.count('starting from iteration 0') == number
+    assert [path.name for path in (tmp_path / 'experiments').iterdir()] == ['tiny']
+    assert run_training(train_opt, tmp_path, '--auto_resume') == [1]
+
+
+def test_without_auto_resume_an_experiment_of_that_name_is_moved_aside_and_not_lost(train_opt, tmp_path, capsys):
+    run_training(train_opt, tmp_path)
+    run_training(train_opt, tmp_path)
+    (kept,) = (tmp_path / 'experiments').glob('tiny_archived_*')
+    assert (kept / 'training_states/4.state').is_file()
+    assert f'Rename it to {kept}' in capsys.readouterr().out

@@ -66,6 +66,46 @@ def test_the_same_signal_twice_within_a_moment_is_one(train_opt, tmp_path):
     assert child.end() == SAVED
 
 
+def signal_in_validation() -> None:
+    """SIGTERM at the first image of the validation after iteration 4, which has three; the next one waits for it."""
+    import facd_basicsr.engine.loop
+    from facd_basicsr.models import FACDModel
+
+    test, images = FACDModel.test, []
+    stops = []
+    enter = facd_basicsr.engine.loop.StopSignals.__enter__
+
+    def entered(self: StopSignals) -> StopSignals:
+        stops.append(self)
+        return enter(self)
+
+    def signalled(self: FACDModel) -> None:
+        images.append(len(images))
+        test(self)
+        if images == [0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while stops[0].requested is None:
+                os.sched_yield()
+        assert len(images) == 1, 'another image'
+
+    facd_basicsr.engine.loop.StopSignals.__enter__ = entered
+    FACDModel.test = signalled
+
+
+def test_a_signal_during_validation_ends_it_with_everything_saved(train_opt, tmp_path):
+    train_opt['logger']['save_checkpoint_freq'] = 100
+    train_opt['val']['val_freq'] = 4
+    run(train_opt, tmp_path / 'whole')
+    child = Child(train_opt, tmp_path / 'stopped', prepare=signal_in_validation)
+    assert child.end() == SAVED, (tmp_path / 'stopped/output.txt').read_text()
+    assert 'SIGTERM: stopped after iteration 4' in log_text(tmp_path / 'stopped')
+    assert 'Validation val' not in log_text(tmp_path / 'stopped')
+    run(train_opt, tmp_path / 'stopped', TOTAL, '--auto_resume')
+    assert log_text(tmp_path / 'stopped').count('Validation val') == 2
+    assert_same(result(tmp_path / 'stopped'), result(tmp_path / 'whole'))
+    assert_same_curves(tmp_path / 'stopped', tmp_path / 'whole')
+
+
 def test_a_crash_is_in_the_log_and_its_exit_code_is_not_zero(train_opt, tmp_path):
     child = Child(train_opt, tmp_path, prepare=break_the_third_step)
     assert child.end() == 1
