@@ -95,8 +95,7 @@ def killed_at_step(step: int) -> None:
         return function(*args, **kwargs)
 
     os.fsync = partial(counted, os.fsync)
-    os.replace = partial(counted, os.replace)
-    os.rename = partial(counted, os.rename)
+    Path.replace = lambda path, target, replace=Path.replace: counted(replace, path, target)
     Path.unlink = lambda path, missing_ok=False, unlink=Path.unlink: counted(unlink, path, missing_ok)
     write = whole_files.write_whole
     whole_files.write_whole = partial(counted, write)

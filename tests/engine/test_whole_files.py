@@ -16,14 +16,14 @@ def test_a_file_is_written_and_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
-@pytest.mark.parametrize('step', ['fsync', 'replace'])
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, step):
+@pytest.mark.parametrize(('owner', 'step'), [(os, 'fsync'), (Path, 'replace')])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, owner, step):
     write_whole(tmp_path / 'file', b'first')
 
     def fail(*_: object) -> None:
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(os, step, fail)
+    monkeypatch.setattr(owner, step, fail)
     with pytest.raises(OSError, match='No space left on device') as caught:
         write_whole(tmp_path / 'file', b'second')
     assert caught.value.filename == str(tmp_path / 'file')
@@ -33,18 +33,18 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, s
 
 def test_it_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_call_ends(tmp_path, monkeypatch):
     steps = []
-    fsync, replace = os.fsync, os.replace
+    fsync, replace = os.fsync, Path.replace
 
     def noted_fsync(descriptor: int) -> None:
         steps.append(f'flush {Path(f"/proc/self/fd/{descriptor}").readlink()}')
         fsync(descriptor)
 
-    def noted_replace(source: object, target: object) -> None:
+    def noted_replace(source: Path, target: Path) -> None:
         steps.append(f'name {target}')
         replace(source, target)
 
     monkeypatch.setattr(os, 'fsync', noted_fsync)
-    monkeypatch.setattr(os, 'replace', noted_replace)
+    monkeypatch.setattr(Path, 'replace', noted_replace)
     write_whole(tmp_path / 'file', b'content')
     assert steps == [f'flush {tmp_path}/.partial_file', f'name {tmp_path}/file', f'flush {tmp_path}']
 
