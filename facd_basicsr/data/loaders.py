@@ -1,6 +1,7 @@
 """Training and validation loaders of an option dict, by BasicSR's datasets and loader."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,15 +86,18 @@ def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]
     Args:
         loader: of the training.
         opt: from :func:`facd_basicsr.options.parse_options`.
-
-    Raises:
-        UserError: a worker process was killed.
     """
+    for batch in _prefetched(loader, opt):
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+@contextmanager
+def naming_killed_workers() -> Iterator[None]:
+    """Turns what torch says when a worker process was killed, wherever in the main thread, into a UserError."""
     try:
-        for batch in _prefetched(loader, opt):
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
+        yield
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise

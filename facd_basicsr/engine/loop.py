@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from basicsr.utils import AvgTimer, MessageLogger
 from torch.utils.data import DataLoader
 
-from facd_basicsr.data.loaders import Loaders, batches
+from facd_basicsr.data.loaders import Loaders, batches, naming_killed_workers
 from facd_basicsr.engine.checkpoint import Checkpoints, Position
 from facd_basicsr.engine.damaged_images import DamagedImages
 from facd_basicsr.engine.distributed import Ranks
@@ -71,7 +71,7 @@ class TrainingLoop:
             UserError: an image, the disk or a loss does not let it go on.
         """
         start_time, position = time.time(), self._position
-        with self._stop, self._checkpoints.naming_a_full_disk():
+        with self._stop, self._checkpoints.naming_a_full_disk(), naming_killed_workers():
             if 0 < position.iteration < self._total_iter:
                 self._validate_if_due()  # the state was saved before it
             self._train()
