@@ -9,7 +9,7 @@ import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import write_yml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from runs import assert_same, result, scalars
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.options import parser
@@ -68,39 +68,6 @@ def run(opt: dict, root: Path, total_iter: int = TOTAL, *flags: str) -> None:
     train(parser().parse_args(args), root=root, console=False)
 
 
-def result(root: Path, iteration: int = TOTAL) -> dict:
-    """All that a run has left at an iteration: the state, with the digests of its networks, but for the time."""
-    state = torch.load(root / f'experiments/tiny/training_states/{iteration}.state', weights_only=True)
-    del state['saved']
-    return state
-
-
-def scalars(root: Path) -> dict[str, dict[int, float]]:
-    """What TensorBoard shows, by tag and iteration, file by file: of one second they may be read in any order."""
-    found: dict[str, dict[int, float]] = {}
-    for path in sorted((root / 'tb_logger/tiny').iterdir(), key=lambda path: path.stat().st_mtime_ns):
-        events = EventAccumulator(str(path))
-        events.Reload()
-        for tag in events.Tags()['scalars']:
-            found.setdefault(tag, {}).update({event.step: event.value for event in events.Scalars(tag)})
-    return found
-
-
-def assert_same(found: object, expected: object, where: str = '') -> None:
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
-        for key in expected:
-            assert_same(found[key], expected[key], f'{where}.{key}')
-    elif isinstance(expected, (list, tuple)):
-        assert len(found) == len(expected), where
-        for index, (one, other) in enumerate(zip(found, expected)):
-            assert_same(one, other, f'{where}[{index}]')
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected), where
-    else:
-        assert found == expected, where
-
-
 @pytest.mark.parametrize(
     ('change', 'stops'),
     [
@@ -121,7 +88,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(train_opt
     for total in stops:
         run(train_opt, tmp_path / 'stopped', total, '--auto_resume')
     run(train_opt, tmp_path / 'stopped', TOTAL, '--auto_resume')
-    assert_same(result(tmp_path / 'stopped'), result(tmp_path / 'whole'))
+    assert_same(result(tmp_path / 'stopped', TOTAL), result(tmp_path / 'whole', TOTAL))
     whole, stopped = scalars(tmp_path / 'whole'), scalars(tmp_path / 'stopped')
     for tag, values in whole.items():
         assert values.items() <= stopped[tag].items(), tag  # it was validated at its stops as well
