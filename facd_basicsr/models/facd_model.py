@@ -15,6 +15,7 @@ from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.engine.safe_model import SafeModel
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, build_loss
+from facd_basicsr.losses.pairwise import at_least_float32
 
 PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
 
@@ -131,7 +132,7 @@ class FACDModel(SafeModel, SRModel):
         if self.net_r is not None:
             student_feats = self.net_r(student_feats)
         teacher, teacher_feats = self.teacher_taps.run(self.teacher, lq)
-        return DistillState(student, teacher, gt, lq, student_feats, tuple(feat.float() for feat in teacher_feats))
+        return DistillState(student, teacher, gt, lq, student_feats, tuple(map(at_least_float32, teacher_feats)))
 
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
