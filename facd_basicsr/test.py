@@ -18,7 +18,7 @@ from basicsr.utils import get_time_str, make_exp_dirs
 from basicsr.utils.options import dict2str
 
 from facd_basicsr.distill.checkpoints import check_pretrained
-from facd_basicsr.engine.distributed import Ranks, group_ended
+from facd_basicsr.engine.distributed import Ranks, ended_at_once, group_ended
 from facd_basicsr.engine.logs import DeferredLog, versions
 from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import data_complaints, run_command
@@ -72,7 +72,8 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
 
 
 def main() -> None:
-    run_command(lambda: test(parser().parse_args()))
+    with ended_at_once():
+        run_command(lambda: test(parser().parse_args()))
 
 
 if __name__ == '__main__':

@@ -31,7 +31,7 @@ from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position
 from facd_basicsr.engine.damaged_images import DamagedImages
-from facd_basicsr.engine.distributed import Ranks, group_ended
+from facd_basicsr.engine.distributed import Ranks, ended_at_once, group_ended
 from facd_basicsr.engine.logs import DeferredLog, tensorboard, versions
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.resume import describe, load_resume_state, resume_random, resumed_position
@@ -184,7 +184,8 @@ def _make_folders(opt: dict[str, Any], option_file: Path, in_place: bool) -> Non
 
 
 def main() -> None:
-    run_command(lambda: train(parser().parse_args()))
+    with ended_at_once():
+        run_command(lambda: train(parser().parse_args()))
 
 
 if __name__ == '__main__':

@@ -1,7 +1,9 @@
 """The processes of a training: starting their group, and what they have to agree on."""
 
+import multiprocessing
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -83,6 +85,28 @@ def group_ended() -> Iterator[None]:
         _end_group()
         raise
     _end_group()
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """For entry points: after an error a process of several ends without the interpreter's tidying up.
+
+    A collective that is under way is finished by a thread of torch's, which now and then needs an interpreter that is
+    no longer there; then the process is aborted, with another exit code.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not dist.is_initialized():
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            sys.excepthook(*sys.exc_info())
+        for worker in multiprocessing.active_children():
+            worker.kill()  # DataLoader's, which leave other signals to this process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _end_group() -> None:
