@@ -1,5 +1,6 @@
 """What the tests of whole training runs share."""
 
+import socket
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,12 @@ def torchrun(*command: str | Path, cwd: Path, processes: int = 2) -> subprocess.
     """Runs an entry point on several processes of this machine, as a user would."""
     launcher = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}')
     return run(*launcher, *command, '--launcher', 'pytorch', cwd=cwd)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
 
 
 def result(root: Path, iteration: int, name: str = 'tiny') -> dict:

@@ -79,8 +79,7 @@ class TrainingLoop:
             self._checkpoints.save_networks(self._model, position, -1)
             if self._val_freq is not None:
                 self._validate()
-            if self._tb_logger:
-                self._tb_logger.close()
+            self._close()
 
     def _train(self) -> None:
         opt, model, position = self._opt, self._model, self._position
@@ -142,13 +141,17 @@ class TrainingLoop:
         self._checkpoints.save(self._model, self._position)
         self._saved_at = self._position.iteration
 
+    def _close(self) -> None:
+        if self._tb_logger:
+            self._tb_logger.close()
+        self._ranks.wait()  # for what rank 0 writes: a launcher may end the others soon after the first has left
+
     def _is_stop_requested(self) -> bool:
         return self._stop.requested is not None
 
     def _end_by_signal(self) -> NoReturn:
         self._save()
-        if self._tb_logger:
-            self._tb_logger.close()
+        self._close()
         signum = self._stop.requested
         reason = signum.name if signum else 'A signal to another rank'
         raise Stopped(
