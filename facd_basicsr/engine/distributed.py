@@ -13,6 +13,7 @@ import torch.distributed as dist
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.dist_util import init_dist as basicsr_init_dist
 
+from facd_basicsr.engine.rendezvous import end_before_joining, join
 from facd_basicsr.errors import LostRankError, Stopped, UserError
 
 
@@ -36,6 +37,7 @@ def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
         )
     try:
         with _naming_a_lost_rank():
+            join()
             if on_gpu:
                 # torchrun sets the port itself, and BasicSR would pass it on to init_process_group
                 unused = () if launcher == 'slurm' else ('port',)
@@ -89,7 +91,7 @@ def group_ended() -> Iterator[None]:
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """For entry points: after an error a process of several ends without the interpreter's tidying up.
+    """For entry points: after an error a process of several ends without the interpreter's tidying up, and others know.
 
     A collective that is under way is finished by a thread of torch's, which now and then needs an interpreter that is
     no longer there; then the process is aborted, with another exit code.
@@ -98,6 +100,7 @@ def ended_at_once() -> Iterator[None]:
         yield
     except BaseException as error:
         if not dist.is_initialized():
+            end_before_joining()
             raise
         code = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):
