@@ -35,17 +35,22 @@ def run_command(command: Callable[[], object]) -> None:
     try:
         command()
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
+        _say(f'error: {error}')
         sys.exit(2)
     except LostRankError as error:
-        print(f'error: {error}', file=sys.stderr)
+        _say(f'error: {error}')
         sys.exit(1)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        _say(str(stopped))
         sys.exit(SAVED)
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+        _say('interrupted')
         sys.exit(130)
+
+
+def _say(line: str) -> None:
+    """At once, or several processes get between each other's lines and their ends."""
+    sys.stderr.write(f'{line}\n')
 
 
 @contextmanager
