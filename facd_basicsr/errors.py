@@ -21,6 +21,10 @@ class UserError(ValueError):
 SAVED = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
 
 
+class LostRankError(Exception):
+    """Another process of the group has ended, and says itself why; here nothing is wrong."""
+
+
 class Stopped(Exception):  # noqa: N818  nothing went wrong
     """A signal has ended the run, which is saved; its message says how it goes on."""
 
@@ -28,20 +32,28 @@ class Stopped(Exception):  # noqa: N818  nothing went wrong
 def run_command(command: Callable[[], object]) -> None:
     """Runs an entry point.
 
-    A :class:`UserError` becomes one line on stderr and exit code 2, :class:`Stopped` the exit code ``SAVED``, Ctrl-C
-    130.
+    A :class:`UserError` becomes one line on stderr and exit code 2, :class:`LostRankError` one line and 1,
+    :class:`Stopped` the exit code ``SAVED``, Ctrl-C 130.
     """
     try:
         command()
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
+        _say(f'error: {error}')
         sys.exit(2)
+    except LostRankError as error:
+        _say(f'error: {error}')
+        sys.exit(1)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        _say(str(stopped))
         sys.exit(SAVED)
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+        _say('interrupted')
         sys.exit(130)
+
+
+def _say(line: str) -> None:
+    """At once, or several processes get between each other's lines and their ends."""
+    sys.stderr.write(f'{line}\n')
 
 
 @contextmanager

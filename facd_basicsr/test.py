@@ -18,6 +18,7 @@ from basicsr.utils import get_time_str, make_exp_dirs
 from basicsr.utils.options import dict2str
 
 from facd_basicsr.distill.checkpoints import check_pretrained
+from facd_basicsr.engine.distributed import Ranks, ended_at_once, group_ended
 from facd_basicsr.engine.logs import DeferredLog, versions
 from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import data_complaints, run_command
@@ -36,13 +37,15 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         console: whether to log to the console as well as to the file.
 
     Returns:
-        {set: {metric: value}}, PSNR in dB, metrics named as in the option file.
+        {set: {metric: value}}, PSNR in dB, metrics named as in the option file; the same on every rank.
 
     Raises:
         UserError: an option, path or checkpoint is not accepted; then no folder was made.
+        LostRankError: another process of the group has ended.
     """
     opt = parse_options(args, is_train=False, root=root)
-    with DeferredLog(opt['rank'], console) as log:
+    with DeferredLog(opt['rank'], console) as log, group_ended():
+        ranks = Ranks()
         log.info(versions())
         log.info(dict2str(opt))
         for line in check_pretrained(opt):
@@ -55,12 +58,13 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         model = build_model(opt)
 
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
+        ranks.wait()  # or another would write images into a folder that is yet to be moved aside
         log.write_to(Path(opt['path']['log'], f'test_{opt["name"]}_{get_time_str()}.log'))
         metrics = list(opt['val'].get('metrics') or {})
         results = {}
         for loader in loaders:
             model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
-            if opt['rank'] == 0 and metrics:  # BasicSR validates on rank 0 alone
+            if metrics:
                 results[loader.dataset.opt['name']] = dict(model.metric_results)
         rows = [[name, *(f'{values[metric]:.4f}' for metric in metrics)] for name, values in results.items()]
         log.info('Results\n' + text_table(['set', *metrics], rows))
@@ -68,7 +72,8 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
 
 
 def main() -> None:
-    run_command(lambda: test(parser().parse_args()))
+    with ended_at_once():
+        run_command(lambda: test(parser().parse_args()))
 
 
 if __name__ == '__main__':

@@ -31,7 +31,7 @@ from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position
 from facd_basicsr.engine.damaged_images import DamagedImages
-from facd_basicsr.engine.distributed import Ranks, leave_group, lost_rank
+from facd_basicsr.engine.distributed import Ranks, ended_at_once, group_ended
 from facd_basicsr.engine.logs import DeferredLog, tensorboard, versions
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
@@ -39,7 +39,7 @@ from facd_basicsr.engine.resume import describe, load_resume_state, resume_rando
 from facd_basicsr.engine.safe_model import SafeModel, build_model
 from facd_basicsr.engine.signals import leave_to_the_main_process
 from facd_basicsr.engine.whole_files import remove_partial, write_whole
-from facd_basicsr.errors import Stopped, UserError, data_complaints, run_command
+from facd_basicsr.errors import UserError, data_complaints, run_command
 from facd_basicsr.options import parse_options, parser
 from facd_basicsr.options.inherit import complete_text
 
@@ -61,19 +61,15 @@ def train(
     Raises:
         UserError: an option, path, checkpoint or its combination is not accepted, then no folder was made; or an
             image, the disk or a loss did not let it go on.
+        LostRankError: another process of the group has ended.
         Stopped: a signal has ended it, with everything saved.
     """
     opt = parse_options(args, is_train=True, root=root)
     torch.backends.cudnn.benchmark = True
-    with DeferredLog(opt['rank'], console) as log:
+    with DeferredLog(opt['rank'], console) as log, group_ended():
         log.info(versions())
         log.info(dict2str(opt))
-        try:
-            _train(opt, args.opt, log, on_iteration)
-        except Stopped:
-            leave_group()
-            raise
-        leave_group()
+        _train(opt, args.opt, log, on_iteration)
 
 
 @dataclass
@@ -189,14 +185,8 @@ def _make_folders(opt: dict[str, Any], option_file: Path, in_place: bool) -> Non
 
 
 def main() -> None:
-    try:
+    with ended_at_once():
         run_command(lambda: train(parser().parse_args()))
-    except RuntimeError as error:
-        if not lost_rank(error):
-            raise
-        # its own traceback says why; this one would only say that it is gone
-        print(f'error: another rank has ended ({" ".join(str(error).split())[:200]})', file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -5,11 +5,14 @@ import multiprocessing.connection
 import os
 import resource
 import signal
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from conftest import run as run_python
 from conftest import write_yml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -122,9 +125,21 @@ def limit_files_to(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def result(root: Path, iteration: int = TOTAL) -> dict:
+def torchrun(*command: str | Path, cwd: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Runs an entry point on several processes of this machine, as a user would."""
+    launcher = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}')
+    return run_python(*launcher, *command, '--launcher', 'pytorch', cwd=cwd)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
+
+
+def result(root: Path, iteration: int = TOTAL, name: str = NAME) -> dict:
     """All that a run has left at an iteration: the state, with the digests of its networks, but for the time."""
-    state = torch.load(root / 'experiments' / NAME / 'training_states' / f'{iteration}.state', weights_only=True)
+    state = torch.load(root / 'experiments' / name / 'training_states' / f'{iteration}.state', weights_only=True)
     del state['saved']
     return state
 
@@ -134,10 +149,10 @@ def log_text(root: Path) -> str:
     return ''.join(path.read_text() for path in sorted((root / 'experiments' / NAME).glob('*.log')))
 
 
-def scalars(root: Path) -> dict[str, dict[int, float]]:
+def scalars(root: Path, name: str = NAME) -> dict[str, dict[int, float]]:
     """What TensorBoard has, by tag and iteration, file by file: it may read those of one second in any order."""
     found: dict[str, dict[int, float]] = {}
-    for path in sorted((root / 'tb_logger' / NAME).iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted((root / 'tb_logger' / name).iterdir(), key=lambda path: path.stat().st_mtime_ns):
         events = EventAccumulator(str(path))
         events.Reload()
         for tag in events.Tags()['scalars']:

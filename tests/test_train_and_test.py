@@ -160,19 +160,5 @@ def test_what_a_user_can_mend_is_one_line_on_stderr_and_exit_code_2(tested, chec
     assert files(checkout) == before  # nothing made, renamed or archived
 
 
-def test_torchrun_trains_on_two_processes_without_a_gpu(trained, checkout):
-    overrides = ['name=two', 'train:total_iter=2', 'val:val_freq=2', 'datasets:train:batch_size_per_gpu=1']
-    done = run(
-        *('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'facd_basicsr/train.py'),
-        *('--launcher', 'pytorch', '-opt', 'tiny.yml', '--force_yml', *overrides),
-        cwd=checkout,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count('iter:       2') == 1  # rank 0 alone logs
-    assert 'l_facd' in done.stderr and 'psnr_y' in done.stderr
-    saved = torch.load(checkout / 'experiments/two/models/net_g_latest.pth', weights_only=True)['params']
-    assert 'conv_first.weight' in saved  # no DDP prefix
-
-
 def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob('*') if '__pycache__' not in path.parts)

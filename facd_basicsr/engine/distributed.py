@@ -1,8 +1,11 @@
 """The processes of a training: starting their group, and what they have to agree on."""
 
+import multiprocessing
 import os
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +13,8 @@ import torch.distributed as dist
 from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.dist_util import init_dist as basicsr_init_dist
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.engine.rendezvous import end_before_joining, join
+from facd_basicsr.errors import LostRankError, Stopped, UserError
 
 
 def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
@@ -22,18 +26,27 @@ def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
         dist_params: the option file's ``dist_params``.
 
     Raises:
-        UserError: the launcher's environment is missing.
+        UserError: the launcher's environment is missing, or it has started more processes than there are GPUs.
+        LostRankError: the processes can't reach each other.
     """
+    processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 0)), torch.cuda.device_count()  # of this machine
+    if on_gpu and processes > gpus:
+        raise UserError(
+            f'--launcher: {launcher}, with {processes} processes on a machine with {gpus} GPUs; accepted: '
+            f'--nproc_per_node={gpus} or less, or any number without GPUs (num_gpu: 0)'
+        )
     try:
-        if on_gpu:
-            # torchrun sets the port itself, and BasicSR would pass it on to init_process_group
-            unused = () if launcher == 'slurm' else ('port',)
-            basicsr_init_dist(launcher, **{key: value for key, value in dist_params.items() if key not in unused})
-        else:
-            if launcher == 'slurm':
-                _take_environment_from_slurm(dist_params.get('port'))
-            dist.init_process_group('gloo')
-    except (KeyError, ValueError) as error:
+        with _naming_a_lost_rank():
+            join()
+            if on_gpu:
+                # torchrun sets the port itself, and BasicSR would pass it on to init_process_group
+                unused = () if launcher == 'slurm' else ('port',)
+                basicsr_init_dist(launcher, **{key: value for key, value in dist_params.items() if key not in unused})
+            else:
+                if launcher == 'slurm':
+                    _take_environment_from_slurm(dist_params.get('port'))
+                dist.init_process_group('gloo')
+    except (KeyError, ValueError, OSError, subprocess.CalledProcessError) as error:
         raise UserError(
             f'--launcher: {launcher}, but the launcher has not set its environment ({error}); accepted: start it as '
             '`torchrun --nproc_per_node=N facd_basicsr/train.py --launcher pytorch -opt FILE`, or by srun'
@@ -49,17 +62,73 @@ def _take_environment_from_slurm(port: int | None) -> None:
 
 
 def lost_rank(error: RuntimeError) -> bool:
-    """Whether an error says that a process of the group has gone, and not what is wrong in this one."""
-    return isinstance(error, dist.DistError) or 'gloo' in str(error)
+    """Whether an error says that a process of the group has gone, and not what is wrong in this one.
+
+    gloo's are plain RuntimeErrors, which name the file of its connections.
+    """
+    if isinstance(error, dist.DistError):
+        return 'ncclInvalidUsage' not in str(error)
+    return 'gloo/transport' in str(error)
+
+
+@contextmanager
+def group_ended() -> Iterator[None]:
+    """Ends the process group after its content, or torch complains when the process ends.
+
+    Not after an error: what the others are waiting for then ends with this process, and they are told.
+
+    Raises:
+        LostRankError: in the place of the error by which another process's end is noticed.
+    """
+    try:
+        with _naming_a_lost_rank():
+            yield
+    except Stopped:
+        _end_group()
+        raise
+    _end_group()
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """For entry points: after an error a process of several ends without the interpreter's tidying up, and others know.
+
+    A collective that is under way is finished by a thread of torch's, which now and then needs an interpreter that is
+    no longer there; then the process is aborted, with another exit code.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not dist.is_initialized():
+            end_before_joining()
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            sys.excepthook(*sys.exc_info())
+        for worker in multiprocessing.active_children():
+            worker.kill()  # DataLoader's, which leave other signals to this process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _end_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _naming_a_lost_rank() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not lost_rank(error):
+            raise
+        said = ' '.join(str(error).split())[:200]
+        raise LostRankError(f'another rank has ended, or is out of reach ({said})') from error
 
 
 Value = TypeVar('Value')
-
-
-def leave_group() -> None:
-    """Ends the process group, if there is one; otherwise torch complains when the process ends."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 class Ranks:
@@ -87,6 +156,10 @@ class Ranks:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self._group)
         return values[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.gather(None)
 
     def begin_any(self, flag: Callable[[], bool]) -> Callable[[], bool]:
         """Begins to ask whether any rank's flag is set; the answer is there when what is returned is called.

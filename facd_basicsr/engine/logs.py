@@ -14,7 +14,7 @@ import torchvision
 from basicsr.utils import get_root_logger, init_wandb_logger
 from basicsr.utils.dist_util import master_only
 
-from facd_basicsr.errors import Stopped, UserError
+from facd_basicsr.errors import LostRankError, Stopped, UserError
 
 FORMAT = '%(asctime)s %(levelname)s: %(message)s'
 
@@ -58,7 +58,8 @@ class DeferredLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._file is not None and isinstance(error, Exception):
-            self._write_last(error, None if isinstance(error, (UserError, Stopped)) else traceback)
+            known = (LostRankError, Stopped, UserError)
+            self._write_last(error, None if isinstance(error, known) else traceback)
         for handler in (self._held, self._file):
             if handler is not None:
                 self.logger.removeHandler(handler)

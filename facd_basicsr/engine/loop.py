@@ -84,8 +84,7 @@ class TrainingLoop:
             self._checkpoints.save_networks(self._model, position, -1)
             if self._val_freq is not None:
                 self._validate()
-            if self._tb_logger:
-                self._tb_logger.close()
+            self._close()
 
     def _train(self) -> None:
         opt, model, position = self._opt, self._model, self._position
@@ -148,13 +147,17 @@ class TrainingLoop:
         self._checkpoints.save(self._model, self._position, nonfinite=self._guard.state_dict())
         self._saved_at = self._position.iteration
 
+    def _close(self) -> None:
+        if self._tb_logger:
+            self._tb_logger.close()
+        self._ranks.wait()  # for what rank 0 writes: a launcher may end the others soon after the first has left
+
     def _is_stop_requested(self) -> bool:
         return self._stop.requested is not None
 
     def _end_by_signal(self) -> NoReturn:
         self._save()
-        if self._tb_logger:
-            self._tb_logger.close()
+        self._close()
         signum = self._stop.requested
         reason = signum.name if signum else 'A signal to another rank'
         raise Stopped(
@@ -173,7 +176,7 @@ class TrainingLoop:
             with preserved_random_state():
                 for loader in self._loaders.val.values():
                     self._model.validation(
-                        self._until_stopped(loader),
+                        Interruptible(loader, self._is_stop_requested),
                         self._position.iteration,
                         self._tb_logger,
                         self._opt['val']['save_img'],
@@ -182,10 +185,6 @@ class TrainingLoop:
             self._end_by_signal()
         if self._opt['logger'].get('keep_best'):
             self._keep_best()
-
-    def _until_stopped(self, loader: DataLoader) -> Any:
-        """In one process a signal ends validation after an image; several would have to agree on which."""
-        return loader if self._ranks.size > 1 else _Interruptible(loader, self._is_stop_requested)
 
     def _keep_best(self) -> None:
         """Saves the networks if the first metric of the first validation set has never been as good."""
@@ -196,17 +195,20 @@ class TrainingLoop:
             self._checkpoints.save_networks(self._model, self._position, 'best')
 
 
-class _Interruptible:
-    """A validation loader that raises ``Stopped`` in the place of the next image."""
+class Interruptible:
+    """A validation loader that raises ``Stopped`` in the place of the next image.
+
+    Several ranks have to agree: they take ``dataset`` and ``stop`` and share them out (SafeModel.dist_validation).
+    """
 
     def __init__(self, loader: DataLoader, stop: Callable[[], bool]) -> None:
         self.dataset = loader.dataset
+        self.stop = stop
         self._loader = loader
-        self._stop = stop
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for data in self._loader:
-            if self._stop():
+            if self.stop():
                 raise Stopped
             yield data
 

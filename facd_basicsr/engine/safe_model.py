@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
 from facd_basicsr.engine.whole_files import save_whole
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import Stopped, UserError
 
 # What a scheduler has counted. The rest of its state is its options: BasicSR lets a state's overrule the option file's.
 SCHEDULER_PROGRESS = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
@@ -105,14 +105,21 @@ class SafeModel(BaseModel):
         """As ``nondist_validation``, each rank taking every R-th image; BasicSR's makes the others wait for rank 0.
 
         The figures are those of one process to the last bit: they are summed in the order of the images.
+
+        Raises:
+            Stopped: on all ranks, when the loader's ``stop`` has ended it on one.
         """
+        stop = getattr(dataloader, 'stop', lambda: False)
         rank, size, images = self.opt['rank'], self.opt['world_size'], len(dataloader)
         metrics = self.opt['val'].get('metrics') or {}
         name = dataloader.dataset.opt['name']
         own = DataLoader(Subset(dataloader.dataset, range(rank, images, size)))
         wrapped, self.net_g = self.net_g, self.get_bare_model(self.net_g)  # DDP's forward may wait for other ranks
-        values = []
+        values: list[list[float]] | None = []  # None tells the others that it was stopped
         for data in own:
+            if stop():
+                values = None
+                break
             self.feed_data(data)
             self.test()
             visuals = self.get_current_visuals()
@@ -124,6 +131,8 @@ class SafeModel(BaseModel):
         self.net_g = wrapped
         by_rank: list[Any] = [None] * size
         dist.all_gather_object(by_rank, values)
+        if None in by_rank:
+            raise Stopped
         if not metrics:
             return
         in_order = [by_rank[index % size][index // size] for index in range(images)]

@@ -7,7 +7,6 @@ DistributedDataParallel's averaging, the gradient of one process with N.
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 
 def ranks() -> int:
@@ -31,6 +30,20 @@ def all_samples(x: Tensor) -> tuple[Tensor, int]:
     return torch.cat(parts), dist.get_rank() * x.shape[0]
 
 
+class _Total(torch.autograd.Function):
+    """What torch.distributed.nn.functional.all_reduce did, which is deprecated without a successor in torch 2.4."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        summed = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        return _Total.apply(gradient)
+
+
 def total(x: Tensor) -> Tensor:
     """Sum of ``x`` over ranks. Its backward sums the ranks' gradients, which DDP's averaging then divides by R."""
-    return all_reduce(x) if ranks() > 1 else x
+    return _Total.apply(x) if ranks() > 1 else x

@@ -17,6 +17,7 @@ from facd_basicsr.engine.nonfinite import TellsItsSteps
 from facd_basicsr.engine.safe_model import SafeModel
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, build_loss
+from facd_basicsr.losses.pairwise import at_least_float32
 
 PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
 # float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
@@ -141,15 +142,15 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
     def distill_state(self, lq: Tensor, gt: Tensor) -> DistillState:
         """Student's and teacher's outputs and features for a batch, (N, C, h, w) and (N, C, h * scale, w * scale).
 
-        All float32, whatever the networks ran in: a loss's distances are too close to each other for less.
+        At least float32, whatever the networks ran in: a loss's distances are too close to each other for less.
         """
         with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             student, student_feats = self.student_taps.run(self.net_g, lq)
             if self.net_r is not None:
                 student_feats = self.net_r(student_feats)
         teacher, teacher_feats = self.teacher_taps.run(self.teacher, lq)
-        student_feats, teacher_feats = (tuple(f.float() for f in feats) for feats in (student_feats, teacher_feats))
-        return DistillState(student.float(), teacher, gt, lq, student_feats, teacher_feats)
+        student_feats, teacher_feats = (tuple(map(at_least_float32, feats)) for feats in (student_feats, teacher_feats))
+        return DistillState(at_least_float32(student), teacher, gt, lq, student_feats, teacher_feats)
 
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from facd_basicsr.engine import distributed
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import LostRankError, UserError
 
 
 @pytest.mark.parametrize(
@@ -21,10 +21,34 @@ def test_a_launcher_without_its_environment_is_refused(launcher, missing):
         distributed.init_dist(launcher, on_gpu=False, dist_params={})
 
 
+def test_slurm_without_scontrol_is_refused(monkeypatch, tmp_path):
+    for name, value in {'PROCID': '0', 'NTASKS': '1', 'NODELIST': 'node1'}.items():
+        monkeypatch.setenv(f'SLURM_{name}', value)
+    monkeypatch.setenv('PATH', str(tmp_path))
+    with pytest.raises(UserError, match=r'--launcher: slurm, but .*scontrol'):
+        distributed.init_dist('slurm', on_gpu=False, dist_params={})
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv('LOCAL_WORLD_SIZE', '4')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    with pytest.raises(UserError, match=r'--launcher: pytorch, with 4 processes on a machine with 2 GPUs; accepted'):
+        distributed.init_dist('pytorch', on_gpu=True, dist_params={})
+
+
 def test_an_error_of_another_rank_is_told_from_one_of_this():
     assert distributed.lost_rank(RuntimeError('[/gloo/transport/tcp/pair.cc:553] Connection closed by peer'))
     assert distributed.lost_rank(torch.distributed.DistBackendError('NCCL communicator was aborted'))
+    assert not distributed.lost_rank(torch.distributed.DistBackendError('ncclInvalidUsage: Duplicate GPU detected'))
     assert not distributed.lost_rank(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))
+
+
+def test_a_lost_rank_is_named_in_one_line_and_other_errors_stay():
+    message = r'^another rank has ended, or is out of reach \(\[gloo/transport/tcp/pair.cc:1\] Connection closed\)$'
+    with pytest.raises(LostRankError, match=message), distributed.group_ended():
+        raise RuntimeError('[gloo/transport/tcp/pair.cc:1]\nConnection closed')
+    with pytest.raises(RuntimeError, match=r'^mine$'), distributed.group_ended():
+        raise RuntimeError('mine')
 
 
 def test_alone_ranks_ask_nobody():

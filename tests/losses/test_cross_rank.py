@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+
+import facd_basicsr  # noqa: F401  must come before basicsr, in torchrun's workers too
+
+# isort: split
+from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from facd_basicsr.losses import DistillState
+from facd_basicsr.losses import DistillLoss, DistillState
 from facd_basicsr.losses.contrastive import NEGATIVES
 from facd_basicsr.losses.cross_rank import all_samples, total
 from facd_basicsr.losses.csd_loss import csd_loss
@@ -19,7 +24,9 @@ from facd_basicsr.losses.fakd_loss import fakd_loss
 from facd_basicsr.losses.fitnet_loss import fitnet_loss
 from facd_basicsr.losses.iacd_loss import iacd_loss
 from facd_basicsr.losses.infonce_loss import infonce_loss
+from facd_basicsr.losses.lfd_loss import lfd_loss
 from facd_basicsr.losses.lsfd_loss import lsfd_loss
+from facd_basicsr.losses.teacher_supervision_loss import TeacherSupervisionLoss
 
 N, RANKS = 6, 2
 
@@ -29,15 +36,21 @@ def features(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return x.tanh(), torch.nn.functional.avg_pool2d(x, 2)
 
 
+# by the name of the loss and what is varied
 LOSSES = {
-    **{f'facd {negatives}': partial(facd_loss, layer_weights=[1.0], negatives=negatives) for negatives in NEGATIVES},
-    **{f'iacd {negatives}': partial(iacd_loss, negatives=negatives) for negatives in NEGATIVES},
-    'infonce': partial(infonce_loss, layer_weights=[1.0], adaptive=True),
+    **{f'FACDLoss {kind}': partial(facd_loss, layer_weights=[1.0], negatives=kind) for kind in NEGATIVES},
+    **{f'IACDLoss {kind}': partial(iacd_loss, negatives=kind) for kind in NEGATIVES},
+    'InfoNCELoss': partial(infonce_loss, layer_weights=[1.0], adaptive=True),
     # as many negatives as one rank has samples, more, and more than there are
-    **{f'csd {k}': partial(csd_loss, features=features, layer_weights=[0.3, 0.7], num_negatives=k) for k in (3, 4, 10)},
-    'fakd': partial(fakd_loss, layer_weights=[1.0]),
-    'fitnet': partial(fitnet_loss, layer_weights=[1.0]),
-    'lsfd': partial(lsfd_loss, layer_weights=[1.0]),
+    **{
+        f'CSDLoss {k}': partial(csd_loss, features=features, layer_weights=[0.3, 0.7], num_negatives=k)
+        for k in (3, 4, 10)
+    },
+    'FAKDLoss': partial(fakd_loss, layer_weights=[1.0]),
+    'FitNetLoss': partial(fitnet_loss, layer_weights=[1.0]),
+    'LFDLoss': partial(lfd_loss, layer_weights=[1.0]),
+    'LSFDLoss': partial(lsfd_loss, layer_weights=[1.0]),
+    'TeacherSupervisionLoss': TeacherSupervisionLoss(),
 }
 
 
@@ -98,6 +111,15 @@ def test_two_ranks_have_the_loss_and_gradient_of_one_process_with_the_whole_batc
             torch.testing.assert_close(found, [value] * RANKS, rtol=1e-9, atol=0)
     for rank in ranks:
         torch.testing.assert_close(rank[name]['grad'], [p.grad for p in net.parameters()], rtol=1e-9, atol=1e-12)
+
+
+def test_every_registered_loss_is_among_them():
+    registered = {
+        name
+        for name, loss in LOSS_REGISTRY
+        if issubclass(loss, DistillLoss) and loss.__module__.startswith('facd_basicsr.losses.')
+    }
+    assert registered == {name.split()[0] for name in LOSSES}
 
 
 def test_in_one_process_both_are_the_identity():

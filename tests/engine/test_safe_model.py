@@ -1,0 +1,162 @@
+from pathlib import Path
+
+import pytest
+import torch
+from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
+from conftest import write_yml
+from runs import assert_same
+
+from facd_basicsr.data.loaders import build_loaders
+from facd_basicsr.engine.loop import Interruptible
+from facd_basicsr.engine.safe_model import SafeModel, build_model
+from facd_basicsr.errors import Stopped, UserError
+from facd_basicsr.models import FACDModel
+from facd_basicsr.options import parse_options, parser
+
+
+@pytest.fixture
+def build(tmp_path: Path):
+    """Builds the model of an option dict as train.py does, with its folders."""
+
+    def _build(opt: dict) -> SafeModel:
+        args = parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'opt.yml'))])
+        complete = parse_options(args, is_train=True, root=tmp_path)
+        Path(complete['path']['models']).mkdir(parents=True, exist_ok=True)
+        return build_model(complete)
+
+    return _build
+
+
+@pytest.fixture
+def alone(train_opt: dict) -> dict:
+    """A student alone, which is BasicSR's own model, with its average."""
+    for key in ('teacher', 'taps', 'network_r'):
+        del train_opt[key]
+    train_opt['model_type'] = 'SRModel'
+    del train_opt['train']['distill_opt']
+    train_opt['train'] |= {'pixel_opt': {'type': 'L1Loss'}, 'ema_decay': 0.9}
+    return train_opt
+
+
+def step(model: SafeModel, first: int, last: int) -> None:
+    for iteration in range(first, last + 1):
+        generator = torch.Generator().manual_seed(iteration)
+        lq, gt = (torch.rand(3, 3, size, size, generator=generator) for size in (8, 16))
+        model.update_learning_rate(iteration)
+        model.feed_data({'lq': lq, 'gt': gt})
+        model.optimize_parameters(iteration)
+
+
+def stored(model: SafeModel, folder: Path) -> dict:
+    """The training state after it was a file."""
+    torch.save(model.training_state(), folder / 'state')
+    return torch.load(folder / 'state', weights_only=True)
+
+
+def test_basicsrs_model_becomes_a_safe_one_of_the_same_name(build, alone):
+    model = build(alone)
+    assert isinstance(model, SafeModel) and isinstance(model, SRModel)
+    assert type(model).__name__ == 'SRModel'
+
+
+def test_a_model_that_is_safe_stays_what_it_is(build, train_opt):
+    assert type(build(train_opt)) is FACDModel
+
+
+def test_networks_are_saved_with_basicsrs_content(build, alone):
+    model = build(alone)
+    step(model, 1, 2)
+    model.save(0, 2)
+    folder = Path(model.opt['path']['models'])
+    BaseModel.save_network(model, [model.net_g, model.net_g_ema], 'basicsr', 2, ['params', 'params_ema'])
+    found, expected = (torch.load(folder / f'{name}_2.pth', weights_only=True) for name in ('net_g', 'basicsr'))
+    assert_same(found, expected)
+    assert list(found) == ['params', 'params_ema']
+    assert not torch.equal(found['params']['conv_first.weight'], found['params_ema']['conv_first.weight'])
+    model.save_network(model.net_g, 'alone', -1)
+    assert_same(torch.load(folder / 'alone_latest.pth', weights_only=True), {'params': expected['params']})
+
+
+def test_saved_has_the_digest_of_every_network_and_basicsrs_state_is_not_written(build, train_opt):
+    model = build(train_opt)
+    model.save(0, 3)
+    assert set(model.saved) == {'net_g_3.pth', 'net_r_3.pth'}
+    assert sorted(path.name for path in Path(model.opt['path']['experiments_root']).rglob('*.*')) == sorted(model.saved)
+
+
+def test_a_training_state_and_its_networks_are_all_that_training_goes_on_from(build, train_opt, tmp_path):
+    train_opt['train']['ema_decay'] = 0.9
+    model = build(train_opt)
+    step(model, 1, 3)
+    model.best_metric_results = {'val': {'psnr_y': {'better': 'higher', 'val': 30.5, 'iter': 2}}}
+    model.save(0, 3)
+    state = stored(model, tmp_path)
+
+    for net in 'gr':
+        train_opt['path'][f'pretrain_network_{net}'] = str(Path(model.opt['path']['models'], f'net_{net}_3.pth'))
+    other = build(train_opt)
+    other.resume_training(state)
+    assert_same(other.training_state(), state)
+    for one in (model, other):
+        step(one, 4, 5)
+    assert_same(other.training_state(), model.training_state())
+    for net in ('net_g', 'net_g_ema', 'net_r'):
+        assert_same(getattr(other, net).state_dict(), getattr(model, net).state_dict())
+
+
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        ({'type': 'MultiStepLR', 'milestones': [3], 'gamma': 0.5}, {'milestones': [3, 6, 8]}),
+        ({'type': 'MultiStepLR', 'milestones': [3, 6], 'gamma': 0.5}, {'milestones': [3]}),
+        ({'type': 'CosineAnnealingRestartLR', 'periods': [5], 'restart_weights': [1]}, {'periods': [10]}),
+    ],
+)
+def test_after_a_resume_the_schedule_is_the_option_files_and_not_the_states(build, alone, tmp_path, before, after):
+    def rates(model: SafeModel) -> list[float]:
+        found = []
+        for iteration in range(6, 10):
+            step(model, iteration, iteration)
+            found += model.get_current_learning_rate()
+        return found
+
+    alone['train']['scheduler'] = before
+    model = build(alone)
+    step(model, 1, 5)
+    state = stored(model, tmp_path)
+    alone['train']['scheduler'] = {**before, **after}
+    resumed, never_stopped = build(alone), build(alone)
+    resumed.resume_training(state)
+    step(never_stopped, 1, 5)
+    assert rates(resumed) == rates(never_stopped)
+
+
+def gathered_with(theirs: list | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank of two, which gives these values."""
+
+    def all_gather_object(values: list, own: list | None) -> None:
+        values[:] = [own, theirs]
+
+    monkeypatch.setattr('facd_basicsr.engine.safe_model.dist.all_gather_object', all_gather_object)
+
+
+@pytest.mark.parametrize(('stopped_here', 'theirs'), [(True, []), (False, None)])
+def test_validation_by_several_ranks_ends_on_all_when_one_is_stopped(build, alone, monkeypatch, stopped_here, theirs):
+    model = build(alone)
+    model.opt |= {'dist': True, 'rank': 0, 'world_size': 2}
+    gathered_with(theirs, monkeypatch)
+    loader = Interruptible(build_loaders(model.opt).val['val'], lambda: stopped_here)
+    network = model.net_g
+    with pytest.raises(Stopped):
+        model.validation(loader, 1, None, False)
+    assert model.net_g is network and not hasattr(model, 'metric_results')
+
+
+def test_a_state_of_another_optimizer_is_refused_in_one_line(build, alone):
+    model = build(alone)
+    model.opt['path']['resume_state'] = '5.state'
+    state = model.training_state()
+    for wrong in ({**state, 'schedulers': []}, {**state, 'optimizers': [{'state': {}, 'param_groups': []}]}):
+        with pytest.raises(UserError, match=r'^path.resume_state: 5.state does not fit the networks .*; accepted: a'):
+            model.resume_training(wrong)

@@ -1,0 +1,91 @@
+"""The model under DDP: two ranks with half a batch each have the gradient of one process with the whole of it."""
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from facd_basicsr.engine.safe_model import build_model
+from facd_basicsr.models import FACDModel
+from facd_basicsr.options import parse_options, parser
+
+N, RANKS = 6, 2
+LOSSES = {
+    'FACDLoss': {'type': 'FACDLoss', 'lambda': 4, 'negatives': 'per_anchor'},
+    'InfoNCELoss': {'type': 'InfoNCELoss', 'adaptive': True},
+}
+
+
+def batch() -> dict[str, torch.Tensor]:
+    """Images of different colours, so that now the teacher is closer to one, now the student."""
+    generator = torch.Generator().manual_seed(0)
+    made = {'generator': generator, 'dtype': torch.float64}
+
+    def images(size: int) -> torch.Tensor:
+        colours = torch.rand(N, 3, 1, 1, **made)
+        return colours + 0.2 * torch.rand(N, 3, size, size, **made)
+
+    return {'lq': images(12), 'gt': images(24)}
+
+
+def step(option_file: Path, loss: str, share: slice) -> dict:
+    """One iteration on a share of the batch: its gradients and what the log shows, in float64."""
+    opt = parse_options(parser().parse_args(['-opt', str(option_file)]), is_train=True, root=option_file.parent)
+    opt['dist'] = opt['world_size'] > 1  # the group is there already, and serves several models
+    opt['train']['distill_opt'] = copy.deepcopy(LOSSES[loss])
+    torch.set_default_dtype(torch.float64)
+    try:
+        model: FACDModel = build_model(opt)
+        model.feed_data({key: images[share] for key, images in batch().items()})
+        model.optimize_parameters(1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    nets = {'student': model.net_g, 'regressors': model.net_r}
+    gradients = {key: [p.grad for p in model.get_bare_model(net).parameters()] for key, net in nets.items()}
+    return {**gradients, 'log': model.get_current_log()}
+
+
+def worker(option_file: Path) -> None:
+    """One rank's share of the work; torchrun starts it from this file."""
+    dist.init_process_group('gloo')
+    rank = dist.get_rank()
+    share = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
+    torch.save({loss: step(option_file, loss, share) for loss in LOSSES}, option_file.parent / f'{rank}.pth')
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def option_file(data: Path, teacher_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from conftest import tiny_train_opt, write_yml  # not at the top: torchrun's workers have no pytest's path
+
+    opt = tiny_train_opt(data, teacher_weights)
+    opt['datasets']['train']['batch_size_per_gpu'] = N // RANKS
+    return write_yml(opt, tmp_path_factory.mktemp('ranks') / 'opt.yml')
+
+
+@pytest.fixture(scope='module')
+def ranks(option_file: Path) -> list[dict]:
+    from conftest import run
+
+    torchrun = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={RANKS}')
+    done = run(*torchrun, __file__, option_file, cwd=option_file.parent)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(option_file.parent / f'{rank}.pth', weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize('loss', LOSSES)
+def test_student_and_regressors_of_two_ranks_have_the_gradient_of_one_process(ranks, option_file, loss):
+    expected = step(option_file, loss, slice(None))
+    assert 0 < expected['log']['alpha'] < 1  # the gate lets some samples through, and some not
+    for rank in ranks:
+        for net in ('student', 'regressors'):
+            assert all(gradient.dtype == torch.float64 and gradient.abs().sum() > 0 for gradient in expected[net])
+            torch.testing.assert_close(rank[loss][net], expected[net], rtol=1e-9, atol=1e-12)
+    assert ranks[0][loss]['log'] == pytest.approx(expected['log'], rel=1e-9)
+
+
+if __name__ == '__main__':
+    worker(Path(sys.argv[1]))

@@ -1,0 +1,172 @@
+"""Training and testing on two processes, by torchrun on this machine, against one process with the whole batch."""
+
+import re
+import shutil
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import cv2
+import pytest
+import torch
+from conftest import picture, tiny_test_opt, tiny_train_opt, write_yml
+from runs import assert_same, result, scalars, torchrun
+
+from facd_basicsr.data.bicubic import bicubic_lr
+from facd_basicsr.options import parser
+from facd_basicsr.test import test as evaluate
+from facd_basicsr.train import train
+
+N = 4
+TRAIN, TEST = 'facd_basicsr/train.py', 'facd_basicsr/test.py'
+
+
+@pytest.fixture(scope='module')
+def three_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders ``GT`` and ``LQ`` of three images, so that one of two ranks has two of them."""
+    root = tmp_path_factory.mktemp('three')
+    for i, height in enumerate((32, 40, 48)):
+        gt = picture(200 + i, height, 56 - height // 8 * 2)
+        for folder, image in (('GT', gt), ('LQ', bicubic_lr(gt, 2))):
+            (root / folder).mkdir(exist_ok=True)
+            cv2.imwrite(str(root / folder / f'{i}.png'), image)
+    return root
+
+
+def facd_opt(data: Path, teacher_weights: Path, three_images: Path) -> dict:
+    """FACD, for two ranks with batches of 2: three iterations an epoch, and N iterations end within the second.
+
+    With the small rate the random student stays about as good as the random teacher, and alpha between 0 and 1.
+    """
+    opt = tiny_train_opt(data, teacher_weights)
+    opt['datasets']['train'] |= {'batch_size_per_gpu': 2, 'dataset_enlarge_ratio': 2}
+    opt['datasets']['val'] |= {'dataroot_gt': str(three_images / 'GT'), 'dataroot_lq': str(three_images / 'LQ')}
+    opt['train'] |= {'total_iter': 2 * N, 'ema_decay': 0.9, 'optim_g': {'type': 'Adam', 'lr': 1e-4}}
+    opt['val']['val_freq'] = opt['logger']['save_checkpoint_freq'] = N
+    return opt
+
+
+@pytest.fixture(scope='module')
+def option_file(checkout: Path, data: Path, teacher_weights: Path, three_images: Path) -> Path:
+    return write_yml(facd_opt(data, teacher_weights, three_images), checkout / 'two.yml')
+
+
+@pytest.fixture(scope='module')
+def two(checkout: Path, option_file: Path) -> CompletedProcess[str]:
+    """2N iterations on two processes."""
+    return torchrun(TRAIN, '-opt', option_file, '--force_yml', 'name=two', cwd=checkout)
+
+
+def in_this_process(option_file: Path, root: Path, *overrides: str, resume: bool = False) -> None:
+    args = ['-opt', str(option_file), *(['--auto_resume'] if resume else []), '--force_yml', *overrides]
+    train(parser().parse_args(args), root=root, console=False)
+
+
+@pytest.fixture(scope='module')
+def one(checkout: Path, option_file: Path) -> None:
+    """The same on one, with the whole batch."""
+    in_this_process(option_file, checkout, 'name=one', 'datasets:train:batch_size_per_gpu=4')
+
+
+def networks(checkout: Path, name: str, iteration: int | str) -> dict[str, torch.Tensor]:
+    """Every weight a run has saved at an iteration: student, its average and regressors."""
+    return {
+        f'{net} {key} {weight}': value
+        for net in 'gr'
+        for key, weights in torch.load(
+            checkout / f'experiments/{name}/models/net_{net}_{iteration}.pth', weights_only=True
+        ).items()
+        for weight, value in weights.items()
+    }
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """To 1e-6, or 1e-7 for weights below 0.1.
+
+    Two ranks add up halves of a batch where one process adds up all of it, in another order; weights of 0.2 then
+    differ by their last bit or two, 1.5e-8.
+    """
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_two_processes_train_as_one_with_their_batches_together(two, one, checkout):
+    assert two.returncode == 0, two.stderr
+    for iteration in (N, 2 * N, 'latest'):
+        assert_close(networks(checkout, 'two', iteration), networks(checkout, 'one', iteration))
+
+
+def test_the_log_of_two_processes_has_the_terms_of_one(two, one, checkout):
+    found, expected = scalars(checkout, 'two'), scalars(checkout, 'one')
+    assert {'losses/l_sr', 'losses/l_facd', 'alpha', 'r_1', 'r_2', 'r_3'} < expected.keys() == found.keys()
+    assert 0 < min(expected['alpha'].values()) < max(expected['alpha'].values()) < 1  # the gate has worked
+    for tag, values in expected.items():
+        assert found[tag] == pytest.approx(values, rel=1e-6), tag
+    assert two.stderr.count('iter:       2') == 1  # rank 0 alone logs
+
+
+def test_a_run_on_two_processes_that_was_stopped_and_resumed_ends_as_one_that_never_was(two, option_file, checkout):
+    for total in (N, 2 * N):
+        overrides = (f'train:total_iter={total}', 'name=stopped', 'datasets:train:num_worker_per_gpu=1')
+        done = torchrun(TRAIN, '-opt', option_file, '--auto_resume', '--force_yml', *overrides, cwd=checkout)
+        assert done.returncode == 0, done.stderr
+    assert 'Not as if it had never been stopped' not in done.stderr
+    assert_same(result(checkout, 2 * N, 'stopped'), result(checkout, 2 * N, 'two'))
+    whole, stopped = scalars(checkout, 'two'), scalars(checkout, 'stopped')
+    for tag, values in whole.items():
+        assert values.items() <= stopped[tag].items(), tag
+
+
+def test_with_another_number_of_processes_it_goes_on_and_says_what_differs(two, one, option_file, checkout):
+    """After the samples that were done, so that it ends as the run on one process does."""
+    shutil.copytree(checkout / 'experiments/two', checkout / 'experiments/resumed')
+    (checkout / f'experiments/resumed/training_states/{2 * N}.state').unlink()
+    in_this_process(option_file, checkout, 'name=resumed', 'datasets:train:batch_size_per_gpu=4', resume=True)
+    log = max((checkout / 'experiments/resumed').glob('train_resumed_*.log')).read_text()
+    for difference in ('batch_size was 2 and is 4', 'world_size was 2 and is 1'):
+        assert f'Not as if it had never been stopped: {difference}.' in log
+    assert_close(networks(checkout, 'resumed', 2 * N), networks(checkout, 'one', 2 * N))
+    # it began by validating the networks of iteration N, as the two processes had done: to the last bit the same
+    found, expected = (result(checkout, 2 * N, name)['best_metric_results']['val'] for name in ('resumed', 'two'))
+    assert found == expected and all(best['iter'] == N for best in expected.values())
+
+
+def test_two_processes_share_a_test_set_and_find_the_figures_of_one(two, checkout, three_images, data):
+    opt = tiny_test_opt(data)
+    opt['datasets']['test_1'] |= {f'dataroot_{name}': str(three_images / name.upper()) for name in ('gt', 'lq')}
+    opt['path']['pretrain_network_g'] = str(checkout / 'experiments/two/models/net_g_latest.pth')
+    opt['val']['save_img'] = True
+    path = write_yml(opt, checkout / 'three.yml')
+    figures = evaluate(parser().parse_args(['-opt', str(path), '--force_yml', 'name=alone']), checkout, console=False)
+    done = torchrun(TEST, '-opt', path, '--force_yml', 'name=shared', cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    row = re.findall(r'^pictures +(.*)$', done.stderr, re.MULTILINE)
+    assert [line.split() for line in row] == [[f'{value:.4f}' for value in figures['pictures'].values()]]
+    images = {name: sorted((checkout / f'results/{name}').rglob('*.png')) for name in ('alone', 'shared')}
+    assert [path.name for path in images['shared']] == [f'{i}_shared.png' for i in range(3)]
+    for alone, shared in zip(images['alone'], images['shared']):
+        assert alone.read_bytes() == shared.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_student_alone_trains_on_two_processes_as_on_one(checkout, data, teacher_weights, three_images):
+    opt = facd_opt(data, teacher_weights, three_images)
+    for key in ('teacher', 'taps', 'network_r'):
+        del opt[key]
+    opt |= {'model_type': 'SRModel', 'name': 'alone_two'}
+    opt['train'] |= {'pixel_opt': {'type': 'L1Loss'}}
+    del opt['train']['distill_opt']
+    path = write_yml(opt, checkout / 'alone.yml')
+    done = torchrun(TRAIN, '-opt', path, cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    in_this_process(path, checkout, 'name=alone_one', 'datasets:train:batch_size_per_gpu=4')
+    for iteration in (N, 2 * N):
+        found, expected = (
+            torch.load(checkout / f'experiments/alone_{name}/models/net_g_{iteration}.pth', weights_only=True)
+            for name in ('two', 'one')
+        )
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_close(found[key], expected[key])
+    found, expected = scalars(checkout, 'alone_two'), scalars(checkout, 'alone_one')
+    assert found.keys() == expected.keys()
+    for tag, values in expected.items():
+        assert found[tag] == pytest.approx(values, rel=1e-6), tag
