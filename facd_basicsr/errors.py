@@ -25,7 +25,7 @@ class LostRankError(Exception):
     """Another process of the group has ended, and says itself why; here nothing is wrong."""
 
 
-class Stopped(Exception):  # noqa: N818  nothing went wrong
+class Stopped(BaseException):  # as KeyboardInterrupt: nothing went wrong, and nothing should take it for an error
     """A signal has ended the run, which is saved; its message says how it goes on."""
 
 

@@ -23,13 +23,13 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 
 # isort: split
 import torch
-from basicsr.utils import get_time_str, make_exp_dirs, mkdir_and_rename
+from basicsr.utils import get_time_str, make_exp_dirs, mkdir_and_rename, set_random_seed
 from basicsr.utils.options import dict2str
 
-from facd_basicsr.data.loaders import Loaders, build_loaders
+from facd_basicsr.data.loaders import Loaders, build_loaders, naming_killed_workers
 from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.distill.gate import check_teacher
-from facd_basicsr.engine.checkpoint import Position
+from facd_basicsr.engine.checkpoint import Position, naming_a_full_disk
 from facd_basicsr.engine.damaged_images import DamagedImages
 from facd_basicsr.engine.distributed import Ranks, ended_at_once, group_ended
 from facd_basicsr.engine.logs import DeferredLog, tensorboard, versions
@@ -37,7 +37,7 @@ from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.resume import describe, load_resume_state, resume_random, resumed_position
 from facd_basicsr.engine.safe_model import SafeModel, build_model
-from facd_basicsr.engine.signals import leave_to_the_main_process
+from facd_basicsr.engine.signals import ending_set_up, leave_to_the_main_process
 from facd_basicsr.engine.whole_files import remove_partial, write_whole
 from facd_basicsr.errors import UserError, data_complaints, run_command
 from facd_basicsr.options import parse_options, parser
@@ -64,12 +64,15 @@ def train(
         LostRankError: another process of the group has ended.
         Stopped: a signal has ended it, with everything saved.
     """
-    opt = parse_options(args, is_train=True, root=root)
     torch.backends.cudnn.benchmark = True
-    with DeferredLog(opt['rank'], console) as log, group_ended():
-        log.info(versions())
-        log.info(dict2str(opt))
-        _train(opt, args.opt, log, on_iteration)
+    with ending_set_up(), naming_killed_workers():
+        opt = parse_options(args, is_train=True, root=root)
+        with DeferredLog(opt['rank'], console) as log, group_ended():
+            log.info(versions())
+            log.info(dict2str(opt))
+            training = set_up(opt, log)
+            with naming_a_full_disk(Path(opt['path']['training_states'])):
+                _train(opt, training, args.opt, log, on_iteration)
 
 
 @dataclass
@@ -99,6 +102,7 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
     if opt['seed_drawn']:
         drawn = opt['manual_seed'] if resume_state is None else resume_state.get('data', {}).get('seed')
         opt['manual_seed'] = ranks.from_first(drawn or opt['manual_seed'])
+        set_random_seed(opt['manual_seed'] + ranks.rank)
     for line in check_pretrained(opt):
         log.info(line)
     with data_complaints():
@@ -120,8 +124,13 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
     return Training(model, loaders, ranks, resume_state, teacher)
 
 
-def _train(opt: dict[str, Any], option_file: str, log: DeferredLog, on_iteration: Callable[[int], None]) -> None:
-    training = set_up(opt, log)
+def _train(
+    opt: dict[str, Any],
+    training: Training,
+    option_file: str,
+    log: DeferredLog,
+    on_iteration: Callable[[int], None],
+) -> None:
     position = _position(opt, training, log)
     if opt['rank'] == 0:
         _make_folders(opt, Path(option_file), in_place=opt['auto_resume'] or training.resume_state is not None)

@@ -3,7 +3,7 @@
 import io
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from facd_basicsr.data.images import DAMAGED
@@ -22,11 +22,14 @@ def complaint_about(dataset: Dataset, index: int, error: Exception) -> str:
 
     Raises:
         UserError: not the image, but what holds all of them can't be read.
+        AttributeError, TypeError: the error itself, where all files are whole: it is a fault of the dataset's code.
     """
     reason = ' '.join(str(error).split())
-    entry = getattr(dataset, 'paths', {index: None})[index]
-    if entry is None:
+    if not (hasattr(dataset, 'paths') and hasattr(dataset, 'file_client')):
+        if isinstance(error, (AttributeError, TypeError)):
+            raise error
         return f'image {index} of {type(dataset).__name__}: {reason}'
+    entry = dataset.paths[index]
     if dataset.file_client is None:
         raise UserError(f'datasets: {reason}; datasets/README.md describes the layout') from error
     paths = entry if isinstance(entry, dict) else {'lq_path': entry}
@@ -38,8 +41,12 @@ def complaint_about(dataset: Dataset, index: int, error: Exception) -> str:
                 return f'{_name(dataset, client, path)}: missing'
             with Image.open(io.BytesIO(content)) as image:
                 image.verify() if image.format == 'PNG' else image.load()
+        except UnidentifiedImageError:  # whose text has an address in memory, another one each time
+            return f'{_name(dataset, client, path)}: not a readable image (of no known format)'
         except DAMAGED as damage:
             return f'{_name(dataset, client, path)}: not a readable image ({" ".join(str(damage).split())})'
+    if isinstance(error, (AttributeError, TypeError)):
+        raise error
     return f'{_name(dataset, "gt", next(iter(sorted(paths.values()))))}: {reason}'
 
 

@@ -71,26 +71,24 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
 
 def build_ordered_dataset(dataset_opt: dict[str, Any]) -> Dataset:
     """As BasicSR's ``build_dataset``, with the images of a folder by name: their order on the disk is not that of a
-    copy, and a run that went on beside the copy would see others.
+    copy, and a run that went on beside the copy would see others. Of its own datasets only: another's ``paths`` may
+    belong to other lists.
     """
     dataset = build_dataset(dataset_opt)
     paths = getattr(dataset, 'paths', None)
-    if isinstance(paths, list):
+    if isinstance(paths, list) and type(dataset).__module__.startswith('basicsr.'):
         paths.sort(key=lambda path: sorted(path.items()) if isinstance(path, dict) else path)
     return dataset
 
 
 def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What is left of an epoch, prefetched as ``datasets.train.prefetch_mode`` says.
+    """What is left of an epoch, prefetched as ``datasets.train.prefetch_mode`` says. Its processes start at once.
 
     Args:
         loader: of the training.
         opt: from :func:`facd_basicsr.options.parse_options`.
     """
-    for batch in _prefetched(loader, opt):
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    return _without_errors(_prefetched(loader, opt))
 
 
 @contextmanager
@@ -99,7 +97,7 @@ def naming_killed_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if 'DataLoader worker' not in str(error):
+        if 'DataLoader worker (pid' not in str(error):  # not "Caught ... in DataLoader worker", which has a traceback
             raise
         raise UserError(
             f'datasets.train: {" ".join(str(error).split())}; perhaps memory or /dev/shm is full (fewer '
@@ -113,6 +111,17 @@ def _prefetched(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, A
     if isinstance(loader, PrefetchDataLoader):
         return PrefetchGenerator(_ending_in_its_error(DataLoader.__iter__(loader)), loader.num_prefetch_queue)
     return iter(loader)
+
+
+def _without_errors(items: Iterator[dict[str, Any] | Exception]) -> Iterator[dict[str, Any]]:
+    """Raises what a thread has caught, and a worker's UserError without the worker's traceback."""
+    try:
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    except UserError as error:
+        raise UserError(str(error).rpartition('UserError: ')[2]) from error
 
 
 def _ending_in_its_error(items: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any] | Exception]:

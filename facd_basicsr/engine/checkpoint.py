@@ -68,7 +68,7 @@ class Checkpoints:
         random = self._ranks.gather(random_state())
         if self._ranks.rank != 0:
             return
-        with self.naming_a_full_disk():
+        with naming_a_full_disk(self._states):
             model.saved.clear()
             model.save(position.epoch, position.iteration)
             state = {
@@ -85,20 +85,21 @@ class Checkpoints:
             path = self._states / f'{position.iteration}.state'
             save_whole(state, path)
             write_whole(self._states / LATEST, f'{path.name}\n'.encode())
-        if self._keep_last is not None:
-            self._remove_old(position.iteration)
+        self.remove_old(position.iteration)
 
     def save_networks(self, model: SafeModel, position: Position, name: int | str) -> None:
         """Saves the networks alone, as ``net_*_NAME.pth``; -1 is ``latest`` as in BasicSR."""
         if self._ranks.rank == 0:
-            with self.naming_a_full_disk():
+            with naming_a_full_disk(self._states):
                 model.save(position.epoch, name)
 
-    def _remove_old(self, iteration: int) -> None:
+    def remove_old(self, iteration: int) -> None:
         """Removes all but the newest up to ``iteration``, the states first: none is there without its networks.
 
         What is later than ``iteration`` is of another continuation of the run, and stays.
         """
+        if self._keep_last is None or self._ranks.rank != 0:
+            return
         earlier = sorted((n for n in state_iterations(self._states) if n <= iteration), reverse=True)
         kept = set(earlier[: self._keep_last])
         for old in earlier[self._keep_last :]:
@@ -108,23 +109,32 @@ class Checkpoints:
             if number.isdigit() and int(number) <= iteration and int(number) not in kept:
                 path.unlink()
 
-    @contextmanager
-    def naming_a_full_disk(self) -> Iterator[None]:
-        """Turns the errors of a full disk into one that says what is left; others stay."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            latest = self._states / LATEST
-            left = 'there is no checkpoint yet'
-            if latest.is_file():
-                name = latest.read_text(encoding='utf-8').strip()
-                left = f'{name} and its networks are whole, and --auto_resume goes on from there'
-            raise UserError(
-                f'{error.filename or self._states}: {error.strerror}; {left} once there is room (logger.keep_last '
-                'bounds the number of checkpoints)'
-            ) from error
+
+@contextmanager
+def naming_a_full_disk(states: Path) -> Iterator[None]:
+    """Turns the errors of a full disk into one that says what is left; others stay.
+
+    Args:
+        states: the folder of the training states.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        # the last is BasicSR's for an image of a validation, which does not say why
+        if error.errno not in FULL and 'Failed in writing images' not in str(error):
+            raise
+        latest = states / LATEST
+        left = 'there is no checkpoint yet'
+        if latest.is_file():
+            name = latest.read_text(encoding='utf-8', errors='replace').strip()
+            left = f'{name} and its networks are whole, and --auto_resume goes on from there'
+        raise UserError(
+            f'{error.filename or states.parent}: {error.strerror or error}; {left} once there is room '
+            '(logger.keep_last bounds the number of checkpoints)'
+        ) from error
 
 
 def state_iterations(folder: Path) -> list[int]:

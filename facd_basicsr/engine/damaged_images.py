@@ -40,13 +40,26 @@ class DamagedImages:
         """Warns of files that are new since the last report. To be called by all ranks."""
         if not self._skip:
             return
-        total: dict[str, int] = {}
-        for found in self._ranks.gather(self._found):
-            for complaint, samples in found.items():
-                total[complaint] = total.get(complaint, 0) + samples
+        total = self._total()
         for complaint in sorted(total.keys() - self._known):
             self._warn(
                 f'datasets.train: {complaint}; another image takes its place ({len(total)} damaged, in '
                 f'{sum(total.values())} samples so far).'
             )
         self._known |= total.keys()
+
+    def end(self) -> None:
+        """Reports what is new and how often each image was replaced. To be called by all ranks."""
+        self.report()
+        if self._known:
+            total = self._total()
+            counts = ', '.join(f'{complaint.split(": ")[0]} {samples}' for complaint, samples in sorted(total.items()))
+            self._warn(f'Damaged images, and in how many samples another took their place: {counts}.')
+
+    def _total(self) -> dict[str, int]:
+        """Samples by complaint, of all ranks."""
+        total: dict[str, int] = {}
+        for found in self._ranks.gather(self._found):
+            for complaint, samples in found.items():
+                total[complaint] = total.get(complaint, 0) + samples
+        return total

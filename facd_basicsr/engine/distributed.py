@@ -1,5 +1,6 @@
 """The processes of a training: starting their group, and what they have to agree on."""
 
+import functools
 import multiprocessing
 import os
 import subprocess
@@ -35,6 +36,8 @@ def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
             f'--launcher: {launcher}, with {processes} processes on a machine with {gpus} GPUs; accepted: '
             f'--nproc_per_node={gpus} or less, or any number without GPUs (num_gpu: 0)'
         )
+    if launcher == 'slurm' and 'MASTER_PORT' in os.environ:  # a job's own comes before the option file's
+        dist_params = {key: value for key, value in dist_params.items() if key != 'port'}
     try:
         with _naming_a_lost_rank():
             join()
@@ -61,13 +64,18 @@ def _take_environment_from_slurm(port: int | None) -> None:
     os.environ['MASTER_PORT'] = str(port) if port else os.environ.get('MASTER_PORT', '29500')
 
 
+# In what c10d and NCCL say of a process that has ended or can't be reached.
+GONE = ('closed', 'reset', 'remote process', 'imed out', 'imeout', 'ncclRemoteError', 'aborted', 'roken pipe', 'onnect')
+
+
 def lost_rank(error: RuntimeError) -> bool:
     """Whether an error says that a process of the group has gone, and not what is wrong in this one.
 
-    gloo's are plain RuntimeErrors, which name the file of its connections.
+    gloo's are plain RuntimeErrors, which name the file of its connections. NCCL's other errors, of memory for example,
+    are this process's own.
     """
     if isinstance(error, dist.DistError):
-        return 'ncclInvalidUsage' not in str(error)
+        return any(sign in str(error) for sign in GONE)
     return 'gloo/transport' in str(error)
 
 
@@ -131,6 +139,12 @@ def _naming_a_lost_rank() -> Iterator[None]:
 Value = TypeVar('Value')
 
 
+@functools.cache
+def _gloo_group() -> dist.ProcessGroup:
+    """One for the process's life, which all ranks make together."""
+    return dist.new_group(backend='gloo')
+
+
 class Ranks:
     """What the processes of a training tell each other beside gradients. Alone, each method is the identity.
 
@@ -139,7 +153,7 @@ class Ranks:
 
     def __init__(self) -> None:
         self.rank, self.size = get_dist_info()
-        self._group = dist.new_group(backend='gloo') if self.size > 1 else None
+        self._group = _gloo_group() if self.size > 1 else None
 
     def gather(self, value: Value) -> list[Value]:
         """Every rank's value, on every rank; plain Python values only."""

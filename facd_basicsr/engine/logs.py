@@ -57,15 +57,16 @@ class DeferredLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file is not None and isinstance(error, Exception):
+        if self._file is not None and isinstance(error, (Exception, Stopped)):
             known = (LostRankError, Stopped, UserError)
             self._write_last(error, None if isinstance(error, known) else traceback)
         for handler in (self._held, self._file):
             if handler is not None:
                 self.logger.removeHandler(handler)
-                handler.close()
+                with contextlib.suppress(OSError):  # what a full disk did not take before, it does not take now
+                    handler.close()
 
-    def _write_last(self, error: Exception, traceback: TracebackType | None) -> None:
+    def _write_last(self, error: BaseException, traceback: TracebackType | None) -> None:
         """To the file alone: on the console it is the entry point's to say. Quietly, as the disk may be full."""
         message = 'The run has crashed.' if traceback else str(error)
         cause = (type(error), error, traceback) if traceback else None

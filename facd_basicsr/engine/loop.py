@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from basicsr.utils import AvgTimer, MessageLogger
 from torch.utils.data import DataLoader
 
-from facd_basicsr.data.loaders import Loaders, batches, naming_killed_workers
+from facd_basicsr.data.loaders import Loaders, batches
 from facd_basicsr.engine.checkpoint import Checkpoints, Position
 from facd_basicsr.engine.damaged_images import DamagedImages
 from facd_basicsr.engine.distributed import Ranks
@@ -17,7 +17,7 @@ from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.random_state import preserved_random_state
 from facd_basicsr.engine.safe_model import SafeModel
-from facd_basicsr.engine.signals import StopSignals
+from facd_basicsr.engine.signals import StopSignals, held_back
 from facd_basicsr.errors import Stopped
 
 
@@ -71,7 +71,8 @@ class TrainingLoop:
             UserError: an image, the disk or a loss does not let it go on.
         """
         start_time, position = time.time(), self._position
-        with self._stop, self._checkpoints.naming_a_full_disk(), naming_killed_workers():
+        with self._stop:
+            self._checkpoints.remove_old(position.iteration)  # an earlier process may have been killed before that
             if 0 < position.iteration < self._total_iter:
                 self._validate_if_due()  # the state was saved before it
             self._train()
@@ -79,6 +80,7 @@ class TrainingLoop:
                 f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}'
             )
             self._guard.end()
+            self._damaged.end()
             self._save()
             self._log.info('Save the latest model.')
             self._checkpoints.save_networks(self._model, position, -1)
@@ -133,7 +135,9 @@ class TrainingLoop:
         while position.iteration < self._total_iter:
             self._loaders.sampler.set_position(position.epoch, position.batches)
             missing = self._total_iter - position.iteration
-            yield from itertools.islice(batches(self._loaders.train, self._opt), missing)
+            with held_back():  # or a signal would end the workers before they have learnt to ignore it
+                rest = batches(self._loaders.train, self._opt)
+            yield from itertools.islice(rest, missing)
             if position.iteration < self._total_iter:
                 position.epoch, position.batches = position.epoch + 1, 0
 
@@ -156,6 +160,7 @@ class TrainingLoop:
         return self._stop.requested is not None
 
     def _end_by_signal(self) -> NoReturn:
+        self._damaged.end()
         self._save()
         self._close()
         signum = self._stop.requested

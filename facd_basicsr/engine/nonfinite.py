@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info, master_only
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from facd_basicsr.engine.distributed import Ranks
 from facd_basicsr.engine.whole_files import save_whole
 from facd_basicsr.errors import UserError
 
@@ -116,7 +116,7 @@ class NonFiniteGuard:
         bad_terms = [name for name, value in terms.items() if not math.isfinite(value)]
         images = [key for key in ('lq', 'gt') if key in data and not torch.isfinite(data[key]).all()]
         here = bad_terms + images if isinstance(self._model, TellsItsSteps) else images
-        ranks = _all_ranks({'bad': bad_terms + images, 'here': here, 'files': _files(data)})
+        ranks = Ranks().gather({'bad': bad_terms + images, 'here': here, 'files': _files(data)})
         bad = list(dict.fromkeys(name for rank in ranks for name in rank['bad']))
         if bad or not scaling:
             self._skipped += 1
@@ -209,12 +209,3 @@ def _named_files(ranks: list[dict[str, list[str]]]) -> str:
         + f': {", ".join(own["files"])}'
         for rank, own in enumerate(ranks)
     )
-
-
-def _all_ranks(own: dict[str, list[str]]) -> list[dict[str, list[str]]]:
-    _, world_size = get_dist_info()
-    if world_size == 1:
-        return [own]
-    ranks: list[Any] = [None] * world_size
-    dist.all_gather_object(ranks, own)
-    return ranks

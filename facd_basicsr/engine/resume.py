@@ -45,9 +45,10 @@ def load_resume_state(opt: dict[str, Any], ranks: Ranks, warn: Callable[[str], N
         UserError: the state that is named is damaged, or none of those that are there is whole, or the experiment is
             finished and its states are gone.
     """
+    source, path = '--auto_resume', None
     if opt['auto_resume']:
-        source, path = '--auto_resume', ranks.from_first(_newest_whole(opt, warn) if ranks.rank == 0 else None)
-    else:
+        path = ranks.from_first(_newest_whole(opt, warn) if ranks.rank == 0 else None)
+    if path is None:  # with --auto_resume: nothing of its own yet, so that it begins where the option file says
         source, path = 'path.resume_state', _named(opt['path'].get('resume_state'))
     if path is None:
         return None
@@ -80,8 +81,8 @@ def read_state(path: Path, models: Path) -> dict[str, Any]:
     try:
         check_whole(path)
         state = torch.load(path, map_location='cpu', weights_only=True)
+        iteration, *_ = (state[key] for key in ('iter', 'epoch', 'optimizers', 'schedulers'))
         networks = state.get('networks', {})
-        iteration = state['iter']
     except UNREADABLE as error:
         reason = ' '.join(str(error).split())[:100] or type(error).__name__
         raise DamagedStateError(f'is no readable training state ({reason})') from error
@@ -130,7 +131,7 @@ def newest_first(folder: Path) -> Iterator[Path]:
     ordered = [folder / f'{iteration}.state' for iteration in sorted(state_iterations(folder), reverse=True)]
     latest = folder / LATEST
     if latest.is_file():
-        named = folder / latest.read_text(encoding='utf-8').strip()
+        named = folder / latest.read_text(encoding='utf-8', errors='replace').strip()
         if named in ordered:
             written = latest.stat().st_mtime_ns
             later = [path for path in ordered[: ordered.index(named)] if path.stat().st_mtime_ns > written]
@@ -143,7 +144,7 @@ def _named(value: str | None) -> Path | None:
     if value is None:
         return None
     path = Path(value)
-    return path.with_name(path.read_text(encoding='utf-8').strip()) if path.name == LATEST else path
+    return path.with_name(path.read_text(encoding='utf-8', errors='replace').strip()) if path.name == LATEST else path
 
 
 def resumed_position(state: dict[str, Any], sampler: ResumableSampler) -> tuple[Position, list[str]]:

@@ -7,14 +7,16 @@ from typing import Any
 
 from basicsr.metrics import calculate_metric
 from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
-from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Subset
 
+from facd_basicsr.engine.distributed import Ranks
 from facd_basicsr.engine.whole_files import save_whole
 from facd_basicsr.errors import Stopped, UserError
 
@@ -76,6 +78,7 @@ class SafeModel(BaseModel):
         Raises:
             UserError: it is of other networks or another optimizer.
         """
+        settings = [_settings(optimizer) for optimizer in self.optimizers]
         try:
             for optimizer, state in zip(self.optimizers, resume_state['optimizers'], strict=True):
                 optimizer.load_state_dict(state)
@@ -86,8 +89,26 @@ class SafeModel(BaseModel):
                 f'path.resume_state: {self.opt["path"]["resume_state"]} does not fit the networks and optimizers of '
                 f'the option file ({" ".join(str(error).split())}); accepted: a state of the same'
             ) from error
-        if resume_state.get('best_metric_results'):
-            self.best_metric_results = resume_state['best_metric_results']
+        for own, optimizer in zip(settings, self.optimizers):
+            for key, value in _settings(optimizer).items():
+                if key in own and own[key] != value:
+                    get_root_logger().warning(
+                        f'train.optim_g.{key}: {own[key]} in the option file, but the resumed optimizer goes on with '
+                        f'{value}.'
+                    )
+        self._resume_best(resume_state.get('best_metric_results', {}))
+
+    def _resume_best(self, results: dict[str, dict[str, Any]]) -> None:
+        """Restores the best figures of the sets whose metrics are still those of the option file."""
+        metrics = (self.opt.get('val') or {}).get('metrics') or {}
+        better = {metric: metric_opt.get('better', 'higher') for metric, metric_opt in metrics.items()}
+        kept = {
+            name: {metric: found[metric] for metric in metrics}
+            for name, found in results.items()
+            if {metric: best['better'] for metric, best in found.items()} == better
+        }
+        if kept:
+            self.best_metric_results = kept
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """As BasicSR's, which asks CUDA for a device even in a run without GPUs."""
@@ -129,8 +150,7 @@ class SafeModel(BaseModel):
             compared = {'img': image, 'img2': tensor2img([visuals['gt']])} if 'gt' in data else {'img': image}
             values.append([float(calculate_metric(dict(compared), opt)) for opt in metrics.values()])
         self.net_g = wrapped
-        by_rank: list[Any] = [None] * size
-        dist.all_gather_object(by_rank, values)
+        by_rank = Ranks().gather(values)
         if None in by_rank:
             raise Stopped
         if not metrics:
@@ -155,11 +175,24 @@ class SafeModel(BaseModel):
         return str(folder / dataset / f'{image}_{self.opt["val"]["suffix"] or self.opt["name"]}.png')
 
 
+def _settings(optimizer: Optimizer) -> dict[str, Any]:
+    """What the option file says of an optimizer, as far as it does not change in training."""
+    group = optimizer.param_groups[0]
+    settings = {key: value for key, value in group.items() if key not in ('params', 'lr', 'initial_lr')}
+    return {'lr': group.get('initial_lr', group['lr']), **{key: _plain(value) for key, value in settings.items()}}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # of betas a state may make the other
+
+
 def build_model(opt: dict[str, Any]) -> SafeModel:
     """As BasicSR's: the model of ``model_type``, as a :class:`SafeModel`."""
     cls = MODEL_REGISTRY.get(opt['model_type'])
     if not issubclass(cls, SafeModel):
-        cls = type(cls.__name__, (SafeModel, cls), {})
+        # a model that has a validation of its own keeps it
+        own = {} if cls.dist_validation is SRModel.dist_validation else {'dist_validation': cls.dist_validation}
+        cls = type(cls.__name__, (SafeModel, cls), own)
     model = cls(copy.deepcopy(opt))  # they take keys out of it
     get_root_logger().info(f'Model [{cls.__name__}] is created.')
     return model

@@ -5,16 +5,65 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from facd_basicsr.errors import Stopped
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM announces preemption by SIGUSR1
 ONE = 1.0  # seconds: what arrives sooner is the same signal, from the terminal and from torchrun for example
 
 
 def leave_to_the_main_process(worker_id: int) -> None:
-    """For DataLoader's workers: Ctrl-C and SLURM signal all of a job's processes, and the main one still needs them."""
+    """For DataLoader's workers: Ctrl-C and SLURM signal all of a job's processes, and the main one still needs them.
+
+    SIGTERM is heeded from the main process alone, which ends its workers by it.
+    """
     signal.set_wakeup_fd(-1)
-    for signum in STOPPING:
+    for signum in STOPPING[1:]:
         signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING[1:])
+
+
+def _end_with_parent() -> None:
+    parent = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals wait until its end. Processes that are started inside begin with them held back as well."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def ending_set_up() -> Iterator[None]:
+    """Where there is nothing to save a signal ends the process as soon as Python hears of it.
+
+    Raises:
+        Stopped: a signal has come.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(signum: int, _: object) -> None:
+        raise Stopped(f'{signal.Signals(signum).name}: stopped; the same command with --auto_resume goes on.')
+
+    before = {signum: signal.signal(signum, end) for signum in STOPPING}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 class StopSignals:

@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import errno
 import hashlib
 import io
 import os
@@ -38,6 +39,9 @@ def _flush_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that flush no folders
+            raise
     finally:
         os.close(descriptor)
 

@@ -143,9 +143,21 @@ def test_an_image_damaged_in_the_middle_of_training_ends_it_by_name(train_opt, t
 def test_by_option_a_damaged_image_is_skipped_named_once_and_counted(train_opt, tmp_path, folders, workers):
     train_opt['datasets']['train'] |= {'skip_damaged': True, **workers}
     run(train_opt, tmp_path, 20, on_iteration=damage_when_trained(folders / 'LQ' / '3.png'))
-    (line,) = [line for line in log_text(tmp_path).splitlines() if 'not a readable image' in line]
-    assert re.search(r'LQ/3.png: .*; another image takes its place \(1 damaged, in \d samples so far\)', line)
+    line, total = [line for line in log_text(tmp_path).splitlines() if 'LQ/3.png' in line]
+    assert re.search(r'LQ/3.png: not a .*; another image takes its place \(1 damaged, in \d samples so far\)', line)
+    assert re.search(r'another took their place: .*LQ/3.png \d+\.$', total)
     assert result(tmp_path, 20)['iter'] == 20
+
+
+def test_damaged_images_that_can_not_be_replaced_end_the_training_in_a_line(train_opt, tmp_path, folders):
+    train_opt['datasets']['train'] |= {'num_worker_per_gpu': 1, 'skip_damaged': True}
+
+    def damage_all(iteration: int) -> None:
+        for path in folders.glob('GT/*.png'):
+            os.truncate(path, 50)
+
+    with pytest.raises(UserError, match=r'^datasets.train: 10 images in a row can not be read: .*GT/\d.png: not a r'):
+        run(train_opt, tmp_path, 20, on_iteration=damage_all)
 
 
 def test_a_damaged_validation_image_is_named(train_opt, tmp_path, folders, data):

@@ -32,7 +32,8 @@ def write_state(folder: Path, iteration: int) -> Path:
         name = f'net_{net}_{iteration}.pth'
         networks[name] = save_whole({'params': {'weight': torch.full((3,), float(iteration))}}, folder / name)
     path = folder / f'{iteration}.state'
-    state = {'epoch': 1, 'iter': iteration, 'schedulers': [{'milestones': Counter([3])}], 'networks': networks}
+    schedulers = [{'milestones': Counter([3])}]  # as BasicSR's
+    state = {'epoch': 1, 'iter': iteration, 'optimizers': [], 'schedulers': schedulers, 'networks': networks}
     save_whole(state, path)
     (folder / 'latest').write_text(f'{path.name}\n')
     return path
@@ -139,6 +140,27 @@ class Marker:
 
     def __reduce__(self) -> tuple:
         return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize('content', [[1, 2], {'iter': 5}])
+def test_what_is_no_state_is_refused_in_one_line(tmp_path, content):
+    torch.save(content, tmp_path / '5.state')
+    with pytest.raises(UserError, match=r'none of the 1 states in .* is whole'):
+        load(opt_for(tmp_path))
+
+
+def test_a_damaged_pointer_does_no_harm(tmp_path):
+    write_state(tmp_path, 5)
+    (tmp_path / 'latest').write_bytes(b'\xff\xfe')
+    assert load(opt_for(tmp_path)) == (5, [])
+
+
+def test_auto_resume_without_states_of_its_own_begins_at_the_one_that_is_named(tmp_path):
+    (tmp_path / 'elsewhere').mkdir()
+    path = write_state(tmp_path / 'elsewhere', 7)
+    opt = opt_for(tmp_path / 'elsewhere', resume_state=path)
+    opt['path']['training_states'] = str(tmp_path / 'own')
+    assert load(opt) == (7, [])
 
 
 def test_code_in_a_state_is_not_run(tmp_path):

@@ -1,10 +1,13 @@
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
-from conftest import write_yml
+from basicsr.utils.registry import MODEL_REGISTRY
+from conftest import METRICS, STUDENT, write_yml
 from runs import assert_same
 
 from facd_basicsr.data.loaders import build_loaders
@@ -89,7 +92,7 @@ def test_a_training_state_and_its_networks_are_all_that_training_goes_on_from(bu
     train_opt['train']['ema_decay'] = 0.9
     model = build(train_opt)
     step(model, 1, 3)
-    model.best_metric_results = {'val': {'psnr_y': {'better': 'higher', 'val': 30.5, 'iter': 2}}}
+    model.best_metric_results = {'val': best_of(METRICS)}
     model.save(0, 3)
     state = stored(model, tmp_path)
 
@@ -132,13 +135,50 @@ def test_after_a_resume_the_schedule_is_the_option_files_and_not_the_states(buil
     assert rates(resumed) == rates(never_stopped)
 
 
+def best_of(metrics: Iterable[str]) -> dict:
+    return {metric: {'better': 'higher', 'val': 30.5, 'iter': 2} for metric in metrics}
+
+
+def test_best_figures_of_other_metrics_than_the_option_files_begin_anew(build, alone):
+    model = build(alone)
+    state = model.training_state()
+    model.resume_training({**state, 'best_metric_results': {'val': best_of(['psnr_y'])}})
+    assert model.training_state()['best_metric_results'] == {}
+    reordered = {'val': best_of(reversed(METRICS))}
+    model.resume_training({**state, 'best_metric_results': reordered})
+    assert list(model.best_metric_results['val']) == list(METRICS)  # the first one is keep_best's
+
+
+def test_an_optimizer_that_goes_on_with_other_settings_than_the_option_files_says_so(build, alone, monkeypatch):
+    state = build(alone).training_state()
+    lines: list[str] = []
+    logger = SimpleNamespace(warning=lines.append, info=lambda line: None)
+    monkeypatch.setattr('facd_basicsr.engine.safe_model.get_root_logger', lambda: logger)
+    build(alone).resume_training(state)
+    assert lines == []
+    alone['train']['optim_g'] |= {'lr': 1e-5, 'betas': [0.5, 0.999]}
+    build(alone).resume_training(state)
+    assert lines == [
+        'train.optim_g.lr: 1e-05 in the option file, but the resumed optimizer goes on with 0.001.',
+        'train.optim_g.betas: [0.5, 0.999] in the option file, but the resumed optimizer goes on with [0.9, 0.999].',
+    ]
+
+
+def test_a_model_with_a_validation_of_its_own_keeps_it():
+    own = type('OwnValidation', (SRModel,), {'dist_validation': lambda self, *_: 'own'})
+    MODEL_REGISTRY._obj_map['OwnValidation'] = own
+    try:
+        opt = {'model_type': 'OwnValidation', 'num_gpu': 0, 'is_train': False, 'dist': False, 'path': {}}
+        model = build_model({**opt, 'network_g': STUDENT})
+    finally:
+        del MODEL_REGISTRY._obj_map['OwnValidation']
+    assert model.dist_validation() == 'own' and isinstance(model, SafeModel)
+
+
 def gathered_with(theirs: list | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other rank of two, which gives these values."""
 
-    def all_gather_object(values: list, own: list | None) -> None:
-        values[:] = [own, theirs]
-
-    monkeypatch.setattr('facd_basicsr.engine.safe_model.dist.all_gather_object', all_gather_object)
+    monkeypatch.setattr('facd_basicsr.engine.safe_model.Ranks.gather', lambda self, own: [own, theirs])
 
 
 @pytest.mark.parametrize(('stopped_here', 'theirs'), [(True, []), (False, None)])

@@ -5,7 +5,7 @@ import threading
 import pytest
 from runs import TOTAL, Child, assert_same, assert_same_curves, log_text, result, run
 
-from facd_basicsr.engine.signals import STOPPING, StopSignals, leave_to_the_main_process
+from facd_basicsr.engine.signals import STOPPING, StopSignals
 from facd_basicsr.errors import SAVED
 
 
@@ -34,12 +34,13 @@ def test_a_signal_ends_a_training_with_everything_saved_and_it_goes_on_as_if_not
     assert_same_curves(tmp_path / 'stopped', tmp_path / 'whole')
 
 
-def test_a_signal_to_the_whole_process_group_leaves_the_workers_alone(train_opt, tmp_path):
+@pytest.mark.parametrize('signum', STOPPING)
+def test_a_signal_to_the_whole_process_group_leaves_the_workers_alone(train_opt, tmp_path, signum):
     """Ctrl-C in a terminal, and what SLURM does."""
     train_opt['datasets']['train'] |= {'num_worker_per_gpu': 2, 'dataset_enlarge_ratio': 20}
     child = Child(train_opt, tmp_path, 40, prepare=os.setpgrp, answered=True)
     child.wait_for(3)
-    os.killpg(child.process.pid, signal.SIGINT)
+    os.killpg(child.process.pid, signum)
     child.answer()
     child.wait_for_more()
     assert child.end() == SAVED
@@ -115,6 +116,40 @@ def test_a_crash_is_in_the_log_and_its_exit_code_is_not_zero(train_opt, tmp_path
     assert 'iter:       2' in log_text(tmp_path)
 
 
+@pytest.mark.parametrize('options', [{'persistent_workers': True}, {'prefetch_mode': 'cpu'}])
+@pytest.mark.parametrize('ending', ['signal', 'crash'])
+def test_workers_end_with_the_training_however_it_ends(train_opt, tmp_path, options, ending):
+    train_opt['datasets']['train'] |= {'num_worker_per_gpu': 2, 'dataset_enlarge_ratio': 20, **options}
+    if ending == 'crash':
+        child = Child(train_opt, tmp_path, prepare=break_the_third_step)
+    else:
+        child = Child(train_opt, tmp_path, 40, answered=True)
+        child.wait_for(3)
+        child.kill(signal.SIGTERM)
+        child.answer()
+        child.wait_for_more()
+    assert child.end() == {'signal': SAVED, 'crash': 1}[ending]
+
+
+def test_a_signal_during_the_set_up_ends_it(train_opt, tmp_path):
+    child = Child(train_opt, tmp_path, prepare=signal_in_set_up)
+    assert child.end() == SAVED
+    assert (tmp_path / 'output.txt').read_text().splitlines()[-1].startswith('SIGUSR1: stopped; the same command')
+    assert not (tmp_path / 'experiments').exists()
+
+
+def signal_in_set_up() -> None:
+    from facd_basicsr.models import FACDModel
+
+    setup_optimizers = FACDModel.setup_optimizers
+
+    def signalled(self: FACDModel) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        setup_optimizers(self)
+
+    FACDModel.setup_optimizers = signalled
+
+
 def break_the_third_step() -> None:
     from facd_basicsr.models import FACDModel
 
@@ -150,13 +185,3 @@ def test_outside_the_main_thread_it_does_nothing():
     thread.start()
     thread.join()
     assert errors == []
-
-
-def test_workers_ignore_the_signals():
-    before = {signum: signal.getsignal(signum) for signum in STOPPING}
-    try:
-        leave_to_the_main_process(0)
-        assert {signal.getsignal(signum) for signum in STOPPING} == {signal.SIG_IGN}
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
