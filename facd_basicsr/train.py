@@ -31,7 +31,7 @@ from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position
 from facd_basicsr.engine.damaged_images import DamagedImages
-from facd_basicsr.engine.distributed import Ranks, ended_at_once, group_ended
+from facd_basicsr.engine.distributed import Ranks, ended_at_once, naming_a_lost_rank
 from facd_basicsr.engine.logs import DeferredLog, tensorboard, versions
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.resume import describe, load_resume_state, resume_random, resumed_position
@@ -65,7 +65,7 @@ def train(
     """
     opt = parse_options(args, is_train=True, root=root)
     torch.backends.cudnn.benchmark = True
-    with DeferredLog(opt['rank'], console) as log, group_ended():
+    with DeferredLog(opt['rank'], console) as log, naming_a_lost_rank():
         log.info(versions())
         log.info(dict2str(opt))
         _train(opt, args.opt, log, on_iteration)
