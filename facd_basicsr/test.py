@@ -18,7 +18,7 @@ from basicsr.utils import get_time_str, make_exp_dirs
 from basicsr.utils.options import dict2str
 
 from facd_basicsr.distill.checkpoints import check_pretrained
-from facd_basicsr.engine.distributed import Ranks, ended_at_once, group_ended
+from facd_basicsr.engine.distributed import Ranks, ended_at_once, naming_a_lost_rank
 from facd_basicsr.engine.logs import DeferredLog, versions
 from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import data_complaints, run_command
@@ -44,7 +44,7 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         LostRankError: another process of the group has ended.
     """
     opt = parse_options(args, is_train=False, root=root)
-    with DeferredLog(opt['rank'], console) as log, group_ended():
+    with DeferredLog(opt['rank'], console) as log, naming_a_lost_rank():
         ranks = Ranks()
         log.info(versions())
         log.info(dict2str(opt))

@@ -31,7 +31,7 @@ from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position, naming_a_full_disk
 from facd_basicsr.engine.damaged_images import DamagedImages
-from facd_basicsr.engine.distributed import Ranks, ended_at_once, group_ended
+from facd_basicsr.engine.distributed import Ranks, ended_at_once, naming_a_lost_rank
 from facd_basicsr.engine.logs import DeferredLog, tensorboard, versions
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
@@ -67,7 +67,7 @@ def train(
     torch.backends.cudnn.benchmark = True
     with ending_set_up(), naming_killed_workers():
         opt = parse_options(args, is_train=True, root=root)
-        with DeferredLog(opt['rank'], console) as log, group_ended():
+        with DeferredLog(opt['rank'], console) as log, naming_a_lost_rank():
             log.info(versions())
             log.info(dict2str(opt))
             training = set_up(opt, log)

@@ -1,13 +1,15 @@
 """The processes of a training: starting their group, and what they have to agree on."""
 
+import atexit
 import functools
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +17,7 @@ from basicsr.utils.dist_util import get_dist_info
 from basicsr.utils.dist_util import init_dist as basicsr_init_dist
 
 from facd_basicsr.engine.rendezvous import end_before_joining, join
-from facd_basicsr.errors import LostRankError, Stopped, UserError
+from facd_basicsr.errors import LostRankError, UserError
 
 
 def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
@@ -39,16 +41,19 @@ def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
     if launcher == 'slurm' and 'MASTER_PORT' in os.environ:  # a job's own comes before the option file's
         dist_params = {key: value for key, value in dist_params.items() if key != 'port'}
     try:
-        with _naming_a_lost_rank():
-            join()
-            if on_gpu:
-                # torchrun sets the port itself, and BasicSR would pass it on to init_process_group
-                unused = () if launcher == 'slurm' else ('port',)
-                basicsr_init_dist(launcher, **{key: value for key, value in dist_params.items() if key not in unused})
-            else:
-                if launcher == 'slurm':
+        with naming_a_lost_rank():
+            if launcher == 'slurm':
+                if on_gpu:
+                    basicsr_init_dist(launcher, **dist_params)
+                else:
                     _take_environment_from_slurm(dist_params.get('port'))
-                dist.init_process_group('gloo')
+                    dist.init_process_group('gloo')
+            elif on_gpu:
+                # torchrun sets the port itself, and BasicSR would pass it on to init_process_group
+                params = {key: value for key, value in dist_params.items() if key != 'port'}
+                basicsr_init_dist(launcher, **params, **join())
+            else:
+                dist.init_process_group('gloo', **join())
     except (KeyError, ValueError, OSError, subprocess.CalledProcessError) as error:
         raise UserError(
             f'--launcher: {launcher}, but the launcher has not set its environment ({error}); accepted: start it as '
@@ -64,8 +69,8 @@ def _take_environment_from_slurm(port: int | None) -> None:
     os.environ['MASTER_PORT'] = str(port) if port else os.environ.get('MASTER_PORT', '29500')
 
 
-# In what c10d and NCCL say of a process that has ended or can't be reached.
-GONE = ('closed', 'reset', 'remote process', 'imed out', 'imeout', 'ncclRemoteError', 'aborted', 'roken pipe', 'onnect')
+# What c10d and NCCL say of a process that has ended or can't be reached.
+GONE = re.compile(r'clos|reset|remote|time(d )?out|abort|broken pipe|connect', re.IGNORECASE)
 
 
 def lost_rank(error: RuntimeError) -> bool:
@@ -75,35 +80,31 @@ def lost_rank(error: RuntimeError) -> bool:
     are this process's own.
     """
     if isinstance(error, dist.DistError):
-        return any(sign in str(error) for sign in GONE)
+        return GONE.search(str(error)) is not None
     return 'gloo/transport' in str(error)
 
 
 @contextmanager
-def group_ended() -> Iterator[None]:
-    """Ends the process group after its content, or torch complains when the process ends.
-
-    Not after an error: what the others are waiting for then ends with this process, and they are told.
-
-    Raises:
-        LostRankError: in the place of the error by which another process's end is noticed.
-    """
+def naming_a_lost_rank() -> Iterator[None]:
+    """Turns the error by which another process's end is noticed into a :class:`LostRankError`; others stay."""
     try:
-        with _naming_a_lost_rank():
-            yield
-    except Stopped:
-        _end_group()
-        raise
-    _end_group()
+        yield
+    except RuntimeError as error:
+        if not lost_rank(error):
+            raise
+        said = ' '.join(str(error).split())[:200]
+        raise LostRankError(f'another rank has ended, or is out of reach ({said})') from error
 
 
 @contextmanager
 def ended_at_once() -> Iterator[None]:
-    """For entry points: after an error a process of several ends without the interpreter's tidying up, and others know.
+    """For entry points: a process of several ends without the interpreter's tidying up, and is not waited for.
 
-    A collective that is under way is finished by a thread of torch's, which now and then needs an interpreter that is
-    no longer there; then the process is aborted, with another exit code.
+    torch's threads hold what the last collectives worked on, and now and then need the interpreter to let it go: when
+    it is no longer there the process is aborted, with another exit code, and in torch 2.4 one that ends its group may
+    wait for them for ever.
     """
+    code = 0
     try:
         yield
     except BaseException as error:
@@ -113,27 +114,18 @@ def ended_at_once() -> Iterator[None]:
         code = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):
             sys.excepthook(*sys.exc_info())
-        for worker in multiprocessing.active_children():
-            worker.kill()  # DataLoader's, which leave other signals to this process
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _end_group() -> None:
     if dist.is_initialized():
-        dist.destroy_process_group()
+        end_process(code)
 
 
-@contextmanager
-def _naming_a_lost_rank() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if not lost_rank(error):
-            raise
-        said = ' '.join(str(error).split())[:200]
-        raise LostRankError(f'another rank has ended, or is out of reach ({said})') from error
+def end_process(code: int) -> NoReturn:
+    """Ends this process as :func:`ended_at_once` says."""
+    for worker in multiprocessing.active_children():
+        worker.kill()  # DataLoader's, which leave other signals to this process
+    atexit._run_exitfuncs()  # such as wandb's
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 Value = TypeVar('Value')

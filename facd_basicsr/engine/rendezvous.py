@@ -7,6 +7,7 @@ them nothing, and torch's own patience is half an hour.
 import os
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -17,20 +18,24 @@ TO_TELL = timedelta(seconds=10)
 _joined: list[int] = []  # this process's rank, once it has
 
 
-def join() -> None:
+def join() -> dict[str, Any]:
     """Waits until every process is here.
+
+    Returns:
+        What ``init_process_group`` is to be given, so that there is no second connection to torchrun's store.
 
     Raises:
         LostRankError: one has ended before.
     """
     if not _by_torchrun():
-        return
+        return {}
     store, rank, size = next(dist.rendezvous('env://'))
     store.set(_key(rank), JOINED)
     _joined.append(rank)
     for other in range(size):
         if store.get(_key(other)) == ENDED:
             raise LostRankError(f'another rank, {other}, has ended before the first iteration')
+    return {'store': store, 'rank': rank, 'world_size': size}
 
 
 def end_before_joining() -> None:
@@ -39,6 +44,7 @@ def end_before_joining() -> None:
         with suppress(RuntimeError, ValueError):  # nobody is there
             store, rank, _ = next(dist.rendezvous('env://', timeout=TO_TELL))
             store.set(_key(rank), ENDED)
+            store.get(_key(rank))  # so that it has arrived before this process ends
 
 
 def _by_torchrun() -> bool:

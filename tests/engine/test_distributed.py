@@ -45,9 +45,9 @@ def test_an_error_of_another_rank_is_told_from_one_of_this():
 
 def test_a_lost_rank_is_named_in_one_line_and_other_errors_stay():
     message = r'^another rank has ended, or is out of reach \(\[gloo/transport/tcp/pair.cc:1\] Connection closed\)$'
-    with pytest.raises(LostRankError, match=message), distributed.group_ended():
+    with pytest.raises(LostRankError, match=message), distributed.naming_a_lost_rank():
         raise RuntimeError('[gloo/transport/tcp/pair.cc:1]\nConnection closed')
-    with pytest.raises(RuntimeError, match=r'^mine$'), distributed.group_ended():
+    with pytest.raises(RuntimeError, match=r'^mine$'), distributed.naming_a_lost_rank():
         raise RuntimeError('mine')
 
 

@@ -15,6 +15,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from facd_basicsr.engine.distributed import end_process
 from facd_basicsr.losses import DistillLoss, DistillState
 from facd_basicsr.losses.contrastive import NEGATIVES
 from facd_basicsr.losses.cross_rank import all_samples, total
@@ -85,7 +86,7 @@ def worker(folder: Path) -> None:
         logs = loss_of(net, part, name)
         results[name] = {'grad': [p.grad for p in net.parameters()], 'logs': logs}
     torch.save(results, folder / f'{rank}.pth')
-    dist.destroy_process_group()
+    end_process(0)
 
 
 @pytest.fixture(scope='module')

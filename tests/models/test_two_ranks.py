@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from facd_basicsr.engine.distributed import end_process
 from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.models import FACDModel
 from facd_basicsr.options import parse_options, parser
@@ -54,7 +55,7 @@ def worker(option_file: Path) -> None:
     rank = dist.get_rank()
     share = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
     torch.save({loss: step(option_file, loss, share) for loss in LOSSES}, option_file.parent / f'{rank}.pth')
-    dist.destroy_process_group()
+    end_process(0)
 
 
 @pytest.fixture(scope='module')
