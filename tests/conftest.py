@@ -19,12 +19,16 @@ import facd_basicsr
 
 # isort: split
 from basicsr.archs import build_network
+from hypothesis import settings
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
 
 REPOSITORY = Path(facd_basicsr.__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / 'shared' / 'data'
+
+settings.register_profile('untimed', deadline=None)  # a busy machine is no failure
+settings.load_profile('untimed')
 
 MEAN = [0.4488, 0.4371, 0.4040]
 STUDENT = {'type': 'EDSRStudent', 'num_feat': 4, 'num_block': 3, 'upscale': 2}

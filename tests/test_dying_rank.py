@@ -88,7 +88,7 @@ def test_a_rank_that_dies_takes_the_job_down_and_says_why_once(checkout, data, t
     assert len(pids) == 2
     assert not any(Path('/proc', pid).exists() for pid in pids)
     log = next((checkout / 'experiments' / opt['name']).glob('*.log')).read_text()
-    assert ('LostRankError: another rank has ended' in log) == (guilty == 1)
+    assert ('ERROR: another rank has ended' in log) == (guilty == 1)
     assert ('ZeroDivisionError: of the guilty rank' in log) == (guilty == 0 and how == 'raise')
     assert log.count('Traceback') == (guilty == 0 and how == 'raise')
 

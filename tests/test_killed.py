@@ -46,7 +46,7 @@ def killed_and_resumed(opt: dict, folder: Path, times: int, generator: random.Ra
 
 
 def test_a_run_killed_at_random_moments_and_resumed_has_the_same_weights(train_opt, tmp_path):
-    killed_and_resumed(saved_often(train_opt), tmp_path, 4, random.Random(0))
+    killed_and_resumed(saved_often(train_opt), tmp_path, 3, random.Random(0))
 
 
 @pytest.mark.slow

@@ -158,6 +158,7 @@ def test_other_test_sets_are_scored_without_training(finished, in_checkout, comp
     assert all(set(run['means']) == {'renamed'} for run in results['runs'])
 
 
+@pytest.mark.slow
 def test_a_failed_training_is_named_and_the_others_are_reported(comparison, checkout):
     bad = changed(comparison, 'methods.FACD.taps', [{'student': 'body.9', 'teacher': 'body.0'}]) | {'name': 'failing'}
     bad['methods']['FACD']['train'] = {'distill_opt': {'layer_weights': [1.0]}}
