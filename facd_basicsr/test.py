@@ -13,10 +13,12 @@ if not __package__:  # run as a script: its folder holds modules called test and
 import facd_basicsr  # noqa: F401  must come before basicsr
 
 # isort: split
-from basicsr.data import build_dataloader, build_dataset
+from basicsr.data import build_dataloader
 from basicsr.utils import get_time_str, make_exp_dirs
 from basicsr.utils.options import dict2str
 
+from facd_basicsr.data.loaders import build_ordered_dataset
+from facd_basicsr.data.seeded_dataset import NamingDataset
 from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.engine.distributed import Ranks, ended_at_once, naming_a_lost_rank
 from facd_basicsr.engine.logs import DeferredLog, versions
@@ -52,7 +54,7 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
             log.info(line)
         with data_complaints():
             loaders = [
-                build_dataloader(build_dataset(dataset_opt), dataset_opt)
+                build_dataloader(NamingDataset(build_ordered_dataset(dataset_opt)), dataset_opt)
                 for _, dataset_opt in sorted(opt['datasets'].items())
             ]
         model = build_model(opt)

@@ -22,9 +22,12 @@ def leave_to_the_main_process(worker_id: int) -> None:
     signal.set_wakeup_fd(-1)
     for signum in STOPPING[1:]:
         signal.signal(signum, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING[1:])
+    heeded = STOPPING
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS, where SIGTERM from anyone ends a worker
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        heeded = STOPPING[1:]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)
 
 
 def _end_with_parent() -> None:
