@@ -157,7 +157,7 @@ def _position(opt: dict[str, Any], training: Training, log: DeferredLog) -> Posi
     for difference in differences:
         log.warning(f'Not as if it had never been stopped: {difference}.')
     if position.iteration >= opt['train']['total_iter']:
-        log.info(f'All {opt["train"]["total_iter"]} iterations of train.total_iter are done.')
+        log.info(f'Nothing is left to train: train.total_iter is {opt["train"]["total_iter"]}.')
     return position
 
 

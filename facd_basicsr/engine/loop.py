@@ -86,6 +86,9 @@ class TrainingLoop:
             self._checkpoints.save_networks(self._model, position, -1)
             if self._val_freq is not None:
                 self._validate()
+            if self._opt['logger'].get('keep_best'):
+                self._saved_at = -1  # with this validation's figures, or a run that is extended would forget them
+                self._save()
             self._close()
 
     def _train(self) -> None:

@@ -42,8 +42,8 @@ def load_resume_state(opt: dict[str, Any], ranks: Ranks, warn: Callable[[str], N
         warn: told of each damaged state that is passed over.
 
     Raises:
-        UserError: the state that is named is damaged, or none of those that are there is whole, or the experiment is
-            finished and its states are gone.
+        UserError: the state that is named is damaged, or none of those that are there is whole, or the experiment
+            has been trained and its states are gone.
     """
     source, path = '--auto_resume', None
     if opt['auto_resume']:
@@ -114,9 +114,9 @@ def _newest_whole(opt: dict[str, Any], warn: Callable[[str], None]) -> Path | No
             f'--auto_resume: none of the {len(damaged)} states in {folder} is whole; accepted: the same command '
             'without --auto_resume, which moves the experiment aside and begins it anew'
         )
-    if list(models.glob('net_*_latest.pth')):
+    if list(models.glob('net_*_latest.pth')) or (folder / LATEST).is_file():
         raise UserError(
-            f'--auto_resume: {models} has the networks of a finished run, but {folder} no state to go on from; '
+            f'--auto_resume: {models} has the networks of an earlier run, but {folder} no state to go on from; '
             'accepted: the same command without --auto_resume, which moves the experiment aside and begins it anew'
         )
     return None

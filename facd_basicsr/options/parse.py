@@ -12,7 +12,6 @@ from basicsr.utils.dist_util import get_dist_info
 
 from facd_basicsr.engine.distributed import init_dist
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.blocks import did_you_mean
 from facd_basicsr.options.check import check
 from facd_basicsr.options.dry_run import dry_run
 from facd_basicsr.options.inherit import read_option_file
@@ -35,9 +34,7 @@ def force_yml(opt: dict[str, Any], entries: Sequence[str]) -> None:
         *blocks, leaf = keys.strip().split(':')
         block = opt
         for name in blocks:
-            if name not in block:
-                raise UserError(f'--force_yml: {entry!r}: no key {name!r}{did_you_mean(name, block)}')
-            block = block[name]
+            block = block.setdefault(name, {})  # one that is not to be is refused by the check of all keys
             if not isinstance(block, dict):
                 raise UserError(
                     f'--force_yml: {entry!r}: {name!r} is not a block of keys; set it whole, as {name}=[...]'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_yml
+from conftest import METRICS, write_yml
 from runs import TOTAL, Child, assert_same, limit_files_to, log_text, result, run
 
 from facd_basicsr.engine import whole_files
@@ -81,8 +81,21 @@ def test_the_best_networks_are_kept_though_later_ones_are_worse(train_opt, tmp_p
     iteration = log.split(last)[0].count('Validation val')
     same = torch.load(tmp_path / f'experiments/tiny/models/net_g_{iteration}.pth', weights_only=True)
     assert_same(found, same)
-    assert iteration < TOTAL or best['iter'] < TOTAL  # the state is written before its own validation
+    assert best['iter'] == iteration
     assert networks(tmp_path, 'r')[-2:] == ['best', 'latest']
+
+
+def test_a_run_that_is_extended_remembers_the_best_of_its_last_validation(train_opt, tmp_path):
+    train_opt['logger']['keep_best'] = True
+    worse_with_every_step = {**METRICS['psnr_y'], 'better': 'lower'}
+    train_opt['val']['metrics'] = {'psnr_y': worse_with_every_step}
+    run(train_opt, tmp_path, 3)
+    networks = (tmp_path / 'experiments/tiny/models/net_g_best.pth').read_bytes()
+    best = result(tmp_path, 3)['best_metric_results']
+    assert best['val']['psnr_y']['iter'] == 3
+    run(train_opt, tmp_path, 5, '--auto_resume')
+    assert result(tmp_path, 5)['best_metric_results'] == best
+    assert (tmp_path / 'experiments/tiny/models/net_g_best.pth').read_bytes() == networks
 
 
 def killed_at_step(step: int) -> None:

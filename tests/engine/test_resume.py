@@ -118,9 +118,10 @@ def test_nothing_is_begun_anew_when_every_state_is_damaged(tmp_path):
         load(opt_for(tmp_path))
 
 
-def test_nothing_is_begun_anew_over_the_networks_of_a_finished_run(tmp_path):
-    (tmp_path / 'net_g_latest.pth').touch()
-    with pytest.raises(UserError, match=r'--auto_resume: .* has the networks of a finished run, but .* no state'):
+@pytest.mark.parametrize('left', ['net_g_latest.pth', 'latest'])  # of a finished run, and of any other
+def test_nothing_is_begun_anew_over_the_networks_of_a_run_whose_states_are_gone(tmp_path, left):
+    (tmp_path / left).touch()
+    with pytest.raises(UserError, match=r'--auto_resume: .* has the networks of an earlier run, but .* no state'):
         load(opt_for(tmp_path))
 
 
