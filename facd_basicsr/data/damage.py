@@ -7,6 +7,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from facd_basicsr.data.images import DAMAGED
+from facd_basicsr.data.integrity import read_whole
 from facd_basicsr.errors import UserError
 
 
@@ -40,7 +41,7 @@ def complaint_about(dataset: Dataset, index: int, error: Exception) -> str:
             if content is None:
                 return f'{_name(dataset, client, path)}: missing'
             with Image.open(io.BytesIO(content)) as image:
-                image.verify() if image.format == 'PNG' else image.load()
+                read_whole(image)
         except UnidentifiedImageError:  # whose text has an address in memory, another one each time
             return f'{_name(dataset, client, path)}: not a readable image (of no known format)'
         except DAMAGED as damage:

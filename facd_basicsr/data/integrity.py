@@ -35,7 +35,7 @@ def check_files(paths: Sequence[Path], where: str) -> int:
     def check(path: Path) -> None:
         try:
             with damage_named(path), Image.open(path) as image:
-                _read_whole(image)
+                read_whole(image)
         except UserError as error:
             raise UserError(f'{where}: {error}') from error
 
@@ -89,7 +89,7 @@ def _check_images(env: lmdb.Environment, path: Path, where: str, shapes: dict[st
         try:
             shape = png_shape(png)
             with Image.open(io.BytesIO(png)) as image:
-                _read_whole(image)
+                read_whole(image)
         except DAMAGED as error:
             raise UserError(f'{where}: {path}: {key} is damaged ({" ".join(str(error).split())})') from error
         if shape != shapes[key]:
@@ -98,7 +98,8 @@ def _check_images(env: lmdb.Environment, path: Path, where: str, shapes: dict[st
     return _in_threads(check, list(shapes), where)
 
 
-def _read_whole(image: Image.Image) -> None:
+def read_whole(image: Image.Image) -> None:
+    """Reads an image to its last byte: a PNG by the checksum of every chunk, others by decoding them."""
     if image.format == 'PNG':
         image.verify()
     else:

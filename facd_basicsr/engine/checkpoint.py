@@ -63,35 +63,33 @@ class Checkpoints:
             parts: further entries of the state.
 
         Raises:
-            UserError: the disk is full; the checkpoints before this one are as they were.
+            OSError: of a full disk, for :func:`naming_a_full_disk`; the checkpoints before this one are as they were.
         """
         random = self._ranks.gather(random_state())
         if self._ranks.rank != 0:
             return
-        with naming_a_full_disk(self._states):
-            model.saved.clear()
-            model.save(position.epoch, position.iteration)
-            state = {
-                'epoch': position.epoch,
-                'iter': position.iteration,
-                'batches': position.batches,
-                'data': self._data,
-                'random': random,
-                'networks': dict(model.saved),
-                'saved': time.time(),
-                **model.training_state(),
-                **parts,
-            }
-            path = self._states / f'{position.iteration}.state'
-            save_whole(state, path)
-            write_whole(self._states / LATEST, f'{path.name}\n'.encode())
+        model.saved.clear()
+        model.save(position.epoch, position.iteration)
+        state = {
+            'epoch': position.epoch,
+            'iter': position.iteration,
+            'batches': position.batches,
+            'data': self._data,
+            'random': random,
+            'networks': dict(model.saved),
+            'saved': time.time(),
+            **model.training_state(),
+            **parts,
+        }
+        path = self._states / f'{position.iteration}.state'
+        save_whole(state, path)
+        write_whole(self._states / LATEST, f'{path.name}\n'.encode())
         self.remove_old(position.iteration)
 
     def save_networks(self, model: SafeModel, position: Position, name: int | str) -> None:
         """Saves the networks alone, as ``net_*_NAME.pth``; -1 is ``latest`` as in BasicSR."""
         if self._ranks.rank == 0:
-            with naming_a_full_disk(self._states):
-                model.save(position.epoch, name)
+            model.save(position.epoch, name)
 
     def remove_old(self, iteration: int) -> None:
         """Removes all but the newest up to ``iteration``, the states first: none is there without its networks.

@@ -45,15 +45,17 @@ def load_resume_state(opt: dict[str, Any], ranks: Ranks, warn: Callable[[str], N
         UserError: the state that is named is damaged, or none of those that are there is whole, or the experiment
             has been trained and its states are gone.
     """
-    source, path = '--auto_resume', None
+    source, path, state = '--auto_resume', None, None
     if opt['auto_resume']:
-        path = ranks.from_first(_newest_whole(opt, warn) if ranks.rank == 0 else None)
+        if ranks.rank == 0:
+            path, state = _newest_whole(opt, warn)
+        path = ranks.from_first(path)
     if path is None:  # with --auto_resume: nothing of its own yet, so that it begins where the option file says
         source, path = 'path.resume_state', _named(opt['path'].get('resume_state'))
     if path is None:
         return None
     try:
-        state = read_state(path, Path(opt['path']['models']))
+        state = state or read_state(path, Path(opt['path']['models']))  # rank 0 may have read it in choosing
     except DamagedStateError as error:
         raise UserError(
             f'{source}: {path} {error}; accepted: a whole .state file beside its networks (--auto_resume finds the '
@@ -98,17 +100,16 @@ def read_state(path: Path, models: Path) -> dict[str, Any]:
     return state
 
 
-def _newest_whole(opt: dict[str, Any], warn: Callable[[str], None]) -> Path | None:
+def _newest_whole(opt: dict[str, Any], warn: Callable[[str], None]) -> tuple[Path | None, dict[str, Any] | None]:
+    """The newest whole state's file and content; neither where a run has not come to its first."""
     folder, models = Path(opt['path']['training_states']), Path(opt['path']['models'])
     damaged = []
     for path in newest_first(folder):
         try:
-            read_state(path, models)
+            return path, read_state(path, models)
         except DamagedStateError as error:
             damaged.append(path)
             warn(f'--auto_resume: {path} {error}; passed over.')
-        else:
-            return path
     if damaged:
         raise UserError(
             f'--auto_resume: none of the {len(damaged)} states in {folder} is whole; accepted: the same command '
@@ -119,7 +120,7 @@ def _newest_whole(opt: dict[str, Any], warn: Callable[[str], None]) -> Path | No
             f'--auto_resume: {models} has the networks of an earlier run, but {folder} no state to go on from; '
             'accepted: the same command without --auto_resume, which moves the experiment aside and begins it anew'
         )
-    return None
+    return None, None
 
 
 def newest_first(folder: Path) -> Iterator[Path]:
