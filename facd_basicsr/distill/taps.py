@@ -36,7 +36,7 @@ class Taps:
         self._net = net
         self._paths = tuple(paths)
         self._key = key
-        self._seen: dict[str, list[tuple[Any, int]]] | None = None  # None: not recording
+        self._seen: dict[str, list[tuple[Any, int | None]]] | None = None  # None: not recording
         self._size = (0, 0)  # height and width of the network's input, which a wrapper may have padded
         modules = dict(net.named_modules())
         del modules['']
@@ -73,12 +73,12 @@ class Taps:
 
     def _record(self, path: str, tensor: Any) -> None:
         if self._seen is not None:
-            self._seen[path].append((tensor, tensor._version if isinstance(tensor, Tensor) else 0))
+            self._seen[path].append((tensor, _version(tensor)))
 
     def _note_size(self, x: Tensor) -> None:
         self._size = tuple(x.shape[2:])
 
-    def _feature(self, index: int, path: str, seen: list[tuple[Any, int]], x: Tensor) -> Tensor:
+    def _feature(self, index: int, path: str, seen: list[tuple[Any, int | None]], x: Tensor) -> Tensor:
         where = f'taps[{index}].{self._key}: {path!r}'
         if len(seen) != 1:
             raise UserError(f'{where} ran {len(seen)} times in one forward of {_name(self._net)}; accepted: once')
@@ -93,7 +93,7 @@ class Taps:
                 f'{where} gives {feature.shape[1]} tokens for an input of {self._size[0]} x {self._size[1]}; accepted: '
                 'one for each pixel (a gt_size that the network need not pad)'
             )
-        if feature._version != version:
+        if version is not None and feature._version != version:
             raise UserError(
                 f'{where} is changed in place later in the forward (EDSR and RCAN add the global skip with `+=`), so '
                 f'it would not be the feature that the path names{self._readers(path, x)}'
@@ -125,6 +125,11 @@ class Taps:
             for hook in hooks:
                 hook.remove()
         return f'; its final value is {readers[0]!r}' if readers else ''
+
+
+def _version(tensor: Any) -> int | None:
+    """How often a tensor has been changed in place; None in a compiled graph, where the eager probe has looked."""
+    return tensor._version if isinstance(tensor, Tensor) and not torch.compiler.is_compiling() else None
 
 
 def _module(path: str) -> str:

@@ -14,10 +14,10 @@ from torch.nn import functional as F  # noqa: N812
 from facd_basicsr.data.download import cached, is_url, sha256_of
 from facd_basicsr.distill.checkpoints import LIGHTNING, load_any_state_dict, load_exactly, without_prefix
 from facd_basicsr.distill.layouts import LAYOUTS, network_block, recognise, to_basicsr
+from facd_basicsr.engine.execution import PRECISIONS, Execution
 from facd_basicsr.errors import UserError
 
 FORMATS = ('auto', *LAYOUTS, 'spandrel')
-PRECISIONS = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 PAGE = 'docs/teachers.md describes the teacher block'
 
 
@@ -31,19 +31,24 @@ class Teacher(nn.Module):
     Args:
         net: the network; taps name its modules.
         scale: its upscaling factor.
-        precision: ``fp32``, ``bf16`` or ``fp16``: the autocast under which it runs, whatever the student's.
+        execution: how it runs, whatever the student does. Compiling it is the caller's.
         size_multiple: height and width that the network takes are multiples of this; others are padded for it.
         min_size: the least height and width that it takes.
     """
 
     def __init__(
-        self, net: nn.Module, scale: int, precision: str = 'fp32', size_multiple: int = 1, min_size: int = 1
+        self,
+        net: nn.Module,
+        scale: int,
+        execution: Execution = Execution(),  # noqa: B008  frozen
+        size_multiple: int = 1,
+        min_size: int = 1,
     ) -> None:
         super().__init__()
-        self.net = net.requires_grad_(False)
+        self.net = execution.lay_out(net.requires_grad_(False))
+        self.execution = execution
         self.eval()
         self._scale = scale
-        self._dtype = PRECISIONS[precision]
         self._size_multiple = size_multiple
         self._min_size = min_size
 
@@ -53,9 +58,9 @@ class Teacher(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         height, width = lq.shape[2:]
-        padded = self.padded(lq.clone())  # a copy: spandrel's RCAN multiplies its input in place
+        padded = self.execution.laid_out(self.padded(lq.clone()))  # a copy: spandrel's RCAN changes its input in place
         expected = (len(lq), lq.shape[1], padded.shape[2] * self._scale, padded.shape[3] * self._scale)
-        with torch.no_grad(), torch.autocast(lq.device.type, dtype=self._dtype, enabled=self._dtype is not None):
+        with torch.no_grad(), self.execution.autocast(lq.device):
             sr = self.net(padded)
         if not isinstance(sr, Tensor) or sr.shape != expected:
             found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
@@ -81,7 +86,7 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
 
     Args:
         teacher_opt: ``weights`` (a file or URL) and, by default none, ``network`` (as a ``network_g`` block; without
-            it spandrel recognises the network), ``format`` (``auto``), ``sha256`` and ``precision`` (``fp32``).
+            it spandrel recognises the network), ``format`` (``auto``), ``sha256``, ``precision``, ``channels_last``.
         scale: the option file's.
 
     Raises:
@@ -91,9 +96,9 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     where = f'teacher.weights: {teacher_opt["weights"]}'
     state_dict = _read(teacher_opt)
     layout_format, network_opt = teacher_opt.get('format', 'auto'), teacher_opt.get('network')
-    precision = teacher_opt.get('precision', 'fp32')
+    execution = Execution.of(teacher_opt)
     if network_opt is not None:
-        return Teacher(_build_registered(network_opt, state_dict, layout_format, where), scale, precision)
+        return Teacher(_build_registered(network_opt, state_dict, layout_format, where), scale, execution)
     bare = without_prefix(state_dict, LIGHTNING)
     found = recognise(bare)
     if layout_format == 'auto' and found is not None and found[0] != 'rcan':
@@ -102,7 +107,7 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
             f'{_block(bare, found[0], where)}, where res_scale is as it was trained (EDSR '
             f'256 x 32: 0.1, EDSR 64 x 16 and RCAN: 1); {PAGE}'
         )
-    return _build_by_spandrel(state_dict, scale, precision, where)
+    return _build_by_spandrel(state_dict, scale, execution, where)
 
 
 def _read(teacher_opt: dict[str, Any]) -> dict[str, Tensor]:
@@ -168,7 +173,7 @@ def _check_mean(net: EDSR | RCAN, shift: Tensor, where: str) -> None:
         )
 
 
-def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, precision: str, where: str) -> Teacher:
+def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Execution, where: str) -> Teacher:
     """Any of spandrel's architectures, recognised by its keys and shapes."""
     if importlib.util.find_spec('spandrel') is None:
         raise UserError(
@@ -195,13 +200,15 @@ def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, precision: str
         )
     if descriptor.input_channels != 3 or descriptor.output_channels != 3:
         raise UserError(f'{where}: is a {name} of {descriptor.input_channels} channels; accepted: 3 (RGB)')
-    supported = {'fp32': True, 'bf16': descriptor.supports_bfloat16, 'fp16': descriptor.supports_half}
-    if not supported[precision]:
-        accepted = ', '.join(name for name, fine in supported.items() if fine)
-        raise UserError(f'teacher.precision: {precision}, which {name} does not support; accepted: {accepted}')
+    refused = {'bf16': not descriptor.supports_bfloat16, 'fp16': not descriptor.supports_half}
+    if refused.get(execution.precision, False):
+        accepted = ', '.join(name for name in PRECISIONS if not refused.get(name, False))
+        raise UserError(
+            f'teacher.precision: {execution.precision}, which {name} does not support; accepted: {accepted}'
+        )
     # The network itself: called through its descriptor it would be clamped and in inference mode.
     size = descriptor.size_requirements
-    return Teacher(descriptor.model, scale, precision, size.multiple_of, size.minimum)
+    return Teacher(descriptor.model, scale, execution, size.multiple_of, size.minimum)
 
 
 def _block(state_dict: dict[str, Tensor], layout: str, where: str) -> str:

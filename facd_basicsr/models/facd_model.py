@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from basicsr.archs import build_network
 from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -12,7 +13,8 @@ from torch.amp import GradScaler
 from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
-from facd_basicsr.distill.teacher import PRECISIONS, build_teacher
+from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.engine.execution import Execution, set_tf32, tf32_of
 from facd_basicsr.engine.nonfinite import TellsItsSteps
 from facd_basicsr.engine.safe_model import SafeModel
 from facd_basicsr.errors import UserError
@@ -33,8 +35,9 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
     Option blocks beyond SRModel's: ``teacher`` (docs/teachers.md), ``train.distill_opt`` (the loss), and for a loss
     that reads features ``taps`` (pairs of module paths) and ``network_r`` (the regressors). The teacher is built for
     training only, stays in eval, gets no gradient, is not wrapped in DDP and is never saved. Regressors are optimised
-    with the student and saved as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone. ``train.precision`` is
-    what student and regressors are trained in (autocast); weights, losses and validation are float32.
+    with the student and saved as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone. ``train.precision``,
+    ``train.channels_last`` and ``train.compile`` say how student and regressors are run in training, with ``_r`` the
+    regressors if otherwise, in ``teacher`` the teacher; weights, losses and validation are float32.
 
     Args:
         opt: a checked option dict, from :func:`facd_basicsr.options.parse_options`.
@@ -43,11 +46,20 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         UserError: taps, teacher, regressors or batch size do not fit together.
     """
 
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self._execution_g = Execution.of(opt.get('train', {}))
+        super().__init__(opt)
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        # the student's, called from SRModel.__init__; before DDP, whose buckets keep the strides they find
+        return super().model_to_device(self._execution_g.lay_out(net))
+
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         self.net_g.train()
         self._init_ema(train_opt.get('ema_decay', 0))
-        self._init_precision(train_opt.get('precision', 'fp32'))
+        self._execution_r = Execution.of(train_opt, suffix='_r')
+        self._init_precision()
 
         self.cri_distill = build_loss(train_opt['distill_opt']).prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
@@ -56,7 +68,9 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')
         self.teacher_taps = Taps(self.teacher.net, [tap['teacher'] for tap in taps], 'teacher')
         self.net_r = self._build_regressors()
+        self._run_student, self._run_regressors, self._run_teacher = self.student_taps.run, _run, self.teacher_taps.run
         self._try_loss(train_opt)
+        self._compile()
 
         self.setup_optimizers()
         self.setup_schedulers()
@@ -74,10 +88,14 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
                 self.model_ema(0)
             self.net_g_ema.eval()
 
-    def _init_precision(self, precision: str) -> None:
-        """``fp32``, ``bf16`` or ``fp16``. Only the last has so small a range that the loss must be scaled."""
-        self._dtype = PRECISIONS[precision]
-        self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled=precision == 'fp16')
+    def _init_precision(self) -> None:
+        precisions = {self._execution_g.precision, self._execution_r.precision}
+        for precision in precisions & {'fp32', 'tf32'}:  # both at once is refused by the option check
+            set_tf32(precision)
+        if 'tf32' in precisions and self.device.type == 'cpu':
+            get_root_logger().warning('train.precision: tf32 is of GPUs; on this CPU it is fp32.')
+        # only float16 has so small a range that the loss must be scaled
+        self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
 
     def probe_taps(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The student's and the teacher's features, (1, C_j, h, w) each, of a flat patch; before the regressors."""
@@ -102,7 +120,7 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         load_path = self.opt['path'].get('pretrain_network_r')
         if load_path is not None:
             self._load_regressors(net_r, load_path)
-        return self.model_to_device(net_r).train()
+        return super().model_to_device(self._execution_r.lay_out(net_r)).train()
 
     def _probe(self, batch_size: int) -> Tensor:
         """A flat LQ of the training patch's size, since what a transformer does depends on it."""
@@ -122,6 +140,12 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         lq = self._probe(min(batch_size, max(2, self.cri_distill.min_batch)))
         with torch.no_grad():
             self.cri_distill(self.distill_state(lq, torch.zeros_like(self.net_g(lq))))
+
+    def _compile(self) -> None:
+        """After all that runs on other shapes. Validation never runs what is compiled: its images differ in size."""
+        self._run_student = self._execution_g.compiled(self._run_student, 'train.compile')
+        self._run_regressors = self._execution_r.compiled(self._run_regressors, 'train.compile_r')
+        self._run_teacher = self.teacher.execution.compiled(self._run_teacher, 'teacher.compile')
 
     def _load_regressors(self, net_r: nn.Module, load_path: str) -> None:
         param_key = self.opt['path'].get('param_key_r', 'params')
@@ -144,13 +168,20 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
 
         At least float32, whatever the networks ran in: a loss's distances are too close to each other for less.
         """
-        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
-            student, student_feats = self.student_taps.run(self.net_g, lq)
-            if self.net_r is not None:
-                student_feats = self.net_r(student_feats)
-        teacher, teacher_feats = self.teacher_taps.run(self.teacher, lq)
+        with self._execution_g.autocast(self.device):
+            student, student_feats = self._run_student(self.net_g, self._execution_g.laid_out(lq))
+        if self.net_r is not None:
+            student_feats = self._regressed(student_feats)
+        with tf32_of(self.teacher.execution.precision):
+            teacher, teacher_feats = self._run_teacher(self.teacher, lq)
         student_feats, teacher_feats = (tuple(map(at_least_float32, feats)) for feats in (student_feats, teacher_feats))
         return DistillState(at_least_float32(student), teacher, gt, lq, student_feats, teacher_feats)
+
+    def _regressed(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self._execution_r.dtype is None:
+            feats = tuple(map(at_least_float32, feats))  # the student's precision may be another
+        with self._execution_r.autocast(self.device):
+            return self._run_regressors(self.net_r, tuple(map(self._execution_r.laid_out, feats)))
 
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
@@ -182,3 +213,7 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         if self.net_r is not None:
             self.save_network(self.net_r, 'net_r', current_iter)
         super().save(epoch, current_iter)
+
+
+def _run(net: nn.Module, x: Any) -> Any:
+    return net(x)

@@ -179,6 +179,8 @@ def _check_metrics(opt: dict[str, Any]) -> None:
 def _check_train(opt: dict[str, Any], model: type) -> None:
     train_opt = opt['train']
     own = {key: keys.TRAIN_KEYS.get(key, Key()) for key in keys_read(model, 'train_opt')}
+    if 'distill_opt' in own:
+        own |= keys.EXECUTION_TRAIN
     check_block('train', train_opt, {**own, **keys.TRAIN})
     _check_choice('train.optim_g', train_opt['optim_g'], keys.OPTIMIZERS, keys.OPTIM_KEYS, supplied=('params',))
     _check_choice(
@@ -214,10 +216,32 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
 
 
 def _check_nonfinite(train_opt: dict[str, Any]) -> None:
-    block, precision = train_opt.get('nonfinite', {}), train_opt.get('precision', 'fp32')
+    block = train_opt.get('nonfinite', {})
     check_block('train.nonfinite', block, keys.NONFINITE)
-    if precision == 'fp16' and block.get('limit', 2) < 2:  # its loss scale grows until a step fails, again and again
-        raise UserError('train.nonfinite.limit: 1; accepted with train.precision: fp16: 2 or more')
+    for key in ('precision', 'precision_r'):
+        # its loss scale grows until a step fails, again and again
+        if train_opt.get(key) == 'fp16' and block.get('limit', 2) < 2:
+            raise UserError(f'train.nonfinite.limit: 1; accepted with train.{key}: fp16: 2 or more')
+
+
+def _check_execution(where: str, block: dict[str, Any]) -> None:
+    """What a network's block of :data:`keys.EXECUTION` says of torch.compile."""
+    for key in ('compile', 'compile_r'):
+        if block.get(key) is not None:
+            check_block(f'{where}.{key}', block[key], keys.COMPILE)
+
+
+def _check_regressors_execution(opt: dict[str, Any]) -> None:
+    train_opt = opt['train']
+    for key in keys.EXECUTION:
+        if f'{key}_r' in train_opt and 'network_r' not in opt:
+            raise UserError(f'train.{key}_r: given, but there is no network_r; accepted: no {key}_r')
+    precisions = {train_opt.get(key) for key in ('precision', 'precision_r')}
+    if precisions == {'fp32', 'tf32'}:  # they share a backward, and torch has one setting for all of it
+        raise UserError(
+            f'train.precision_r: {train_opt["precision_r"]}; accepted with train.precision: {train_opt["precision"]}: '
+            'the same, bf16 or fp16'
+        )
 
 
 def _check_logger(logger_opt: dict[str, Any]) -> None:
@@ -236,6 +260,8 @@ def _check_distillation(opt: dict[str, Any]) -> None:
     if 'distill_opt' not in opt['train']:
         raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     _check_teacher(opt)
+    _check_execution('train', opt['train'])
+    _check_regressors_execution(opt)
     loss = opt['train']['distill_opt']['type']
     if not LOSS_REGISTRY.get(loss).reads_features:
         for key in ('taps', 'network_r'):
@@ -259,6 +285,7 @@ def _check_distillation(opt: dict[str, Any]) -> None:
 def _check_teacher(opt: dict[str, Any]) -> None:
     teacher_opt = opt['teacher']
     check_block('teacher', teacher_opt, keys.TEACHER)
+    _check_execution('teacher', teacher_opt)
     layout_format = teacher_opt.get('format', 'auto')
     if 'network' in teacher_opt:
         _check_network('teacher.network', teacher_opt['network'], opt['scale'])

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 from basicsr.models import lr_scheduler
 
-from facd_basicsr.distill.teacher import FORMATS, PRECISIONS
+from facd_basicsr.distill.teacher import FORMATS
+from facd_basicsr.engine.execution import PRECISIONS
 from facd_basicsr.engine.nonfinite import ACTIONS
 from facd_basicsr.options.signatures import Key
 
@@ -74,9 +75,21 @@ TRAIN = {
     'nonfinite': Key((dict,)),
 }
 NONFINITE = {'action': Key((str,), choices=ACTIONS), 'limit': COUNT}
+# How a network is run, of the teacher and in `train` of the student, or with _r of the regressors.
+EXECUTION = {
+    'precision': Key((str,), choices=tuple(PRECISIONS)),
+    'channels_last': Key((bool,)),
+    'compile': Key((dict, type(None))),
+}
+EXECUTION_TRAIN = {**EXECUTION, **{f'{key}_r': accepted for key, accepted in EXECUTION.items()}}
+# Of torch.compile, whose signature differs from release to release.
+COMPILE = {
+    'mode': Key((str,), choices=('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs')),
+    'dynamic': Key((bool, type(None))),
+    'fullgraph': Key((bool,)),
+}
 TRAIN_KEYS = {
     'ema_decay': Key(NUMBER, least=0, below=1),
-    'precision': Key((str,), choices=tuple(PRECISIONS)),
     'distill_opt': Key((dict,)),
     'pixel_opt': Key((dict,)),
     'perceptual_opt': Key((dict,)),
@@ -98,7 +111,7 @@ TEACHER = {
     'weights': Key((str,), required=True),
     'format': Key((str,), choices=FORMATS),
     'sha256': Key(),  # a number if it lacks its quotes
-    'precision': Key((str,), choices=tuple(PRECISIONS)),
+    **EXECUTION,
     'expect': Key((dict,)),
 }
 EXPECT = {

@@ -168,7 +168,9 @@ def test_esrgans_published_keys_which_begin_with_model_are_left_to_spandrel(tmp_
 def test_what_spandrel_finds_must_be_this_files_scale_and_colours(dat_opt, tmp_path):
     with pytest.raises(UserError, match=r'teacher.weights: .*dat.pth: is a DAT for SR x2; accepted: SR x4'):
         build_teacher(dat_opt, 4)
-    with pytest.raises(UserError, match=r'teacher.precision: fp16, which DAT does not support; accepted: fp32, bf16'):
+    with pytest.raises(
+        UserError, match=r'teacher.precision: fp16, which DAT does not support; accepted: fp32, tf32, bf16'
+    ):
         build_teacher({**dat_opt, 'precision': 'fp16'}, 2)
     assert build_teacher({**dat_opt, 'precision': 'bf16'}, 2)(torch.rand(1, 3, 16, 16)).dtype == torch.float32
     torch.save({'no.such.network': torch.zeros(1)}, tmp_path / 'odd.pth')

@@ -1,4 +1,6 @@
 import copy
+import functools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -236,6 +238,118 @@ def test_lower_precisions_train_close_to_float32_and_keep_its_weights(build, tra
     parameters = {**dict(model.net_g.named_parameters()), **dict(model.net_r.named_parameters())}
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in parameters.values())
     assert all(not torch.equal(value, before[key]) for key, value in model.net_g.named_parameters())
+
+
+# channels_last and compile change the order of float32 sums only
+SAME_VALUES = {
+    'channels_last': {'train.channels_last': True, 'teacher.channels_last': True},
+    'student only': {'train.channels_last': True, 'train.channels_last_r': False},
+    'tf32 on a CPU': {'train.precision': 'tf32', 'teacher.precision': 'tf32'},
+}
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler')
+COMPILED = {
+    'compiled': {'train.compile': {}, 'teacher.compile': {'dynamic': False}},
+    'compiled regressors': {'train.compile_r': {'fullgraph': True}, 'train.compile': None},
+}
+
+
+def assert_trains_as(reference: FACDModel, model: FACDModel, iterations: int) -> None:
+    """Losses and first gradients agree to float32's rounding; weights to what Adam makes of it."""
+    for iteration in range(1, iterations + 1):
+        for net in (reference, model):
+            net.update_learning_rate(iteration)
+            net.feed_data(batch())
+            net.optimize_parameters(iteration)
+        if iteration == 1:
+            for expected, found in zip(parameters(reference), parameters(model)):
+                torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-5)
+        assert model.get_current_log() == pytest.approx(reference.get_current_log(), rel=1e-4), iteration
+
+
+def parameters(model: FACDModel) -> list[torch.Tensor]:
+    return [*model.net_g.parameters(), *model.net_r.parameters()]
+
+
+@pytest.mark.parametrize('changes', SAME_VALUES.values(), ids=SAME_VALUES)
+def test_another_memory_format_trains_as_the_plain_one(build, train_opt, changes):
+    reference = build(train_opt)
+    for key, value in changes.items():
+        train_opt = changed(train_opt, key, value)
+    assert_trains_as(reference, build(train_opt), 4)
+
+
+@pytest.mark.parametrize('changes', COMPILED.values(), ids=COMPILED)
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=[pytest.mark.slow, NEEDS_COMPILER])])
+def test_compiled_networks_train_as_the_eager_ones(build, train_opt, changes, backend, monkeypatch):
+    if backend != 'inductor':  # captures the graphs but runs them as they are
+        monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    reference = build(train_opt)
+    for key, value in changes.items():
+        train_opt = changed(train_opt, key, value)
+    model = build(train_opt)
+    before = torch._dynamo.utils.counters['stats']['unique_graphs']
+    assert_trains_as(reference, model, 2)
+    compiled = [key for key, value in changes.items() if value is not None]
+    if compiled == ['train.compile', 'teacher.compile']:
+        compiled.append('train.compile_r')  # as the student
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] - before == len(compiled)
+    model.test()  # eager
+    assert torch._dynamo.utils.counters['stats']['unique_graphs'] - before == len(compiled)
+
+
+def test_a_network_that_can_not_be_compiled_is_named_in_a_line(build, train_opt, monkeypatch):
+    monkeypatch.setenv('CXX', '/no/such/compiler')
+    monkeypatch.setattr(torch._inductor.config.cpp, 'cxx', ('/no/such/compiler',))
+    monkeypatch.setattr(torch._inductor.config, 'force_disable_caches', True)
+    model = build(changed(train_opt, 'teacher.compile', {}))
+    model.feed_data(batch())
+    with pytest.raises(UserError, match=r'^teacher.compile: torch.compile failed') as error:
+        model.optimize_parameters(1)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('student', [False, True])
+@pytest.mark.parametrize('regressors', [False, True])
+@pytest.mark.parametrize('teacher', [False, True])
+def test_each_network_has_its_own_memory_format_and_activations_follow(build, train_opt, student, regressors, teacher):
+    train_opt['train'] |= {'channels_last': student, 'channels_last_r': regressors}
+    train_opt['teacher']['channels_last'] = teacher
+    model = build(train_opt)
+    seen = []
+    for module in (model.net_g.body[0].conv2, model.net_r[0][2], model.teacher.net.body[0].conv2):
+        module.register_forward_hook(lambda _, __, output: seen.append(is_channels_last(output)))
+    model.distill_state(**batch())
+    assert seen == [student, regressors, teacher]
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def flags() -> tuple[bool, bool]:
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture(autouse=True)
+def torchs_own_flags():
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
+
+
+def test_tf32_is_set_for_the_process_and_for_the_teachers_forward(build, train_opt):
+    build(train_opt)
+    assert flags() == (False, True)
+    build(changed(train_opt, 'train.precision', 'fp32'))
+    assert flags() == (False, False)
+    model = build(changed(changed(train_opt, 'train.precision', 'fp32'), 'teacher.precision', 'tf32'))
+    seen = []
+    model.teacher.net.conv_last.register_forward_hook(lambda *_: seen.append(flags()))
+    model.net_g.conv_last.register_forward_hook(lambda *_: seen.append(flags()))
+    model.distill_state(**batch())
+    assert seen == [(False, False), (True, True)] and flags() == (False, False)
+    build(changed(train_opt, 'train.precision', 'tf32'))
+    assert flags() == (True, True)
 
 
 @pytest.mark.parametrize(('precision', 'dtype'), [('fp32', None), ('bf16', torch.bfloat16), ('fp16', torch.float16)])

@@ -99,7 +99,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         # wrong types and values
         ('teacher.format', 'keras', "teacher.format: 'keras'; accepted: auto, basicsr, edsr-pytorch, rcan, spandrel"),
         ('teacher.format', 'spandrel', 'teacher.network: accepted with format: spandrel: none'),
-        ('teacher.precision', 'int8', "teacher.precision: 'int8'; accepted: fp32, bf16, fp16"),
+        ('teacher.precision', 'int8', "teacher.precision: 'int8'; accepted: fp32, tf32, bf16, fp16"),
         ('teacher.sha256', '76ee1c', "teacher.sha256: '76ee1c'; accepted: 8 to 64 hexadecimal digits"),
         ('teacher.expect', EXPECT | {'dataset': 'val_2'}, "teacher.expect.dataset: 'val_2'; accepted: val"),
         ('teacher.expect', EXPECT | {'dataset': 'train'}, "teacher.expect.dataset: 'train'; accepted: val"),
@@ -166,8 +166,14 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('train.nonfinite', {'action': 'ignore'}, "train.nonfinite.action: 'ignore'; accepted: skip, fatal"),
         ('train.nonfinite', {'limit': 0}, 'train.nonfinite.limit: 0; accepted: 1 or more'),
         ('train.nonfinite', {'limit': 2.5}, 'train.nonfinite.limit: 2.5; accepted: a whole number'),
-        ('train.precision', 'half', "train.precision: 'half'; accepted: fp32, bf16, fp16"),
+        ('train.precision', 'half', "train.precision: 'half'; accepted: fp32, tf32, bf16, fp16"),
         ('train.precision', 16, 'train.precision: 16; accepted: text'),
+        ('train.precision_g', 'bf16', "train.precision_g: unknown key; did you mean 'precision_r'?"),
+        ('train.channels_last_r', 1, 'train.channels_last_r: 1; accepted: true or false'),
+        ('train.compile', True, 'train.compile: True; accepted: a block of keys or nothing (~)'),
+        ('train.compile', {'mode': 'fast'}, "train.compile.mode: 'fast'; accepted: default, reduce-overhead, max-auto"),
+        ('train.compile_r', {'backend': 'inductor'}, 'train.compile_r.backend: unknown key'),
+        ('teacher.compile', {'fullgraph': 1}, 'teacher.compile.fullgraph: 1; accepted: true or false'),
         ('logger.print_freq', 0, 'logger.print_freq: 0; accepted: 1 or more'),
         ('val.save_img', 1, 'val.save_img: 1; accepted: true or false'),
     ],
@@ -183,6 +189,24 @@ def test_a_plain_model_needs_a_loss_of_images(train_opt):
     assert 'train.pixel_opt: missing; accepted: a loss' in refusal(alone)
     alone['train']['pixel_opt'] = {'type': 'FACDLoss'}
     assert "train.pixel_opt.type: 'FACDLoss'; accepted: a loss of images" in refusal(alone)
+
+
+def test_the_regressors_precision_must_go_with_the_students_in_one_backward(train_opt):
+    train_opt['train'] |= {'precision': 'tf32', 'precision_r': 'fp32'}
+    assert refusal(train_opt) == (
+        'train.precision_r: fp32; accepted with train.precision: tf32: the same, bf16 or fp16'
+    )
+    for precision in ('tf32', 'bf16', 'fp16'):
+        train_opt['train']['precision_r'] = precision
+        check(train_opt, is_train=True)
+    train_opt['train']['nonfinite'] = {'limit': 1}
+    assert refusal(train_opt) == 'train.nonfinite.limit: 1; accepted with train.precision_r: fp16: 2 or more'
+
+
+def test_how_regressors_run_is_refused_where_there_are_none(train_opt):
+    train_opt['train']['compile_r'] = {}
+    del train_opt['network_r']
+    assert refusal(train_opt) == 'train.compile_r: given, but there is no network_r; accepted: no compile_r'
 
 
 def test_what_is_done_about_losses_that_are_not_finite_is_for_every_model_and_precision_only_for_distillation(
