@@ -1,0 +1,135 @@
+"""How time and memory of a FACD step grow with batch, patch and processes.
+
+    python benchmarks/cost_growth.py options/train/mini/FACD_EDSR16x4_x2.yml --out benchmarks/results/cost_growth.json
+
+Every setting runs in a process of its own, for its peak memory: of the GPU, or the process's beyond what it held before
+its first step. Two processes share the batch and the threads of one (CPU), or take a GPU each.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import facd_basicsr  # noqa: F401  must come before basicsr
+
+# isort: split
+import torch
+import torch.distributed as dist
+from distillation_models import options, ours, random_batch, with_execution
+
+from facd_basicsr.comparison.record import machine
+from facd_basicsr.engine.distributed import init_dist
+from facd_basicsr.engine.logs import versions
+from facd_basicsr.evaluation.table import text_table
+
+BATCHES = (4, 8, 16, 32, 64)
+PATCHES = (24, 48, 72, 96)
+BATCH, PATCH = 16, 48  # while the other grows
+WARM_UP = 2
+MARK = 'RESULT '
+
+
+def resident(key: str) -> float:
+    """GiB of this process by /proc: ``VmRSS`` now, ``VmHWM`` at most."""
+    lines = Path('/proc/self/status').read_text(encoding='ascii').splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 2**20
+
+
+def measure(option_file: Path, batch: int, patch: int, turns: int, execution: dict[str, Any]) -> dict[str, float]:
+    """Median seconds and peak GiB of the steps of this process, which may be one of several."""
+    torch.backends.cudnn.benchmark = True
+    size = int(os.environ.get('WORLD_SIZE', 1))
+    on_gpu = torch.cuda.is_available()
+    with tempfile.TemporaryDirectory() as folder:
+        opt = with_execution(options(option_file, Path(folder), batch // size, patch), execution)
+        if size > 1:
+            init_dist('pytorch', on_gpu, {'backend': 'nccl'})
+            opt |= {'dist': True, 'rank': dist.get_rank(), 'world_size': size}
+        model, data = ours(opt, Path(folder)), random_batch(opt)
+        before = torch.cuda.memory_allocated() if on_gpu else resident('VmRSS')
+        seconds = []
+        for turn in range(1, WARM_UP + turns + 1):
+            start = time.perf_counter()
+            model.feed_data(data)
+            model.optimize_parameters(turn)
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+    peak = (torch.cuda.max_memory_allocated() - before) / 2**30 if on_gpu else resident('VmHWM') - before
+    return {'seconds': round(statistics.median(seconds[WARM_UP:]), 5), 'peak_gib': round(peak, 3)}
+
+
+def run_alone(args: argparse.Namespace, batch: int, patch: int, processes: int = 1) -> dict[str, Any]:
+    """:func:`measure` in processes of their own. Of several, rank 0's figures."""
+    threads = torch.get_num_threads() // processes or 1
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
+    command = [sys.executable, *launcher, str(Path(__file__).resolve()), str(args.option_file), '--measure']
+    command += [str(batch), str(patch), '--turns', str(args.turns), '--execution', json.dumps(args.execution)]
+    environment = os.environ | {'OMP_NUM_THREADS': str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        sys.exit(f'{" ".join(command)}\n{done.stderr}')
+    found = next(line for line in done.stdout.splitlines() if line.startswith(MARK))
+    result = {'batch': batch, 'patch': patch, 'processes': processes, **json.loads(found.removeprefix(MARK))}
+    print(result, flush=True)
+    return result
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument('option_file', type=Path)
+    arguments.add_argument('--turns', type=int, default=7)
+    arguments.add_argument('--execution', type=json.loads, default={'precision': 'fp32', 'channels_last': True})
+    arguments.add_argument('--batches', type=int, nargs='+', default=BATCHES)
+    arguments.add_argument('--patches', type=int, nargs='+', default=PATCHES)
+    arguments.add_argument('--out', type=Path)
+    arguments.add_argument('--measure', type=int, nargs=2, metavar=('BATCH', 'PATCH'), help=argparse.SUPPRESS)
+    args = arguments.parse_args()
+    if args.measure:
+        result = measure(args.option_file, *args.measure, args.turns, args.execution)
+        if int(os.environ.get('RANK', 0)) == 0:
+            print(MARK + json.dumps(result), flush=True)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return
+
+    by_batch = [run_alone(args, batch, PATCH) for batch in args.batches]
+    by_patch = [run_alone(args, BATCH, patch) for patch in args.patches]
+    gpus = torch.cuda.device_count()
+    counts = (1, 2) if gpus != 1 else (1,)
+    by_processes = [run_alone(args, BATCH, PATCH, processes) for processes in counts for _ in range(3)]
+    results = {
+        'option_file': str(args.option_file),
+        'execution': args.execution,
+        'turns': args.turns,
+        'machine': machine(),
+        'threads': torch.get_num_threads(),
+        'versions': versions(),
+        'by_batch': by_batch,
+        'by_patch': by_patch,
+        'by_processes': by_processes,
+    }
+    args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    header = ['batch', 'patch', 'processes', 'ms', 'GiB']
+    cells = [
+        [
+            str(run['batch']),
+            str(run['patch']),
+            str(run['processes']),
+            f'{1000 * run["seconds"]:.0f}',
+            str(run['peak_gib']),
+        ]
+        for run in (*by_batch, *by_patch, *by_processes)
+    ]
+    print(text_table(header, cells))
+
+
+if __name__ == '__main__':
+    main()

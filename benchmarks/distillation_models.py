@@ -1,0 +1,101 @@
+"""What a distillation step is compared with: models of one option file, with a random teacher and without data."""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import set_random_seed
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from facd_basicsr.engine.nonfinite import NonFiniteGuard
+from facd_basicsr.engine.safe_model import build_model
+from facd_basicsr.options import read_option_file
+
+# Changes to an option file by how its networks are run.
+EXECUTIONS: dict[str, dict[str, Any]] = {
+    'fp32': {'precision': 'fp32'},
+    'fp32, channels_last': {'precision': 'fp32', 'channels_last': True},
+    'fp32, channels_last, compiled': {'precision': 'fp32', 'channels_last': True, 'compile': {}},
+    'bf16': {'precision': 'bf16'},
+    'bf16, channels_last': {'precision': 'bf16', 'channels_last': True},
+    'bf16, channels_last, compiled': {'precision': 'bf16', 'channels_last': True, 'compile': {}},
+}
+EXECUTIONS_CUDA = {
+    'tf32': {'precision': 'tf32'},
+    'tf32, channels_last': {'precision': 'tf32', 'channels_last': True},
+    **{name: execution for name, execution in EXECUTIONS.items() if name != 'fp32, channels_last, compiled'},
+    'bf16, channels_last, CUDA graphs': {
+        'precision': 'bf16',
+        'channels_last': True,
+        'compile': {'mode': 'reduce-overhead'},
+    },
+}
+
+
+def executions() -> dict[str, dict[str, Any]]:
+    """Those that make sense on this machine."""
+    return EXECUTIONS_CUDA if torch.cuda.is_available() else EXECUTIONS
+
+
+def options(option_file: Path, folder: Path, batch: int, patch: int) -> dict[str, Any]:
+    """A complete option dict of a distillation, whose teacher has random weights.
+
+    Args:
+        folder: for the teacher's checkpoint.
+        batch: samples in a step.
+        patch: height and width of LQ.
+    """
+    opt = read_option_file(str(option_file))
+    weights = folder / 'teacher.pth'
+    if not weights.exists():
+        set_random_seed(1)
+        torch.save({'params': build_network(copy.deepcopy(opt['teacher']['network'])).state_dict()}, weights)
+    opt['teacher'] = {'network': opt['teacher']['network'], 'weights': str(weights)}
+    opt['datasets'] = {'train': {'batch_size_per_gpu': batch, 'gt_size': patch * opt['scale']}}
+    gpus = min(1, torch.cuda.device_count())
+    return opt | {'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'num_gpu': gpus, 'root_path': '.'}
+
+
+def with_execution(opt: dict[str, Any], execution: Mapping[str, Any]) -> dict[str, Any]:
+    """The option dict with all its networks run so."""
+    opt = copy.deepcopy(opt)
+    opt['train'] |= execution
+    opt['teacher'] |= execution
+    return opt
+
+
+def ours(opt: dict[str, Any], folder: Path) -> BaseModel:
+    """FACDModel as train.py runs it, with the check of losses that are not finite."""
+    set_random_seed(0)
+    model = build_model(opt)
+    model.guard = NonFiniteGuard(model, folder=folder)
+    return model
+
+
+def naive(opt: dict[str, Any]) -> BaseModel:
+    """The baseline of naive_distillation.py."""
+    set_random_seed(0)
+    return MODEL_REGISTRY.get('NaiveDistillationModel')(copy.deepcopy(opt))
+
+
+def student_alone(opt: dict[str, Any]) -> BaseModel:
+    """BasicSR's own SRModel with the student and an L1 loss."""
+    opt = copy.deepcopy(opt)
+    opt['train']['pixel_opt'] = {'type': 'L1Loss', 'loss_weight': 1.0, 'reduction': 'mean'}
+    set_random_seed(0)
+    return MODEL_REGISTRY.get('SRModel')(opt)
+
+
+def random_batch(opt: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """{lq, gt}, (N, 3, h, w) and (N, 3, h * scale, w * scale), in pinned memory where there is a GPU."""
+    train_opt = opt['datasets']['train']
+    n, size = train_opt['batch_size_per_gpu'], train_opt['gt_size']
+    generator = torch.Generator().manual_seed(0)
+    gt = torch.rand(n, 3, size, size, generator=generator)
+    lq = torch.nn.functional.avg_pool2d(gt, opt['scale'])
+    batch = {'lq': lq, 'gt': gt}
+    return {key: value.pin_memory() for key, value in batch.items()} if torch.cuda.is_available() else batch
