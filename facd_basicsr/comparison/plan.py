@@ -14,6 +14,7 @@ from facd_basicsr.options import load_yaml
 from facd_basicsr.options.blocks import check_block, check_type
 from facd_basicsr.options.check import check
 from facd_basicsr.options.inherit import BASE, merged, read_option_file
+from facd_basicsr.options.keys import EXECUTION
 from facd_basicsr.options.paths import check_paths
 from facd_basicsr.options.signatures import Key
 
@@ -37,7 +38,10 @@ SHARED = (
     'train.scheduler',
     'train.warmup_iter',
     'train.ema_decay',
+    'train.precision',
+    'train.precision_r',
 )
+SHARED_BY_TAUGHT = ('teacher.precision',)  # by the methods that have a teacher
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,12 @@ class Comparison:
             method: [key for key in SHARED if _value(opt, key) != _value(base, key)]
             for method, opt in self.methods.items()
         }
+        taught = [method for method, opt in self.methods.items() if 'teacher' in opt]
+        for method in taught:
+            first = self.methods[taught[0]]
+            found[method] += [
+                key for key in SHARED_BY_TAUGHT if _value(self.methods[method], key) != _value(first, key)
+            ]
         return {method: keys for method, keys in found.items() if keys}
 
 
@@ -222,7 +232,8 @@ def _resolved(where: str, block: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _teacher(opt: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in opt['teacher'].items() if key != 'expect'}
+    """Which one it is, without how it is run and what is expected of it."""
+    return {key: value for key, value in opt['teacher'].items() if key not in ('expect', *EXECUTION)}
 
 
 def _value(opt: dict[str, Any], location: str) -> Any:

@@ -107,6 +107,12 @@ def first_batch_and_weights(opt: dict, path: Path) -> tuple[list[torch.Tensor], 
     return [batch['lq'] for batch in training.loaders.train], weights
 
 
+def test_a_teacher_that_is_run_otherwise_is_the_same_teacher_and_its_precision_is_named(comparison, tmp_path):
+    comparison['methods']['TS']['teacher'] = {'precision': 'bf16', 'channels_last': True, 'compile': {}}
+    found = read_comparison(write_yml(comparison, tmp_path / 'c.yml'))
+    assert found.differing() == {'TS': ['teacher.precision']}
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_methods_share_initial_weights_and_every_batch_of_a_seed_and_seeds_differ(comparison, tmp_path, workers):
     comparison['common']['datasets'] = {'train': {'num_worker_per_gpu': workers}}
