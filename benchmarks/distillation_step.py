@@ -117,6 +117,7 @@ def main() -> None:
     arguments.add_argument('--batch', type=int, default=16)
     arguments.add_argument('--patch', type=int, default=48, help='height and width of LQ')
     arguments.add_argument('--turns', type=int, default=5)
+    arguments.add_argument('--executions', nargs='+', default=list(executions()), choices=list(executions()))
     arguments.add_argument('--split', default='fp32, channels_last', help='the execution whose parts are timed')
     arguments.add_argument('--out', type=Path, required=True)
     args = arguments.parse_args()
@@ -129,7 +130,7 @@ def main() -> None:
         for name, build in (('student alone', student_alone), ('naive', naive)):
             model = build(opt)
             runs[name] = lambda turn, model=model: step(model, batch, turn)
-        for name, execution in executions().items():
+        for name, execution in ((name, executions()[name]) for name in args.executions):
             model = ours(with_execution(opt, execution), Path(folder))
             runs[f'FACD {name}'] = lambda turn, model=model: step(model, batch, turn)
             bare = ours(with_execution(opt, {**execution, 'compile': None}), Path(folder))
@@ -157,7 +158,7 @@ def main() -> None:
         'machine': machine(),
         'threads': torch.get_num_threads(),
         'versions': versions(),
-        'gflop': round(step_flops(opt) / 1e9, 2),  # convolutions and matrix products, forward and backward
+        'gflop': round(step_flops(opt) / 1e9, 6),  # convolutions and matrix products, forward and backward
         'seconds': {name: round(value, 5) for name, value in medians.items()},
         'min_max': {name: [round(f(times[WARM_UP:]), 5) for f in (min, max)] for name, times in seconds.items()},
         'split_of': args.split,

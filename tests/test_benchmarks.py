@@ -6,6 +6,7 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, SHARED_DATA, picture, run, write_yml
 
 from facd_basicsr.data.bicubic import bicubic_lr
@@ -59,3 +60,66 @@ def test_independent_lr_images_to_the_last_bit_and_published_psnr_are_reproduced
         result = benchmark('bicubic').compare(SHARED_DATA / 'benchmark' / name, 4)
         assert result['our_equal_images'] == result['images'] and result['our_largest_difference'] == 0
         assert result['psnr_y_published_protocol'] == pytest.approx(published, abs=0.01)
+
+
+def with_paper_loss(train_opt: dict) -> dict:
+    """As the paper's option files have it, which the baseline reads its weights from."""
+    train_opt['train']['distill_opt'] |= {'lambda': 4, 'layer_weights': [0.5, 0.3, 0.2]}
+    return train_opt
+
+
+def test_the_naive_baseline_computes_the_same_terms_and_gradients(train_opt, tmp_path):
+    import distillation_models as models
+    import naive_distillation  # noqa: F401
+
+    option_file = write_yml(with_paper_loss(train_opt), tmp_path / 'opt.yml')
+    opt = models.options(option_file, tmp_path, batch=4, patch=8)
+    ours, naive = models.ours(opt, tmp_path), models.naive(opt)
+    naive.net_r.load_state_dict(ours.net_r.state_dict())
+    batch = models.random_batch(opt)
+    for model in (ours, naive):
+        model.feed_data(batch)
+        model.optimize_parameters(1)
+    expected = {name: naive.get_current_log()[name] for name in ('l_sr', 'l_facd')}
+    assert {name: ours.get_current_log()[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    for net_ours, net_naive in ((ours.net_g, naive.net_g), (ours.net_r, naive.net_r)):
+        for a, b in zip(net_ours.parameters(), net_naive.parameters()):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_distillation_step_compares_a_step_with_its_floor_and_with_the_baseline(train_opt, tmp_path):
+    option_file = write_yml(with_paper_loss(train_opt), tmp_path / 'opt.yml')
+    out = tmp_path / 'step.json'
+    script = REPOSITORY / 'benchmarks' / 'distillation_step.py'
+    arguments = ['--batch', '2', '--patch', '8', '--turns', '1', '--executions', 'fp32', 'bf16, channels_last']
+    done = run(script, option_file, *arguments, '--split', 'fp32', '--out', out, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    runs = [f'{what} {how}' for how in ('fp32', 'bf16, channels_last') for what in ('FACD', 'floor')]
+    assert list(result['seconds']) == ['student alone', 'naive', *runs]
+    assert list(result['split']) == ['data', 'student', 'regressors', 'teacher', 'loss', 'backward', 'optimizer']
+    assert min(result['split'].values()) > 0 and result['gflop'] > 0
+    assert f'{result["seconds"]["FACD fp32"] / result["seconds"]["floor fp32"]:.3f}' in done.stdout
+
+
+@pytest.mark.slow
+def test_cost_growth_measures_each_setting_in_a_process_of_its_own(train_opt, tmp_path):
+    option_file = write_yml(with_paper_loss(train_opt), tmp_path / 'opt.yml')
+    script = REPOSITORY / 'benchmarks' / 'cost_growth.py'
+    done = run(script, option_file, '--measure', '2', '8', '--turns', '1', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1].removeprefix('RESULT '))
+    assert result['seconds'] > 0 and result['peak_gib'] >= 0
+
+
+def test_scaling_adds_what_is_computed_and_what_is_exchanged(monkeypatch):
+    scaling = benchmark('scaling')
+    for name, value in (('RATE', 100.0), ('MEMORY', 10.0), ('LINK', 2.0)):
+        monkeypatch.setattr(scaling, name, value)
+    # 300 FLOP; 5 parameters; 4 samples of 3 elements on each of 2 GPUs, in float32
+    assert scaling.step_seconds(300, trained=5, elements=3, batch=4, gpus=2) == {
+        'networks': 3.0,
+        'distances': 2 * (4 + 8) * 3 * 4 / 10,  # own features and both ranks', forward and backward
+        'gradients': 5 * 4 / 2,  # a ring moves 2 (R - 1) / R of them
+        'features': 4 * 3 * 4 / 2,  # of the other GPU
+    }
