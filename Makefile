@@ -1,6 +1,7 @@
 # make demo  the main job on photographs that ship with scikit-image, in a few minutes on two cores
 # make test  lint and the test suite
 # make test-all  also the slow tests, with a real pretrained teacher (120 MB)
+# make benchmarks  every measurement of docs/performance.md, on a GPU if there is one
 # make results-gpu  the comparisons of Table 2 on GPUs (docs/reproduce.md)
 # PYTHON=python3.12 make ... chooses the interpreter of a new .venv
 
@@ -11,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint requirements/constraints.txt
 
-.PHONY: demo test test-all lint install results-gpu
+.PHONY: demo test test-all lint install results-gpu benchmarks
 
 demo: $(INSTALLED)
 	$(BIN)/python -m facd_basicsr.tools.demo
@@ -66,3 +67,19 @@ results-gpu: $(INSTALLED)
 	  $(BIN)/facd convert $(RCAN)/RCAN_BIX$$scale-official.pth $(RCAN)/RCAN_BIX$$scale-basicsr.pth --to basicsr || exit; done
 	$(call COMPARE,RCAN,2)
 	$(call COMPARE,RCAN,4)
+
+# Every measurement of docs/performance.md, on a GPU if there is one. A CPU takes smaller patches, or it would take hours.
+RESULTS ?= benchmarks/results
+PATCH ?= $(shell $(BIN)/python -c 'import torch; print(48 if torch.cuda.is_available() else 24)')
+STEP = $(BIN)/python benchmarks/distillation_step.py options/train/$(1).yml --patch $(PATCH) --out $(RESULTS)/$(2).json
+
+benchmarks: $(INSTALLED)
+	mkdir -p $(RESULTS)
+	$(BIN)/python benchmarks/ceilings.py --out $(RESULTS)/ceilings.json
+	$(call STEP,FACD_EDSR_x4,step_EDSR_x4)
+	$(call STEP,FACD_RCAN_x4,step_RCAN_x4)
+	$(call STEP,mini/FACD_EDSR16x4_x2,step_mini_x2)
+	$(BIN)/python benchmarks/loss.py --out $(RESULTS)/loss.json
+	$(BIN)/python benchmarks/cost_growth.py options/train/mini/FACD_EDSR16x4_x2.yml --out $(RESULTS)/cost_growth.json
+	$(BIN)/python benchmarks/scaling.py --out $(RESULTS)/scaling.json
+	$(BIN)/python benchmarks/start_up.py --out $(RESULTS)/start_up.json

@@ -1,0 +1,217 @@
+"""The tables and plots of docs/performance.md, made of the JSON files in benchmarks/results.
+
+    python benchmarks/performance_page.py --into docs/performance.md
+
+A block of the page begins with ``<!-- benchmark: PART FILE -->`` and ends with ``<!-- end -->``. PART is one of
+``PARTS``, FILE the name of a result without ``.json``. A plot is written beside the page as PNG.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use('Agg')
+
+from matplotlib import pyplot as plt
+
+from facd_basicsr.errors import UserError, run_command
+from facd_basicsr.evaluation.table import markdown_table
+
+RESULTS = Path(__file__).resolve().parent / 'results'
+END = '<!-- end -->'
+Result = dict[str, Any]
+
+
+def ms(seconds: float) -> str:
+    value = 1000 * seconds
+    return f'{value:.0f}' if value >= 100 else f'{value:.1f}'
+
+
+def machine_line(result: Result) -> str:
+    """Where a result is from, and under what it was measured."""
+    threads = result.get('threads')
+    return f'{result["machine"]}{f", {threads} threads" if threads else ""}; {result["versions"]}.'
+
+
+def ceilings(result: Result) -> str:
+    rows = [['copying memory, read and written', f'{result["copy_gb_s"]} GB/s']]
+    rows += [[f'matrix product, {name}', f'{rate} TFLOP/s'] for name, rate in result['tflop_s'].items()]
+    return f'{markdown_table(["ceiling", "measured"], rows)}\n\n{machine_line(result)}'
+
+
+def step(result: Result) -> str:
+    """Every step with its ratio to the baseline and to its floor."""
+    seconds = result['seconds']
+    rows = [
+        [name, ms(seconds[name]), ratio(seconds['naive'], seconds[name]), '', ''] for name in ('student alone', 'naive')
+    ]
+    for name in [name.removeprefix('FACD ') for name in seconds if name.startswith('FACD')]:
+        ours, floor = seconds[f'FACD {name}'], seconds[f'floor {name}']
+        rate = f'{result["gflop"] / ours / 1000:.3f}'
+        rows.append([f'FACD {name}', ms(ours), ratio(seconds['naive'], ours), f'{ours / floor:.2f}', rate])
+    header = ['step', 'ms', 'times faster than naive', 'to its floor', 'TFLOP/s']
+    what = f'`{result["option_file"]}`, batch {result["batch"]}, LQ patches of {result["patch"]} x {result["patch"]}, '
+    what += f'medians of {result["turns"]}; {machine_line(result)}'
+    return f'{markdown_table(header, rows)}\n\n{what}'
+
+
+def ratio(base: float, value: float) -> str:
+    return f'{base / value:.2f}'
+
+
+def split(result: Result) -> str:
+    total = sum(result['split'].values())
+    rows = [[part, ms(seconds), f'{100 * seconds / total:.1f} %'] for part, seconds in result['split'].items()]
+    return markdown_table([f'part of FACD {result["split_of"]}', 'ms', 'share'], rows)
+
+
+def loss(result: Result) -> str:
+    rows = [
+        [
+            variant,
+            f'{milliseconds:.0f}',
+            f'{result["times_faster_than_literal"][variant]:.1f}',
+            f'{result["extra_mib"][variant]:.0f}',
+            f'{result["times_less_memory_than_literal"][variant]:.1f}',
+            *(f'{mib:.1f}' for mib in result['sweep']['extra_mib'][variant].values()),
+        ]
+        for variant, milliseconds in result['ms'].items()
+    ]
+    sweep = next(iter(result['sweep']['extra_mib'].values()))
+    header = ['term', 'ms', 'times faster', 'extra MiB', 'times less', *(f'MiB at N={n}' for n in sweep)]
+    what = (
+        f'N = {result["batch"]}, C = {result["channels"]}, {result["size"]} x {result["size"]}, three taps; the last '
+    )
+    what += f'columns at C = {result["sweep"]["channels"]}, {result["sweep"]["size"]} x {result["sweep"]["size"]}. '
+    what += f'{result["gradients_mib"]} MiB are the gradients of the features, which every way has to give. '
+    return f'{markdown_table(header, rows)}\n\n{what}{machine_line(result)}'
+
+
+def growth(result: Result) -> str:
+    cells = [
+        [str(run['batch']), str(run['patch']), ms(run['seconds']), f'{1024 * run["peak_gib"]:.0f}']
+        for run in (*result['by_batch'], *result['by_patch'])
+    ]
+    table = markdown_table(['batch', 'patch', 'ms', 'peak MiB'], cells)
+    return f'{table}\n\n`{result["option_file"]}`, {described(result["execution"])}; {machine_line(result)}'
+
+
+def described(execution: dict[str, Any]) -> str:
+    return ', '.join(key if value is True else f'{key}: {value}' for key, value in execution.items())
+
+
+def processes(result: Result) -> str:
+    by_count: dict[int, list[float]] = {}
+    for run in result['by_processes']:
+        by_count.setdefault(run['processes'], []).append(run['seconds'])
+    medians = {count: sorted(seconds)[len(seconds) // 2] for count, seconds in by_count.items()}
+    run = result['by_processes'][0]
+    rows = [
+        [str(count), f'{run["batch"] // count}', ms(value), ratio(medians[1], value)]
+        for count, value in medians.items()
+    ]
+    table = markdown_table(['processes', 'batch each', 'ms', 'speed-up'], rows)
+    return f'{table}\n\nLQ patches of {run["patch"]} x {run["patch"]}, the threads shared out; {machine_line(result)}'
+
+
+def scaling(result: Result) -> str:
+    parts = ('networks', 'distances', 'gradients', 'features')
+    rows = []
+    for run in result['runs']:
+        cells = [f'{1000 * run[part]:.2f}' for part in parts]
+        speed_up = [f'{run["speed_up"]:.2f}', f'{100 * run["speed_up"] / run["gpus"]:.0f} %']
+        rows.append([run['training'], str(run['gpus']), str(run['batch_per_gpu']), *cells, *speed_up])
+    header = ['training', 'GPUs', 'batch each', *(f'{part}, ms' for part in parts), 'speed-up', 'efficiency']
+    return markdown_table(header, rows)
+
+
+PARTS: dict[str, Callable[[Result], str]] = {
+    'ceilings': ceilings,
+    'step': step,
+    'split': split,
+    'loss': loss,
+    'growth': growth,
+    'processes': processes,
+    'scaling': scaling,
+}
+
+
+def split_plot(result: Result, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7.5, 1.6))
+    left = 0.0
+    for part, seconds in result['split'].items():
+        axes.barh([0], [1000 * seconds], left=left, label=part)
+        left += 1000 * seconds
+    axes.set(yticks=[], xlabel=f'ms, FACD {result["split_of"]}', xlim=(0, left))
+    axes.legend(ncols=len(result['split']), loc='lower center', bbox_to_anchor=(0.5, 1), frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def growth_plot(result: Result, path: Path) -> None:
+    figure, panels = plt.subplots(1, 2, figsize=(7.5, 2.8))
+    for axes, runs, key in zip(panels, (result['by_batch'], result['by_patch']), ('batch', 'patch')):
+        sizes = [run[key] for run in runs]
+        axes.plot(sizes, [1000 * run['seconds'] for run in runs], 'o-', color='tab:blue')
+        axes.set(xlabel=key, ylabel='ms', xticks=sizes, ylim=(0, None))
+        memory = axes.twinx()
+        memory.plot(sizes, [1024 * run['peak_gib'] for run in runs], 's--', color='tab:orange')
+        memory.set(ylabel='peak MiB (dashed)', ylim=(0, None))
+    figure.tight_layout()
+    _save(figure, path)
+
+
+PLOTS: dict[str, Callable[[Result, Path], None]] = {'split': split_plot, 'growth': growth_plot}
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=110, bbox_inches='tight', metadata={'Software': None})
+    plt.close(figure)
+
+
+def filled(page: str, results: Path, plots: Path | None = None) -> str:
+    """The page with every block made anew.
+
+    Args:
+        page: Markdown.
+        results: folder of the JSON files.
+        plots: folder of the page, where its plots go; none are written if None.
+
+    Raises:
+        UserError: a block names a part or a result that there is not.
+    """
+
+    def block(found: re.Match) -> str:
+        part, name = found[1], found[2]
+        path = results / f'{name}.json'
+        if part not in PARTS:
+            raise UserError(f'<!-- benchmark: {part} {name} -->: accepted: {", ".join(PARTS)}')
+        if not path.is_file():
+            raise UserError(f'<!-- benchmark: {part} {name} -->: there is no {path}')
+        result = json.loads(path.read_text(encoding='utf-8'))
+        content = PARTS[part](result)
+        if part in PLOTS:
+            plot = f'performance_{part}_{name}.png'
+            content += f'\n\n![{part} of {name}]({plot})'
+            if plots is not None:
+                PLOTS[part](result, plots / plot)
+        return f'<!-- benchmark: {part} {name} -->\n\n{content}\n\n{END}'
+
+    return re.sub(rf'<!-- benchmark: (\S+) (\S+) -->\n.*?{END}', block, page, flags=re.DOTALL)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument('--results', type=Path, default=RESULTS)
+    arguments.add_argument('--into', type=Path, required=True)
+    args = arguments.parse_args()
+    page = args.into.read_text(encoding='utf-8')
+    args.into.write_text(filled(page, args.results, args.into.parent), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    run_command(main)
