@@ -1,6 +1,7 @@
 """The model under DDP: two ranks with half a batch each have the gradient of one process with the whole of it."""
 
 import copy
+import functools
 import sys
 from pathlib import Path
 
@@ -32,11 +33,12 @@ def batch() -> dict[str, torch.Tensor]:
     return {'lq': images(12), 'gt': images(24)}
 
 
-def step(option_file: Path, loss: str, share: slice) -> dict:
+def step(option_file: Path, loss: str, share: slice, execution: dict | None = None) -> dict:
     """One iteration on a share of the batch: its gradients and what the log shows, in float64."""
     opt = parse_options(parser().parse_args(['-opt', str(option_file)]), is_train=True, root=option_file.parent)
     opt['dist'] = opt['world_size'] > 1  # the group is there already, and serves several models
-    opt['train']['distill_opt'] = copy.deepcopy(LOSSES[loss])
+    opt['train'] |= {'distill_opt': copy.deepcopy(LOSSES[loss]), **(execution or {})}
+    opt['teacher'] |= execution or {}
     torch.set_default_dtype(torch.float64)
     try:
         model: FACDModel = build_model(opt)
@@ -54,7 +56,10 @@ def worker(option_file: Path) -> None:
     dist.init_process_group('gloo')
     rank = dist.get_rank()
     share = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
-    torch.save({loss: step(option_file, loss, share) for loss in LOSSES}, option_file.parent / f'{rank}.pth')
+    found = {loss: step(option_file, loss, share) for loss in LOSSES}
+    torch.compile = functools.partial(torch.compile, backend='aot_eager')  # captures graphs, needs no compiler
+    found['compiled'] = step(option_file, 'FACDLoss', share, {'compile': {}, 'channels_last': True})
+    torch.save(found, option_file.parent / f'{rank}.pth')
     end_process(0)
 
 
@@ -77,15 +82,15 @@ def ranks(option_file: Path) -> list[dict]:
     return [torch.load(option_file.parent / f'{rank}.pth', weights_only=True) for rank in range(RANKS)]
 
 
-@pytest.mark.parametrize('loss', LOSSES)
-def test_student_and_regressors_of_two_ranks_have_the_gradient_of_one_process(ranks, option_file, loss):
-    expected = step(option_file, loss, slice(None))
+@pytest.mark.parametrize('case', [*LOSSES, 'compiled'])
+def test_student_and_regressors_of_two_ranks_have_the_gradient_of_one_process(ranks, option_file, case):
+    expected = step(option_file, 'FACDLoss' if case == 'compiled' else case, slice(None))
     assert 0 < expected['log']['alpha'] < 1  # the gate lets some samples through, and some not
     for rank in ranks:
         for net in ('student', 'regressors'):
             assert all(gradient.dtype == torch.float64 and gradient.abs().sum() > 0 for gradient in expected[net])
-            torch.testing.assert_close(rank[loss][net], expected[net], rtol=1e-9, atol=1e-12)
-    assert ranks[0][loss]['log'] == pytest.approx(expected['log'], rel=1e-9)
+            torch.testing.assert_close(rank[case][net], expected[net], rtol=1e-9, atol=1e-12)
+    assert ranks[0][case]['log'] == pytest.approx(expected['log'], rel=1e-9)
 
 
 if __name__ == '__main__':
