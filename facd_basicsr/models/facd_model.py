@@ -23,7 +23,8 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, build_loss
 from facd_basicsr.losses.pairwise import at_least_float32
 
-PROBE_SIZE = 16  # of LQ, where the training set has no gt_size, or where nothing depends on the size
+PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
+SMALL_PROBE_SIZE = 8  # where nothing depends on it; CSD's VGG halves an x2 output of it four times
 CONVOLUTIONAL = (EDSR, EDSRStudent, RCAN, RCANStudent)  # these very classes: a class derived from one may add anything
 # float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
 # below its normal numbers (6e-5). With torch's 2**16 the gradient of conv_last's weights, up to 24 in the first
@@ -128,7 +129,7 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         of_any_size = all(type(net) in CONVOLUTIONAL for net in nets)
         of_any_size &= type(self.cri_distill).__module__.startswith('facd_basicsr.losses.')
         of_any_size &= self.opt.get('network_r', {'type': 'DeepRegressor'})['type'] == 'DeepRegressor'
-        return min(PROBE_SIZE, self._patch_size()) if of_any_size else self._patch_size()
+        return min(SMALL_PROBE_SIZE, self._patch_size()) if of_any_size else self._patch_size()
 
     def _flat(self, batch_size: int, size: int) -> Tensor:
         num_in_ch = self.opt['network_g'].get('num_in_ch', 3)

@@ -222,8 +222,8 @@ def test_the_in_place_trap_is_refused_before_training(build, train_opt):
 @pytest.mark.parametrize(
     ('location', 'value', 'size'),
     [
-        ('datasets.train.gt_size', 40, 16),
-        ('datasets.train.gt_size', 24, 12),
+        ('datasets.train.gt_size', 40, 8),
+        ('datasets.train.gt_size', 12, 6),
         ('teacher.network.type', 'InPlaceTeacher', 20),
         ('network_r.type', 'OwnRegressor', 20),
         ('train.distill_opt.type', 'OwnLoss', 20),
