@@ -50,7 +50,7 @@ runpy.run_path('facd_basicsr/compat.py')  # without it basicsr does not import
 import torch, basicsr
 for network in json.loads(sys.argv[1]):
     basicsr.archs.build_network(network)
-print(time.monotonic(), time.process_time())
+print('mark', time.monotonic(), time.process_time())
 """
 TRAIN = """
 import functools, sys, time
@@ -64,13 +64,13 @@ feed_data = SRModel.feed_data
 
 @functools.wraps(feed_data)
 def first_batch(self, data):
-    print(time.monotonic(), time.process_time())
+    print('mark', time.monotonic(), time.process_time())
     if until == 'batch':
         sys.exit()
     feed_data(self, data)
 
 def first_iteration(_):
-    print(time.monotonic(), time.process_time())
+    print('mark', time.monotonic(), time.process_time())
     sys.exit()
 
 SRModel.feed_data = first_batch
@@ -110,7 +110,7 @@ def seconds(*command: str | Path) -> list[tuple[float, float]]:
     done = subprocess.run(
         [sys.executable, *map(str, command)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True
     )
-    marks = [line.split() for line in done.stdout.splitlines()]
+    marks = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith('mark ')]  # BasicSR prints too
     return [(float(wall) - start, float(cpu)) for wall, cpu in marks]
 
 
