@@ -94,7 +94,8 @@ def prepare(option_file: str, folder: Path) -> tuple[Path, list[dict[str, Any]]]
     opt.pop('val', None)
     result = folder / 'opt.yml'
     result.write_text(option_text(opt), encoding='utf-8')
-    student = {**opt['network_g'], 'type': opt['network_g']['type'].removesuffix('Student')}
+    student = {'num_in_ch': 3, 'num_out_ch': 3, **opt['network_g']}  # our students' defaults, which BasicSR's lack
+    student = {**student, 'type': opt['network_g']['type'].removesuffix('Student')}
     return result, [student, teacher]
 
 
