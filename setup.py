@@ -10,8 +10,9 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['facd_basicsr', 'facd_basicsr.*']),
+    py_modules=['facd_cli'],  # the `facd` command; beside the package, whose import takes seconds
     python_requires='>=3.10',
-    entry_points={'console_scripts': ['facd = facd_basicsr.cli:main']},
+    entry_points={'console_scripts': ['facd = facd_cli:main']},
     install_requires=[
         'basicsr>=1.4.2',
         'click',  # the `facd` command: subcommands, help, completion

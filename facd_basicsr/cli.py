@@ -1,22 +1,13 @@
-"""``facd``: one console command. Each subcommand is one file in ``tools/``, imported when it is asked for."""
+"""What the subcommands of ``facd`` share; ``facd`` itself is ``facd_cli.py``, beside this package.
 
-import importlib
-import sys
+``python -m facd_basicsr.cli`` is ``facd`` too.
+"""
 
 import click
 
-from facd_basicsr.errors import run_command
+from facd_cli import COMMANDS, facd, main
 
-# name: what `facd --help` says of it, without importing it
-COMMANDS: dict[str, str] = {
-    'prepare': 'Training pairs and benchmark sets, in the layout that the option files expect.',
-    'convert': 'Rewrite an EDSR or RCAN checkpoint in another key layout.',
-    'show': 'Print an option file with all that it inherits from its base.',
-    'check': 'Try everything a training run needs, before it is started.',
-    'benchmark': "The paper's table: PSNR and SSIM of several checkpoints side by side.",
-    'compare': 'Methods times seeds, trained alike, and one report of them all.',
-    'figure': "The paper's figures: crops side by side, and where the teacher loses to the student.",
-}
+__all__ = ['COMMANDS', 'SeveralValues', 'facd', 'main']
 
 
 class SeveralValues(click.Command):
@@ -53,43 +44,6 @@ def _is_entry(arg: str) -> bool:
 
 
 SEVERAL = {'--scale': _is_number, '--force_yml': _is_entry}
-
-
-class Tools(click.Group):
-    """The subcommands: ``command`` of the module in ``tools/`` that has the subcommand's name."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        return importlib.import_module(f'facd_basicsr.tools.{cmd_name}').command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section('Commands'):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
-@click.group(cls=Tools, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 120})
-@click.version_option(package_name='facd_basicsr')
-def facd() -> None:
-    """Knowledge distillation for super-resolution in BasicSR: what comes before and after training."""
-
-
-def main() -> None:
-    run_command(_run)
-
-
-def _run() -> None:
-    """As click's own main, but with :func:`run_command`'s exit codes: 2 for what a user can mend, 130 for Ctrl-C."""
-    try:
-        facd(prog_name='facd', standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.Abort:
-        raise KeyboardInterrupt from None
 
 
 if __name__ == '__main__':

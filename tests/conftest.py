@@ -189,7 +189,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp('checkout')
     for name in ('facd_basicsr', 'options', 'demo'):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns('__pycache__'))
-    shutil.copy(REPOSITORY / 'setup.py', root)
+    for name in ('facd_cli.py', 'setup.py'):
+        shutil.copy(REPOSITORY / name, root)
     return root
 
 

@@ -34,6 +34,20 @@ def test_train_speed_writes_its_figures(train_opt, tmp_path):
     assert few.returncode == 2 and '--iterations: 2; accepted: more than 2' in few.stderr
 
 
+def test_start_up_times_imports_the_first_batch_and_the_first_iteration(train_opt, tmp_path, monkeypatch, capsys):
+    start_up = benchmark('start_up')
+    monkeypatch.setattr(start_up, 'WARM_UP', 0)
+    option_file, out = write_yml(train_opt, tmp_path / 'opt.yml'), tmp_path / 'results' / 'start_up.json'
+    monkeypatch.setattr(sys, 'argv', ['start_up.py', str(option_file), '--turns', '1', '--out', str(out)])
+    start_up.main()
+    result = json.loads(out.read_text())
+    found = result['trainings'][str(option_file)]
+    assert found['baseline_median'] > result['facd_help_median'] > 0
+    assert found['ratio'] == pytest.approx(found['train_median'] / found['baseline_median'], abs=0.01)
+    assert found['first_iteration_seconds'] > 0
+    assert str(option_file) in capsys.readouterr().out
+
+
 def test_bicubic_writes_differences_and_psnr(tmp_path, monkeypatch, capsys):
     for name in ('Set5', 'Set14'):
         for scale in (2, 3, 4):

@@ -1,7 +1,11 @@
+import os
+import subprocess
+import sys
+
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import run
+from conftest import REPOSITORY, run
 
 from facd_basicsr.cli import COMMANDS, SeveralValues, facd
 
@@ -21,6 +25,45 @@ def test_every_subcommand_has_help_with_an_example(name):
 def test_help_lists_every_subcommand():
     output = CliRunner().invoke(facd, ['--help']).output
     assert all(f'  {name} ' in output for name in COMMANDS)
+
+
+def main_without_the_package(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """``facd ARGS`` in a process of its own, which fails if it imports the package, torch or basicsr on the way."""
+    code = """
+import sys
+import facd_cli
+try:
+    facd_cli.main()
+finally:
+    imported = {'basicsr', 'facd_basicsr', 'torch'} & sys.modules.keys()
+    if imported:
+        sys.exit(f'imported: {imported}')
+"""
+    return subprocess.run(
+        [sys.executable, '-c', code, *args], cwd=REPOSITORY, env={**os.environ, **env}, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ('args', 'code', 'said'),
+    [
+        (['--help'], 0, COMMANDS['prepare']),
+        (['-h'], 0, COMMANDS['figure']),
+        (['--version'], 0, 'version'),
+        ([], 2, COMMANDS['show']),
+        (['prepair'], 2, "No such command 'prepair'"),
+        (['--halp'], 2, '--halp'),
+    ],
+)
+def test_what_names_no_subcommand_is_answered_without_torch_and_basicsr(args, code, said):
+    done = main_without_the_package(*args)
+    assert (done.returncode, said in ' '.join((done.stdout + done.stderr).split())) == (code, True), done
+
+
+def test_subcommands_are_completed_without_torch_and_basicsr():
+    words = {'COMP_WORDS': 'facd c', 'COMP_CWORD': '1'}
+    done = main_without_the_package(_FACD_COMPLETE='bash_complete', **words)
+    assert done.stdout.split() == ['plain,convert', 'plain,check', 'plain,compare'], done
 
 
 def test_an_unknown_subcommand_exits_with_2(tmp_path):

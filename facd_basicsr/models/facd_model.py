@@ -4,12 +4,16 @@ from typing import Any
 
 import torch
 from basicsr.archs import build_network
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.archs.rcan_arch import RCAN
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
+from facd_basicsr.archs.edsr_student_arch import EDSRStudent
+from facd_basicsr.archs.rcan_student_arch import RCANStudent
 from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
@@ -22,6 +26,8 @@ from facd_basicsr.losses import DistillState, build_loss
 from facd_basicsr.losses.pairwise import at_least_float32
 
 PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
+SMALL_PROBE_SIZE = 8  # where nothing depends on it; CSD's VGG halves an x2 output of it four times
+CONVOLUTIONAL = (EDSR, EDSRStudent, RCAN, RCANStudent)  # these very classes: a class derived from one may add anything
 # float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
 # below its normal numbers (6e-5). With torch's 2**16 the gradient of conv_last's weights, up to 24 in the first
 # iterations of the paper's students, is above its largest (65504): the first steps would be lost to halving.
@@ -97,16 +103,21 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         # only float16 has so small a range that the loss must be scaled
         self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
 
-    def probe_taps(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The student's and the teacher's features, (1, C_j, h, w) each, of a flat patch; before the regressors."""
+    def probe_taps(self, size: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The student's and the teacher's features, (1, C_j, h, w) each, of a flat patch; before the regressors.
+
+        Args:
+            size: height and width of LQ; the training patch's if None.
+        """
+        lq = self._flat(1, size or self._patch_size())
         with torch.no_grad():
-            _, student_feats = self.student_taps.run(self.get_bare_model(self.net_g), self._probe(1))
-            _, teacher_feats = self.teacher_taps.run(self.teacher, self._probe(1))
+            _, student_feats = self.student_taps.run(self.get_bare_model(self.net_g), lq)
+            _, teacher_feats = self.teacher_taps.run(self.teacher, lq)
         return student_feats, teacher_feats
 
     def _build_regressors(self) -> nn.Module | None:
         """Reads the taps' shapes off a probe, then builds and loads the regressors, wrapped for the device."""
-        student_feats, teacher_feats = self.probe_taps()
+        student_feats, teacher_feats = self.probe_taps(self._probe_size())
         net_r = build_regressors(
             self.opt.get('network_r'),
             self.cri_distill.regressor,
@@ -122,11 +133,24 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
             self._load_regressors(net_r, load_path)
         return super().model_to_device(self._execution_r.lay_out(net_r)).train()
 
-    def _probe(self, batch_size: int) -> Tensor:
-        """A flat LQ of the training patch's size, since what a transformer does depends on it."""
+    def _patch_size(self) -> int:
+        """Height and width of LQ in training."""
+        return self.opt['datasets']['train'].get('gt_size', PROBE_SIZE * self.opt['scale']) // self.opt['scale']
+
+    def _probe_size(self) -> int:
+        """Height and width of LQ that tell what training will meet.
+
+        The training patch's, since what a transformer does depends on it. A smaller one where all parts are known to
+        take any size and to give as many channels: the paper's EDSR teacher takes a CPU seconds for each patch.
+        """
+        nets = self.get_bare_model(self.net_g), self.teacher.net
+        of_any_size = all(type(net) in CONVOLUTIONAL for net in nets)
+        of_any_size &= type(self.cri_distill).__module__.startswith('facd_basicsr.losses.')
+        of_any_size &= self.opt.get('network_r', {'type': 'DeepRegressor'})['type'] == 'DeepRegressor'
+        return min(SMALL_PROBE_SIZE, self._patch_size()) if of_any_size else self._patch_size()
+
+    def _flat(self, batch_size: int, size: int) -> Tensor:
         num_in_ch = self.opt['network_g'].get('num_in_ch', 3)
-        gt_size = self.opt['datasets']['train'].get('gt_size', PROBE_SIZE * self.opt['scale'])
-        size = gt_size // self.opt['scale']
         return torch.full((batch_size, num_in_ch, size, size), 0.5, device=self.device)
 
     def _try_loss(self, train_opt: dict[str, Any]) -> None:
@@ -137,7 +161,7 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
                 f'datasets.train.batch_size_per_gpu: {batch_size}; accepted: {self.cri_distill.min_batch} or more over '
                 f'all ranks, since {train_opt["distill_opt"]["type"]} compares samples of a batch'
             )
-        lq = self._probe(min(batch_size, max(2, self.cri_distill.min_batch)))
+        lq = self._flat(min(batch_size, max(2, self.cri_distill.min_batch)), self._probe_size())
         with torch.no_grad():
             self.cri_distill(self.distill_state(lq, torch.zeros_like(self.net_g(lq))))
 

@@ -6,14 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from basicsr.utils import set_random_seed
-from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
 from conftest import STUDENT, TEACHER, changed, write_yml
 from torch import nn
 from torch.amp import GradScaler
 
+from facd_basicsr.archs.regressor_arch import DeepRegressor
+from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import UserError
+from facd_basicsr.losses.facd_loss import FACDLoss
 from facd_basicsr.models import FACDModel
 from facd_basicsr.options import parse_options, parser
 
@@ -25,6 +28,16 @@ class InPlaceTeacher(ARCH_REGISTRY.get('EDSR')):
     def forward(self, x):
         x *= 2
         return super().forward(x)
+
+
+@ARCH_REGISTRY.register()
+class OwnRegressor(DeepRegressor):
+    """Another's, of which nothing is known."""
+
+
+@LOSS_REGISTRY.register()
+class OwnLoss(FACDLoss):
+    """Another's, of which nothing is known."""
 
 
 @pytest.fixture
@@ -206,6 +219,27 @@ def test_the_in_place_trap_is_refused_before_training(build, train_opt):
     train_opt['taps'][2] = {'student': 'conv_after_body', 'teacher': 'upsample:input'}
     with pytest.raises(UserError, match=r"taps\[2\].student: 'conv_after_body' is changed in place"):
         build(train_opt)
+
+
+@pytest.mark.parametrize(
+    ('location', 'value', 'size'),
+    [
+        ('datasets.train.gt_size', 40, 8),
+        ('datasets.train.gt_size', 12, 6),
+        ('teacher.network.type', 'InPlaceTeacher', 20),
+        ('network_r.type', 'OwnRegressor', 20),
+        ('train.distill_opt.type', 'OwnLoss', 20),
+    ],
+)
+def test_only_parts_known_to_take_any_size_are_tried_on_less_than_a_patch(
+    build, train_opt, monkeypatch, location, value, size
+):
+    tried, forward = set(), Teacher.forward
+    monkeypatch.setattr(Teacher, 'forward', lambda self, lq: (tried.add(tuple(lq.shape[2:])), forward(self, lq))[1])
+    model = build(changed(changed(train_opt, 'datasets.train.gt_size', 40), location, value))
+    assert tried == {(size, size)}
+    patch = model.opt['datasets']['train']['gt_size'] // 2
+    assert {feat.shape[2:] for feats in model.probe_taps() for feat in feats} == {(patch, patch)}
 
 
 def test_training_twice_from_one_seed_gives_the_same_weights(build, train_opt):
