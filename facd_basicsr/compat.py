@@ -8,7 +8,7 @@ import types
 def _provide_functional_tensor() -> None:
     """torchvision 0.17 removed ``functional_tensor``; basicsr/data/degradations.py:8 imports one name from it."""
     name = 'torchvision.transforms.functional_tensor'
-    if importlib.util.find_spec(name) is None:
+    if name not in sys.modules and importlib.util.find_spec(name) is None:  # there: another's shim
         from torchvision.transforms.functional import rgb_to_grayscale
 
         module = types.ModuleType(name)
@@ -18,7 +18,7 @@ def _provide_functional_tensor() -> None:
 
 def _provide_distutils_version() -> None:
     """Python 3.12 removed ``distutils``; basicsr/archs/arch_util.py:6 imports ``LooseVersion`` from it."""
-    if importlib.util.find_spec('distutils') is None:
+    if 'distutils' not in sys.modules and importlib.util.find_spec('distutils') is None:
         from packaging.version import Version
 
         package = types.ModuleType('distutils')

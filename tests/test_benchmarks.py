@@ -34,6 +34,7 @@ def test_train_speed_writes_its_figures(train_opt, tmp_path):
     assert few.returncode == 2 and '--iterations: 2; accepted: more than 2' in few.stderr
 
 
+@pytest.mark.slow
 def test_start_up_times_imports_the_first_batch_and_the_first_iteration(train_opt, tmp_path, monkeypatch, capsys):
     start_up = benchmark('start_up')
     monkeypatch.setattr(start_up, 'WARM_UP', 0)
