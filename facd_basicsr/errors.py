@@ -61,6 +61,8 @@ def data_complaints() -> Iterator[None]:
     """Turns what BasicSR's datasets say about their data, assertions mostly, into a :class:`UserError`."""
     try:
         yield
+    except UserError:
+        raise
     except (AssertionError, ValueError, OSError, lmdb.Error) as error:
         reason = ' '.join(str(error).split())
         raise UserError(f'datasets: {reason}; datasets/README.md describes the layout') from error

@@ -1,6 +1,8 @@
 import importlib.util
 import json
+import multiprocessing
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import cv2
@@ -138,3 +140,37 @@ def test_scaling_adds_what_is_computed_and_what_is_exchanged(monkeypatch):
         'gradients': 5 * 4 / 2,  # a ring moves 2 (R - 1) / R of them
         'features': 4 * 3 * 4 / 2,  # of the other GPU
     }
+
+
+@pytest.mark.parametrize('name', ['BasicSR, lmdb', 'memory'])
+def test_a_reader_of_data_loading_counts_the_crops_of_its_turns(data, name):
+    module = benchmark('data_loading')
+    block = module.block_of(data / 'HR.lmdb', data / 'LR.lmdb', 2, 24, 3, 0, module.SOURCES[name])
+    ours, readers = multiprocessing.Pipe()
+    for message in (True, True, False):
+        ours.send(message)
+    module.serve(readers, name, block, 0)
+    for _ in range(2):
+        crops, wall, cpu = ours.recv()
+        assert crops > 0 and crops % 3 == 0 and wall > 0 and cpu > 0
+
+
+def test_data_loading_writes_rates_and_the_ratio_of_memory_to_basicsr(data, tmp_path, monkeypatch, capsys):
+    module = benchmark('data_loading')
+    backends = []
+
+    def measured(blocks: dict, turns: int, seconds: float) -> dict:
+        backends.append([(block['io_backend']['type'], Path(block['dataroot_gt']).suffix) for block in blocks.values()])
+        rates = {name: {'crops_per_second': 10.0, 'crops_per_cpu_second': 20.0} for name in blocks}
+        return rates | {'memory': {'crops_per_second': 55.0, 'crops_per_cpu_second': 60.0}}
+
+    monkeypatch.setattr(module, 'measure', measured)
+    gt, lq, out = str(data / 'HR.lmdb'), str(data / 'LR.lmdb'), tmp_path / 'out.json'
+    line = ['data_loading.py', '--gt', gt, '--lq', lq, '--scale', '2', '--gt-size', '24', '--out', str(out)]
+    monkeypatch.setattr(sys, 'argv', line)
+    module.main()
+    alone, with_workers = json.loads(out.read_text())['results']
+    assert alone['memory_to_basicsr'] == {'crops_per_second': 5.5, 'crops_per_cpu_second': 3.0}
+    assert with_workers['memory_to_basicsr'] == {'crops_per_second': 5.5} and with_workers['workers'] == 2
+    assert backends[0] == [('lmdb', '.lmdb'), ('lmdb', '.lmdb'), ('disk', ''), ('memory', '.lmdb')]
+    assert capsys.readouterr().out.count('5.5') == 2

@@ -115,6 +115,14 @@ def test_a_run_on_two_processes_that_was_stopped_and_resumed_ends_as_one_that_ne
         assert values.items() <= stopped[tag].items(), tag
 
 
+def test_two_processes_train_from_memory_as_from_files(two, option_file, checkout):
+    overrides = [f'datasets:{phase}:io_backend:type=memory' for phase in ('train', 'val')]
+    done = torchrun(TRAIN, '-opt', option_file, '--force_yml', 'name=memory', *overrides, cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('Decoding 6 pairs of pictures into') == 1
+    assert_same(result(checkout, 2 * N, 'memory'), result(checkout, 2 * N, 'two'))
+
+
 def test_with_another_number_of_processes_it_goes_on_and_says_what_differs(two, one, option_file, checkout):
     """After the samples that were done, so that it ends as the run on one process does."""
     shutil.copytree(checkout / 'experiments/two', checkout / 'experiments/resumed')

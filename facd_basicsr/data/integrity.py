@@ -1,22 +1,17 @@
 """Whether images and LMDBs are whole: every byte is looked at, which the checks at the start of training do not do."""
 
 import io
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import lmdb
 from PIL import Image
-from tqdm import tqdm
 
 from facd_basicsr.data.images import DAMAGED, damage_named
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes, png_shape
+from facd_basicsr.data.threads import in_threads
 from facd_basicsr.errors import UserError
-
-THREADS = os.cpu_count()  # Pillow and zlib work outside the interpreter's lock
 
 
 def check_files(paths: Sequence[Path], where: str) -> int:
@@ -39,7 +34,7 @@ def check_files(paths: Sequence[Path], where: str) -> int:
         except UserError as error:
             raise UserError(f'{where}: {error}') from error
 
-    return _in_threads(check, paths, where)
+    return in_threads(check, paths, where)
 
 
 def check_lmdb(path: Path, where: str) -> int:
@@ -95,7 +90,7 @@ def _check_images(env: lmdb.Environment, path: Path, where: str, shapes: dict[st
         if shape != shapes[key]:
             raise UserError(f'{where}: {path}: {key} is {shape}, but its meta_info.txt says {shapes[key]}')
 
-    return _in_threads(check, list(shapes), where)
+    return in_threads(check, list(shapes), where)
 
 
 def read_whole(image: Image.Image) -> None:
@@ -104,17 +99,3 @@ def read_whole(image: Image.Image) -> None:
         image.verify()
     else:
         image.load()
-
-
-def _in_threads(check: Callable, items: Sequence, where: str) -> int:
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(items), desc=where, unit='image') as bar:
-        for batch in _batches(items, 64 * THREADS):  # map submits all that it is given at once
-            for _ in pool.map(check, batch):
-                bar.update()
-    return len(items)
-
-
-def _batches(items: Iterable, size: int) -> Iterable[list]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -10,8 +10,11 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher, PrefetchDataLoader, PrefetchGenerator
 from torch.utils.data import DataLoader, Dataset
 
+from facd_basicsr.data.decoded_pairs import decoded_pairs
+from facd_basicsr.data.memory_pairs import MemoryPairs, file_backend, is_in_memory
 from facd_basicsr.data.resumable_sampler import ResumableSampler
 from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
+from facd_basicsr.engine.distributed import Ranks
 from facd_basicsr.errors import UserError
 
 
@@ -72,13 +75,19 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
 def build_ordered_dataset(dataset_opt: dict[str, Any]) -> Dataset:
     """As BasicSR's ``build_dataset``, with the images of a folder by name: their order on the disk is not that of a
     copy, and a run that went on beside the copy would see others. Of its own datasets only: another's ``paths`` may
-    belong to other lists.
+    belong to other lists. With ``io_backend: {type: memory}`` all ranks have to call it.
+
+    Raises:
+        UserError: the images do not fit into memory.
     """
+    in_memory = is_in_memory(dataset_opt)
+    if in_memory:
+        dataset_opt = {**dataset_opt, 'io_backend': {'type': file_backend(dataset_opt)}}
     dataset = build_dataset(dataset_opt)
     paths = getattr(dataset, 'paths', None)
     if isinstance(paths, list) and type(dataset).__module__.startswith('basicsr.'):
         paths.sort(key=lambda path: sorted(path.items()) if isinstance(path, dict) else path)
-    return dataset
+    return MemoryPairs(dataset, decoded_pairs(dataset, Ranks())) if in_memory else dataset
 
 
 def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Samples that depend on their own seed alone, and images that can't be read, by name."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,15 +38,23 @@ class SeededDataset(Dataset):
         self.dataset = dataset
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
-        index, seed = sample
+        with _generators_put_back():
+            return self._sample(*sample)
+
+    def __getitems__(self, samples: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """A batch, as torch's loaders ask for it: to put the generators back takes longer than to crop a patch."""
+        with _generators_put_back():
+            return [self._sample(index, seed) for index, seed in samples]
+
+    def _sample(self, index: int, seed: int) -> dict[str, Any]:
         complaints: dict[str, None] = {}  # in their order, each once
-        with _seeded(seed):
-            for _ in range(TRIES):
-                try:
-                    return {**self.dataset[index], 'damaged': '\n'.join(complaints)}
-                except UNREADABLE as error:
-                    complaints[complaint_about(self.dataset, index, error)] = None
-                    index = random.randrange(len(self.dataset))
+        _seed(seed)
+        for _ in range(TRIES):
+            try:
+                return {**self.dataset[index], 'damaged': '\n'.join(complaints)}
+            except UNREADABLE as error:
+                complaints[complaint_about(self.dataset, index, error)] = None
+                index = random.randrange(len(self.dataset))
         raise UserError(f'datasets.train: {TRIES} images in a row can not be read: {"; ".join(complaints)}')
 
     def __len__(self) -> int:
@@ -70,13 +78,17 @@ class NamingDataset(Dataset):
         return len(self.dataset)
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Python's, NumPy's and torch's CPU generators by a seed, and afterwards as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _seed(seed: int) -> None:
+    """Python's, NumPy's and torch's CPU generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would start CUDA's too, in every worker
+
+
+@contextmanager
+def _generators_put_back() -> Iterator[None]:
+    """Those that :func:`_seed` seeds are afterwards as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:

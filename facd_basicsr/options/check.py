@@ -3,11 +3,12 @@
 import difflib
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils.file_client import FileClient
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
@@ -97,7 +98,7 @@ def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
         read = keys_read(dataset, 'opt') - keys.DERIVED
         own = {key: replace(keys.DATASET_KEYS.get(key, Key()), required=key in required) for key in read}
         check_block(where, dataset_opt, {**own, **keys.DATASET, **(keys.DATASET_TRAIN if training else {})})
-        _check_io_backend(where, dataset_opt)
+        _check_io_backend(where, dataset_opt, dataset, keys.IO_BACKENDS_TRAIN if is_train else keys.IO_BACKENDS)
         gt_size = dataset_opt.get('gt_size')
         if gt_size is not None and gt_size % opt['scale']:
             raise UserError(f'{where}.gt_size: {gt_size}; accepted: a multiple of scale, {opt["scale"]}')
@@ -128,13 +129,18 @@ def _check_template(where: str, template: str) -> None:
         raise UserError(f'{where}: {template!r}; accepted: text with {{}} for the name of the GT, e.g. {{}}x4')
 
 
-def _check_io_backend(where: str, dataset_opt: dict[str, Any]) -> None:
+def _check_io_backend(where: str, dataset_opt: dict[str, Any], dataset: type, backends: Sequence[str]) -> None:
     where, block = f'{where}.io_backend', dataset_opt.get('io_backend')
     if block is None:
         return
     check_block(where, block, {'type': Key((str,), required=True)}, complete=False)
-    if block['type'] not in keys.IO_BACKENDS:
-        raise UserError(f'{where}.type: {block["type"]!r}; accepted: {listed(keys.IO_BACKENDS)}')
+    if block['type'] not in backends:
+        raise UserError(f'{where}.type: {block["type"]!r}; accepted: {listed(backends)}')
+    if block['type'] == 'memory':
+        if dataset is not PairedImageDataset:
+            raise UserError(f'{where}.type: memory; accepted with {dataset_opt["type"]}: {listed(keys.IO_BACKENDS)}')
+        check_block(where, block, {'type': Key((str,))})
+        return
     # A dataset fills in the LMDB's folders itself.
     accepted = signature_keys(FileClient._backends[block['type']], supplied=('db_paths', 'client_keys'))
     check_block(where, block, {'type': Key((str,)), **accepted})

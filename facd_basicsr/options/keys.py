@@ -124,6 +124,7 @@ METRIC = {'type': Key((str,), required=True), 'better': Key((str,), choices=('hi
 DIST_PARAMS = {'backend': Key((str,), choices=('nccl', 'gloo')), 'port': Key((int,), least=1, below=2**16)}
 
 IO_BACKENDS = ('disk', 'lmdb')  # not memcached, which imports a module from a folder that the file names
+IO_BACKENDS_TRAIN = (*IO_BACKENDS, 'memory')  # in a test every image is read once
 
 # What signatures do not say.
 SIZE = Key((int,), least=1, below=10_000)  # with more a network is not built in any time

@@ -9,6 +9,7 @@ from facd_basicsr.data.download import is_url
 from facd_basicsr.data.images import IMAGE_SUFFIXES, image_size
 from facd_basicsr.data.integrity import check_files, check_lmdb, opened_lmdb
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes
+from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.errors import UserError
 
 TEACHER_PAGE = 'docs/teachers.md says where teachers come from'
@@ -52,7 +53,7 @@ def check_whole_dataset(phase: str, dataset_opt: dict[str, Any], scale: int) -> 
     training = phase == 'train'
     _check_dataset(where, dataset_opt, scale, training, every=True)
     roots = _roots(dataset_opt)
-    if _is_lmdb(dataset_opt):
+    if file_backend(dataset_opt) == 'lmdb':
         counts = [check_lmdb(Path(dataset_opt[key]), f'{where}.{key}') for key in roots]
     else:
         if len(roots) == 2:
@@ -76,17 +77,14 @@ def _roots(dataset_opt: dict[str, Any]) -> list[str]:
     return [key for key in ('dataroot_gt', 'dataroot_lq') if key in dataset_opt]
 
 
-def _is_lmdb(dataset_opt: dict[str, Any]) -> bool:
-    return dataset_opt.get('io_backend', {}).get('type') == 'lmdb'
-
-
 def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training: bool, every: bool = False) -> None:
-    is_lmdb = _is_lmdb(dataset_opt)
     roots = _roots(dataset_opt)
+    is_lmdb = file_backend(dataset_opt) == 'lmdb'
+    accepted = 'memory: two LMDBs or two folders of images' if is_in_memory(dataset_opt) else None
     for key in roots:
         dataset_opt[key] = _expanded(dataset_opt[key])
         with _refusals_named(f'{where}.{key}'):
-            (_check_lmdb if is_lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]))
+            (_check_lmdb if is_lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]), accepted)
     if dataset_opt.get('meta_info_file') is not None:
         _check_file(f'{where}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
     if len(roots) == 2:
@@ -106,13 +104,12 @@ def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training
         _check_pairs(where, dataset_opt, gt, lq, scale, training)
 
 
-def _check_lmdb(where: str, path: Path) -> None:
+def _check_lmdb(where: str, path: Path, accepted: str | None) -> None:
     if not path.is_dir():
         raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
     if path.suffix != '.lmdb':
-        raise UserError(
-            f'{where}: {path}; accepted with io_backend lmdb: a folder whose name ends in .lmdb; for images, type: disk'
-        )
+        accepted = accepted or 'lmdb: a folder whose name ends in .lmdb; for images, type: disk'
+        raise UserError(f'{where}: {path}; accepted with io_backend {accepted}')
     for name in ('data.mdb', 'meta_info.txt'):
         if not (path / name).is_file():
             raise UserError(f'{where}: {path} has no {name}, so it is not a finished LMDB; {DATA_PAGE}')
@@ -120,11 +117,12 @@ def _check_lmdb(where: str, path: Path) -> None:
         pass
 
 
-def _check_folder(where: str, path: Path) -> None:
+def _check_folder(where: str, path: Path, accepted: str | None) -> None:
     if not path.is_dir():
         raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
     if path.suffix == '.lmdb':
-        raise UserError(f'{where}: {path}; accepted with io_backend disk: a folder of images; for an LMDB, type: lmdb')
+        accepted = accepted or 'disk: a folder of images; for an LMDB, type: lmdb'
+        raise UserError(f'{where}: {path}; accepted with io_backend {accepted}')
     files = _files(path)
     if not files:
         raise UserError(f'{where}: {path} holds no files; {DATA_PAGE}')

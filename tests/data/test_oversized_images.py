@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from conftest import changed, write_yml
 
 from facd_basicsr.cli import facd
-from facd_basicsr.data import integrity
+from facd_basicsr.data import threads
 from facd_basicsr.data.images import image_size, read_bgr
 from facd_basicsr.data.integrity import check_files, check_lmdb
 from facd_basicsr.errors import UserError
@@ -45,7 +45,7 @@ def claiming(size: tuple[int, int], depth: int = 8) -> bytes:
 @pytest.fixture
 def memory_is_short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """2 GB more than this process has: an image of 60000 x 60000 has 10.8."""
-    monkeypatch.setattr(integrity, 'THREADS', 2)  # each reserves some
+    monkeypatch.setattr(threads, 'THREADS', 2)  # each reserves some
     before = resource.getrlimit(resource.RLIMIT_AS)
     used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 2**30, before[1]))

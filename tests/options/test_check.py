@@ -27,6 +27,19 @@ def test_a_complete_file_is_accepted(train_opt, test_opt):
     check(test_opt, is_train=False)
 
 
+def test_sets_of_pairs_are_held_in_memory_in_training_only(train_opt, test_opt):
+    for phase in ('train', 'val'):
+        train_opt = changed(train_opt, f'datasets.{phase}.io_backend.type', 'memory')
+    check(train_opt, is_train=True)
+    block = {'name': 'val', 'type': 'SingleImageDataset', 'dataroot_lq': 'x', 'io_backend': {'type': 'memory'}}
+    message = 'datasets.val.io_backend.type: memory; accepted with SingleImageDataset: disk, lmdb'
+    assert refusal(changed(train_opt, 'datasets.val', block)) == message
+    opt = changed(test_opt, 'datasets.test_1.io_backend.type', 'memory')
+    opt['path']['pretrain_network_g'] = 'net.pth'
+    message = "datasets.test_1.io_backend.type: 'memory'; accepted: disk, lmdb"
+    assert refusal(opt, is_train=False) == message
+
+
 def test_a_set_without_gt_can_not_tell_the_teachers_quality(train_opt):
     opt = changed(train_opt, 'teacher.expect', EXPECT)
     opt['datasets']['val'] = {
@@ -132,6 +145,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('manual_seed', 2**32, 'manual_seed: 4294967296; accepted: 0 or more, less than 2147483648'),
         # an option file may not name a folder whose modules are then imported
         ('datasets.val.io_backend', {'type': 'memcached', 'sys_path': 'x'}, "type: 'memcached'; accepted: disk, lmdb"),
+        ('datasets.val.io_backend', {'type': 'memory', 'db_paths': 'x'}, 'io_backend.db_paths: unknown key'),
         ('scale', 0, 'scale: 0; accepted: 1 or more'),
         ('manual_seed', -1, 'manual_seed: -1; accepted: 0 or more'),
         ('datasets.val.name', 'pictures', "datasets: 'pictures' is the name of several sets"),

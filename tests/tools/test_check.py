@@ -53,6 +53,15 @@ def test_a_file_that_would_train_is_described(opt, tmp_path):
     assert 'iteration    0.0' in out and 's for a batch of 3 on this machine as busy as it is; 4 of them: 0.0 h' in out
 
 
+def test_of_images_that_are_held_in_memory_every_file_is_read_too(opt, own_data, tmp_path):
+    for dataset_opt in opt['datasets'].values():
+        dataset_opt['io_backend'] = {'type': 'memory'}
+    out = checked(opt, tmp_path)
+    assert 'train: 6 pairs of pictures, every file read' in out and 'val: 2 pairs of val, every file read' in out
+    damage_lmdb(own_data / 'LR.lmdb')
+    assert 'datasets.train.dataroot_lq: ' in refusal(opt, tmp_path)
+
+
 def test_a_student_alone_is_checked_too(opt, tmp_path):
     alone = {key: value for key, value in opt.items() if key not in ('teacher', 'taps', 'network_r')}
     del alone['train']['distill_opt']

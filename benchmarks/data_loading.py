@@ -1,0 +1,194 @@
+"""Crops per second of BasicSR's loader and of this project's, from an LMDB, from files and from memory.
+
+    python benchmarks/data_loading.py --gt datasets/DIV2K/DIV2K_train_HR_sub.lmdb \
+        --lq datasets/DIV2K/DIV2K_train_LR_bicubic_X4_sub.lmdb --scale 4 --gt-size 192 \
+        --out benchmarks/results/data_loading.json
+
+Each has a process of its own, with one thread, which reads batches when it is its turn: first without worker processes,
+then with some, which are there during their turn only. Medians. The files are the LMDBs' PNGs, written to a temporary
+folder. More than one scale: give --lq, --scale and --gt-size as often.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import facd_basicsr  # noqa: F401  must come before basicsr
+
+# isort: split
+import cv2
+import lmdb
+import torch
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.data.data_sampler import EnlargedSampler
+
+from facd_basicsr.comparison.record import machine
+from facd_basicsr.data.loaders import batches, build_loaders
+from facd_basicsr.engine.logs import versions
+from facd_basicsr.evaluation.table import text_table
+
+BASELINE = 'BasicSR, lmdb'
+SOURCES = {BASELINE: 'lmdb', 'lmdb': 'lmdb', 'disk': 'disk', 'memory': 'memory'}
+WARM_UP = 1  # turns whose time is left out
+SEED = 10
+
+
+def block_of(gt: Path, lq: Path, scale: int, gt_size: int, batch_size: int, workers: int, backend: str) -> dict:
+    """The option block of a training set as the option files have it."""
+    return {
+        'name': 'crops',
+        'type': 'PairedImageDataset',
+        'dataroot_gt': str(gt),
+        'dataroot_lq': str(lq),
+        'io_backend': {'type': backend},
+        'gt_size': gt_size,
+        'use_hflip': True,
+        'use_rot': True,
+        'num_worker_per_gpu': workers,
+        'batch_size_per_gpu': batch_size,
+        'dataset_enlarge_ratio': 200,
+        'prefetch_mode': None,
+        'phase': 'train',
+        'scale': scale,
+    }
+
+
+def reader(name: str, block: dict[str, Any]) -> Callable[[], Iterator[dict[str, Any]]]:
+    """What starts to read batches."""
+    if name == BASELINE:  # as its train.py builds it
+        dataset = build_dataset(block)
+        sampler = EnlargedSampler(dataset, num_replicas=1, rank=0, ratio=block['dataset_enlarge_ratio'])
+        loader = build_dataloader(dataset, block, num_gpu=1, dist=False, sampler=sampler, seed=SEED)
+        return lambda: iter(loader)
+    opt = {'datasets': {'train': block}, 'manual_seed': SEED, 'rank': 0, 'world_size': 1, 'num_gpu': 1, 'dist': False}
+    loader = build_loaders(opt).train
+    return lambda: batches(loader, opt)
+
+
+def serve(connection: Connection, name: str, block: dict[str, Any], seconds: float) -> None:
+    """Reads batches for so many seconds whenever it is asked; answers crops, seconds and this process's CPU seconds."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    begin = reader(name, block)
+    while connection.recv():
+        items = begin()
+        for _ in range(2 * block['num_worker_per_gpu'] + 1):  # until as many are begun as are taken
+            next(items)
+        start, cpu, crops = time.perf_counter(), time.process_time(), 0
+        while crops == 0 or time.perf_counter() - start < seconds:
+            crops += len(next(items)['gt'])
+        answer = crops, time.perf_counter() - start, time.process_time() - cpu
+        del items  # ends its workers
+        connection.send(answer)
+
+
+def measure(blocks: dict[str, dict[str, Any]], turns: int, seconds: float) -> dict[str, dict[str, float]]:
+    """{name: crops per second, and per second of the reading process's CPU}, medians."""
+    context = multiprocessing.get_context('spawn')
+    connections, processes = {}, []
+    for name, block in blocks.items():
+        connections[name], other = context.Pipe()
+        processes.append(context.Process(target=serve, args=(other, name, block, seconds)))
+        processes[-1].start()
+        other.close()
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in blocks}
+    for _ in range(WARM_UP + turns):
+        for name, connection in connections.items():
+            connection.send(True)
+            crops, wall, cpu = connection.recv()
+            rates[name].append((crops / wall, crops / cpu))
+    for connection in connections.values():
+        connection.send(False)
+    for process in processes:
+        process.join()
+    return {
+        name: {
+            'crops_per_second': round(statistics.median(wall for wall, _ in pairs[WARM_UP:]), 1),
+            'crops_per_cpu_second': round(statistics.median(cpu for _, cpu in pairs[WARM_UP:]), 1),
+        }
+        for name, pairs in rates.items()
+    }
+
+
+def unpack(path: Path, folder: Path) -> Path:
+    """The PNGs of an LMDB as files."""
+    folder.mkdir()
+    with lmdb.open(str(path), readonly=True, lock=False) as env, env.begin() as txn:
+        for key, png in txn.cursor():
+            (folder / f'{key.decode()}.png').write_bytes(png)
+    return folder
+
+
+def run(args: argparse.Namespace, lq: Path, scale: int, gt_size: int) -> list[dict[str, Any]]:
+    """One entry for each number of workers."""
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        files = unpack(args.gt, Path(temporary, 'GT')), unpack(lq, Path(temporary, 'LQ'))
+        for workers in args.workers:
+            blocks = {
+                name: block_of(
+                    *(files if backend == 'disk' else (args.gt, lq)), scale, gt_size, args.batch, workers, backend
+                )
+                for name, backend in SOURCES.items()
+            }
+            rates = measure(blocks, args.turns, args.seconds)
+            if workers:
+                for rate in rates.values():
+                    del rate['crops_per_cpu_second']  # the workers', of which nothing is known
+            ratios = {
+                key: round(rates['memory'][key] / rates[BASELINE][key], 1) for key in rates[BASELINE]
+            }  # of memory to BasicSR
+            settings = {'scale': scale, 'gt_size': gt_size, 'batch': args.batch, 'workers': workers}
+            results.append({**settings, 'lq': lq.name, 'rates': rates, 'memory_to_basicsr': ratios})
+    return results
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument('--gt', type=Path, required=True)
+    arguments.add_argument('--lq', type=Path, nargs='+', required=True)
+    arguments.add_argument('--scale', type=int, nargs='+', required=True)
+    arguments.add_argument('--gt-size', type=int, nargs='+', required=True)
+    arguments.add_argument('--batch', type=int, default=16)
+    arguments.add_argument('--workers', type=int, nargs='+', default=[0, 2])
+    arguments.add_argument('--turns', type=int, default=9)
+    arguments.add_argument('--seconds', type=float, default=0.7, help='of a turn')
+    arguments.add_argument('--out', type=Path, required=True)
+    args = arguments.parse_args()
+    results = []
+    for lq, scale, gt_size in zip(args.lq, args.scale, args.gt_size, strict=True):
+        results += run(args, lq, scale, gt_size)
+    record = {
+        'gt': args.gt.name,
+        'images': len((args.gt / 'meta_info.txt').read_text().splitlines()),
+        'machine': machine(),
+        'threads': 1,
+        'turns': args.turns,
+        'seconds': args.seconds,
+        'versions': versions(),
+        'results': results,
+    }
+    args.out.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
+    rows = [
+        [
+            f'x{result["scale"]}, {result["gt_size"]}',
+            str(result['workers']),
+            name,
+            *(f'{rate[key]:.0f}' if key in rate else '' for key in ('crops_per_second', 'crops_per_cpu_second')),
+            f'{rate["crops_per_second"] / result["rates"][BASELINE]["crops_per_second"]:.1f}',
+        ]
+        for result in results
+        for name, rate in result['rates'].items()
+    ]
+    print(text_table(['patch', 'workers', 'from', 'crops/s', 'per CPU s', f'to {BASELINE}'], rows))
+
+
+if __name__ == '__main__':
+    main()

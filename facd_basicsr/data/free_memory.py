@@ -1,0 +1,54 @@
+"""How much memory is left."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+# Of control groups, version 2 and 1: limit, use, and what of the use is only a copy of files.
+NAMES = (
+    ('memory.max', 'memory.current', ('inactive_file', 'active_file')),
+    ('memory.limit_in_bytes', 'memory.usage_in_bytes', ('total_inactive_file', 'total_active_file')),
+)
+
+
+def free_memory(proc: Path = Path('/proc'), groups: Path = Path('/sys/fs/cgroup')) -> int | None:
+    """Bytes that this process may still take: what the machine has left, or its control group (a container, a job).
+
+    None where neither is told, which only Linux does.
+    """
+    rooms = [*_machine(proc / 'meminfo'), *_groups(proc / 'self' / 'cgroup', groups)]
+    return min(rooms, default=None)
+
+
+def _machine(meminfo: Path) -> Iterator[int]:
+    for line in _lines(meminfo):
+        if line.startswith('MemAvailable:'):
+            yield int(line.split()[1]) * 1024
+
+
+def _groups(own: Path, root: Path) -> Iterator[int]:
+    """What is left of each limit: a group's, and of those that it is part of."""
+    for line in _lines(own):
+        _, controllers, path = line.split(':', 2)
+        if controllers and 'memory' not in controllers.split(','):
+            continue
+        top = root / 'memory' if controllers else root
+        group = top / path.lstrip('/')
+        for folder in (group, *group.parents):
+            yield from _room(folder)
+            if folder == top:
+                break
+
+
+def _room(folder: Path) -> Iterator[int]:
+    for limit_name, use_name, cache_names in NAMES:
+        limit, use = (''.join(_lines(folder / name)) for name in (limit_name, use_name))
+        if limit.isdecimal() and use.isdecimal():
+            stat = dict(line.split() for line in _lines(folder / 'memory.stat'))
+            yield int(limit) - int(use) + sum(int(stat.get(name, 0)) for name in cache_names)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

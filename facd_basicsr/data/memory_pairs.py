@@ -1,0 +1,91 @@
+"""BasicSR's pairs of images with all of them decoded in memory: the same samples, each at the cost of a patch."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.transforms import augment, paired_random_crop
+from basicsr.utils import bgr2ycbcr, img2tensor
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.functional import normalize
+
+from facd_basicsr.data.decoded_pairs import DecodedPairs
+
+
+def is_in_memory(dataset_opt: dict[str, Any]) -> bool:
+    """Whether a set's images are to be held in memory."""
+    return (dataset_opt.get('io_backend') or {}).get('type') == 'memory'
+
+
+def file_backend(dataset_opt: dict[str, Any]) -> str | None:
+    """What a set's files are, ``disk`` or ``lmdb``: of one that is held in memory its roots tell."""
+    if is_in_memory(dataset_opt):
+        return 'lmdb' if Path(dataset_opt['dataroot_gt']).suffix == '.lmdb' else 'disk'
+    return (dataset_opt.get('io_backend') or {}).get('type')
+
+
+class MemoryPairs(Dataset):
+    """The samples of BasicSR's ``PairedImageDataset``, to the last bit, with the same numbers drawn in the same order.
+
+    BasicSR decodes both images and makes floats of all their pixels, to take a patch of them. Here the patch is taken
+    first. A pair that is not in memory or does not fit is left to BasicSR's dataset, so that it fails as it does there.
+
+    Args:
+        dataset: BasicSR's, of the same files.
+        pixels: its images.
+    """
+
+    def __init__(self, dataset: PairedImageDataset, pixels: DecodedPairs) -> None:
+        self.dataset = dataset
+        self.opt = dataset.opt
+        self.paths = dataset.paths
+        self.gt_folder, self.lq_folder = dataset.gt_folder, dataset.lq_folder
+        self._pixels = pixels
+
+    @property
+    def file_client(self) -> Any:
+        """BasicSR's; None before a file was read."""
+        return self.dataset.file_client
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = self._pixels[index]
+        if pair is None:
+            return self.dataset[index]
+        (gt, lq), paths, scale = pair, self.paths[index], self.opt['scale']
+        if self.opt['phase'] == 'train':
+            try:
+                gt, lq = paired_random_crop(gt, lq, self.opt['gt_size'], scale, paths['gt_path'])
+            except ValueError:
+                return self.dataset[index]
+            _, turns = augment([], self.opt['use_hflip'], self.opt['use_rot'], return_status=True)  # only draws
+            gt, lq = _turned(gt, *turns), _turned(lq, *turns)
+        else:
+            gt = gt[: lq.shape[0] * scale, : lq.shape[1] * scale]
+        return {'lq': self._tensor(lq), 'gt': self._tensor(gt), **paths}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _tensor(self, image: np.ndarray) -> Tensor:
+        """BGR uint8 (H, W, 3) -> (3, H, W) in [0, 1], RGB, or (1, H, W) of ``color: y``; normalized if so asked."""
+        if self.opt.get('color') == 'y':
+            tensor = img2tensor(bgr2ycbcr(image.astype(np.float32) / 255.0, y_only=True)[..., None])
+        else:
+            tensor = torch.empty(3, *image.shape[:2])
+            for plane, channel in zip(tensor.numpy(), reversed(cv2.split(image))):
+                np.divide(channel, np.float32(255), out=plane, dtype=np.float32)
+        mean, std = self.dataset.mean, self.dataset.std
+        if mean is not None or std is not None:
+            normalize(tensor, mean, std, inplace=True)
+        return tensor
+
+
+def _turned(image: np.ndarray, hflip: bool, vflip: bool, rot90: bool) -> np.ndarray:
+    """As BasicSR's ``augment``, which flips in place: these pixels are everyone's."""
+    if hflip or vflip:
+        image = cv2.flip(image, -1 if hflip and vflip else int(hflip))
+    return cv2.transpose(image) if rot90 else image

@@ -1,0 +1,304 @@
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+from conftest import tiny_train_opt
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from runs import TOTAL, assert_same, log_text, result, run
+from torch.utils.data import DataLoader, default_collate
+
+from facd_basicsr.data import decoded_pairs
+from facd_basicsr.data.loaders import build_ordered_dataset
+from facd_basicsr.data.memory_pairs import MemoryPairs
+from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
+from facd_basicsr.errors import UserError
+from facd_basicsr.options.paths import check_whole_dataset
+
+MEMORY = {'type': 'memory'}
+MEAN_STD = {'mean': [0.45, 0.44, 0.4], 'std': [0.5, 1.0, 0.3]}
+SAMPLE_OPTIONS = st.fixed_dictionaries(
+    {
+        'gt_size': st.sampled_from([2, 14, 24]),
+        'use_hflip': st.booleans(),
+        'use_rot': st.booleans(),
+        'phase': st.sampled_from(['train', 'train', 'val']),
+    },
+    optional={'color': st.sampled_from(['y', None])},
+)
+
+
+def noise(height: int, width: int, *channels: int) -> np.ndarray:
+    return np.random.default_rng().integers(0, 256, (height, width, *channels), np.uint8)
+
+
+def save_noise(path: Path, height: int, width: int, i: int) -> None:
+    """Of every kind that there is, by ``i``."""
+    if i == 1:
+        cv2.imwrite(str(path), noise(height, width))  # gray
+    elif i == 2:
+        cv2.imwrite(str(path), np.dstack([noise(height, width, 3), np.full((height, width), 255, np.uint8)]))
+    elif i == 3:
+        cv2.imwrite(str(path), noise(height, width, 3).astype(np.uint16) * 257)
+    elif i == 4:
+        exif = Image.Exif()
+        exif[274] = 6  # lying
+        Image.fromarray(noise(width, height, 3)).save(path, format='JPEG', exif=exif)
+    else:
+        cv2.imwrite(str(path), noise(height, width, 3))
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``GT`` and ``LQ`` of seven pairs of noise of several sizes and kinds, x2."""
+    root = tmp_path_factory.mktemp('pairs')
+    for name, scale in (('GT', 2), ('LQ', 1)):
+        (root / name).mkdir()
+        for i in range(7):
+            save_noise(root / name / f'{i}.png', scale * (12 + i), scale * (20 - i), i)
+    return root
+
+
+def block_of(root: Path, names: tuple[str, str] = ('GT', 'LQ'), **values: object) -> dict:
+    """The option block of a training set."""
+    roots = {'dataroot_gt': str(root / names[0]), 'dataroot_lq': str(root / names[1])}
+    block = tiny_train_opt(root, root)['datasets']['train']
+    backend = {'type': 'lmdb' if names[0].endswith('.lmdb') else 'disk'}
+    return {**block, **roots, 'io_backend': backend, 'phase': 'train', 'scale': 2, **values}
+
+
+def built_both(block: dict) -> tuple[SeededDataset, SeededDataset]:
+    """The set as its files are, and in memory."""
+    files, memory = (build_ordered_dataset(block | backend) for backend in ({}, {'io_backend': MEMORY}))
+    assert isinstance(memory, MemoryPairs) and not isinstance(files, MemoryPairs) and len(memory) == len(files)
+    return SeededDataset(files), SeededDataset(memory)
+
+
+@pytest.mark.parametrize('normalized', [{}, MEAN_STD])
+@given(options=SAMPLE_OPTIONS, seed=st.integers(0, 2**62))
+def test_a_sample_is_the_same_from_memory_and_from_a_folder(folders, normalized, options, seed):
+    files, memory = built_both(block_of(folders, **options, **({} if options.get('color') == 'y' else normalized)))
+    for index in range(len(files)):
+        expected, found = files[index, seed], memory[index, seed]
+        assert list(found) == list(expected)
+        assert_same(found, expected)
+        batch, expected = default_collate([found]), default_collate([expected])
+        assert batch['gt'].stride() == expected['gt'].stride() and batch['lq'].stride() == expected['lq'].stride()
+
+
+@pytest.mark.parametrize('phase', ['train', 'val'])
+def test_a_sample_is_the_same_from_memory_and_from_an_lmdb(data, phase):
+    files, memory = built_both(block_of(data, ('HR.lmdb', 'LR.lmdb'), phase=phase))
+    for _ in range(50):
+        sample = random.randrange(len(files)), random.getrandbits(62)
+        assert_same(memory[sample], files[sample])
+
+
+def test_as_many_numbers_are_drawn(folders):
+    files, memory = (dataset.dataset for dataset in built_both(block_of(folders)))
+    seed = random.getrandbits(32)
+    drawn = []
+    for dataset in (files, memory):
+        random.seed(seed)
+        dataset[0]
+        drawn.append(random.random())
+    assert drawn[0] == drawn[1]
+
+
+def test_samples_do_not_change_the_images(folders):
+    _, memory = built_both(block_of(folders))
+    before = memory[0, 3]
+    for seed in range(20):
+        memory[0, seed]['gt'].zero_()
+    assert_same(memory[0, 3], before)
+
+
+def test_the_images_of_a_list_and_with_a_template_are_found(folders, tmp_path):
+    (tmp_path / 'list.txt').write_text('5.png (34,30,3)\n0.png (24,40,3)\n')
+    (tmp_path / 'LQ').mkdir()
+    for i in (0, 5):
+        shutil.copy(folders / 'LQ' / f'{i}.png', tmp_path / 'LQ' / f'{i}x2.png')
+    block = block_of(folders, meta_info_file=str(tmp_path / 'list.txt'), filename_tmpl='{}x2')
+    files, memory = built_both({**block, 'dataroot_lq': str(tmp_path / 'LQ'), 'phase': 'val'})
+    for index in range(2):
+        assert_same(memory[index, 0], files[index, 0])
+
+
+def test_a_gt_that_is_no_multiple_of_the_scale_is_cropped_in_validation(tmp_path):
+    for name, size in (('GT', (13, 17)), ('LQ', (6, 8))):
+        (tmp_path / name).mkdir()
+        cv2.imwrite(str(tmp_path / name / '0.png'), noise(*size, 3))
+    files, memory = built_both(block_of(tmp_path, phase='val'))
+    assert memory[0, 0]['gt'].shape == (3, 12, 16)
+    assert_same(memory[0, 0], files[0, 0])
+
+
+def half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def text(path: Path) -> None:
+    path.write_text('no image')
+
+
+def too_small(path: Path) -> None:
+    cv2.imwrite(str(path), noise(8, 8, 3))
+
+
+@pytest.fixture
+def own_folders(folders, tmp_path) -> Path:
+    return Path(shutil.copytree(folders, tmp_path / 'own'))
+
+
+@pytest.mark.parametrize('side', ['GT', 'LQ'])
+@pytest.mark.parametrize('damage', [half, empty, text, Path.unlink, too_small])
+def test_a_damaged_image_is_replaced_and_named_as_from_its_folder(own_folders, monkeypatch, damage, side):
+    block = block_of(own_folders)
+    if damage is Path.unlink:  # of which BasicSR's list is to know nothing
+        (own_folders / 'list.txt').write_text(''.join(f'{i}.png (1,1,3)\n' for i in range(7)))
+        block['meta_info_file'] = str(own_folders / 'list.txt')
+    damage(own_folders / side / '5.png')
+    warnings = []
+    monkeypatch.setattr('facd_basicsr.data.decoded_pairs.get_root_logger', lambda: Log(warnings))
+    files, memory = built_both(block)
+    for seed in range(4):
+        expected, found = files[5, seed], memory[5, seed]
+        assert f'{side}/5.png' in found['damaged'] or damage is too_small
+        assert_same(found, expected)
+        assert_same(memory[2, seed], files[2, seed])
+    if damage is not too_small:
+        (warning,) = warnings
+        assert warning.startswith('1 pairs of pictures are not: damaged')
+
+
+class Log:
+    def __init__(self, warnings: list[str]) -> None:
+        self.warning = warnings.append
+
+    def info(self, message: str) -> None:
+        assert 'pictures' in message
+
+
+def test_a_damaged_image_of_an_lmdb_is_replaced_and_named_as_from_there(data, tmp_path):
+    for name in ('HR.lmdb', 'LR.lmdb'):
+        shutil.copytree(data / name, tmp_path / name)
+    with lmdb.open(str(tmp_path / 'LR.lmdb'), map_size=2**24) as env, env.begin(write=True) as txn:
+        txn.put(b'0001_s001', txn.get(b'0001_s001')[:100])
+        txn.put(b'0002_s001', cv2.imencode('.png', noise(30, 30, 3))[1].tobytes())  # not as meta_info.txt has it
+        txn.delete(b'0003_s001')
+    block = block_of(tmp_path, ('HR.lmdb', 'LR.lmdb'))
+    samples = [(index, seed) for index in range(4) for seed in range(3)]
+    found = {sample: SeededDataset(build_ordered_dataset(block | {'io_backend': MEMORY}))[sample] for sample in samples}
+    files = SeededDataset(build_ordered_dataset(block))  # after the other: one LMDB can't be opened twice
+    for sample in samples:
+        assert_same(found[sample], files[sample])
+    assert [found[index, 0]['damaged'] != '' for index in range(4)] == [False, True, True, True]
+
+
+def test_a_damaged_validation_image_is_named(own_folders):
+    half(own_folders / 'LQ' / '2.png')
+    dataset = NamingDataset(build_ordered_dataset(block_of(own_folders, phase='val', io_backend=MEMORY)))
+    assert dataset[0]['gt'].shape == (3, 24, 40) and dataset.opt['name'] == 'pictures' and len(dataset) == 7
+    with pytest.raises(UserError, match=r'datasets: .*LQ/2.png: not a readable image'):
+        dataset[2]
+
+
+@pytest.mark.parametrize(('free', 'fits'), [(6 * 3 * (48 * 48 + 24 * 24) + 6 * 48, True), (0, False)])
+def test_images_that_do_not_fit_are_refused_before_they_are_decoded(data, monkeypatch, free, fits):
+    monkeypatch.setattr(decoded_pairs, 'free_memory', lambda: free)
+    block = block_of(data, ('HR.lmdb', 'LR.lmdb'), io_backend=MEMORY)
+    if fits:  # to the byte
+        build_ordered_dataset(block)
+        monkeypatch.setattr(decoded_pairs, 'free_memory', lambda: free - 1)
+    monkeypatch.setattr(decoded_pairs, 'imfrombytes', None)
+    with pytest.raises(
+        UserError,
+        match=r'^datasets\.train\.io_backend: memory: pictures needs 0\.0 GB decoded, 0\.0 GB are available; accepted: '
+        r'lmdb or disk, or fewer images .*$',
+    ):
+        build_ordered_dataset(block)
+
+
+def test_what_the_system_refuses_is_told_in_a_line(data, monkeypatch):
+    def refuse(size: int) -> None:
+        raise OSError('no more memory')
+
+    monkeypatch.setattr(decoded_pairs, 'new_block', refuse)
+    with pytest.raises(UserError, match=r'^datasets\.val\.io_backend: memory: .* \(no more memory\); accepted: lmdb'):
+        build_ordered_dataset(block_of(data, ('HR.lmdb', 'LR.lmdb'), io_backend=MEMORY, phase='val'))
+
+
+def test_workers_that_are_not_forked_read_the_same_images(folders):
+    files, memory = built_both(block_of(folders, phase='val'))
+    found = list(DataLoader(memory.dataset, batch_size=None, num_workers=1, multiprocessing_context='forkserver'))
+    for index, sample in enumerate(found):
+        assert_same(sample, files.dataset[index])
+    assert len(found) == 7
+
+
+def in_memory(opt: dict, workers: int) -> dict:
+    for dataset in opt['datasets'].values():
+        dataset['io_backend'] = MEMORY
+    opt['datasets']['train']['num_worker_per_gpu'] = workers
+    return opt
+
+
+@pytest.fixture(scope='module')
+def from_files(data, teacher_weights, tmp_path_factory) -> Path:
+    """A training from an LMDB, validated on a folder."""
+    root = tmp_path_factory.mktemp('files')
+    run(tiny_train_opt(data, teacher_weights), root)
+    return root
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_training_from_memory_ends_as_one_from_files(from_files, train_opt, tmp_path, workers):
+    run(in_memory(train_opt, workers), tmp_path)
+    assert_same(result(tmp_path), result(from_files))
+    assert 'Decoding 6 pairs of pictures into 0.0 GB of memory.' in log_text(tmp_path)
+
+
+def test_a_training_goes_on_from_memory_as_it_would_have_from_files(from_files, train_opt, tmp_path):
+    run(train_opt, tmp_path, TOTAL // 2)
+    run(in_memory(train_opt, 1), tmp_path, TOTAL, '--auto_resume')
+    assert_same(result(tmp_path), result(from_files))
+
+
+@pytest.mark.parametrize(
+    ('names', 'damage', 'said'),
+    [
+        (('HR.lmdb', 'LR.lmdb'), None, '6 pairs of pictures, every file read'),
+        (('GT', 'LQ'), None, '2 pairs of pictures, every file read'),
+        (('GT', 'LQ'), half, r'LQ/1\.png'),
+        (
+            ('GT', 'LR.lmdb'),
+            None,
+            r'dataroot_lq: .*LR\.lmdb; accepted with io_backend memory: two LMDBs or two folders',
+        ),
+        (('HR.lmdb', 'LQ'), None, r'dataroot_lq: .*LQ; accepted with io_backend memory: two LMDBs or two folders'),
+    ],
+)
+def test_every_file_is_checked(
+    data: Path, tmp_path: Path, names: tuple[str, str], damage: Callable | None, said: str
+) -> None:
+    for name in names:
+        shutil.copytree(data / name, tmp_path / name)
+    if damage is not None:
+        damage(tmp_path / 'LQ' / '1.png')
+    block = block_of(tmp_path, names, io_backend=MEMORY)
+    if said.endswith('read'):
+        assert check_whole_dataset('train', block, 2) == said
+    else:
+        with pytest.raises(UserError, match=said):
+            check_whole_dataset('train', block, 2)
