@@ -79,6 +79,8 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, dict]:
     environment = {**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}  # read where Triton is imported
     done = subprocess.run([sys.executable, __file__, folder], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    if not (folder / 'results.pth').is_file():
+        pytest.skip("this Triton's interpreter can not copy a tensor: 3.0's with numpy 2")
     return cases, torch.load(folder / 'results.pth')
 
 
@@ -137,4 +139,14 @@ def test_compiled_kernels_equal_cdist_in_value_and_gradients_and_are_the_same_ea
 
 
 if __name__ == '__main__':
-    interpret(Path(sys.argv[1]))
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def copy(x, out):
+        at = tl.arange(0, 8)
+        tl.store(out + at, tl.load(x + at, mask=at < 5, other=0.0), mask=at < 5)
+
+    copy[(1,)](x := torch.randn(8), out := torch.zeros(8))
+    if torch.equal(x[:5], out[:5]):
+        interpret(Path(sys.argv[1]))
