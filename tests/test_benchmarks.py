@@ -33,6 +33,15 @@ def test_train_speed_writes_its_figures(train_opt, tmp_path):
     assert few.returncode == 2 and '--iterations: 2; accepted: more than 2' in few.stderr
 
 
+def test_the_variants_of_the_loss_benchmark_are_one_term():
+    loss = benchmark('loss')
+    case = loss.Case(4, 3, 5, 'cpu')
+    for variant in ('ours', 'ours by cdist'):
+        assert 0 <= max(loss.differences(case, variant).values()) < 1e-4
+    assert loss.milliseconds(case, loss.VARIANTS, 1, 'cpu').keys() == loss.VARIANTS.keys()
+    assert loss.growth({n: 3 * n**2 for n in loss.SWEEP}) == 2
+
+
 def test_bicubic_writes_differences_and_psnr(tmp_path, monkeypatch, capsys):
     for name in ('Set5', 'Set14'):
         for scale in (2, 3, 4):
