@@ -68,8 +68,8 @@ def cdist_by_column(a: Tensor, b: Tensor) -> Tensor:
 def fused_sums(device: torch.device, *dtypes: torch.dtype) -> Callable[[Tensor, Tensor], Tensor] | None:
     """``pairwise_triton.l1_sums``, or None, with a line in the log, where it does not work.
 
-    It is compiled by the user's Triton, which needs a C compiler, for the user's GPU: so it is tried first, against
-    cdist, on two samples' types and no random numbers.
+    The user's Triton compiles it for the user's GPU, and needs a C compiler: so it is tried first, with no random
+    numbers.
     """
     try:
         from facd_basicsr.losses.pairwise_triton import l1_sums
@@ -83,7 +83,7 @@ def fused_sums(device: torch.device, *dtypes: torch.dtype) -> Callable[[Tensor, 
 
 
 def _check_sums(sums: Callable[[Tensor, Tensor], Tensor], device: torch.device, *dtypes: torch.dtype) -> None:
-    """Raises ValueError if values or gradients are not those of cdist."""
+    """Raises ValueError if values or gradients are not those of the definition. Some elements are equal."""
     a, b = (
         torch.arange(rows * 600, device=device).sin().view(rows, 600).to(dtype).requires_grad_()
         for rows, dtype in zip((17, 3), dtypes)
@@ -91,8 +91,8 @@ def _check_sums(sums: Callable[[Tensor, Tensor], Tensor], device: torch.device, 
     weight = torch.arange(17 * 3, device=device).cos().view(17, 3)
     found = []
     with torch.enable_grad(), full_precision(a):
-        for d in (sums(a, b), torch.cdist(a.double(), b.double(), p=1)):
+        for d in (sums(a, b), (a.double()[:, None] - b.double()).abs().sum(2)):
             found.append([d, *torch.autograd.grad((weight * d).sum(), (a, b))])
-    for ours, theirs in zip(*found):
-        if not torch.allclose(ours.double(), theirs.double(), rtol=0.01, atol=0.01):
+    for ours, theirs, tolerance in zip(*found, (1e-4, 0.01, 0.01)):  # gradients have the inputs' types
+        if not torch.allclose(ours.double(), theirs.double(), rtol=tolerance, atol=tolerance):
             raise ValueError(f'wrong by {(ours - theirs).abs().max().item():.3g}')

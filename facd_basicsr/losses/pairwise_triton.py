@@ -103,7 +103,7 @@ def l1_sums(a: Tensor, b: Tensor) -> Tensor:
     Needs N * M sums for each of about 1024 programs, and nothing of (N, M, D).
 
     Args:
-        a: (N, D), float32, float16 or bfloat16.
+        a: (N, D), float32, float16 or bfloat16; D below 2**30.
         b: (M, D), likewise.
 
     Returns:
