@@ -11,6 +11,7 @@ process of its own. On a GPU the bandwidth reached is compared with that of a co
 import argparse
 import json
 import math
+import os
 import re
 import statistics
 import subprocess
@@ -203,6 +204,7 @@ def main() -> None:
         **{key: getattr(args, key) for key in ('batch', 'channels', 'size', 'threads', 'turns')},
         'machine': machine(),
         'device': torch.cuda.get_device_name() if device == 'cuda' else 'cpu',
+        'load_average': os.getloadavg()[0],  # of the last minute, this benchmark's own share included
         'versions': versions(),
         'ms': ms,
         'extra_mib': full,
