@@ -51,6 +51,15 @@ def test_start_up_times_imports_the_first_batch_and_the_first_iteration(train_op
     assert str(option_file) in capsys.readouterr().out
 
 
+def test_the_variants_of_the_loss_benchmark_are_one_term():
+    loss = benchmark('loss')
+    case = loss.Case(4, 3, 5, 'cpu')
+    for variant in ('ours', 'ours by cdist'):
+        assert 0 <= max(loss.differences(case, variant).values()) < 1e-4
+    assert loss.milliseconds(case, loss.VARIANTS, 1, 'cpu').keys() == loss.VARIANTS.keys()
+    assert loss.growth({n: 3 * n**2 for n in loss.SWEEP}) == 2
+
+
 def test_bicubic_writes_differences_and_psnr(tmp_path, monkeypatch, capsys):
     for name in ('Set5', 'Set14'):
         for scale in (2, 3, 4):

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from basicsr.archs import build_network
 from basicsr.models.sr_model import SRModel
 from conftest import STUDENT, write_yml
+from runs import assert_same, log_text, result
 
+from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.errors import UserError, run_command
 from facd_basicsr.models import FACDModel
 from facd_basicsr.options import load_yaml, parser, read_option_file
@@ -155,6 +158,42 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_run_ends_well(train_opt, t
     assert {int(values['step']) for values in state.values()} == {3}
     weights = torch.load(home / 'models' / 'net_g_latest.pth', weights_only=True)['params']
     assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_a_run_read_late_leaves_the_same_as_one_read_at_once(train_opt, tmp_path, monkeypatch):
+    train_opt['train'] |= {'total_iter': 7, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'fused': True}}
+    train_opt['val']['val_freq'] = 3
+    train_opt['logger']['print_freq'] = 100
+    without_ground_truth(
+        monkeypatch, FACDModel, {2, 3, 5, 7}
+    )  # before a checkpoint, a validation, another, and the end
+    left = []
+    for late in (False, True):
+        monkeypatch.setattr('facd_basicsr.train.NonFiniteGuard', partial(NonFiniteGuard, late=late))
+        root = tmp_path / str(late)
+        root.mkdir()
+        run_training(train_opt, root)
+        log = log_text(root).replace(str(root), '')
+        lines = re.findall(r'(?:INFO|WARNING): ((?:Iteration|Steps|Saving|Validation|Save|.*psnr).*)', log)
+        left.append((lines, [result(root, iteration) for iteration in (2, 4, 6, 7)]))
+    assert_same(*left)
+    lines, states = left[0]
+    assert [state['nonfinite'] for state in states] == [
+        {'in_a_row': 1, 'skipped': 1}, {'in_a_row': 0, 'skipped': 2}, {'in_a_row': 0, 'skipped': 3},
+        {'in_a_row': 1, 'skipped': 4},
+    ]  # fmt: skip
+    assert [line.split(':')[0] for line in lines if line.startswith('Iter')] == [f'Iteration {i}' for i in (2, 3, 5, 7)]
+
+
+def test_a_run_read_late_is_not_saved_after_the_step_that_ends_it(train_opt, data, tmp_path, monkeypatch):
+    from_folders(train_opt, data)
+    train_opt['train'] |= {'nonfinite': {'action': 'fatal'}, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'fused': True}}
+    train_opt['logger']['print_freq'] = 100
+    without_ground_truth(monkeypatch, FACDModel, {4})
+    monkeypatch.setattr('facd_basicsr.train.NonFiniteGuard', partial(NonFiniteGuard, late=True))
+    with pytest.raises(UserError, match=r'^train.nonfinite.action: fatal, and in iteration 4 l_sr not finite'):
+        run_training(train_opt, tmp_path)
+    assert [path.name for path in tmp_path.glob('experiments/tiny/training_states/*.state')] == ['2.state']
 
 
 def from_folders(train_opt: dict, data: Path) -> None:

@@ -38,7 +38,8 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
     Raises:
         UserError: an epoch has not a single batch.
     """
-    train_opt = opt['datasets']['train']
+    # from other memory a copy to the GPU waits for all that it was given to do before
+    train_opt = {'pin_memory': opt['num_gpu'] > 0, **opt['datasets']['train']}
     train_set = build_ordered_dataset(train_opt)
     sampler = ResumableSampler(
         len(train_set),

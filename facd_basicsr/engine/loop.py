@@ -76,6 +76,7 @@ class TrainingLoop:
             if 0 < position.iteration < self._total_iter:
                 self._validate_if_due()  # the state was saved before it
             self._train()
+            self._guard.settle()
             self._log.info(
                 f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}'
             )
@@ -112,6 +113,7 @@ class TrainingLoop:
                 message_logger.reset_start_time()
 
             if position.iteration % opt['logger']['print_freq'] == 0:
+                self._guard.settle()
                 message_logger(
                     {
                         'epoch': position.epoch,
@@ -148,6 +150,7 @@ class TrainingLoop:
         """Saves networks and state, once for an iteration."""
         if self._saved_at == self._position.iteration:
             return
+        self._guard.settle()
         self._log.info('Saving models and training states.')
         if self._tb_logger:
             self._tb_logger.flush()  # or what it holds back is lost when the process is killed
@@ -180,6 +183,7 @@ class TrainingLoop:
 
     def _validate(self) -> None:
         """Leaves the random numbers alone, so that it may be done again after a resume."""
+        self._guard.settle()
         try:
             with preserved_random_state():
                 for loader in self._loaders.val.values():

@@ -2,6 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,9 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info, master_only
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.optim import Optimizer
 
 from facd_basicsr.engine.distributed import Ranks
+from facd_basicsr.engine.skipped_steps import SkippedByDevice, SkippedByHost, Steps, skip_by_themselves
 from facd_basicsr.engine.whole_files import save_whole
 from facd_basicsr.errors import UserError
 
@@ -36,27 +38,45 @@ class TellsItsSteps(ABC):
         """The last step's terms on this rank. ``get_current_log`` has their means over the ranks, on rank 0 only."""
 
 
+@dataclass
+class Iteration:
+    """What a report of it needs, some of it still to come from the device."""
+
+    number: int
+    data: dict[str, Any]
+    steps: Steps
+    terms: Callable[[], dict[str, float]]
+    scale: Tensor | None  # float16's, after it
+
+
 class NonFiniteGuard:
     """Keeps weights and optimizer from losses and gradients that are not finite, and says where these came from.
 
-    A hook on each optimizer takes the gradients away from such a step, so that it changes nothing. A loss that is not
-    finite may have a gradient that is: |s - t| has -1 for t = inf, and 0 for t = nan. So a hook on each loss, that is
-    each module ``cri_*`` of the model, gives it a gradient that is not. BasicSR's models need no change for this. What
-    the forward pass itself changes, such as a batch normalisation's averages, is not undone.
+    A hook on each optimizer lets it skip such a step, so that it changes nothing. A loss that is not finite may have
+    a gradient that is: |s - t| has -1 for t = inf, and 0 for t = nan. So a hook on each loss, that is each module
+    ``cri_*`` of the model, gives it a gradient that is not. BasicSR's models need no change for this. What the
+    forward pass itself changes, such as a batch normalisation's averages, is not undone.
 
     Under DDP gradients are the same on all ranks, so all ranks skip the same steps.
+
+    On a GPU nothing is read back in a step, if the model tells its steps (others read their terms back anyway) and
+    its optimizers are fused: an iteration is looked at when the next has been queued, or at :meth:`settle`. What is
+    skipped, counted and reported is the same.
 
     With an enabled ``scaler``, steps that it skips while every term is finite are how it finds its scale: they
     are not reported, and count only towards ``limit``.
 
     Args:
-        model: any BasicSR model, with its optimizers.
+        model: any BasicSR model, with its optimizers, which have been resumed if they are to be.
         action: ``skip`` goes on without the step; ``fatal`` ends the training.
         limit: so many steps in a row end the training in any case.
         folder: for the batches of such steps; made when there is one.
+        late: whether to look at an iteration only after the next, where model and optimizers allow it; None: on a GPU.
     """
 
-    def __init__(self, model: BaseModel, action: str = 'skip', limit: int = 10, *, folder: Path) -> None:
+    def __init__(
+        self, model: BaseModel, action: str = 'skip', limit: int = 10, *, folder: Path, late: bool | None = None
+    ) -> None:
         self._model = model
         self._action = action
         self._limit = limit
@@ -64,39 +84,16 @@ class NonFiniteGuard:
         self._in_a_row = 0
         self._skipped = 0
         self._saved = 0
-        self._steps = 0  # of all optimizers in this iteration
-        self._bad_parameters: list[str] = []
-        for optimizer in model.optimizers:
-            optimizer.register_step_pre_hook(self._before_step)
+        late = model.device.type == 'cuda' if late is None else late
+        self._late = late and isinstance(model, TellsItsSteps) and skip_by_themselves(model.optimizers)
+        self._steps = (SkippedByDevice if self._late else SkippedByHost)(model.optimizers)
+        self._pending: Iteration | None = None
         for key, loss in vars(model).items():
             if key.startswith('cri_') and isinstance(loss, nn.Module):
                 loss.register_forward_hook(_tie_gradients)
 
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._steps += 1
-        parameters = [p for group in optimizer.param_groups for p in group['params'] if p.grad is not None]
-        gradients = [p.grad for p in parameters]
-        if not gradients:
-            return
-        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        # One value read back in a step, since on a GPU that waits for the device.
-        if math.isfinite(total.item()):
-            return
-        bad = [p for p in parameters if not torch.isfinite(p.grad).all()]
-        if not bad:  # the norm alone has overflown
-            return
-        names = {
-            id(p): f'{key}.{name}'
-            for key, net in vars(self._model).items()
-            if key.startswith('net_') and isinstance(net, nn.Module)
-            for name, p in self._model.get_bare_model(net).named_parameters()
-        }
-        self._bad_parameters += [names.get(id(p), 'a parameter of no net_*') for p in bad]
-        for p in parameters:
-            p.grad = None  # to an optimizer, a parameter that had no part in the loss
-
     def after_step(self, data: dict[str, Any], current_iter: int) -> None:
-        """Reports the step of ``optimize_parameters``, if it was skipped.
+        """Reports the step of ``optimize_parameters`` if it was skipped, or the one before this if that was.
 
         Args:
             data: the batch, as the data loader gave it.
@@ -105,14 +102,29 @@ class NonFiniteGuard:
         Raises:
             UserError: ``action`` is ``fatal``, or this was the ``limit``-th such step in a row.
         """
-        bad_parameters, steps = self._bad_parameters, self._steps
-        self._bad_parameters, self._steps = [], 0
-        scaling = isinstance(self._model, TellsItsSteps) and self._model.scaler.is_enabled()
-        if not bad_parameters and not (scaling and steps == 0):
+        self.settle()
+        self._pending = Iteration(current_iter, data, self._steps.take(), self._terms(), self._scale())
+        if not self._late:
+            self.settle()
+
+    def settle(self) -> None:
+        """Reports what is still to be reported: before anything is made of the last iteration.
+
+        Raises:
+            UserError: as :meth:`after_step`.
+        """
+        iteration, self._pending = self._pending, None
+        if iteration is not None:
+            self._look(iteration)
+
+    def _look(self, iteration: Iteration) -> None:
+        bad_parameters, scaling = iteration.steps.bad_parameters(), iteration.scale is not None
+        if not bad_parameters and not (scaling and iteration.steps.made == 0):
             self._in_a_row = 0
             return
         self._in_a_row += 1
-        terms = self._terms()
+        data, current_iter = iteration.data, iteration.number
+        terms = iteration.terms()
         bad_terms = [name for name, value in terms.items() if not math.isfinite(value)]
         images = [key for key in ('lq', 'gt') if key in data and not torch.isfinite(data[key]).all()]
         here = bad_terms + images if isinstance(self._model, TellsItsSteps) else images
@@ -120,7 +132,7 @@ class NonFiniteGuard:
         bad = list(dict.fromkeys(name for rank in ranks for name in rank['bad']))
         if bad or not scaling:
             self._skipped += 1
-            what = f'{", ".join(bad) or _some(bad_parameters)} not finite'
+            what = f'{", ".join(bad) or _some(self._names(bad_parameters))} not finite'
             saved = self._save(data, terms, current_iter)
             _warn(
                 f'Iteration {current_iter}: {what}; step skipped, {self._in_a_row} in a row, {self._skipped} in all; '
@@ -132,7 +144,7 @@ class NonFiniteGuard:
                     'line of the log); accepted: skip, which goes on without such steps'
                 )
         else:
-            what = f'gradient not finite in float16 at loss scales down to {self._model.scaler.get_scale():g}'
+            what = f'gradient not finite in float16 at loss scales down to {iteration.scale.item():g}'
         if self._in_a_row >= self._limit:
             raise UserError(
                 f'train.nonfinite.limit: {self._limit}, and so many steps in a row were skipped, the last in '
@@ -154,10 +166,26 @@ class NonFiniteGuard:
         """Restores :meth:`state_dict`; of a state without it, by BasicSR, the counts begin at 0."""
         self._in_a_row, self._skipped = state.get('in_a_row', 0), state.get('skipped', 0)
 
-    def _terms(self) -> dict[str, float]:
-        if isinstance(self._model, TellsItsSteps):
-            return {name: value.mean().item() for name, value in self._model.own_terms().items()}
-        return dict(self._model.get_current_log())
+    def _terms(self) -> Callable[[], dict[str, float]]:
+        if not isinstance(self._model, TellsItsSteps):
+            return lambda: dict(self._model.get_current_log())
+        terms = self._model.own_terms()
+        return lambda: {name: value.mean().item() for name, value in terms.items()}
+
+    def _scale(self) -> Tensor | None:
+        """The loss scale if there is one, not read back as ``get_scale`` does."""
+        if isinstance(self._model, TellsItsSteps) and self._model.scaler.is_enabled():
+            return self._model.scaler.scale(torch.ones((), device=self._model.device))
+        return None
+
+    def _names(self, parameters: list[Tensor]) -> list[str]:
+        names = {
+            id(p): f'{key}.{name}'
+            for key, net in vars(self._model).items()
+            if key.startswith('net_') and isinstance(net, nn.Module)
+            for name, p in self._model.get_bare_model(net).named_parameters()
+        }
+        return [names.get(id(p), 'a parameter of no net_*') for p in parameters]
 
     def _save(self, data: dict[str, Any], terms: dict[str, float], current_iter: int) -> str:
         """Saves this rank's batch and says where."""

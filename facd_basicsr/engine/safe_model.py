@@ -60,6 +60,13 @@ class SafeModel(BaseModel):
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Nothing: engine/checkpoint.py writes it, with the loop's part and after all networks."""
 
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
+        """As BasicSR's, and fused on a GPU if the option file does not choose: it then skips steps without being told
+        to by the host (engine/skipped_steps.py), and its step is one kernel."""
+        if self.device.type == 'cuda' and kwargs.get('fused') is None and kwargs.get('foreach') is None:
+            kwargs['fused'] = True
+        return super().get_optimizer(optim_type, params, lr, **kwargs)
+
     def training_state(self) -> dict[str, Any]:
         """What goes on in training beside the networks, as ``weights_only`` loading accepts it."""
         best = getattr(self, 'best_metric_results', {})  # BasicSR's, from its first validation on
@@ -81,7 +88,7 @@ class SafeModel(BaseModel):
         settings = [_settings(optimizer) for optimizer in self.optimizers]
         try:
             for optimizer, state in zip(self.optimizers, resume_state['optimizers'], strict=True):
-                optimizer.load_state_dict(state)
+                optimizer.load_state_dict(_with_implementation(optimizer, state))
             for scheduler, state in zip(self.schedulers, resume_state['schedulers'], strict=True):
                 scheduler.load_state_dict({key: state[key] for key in SCHEDULER_PROGRESS if key in state})
         except (ValueError, KeyError) as error:
@@ -180,6 +187,12 @@ def _settings(optimizer: Optimizer) -> dict[str, Any]:
     group = optimizer.param_groups[0]
     settings = {key: value for key, value in group.items() if key not in ('params', 'lr', 'initial_lr')}
     return {'lr': group.get('initial_lr', group['lr']), **{key: _plain(value) for key, value in settings.items()}}
+
+
+def _with_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state, to be worked on by the kernels of this one: it may be of another device."""
+    own = {key: value for key, value in optimizer.param_groups[0].items() if key in ('foreach', 'fused')}
+    return {**state, 'param_groups': [{**group, **own} for group in state['param_groups']]}
 
 
 def _plain(value: Any) -> Any:

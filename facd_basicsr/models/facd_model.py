@@ -187,6 +187,12 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         self.optimizer_g = self.get_optimizer(train_opt['optim_g']['type'], optim_params, **optim_opt)
         self.optimizers.append(self.optimizer_g)
 
+    def feed_data(self, data: dict[str, Any]) -> None:
+        """As SRModel's, but that copies from pinned memory are not waited for."""
+        self.lq = data['lq'].to(self.device, non_blocking=True)
+        if 'gt' in data:
+            self.gt = data['gt'].to(self.device, non_blocking=True)
+
     def distill_state(self, lq: Tensor, gt: Tensor) -> DistillState:
         """Student's and teacher's outputs and features for a batch, (N, C, h, w) and (N, C, h * scale, w * scale).
 

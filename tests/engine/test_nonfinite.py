@@ -27,9 +27,9 @@ NAN, INF = float('nan'), float('inf')
 
 
 class Plain(BaseModel):
-    """One convolution, trained as BasicSR's SRModel trains."""
+    """Two convolutions, trained as BasicSR's SRModel trains."""
 
-    def __init__(self) -> None:
+    def __init__(self, fused: bool | None = None) -> None:
         rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         super().__init__(
             {'num_gpu': 0, 'is_train': True, 'dist': world_size > 1, 'rank': rank, 'world_size': world_size}
@@ -38,7 +38,7 @@ class Plain(BaseModel):
         net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
         self.net_g = DistributedDataParallel(net) if self.opt['dist'] else net
         self.cri_pix = nn.L1Loss()
-        self.optimizers = [torch.optim.Adam(self.net_g.parameters(), 0.01)]
+        self.optimizers = [torch.optim.Adam(self.net_g.parameters(), 0.01, fused=fused)]
 
     def feed_data(self, data: dict) -> None:
         self.lq, self.gt = data['lq'], data['gt']
@@ -58,8 +58,8 @@ class Plain(BaseModel):
 class Telling(TellsItsSteps, Plain):
     """As FACDModel: says its own rank's terms, and has a scaler."""
 
-    def __init__(self, **scaling: object) -> None:
-        super().__init__()
+    def __init__(self, fused: bool | None = None, **scaling: object) -> None:
+        super().__init__(fused)
         self.scaler = torch.amp.GradScaler('cpu', **scaling)
 
     def optimize_parameters(self, current_iter: int) -> None:
@@ -71,6 +71,30 @@ class Telling(TellsItsSteps, Plain):
 
     def own_terms(self) -> dict[str, Tensor]:
         return self.terms
+
+
+class Late(TellsItsSteps, Plain):
+    """As Plain, but looked at when the next step has been queued."""
+
+    def __init__(self) -> None:
+        super().__init__(fused=True)
+        self.scaler = torch.amp.GradScaler('cpu', enabled=False)
+
+    def own_terms(self) -> dict[str, Tensor]:
+        return self.terms
+
+
+@pytest.fixture(params=[Plain, Late])
+def build(request: pytest.FixtureRequest) -> type[Plain]:
+    return request.param
+
+
+both_kernels = pytest.mark.parametrize('fused', [None, True])
+
+
+def watch(model: BaseModel, *args: object, **options: object) -> NonFiniteGuard:
+    """A guard as on a GPU: late where it can be."""
+    return NonFiniteGuard(model, *args, **options, late=True)
 
 
 def batch(gt: float = 0.5, rank: int = 0) -> dict:
@@ -86,6 +110,7 @@ def train(model: BaseModel, guard: NonFiniteGuard, *batches: dict, first: int = 
         model.feed_data(data)
         model.optimize_parameters(current_iter)
         guard.after_step(data, current_iter)
+    guard.settle()
 
 
 def state(model: BaseModel) -> list[Tensor]:
@@ -123,9 +148,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize('gt', [NAN, INF])
-def test_a_skipped_step_changes_no_bit_of_weights_and_optimizer(folder, lines, gt):
-    model = Plain()
-    guard = NonFiniteGuard(model, folder=folder)
+def test_a_skipped_step_changes_no_bit_of_weights_and_optimizer(build, folder, lines, gt):
+    model = build()
+    guard = watch(model, folder=folder)
     train(model, guard, batch())
     before = state(model)
     train(model, guard, batch(gt), first=2)
@@ -135,9 +160,9 @@ def test_a_skipped_step_changes_no_bit_of_weights_and_optimizer(folder, lines, g
     assert len(lines) == 1
 
 
-def test_a_run_of_good_steps_is_bit_identical_to_one_without_a_guard_and_leaves_no_trace(folder, lines):
-    models = Plain(), Plain()
-    guard = NonFiniteGuard(models[0], folder=folder)
+def test_a_run_of_good_steps_is_bit_identical_to_one_without_a_guard_and_leaves_no_trace(build, folder, lines):
+    models = build(), build()
+    guard = watch(models[0], folder=folder)
     train(models[0], guard, batch(), batch())
     guard.end()
     for _ in range(2):
@@ -147,10 +172,10 @@ def test_a_run_of_good_steps_is_bit_identical_to_one_without_a_guard_and_leaves_
     assert lines == [] and not folder.exists() and guard.state_dict() == {'in_a_row': 0, 'skipped': 0}
 
 
-def test_the_line_names_iteration_terms_and_files_and_the_batch_is_saved_where_it_says(folder, lines):
-    model = Plain()
+def test_the_line_names_iteration_terms_and_files_and_the_batch_is_saved_where_it_says(build, folder, lines):
+    model = build()
     data = batch(NAN)
-    train(model, NonFiniteGuard(model, folder=folder), data, first=7)
+    train(model, watch(model, folder=folder), data, first=7)
     path = folder / 'iter_7_rank0.pth'
     assert lines == [
         'WARNING: Iteration 7: l_pix, l_percep, gt not finite; step skipped, 1 in a row, 1 in all; '
@@ -163,20 +188,20 @@ def test_the_line_names_iteration_terms_and_files_and_the_batch_is_saved_where_i
     assert saved['terms']['l_style'] == 1 and saved['terms']['l_pix'] != saved['terms']['l_pix']
 
 
-def test_where_all_terms_are_finite_the_first_parameters_whose_gradients_are_not_are_named(folder, lines):
-    model = Plain()
+def test_where_all_terms_are_finite_the_first_parameters_whose_gradients_are_not_are_named(build, folder, lines):
+    model = build()
     for parameter in model.net_g.parameters():
         parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), INF))
-    train(model, NonFiniteGuard(model, folder=folder), batch())
+    train(model, watch(model, folder=folder), batch())
     what = 'gradient of net_g.0.weight, net_g.0.bias, net_g.1.weight and 1 more not finite'
     assert lines[0].startswith(f'WARNING: Iteration 1: {what}; ')
 
 
-def test_finite_gradients_count_as_such_though_their_norm_overflows(folder, lines):
-    model = Plain()
+def test_finite_gradients_count_as_such_though_their_norm_overflows(build, folder, lines):
+    model = build()
     model.net_g[1].bias.register_hook(lambda gradient: torch.full_like(gradient, 3e38))
     before = state(model)
-    train(model, NonFiniteGuard(model, folder=folder), batch())
+    train(model, watch(model, folder=folder), batch())
     assert lines == [] and not same(before, state(model))
 
 
@@ -184,7 +209,7 @@ def test_a_good_step_reads_one_value_back_and_an_optimizer_without_gradients_non
     model = Plain()
     parameters = list(model.net_g.parameters())
     model.optimizers = [torch.optim.SGD(parameters, 0.1), torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1)]
-    guard = NonFiniteGuard(model, folder=folder)
+    guard = watch(model, folder=folder)
     read = []
     item, truth = Tensor.item, Tensor.__bool__
     model.reduce_loss_dict = dict  # BasicSR's own reads every term
@@ -194,17 +219,67 @@ def test_a_good_step_reads_one_value_back_and_an_optimizer_without_gradients_non
     assert read == ['item']
 
 
-def test_a_step_of_two_optimizers_counts_once(folder, lines):
-    model = Plain()
+@both_kernels
+def test_a_late_reader_reads_nothing_back_in_a_good_step(fused, folder, monkeypatch):
+    model = Telling(fused=True, enabled=bool(fused))
+    guard = watch(model, folder=folder)
+    read = []
+    for name in ('item', 'tolist', '__bool__', '__float__'):
+        own = getattr(Tensor, name)
+        monkeypatch.setattr(Tensor, name, lambda tensor, own=own, name=name: read.append(name) or own(tensor))
+    for current_iter in range(1, 4):
+        model.feed_data(batch())
+        model.optimize_parameters(current_iter)
+        assert read == []
+        guard.after_step(batch(), current_iter)
+        assert read == [] if current_iter == 1 else read == ['tolist']  # of the step before
+        read.clear()
+
+
+def test_a_late_reader_reports_a_step_when_the_next_is_queued_but_it_is_skipped_at_once(folder, lines):
+    model = Late()
+    guard = watch(model, folder=folder)
+    train(model, guard, batch())
+    before = state(model)
+    for current_iter, data in ((2, batch(NAN)), (3, batch(rank=1))):
+        assert lines == []
+        model.feed_data(data)
+        model.optimize_parameters(current_iter)
+        guard.after_step(data, current_iter)
+        assert same(before, state(model)) == (current_iter == 2)
+    assert len(lines) == 1 and lines[0].startswith('WARNING: Iteration 2: l_pix, l_percep, gt not finite; ')
+    assert 'files: gt/0a.png' in lines[0] and (folder / 'iter_2_rank0.pth').is_file()
+    guard.settle()
+    assert guard.state_dict() == {'in_a_row': 0, 'skipped': 1} and len(lines) == 1
+
+
+def test_an_optimizer_that_can_not_skip_by_itself_is_read_at_once(folder, lines):
+    model = Telling(fused=False, enabled=False)
+    guard = watch(model, folder=folder)
+    model.feed_data(batch(NAN))
+    model.optimize_parameters(1)
+    guard.after_step(batch(NAN), 1)
+    assert len(lines) == 1
+
+
+def test_what_a_fused_optimizer_was_told_of_one_step_is_gone_after_it(folder):
+    model = Late()
+    train(model, watch(model, folder=folder), batch(NAN))
+    assert getattr(model.optimizers[0], 'found_inf', None) is None
+    assert all(parameter.grad is not None for parameter in model.net_g.parameters())
+
+
+def test_a_step_of_two_optimizers_counts_once(build, folder, lines):
+    model = build()
     first, second = model.net_g
     model.optimizers = [torch.optim.Adam(first.parameters()), torch.optim.Adam(second.parameters())]
-    train(model, guard := NonFiniteGuard(model, folder=folder), batch(NAN))
+    train(model, guard := watch(model, folder=folder), batch(NAN))
     assert guard.state_dict() == {'in_a_row': 1, 'skipped': 1} and len(lines) == 1
 
 
-def test_so_many_in_a_row_are_fatal_and_a_good_step_begins_the_count_anew(folder, lines):
-    model = Plain()
-    guard = NonFiniteGuard(model, 'skip', 3, folder=folder)
+def test_so_many_in_a_row_are_fatal_and_a_good_step_begins_the_count_anew(build, folder, lines):
+    model = build()
+    guard = watch(model, 'skip', 3, folder=folder)
     train(model, guard, batch(NAN), batch(NAN), batch(), batch(NAN), batch(NAN))
     assert guard.state_dict() == {'in_a_row': 2, 'skipped': 4}
     with pytest.raises(UserError) as error:
@@ -216,10 +291,10 @@ def test_so_many_in_a_row_are_fatal_and_a_good_step_begins_the_count_anew(folder
     assert len(lines) == 5 and '3 in a row, 5 in all' in lines[-1]
 
 
-def test_a_resumed_run_continues_the_count(folder, lines):
-    model, resumed = Plain(), Plain()
-    train(model, guard := NonFiniteGuard(model, limit=2, folder=folder), batch(NAN))
-    later = NonFiniteGuard(resumed, limit=2, folder=folder)
+def test_a_resumed_run_continues_the_count(build, folder, lines):
+    model, resumed = build(), build()
+    train(model, guard := watch(model, limit=2, folder=folder), batch(NAN))
+    later = watch(resumed, limit=2, folder=folder)
     later.load_state_dict(copy.deepcopy(guard.state_dict()))
     with pytest.raises(UserError, match=r'train.nonfinite.limit: 2, .* iteration 2: '):
         train(resumed, later, batch(NAN), first=2)
@@ -227,49 +302,52 @@ def test_a_resumed_run_continues_the_count(folder, lines):
     assert lines[-1] == 'WARNING: Steps skipped, with losses or gradients not finite: 2.'
 
 
-def test_fatal_ends_the_training_in_one_line_once_the_files_are_logged_and_the_batch_is_saved(folder, lines):
-    model = Plain()
+def test_fatal_ends_the_training_in_one_line_once_the_files_are_logged_and_the_batch_is_saved(build, folder, lines):
+    model = build()
     with pytest.raises(UserError) as error:
-        train(model, NonFiniteGuard(model, 'fatal', folder=folder), batch(), batch(NAN))
+        train(model, watch(model, 'fatal', folder=folder), batch(), batch(NAN))
     message = 'train.nonfinite.action: fatal, and in iteration 2 l_pix, l_percep, gt not finite'
     assert str(error.value).startswith(message) and '; accepted: skip' in str(error.value)
     assert '\n' not in str(error.value)
     assert 'gt/0a.png' in lines[0] and (folder / 'iter_2_rank0.pth').is_file()
 
 
-def test_batches_are_saved_up_to_a_number_which_the_line_says(folder, lines, monkeypatch):
+def test_batches_are_saved_up_to_a_number_which_the_line_says(build, folder, lines, monkeypatch):
     monkeypatch.setattr(nonfinite, 'SAVED_BATCHES', 2)
-    model = Plain()
-    train(model, NonFiniteGuard(model, folder=folder), *[batch(NAN)] * 3)
+    model = build()
+    train(model, watch(model, folder=folder), *[batch(NAN)] * 3)
     assert sorted(path.name for path in folder.iterdir()) == ['iter_1_rank0.pth', 'iter_2_rank0.pth']
     assert lines[2].endswith('batch not saved: 2 are')
 
 
-def test_a_batch_that_can_not_be_saved_does_not_end_the_training(folder, lines):
+def test_a_batch_that_can_not_be_saved_does_not_end_the_training(build, folder, lines):
     folder.parent.mkdir()
     folder.write_text('a file where the folder should be')
-    model = Plain()
-    train(model, NonFiniteGuard(model, folder=folder), batch(NAN), batch())
+    model = build()
+    train(model, watch(model, folder=folder), batch(NAN), batch())
     assert 'batch not saved: ' in lines[0] and str(folder) in lines[0]
 
 
-def test_steps_by_which_a_scaler_finds_its_scale_are_not_reported_nor_fatal_by_themselves(folder, lines):
-    model = Telling(init_scale=2.0**127)
+@both_kernels
+def test_steps_by_which_a_scaler_finds_its_scale_are_not_reported_nor_fatal_by_themselves(fused, folder, lines):
+    model = Telling(fused, init_scale=2.0**127)
     for parameter in model.net_g.parameters():
         parameter.register_hook(lambda gradient: torch.where(gradient.abs().max() > 2.0**120, INF, gradient))
-    guard = NonFiniteGuard(model, 'fatal', 100, folder=folder)
+    guard = watch(model, 'fatal', 100, folder=folder)
     before = state(model)
     train(model, guard, batch())
-    assert model.scaler.get_scale() == 2.0**126 and same(before, state(model))
+    weights, moments = state(model)[:4], state(model)[4:]  # a fused optimizer makes these, of zeros
+    assert model.scaler.get_scale() == 2.0**126 and same(before, weights) and not any(map(torch.any, moments))
     train(model, guard, *[batch()] * 9)
-    assert not same(before, state(model))
+    assert not same(before, state(model)[:4])
     assert lines == [] and guard.state_dict() == {'in_a_row': 0, 'skipped': 0}
 
 
-def test_a_scaler_that_finds_no_scale_is_fatal(folder, lines):
-    model = Telling(init_scale=4.0)
+@both_kernels
+def test_a_scaler_that_finds_no_scale_is_fatal(fused, folder, lines):
+    model = Telling(fused, init_scale=4.0)
     model.net_g[1].bias.register_hook(lambda gradient: gradient * INF)
-    guard = NonFiniteGuard(model, limit=2, folder=folder)
+    guard = watch(model, limit=2, folder=folder)
     with pytest.raises(UserError) as error:
         train(model, guard, batch(), batch())
     assert 'iteration 2: gradient not finite in float16 at loss scales down to 1; accepted: ' in str(error.value)
@@ -277,15 +355,22 @@ def test_a_scaler_that_finds_no_scale_is_fatal(folder, lines):
     assert lines == []
 
 
-def test_a_term_that_is_not_finite_is_reported_although_a_scaler_has_skipped_the_step(folder, lines):
-    model = Telling()
-    guard = NonFiniteGuard(model, folder=folder)
+@both_kernels
+def test_a_term_that_is_not_finite_is_reported_although_a_scaler_has_skipped_the_step(fused, folder, lines):
+    model = Telling(fused)
+    guard = watch(model, folder=folder)
     train(model, guard, batch(NAN), batch())
     assert len(lines) == 1 and lines[0].startswith('WARNING: Iteration 1: l_pix, gt not finite; step skipped')
     assert guard.state_dict() == {'in_a_row': 0, 'skipped': 1}
 
 
-MODELS = {'plain': Plain, 'telling': lambda: Telling(enabled=False), 'scaling': Telling}
+MODELS = {
+    'plain': Plain,
+    'telling': lambda: Telling(enabled=False),
+    'scaling': Telling,
+    'late': Late,
+    'late and scaling': lambda: Telling(fused=True),
+}
 
 
 def worker(folder: Path, rank: int) -> None:
@@ -295,7 +380,7 @@ def worker(folder: Path, rank: int) -> None:
     results = {}
     for name, build in MODELS.items():
         model = build()
-        guard = NonFiniteGuard(model, limit=2, folder=folder / name)
+        guard = watch(model, limit=2, folder=folder / name)
         good, bad = batch(rank=rank), batch(NAN if rank == 1 else 0.5, rank)
         train(model, guard, good, good)
         before = state(model)
@@ -336,7 +421,8 @@ def test_a_nan_on_one_rank_is_skipped_on_both_and_both_end_alike(ranks, name):
 @pytest.mark.parametrize('name', MODELS)
 def test_the_first_rank_says_which_rank_had_it_and_both_save_their_batch(ranks, name):
     folder, (first, second) = ranks
-    terms, here = ('l_pix, l_percep, gt', 'gt') if name == 'plain' else ('l_pix, gt', 'l_pix, gt')
+    terms = 'l_pix, l_percep, gt' if name in ('plain', 'late') else 'l_pix, gt'
+    here = 'gt' if name == 'plain' else terms
     assert first[name]['lines'][0] == (
         f'WARNING: Iteration 3: {terms} not finite; step skipped, 1 in a row, 1 in all; '
         f'files of rank 0: gt/0a.png, gt/0b.png; files of rank 1 ({here}): gt/1a.png, gt/1b.png; '

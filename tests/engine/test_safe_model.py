@@ -135,6 +135,48 @@ def test_after_a_resume_the_schedule_is_the_option_files_and_not_the_states(buil
     assert rates(resumed) == rates(never_stopped)
 
 
+@pytest.mark.parametrize(
+    ('given', 'device', 'fused'),
+    [
+        ({}, 'cuda', True),
+        ({'fused': None, 'foreach': None}, 'cuda', True),
+        ({'foreach': True}, 'cuda', None),
+        ({'fused': False}, 'cuda', False),
+        ({}, 'cpu', None),
+        ({'fused': True}, 'cpu', True),
+    ],
+)
+def test_an_optimizer_is_fused_on_a_gpu_unless_the_option_file_chooses(build, alone, given, device, fused):
+    model = build(alone)
+    model.device = torch.device(device)  # of its parameters, which do not matter here
+    optimizer = model.get_optimizer('Adam', list(model.net_g.parameters()), 1e-3, **given)
+    assert [group['fused'] for group in optimizer.param_groups] == [fused]
+
+
+@pytest.mark.parametrize(('before', 'after'), [(True, None), (None, True)])
+def test_a_resumed_optimizer_works_as_this_option_file_says_in_float16_too(
+    build, train_opt, tmp_path, monkeypatch, before, after
+):
+    train_opt['train']['precision'] = 'fp16'
+    train_opt['train']['optim_g']['fused'] = before
+    model = build(train_opt)
+    step(model, 1, 3)
+    state = stored(model, tmp_path)
+    train_opt['train']['optim_g']['fused'] = after
+    resumed = build(train_opt)
+    monkeypatch.setattr('facd_basicsr.engine.safe_model.get_root_logger', lambda: pytest.fail('a warning'))
+    resumed.resume_training(state)
+    assert [group['fused'] for group in resumed.optimizer_g.param_groups] == [after]
+    resumed.net_g.load_state_dict(model.net_g.state_dict())
+    resumed.net_r.load_state_dict(model.net_r.state_dict())
+    for one in (model, resumed):
+        step(one, 4, 5)
+    ours, theirs = (one.optimizer_g.state_dict()['state'] for one in (resumed, model))
+    for index, values in theirs.items():
+        assert values['step'] == 5
+        torch.testing.assert_close(ours[index], values)
+
+
 def best_of(metrics: Iterable[str]) -> dict:
     return {metric: {'better': 'higher', 'val': 30.5, 'iter': 2} for metric in metrics}
 

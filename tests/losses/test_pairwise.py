@@ -1,9 +1,13 @@
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
+from basicsr.utils import get_root_logger
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facd_basicsr.losses.pairwise import cdist_by_column, pairwise_l1, sample_l1
+from facd_basicsr.losses.pairwise import cdist_by_column, fused_sums, pairwise_l1, sample_l1
 
 
 def literal(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -79,3 +83,47 @@ def test_no_tensor_as_large_as_all_differences_is_made():
     with Watch():
         pairwise_l1(a, b).sum().backward()
     assert largest <= n * size < n * n * size
+
+
+def test_channels_last_features_are_compared_without_a_copy_and_to_the_same_distances():
+    a, b = torch.randn(3, 4, 5, 6, requires_grad=True), torch.randn(2, 4, 5, 6)
+    last = [x.detach().to(memory_format=torch.channels_last).requires_grad_() for x in (a, b)]
+    copies = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            copies.extend([func] if func in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default) else [])
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        d = pairwise_l1(*last)
+    assert copies == []
+    torch.testing.assert_close(d, pairwise_l1(a, b))
+    ours, theirs = torch.autograd.grad(d.sum(), last[0])[0], torch.autograd.grad(pairwise_l1(a, b).sum(), a)[0]
+    torch.testing.assert_close(ours, theirs)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+
+
+def without_compiler(a, b):
+    raise RuntimeError('Failed to find C compiler')
+
+
+@pytest.mark.parametrize(
+    ('sums', 'reason'),
+    [
+        (lambda a, b: torch.cdist(a.float(), b.float(), p=1), None),
+        (lambda a, b: torch.cdist(a.float(), b.float(), p=2), 'ValueError: wrong by '),
+        (lambda a, b: torch.cdist(a.detach(), b.float(), p=1), 'RuntimeError: '),
+        (without_compiler, 'RuntimeError: Failed to find C compiler'),
+    ],
+)
+def test_a_fused_kernel_is_used_only_if_it_gives_what_cdist_gives(sums, reason, monkeypatch):
+    lines = []
+    monkeypatch.setattr(get_root_logger(), 'warning', lines.append)
+    monkeypatch.setitem(sys.modules, 'facd_basicsr.losses.pairwise_triton', SimpleNamespace(l1_sums=sums))
+    before = torch.get_rng_state()
+    with torch.no_grad():  # as where a loss is tried before training
+        found = fused_sums.__wrapped__(torch.device('cpu'), torch.float32, torch.bfloat16)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found is (sums if reason is None else None)
+    assert [reason in line for line in lines] == ([] if reason is None else [True])

@@ -7,7 +7,9 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from conftest import changed, write_yml
 from states import save_vgg
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
@@ -59,6 +61,55 @@ def test_one_step_of_every_method_moves_the_student_by_its_own_term_and_leaves_t
     assert all(not torch.equal(now, then) for now, then in zip(model.net_g.parameters(), before))
     assert all(torch.equal(now, then) for now, then in zip(model.teacher.parameters(), teacher))
     assert all(torch.isfinite(torch.tensor(value)) for value in model.get_current_log().values())
+
+
+class Reads(TorchDispatchMode):
+    """Operators that on a GPU wait for the device: a value is read back, or a shape depends on values."""
+
+    WAITING = ('_local_scalar_dense', 'is_nonzero', 'nonzero', 'masked_select', 'equal', 'item')
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith('index') and any(
+            isinstance(x, torch.Tensor) and x.dtype == torch.bool
+            for argument in args
+            if isinstance(argument, (list, tuple))
+            for x in argument
+        )
+        if name in self.WAITING or by_mask:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_waits_for_the_device_is_noticed():
+    with Reads() as reads:
+        x = torch.rand(3)
+        x.sum().item(), bool(x[0] > 2), x[x > 2], x.nonzero(), x.isfinite().all().item()
+    assert len(reads.found) == 5
+
+
+@pytest.mark.parametrize(
+    ('name', 'precision'), [*((name, 'fp32') for name in sorted(LOSSES)), ('FACDLoss', 'fp16'), ('FACDLoss', 'bf16')]
+)
+def test_no_step_of_any_method_reads_a_value_back_until_a_line_is_printed(name, precision, train_opt, tmp_path):
+    opt = method_opt(train_opt, name, tmp_path)
+    opt['train'] |= {'ema_decay': 0.9, 'precision': precision, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'fused': True}}
+    model = build(opt, tmp_path)
+    guard = NonFiniteGuard(model, folder=tmp_path, late=True)
+    with Reads() as reads:
+        for current_iter in range(1, 4):
+            data = {'lq': torch.rand(3, 3, 12, 12), 'gt': torch.rand(3, 3, 24, 24)}
+            model.update_learning_rate(current_iter)
+            model.feed_data(data)
+            model.optimize_parameters(current_iter)
+            guard.after_step(data, current_iter)
+        assert reads.found == []
+        model.get_current_log()
+    assert len(reads.found) >= 1
 
 
 @pytest.mark.parametrize(

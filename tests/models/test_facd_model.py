@@ -407,6 +407,20 @@ def test_only_student_and_regressors_run_in_the_precision_and_the_loss_sees_floa
     assert seen[3:] == [torch.float32] * 2  # validation
 
 
+class Copied:
+    """A tensor that tells how it was copied."""
+
+    def to(self, device, non_blocking=False):
+        return device, non_blocking
+
+
+def test_a_batch_is_copied_without_waiting_for_it(build, train_opt):
+    model = build(train_opt)
+    model.feed_data({'lq': Copied(), 'gt': Copied()})
+    assert model.lq == model.gt == (model.device, True)
+    model.feed_data({'lq': Copied()})  # as where there is no ground truth
+
+
 @pytest.mark.parametrize(('precision', 'enabled'), [('fp32', False), ('bf16', False), ('fp16', True)])
 def test_a_scaler_is_there_in_every_precision_and_has_a_state_in_float16_only(build, train_opt, precision, enabled):
     model = build(changed(train_opt, 'train.precision', precision))
