@@ -6,6 +6,7 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, SHARED_DATA, picture, run, write_yml
 
 from facd_basicsr.data.bicubic import bicubic_lr
@@ -51,6 +52,28 @@ def test_bicubic_writes_differences_and_psnr(tmp_path, monkeypatch, capsys):
     assert result['our_mean_difference'] == pytest.approx(5 / (12 * 18 * 3), abs=1e-4)
     assert min(result['psnr_y_our_lr'], result['psnr_y_their_lr'], result['psnr_y_published_protocol']) > 30
     assert 'Set14 x4' in capsys.readouterr().out
+
+
+def test_validation_writes_times_of_both_and_how_far_their_figures_differ(tmp_path, monkeypatch, capsys):
+    for name in ('GT', 'LQ'):
+        (tmp_path / name).mkdir()
+    for i in range(2):
+        gt = picture(i, 64, 80)
+        cv2.imwrite(str(tmp_path / 'GT' / f'{i}.png'), gt)
+        cv2.imwrite(str(tmp_path / 'LQ' / f'{i}.png'), bicubic_lr(gt, 4))
+    out = tmp_path / 'validation.json'
+    folders = [str(tmp_path / 'GT'), str(tmp_path / 'LQ')]
+    arguments = ['--students', 'EDSR 16x4', '--turns', '1', '--threads', str(torch.get_num_threads())]
+    monkeypatch.setattr(sys, 'argv', ['validation.py', '--data', *folders, *arguments, '--out', str(out)])
+    threads = cv2.getNumThreads()
+    benchmark('validation').main()
+    cv2.setNumThreads(threads)
+    result = json.loads(out.read_text())
+    student = result['students']['EDSR 16x4']
+    assert result['images'] == 2 and min(student['seconds'].values()) > 0
+    assert student['figures'].keys() == student['differences'].keys() and len(student['figures']) == 4
+    assert max(student['differences'].values()) < 1e-3
+    assert 'EDSR 16x4' in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not (SHARED_DATA / 'benchmark').is_dir(), reason='no shared data')
