@@ -57,7 +57,7 @@ def reach_of(net: nn.Module, channels: int, scale: int, tile: int) -> int:
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=False), torch.random.fork_rng(devices=[]):
         reach = max(_reach(net, channels, scale, upright, device) for upright in (False, True))
         for upright in (False, True):
-            lq = _turned(torch.rand(1, channels, STRIP, tile + reach + STRIP, device=device), upright)
+            lq = _turned(torch.rand(1, channels, STRIP, tile + reach + STRIP).to(device), upright)
             if not torch.allclose(tiled(net, lq, scale, tile, reach), net(lq), rtol=TOLERANCE, atol=TOLERANCE):
                 raise _refusal(net, 'has an output that depends on where a tile begins')
     net.train(training)
