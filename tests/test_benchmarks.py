@@ -80,6 +80,28 @@ def test_bicubic_writes_differences_and_psnr(tmp_path, monkeypatch, capsys):
     assert 'Set14 x4' in capsys.readouterr().out
 
 
+def test_validation_writes_times_of_both_and_how_far_their_figures_differ(tmp_path, monkeypatch, capsys):
+    for name in ('GT', 'LQ'):
+        (tmp_path / name).mkdir()
+    for i in range(2):
+        gt = picture(i, 64, 80)
+        cv2.imwrite(str(tmp_path / 'GT' / f'{i}.png'), gt)
+        cv2.imwrite(str(tmp_path / 'LQ' / f'{i}.png'), bicubic_lr(gt, 4))
+    out = tmp_path / 'validation.json'
+    folders = [str(tmp_path / 'GT'), str(tmp_path / 'LQ')]
+    arguments = ['--students', 'EDSR 16x4', '--turns', '1', '--threads', str(torch.get_num_threads())]
+    monkeypatch.setattr(sys, 'argv', ['validation.py', '--data', *folders, *arguments, '--out', str(out)])
+    threads = cv2.getNumThreads()
+    benchmark('validation').main()
+    cv2.setNumThreads(threads)
+    result = json.loads(out.read_text())
+    student = result['students']['EDSR 16x4']
+    assert result['images'] == 2 and min(student['seconds'].values()) > 0
+    assert student['figures'].keys() == student['differences'].keys() and len(student['figures']) == 4
+    assert max(student['differences'].values()) < 1e-3
+    assert 'EDSR 16x4' in capsys.readouterr().out
+
+
 @pytest.mark.skipif(not (SHARED_DATA / 'benchmark').is_dir(), reason='no shared data')
 def test_independent_lr_images_to_the_last_bit_and_published_psnr_are_reproduced():
     for name, published in (('Set5', 28.42), ('Set14', 26.00)):

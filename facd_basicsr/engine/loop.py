@@ -210,7 +210,7 @@ class TrainingLoop:
 class Interruptible:
     """A validation loader that raises ``Stopped`` in the place of the next image.
 
-    Several ranks have to agree: they take ``dataset`` and ``stop`` and share them out (SafeModel.dist_validation).
+    Several ranks have to agree: they take ``dataset`` and ``stop`` and share them out (engine/validation.py).
     """
 
     def __init__(self, loader: DataLoader, stop: Callable[[], bool]) -> None:

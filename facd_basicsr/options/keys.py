@@ -94,7 +94,12 @@ TRAIN_KEYS = {
     'pixel_opt': Key((dict,)),
     'perceptual_opt': Key((dict,)),
 }
-VAL = {'metrics': Key((dict, type(None))), 'pbar': Key((bool,)), 'save_img': Key((bool,), required=True)}
+VAL = {
+    'metrics': Key((dict, type(None))),
+    'pbar': Key((bool,)),
+    'save_img': Key((bool,), required=True),
+    'tile': Key((int,), least=16),  # LQ pixels; what is smaller consists of overlap
+}
 VAL_TRAIN = {**VAL, 'val_freq': Key(NUMBER, required=True, least=1)}
 VAL_TEST = {**VAL, 'suffix': Key(OPTIONAL_STR, required=True)}
 LOGGER = {

@@ -220,7 +220,7 @@ def test_a_model_with_a_validation_of_its_own_keeps_it():
 def gathered_with(theirs: list | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other rank of two, which gives these values."""
 
-    monkeypatch.setattr('facd_basicsr.engine.safe_model.Ranks.gather', lambda self, own: [own, theirs])
+    monkeypatch.setattr('facd_basicsr.engine.validation.Ranks.gather', lambda self, own: [own, theirs])
 
 
 @pytest.mark.parametrize(('stopped_here', 'theirs'), [(True, []), (False, None)])
