@@ -69,9 +69,10 @@ results-gpu: $(INSTALLED)
 	$(call COMPARE,RCAN,4)
 
 # Every measurement of docs/performance.md, on a GPU if there is one. A CPU takes smaller patches, or it would take hours.
+# Of data that is not prepared (datasets/README.md) nothing is measured.
 RESULTS ?= benchmarks/results
-PATCH ?= $(shell $(BIN)/python -c 'import torch; print(48 if torch.cuda.is_available() else 24)')
-STEP = $(BIN)/python benchmarks/distillation_step.py options/train/$(1).yml --patch $(PATCH) --out $(RESULTS)/$(2).json
+STEP = $(BIN)/python benchmarks/distillation_step.py options/train/$(1).yml --out $(RESULTS)/$(2).json
+DIV2K := datasets/DIV2K/DIV2K_train
 
 benchmarks: $(INSTALLED)
 	mkdir -p $(RESULTS)
@@ -83,3 +84,6 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python benchmarks/cost_growth.py options/train/mini/FACD_EDSR16x4_x2.yml --out $(RESULTS)/cost_growth.json
 	$(BIN)/python benchmarks/scaling.py --out $(RESULTS)/scaling.json
 	$(BIN)/python benchmarks/start_up.py --out $(RESULTS)/start_up.json
+	test ! -d datasets/Set14/LRbicx4 || $(BIN)/python benchmarks/validation.py --out $(RESULTS)/validation.json
+	test ! -d $(DIV2K)_HR_sub.lmdb || $(BIN)/python benchmarks/data_loading.py --gt $(DIV2K)_HR_sub.lmdb \
+	  --lq $(DIV2K)_LR_bicubic_X4_sub.lmdb --scale 4 --gt-size 192 --out $(RESULTS)/data_loading.json

@@ -15,10 +15,15 @@ from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.options import read_option_file
 
-# Changes to an option file by how its networks are run.
+# How networks are run: `train`'s keys, which hold for the teacher too, but for `teacher`'s own.
 EXECUTIONS: dict[str, dict[str, Any]] = {
     'fp32': {'precision': 'fp32'},
     'fp32, channels_last': {'precision': 'fp32', 'channels_last': True},
+    'fp32, channels_last, Winograd teacher': {
+        'precision': 'fp32',
+        'channels_last': True,
+        'teacher': {'channels_last': False, 'winograd': True},
+    },
     'fp32, channels_last, compiled': {'precision': 'fp32', 'channels_last': True, 'compile': {}},
     'bf16': {'precision': 'bf16'},
     'bf16, channels_last': {'precision': 'bf16', 'channels_last': True},
@@ -27,7 +32,7 @@ EXECUTIONS: dict[str, dict[str, Any]] = {
 EXECUTIONS_CUDA = {
     'tf32': {'precision': 'tf32'},
     'tf32, channels_last': {'precision': 'tf32', 'channels_last': True},
-    **{name: execution for name, execution in EXECUTIONS.items() if name != 'fp32, channels_last, compiled'},
+    **{name: execution for name, execution in EXECUTIONS.items() if 'Winograd' not in name},
     'bf16, channels_last, CUDA graphs': {
         'precision': 'bf16',
         'channels_last': True,
@@ -63,8 +68,9 @@ def options(option_file: Path, folder: Path, batch: int, patch: int) -> dict[str
 def with_execution(opt: dict[str, Any], execution: Mapping[str, Any]) -> dict[str, Any]:
     """The option dict with all its networks run so."""
     opt = copy.deepcopy(opt)
-    opt['train'] |= execution
-    opt['teacher'] |= execution
+    shared = {key: value for key, value in execution.items() if key != 'teacher'}
+    opt['train'] |= shared
+    opt['teacher'] |= shared | execution.get('teacher', {})
     return opt
 
 

@@ -60,8 +60,8 @@ def step(result: Result) -> str:
     return f'{markdown_table(header, rows)}\n\n{what}'
 
 
-def ratio(base: float, value: float) -> str:
-    return f'{base / value:.2f}'
+def ratio(a: float, b: float) -> str:
+    return f'{a / b:.2f}'
 
 
 def split(result: Result) -> str:
@@ -130,11 +130,56 @@ def scaling(result: Result) -> str:
     return markdown_table(header, rows)
 
 
+def data(result: Result) -> str:
+    rows = []
+    for found in result['results']:
+        base = found['rates']['BasicSR, lmdb']
+        for source, rates in found['rates'].items():
+            per_cpu = 'crops_per_cpu_second'
+            cells = [f'{rates["crops_per_second"]:.0f}', ratio(rates['crops_per_second'], base['crops_per_second'])]
+            cells += [f'{rates[per_cpu]:.0f}', ratio(rates[per_cpu], base[per_cpu])] if per_cpu in rates else ['', '']
+            rows.append([f'x{found["scale"]}, {found["gt_size"]}', str(found['workers']), source, *cells])
+    header = ['patch', 'workers', 'from', 'crops/s', 'times', 'crops/s of one core', 'times']
+    what = f'{result["images"]} pairs in batches of 16, medians of {result["turns"]}; {machine_line(result)}'
+    return f'{markdown_table(header, rows)}\n\n{what}'
+
+
+def validation(result: Result) -> str:
+    rows = []
+    for student, found in result['students'].items():
+        for who, seconds in found['seconds'].items():
+            of_parts = found['processor_seconds_by_part'][who]
+            metrics = sum(value for part, value in of_parts.items() if part not in ('reading', 'forward'))
+            parts = [f'{value:.2f}' for value in (of_parts['forward'], metrics, of_parts['reading'])]
+            cells = [f'{seconds:.2f}', f'{found["processor_seconds"][who]:.2f}', *parts]
+            rows.append([f'{student}, {who}', *cells, *(['', ''] if who == 'BasicSR' else _gain(found))])
+    header = ['validation', 's', 'CPU s', 'network', 'metrics, 8 bits', 'reading', 'times faster', 'largest difference']
+    what = f'{result["images"]} images, medians of {result["turns"]}; {machine_line(result)}'
+    return f'{markdown_table(header, rows)}\n\n{what}'
+
+
+def _gain(found: Result) -> list[str]:
+    return [f'{found["times_faster"]:.2f}', f'{max(found["differences"].values()):.0e} dB']
+
+
+def start_up(result: Result) -> str:
+    rows = [
+        [option_file, f'{found["baseline_median"]:.2f}', f'{found["train_median"]:.2f}', f'{found["ratio"]:.2f}']
+        for option_file, found in result['trainings'].items()
+    ]
+    table = markdown_table(['option file', 'imports and networks, s', 'train.py to its first batch, s', 'ratio'], rows)
+    what = f'`facd --help`: {result["facd_help_median"]:.2f} s. Medians of {result["turns"]}; {machine_line(result)}'
+    return f'{table}\n\n{what}'
+
+
 PARTS: dict[str, Callable[[Result], str]] = {
     'ceilings': ceilings,
     'step': step,
     'split': split,
     'loss': loss,
+    'data': data,
+    'validation': validation,
+    'start_up': start_up,
     'growth': growth,
     'processes': processes,
     'scaling': scaling,

@@ -1,4 +1,4 @@
-"""Iterations per second and peak memory of an option file's training, as JSON.
+"""Iterations per second, waiting for data and peak memory of an option file's training, as JSON.
 
     python benchmarks/train_speed.py -opt options/train/FACD_RCAN_x4.yml --iterations 20 --random-teacher \
         --out benchmarks/results/NAME.json --force_yml datasets:train:dataroot_gt=...
@@ -13,8 +13,10 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import facd_basicsr  # noqa: F401  must come before basicsr
 
@@ -22,6 +24,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 import torch
 from basicsr.archs import build_network
 
+from facd_basicsr.engine import loop
 from facd_basicsr.engine.logs import versions
 from facd_basicsr.options import parser, read_option_file
 from facd_basicsr.train import train
@@ -37,6 +40,25 @@ def random_teacher(option_file: str, folder: Path) -> Path:
     return path
 
 
+class Waiting:
+    """Seconds that the training loop waits for each of its batches."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._batches = loop.batches
+        loop.batches = self._timed
+
+    def _timed(self, *args: Any) -> Iterator[dict[str, Any]]:
+        found = self._batches(*args)
+        while True:
+            start = time.perf_counter()
+            batch = next(found, None)
+            if batch is None:
+                return
+            self.seconds.append(time.perf_counter() - start)
+            yield batch
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument('-opt', required=True)
@@ -48,7 +70,7 @@ def main() -> None:
     if args.iterations <= WARM_UP:
         arguments.error(f'--iterations: {args.iterations}; accepted: more than {WARM_UP}, which are left out')
 
-    ends = []
+    ends, waiting = [], Waiting()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [*args.force_yml, f'train:total_iter={args.iterations}', 'val=~', 'logger:print_freq=1']
         overrides += ['logger:use_tb_logger=false', f'logger:save_checkpoint_freq={args.iterations + 1}']
@@ -58,12 +80,17 @@ def main() -> None:
         train(train_args, root=Path(folder), on_iteration=lambda _: ends.append(time.perf_counter()))
 
     seconds = [end - start for start, end in pairwise(ends)][WARM_UP - 1 :]
+    median = statistics.median(seconds)
+    data = statistics.median(waiting.seconds[WARM_UP:])
     result = {
         'option_file': args.opt,
+        'changes': [change for change in args.force_yml if 'dataroot' not in change],
         'iterations': args.iterations,
-        'seconds_per_iteration_median': round(statistics.median(seconds), 4),
+        'seconds_per_iteration_median': round(median, 4),
+        'data_seconds_per_iteration_median': round(data, 5),
+        'data_share': round(data / median, 4),
         'seconds_per_iteration_min_max': [round(min(seconds), 4), round(max(seconds), 4)],
-        'iterations_per_second': round(1 / statistics.median(seconds), 5),
+        'iterations_per_second': round(1 / median, 5),
         'peak_memory_gib': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         'loader_peak_memory_gib': round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 3),
         'threads': torch.get_num_threads(),

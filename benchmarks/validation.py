@@ -1,6 +1,7 @@
 """Seconds of a validation on Set14 x4: BasicSR's ``nondist_validation`` and ours, side by side.
 
-    python benchmarks/validation.py --data datasets/Set14/GTmod12 datasets/Set14/LRbicx4 --threads 1
+    python benchmarks/validation.py --data datasets/Set14/GTmod12 datasets/Set14/LRbicx4 \
+        --out benchmarks/results/validation.json
 
 Both validate the same networks, with random weights, by the metrics of the shipped option files, and take turns, so
 that whatever else the machine does disturbs both alike. Medians of the wall clock and of the processor's time of all
@@ -41,7 +42,7 @@ METRICS = {
     for channels in ('y', 'rgb')
     for metric in ('psnr', 'ssim')
 }
-SHARED = Path(__file__).resolve().parents[2] / 'shared' / 'data' / 'benchmark' / 'Set14'
+SET14 = Path('datasets/Set14')  # datasets/README.md
 
 
 def build(features: int, blocks: int, gpus: int) -> SafeModel:
@@ -122,12 +123,12 @@ def compare(model: SafeModel, loader: DataLoader, turns: int) -> dict[str, Any]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = [SHARED / f'GTx{SCALE}', SHARED / f'LRx{SCALE}']
+    default = [SET14 / 'GTmod12', SET14 / f'LRbicx{SCALE}']
     arguments.add_argument('--data', type=Path, nargs=2, metavar=('GT', 'LQ'), default=default, help='folders, x4')
     arguments.add_argument('--turns', type=int, default=3)
     arguments.add_argument('--threads', type=int, default=torch.get_num_threads())
     arguments.add_argument('--students', nargs='+', choices=STUDENTS, default=list(STUDENTS))
-    arguments.add_argument('--out', type=Path, default=Path(__file__).parent / 'results' / 'validation.json')
+    arguments.add_argument('--out', type=Path, required=True)
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(args.threads)

@@ -31,6 +31,7 @@ def test_train_speed_writes_its_figures(train_opt, tmp_path):
     result = json.loads(out.read_text())
     assert result['iterations'] == 4
     assert result['seconds_per_iteration_median'] > 0 and result['peak_memory_gib'] > 0
+    assert 0 < result['data_share'] < 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ['opt.yml', 'results']
     few = run(script, '-opt', option_file, '--iterations', '2', '--out', out, cwd=tmp_path)
     assert few.returncode == 2 and '--iterations: 2; accepted: more than 2' in few.stderr

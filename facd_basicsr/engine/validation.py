@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from facd_basicsr.engine.distributed import Ranks
+from facd_basicsr.engine.winograd import Winograd, gains
 from facd_basicsr.errors import Stopped, UserError
 from facd_basicsr.evaluation.fast_metrics import scores, to_image
 from facd_basicsr.evaluation.tiling import reach_of, tiled
-from facd_basicsr.evaluation.winograd import Winograd, gains
 
 Sample = dict[str, Any]  # of one image, as the loader gives it
 

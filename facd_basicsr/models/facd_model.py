@@ -69,6 +69,11 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
 
         self.cri_distill = build_loss(train_opt['distill_opt']).prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
+        if self.opt['teacher'].get('winograd') and not (self.teacher.winograd and self.device.type == 'cpu'):
+            get_root_logger().warning(
+                'teacher.winograd: true changes nothing here; it is for CPUs with NNPACK, and 3x3 convolutions of 64 '
+                'channels or more.'
+            )
         student = self.get_bare_model(self.net_g)
         taps = self.opt.get('taps', [])
         self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')

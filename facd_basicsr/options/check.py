@@ -292,6 +292,13 @@ def _check_teacher(opt: dict[str, Any]) -> None:
     teacher_opt = opt['teacher']
     check_block('teacher', teacher_opt, keys.TEACHER)
     _check_execution('teacher', teacher_opt)
+    if teacher_opt.get('winograd'):
+        for key, fits in (('precision', 'fp32'), ('compile', None), ('channels_last', False)):
+            if teacher_opt.get(key, fits) != fits:
+                raise UserError(
+                    f'teacher.winograd: true, with {key}: {teacher_opt[key]}; accepted: one of them, for both say how '
+                    'convolutions run'
+                )
     layout_format = teacher_opt.get('format', 'auto')
     if 'network' in teacher_opt:
         _check_network('teacher.network', teacher_opt['network'], opt['scale'])

@@ -117,6 +117,7 @@ TEACHER = {
     'format': Key((str,), choices=FORMATS),
     'sha256': Key(),  # a number if it lacks its quotes
     **EXECUTION,
+    'winograd': Key((bool,)),
     'expect': Key((dict,)),
 }
 EXPECT = {

@@ -136,6 +136,17 @@ def test_the_teacher_has_its_own_precision_whatever_the_students(precision, dtyp
     assert seen == [dtype, dtype] and alone.dtype == torch.float32
 
 
+@pytest.mark.skipif(not torch._nnpack_available(), reason='no NNPACK for this processor')
+def test_winograds_convolutions_change_a_wide_teacher_by_rounding_only(tmp_path):
+    network = {**TEACHER, 'num_feat': 64, 'num_block': 3}
+    torch.save({'params': build_network(network).state_dict()}, tmp_path / 'wide.pth')
+    opt = {'network': network, 'weights': str(tmp_path / 'wide.pth')}
+    lq = torch.rand(3, 3, 13, 10)
+    expected, found = (build_teacher({**opt, 'winograd': winograd}, SCALE)(lq) for winograd in (False, True))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(found, expected)
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused_with_what_differs(state_dict, tmp_path):
     del state_dict['conv_first.bias']
     state_dict['extra'] = torch.zeros(1)

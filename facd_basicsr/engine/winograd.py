@@ -13,8 +13,9 @@ USUAL = [(1, 1), (1, 1), (1, 1), 1]  # stride, padding, dilation, groups
 
 def gains(net: nn.Module) -> bool:
     """Whether a network on the CPU has convolutions that :class:`Winograd` takes over, and this processor can."""
-    convolutions = (module for module in net.modules() if isinstance(module, nn.Conv2d))
-    return any(_fits(module.weight) for module in convolutions) and torch._nnpack_available()
+    if not getattr(torch, '_nnpack_available', lambda: False)():  # torch promises neither this nor the convolution
+        return False
+    return any(_fits(module.weight) for module in net.modules() if isinstance(module, nn.Conv2d))
 
 
 def _fits(weight: torch.Tensor) -> bool:
@@ -23,7 +24,7 @@ def _fits(weight: torch.Tensor) -> bool:
 
 
 class Winograd(TorchFunctionMode):
-    """A context in which wide 3x3 convolutions of single images go through NNPACK, without gradients.
+    """A context in which wide 3x3 convolutions go through NNPACK, without gradients.
 
     In float32 as others: a convolution's outputs differ by 1e-5 of their size, an EDSR's image by 1e-5 of its range.
     """
@@ -31,6 +32,6 @@ class Winograd(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.conv2d and not kwargs and list(args[3:]) == USUAL and len(args[0]) == 1 and _fits(args[1]):
+        if func is torch.conv2d and not kwargs and list(args[3:]) == USUAL and _fits(args[1]):
             return torch._nnpack_spatial_convolution(*args[:3], padding=(1, 1))
         return func(*args, **(kwargs or {}))
