@@ -52,13 +52,16 @@ def measure(option_file: Path, batch: int, patch: int, turns: int, execution: di
         if size > 1:
             init_dist('pytorch', on_gpu, {'backend': 'nccl'})
             opt |= {'dist': True, 'rank': dist.get_rank(), 'world_size': size}
-        model, data = ours(opt, Path(folder)), random_batch(opt)
+        trained, data = ours(opt, Path(folder)), random_batch(opt)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # the peak begins anew
         before = torch.cuda.memory_allocated() if on_gpu else resident('VmRSS')
         seconds = []
         for turn in range(1, WARM_UP + turns + 1):
             start = time.perf_counter()
-            model.feed_data(data)
-            model.optimize_parameters(turn)
+            trained.step(data, turn)
             if on_gpu:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
@@ -100,11 +103,13 @@ def main() -> None:
             dist.destroy_process_group()
         return
 
+    if args.out is None:
+        arguments.error('--out: missing')
     by_batch = [run_alone(args, batch, PATCH) for batch in args.batches]
     by_patch = [run_alone(args, BATCH, patch) for patch in args.patches]
     gpus = torch.cuda.device_count()
     counts = (1, 2) if gpus != 1 else (1,)
-    by_processes = [run_alone(args, BATCH, PATCH, processes) for processes in counts for _ in range(3)]
+    by_processes = [run_alone(args, BATCH, PATCH, processes) for _ in range(3) for processes in counts]
     results = {
         'option_file': str(args.option_file),
         'execution': args.execution,

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from basicsr.archs import build_network
@@ -13,6 +13,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.safe_model import build_model
+from facd_basicsr.models import FACDModel
 from facd_basicsr.options import read_option_file
 
 # How networks are run: `train`'s keys, which hold for the teacher too, but for `teacher`'s own.
@@ -74,12 +75,24 @@ def with_execution(opt: dict[str, Any], execution: Mapping[str, Any]) -> dict[st
     return opt
 
 
-def ours(opt: dict[str, Any], folder: Path) -> BaseModel:
-    """FACDModel as train.py runs it, with the check of losses that are not finite."""
+class Ours(NamedTuple):
+    """FACDModel and the check of losses that are not finite."""
+
+    model: FACDModel
+    guard: NonFiniteGuard
+
+    def step(self, batch: dict[str, torch.Tensor], current_iter: int) -> None:
+        """As train.py's loop makes it."""
+        self.model.feed_data(batch)
+        self.model.optimize_parameters(current_iter)
+        self.guard.after_step(batch, current_iter)
+
+
+def ours(opt: dict[str, Any], folder: Path) -> Ours:
+    """As train.py builds it."""
     set_random_seed(0)
     model = build_model(opt)
-    model.guard = NonFiniteGuard(model, folder=folder)
-    return model
+    return Ours(model, NonFiniteGuard(model, folder=folder))
 
 
 def naive(opt: dict[str, Any]) -> BaseModel:

@@ -26,18 +26,19 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 # isort: split
 import torch
 from basicsr.models.base_model import BaseModel
-from distillation_models import executions, naive, options, ours, random_batch, student_alone, with_execution
+from distillation_models import Ours, executions, naive, options, ours, random_batch, student_alone, with_execution
 from gpu_hours import step_flops
 from naive_distillation import NaiveDistillationModel  # noqa: F401  registers itself
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.comparison.record import machine
-from facd_basicsr.engine.execution import Execution
+from facd_basicsr.engine.execution import Execution, set_tf32
 from facd_basicsr.engine.logs import versions
 from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.models import FACDModel
 
-WARM_UP = 1  # turns whose time is left out
+WARM_UP = 3 if torch.cuda.is_available() else 1  # turns whose time is left out; CUDA graphs are recorded in the second
 SPLIT = ('data', 'student', 'regressors', 'teacher', 'loss', 'backward', 'optimizer')
 
 
@@ -46,22 +47,31 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def tf32_flags() -> tuple[bool, bool]:
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def use_tf32(torchs_own: tuple[bool, bool], execution: dict[str, Any]) -> None:
+    """Sets what a model of this execution would have set if it were alone in the process."""
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = torchs_own
+    if execution.get('precision') in ('fp32', 'tf32'):
+        set_tf32(execution['precision'])
+
+
 def step(model: BaseModel, batch: dict[str, Tensor], current_iter: int) -> None:
     """A step as BasicSR's loop makes it."""
     model.feed_data(batch)
     model.optimize_parameters(current_iter)
 
 
-def floor(model: BaseModel, execution: Execution) -> Callable[[dict[str, Tensor]], None]:
+def floor(model: FACDModel, execution: Execution) -> Callable[[dict[str, Tensor]], None]:
     """The teacher's forward and a step of the student alone, run as the model runs them.
 
     Works on the model's own student, whose weights do not matter here; its taps do not record outside a step.
     """
     run_student = execution.compiled(lambda lq: model.net_g(lq), 'train.compile')
     run_teacher = execution.compiled(lambda lq: model.teacher(lq), 'teacher.compile')
-    fused = torch.cuda.is_available() or None
-    optimizer = torch.optim.Adam(model.net_g.parameters(), lr=1e-4, fused=fused)
-    # of the optimizer's state only: the model's own step follows with the weights that it has
+    optimizer = torch.optim.Adam(model.net_g.parameters(), lr=1e-4, fused=torch.cuda.is_available() or None)
     device = model.device
 
     def run(batch: dict[str, Tensor]) -> None:
@@ -77,24 +87,33 @@ def floor(model: BaseModel, execution: Execution) -> Callable[[dict[str, Tensor]
 
 
 class Laps:
-    """Times the parts of FACDModel's steps, each from the end of the part before it."""
+    """Times the parts of FACDModel's steps, each from the end of the part before it. ``optimizer`` has the check of
+    losses that are not finite in it."""
 
-    def __init__(self, model: BaseModel) -> None:
-        self._model = model
+    def __init__(self, trained: Ours) -> None:
+        self._trained, model = trained, trained.model
         self.seconds: dict[str, list[float]] = {part: [] for part in SPLIT}
         self._last = 0.0
         for part in ('student', 'regressors', 'teacher'):
             setattr(model, f'_run_{part}', self._timed(getattr(model, f'_run_{part}'), part))
         model.cri_distill.register_forward_hook(lambda *_: self._lap('loss'))
-        model.optimizer_g.register_step_pre_hook(lambda *_: self._lap('backward'))
+        model.scaler.step = self._after('backward', model.scaler.step)
 
     def step(self, batch: dict[str, Tensor], current_iter: int) -> None:
         synchronize()
         self._last = time.perf_counter()
-        self._model.feed_data(batch)
+        self._trained.model.feed_data(batch)
         self._lap('data')
-        self._model.optimize_parameters(current_iter)
+        self._trained.model.optimize_parameters(current_iter)
+        self._trained.guard.after_step(batch, current_iter)
         self._lap('optimizer')
+
+    def _after(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            self._lap(part)
+            return function(*args)
+
+        return run
 
     def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
@@ -127,26 +146,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         opt = options(args.option_file, Path(folder), args.batch, args.patch)
         batch = random_batch(opt)
+        torchs_own = tf32_flags()  # before a model sets them, for all of the process
         runs: dict[str, Callable[[int], None]] = {}
         for name, build in (('student alone', student_alone), ('naive', naive)):
             model = build(opt)
             runs[name] = lambda turn, model=model: step(model, batch, turn)
         for name, execution in ((name, executions()[name]) for name in args.executions):
-            model = ours(with_execution(opt, execution), Path(folder))
-            runs[f'FACD {name}'] = lambda turn, model=model: step(model, batch, turn)
+            trained = ours(with_execution(opt, execution), Path(folder))
+            runs[f'FACD {name}'] = lambda turn, trained=trained: trained.step(batch, turn)
             bare = ours(with_execution(opt, {**execution, 'compile': None}), Path(folder))
-            run_floor = floor(bare, Execution.of(execution))
+            run_floor = floor(bare.model, Execution.of(execution))
             runs[f'floor {name}'] = lambda _, run=run_floor: run(batch)
 
         laps = Laps(ours(with_execution(opt, executions()[args.split]), Path(folder)))
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(1, WARM_UP + args.turns + 1):
             for name, run in runs.items():
+                use_tf32(torchs_own, executions().get(name.removeprefix('FACD ').removeprefix('floor '), {}))
                 synchronize()
                 start = time.perf_counter()
                 run(turn)
                 synchronize()
                 seconds[name].append(time.perf_counter() - start)
+            use_tf32(torchs_own, executions()[args.split])
             laps.step(batch, turn)
             print(f'turn {turn}: {sum(times[-1] for times in seconds.values()):.1f} s', flush=True)
 

@@ -1,7 +1,7 @@
 """The baseline: FACD as a user of BasicSR would write it, beside SRModel, without this project's parts.
 
 Eager float32, forward hooks for the features, equation (3) by broadcasting, and what SRModel does in every step: each
-term is read back for the log. It computes the same loss as ``FACDLoss`` (benchmarks/distillation_step.py compares).
+term is read back for the log. It computes the same loss as ``FACDLoss`` (tests/test_benchmarks.py compares).
 """
 
 from collections import OrderedDict

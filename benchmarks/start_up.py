@@ -56,11 +56,11 @@ TRAIN = """
 import functools, sys, time
 from pathlib import Path
 import facd_basicsr.train
-from basicsr.models.sr_model import SRModel
+from facd_basicsr.models import FACDModel
 from facd_basicsr.options import parser
 
 option_file, until = sys.argv[1:]
-feed_data = SRModel.feed_data
+feed_data = FACDModel.feed_data
 
 @functools.wraps(feed_data)
 def first_batch(self, data):
@@ -73,7 +73,7 @@ def first_iteration(_):
     print('mark', time.monotonic(), time.process_time())
     sys.exit()
 
-SRModel.feed_data = first_batch
+FACDModel.feed_data = first_batch
 args = parser().parse_args(['-opt', option_file])
 facd_basicsr.train.train(args, root=Path(option_file).parent, console=False, on_iteration=first_iteration)
 """

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import multiprocessing
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import torch
 from conftest import REPOSITORY, SHARED_DATA, picture, run, write_yml
 
 from facd_basicsr.data.bicubic import bicubic_lr
+from facd_basicsr.errors import UserError
 
 
 def benchmark(name: str) -> ModuleType:
@@ -123,7 +125,7 @@ def test_the_naive_baseline_computes_the_same_terms_and_gradients(train_opt, tmp
 
     option_file = write_yml(with_paper_loss(train_opt), tmp_path / 'opt.yml')
     opt = models.options(option_file, tmp_path, batch=4, patch=8)
-    ours, naive = models.ours(opt, tmp_path), models.naive(opt)
+    ours, naive = models.ours(opt, tmp_path).model, models.naive(opt)
     naive.net_r.load_state_dict(ours.net_r.state_dict())
     batch = models.random_batch(opt)
     for model in (ours, naive):
@@ -147,7 +149,8 @@ def test_distillation_step_compares_a_step_with_its_floor_and_with_the_baseline(
     runs = [f'{what} {how}' for how in ('fp32', 'bf16, channels_last') for what in ('FACD', 'floor')]
     assert list(result['seconds']) == ['student alone', 'naive', *runs]
     assert list(result['split']) == ['data', 'student', 'regressors', 'teacher', 'loss', 'backward', 'optimizer']
-    assert min(result['split'].values()) > 0 and result['gflop'] > 0
+    parts = dict(result['split'])
+    assert parts.pop('data') >= 0 and min(parts.values()) > 0 and result['gflop'] > 0
     assert f'{result["seconds"]["FACD fp32"] / result["seconds"]["floor fp32"]:.3f}' in done.stdout
 
 
@@ -206,3 +209,16 @@ def test_data_loading_writes_rates_and_the_ratio_of_memory_to_basicsr(data, tmp_
     assert with_workers['memory_to_basicsr'] == {'crops_per_second': 5.5} and with_workers['workers'] == 2
     assert backends[0] == [('lmdb', '.lmdb'), ('lmdb', '.lmdb'), ('disk', ''), ('memory', '.lmdb')]
     assert capsys.readouterr().out.count('5.5') == 2
+
+
+def test_the_performance_page_is_made_of_the_committed_results():
+    page = benchmark('performance_page')
+    text = (REPOSITORY / 'docs' / 'performance.md').read_text(encoding='utf-8')
+    assert page.filled(text, page.RESULTS) == text
+    blocks = re.findall(r'<!-- benchmark: (\S+) (\S+) -->', text)
+    assert {part for part, _ in blocks} == set(page.PARTS)
+    for part, name in blocks:
+        assert part not in page.PLOTS or (REPOSITORY / 'docs' / f'performance_{part}_{name}.png').is_file()
+    for wrong, message in (('steps loss', 'accepted: ceilings'), ('loss los', 'there is no')):
+        with pytest.raises(UserError, match=message):
+            page.filled(f'<!-- benchmark: {wrong} -->\n<!-- end -->', page.RESULTS)

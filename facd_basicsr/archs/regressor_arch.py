@@ -30,7 +30,8 @@ class PReLU(nn.PReLU):
     """As torch's with its default of one slope, and faster to train on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != 'cpu' or torch.compiler.is_compiling():  # a GPU would have to be asked for the slope
+        one_slope = self.weight.numel() == 1
+        if x.device.type != 'cpu' or torch.compiler.is_compiling() or not one_slope:  # a GPU would be waited for
             return super().forward(x)
         return _PReLU.apply(x, self.weight)
 

@@ -43,10 +43,12 @@ class Execution:
         Args:
             suffix: as BasicSR's ``_g``: a key with it goes before the one without.
         """
-        keys = ('precision', 'channels_last', 'compile')
-        return cls(
-            **{key: block.get(key + suffix, block[key]) for key in keys if key in block or key + suffix in block}
-        )
+        found = {}
+        for key in ('precision', 'channels_last', 'compile'):
+            for spelled in (key, key + suffix):
+                if spelled in block:
+                    found[key] = block[spelled]
+        return cls(**found)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -76,21 +78,53 @@ class Execution:
         """
         if self.compile is None:
             return function
-        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
-
-        compiled = torch.compile(function, **self.compile)
+        with self.naming_compile_errors(where):
+            compiled = torch.compile(function, **self.compile)
 
         def run(*args: Any) -> Any:
-            try:
+            with self.naming_compile_errors(where):
                 return compiled(*args)
-            except TorchDynamoException as error:
-                reason = ' '.join(str(error).split())[:300]
-                raise UserError(
-                    f'{where}: torch.compile failed ({reason}); accepted: no compile, or what it needs (on a CPU a C++ '
-                    'compiler, g++)'
-                ) from error
 
         return run
+
+    @contextmanager
+    def naming_compile_errors(self, where: str) -> Iterator[None]:
+        """Turns what torch.compile raises into a UserError, where there is something compiled."""
+        if self.compile is None:
+            yield
+            return
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
+        from torch._inductor.exc import CppCompileError
+
+        try:
+            yield
+        except (TorchDynamoException, CppCompileError) as error:
+            raise self._not_compiled(where, error) from error
+        except RuntimeError as error:  # of a Python or a system that torch.compile does not know
+            if 'compile' not in str(error):
+                raise
+            raise self._not_compiled(where, error) from error
+
+    @staticmethod
+    def _not_compiled(where: str, error: Exception) -> UserError:
+        reason = ' '.join(str(error).split())[:300]
+        return UserError(
+            f'{where}: torch.compile failed ({reason}); accepted: no compile, or what it needs (on a CPU a C++ '
+            'compiler, g++)'
+        )
+
+    @contextmanager
+    def naming_layout_errors(self, block: str) -> Iterator[None]:
+        """Turns the error of a network that can not take channels_last into a UserError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not (self.channels_last and 'view' in str(error)):
+                raise
+            reason = ' '.join(str(error).split())[:200]
+            raise UserError(
+                f'{block}.channels_last: true, which this network does not take ({reason}); accepted: false'
+            ) from error
 
 
 def set_tf32(precision: str | None) -> None:

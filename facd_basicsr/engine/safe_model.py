@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -90,6 +91,7 @@ class SafeModel(BaseModel):
         try:
             for optimizer, state in zip(self.optimizers, resume_state['optimizers'], strict=True):
                 optimizer.load_state_dict(_with_implementation(optimizer, state))
+                _lay_out_as_parameters(optimizer)
             for scheduler, state in zip(self.schedulers, resume_state['schedulers'], strict=True):
                 scheduler.load_state_dict({key: state[key] for key in SCHEDULER_PROGRESS if key in state})
         except (ValueError, KeyError) as error:
@@ -158,6 +160,15 @@ def _settings(optimizer: Optimizer) -> dict[str, Any]:
     group = optimizer.param_groups[0]
     settings = {key: value for key, value in group.items() if key not in ('params', 'lr', 'initial_lr')}
     return {'lr': group.get('initial_lr', group['lr']), **{key: _plain(value) for key, value in settings.items()}}
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Gives a state's moments the memory format of their parameters, which may be another than when it was saved: fused
+    kernels take both as they lie in memory."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _with_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from facd_basicsr.engine.distributed import Ranks
+from facd_basicsr.engine.feeding import feed_without_waiting
 from facd_basicsr.engine.winograd import Winograd, gains
 from facd_basicsr.errors import Stopped, UserError
 from facd_basicsr.evaluation.fast_metrics import scores, to_image
@@ -62,8 +63,9 @@ class ValidationNetwork(nn.Module):
 
 def runs_as_basicsr(model: BaseModel) -> bool:
     """Whether an image passes through a model as through SRModel, so that batches, tiles and layouts are allowed."""
-    passed = ('feed_data', 'test', 'get_current_visuals')
-    return all(getattr(type(model), name, None) is getattr(SRModel, name) for name in passed)
+    methods = {name: getattr(type(model), name, None) for name in ('feed_data', 'test', 'get_current_visuals')}
+    fed = methods.pop('feed_data') in (SRModel.feed_data, feed_without_waiting)
+    return fed and all(method is getattr(SRModel, name) for name, method in methods.items())
 
 
 def reach_in_tiles(model: BaseModel, own_validation: bool) -> int:

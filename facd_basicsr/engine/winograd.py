@@ -1,6 +1,7 @@
 """3x3 convolutions on the CPU by Winograd's algorithm, which needs a fifth of the multiplications."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -33,5 +34,6 @@ class Winograd(TorchFunctionMode):
         self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.conv2d and not kwargs and list(args[3:]) == USUAL and _fits(args[1]):
-            return torch._nnpack_spatial_convolution(*args[:3], padding=(1, 1))
+            with suppress(RuntimeError):  # NNPACK knows no other error than that it has failed
+                return torch._nnpack_spatial_convolution(*args[:3], padding=(1, 1))
         return func(*args, **(kwargs or {}))

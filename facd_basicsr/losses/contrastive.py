@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from facd_basicsr.losses.cross_rank import all_samples, total
-from facd_basicsr.losses.pairwise import pairwise_l1
+from facd_basicsr.losses.pairwise import own_and_later_l1, pairwise_l1
 
 NEGATIVES = ('upper', 'all', 'per_anchor')
 
@@ -35,7 +35,10 @@ def contrastive_loss(
         The loss, a scalar, and r = mean positive distance / mean negative distance, without gradient.
     """
     teachers, first = all_samples(teacher_feat)  # (N', C, H, W), N' = samples on all ranks
-    d = pairwise_l1(student_feat, teachers)  # (N, C, H, W) x (N', C, H, W) -> (N, N')
+    if negatives == 'upper':  # then no other pairs count
+        d = own_and_later_l1(student_feat, teachers, first)  # (N, C, H, W) x (N', C, H, W) -> (N, N')
+    else:
+        d = pairwise_l1(student_feat, teachers)
     n, n_all = d.shape
     own = torch.arange(first, first + n, device=d.device)[:, None]  # (N, 1): the column of each row's positive
     other = torch.arange(n_all, device=d.device)[None]  # (1, N')

@@ -19,6 +19,7 @@ from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.engine.execution import Execution, set_tf32, tf32_of
+from facd_basicsr.engine.feeding import feed_without_waiting
 from facd_basicsr.engine.nonfinite import TellsItsSteps
 from facd_basicsr.engine.safe_model import SafeModel
 from facd_basicsr.errors import UserError
@@ -51,6 +52,8 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
     Raises:
         UserError: taps, teacher, regressors or batch size do not fit together.
     """
+
+    feed_data = feed_without_waiting
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self._execution_g = Execution.of(opt.get('train', {}))
@@ -103,8 +106,8 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         precisions = {self._execution_g.precision, self._execution_r.precision}
         for precision in precisions & {'fp32', 'tf32'}:  # both at once is refused by the option check
             set_tf32(precision)
-        if 'tf32' in precisions and self.device.type == 'cpu':
-            get_root_logger().warning('train.precision: tf32 is of GPUs; on this CPU it is fp32.')
+        if 'tf32' in precisions | {self.opt['teacher'].get('precision')} and self.device.type == 'cpu':
+            get_root_logger().warning('precision: tf32 is of GPUs; on this CPU it is fp32.')
         # only float16 has so small a range that the loss must be scaled
         self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
 
@@ -115,8 +118,9 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
             size: height and width of LQ; the training patch's if None.
         """
         lq = self._flat(1, size or self._patch_size())
-        with torch.no_grad():
-            _, student_feats = self.student_taps.run(self.get_bare_model(self.net_g), lq)
+        with torch.no_grad(), self._execution_g.naming_layout_errors('train'):
+            _, student_feats = self.student_taps.run(self.get_bare_model(self.net_g), self._execution_g.laid_out(lq))
+        with self.teacher.execution.naming_layout_errors('teacher'):
             _, teacher_feats = self.teacher_taps.run(self.teacher, lq)
         return student_feats, teacher_feats
 
@@ -192,12 +196,6 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         self.optimizer_g = self.get_optimizer(train_opt['optim_g']['type'], optim_params, **optim_opt)
         self.optimizers.append(self.optimizer_g)
 
-    def feed_data(self, data: dict[str, Any]) -> None:
-        """As SRModel's, but that copies from pinned memory are not waited for."""
-        self.lq = data['lq'].to(self.device, non_blocking=True)
-        if 'gt' in data:
-            self.gt = data['gt'].to(self.device, non_blocking=True)
-
     def distill_state(self, lq: Tensor, gt: Tensor) -> DistillState:
         """Student's and teacher's outputs and features for a batch, (N, C, h, w) and (N, C, h * scale, w * scale).
 
@@ -222,7 +220,12 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
         l_total = sum(value for name, value in logs.items() if name.startswith('l_'))
         self.optimizer_g.zero_grad()
-        self.scaler.scale(l_total).backward()
+        # a backward is compiled when it is first run
+        with (
+            self._execution_g.naming_compile_errors('train.compile'),
+            self._execution_r.naming_compile_errors('train.compile_r'),
+        ):
+            self.scaler.scale(l_total).backward()
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
         self._logs = {name: value.detach() for name, value in logs.items()}

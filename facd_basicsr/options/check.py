@@ -25,6 +25,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.options import keys
 from facd_basicsr.options.blocks import check_block, check_type, did_you_mean, listed
+from facd_basicsr.options.execution import check_execution
 from facd_basicsr.options.inherit import BASE
 from facd_basicsr.options.signatures import Key, keys_read, signature_keys
 
@@ -230,26 +231,6 @@ def _check_nonfinite(train_opt: dict[str, Any]) -> None:
             raise UserError(f'train.nonfinite.limit: 1; accepted with train.{key}: fp16: 2 or more')
 
 
-def _check_execution(where: str, block: dict[str, Any]) -> None:
-    """What a network's block of :data:`keys.EXECUTION` says of torch.compile."""
-    for key in ('compile', 'compile_r'):
-        if block.get(key) is not None:
-            check_block(f'{where}.{key}', block[key], keys.COMPILE)
-
-
-def _check_regressors_execution(opt: dict[str, Any]) -> None:
-    train_opt = opt['train']
-    for key in keys.EXECUTION:
-        if f'{key}_r' in train_opt and 'network_r' not in opt:
-            raise UserError(f'train.{key}_r: given, but there is no network_r; accepted: no {key}_r')
-    precisions = {train_opt.get(key) for key in ('precision', 'precision_r')}
-    if precisions == {'fp32', 'tf32'}:  # they share a backward, and torch has one setting for all of it
-        raise UserError(
-            f'train.precision_r: {train_opt["precision_r"]}; accepted with train.precision: {train_opt["precision"]}: '
-            'the same, bf16 or fp16'
-        )
-
-
 def _check_logger(logger_opt: dict[str, Any]) -> None:
     check_block('logger', logger_opt, keys.LOGGER)
     wandb = logger_opt.get('wandb') or {}
@@ -266,8 +247,7 @@ def _check_distillation(opt: dict[str, Any]) -> None:
     if 'distill_opt' not in opt['train']:
         raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     _check_teacher(opt)
-    _check_execution('train', opt['train'])
-    _check_regressors_execution(opt)
+    check_execution(opt)
     loss = opt['train']['distill_opt']['type']
     if not LOSS_REGISTRY.get(loss).reads_features:
         for key in ('taps', 'network_r'):
@@ -291,14 +271,6 @@ def _check_distillation(opt: dict[str, Any]) -> None:
 def _check_teacher(opt: dict[str, Any]) -> None:
     teacher_opt = opt['teacher']
     check_block('teacher', teacher_opt, keys.TEACHER)
-    _check_execution('teacher', teacher_opt)
-    if teacher_opt.get('winograd'):
-        for key, fits in (('precision', 'fp32'), ('compile', None), ('channels_last', False)):
-            if teacher_opt.get(key, fits) != fits:
-                raise UserError(
-                    f'teacher.winograd: true, with {key}: {teacher_opt[key]}; accepted: one of them, for both say how '
-                    'convolutions run'
-                )
     layout_format = teacher_opt.get('format', 'auto')
     if 'network' in teacher_opt:
         _check_network('teacher.network', teacher_opt['network'], opt['scale'])

@@ -38,6 +38,11 @@ def test_the_faster_prelu_is_torchs(slope, channels_last, dtype, tolerance):
         torch.testing.assert_close(ours, torchs, rtol=tolerance, atol=tolerance)
 
 
+def test_a_prelu_with_a_slope_for_each_channel_is_torchs():
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(PReLU(3)(x), nn.PReLU(3)(x))
+
+
 def test_maps_width_and_keeps_size():
     assert DeepRegressor(3, 8, num_feat=5, num_layer=2)(torch.rand(2, 3, 6, 7)).shape == (2, 8, 6, 7)
 

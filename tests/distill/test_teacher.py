@@ -14,10 +14,11 @@ from basicsr.archs import build_network
 from conftest import TEACHER
 from distill.official_networks import official_edsr, official_rcan
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from facd_basicsr.distill.checkpoints import load_state_dict
 from facd_basicsr.distill.teacher import Teacher, build_teacher
+from facd_basicsr.engine.winograd import gains
 from facd_basicsr.errors import UserError
 
 SCALE = TEACHER['upscale']
@@ -136,7 +137,7 @@ def test_the_teacher_has_its_own_precision_whatever_the_students(precision, dtyp
     assert seen == [dtype, dtype] and alone.dtype == torch.float32
 
 
-@pytest.mark.skipif(not torch._nnpack_available(), reason='no NNPACK for this processor')
+@pytest.mark.skipif(not gains(nn.Conv2d(64, 64, 3)), reason='no NNPACK for this processor')
 def test_winograds_convolutions_change_a_wide_teacher_by_rounding_only(tmp_path):
     network = {**TEACHER, 'num_feat': 64, 'num_block': 3}
     torch.save({'params': build_network(network).state_dict()}, tmp_path / 'wide.pth')

@@ -7,7 +7,7 @@ from basicsr.utils import get_root_logger
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facd_basicsr.losses.pairwise import cdist_by_column, fused_sums, pairwise_l1, sample_l1
+from facd_basicsr.losses.pairwise import cdist_by_column, fused_sums, own_and_later_l1, pairwise_l1, sample_l1
 
 
 def literal(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -20,6 +20,20 @@ def test_pairwise_l1_equals_a_value_worked_by_hand():
     b = torch.tensor([[[[3.0, 2.0]]], [[[1.0, 1.0]]], [[[0.0, 0.0]]]])  # (3, 1, 1, 2)
     # |1-3|+|2-2| = 2, |1-1|+|2-1| = 1, |1|+|2| = 3; |0-3|+|-4-2| = 9, 1+5 = 6, 4; each over 2 elements
     assert torch.equal(pairwise_l1(a, b), torch.tensor([[1.0, 0.5, 1.5], [4.5, 3.0, 2.0]]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(n=st.integers(1, 11), before=st.integers(0, 5), after=st.integers(0, 5), seed=st.integers(0, 2**31))
+def test_distances_to_own_and_later_samples_and_their_gradients_are_the_pairwise_ones(n, before, after, seed):
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, 2, 3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(before + n + after, 2, 3, 4, generator=generator, dtype=torch.float64)
+    needed = torch.ones(n, len(b)).triu(before)  # (i, k) with k >= before + i
+    weight = needed * torch.randn(n, len(b), generator=generator, dtype=torch.float64)
+    found, expected = own_and_later_l1(a, b, before), pairwise_l1(a, b)
+    torch.testing.assert_close(found * needed, expected * needed)
+    gradients = [torch.autograd.grad((weight * d).sum(), a)[0] for d in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 @settings(deadline=None, max_examples=40)

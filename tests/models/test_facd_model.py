@@ -16,6 +16,7 @@ from facd_basicsr.archs.regressor_arch import DeepRegressor
 from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.safe_model import build_model
+from facd_basicsr.engine.validation import runs_as_basicsr
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses.facd_loss import FACDLoss
 from facd_basicsr.models import FACDModel
@@ -279,12 +280,13 @@ def test_lower_precisions_train_close_to_float32_and_keep_its_weights(build, tra
 SAME_VALUES = {
     'channels_last': {'train.channels_last': True, 'teacher.channels_last': True},
     'student only': {'train.channels_last': True, 'train.channels_last_r': False},
+    'regressors only': {'train.channels_last_r': True},
     'tf32 on a CPU': {'train.precision': 'tf32', 'teacher.precision': 'tf32'},
 }
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a C++ compiler')
 COMPILED = {
     'compiled': {'train.compile': {}, 'teacher.compile': {'dynamic': False}},
-    'compiled regressors': {'train.compile_r': {'fullgraph': True}, 'train.compile': None},
+    'compiled regressors': {'train.compile_r': {'fullgraph': True}},
 }
 
 
@@ -369,6 +371,44 @@ def test_an_option_that_changes_nothing_here_is_said_in_the_log(build, train_opt
 
 def is_channels_last(x: torch.Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def test_validation_of_a_distillation_works_in_tiles_as_that_of_its_student(build, train_opt):
+    train_opt['val']['tile'] = 16
+    model = build(train_opt)
+    assert runs_as_basicsr(model)
+    assert model.reach == 10  # 2 for each of 3 blocks; 4 convolutions around them
+
+
+@pytest.mark.parametrize('before', [False, True])
+def test_a_fused_optimizer_goes_on_in_another_memory_format(build, train_opt, before):
+    train_opt['train']['optim_g']['fused'] = True
+    first = build(changed(train_opt, 'train.channels_last', before))
+    step(first, 2)
+    followers = [build(changed(train_opt, 'train.channels_last', layout)) for layout in (before, not before)]
+    for model in followers:
+        for own, trained in ((model.net_g, first.net_g), (model.net_r, first.net_r)):
+            own.load_state_dict(trained.state_dict())
+        model.resume_training(copy.deepcopy({**first.training_state(), 'epoch': 0, 'iter': 2}))
+        step(model)
+    for same, other in zip(*map(parameters, followers)):
+        torch.testing.assert_close(other, same, rtol=1e-4, atol=1e-6)
+
+
+@ARCH_REGISTRY.register()
+class ViewingTeacher(ARCH_REGISTRY.get('EDSR')):
+    """Needs its activations in the plain memory format."""
+
+    def forward(self, x):
+        self.conv_first(x).view(len(x), -1)
+        return super().forward(x)
+
+
+def test_a_network_that_does_not_take_channels_last_is_refused_in_a_line(build, train_opt):
+    train_opt['teacher'] |= {'network': {**TEACHER, 'type': 'ViewingTeacher'}, 'channels_last': True}
+    with pytest.raises(UserError, match=r'^teacher.channels_last: true, which this network does not take') as error:
+        build(train_opt)
+    assert '\n' not in str(error.value)
 
 
 def flags() -> tuple[bool, bool]:

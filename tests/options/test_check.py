@@ -207,9 +207,9 @@ def test_a_plain_model_needs_a_loss_of_images(train_opt):
 
 def test_the_regressors_precision_must_go_with_the_students_in_one_backward(train_opt):
     train_opt['train'] |= {'precision': 'tf32', 'precision_r': 'fp32'}
-    assert refusal(train_opt) == (
-        'train.precision_r: fp32; accepted with train.precision: tf32: the same, bf16 or fp16'
-    )
+    expected = 'train.precision_r: fp32; accepted with train.precision: fp32, bf16 or fp16, here '
+    assert refusal(train_opt) == expected + 'tf32'
+    assert refusal(changed(train_opt, 'train.precision', ...)) == expected + 'not given'
     for precision in ('tf32', 'bf16', 'fp16'):
         train_opt['train']['precision_r'] = precision
         check(train_opt, is_train=True)
