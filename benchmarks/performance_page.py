@@ -144,6 +144,15 @@ def data(result: Result) -> str:
     return f'{markdown_table(header, rows)}\n\n{what}'
 
 
+def training(result: Result) -> str:
+    step, waiting = result['seconds_per_iteration_median'], result['data_seconds_per_iteration_median']
+    row = [ms(step), f'{1000 * waiting:.2f}', f'{100 * result["data_share"]:.2f} %', f'{result["peak_memory_gib"]:.2f}']
+    table = markdown_table(['ms/iteration', 'waiting for data, ms', 'share', 'peak GiB'], [row])
+    settings = ', '.join(f'`{setting}`' for setting in (result['option_file'], *result['changes']))
+    what = f"{settings}; {result['iterations']} iterations by train.py's loop; {result['device']}, "
+    return f'{table}\n\n{what}{result["threads"]} threads; {result["versions"]}.'
+
+
 def validation(result: Result) -> str:
     rows = []
     for student, found in result['students'].items():
@@ -178,6 +187,7 @@ PARTS: dict[str, Callable[[Result], str]] = {
     'split': split,
     'loss': loss,
     'data': data,
+    'training': training,
     'validation': validation,
     'start_up': start_up,
     'growth': growth,

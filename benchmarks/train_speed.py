@@ -8,7 +8,6 @@ Trains by ``facd_basicsr.train.train`` itself, in a temporary folder, without va
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 import torch
 from basicsr.archs import build_network
 
+from facd_basicsr.comparison.record import machine
 from facd_basicsr.engine import loop
 from facd_basicsr.engine.logs import versions
 from facd_basicsr.options import parser, read_option_file
@@ -94,7 +94,7 @@ def main() -> None:
         'peak_memory_gib': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         'loader_peak_memory_gib': round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 3),
         'threads': torch.get_num_threads(),
-        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or 'CPU',
+        'device': machine(),
         'versions': versions(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
