@@ -77,7 +77,7 @@ def one_for_each_machine(make: Callable[[], SharedBlock], ranks: Ranks) -> Share
     """The block of the first rank on this machine, which alone makes it. To be called by all ranks.
 
     Raises:
-        UserError: what a rank's ``make`` raised; on every rank.
+        UserError: what a rank's ``make`` raised, or what the system did; on every rank.
     """
     places = ranks.gather(_place(ranks.rank))
     first = places.index(places[ranks.rank])
@@ -85,8 +85,8 @@ def one_for_each_machine(make: Callable[[], SharedBlock], ranks: Ranks) -> Share
     if first == ranks.rank:
         try:
             block = make()
-        except UserError as error:
-            complaint = str(error)
+        except (UserError, OSError, MemoryError) as error:
+            complaint = ' '.join(str(error).split()) or type(error).__name__
     answers = ranks.gather((complaint, block and block.address))
     for complaint, _ in answers:
         if complaint is not None:

@@ -132,10 +132,11 @@ def test_a_rank_that_can_not_see_the_first_ones_block_makes_its_own(two_machines
     assert [int(block.bytes[5]) for block in on_ranks(5, marked)] == [1, 2, 3, 4, 5]
 
 
-def test_what_one_rank_complains_of_ends_all_of_them(two_machines):
+@pytest.mark.parametrize('error', [UserError, OSError, MemoryError])
+def test_what_one_rank_complains_of_ends_all_of_them(two_machines, error):
     def make(rank: int) -> SharedBlock:
         if rank == 1:
-            raise UserError('it does not fit')
+            raise error('it does not fit')
         return new_block(10)
 
     assert [str(answer) for answer in on_ranks(5, make)] == ['it does not fit'] * 5
