@@ -23,6 +23,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 import torch
 import torch.distributed as dist
 from distillation_models import options, ours, random_batch, with_execution
+from peak_memory import extra_mib
 
 from facd_basicsr.comparison.record import machine
 from facd_basicsr.engine.distributed import init_dist
@@ -36,12 +37,6 @@ WARM_UP = 2
 MARK = 'RESULT '
 
 
-def resident(key: str) -> float:
-    """GiB of this process by /proc: ``VmRSS`` now, ``VmHWM`` at most."""
-    lines = Path('/proc/self/status').read_text(encoding='ascii').splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 2**20
-
-
 def measure(option_file: Path, batch: int, patch: int, turns: int, execution: dict[str, Any]) -> dict[str, float]:
     """Median seconds and peak GiB of the steps of this process, which may be one of several."""
     torch.backends.cudnn.benchmark = True
@@ -53,19 +48,17 @@ def measure(option_file: Path, batch: int, patch: int, turns: int, execution: di
             init_dist('pytorch', on_gpu, {'backend': 'nccl'})
             opt |= {'dist': True, 'rank': dist.get_rank(), 'world_size': size}
         trained, data = ours(opt, Path(folder)), random_batch(opt)
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # the peak begins anew
-        before = torch.cuda.memory_allocated() if on_gpu else resident('VmRSS')
         seconds = []
-        for turn in range(1, WARM_UP + turns + 1):
-            start = time.perf_counter()
-            trained.step(data, turn)
-            if on_gpu:
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-    peak = (torch.cuda.max_memory_allocated() - before) / 2**30 if on_gpu else resident('VmHWM') - before
+
+        def steps() -> None:
+            for turn in range(1, WARM_UP + turns + 1):
+                start = time.perf_counter()
+                trained.step(data, turn)
+                if on_gpu:
+                    torch.cuda.synchronize()
+                seconds.append(time.perf_counter() - start)
+
+        peak = extra_mib(steps, on_gpu) / 1024
     return {'seconds': round(statistics.median(seconds[WARM_UP:]), 5), 'peak_gib': round(peak, 3)}
 
 

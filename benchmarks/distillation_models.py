@@ -47,6 +47,14 @@ def executions() -> dict[str, dict[str, Any]]:
     return EXECUTIONS_CUDA if torch.cuda.is_available() else EXECUTIONS
 
 
+def random_teacher(network: dict[str, Any], folder: Path) -> Path:
+    """A checkpoint of a ``teacher.network`` block with random weights, always the same."""
+    set_random_seed(1)
+    path = folder / 'teacher.pth'
+    torch.save({'params': build_network(network).state_dict()}, path)
+    return path
+
+
 def options(option_file: Path, folder: Path, batch: int, patch: int) -> dict[str, Any]:
     """A complete option dict of a distillation, whose teacher has random weights.
 
@@ -56,11 +64,8 @@ def options(option_file: Path, folder: Path, batch: int, patch: int) -> dict[str
         patch: height and width of LQ.
     """
     opt = read_option_file(str(option_file))
-    weights = folder / 'teacher.pth'
-    if not weights.exists():
-        set_random_seed(1)
-        torch.save({'params': build_network(copy.deepcopy(opt['teacher']['network'])).state_dict()}, weights)
-    opt['teacher'] = {'network': opt['teacher']['network'], 'weights': str(weights)}
+    network = opt['teacher']['network']
+    opt['teacher'] = {'network': network, 'weights': str(random_teacher(network, folder))}
     opt['datasets'] = {'train': {'batch_size_per_gpu': batch, 'gt_size': patch * opt['scale']}}
     gpus = min(1, torch.cuda.device_count())
     return opt | {'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'num_gpu': gpus, 'root_path': '.'}

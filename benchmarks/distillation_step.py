@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.comparison.record import machine
-from facd_basicsr.engine.execution import Execution, set_tf32
+from facd_basicsr.engine.execution import Execution, tf32_of
 from facd_basicsr.engine.logs import versions
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.models import FACDModel
@@ -45,17 +45,6 @@ SPLIT = ('data', 'student', 'regressors', 'teacher', 'loss', 'backward', 'optimi
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def tf32_flags() -> tuple[bool, bool]:
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-
-
-def use_tf32(torchs_own: tuple[bool, bool], execution: dict[str, Any]) -> None:
-    """Sets what a model of this execution would have set if it were alone in the process."""
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = torchs_own
-    if execution.get('precision') in ('fp32', 'tf32'):
-        set_tf32(execution['precision'])
 
 
 def step(model: BaseModel, batch: dict[str, Tensor], current_iter: int) -> None:
@@ -146,30 +135,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         opt = options(args.option_file, Path(folder), args.batch, args.patch)
         batch = random_batch(opt)
-        torchs_own = tf32_flags()  # before a model sets them, for all of the process
-        runs: dict[str, Callable[[int], None]] = {}
-        for name, build in (('student alone', student_alone), ('naive', naive)):
-            model = build(opt)
-            runs[name] = lambda turn, model=model: step(model, batch, turn)
-        for name, execution in ((name, executions()[name]) for name in args.executions):
-            trained = ours(with_execution(opt, execution), Path(folder))
-            runs[f'FACD {name}'] = lambda turn, trained=trained: trained.step(batch, turn)
-            bare = ours(with_execution(opt, {**execution, 'compile': None}), Path(folder))
-            run_floor = floor(bare.model, Execution.of(execution))
-            runs[f'floor {name}'] = lambda _, run=run_floor: run(batch)
+        runs: dict[str, tuple[str | None, Callable[[int], None]]] = {}  # TF32 or not, and a step
+        with tf32_of(None):  # each model sets it for all of the process; afterwards it is torch's own again
+            for name, build in (('student alone', student_alone), ('naive', naive)):
+                model = build(opt)
+                runs[name] = None, lambda turn, model=model: step(model, batch, turn)
+            for name, execution in ((name, executions()[name]) for name in args.executions):
+                trained = ours(with_execution(opt, execution), Path(folder))
+                runs[f'FACD {name}'] = execution['precision'], lambda turn, trained=trained: trained.step(batch, turn)
+                bare = ours(with_execution(opt, {**execution, 'compile': None}), Path(folder))
+                run_floor = floor(bare.model, Execution.of(execution))
+                runs[f'floor {name}'] = execution['precision'], lambda _, run=run_floor: run(batch)
+            laps = Laps(ours(with_execution(opt, executions()[args.split]), Path(folder)))
 
-        laps = Laps(ours(with_execution(opt, executions()[args.split]), Path(folder)))
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(1, WARM_UP + args.turns + 1):
-            for name, run in runs.items():
-                use_tf32(torchs_own, executions().get(name.removeprefix('FACD ').removeprefix('floor '), {}))
-                synchronize()
-                start = time.perf_counter()
-                run(turn)
-                synchronize()
-                seconds[name].append(time.perf_counter() - start)
-            use_tf32(torchs_own, executions()[args.split])
-            laps.step(batch, turn)
+            for name, (precision, run) in runs.items():
+                with tf32_of(precision):
+                    synchronize()
+                    start = time.perf_counter()
+                    run(turn)
+                    synchronize()
+                    seconds[name].append(time.perf_counter() - start)
+            with tf32_of(executions()[args.split]['precision']):
+                laps.step(batch, turn)
             print(f'turn {turn}: {sum(times[-1] for times in seconds.values()):.1f} s', flush=True)
 
     medians = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}

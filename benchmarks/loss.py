@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 
 # isort: split
 import torch
+from peak_memory import extra_mib
 from torch import Tensor
 
 from facd_basicsr.comparison.record import machine
@@ -101,28 +101,16 @@ def differences(case: Case, variant: str) -> dict[str, float]:
     return {'value': ((ours - theirs) / theirs).abs().item(), 'gradient': gradient}
 
 
-def extra_mib(case: Case, variant: str, device: str) -> float:
-    """Peak of a step above what there was before it. On the CPU the process must have done nothing larger."""
-    if device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        case.step(variant)
-        return round((torch.cuda.max_memory_allocated() - before) / MIB, 1)
-    Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
-    before = resident_mib('VmRSS')
-    case.step(variant)
-    return round(resident_mib('VmHWM') - before, 1)
-
-
-def resident_mib(field: str) -> float:
-    return int(re.search(rf'{field}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) / 1024
+def extra(case: Case, variant: str, device: str) -> float:
+    """MiB of a step. On the CPU the process must have done nothing larger."""
+    return round(extra_mib(lambda: case.step(variant), device == 'cuda'), 1)
 
 
 def memory(variant: str, args: argparse.Namespace, device: str) -> dict[str, dict[int, float]]:
     """Extra MiB at the full size and of the sweep over batches."""
-    extra_mib(Case(2, 8, 8, device), variant, device)  # what the first step of a process loads is not the step's
-    sweep = {n: extra_mib(Case(n, SWEEP_CHANNELS, SWEEP_SIZE, device), variant, device) for n in SWEEP}
-    return {'sweep': sweep, 'full': {args.batch: extra_mib(Case(*shape(args), device), variant, device)}}
+    extra(Case(2, 8, 8, device), variant, device)  # what the first step of a process loads is not the step's
+    sweep = {n: extra(Case(n, SWEEP_CHANNELS, SWEEP_SIZE, device), variant, device) for n in SWEEP}
+    return {'sweep': sweep, 'full': {args.batch: extra(Case(*shape(args), device), variant, device)}}
 
 
 def memory_in_own_process(variant: str, args: argparse.Namespace) -> dict[str, dict[int, float]]:

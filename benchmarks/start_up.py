@@ -28,7 +28,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 import cv2
 import numpy as np
 import torch
-from basicsr.archs import build_network
+from distillation_models import random_teacher
 
 from facd_basicsr.comparison.record import machine
 from facd_basicsr.data.bicubic import with_bicubic_lr
@@ -88,9 +88,7 @@ def prepare(option_file: str, folder: Path) -> tuple[Path, list[dict[str, Any]]]
     write_lmdbs(sources, paths, CROP, STEP)
     opt['datasets'] = {'train': {**train_set, 'dataroot_gt': str(paths[1]), 'dataroot_lq': str(paths[scale])}}
     teacher = opt['teacher']['network']
-    weights = folder / 'teacher.pth'
-    torch.save({'params': build_network(teacher).state_dict()}, weights)
-    opt['teacher'] = {'network': teacher, 'weights': str(weights)}
+    opt['teacher'] = {'network': teacher, 'weights': str(random_teacher(teacher, folder))}
     opt.pop('val', None)
     result = folder / 'opt.yml'
     result.write_text(option_text(opt), encoding='utf-8')

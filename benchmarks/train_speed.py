@@ -21,7 +21,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 
 # isort: split
 import torch
-from basicsr.archs import build_network
+from distillation_models import random_teacher
 
 from facd_basicsr.comparison.record import machine
 from facd_basicsr.engine import loop
@@ -30,14 +30,6 @@ from facd_basicsr.options import parser, read_option_file
 from facd_basicsr.train import train
 
 WARM_UP = 2  # iterations whose time is left out
-
-
-def random_teacher(option_file: str, folder: Path) -> Path:
-    """A checkpoint of the option file's teacher with random weights."""
-    opt = read_option_file(option_file)
-    path = folder / 'teacher.pth'
-    torch.save({'params': build_network(opt['teacher']['network']).state_dict()}, path)
-    return path
 
 
 class Waiting:
@@ -75,7 +67,8 @@ def main() -> None:
         overrides = [*args.force_yml, f'train:total_iter={args.iterations}', 'val=~', 'logger:print_freq=1']
         overrides += ['logger:use_tb_logger=false', f'logger:save_checkpoint_freq={args.iterations + 1}']
         if args.random_teacher:
-            overrides.append(f'teacher:weights={random_teacher(args.opt, Path(folder))}')
+            network = read_option_file(args.opt)['teacher']['network']
+            overrides.append(f'teacher:weights={random_teacher(network, Path(folder))}')
         train_args = parser().parse_args(['-opt', args.opt, '--force_yml', *overrides])
         train(train_args, root=Path(folder), on_iteration=lambda _: ends.append(time.perf_counter()))
 

@@ -5,7 +5,7 @@ Where weights and losses are concerned nothing changes: they stay float32, and s
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
@@ -44,7 +44,7 @@ class Execution:
             suffix: as BasicSR's ``_g``: a key with it goes before the one without.
         """
         found = {}
-        for key in ('precision', 'channels_last', 'compile'):
+        for key in (field.name for field in fields(cls)):
             for spelled in (key, key + suffix):
                 if spelled in block:
                     found[key] = block[spelled]
@@ -128,11 +128,11 @@ class Execution:
 
 
 def set_tf32(precision: str | None) -> None:
-    """Lets CUDA's matrix products and convolutions use TF32, or forbids it; None leaves torch's own settings.
+    """Lets CUDA's float32 products and convolutions use TF32, or forbids it; of ``tf32`` and ``fp32`` only.
 
     For all of the process, since a backward has no context of its own.
     """
-    if precision is not None:
+    if precision in ('fp32', 'tf32'):
         torch.backends.cuda.matmul.allow_tf32 = precision == 'tf32'
         torch.backends.cudnn.allow_tf32 = precision == 'tf32'
 

@@ -104,7 +104,7 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
 
     def _init_precision(self) -> None:
         precisions = {self._execution_g.precision, self._execution_r.precision}
-        for precision in precisions & {'fp32', 'tf32'}:  # both at once is refused by the option check
+        for precision in precisions:  # not fp32 and tf32 at once, which the option check refuses
             set_tf32(precision)
         if 'tf32' in precisions | {self.opt['teacher'].get('precision')} and self.device.type == 'cpu':
             get_root_logger().warning('precision: tf32 is of GPUs; on this CPU it is fp32.')

@@ -1,4 +1,3 @@
-import os
 import random
 import shutil
 from collections.abc import Callable
@@ -9,6 +8,7 @@ import lmdb
 import numpy as np
 import pytest
 from conftest import tiny_train_opt
+from damages import empty, half, text
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -138,18 +138,6 @@ def test_a_gt_that_is_no_multiple_of_the_scale_is_cropped_in_validation(tmp_path
     files, memory = built_both(block_of(tmp_path, phase='val'))
     assert memory[0, 0]['gt'].shape == (3, 12, 16)
     assert_same(memory[0, 0], files[0, 0])
-
-
-def half(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-def text(path: Path) -> None:
-    path.write_text('no image')
 
 
 def too_small(path: Path) -> None:

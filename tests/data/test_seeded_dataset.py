@@ -1,4 +1,3 @@
-import os
 import random
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture, tiny_train_opt
+from damages import empty, half, text
 from torch.utils.data import Dataset
 
 from facd_basicsr.data.bicubic import bicubic_lr
@@ -55,18 +55,6 @@ def folders(tmp_path: Path) -> dict:
     block = tiny_train_opt(tmp_path, tmp_path)['datasets']['train']
     roots = {'dataroot_gt': str(tmp_path / 'GT'), 'dataroot_lq': str(tmp_path / 'LQ')}
     return {**block, **roots, 'io_backend': {'type': 'disk'}, 'phase': 'train', 'scale': 2}
-
-
-def half(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-def text(path: Path) -> None:
-    path.write_text('no image')
 
 
 def too_small(path: Path) -> None:
