@@ -20,6 +20,7 @@ import torch
 from basicsr.archs import build_network
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
+from facd_basicsr.comparison.pages import with_blocks
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.evaluation.table import markdown_table
@@ -28,7 +29,7 @@ from facd_basicsr.options import read_option_file
 
 OPTIONS = Path(__file__).resolve().parents[1] / 'options' / 'train'
 RATE, DEVICE = 8.0, 'TITAN RTX'  # TFLOP/s: half of 16.3, its peak in float32
-BEGIN, END = '<!-- benchmarks/gpu_hours.py -->', '<!-- end -->'
+BEGIN = '<!-- benchmarks/gpu_hours.py -->'
 
 
 def _baddbmm_flops(_: Any, a_shape: Any, b_shape: Any, **__: Any) -> int:
@@ -74,7 +75,7 @@ def table(costs: list[dict[str, Any]]) -> str:
 
 def filled(page: str, costs: list[dict[str, Any]]) -> str:
     """The page with the table between its marks made anew."""
-    return re.sub(f'{BEGIN}.*?{END}', lambda _: f'{BEGIN}\n\n{table(costs)}\n\n{END}', page, flags=re.DOTALL)
+    return with_blocks(page, re.escape(BEGIN), lambda _: table(costs))[0]
 
 
 def main() -> None:

@@ -19,11 +19,11 @@ matplotlib.use('Agg')
 
 from matplotlib import pyplot as plt
 
+from facd_basicsr.comparison.pages import with_blocks
 from facd_basicsr.errors import UserError, run_command
 from facd_basicsr.evaluation.table import markdown_table
 
 RESULTS = Path(__file__).resolve().parent / 'results'
-END = '<!-- end -->'
 Result = dict[str, Any]
 
 
@@ -240,23 +240,23 @@ def filled(page: str, results: Path, plots: Path | None = None) -> str:
         UserError: a block names a part or a result that there is not.
     """
 
-    def block(found: re.Match) -> str:
-        part, name = found[1], found[2]
+    def content(found: re.Match) -> str:
+        part, name = found['part'], found['name']
         path = results / f'{name}.json'
         if part not in PARTS:
             raise UserError(f'<!-- benchmark: {part} {name} -->: accepted: {", ".join(PARTS)}')
         if not path.is_file():
             raise UserError(f'<!-- benchmark: {part} {name} -->: there is no {path}')
         result = json.loads(path.read_text(encoding='utf-8'))
-        content = PARTS[part](result)
+        text = PARTS[part](result)
         if part in PLOTS:
             plot = f'performance_{part}_{name}.png'
-            content += f'\n\n![{part} of {name}]({plot})'
+            text += f'\n\n![{part} of {name}]({plot})'
             if plots is not None:
                 PLOTS[part](result, plots / plot)
-        return f'<!-- benchmark: {part} {name} -->\n\n{content}\n\n{END}'
+        return text
 
-    return re.sub(rf'<!-- benchmark: (\S+) (\S+) -->\n.*?{END}', block, page, flags=re.DOTALL)
+    return with_blocks(page, r'<!-- benchmark: (?P<part>\S+) (?P<name>\S+) -->', content)[0]
 
 
 def main() -> None:
