@@ -35,6 +35,7 @@ setup(
     ],
     extras_require={
         'spandrel': ['spandrel'],  # teachers of other architectures
-        'dev': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'spandrel'],
+        'onnx': ['onnx', 'onnxruntime', 'onnxscript'],  # facd export --onnx; torch's exporter needs the last
+        'dev': ['hypothesis', 'onnx', 'onnxruntime', 'onnxscript', 'pytest', 'pytest-xdist', 'ruff', 'spandrel'],
     },
 )

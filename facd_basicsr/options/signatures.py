@@ -64,6 +64,16 @@ def signature_keys(
     }
 
 
+def default_arguments(target: Callable[..., Any]) -> dict[str, Any]:
+    """The values that a class's or function's parameters have when they are not given, as an option file has them."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in defaults.items()
+        if value is not inspect.Parameter.empty
+    }
+
+
 def _types(hint: Any, default: Any) -> tuple[type, ...]:
     if hint in (bool, str, int):
         return (hint,)
