@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     'benchmark': "The paper's table: PSNR and SSIM of several checkpoints side by side.",
     'compare': 'Methods times seeds, trained alike, and one report of them all.',
     'figure': "The paper's figures: crops side by side, and where the teacher loses to the student.",
+    'upscale': 'Upscale images, and folders of them, by a student.',
 }
 
 
