@@ -51,9 +51,9 @@ def read_pixels(path: Path) -> tuple[np.ndarray, bytes | None]:
                 image.verify()  # the checksum of every chunk, which decoding does not look at
         with Image.open(path) as image:
             deep = image.mode[0] in 'IF' or re.search(r'RGBA?;16|LA;16', str(image.tile)) is not None
+            gray = _has_brightness_only(image)
             image.load()
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            gray = _has_brightness_only(image)
             # Pillow drops the low byte of 16-bit colours
             pixels = _sixteen_bit(path, gray) if deep else _eight_bit(image, gray)
             profile = image.info.get('icc_profile')
@@ -139,7 +139,9 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def _has_brightness_only(image: Image.Image) -> bool:
-    return image.mode in ('LA', 'La') or (len(image.getbands()) == 1 and image.mode != 'P')
+    """Of an image that is not loaded yet. Gray and alpha of 16 bits are RGBA to Pillow."""
+    one_channel = len(image.getbands()) == 1 and image.mode != 'P'
+    return one_channel or image.mode == 'LA' or 'LA;16' in str(image.tile)
 
 
 def _eight_bit(image: Image.Image, gray: bool) -> np.ndarray:

@@ -24,11 +24,9 @@ def check_size(height: int, width: int, suffix: str, where: str) -> None:
     Raises:
         UserError: the format, by its suffix, has no images as large.
     """
-    longest = LONGEST[FORMATS[suffix]]
-    if max(height, width) > longest:
-        raise UserError(
-            f'{where}: {width}x{height} pixels; accepted by {FORMATS[suffix]}: {longest} a side, PNG has more'
-        )
+    name = FORMATS[suffix]
+    if max(height, width) > LONGEST[name]:
+        raise UserError(f'{where}: {width}x{height} pixels; accepted by {name}: {LONGEST[name]} a side; PNG takes more')
 
 
 def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[bytes, list[str]]:

@@ -57,7 +57,7 @@ class UpscaleRecord:
                     f'--out: {pair.target} is there already, by another student or with another --opt '
                     f'({line["student"]}); {OVERWRITE}'
                 )
-        return [pair for pair in pairs if not pair.target.exists() or self._lines[self._name(pair)] != self.line(pair)]
+        return [pair for pair in pairs if not (pair.target.exists() and self._is_of_the_image_as_it_is(pair))]
 
     def begin(self, pair: Pair, line: dict[str, Any]) -> None:
         """Called when a file is about to get its name: first the line, so that no file is ever without its own.
@@ -72,6 +72,9 @@ class UpscaleRecord:
     def line(self, pair: Pair) -> dict[str, Any]:
         """What is recorded of a pair."""
         return {'file': self._name(pair), 'image': files_of([pair.source])[0], **self._student}
+
+    def _is_of_the_image_as_it_is(self, pair: Pair) -> bool:
+        return self._lines[self._name(pair)]['image'] == self.line(pair)['image']
 
     def _name(self, pair: Pair) -> str:
         return pair.target.relative_to(self._folder).as_posix()
