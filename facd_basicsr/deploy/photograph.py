@@ -72,7 +72,7 @@ def _png(pixels: np.ndarray, profile: bytes | None) -> bytes:
     """
     height, width, channels = pixels.shape
     depth = 8 * pixels.itemsize
-    rows = pixels.astype(pixels.dtype.newbyteorder('>')).view(np.uint8).reshape(height, -1)
+    rows = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder('>')).view(np.uint8).reshape(height, -1)
     filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = UP
     filtered[0, 1:] = rows[0]

@@ -75,7 +75,7 @@ def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: 
         check_size(height, width, suffix, f'{pair.source}: x{upscaler.scale}')
         content, lost = encoded(upscaler.upscale(pixels, show), profile, suffix)
     except MemoryError as error:
-        helps = f'a --tile smaller than {upscaler.tile}' if upscaler.tile else 'a smaller image'
+        helps = f'a --tile smaller than {upscaler.tile}' if upscaler.tile else 'a smaller image or --tile'
         raise UserError(f'{pair.source}: takes more memory than there is; accepted: --jobs 1, or {helps}') from error
     pair.target.parent.mkdir(parents=True, exist_ok=True)
     if record is not None:

@@ -21,6 +21,7 @@ def noise(channels: int, dtype: type = np.uint8) -> np.ndarray:
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 def test_a_png_has_every_bit_and_channel_and_the_profile(tmp_path, channels, dtype):
     pixels, profile = noise(channels, dtype), SRGB if channels > 2 else None
+    pixels = np.asfortranarray(pixels)  # of any layout in memory
     content, lost = encoded(pixels, profile, '.png')
     (tmp_path / 'a.png').write_bytes(content)
     read, found = read_pixels(tmp_path / 'a.png')

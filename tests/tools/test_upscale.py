@@ -47,7 +47,7 @@ def photographs(tmp_path: Path) -> Path:
     rgb.convert('L').save(root / 'gray.png')
     rgb.convert('P').save(root / 'palette.png')
     rgb.convert('LA').save(root / 'inner' / 'gray_and_alpha.png')
-    cv2.imwrite(str(root / 'deep.png'), np.linspace(0, 65535, 16 * 24).astype(np.uint16).reshape(16, 24))
+    cv2.imwrite(str(root / 'deep.png'), np.linspace(0, 65535, 16 * 24 * 3).astype(np.uint16).reshape(16, 24, 3))
     return root
 
 
@@ -73,7 +73,7 @@ def test_a_folder_with_a_damaged_image_is_upscaled_without_it(student, photograp
         'gray.png': ((32, 48, 1), 'uint8'),
         'palette.png': ((32, 48, 3), 'uint8'),
         'inner/gray_and_alpha.png': ((32, 48, 2), 'uint8'),
-        'deep.png': ((32, 48, 1), 'uint16'),
+        'deep.png': ((32, 48, 3), 'uint16'),
     }
 
 
