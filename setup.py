@@ -10,6 +10,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['facd_basicsr', 'facd_basicsr.*']),
+    package_data={'facd_basicsr.report': ['page.html', 'page.css', 'page.js']},  # what facd report fills in
     py_modules=['facd_cli'],  # the `facd` command; beside the package, whose import takes seconds
     python_requires='>=3.10',
     entry_points={'console_scripts': ['facd = facd_cli:main']},
@@ -17,6 +18,7 @@ setup(
         'basicsr>=1.4.2',
         'click',  # the `facd` command: subcommands, help, completion
         'filelock',  # one download among several processes; torch needs it too
+        'jinja2',  # the page of facd report, with every value escaped; torch needs it too
         'lmdb',
         'opencv-python',
         'pyyaml',
@@ -35,6 +37,13 @@ setup(
     ],
     extras_require={
         'spandrel': ['spandrel'],  # teachers of other architectures
-        'dev': ['hypothesis', 'pytest', 'pytest-xdist', 'ruff', 'spandrel'],
+        'dev': [
+            'hypothesis',
+            'pytest',
+            'pytest-xdist',
+            'ruff',
+            'selenium',
+            'spandrel',
+        ],  # selenium: facd report in a Chromium
     },
 )

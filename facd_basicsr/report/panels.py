@@ -1,0 +1,64 @@
+"""Which curves a training logged, and what they mean."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from facd_basicsr.report.curves import Panel
+from facd_basicsr.report.train_log import Curve, TrainLog
+
+LOSSES, ALPHA, RATIOS, RATES = 'l_', 'alpha$', r'r(_\d+)?$', r'lr(_\d+)?$'
+MEANINGS = {'l_sr': 'image loss', 'l_pix': 'image loss', 'l_percep': 'perceptual loss', 'l_style': 'style loss'}
+UNITS = {'psnr': 'dB'}
+
+
+def panels(log: TrainLog, opt: Mapping[str, Any]) -> list[Panel]:
+    """Validation first, then every loss term, ``alpha``, ``r_j`` of all taps in one, whatever else was logged, and the
+    learning rate."""
+    curves = dict(log.curves)
+
+    def take(pattern: str) -> dict[str, Curve]:
+        return {name: curves.pop(name) for name in list(curves) if re.match(pattern, name)}
+
+    losses, alpha, ratios, rates = (take(pattern) for pattern in (LOSSES, ALPHA, RATIOS, RATES))
+    found = [
+        Panel(f'{metric} on {name}', 'validation', _unit(metric, opt), {metric: curve})
+        for name, metrics in log.validation.items()
+        for metric, curve in metrics.items()
+    ]
+    found += [Panel(name, _meaning(name, opt), _scale(opt), {name: line}, True) for name, line in losses.items()]
+    found += [
+        Panel(name, 'share of the batch that is distilled', 'share', {name: line}, True, (0.0, 1.04))
+        for name, line in alpha.items()
+    ]
+    if ratios:
+        note = 'distance to the own teacher feature over that to other samples'
+        found.append(Panel('r per tap', note, 'ratio', {_tap(name, opt): line for name, line in ratios.items()}, True))
+    found += [Panel(name, 'as it is logged', name, {name: line}, True) for name, line in curves.items()]
+    if rates:
+        found.append(Panel('learning rate', 'of the optimizer', 'learning rate', rates))
+    return found
+
+
+def _meaning(name: str, opt: Mapping[str, Any]) -> str:
+    return MEANINGS.get(name, 'distillation loss' if 'teacher' in opt else 'loss')
+
+
+def _scale(opt: Mapping[str, Any]) -> str:
+    """A loss's unit: it is weighted, and on the scale of images that the options say."""
+    img_range = (opt['train'].get('distill_opt') or {}).get('img_range')
+    return 'weighted loss' if img_range is None else f'weighted loss, images in [0, {img_range:g}]'
+
+
+def _unit(metric: str, opt: Mapping[str, Any]) -> str:
+    block = ((opt.get('val') or {}).get('metrics') or {}).get(metric) or {}
+    return next((unit for kind, unit in UNITS.items() if kind in str(block.get('type'))), metric)
+
+
+def _tap(name: str, opt: Mapping[str, Any]) -> str:
+    """``r_1`` with the modules that the first tap reads."""
+    taps, position = opt.get('taps') or [], name.removeprefix('r_')
+    if not position.isdecimal() or not 1 <= int(position) <= len(taps):
+        return name
+    tap = taps[int(position) - 1]
+    return f'{name}: {tap["student"]} → {tap["teacher"]}'
