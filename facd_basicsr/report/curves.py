@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-WIDTH, HEIGHT = 440, 236
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 40  # around the axes
+WIDTH, HEIGHT = 360, 210
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 8, 38  # around the axes
 COLOURS = 4  # of the page's style
 POINTS = 240  # of a line that are drawn as they are; of more, the least and largest of each of half as many parts
+MARKED = 40  # a line of fewer points, that are exact, has a mark at each
 SMOOTHED = 24  # a line with as many points is drawn with its moving average
 WINDOWS = 20  # the average is over this part of the points
 DECADE = 10  # a positive curve that spans more is drawn on a logarithmic axis
@@ -77,7 +78,7 @@ def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def number(value: float) -> str:
     """A tick's label: ``0.25``, ``2e-4``, ``12k``, ``1.5M``."""
-    if value != 0 and abs(value) < 1e-3:
+    if value != 0 and abs(value) < 1e-2:
         mantissa, exponent = f'{value:.2e}'.split('e')
         return f'{float(mantissa):g}e{int(exponent)}'
     for size, letter in ((1e6, 'M'), (1e4, 'k')):
@@ -101,13 +102,13 @@ def svg(panel: Panel) -> str:
         if averaged:
             smooth = moving_average(values, max(3, len(values) // WINDOWS))
             parts.append(_polyline(x, y, *thinned(steps, smooth), f'{colour} mean', label))
-        if not panel.noisy and len(steps) <= POINTS:
+        if not panel.noisy and len(steps) <= MARKED:
             parts += [
                 f'<circle class="{colour}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.4"/>'
                 for step, value in zip(steps, values)
             ]
     axes = f'data-x="{x.low!r},{x.high!r},{x.start},{x.end}" data-y="{y.low!r},{y.high!r},{y.start},{y.end}"'
-    log = ' data-log' if y.is_log else ''
+    log = ' data-log=""' if y.is_log else ''
     label = html.escape(f'{panel.title}: {described(panel)}', quote=True)
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" {axes}{log}>' + ''.join(parts) + '</svg>'
@@ -124,7 +125,7 @@ def described(panel: Panel) -> str:
             continue
         averaged = panel.noisy and len(steps) >= SMOOTHED
         last = values[-max(3, len(values) // WINDOWS) :].mean() if averaged else values[-1]
-        found.append(f'{label + " " if len(panel.lines) > 1 else ""}{last:.4g}')
+        found.append(f'{label.partition(":")[0] + " " if len(panel.lines) > 1 else ""}{last:.4g}')
     last_step = max((max(line) for line in panel.lines.values() if line), default=0)
     return f'{", ".join(found)} at {last_step:,}'
 
@@ -157,11 +158,11 @@ def _grid(x: Axis, y: Axis, unit: str) -> list[str]:
     for value in x.ticks():
         at = f'{x(value):.1f}'
         parts.append(f'<line class="tick" x1="{at}" x2="{at}" y1="{y.start}" y2="{y.start + 4}"/>')
-        parts.append(f'<text x="{at}" y="{y.start + 16}" text-anchor="middle">{number(value)}</text>')
+        parts.append(f'<text x="{at}" y="{y.start + 17}" text-anchor="middle">{number(value)}</text>')
     middle = (y.start + y.end) / 2
     parts.append(f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{y.start}" y2="{y.start}"/>')
-    parts.append(f'<text class="unit" x="{x.end}" y="{HEIGHT - 6}" text-anchor="end">iteration</text>')
-    turned = f'transform="rotate(-90 11 {middle})" x="11" y="{middle}"'
+    parts.append(f'<text class="unit" x="{x.end}" y="{HEIGHT - 4}" text-anchor="end">iteration</text>')
+    turned = f'transform="rotate(-90 10 {middle})" x="10" y="{middle}"'
     parts.append(f'<text class="unit" {turned} text-anchor="middle">{html.escape(unit)}</text>')
     return parts
 

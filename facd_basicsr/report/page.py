@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
-from markupsafe import Markup
 
 from facd_basicsr.data.download import sha256_of
 from facd_basicsr.engine.logs import versions
@@ -44,13 +43,13 @@ def page(run: RunFolder, results: Results) -> str:
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_part('page.html'))
     log = run.log
     drawn = [
-        {'panel': panel, 'svg': Markup(svg(panel)), 'last': described(panel), 'several': len(panel.lines) > 1}
+        {'panel': panel, 'svg': svg(panel), 'last': described(panel), 'several': len(panel.lines) > 1}
         for panel in panels(log, run.opt)
     ]
     table = results.table
     return template.render(
-        style=Markup(_part('page.css')),
-        script=Markup(_part('page.js')),
+        style=_part('page.css'),
+        script=_part('page.js'),
         colours=COLOURS,
         run=run,
         title=run.opt['name'],
@@ -58,8 +57,8 @@ def page(run: RunFolder, results: Results) -> str:
         status=status(run),
         tiles=tiles(run, results),
         panels=drawn,
-        table=None if table is None else Markup(html_table(table.header, table.rows, table.groups, table.bold)),
-        validation=Markup(html_table(*_validation_table(run))) if log.validation else None,
+        table=None if table is None else html_table(*table),
+        validation=html_table(*_validation_table(run)) if log.validation else None,
         results=results,
         checkpoint=_checkpoint(run),
         complaints=log.complaints[-COMPLAINTS:],

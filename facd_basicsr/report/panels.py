@@ -7,9 +7,8 @@ from typing import Any
 from facd_basicsr.report.curves import Panel
 from facd_basicsr.report.train_log import Curve, TrainLog
 
-LOSSES, ALPHA, RATIOS, RATES = 'l_', 'alpha$', r'r(_\d+)?$', r'lr(_\d+)?$'
+LOSSES, ALPHA, RATIOS, RATES = 'l_', 'alpha$', r'r_\d+$', r'lr(_\d+)?$'
 MEANINGS = {'l_sr': 'image loss', 'l_pix': 'image loss', 'l_percep': 'perceptual loss', 'l_style': 'style loss'}
-UNITS = {'psnr': 'dB'}
 
 
 def panels(log: TrainLog, opt: Mapping[str, Any]) -> list[Panel]:
@@ -26,13 +25,13 @@ def panels(log: TrainLog, opt: Mapping[str, Any]) -> list[Panel]:
         for name, metrics in log.validation.items()
         for metric, curve in metrics.items()
     ]
-    found += [Panel(name, _meaning(name, opt), _scale(opt), {name: line}, True) for name, line in losses.items()]
+    found += [Panel(name, _meaning(name, opt), 'weighted loss', {name: line}, True) for name, line in losses.items()]
     found += [
         Panel(name, 'share of the batch that is distilled', 'share', {name: line}, True, (0.0, 1.04))
         for name, line in alpha.items()
     ]
     if ratios:
-        note = 'distance to the own teacher feature over that to other samples'
+        note = 'distance to the own teacher feature, by the mean to others'
         found.append(Panel('r per tap', note, 'ratio', {_tap(name, opt): line for name, line in ratios.items()}, True))
     found += [Panel(name, 'as it is logged', name, {name: line}, True) for name, line in curves.items()]
     if rates:
@@ -41,18 +40,15 @@ def panels(log: TrainLog, opt: Mapping[str, Any]) -> list[Panel]:
 
 
 def _meaning(name: str, opt: Mapping[str, Any]) -> str:
-    return MEANINGS.get(name, 'distillation loss' if 'teacher' in opt else 'loss')
-
-
-def _scale(opt: Mapping[str, Any]) -> str:
-    """A loss's unit: it is weighted, and on the scale of images that the options say."""
+    """What a loss term is and, where the options say it, the range of images that its scale is of."""
+    meaning = MEANINGS.get(name, 'distillation loss' if 'teacher' in opt else 'loss')
     img_range = (opt['train'].get('distill_opt') or {}).get('img_range')
-    return 'weighted loss' if img_range is None else f'weighted loss, images in [0, {img_range:g}]'
+    return meaning if img_range is None else f'{meaning}, of images in [0, {img_range:g}]'
 
 
 def _unit(metric: str, opt: Mapping[str, Any]) -> str:
     block = ((opt.get('val') or {}).get('metrics') or {}).get(metric) or {}
-    return next((unit for kind, unit in UNITS.items() if kind in str(block.get('type'))), metric)
+    return 'dB' if 'psnr' in str(block.get('type')) else metric
 
 
 def _tap(name: str, opt: Mapping[str, Any]) -> str:

@@ -1,25 +1,16 @@
 """What the log files of a training say, put together over its interruptions."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from facd_basicsr.report.logged_options import parsed
 
 RECORD = re.compile(r'^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) ([A-Z]+): ', re.MULTILINE)
-BEGIN = re.compile(r'Python \S+, torch ')  # engine/logs.py: versions()
-MACHINE = 'Machine: '
-RESUMED = re.compile(r'Resuming from .*: epoch \d+, iter (\d+)\.$')
-ITERATION = re.compile(r'\[epoch: *\d+, iter: *([\d,]+), lr:\(([^)]*)\)\] (?:\[eta: .*?\(.*?\): .*?\)\] )?(.*)')
-VALIDATION = re.compile(r'Validation (.*)')
-METRIC = re.compile(r'\t # (\S+): (\S+)')
-END = 'End of training.'
 FINISHED = 'finished'
-STOPPED = 'stopped after iteration'
 
 Curve = dict[int, float]  # iteration: value
 
@@ -35,7 +26,6 @@ class Session:
         options: the option dict as it is logged, with what the command line changed.
         first, last: iterations that were done when it began, and at its last line that says so.
         end: how it ended, in words; empty where the log does not say, of one that still goes on or was killed.
-        validated: by set, the iteration of its last validation.
     """
 
     began: datetime
@@ -46,7 +36,6 @@ class Session:
     first: int = 0
     last: int = 0
     end: str = ''
-    validated: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -87,49 +76,11 @@ def read_log(text: str) -> TrainLog:
     Args:
         text: its log files, one after the other in the order of time. A last line without its end is not read.
     """
-    log = TrainLog()
-    lines: list[tuple[datetime, int]] = []
+    reader = _Reader()
     for time, level, message in _records(text):
-        if BEGIN.match(message):
-            log.sessions.append(Session(time, time, message))
-            lines.append((time, 0))  # no time between two lines is of two sessions
-        if not log.sessions:
-            continue
-        session = log.sessions[-1]
-        session.ended = time
-        if level != 'INFO':
-            log.complaints.append((time, level, message))
-        if level == 'ERROR':
-            session.end = ' '.join(dict.fromkeys(message.splitlines()[:: max(1, message.count('\n'))]))
-        elif message.startswith(MACHINE):
-            session.machine = message.removeprefix(MACHINE).rstrip('.')
-        elif message.startswith('\n  ') and not session.options:
-            session.options = message
-        elif found := RESUMED.match(message):
-            session.first = session.last = int(found[1])
-            _forget_after(session.first, log)
-        elif found := ITERATION.search(message):
-            iteration = int(found[1].replace(',', ''))
-            if session.first == session.last == 0:
-                _forget_after(0, log)
-            session.last, session.end = iteration, ''
-            lines.append((time, iteration))
-            for name, value in _values(found[2], found[3]):
-                log.curves.setdefault(name, {})[iteration] = value
-        elif message.startswith(END):
-            session.last, session.end = _total(session), FINISHED
-        elif found := VALIDATION.match(message):
-            _add_validation(found[1], dict(METRIC.findall(message)), session, log)
-        elif STOPPED in message:
-            session.end = message
-            session.last = int(message.partition(STOPPED)[2].split(',')[0])
-    rates = [
-        (later - earlier).total_seconds() / (iteration - before)
-        for (earlier, before), (later, iteration) in pairwise(lines)
-        if 0 < before < iteration
-    ]
-    log.seconds_per_iter = median(rates) if rates else None
-    return log
+        reader.read(time, level, message)
+    reader.log.seconds_per_iter = median(reader.rates) if reader.rates else None
+    return reader.log
 
 
 def _records(text: str) -> Iterator[tuple[datetime, str, str]]:
@@ -141,40 +92,109 @@ def _records(text: str) -> Iterator[tuple[datetime, str, str]]:
         yield time, head[2], text[head.end() : end].rstrip()
 
 
-def _values(rates: str, terms: str) -> Iterator[tuple[str, float]]:
-    groups = [float(rate) for rate in rates.split(',') if rate]
-    for number, rate in enumerate(groups, start=1):
-        yield 'lr' if len(groups) == 1 else f'lr_{number}', rate
-    words = terms.split()
-    for name, value in zip(words[::2], words[1::2]):
-        yield name.removesuffix(':'), float(value)
+class _Reader:
+    """Puts a log together, record by record."""
 
+    def __init__(self) -> None:
+        self.log = TrainLog()
+        self.rates: list[float] = []  # seconds an iteration, between neighbouring lines of a session
+        self._taken_up = False  # whether the session has come to where it begins
+        self._validated: dict[str, int] = {}  # by set, the iteration of the session's last validation
+        self._line: tuple[datetime, int] | None = None  # of progress, the session's last
 
-def _add_validation(name: str, metrics: dict[str, str], session: Session, log: TrainLog) -> None:
-    """A validation does not name its iteration: it is the next multiple of ``val.val_freq``, the last one of all after
-    the end of training."""
-    if session.end == FINISHED:
+    def read(self, time: datetime, level: str, message: str) -> None:
+        if VERSIONS.match(message):
+            self.log.sessions.append(Session(time, time, message))
+            self._taken_up, self._validated, self._line = False, {}, None
+        if not self.log.sessions:
+            return
+        self._session.ended = time
+        if level != 'INFO':
+            self.log.complaints.append((time, level, message))
+        if level == 'ERROR':  # a traceback's last line is what went wrong
+            self._session.end = ' '.join(dict.fromkeys(message.splitlines()[:: max(1, message.count('\n'))]))
+        for pattern, take in TAKEN:
+            found = pattern.match(message)
+            if found:
+                take(self, found)
+
+    @property
+    def _session(self) -> Session:
+        return self.log.sessions[-1]
+
+    def _machine(self, found: re.Match) -> None:
+        self._session.machine = found[1]
+
+    def _options(self, found: re.Match) -> None:
+        self._session.options = self._session.options or found[0]
+
+    def _resumed(self, found: re.Match) -> None:
+        self._session.first = self._session.last = int(found[1])
+        self._take_up()
+
+    def _progress(self, found: re.Match) -> None:
+        self._take_up()
+        iteration, time = int(found[1].replace(',', '')), self._session.ended
+        self._session.last, self._session.end = iteration, ''
+        if self._line is not None and self._line[1] < iteration:
+            self.rates.append((time - self._line[0]).total_seconds() / (iteration - self._line[1]))
+        self._line = time, iteration
+        rates = [rate for rate in found[2].split(',') if rate]
+        names = ['lr'] if len(rates) == 1 else [f'lr_{number}' for number in range(1, len(rates) + 1)]
+        for name, value in [*zip(names, rates), *TERM.findall(found[3])]:
+            self.log.curves.setdefault(name, {})[iteration] = float(value)
+
+    def _end(self, found: re.Match) -> None:
+        total = _block(self._session, 'train').get('total_iter', self._session.last)
+        self._session.last, self._session.end = int(total), FINISHED
+
+    def _stopped(self, found: re.Match) -> None:
+        self._session.last, self._session.end = int(found[1]), found[0]
+
+    def _validation(self, found: re.Match) -> None:
+        """A validation does not name its iteration: it is the next multiple of ``val.val_freq``, that of the end of
+        training the last one."""
+        self._take_up()
+        name, session = found[1], self._session
         iteration = session.last
-    else:
-        frequency = _whole(parsed(session.options).get('val', {}).get('val_freq', 1))
-        following = session.validated[name] // frequency + 1 if name in session.validated else 1
-        iteration = max(-(-session.last // frequency), following) * frequency
-    session.validated[name] = iteration
-    curves = log.validation.setdefault(name, {})
-    for metric, value in metrics.items():
-        curves.setdefault(metric, {})[iteration] = float(value)
+        if session.end != FINISHED:
+            frequency = int(_block(session, 'val').get('val_freq', 1))
+            following = self._validated[name] // frequency + 1 if name in self._validated else 1
+            iteration = max(-(-session.last // frequency), following) * frequency
+        self._validated[name] = iteration
+        curves = self.log.validation.setdefault(name, {})
+        for metric, value in METRIC.findall(found.string):
+            curves.setdefault(metric, {})[iteration] = float(value)
+
+    def _take_up(self) -> None:
+        """Once, where a session begins, forgets what is later than that: it will be done again."""
+        if self._taken_up:
+            return
+        self._taken_up = True
+        for curves in (self.log.curves, *self.log.validation.values()):
+            for curve in curves.values():
+                for later in [step for step in curve if step > self._session.first]:
+                    del curve[later]
 
 
-def _forget_after(iteration: int, log: TrainLog) -> None:
-    for curves in (log.curves, *log.validation.values()):
-        for curve in curves.values():
-            for later in [step for step in curve if step > iteration]:
-                del curve[later]
+def _block(session: Session, name: str) -> dict[str, Any]:
+    block = parsed(session.options).get(name)
+    return block if isinstance(block, dict) else {}
 
 
-def _total(session: Session) -> int:
-    return _whole(parsed(session.options).get('train', {}).get('total_iter', session.last))
-
-
-def _whole(value: Any) -> int:
-    return int(float(value))
+VERSIONS = re.compile(r'Python \S+, torch ')  # engine/logs.py
+TERM = re.compile(r'(\S+): (\S+)')
+METRIC = re.compile(r'\t # (\S+): (\S+)')
+# What train.py and BasicSR's MessageLogger and SRModel write, and who takes it.
+TAKEN: tuple[tuple[re.Pattern, Callable[[_Reader, re.Match], None]], ...] = (
+    (re.compile(r'Machine: (.*)\.'), _Reader._machine),
+    (re.compile(r'\n  .*', re.DOTALL), _Reader._options),
+    (re.compile(r'Resuming from .*: epoch \d+, iter (\d+)\.$'), _Reader._resumed),
+    (
+        re.compile(r'\[.*\[epoch: *\d+, iter: *([\d,]+), lr:\(([^)]*)\)\] (?:\[eta: .*?\(.*?\): .*?\)\] )?(.*)'),
+        _Reader._progress,
+    ),
+    (re.compile(r'End of training\.'), _Reader._end),
+    (re.compile(r'.*: stopped after iteration (\d+)'), _Reader._stopped),
+    (re.compile(r'Validation (.*)'), _Reader._validation),
+)
