@@ -60,7 +60,7 @@ class Axis:
         return powers if len(powers) > 2 else inside
 
 
-def moving_average(values: Sequence[float], window: int) -> np.ndarray:
+def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     """The mean of the ``window`` values around each; at the ends of those that are there: (N,) -> (N,)."""
     ones = np.ones(window)
     return np.convolve(values, ones, 'same') / np.convolve(np.ones(len(values)), ones, 'same')

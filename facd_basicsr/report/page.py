@@ -96,16 +96,16 @@ def status(run: RunFolder) -> str:
 def tiles(run: RunFolder, results: Results) -> list[Tile]:
     """The first validation set's PSNR-Y, the networks' sizes, and what training took."""
     log = run.log
+    sizes = {method.name: parameters(method.net) for method in results.methods if method.net is not None}
     found = []
-    for student in (method for method in results.methods if is_student(method)):
-        for name, mean in list(results.mean[student.name].items())[:1]:
+    for student in (method.name for method in results.methods if is_student(method)):
+        for name, mean in list(results.mean[student].items())[:1]:
             others = {key: results.mean[key][name]['psnr_y'] for key in (BICUBIC, TEACHER) if key in results.mean}
             against = [f'{mean["psnr_y"] - value:+.2f} to {key}' for key, value in others.items()]
             found.append(Tile(f'PSNR-Y on {name}', f'{mean["psnr_y"]:.2f} dB', ', '.join(against)))
-        own = parameters(student.net)
-        teachers = [parameters(method.net) for method in results.methods if method.name == TEACHER]
-        note = f'{own / teachers[0]:.1%} of the {teachers[0]:,} of the teacher' if teachers else 'of the student'
-        found.append(Tile('Parameters', f'{own:,}', note))
+        of_teacher = sizes.get(TEACHER)
+        note = f'{sizes[student] / of_teacher:.1%} of the {of_teacher:,} of the teacher' if of_teacher else ''
+        found.append(Tile('Parameters', f'{sizes[student]:,}', note))
     total = run.opt['train'].get('total_iter')
     found.append(Tile('Iterations', f'{log.iteration:,}', f'of {total:,}' if isinstance(total, int) else ''))
     ms = '' if log.seconds_per_iter is None else f'{1000 * log.seconds_per_iter:.0f} ms an iteration'

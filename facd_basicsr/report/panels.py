@@ -31,7 +31,7 @@ def panels(log: TrainLog, opt: Mapping[str, Any]) -> list[Panel]:
         for name, line in alpha.items()
     ]
     if ratios:
-        note = 'distance to the own teacher feature, by the mean to others'
+        note = 'distance to the own teacher feature over that to others'
         found.append(Panel('r per tap', note, 'ratio', {_tap(name, opt): line for name, line in ratios.items()}, True))
     found += [Panel(name, 'as it is logged', name, {name: line}, True) for name, line in curves.items()]
     if rates:

@@ -29,7 +29,7 @@ CROPS = 4
 SIZE, LEAST_SIZE = 96, 8  # of a crop in pixels of GT; smaller than the first where no image has room for it
 WHOLE = (240, 160)  # width and height that an image's thumbnail fits in
 
-Progress = Callable[[Iterable[Pair], int], Iterable[Pair]]
+Progress = Callable[[Iterable[Pair], int, str], Iterable[Pair]]
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class Results:
     notes: list[str] = field(default_factory=list)
 
 
-def results_of(run: RunFolder, progress: Progress = lambda images, count: images) -> Results:
+def results_of(run: RunFolder, progress: Progress = lambda images, count, what: images) -> Results:
     """Scores a run's student beside bicubic and its teacher, and finds crops.
 
     What can't be had, data or weights that are no longer there, is said in the notes.
 
     Args:
         run: from :func:`facd_basicsr.report.run_folder.read_run_folder`.
-        progress: wraps the images of all sets, whose number is its second argument.
+        progress: wraps the images of all sets each time they are gone through; it is told how many and what for.
     """
     result = Results()
     try:
@@ -105,14 +105,17 @@ def results_of(run: RunFolder, progress: Progress = lambda images, count: images
                 )
             yield pair
 
-    images = progress(pairs(sets), sum(map(len, sets.values())))
-    result.mean = means(list(evaluate(result.methods, seen(images))))
+    def images(what: str) -> Iterable[Pair]:
+        return progress(pairs(sets), sum(map(len, sets.values())), what)
+
+    result.mean = means(list(evaluate(result.methods, seen(images('table')))))
     result.table = quality_table(result.methods, result.mean)
     size = min(SIZE, max(sides) - 2 * run.opt['scale'])
     if size < LEAST_SIZE:
         result.notes.append('No crops: the images are too small.')
     else:
-        result.crops = [_shown(crop, result.methods) for crop in find_crops(result.methods, pairs(sets), size, CROPS)]
+        crops = find_crops(result.methods, images('crops'), size, CROPS)
+        result.crops = [_shown(crop, result.methods) for crop in crops]
     return result
 
 

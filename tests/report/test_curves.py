@@ -27,7 +27,7 @@ def lines_of(panel: Panel) -> list[ET.Element]:
 
 
 def test_the_moving_average_is_of_the_values_that_are_there():
-    assert moving_average([1, 2, 6, 4], 3).tolist() == [1.5, 3, 4, 5]
+    assert moving_average(np.array([1, 2, 6, 4]), 3).tolist() == [1.5, 3, 4, 5]
 
 
 def test_a_long_curve_keeps_its_least_and_largest_values():

@@ -1,5 +1,7 @@
 """``facd report`` as a user runs it, and its page in a real Chromium."""
 
+import base64
+import io
 import re
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import REPOSITORY, changed, run, tiny_train_opt
+from PIL import Image
 from runs import run as train
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
@@ -94,10 +97,13 @@ def test_the_page_opens_from_its_file_without_a_word_in_the_console(browser):
 
 
 def test_every_picture_is_there(browser):
-    script = 'return [...document.images].map((image) => [image.complete, image.naturalWidth])'
-    pictures = browser.execute_script(script)
-    assert len(pictures) >= 2 * 5
-    assert all(complete and width > 0 for complete, width in pictures)
+    script = """
+        const [answer] = arguments;
+        const width = (image) => image.decode().then(() => image.naturalWidth, () => 0);
+        Promise.all([...document.images].map(width)).then(answer);
+    """
+    widths = browser.execute_async_script(script)
+    assert len(widths) >= 2 * 5 and min(widths) > 0
     assert len(browser.find_elements(By.CSS_SELECTOR, '.panel svg polyline')) >= 10
 
 
@@ -182,6 +188,13 @@ def test_the_page_needs_nothing_but_itself(page):
     assert len(sources) > 10 and all(source.startswith('data:') for source in sources)
     assert '@import' not in text and 'url(' not in text and NAME not in text
     assert page.stat().st_size < 3 * 2**20
+
+
+def test_every_picture_is_whole(page):
+    pictures = re.findall(r'data:image/png;base64,([^"]+)"', page.read_text(encoding='utf-8'))
+    assert len(pictures) >= 2 * 5
+    for picture in pictures:
+        Image.open(io.BytesIO(base64.b64decode(picture))).load()  # a browser draws what there is
 
 
 def test_the_page_has_the_options_and_where_it_ran(page):
