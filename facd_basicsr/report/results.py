@@ -137,7 +137,8 @@ def _validation_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
 
 def _student(run: RunFolder) -> Method:
     opt = run.opt
-    if opt['model_type'] not in MODEL_REGISTRY or MODEL_REGISTRY.get(opt['model_type']).test is not SRModel.test:
+    model = MODEL_REGISTRY.get(opt['model_type']) if opt['model_type'] in MODEL_REGISTRY else None
+    if getattr(model, 'test', None) is not SRModel.test:
         raise UserError(
             f'model_type: {opt["model_type"]} runs its network in its own way, or is not installed; accepted here: '
             'models that test as SRModel does'
@@ -145,7 +146,7 @@ def _student(run: RunFolder) -> Method:
     if run.checkpoint is None:
         raise UserError(f'{run.path / "models"} has no net_g_*.pth; accepted: a run with a checkpoint of its student')
     dry_run({'network_g': opt['network_g']}, is_train=False)
-    averaged = opt['train'].get('ema_decay', 0) > 0
+    averaged = (opt['train'].get('ema_decay') or 0) > 0
     path = {'pretrain_network_g': str(run.checkpoint), 'param_key_g': 'params_ema' if averaged else 'params'}
     name = f'{STUDENT} (EMA)' if averaged else STUDENT
     return build_student(str(run.option_file), {**opt, 'name': name, 'path': path}, device_of([opt]))

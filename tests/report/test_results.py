@@ -108,6 +108,18 @@ def test_a_teacher_by_address_is_not_downloaded(folder, teacher_weights):
     assert 'https://example.invalid/teacher.pth is not at hand' in note
 
 
+def test_sets_that_training_held_in_memory_are_read_from_their_files(folder):
+    expected = results_of(read_run_folder(folder)).mean
+    rewrite(folder, 'type: disk', 'type: memory')
+    assert results_of(read_run_folder(folder)).mean == expected
+
+
+def test_a_model_that_is_not_known_here_says_so(folder):
+    rewrite(folder, 'model_type: FACDModel', 'model_type: MyModel')
+    (note,) = results_of(read_run_folder(folder)).notes
+    assert 'model_type: MyModel runs its network in its own way, or is not installed' in note
+
+
 def test_a_run_without_checkpoints_says_so(folder):
     shutil.rmtree(folder / 'models')
     (note,) = results_of(read_run_folder(folder)).notes
