@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 setup(
     name='facd_basicsr',
-    version='0.1.0',
+    version='0.2.0',
     description='FACD knowledge distillation for super-resolution, as a BasicSR extension',
     long_description=Path('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
