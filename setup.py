@@ -10,6 +10,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['facd_basicsr', 'facd_basicsr.*']),
+    package_data={'facd_basicsr': ['py.typed']},  # type checkers may read its annotations
     py_modules=['facd_cli'],  # the `facd` command; beside the package, whose import takes seconds
     python_requires='>=3.10',
     entry_points={'console_scripts': ['facd = facd_cli:main']},
@@ -36,6 +37,19 @@ setup(
     extras_require={
         'spandrel': ['spandrel'],  # teachers of other architectures
         'onnx': ['onnx', 'onnxruntime', 'onnxscript'],  # facd export --onnx; torch's exporter needs the last
-        'dev': ['hypothesis', 'onnx', 'onnxruntime', 'onnxscript', 'pytest', 'pytest-xdist', 'ruff', 'spandrel'],
+        'dev': [
+            'hypothesis',
+            'mypy',  # make lint
+            'onnx',
+            'onnxruntime',
+            'onnxscript',
+            'pytest',
+            'pytest-xdist',
+            'ruff',
+            'spandrel',
+            'types-PyYAML',  # types of what the package calls, for mypy
+            'types-requests',
+            'types-tqdm',
+        ],
     },
 )

@@ -16,6 +16,14 @@ from facd_basicsr.options.signatures import default_arguments
 # Of these only the defaults differ, so that with every argument spelled out BasicSR's own class is the same network.
 STOCK = {EDSRStudent: EDSR, RCANStudent: RCAN}
 
+TEXTS = ('architecture', 'name', 'option_file', 'option_sha256')
+VALUES: dict[str, tuple[type, ...]] = {
+    'arguments': (dict,),
+    'scale': (int,),
+    'reach': (int, type(None)),
+    'psnr': (dict,),
+}
+
 
 @dataclass(frozen=True)
 class Description:
@@ -60,15 +68,12 @@ class Description:
         """
         if not metadata.keys() >= {'architecture', 'arguments', 'scale'}:
             return None
-        texts = {
-            key: metadata[key] for key in ('architecture', 'name', 'option_file', 'option_sha256') if key in metadata
-        }
-        values = {key: json.loads(metadata[key]) for key in ('arguments', 'scale', 'reach', 'psnr') if key in metadata}
-        accepted = {'arguments': dict, 'scale': int, 'reach': (int, type(None)), 'psnr': dict}
+        texts = {key: metadata[key] for key in TEXTS if key in metadata}
+        values = {key: json.loads(metadata[key]) for key in VALUES if key in metadata}
         for key, value in values.items():
-            if not isinstance(value, accepted[key]):
+            if not isinstance(value, VALUES[key]):
                 raise ValueError(f'{key}: {metadata[key]}')
-        return cls(**texts, **values)
+        return cls(**texts | values)
 
 
 def describe(network_opt: Mapping[str, Any], scale: int) -> Description:

@@ -315,7 +315,7 @@ def _check_call(
 
 
 def _check_choice(
-    where: str, block: dict[str, Any], choices: dict[str, type], known: dict[str, Key], supplied: tuple[str, ...]
+    where: str, block: dict[str, Any], choices: Mapping[str, type], known: dict[str, Key], supplied: tuple[str, ...]
 ) -> None:
     """As _check_call, for what is not in a registry. ``known`` replaces what the signature says of a key."""
     check_block(where, block, {'type': Key((str,), required=True)}, complete=False)
