@@ -17,11 +17,8 @@ NETWORK_KEYS = {
 }
 REGRESSOR_KEYS = {'num_feat': replace(SIZE, least=0), 'num_layer': SIZE}
 LOSS_KEYS = {
-    'loss_weight': Key(NUMBER, meaning='factor on the loss'),
     # none would leave no scalar to minimise
-    'reduction': Key((str,), choices=('mean', 'sum'), meaning='over all elements of the batch'),
-    # BasicSR's l2 is a name that torch does not have
-    'criterion': Key((str,), choices=('l1', 'fro'), meaning='distance of features: `l1`, or `fro`, the Frobenius norm'),
+    'reduction': Key((str,), choices=('mean', 'sum'), meaning='over all elements of the batch')
 }
 METRIC_KEYS = {
     'crop_border': Key(

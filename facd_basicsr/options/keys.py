@@ -165,7 +165,7 @@ PATH_NETWORK = {
     'strict_load': Key(
         (bool,),
         default=True,
-        meaning='whether it must fit exactly; if not, what fits by name and shape is loaded, and the log says how much',
+        meaning='whether it must fit exactly; if not, what fits by name and shape is loaded, and the log says so',
     ),
 }
 TRAIN = {

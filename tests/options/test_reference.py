@@ -22,7 +22,7 @@ from facd_basicsr.options.check import check
 from facd_basicsr.options.dry_run import dry_run
 from facd_basicsr.options.inherit import merged
 from facd_basicsr.options.reference import table, tables, value_words, with_tables
-from facd_basicsr.options.signatures import Key, signature_keys
+from facd_basicsr.options.signatures import Key
 
 PAGE = REPOSITORY / 'docs' / 'options.md'
 TEXT = PAGE.read_text(encoding='utf-8')
@@ -201,30 +201,3 @@ def test_a_default_would_be_accepted_if_it_were_written(name):
         {key: own.default for key, own in TABLES[name].items() if own.default is not ...},
         {key: own for key, own in TABLES[name].items() if own.default is not ...},
     )
-
-
-def test_a_class_has_its_defaults_from_its_signature_and_its_meanings_from_its_docstring():
-    class Thing:
-        """A thing.
-
-        Args:
-            a: the first, which
-                goes on.
-            b, c (int): two of them. Default: 2.
-            lambda_: a word of Python's.
-
-        Raises:
-            UserError: never.
-        """
-
-        def __init__(self, a, b=2, c: int = 3, lambda_: float = 1.0):
-            pass
-
-    found = signature_keys(Thing, known={'c': Key((int,), least=1, meaning='the third')})
-    assert {key: (own.default, own.meaning) for key, own in found.items()} == {
-        'a': (..., 'the first, which goes on'),
-        'b': (2, 'two of them'),
-        'c': (3, 'the third'),
-        'lambda': (1.0, "a word of Python's"),
-    }
-    assert found['c'].least == 1
