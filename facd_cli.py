@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     'check': 'Try everything a training run needs, before it is started.',
     'benchmark': "The paper's table: PSNR and SSIM of several checkpoints side by side.",
     'compare': 'Methods times seeds, trained alike, and one report of them all.',
+    'report': 'A training as one HTML page: curves, table, crops with a slider, options, environment.',
     'figure': "The paper's figures: crops side by side, and where the teacher loses to the student.",
 }
 

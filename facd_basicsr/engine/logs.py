@@ -116,3 +116,13 @@ def versions() -> str:
         f'Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, '
         f'basicsr {basicsr.version.__version__}'
     )
+
+
+def machine() -> str:
+    """The GPU, or the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.is_file() else []
+    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return models[0] if models else platform.processor() or platform.machine()
