@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from facd_basicsr.deploy.graphs import channels, onnx_bytes, program_bytes, read_program
+from facd_basicsr.deploy.description import Description
+from facd_basicsr.deploy.graphs import OPSET, channels, halved, onnx_bytes, program_bytes, read_program
 from facd_basicsr.deploy.student import METADATA, Student, read_student
 from facd_basicsr.engine.whole_files import written_together
 from facd_basicsr.errors import UserError
@@ -20,7 +21,8 @@ from facd_basicsr.evaluation.tiling import reach_of
 STEP = 1 / 255  # of 8 bits, in [0, 1]
 ROUNDING = 0.01 * STEP  # thirty times as much as float32 graphs were measured to differ by
 TILE = 64  # in which the reach is put to the test
-COMPARED = ((2, 24, 40), (1, 33, 17))  # images, height, width; none that a graph is traced at
+# Images, height, width to compare at, none that a graph is traced at; the second for those whose sizes must be even
+COMPARED = (((2, 24, 40), (1, 33, 17)), ((2, 64, 80), (1, 48, 32)))
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,14 @@ class Format:
     Attributes:
         suffix: of its name, after the stem.
         content: of the file.
-        load: a written file; raises :class:`UserError` where it is not of the student.
-        holds: what it is and how it was loaded, in a few words.
-        tolerance: how far its output may be from the student's, of a range of 1; without one it has to be finite.
+        load: what runs a written file, by name; raises :class:`UserError` where it is not of the student.
+        holds: what it is, and what of it was compared beside its output.
+        tolerance: how far its output may be from the student's, of a range of 1; of float16 only that it is finite.
     """
 
     suffix: str
     content: Callable[[Student], bytes]
-    load: Callable[[Path, Student], nn.Module]
+    load: Callable[[Path, Student], dict[str, nn.Module]]
     holds: str
     tolerance: float = ROUNDING
 
@@ -49,14 +51,14 @@ class Written:
     Attributes:
         path: its name.
         size: bytes.
-        holds: what it is and how it was loaded, in a few words.
-        difference: the largest between an output of it and of the student, of a range of 1.
+        holds: what it is, and what of it was compared beside its output.
+        differences: {what ran it: the largest between its output and the student's, of a range of 1}.
     """
 
     path: Path
     size: int
     holds: str
-    difference: float
+    differences: dict[str, float]
 
 
 def measured(student: Student, psnr: dict[str, float]) -> Student:
@@ -105,35 +107,47 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> list[Writ
 
 def _write(student: Student, format: Format, path: Path, partial: Path) -> Written:
     partial.write_bytes(format.content(student))
-    difference = _difference(format.load(partial, student), student, path)
-    if not math.isfinite(difference) or difference > format.tolerance:
+    differences = {name: _difference(net, student, path) for name, net in format.load(partial, student).items()}
+    if max(differences.values()) > format.tolerance:
         raise UserError(
-            f'-o: {path} would differ from the student by {difference / STEP:.2g} of an 8-bit step; accepted: '
-            f'{"finite output" if math.isinf(format.tolerance) else f"up to {format.tolerance / STEP:.2g}"}. {LEFT_OUT}'
+            f'-o: {path} would differ from the student by {max(differences.values()) / STEP:.2g} of an 8-bit step; '
+            f'accepted: up to {format.tolerance / STEP:.2g}; {LEFT_OUT}'
         )
-    return Written(path, partial.stat().st_size, format.holds, difference)
+    return Written(path, partial.stat().st_size, format.holds, differences)
 
 
 def _difference(net: nn.Module, student: Student, path: Path) -> float:
     """The largest of both networks' outputs for random images, of a range of 1."""
-    generator, differences = torch.Generator().manual_seed(0), []
-    for images, height, width in COMPARED:
-        lq = torch.rand(images, channels(student.description), height, width, generator=generator)
-        expected = student.net(lq.clone())
+    differences = []
+    for lq, expected in _examples(student):
+        size = f'{lq.shape[2]} x {lq.shape[3]}'
         try:
-            sr = net(lq.clone())
+            sr = net(lq)
         except Exception as error:  # what onnxruntime and exported programs raise has no class in common
             reason = ' '.join(str(error).split())
+            raise UserError(f'-o: {path} would not run on images of {size} ({reason}); {LEFT_OUT}') from error
+        if sr.shape != expected.shape or not sr.isfinite().all():
+            made = 'numbers that are not finite' if sr.shape == expected.shape else tuple(sr.shape)
             raise UserError(
-                f'-o: {path} would not run on an image of {height} x {width} ({reason}). {LEFT_OUT}'
-            ) from error
-        if sr.shape != expected.shape:
-            raise UserError(
-                f'-o: {path} would make {tuple(sr.shape)} of an image of {height} x {width}; accepted: '
-                f'{tuple(expected.shape)}. {LEFT_OUT}'
+                f'-o: {path} would make {made} of images of {size}; accepted: {tuple(expected.shape)}; {LEFT_OUT}'
             )
-        differences.append((sr - expected).abs().max())
-    return float(torch.stack(differences).max())  # of which max(), unlike Python's, keeps what is no number
+        differences.append(float((sr - expected).abs().max()))
+    return max(differences)
+
+
+def _examples(student: Student) -> list[tuple[Tensor, Tensor]]:
+    """Random images (N, C, h, w) of the first sizes that the student takes, and its output for each."""
+    for sizes in COMPARED:
+        generator = torch.Generator().manual_seed(0)
+        images = [torch.rand(n, channels(student.description), h, w, generator=generator) for n, h, w in sizes]
+        try:
+            return [(lq, student.net(lq.clone())) for lq in images]
+        except (RuntimeError, AssertionError) as error:  # AssertionError: RRDBNet's
+            refusal = error
+    raise UserError(
+        f'{student.description.architecture} does not run on images of {sizes[0][1]} x {sizes[0][2]} '
+        f'({" ".join(str(refusal).split())}); accepted: a network that does'
+    ) from refusal
 
 
 def _state_dict(student: Student) -> dict[str, Tensor]:
@@ -165,37 +179,49 @@ def _program(student: Student) -> bytes:
     return program_bytes(student.net, student.description)
 
 
-def _load_described(path: Path, student: Student) -> nn.Module:
-    read = read_student(path, where='-o')
-    if read.description != student.description:
-        raise UserError(f'-o: {path} describes {read.description}; accepted: {student.description}')
-    return read.net
-
-
-def _load_weights(path: Path, student: Student) -> nn.Module:
-    net = _load_described(path, student)
+def _load_weights(path: Path, student: Student) -> dict[str, nn.Module]:
+    read = _read_described(path, student)
     own = student.net.state_dict()
-    changed = [key for key, value in net.state_dict().items() if not torch.equal(value, own[key])]
+    changed = [key for key, value in read.net.state_dict().items() if not torch.equal(value, own[key])]
     if changed:
         raise UserError(f'-o: {path} did not read back as it was written: {changed[0]}; accepted: a sound disk')
-    return net
+    return {'torch': read.net}
 
 
-def _load_program(path: Path, student: Student) -> nn.Module:
+def _load_onnx(path: Path, student: Student) -> dict[str, nn.Module]:
+    return {'onnxruntime': _read_described(path, student).net}
+
+
+def _load_onnx_fp16(path: Path, student: Student) -> dict[str, nn.Module]:
+    # onnxruntime has few float16 operators for CPUs; the others it calculates in float32, where nothing overflows
+    return {**_load_onnx(path, student), 'torch in float16': halved(student.net)}
+
+
+def _load_program(path: Path, student: Student) -> dict[str, nn.Module]:
     net, description = read_program(path)
-    if description != student.description:
-        raise UserError(f'-o: {path} describes {description}; accepted: {student.description}')
-    return net
+    _check_description(description, student, path)
+    return {'torch.export.load': net}
 
 
-LEFT_OUT = '--no-onnx leaves ONNX out'
+def _read_described(path: Path, student: Student) -> Student:
+    read = read_student(path, where='-o')
+    _check_description(read.description, student, path)
+    return read
+
+
+def _check_description(found: Description | None, student: Student, path: Path) -> None:
+    if found != student.description:
+        raise UserError(f'-o: {path} describes {found}; accepted: {student.description}')
+
+
+LEFT_OUT = '--no-onnx leaves out ONNX, and without --torch-export .pt2 is'
 BASIC = (
-    Format('.pth', _pth, _load_weights, "BasicSR's checkpoint, loaded strictly: weights equal"),
-    Format('.safetensors', _safetensors, _load_weights, 'with metadata, loaded strictly: weights equal'),
+    Format('.pth', _pth, _load_weights, "BasicSR's checkpoint, loaded strictly, weights equal"),
+    Format('.safetensors', _safetensors, _load_weights, 'loaded strictly, weights equal'),
 )
 ONNX = (
-    Format('.onnx', _onnx, _load_described, 'ONNX, run by onnxruntime'),
-    Format('_fp16.onnx', _onnx_fp16, _load_described, 'ONNX, float16 inside, run by onnxruntime', math.inf),
+    Format('.onnx', _onnx, _load_onnx, f'ONNX, opset {OPSET}'),
+    Format('_fp16.onnx', _onnx_fp16, _load_onnx_fp16, f'ONNX, opset {OPSET}, float16 between float32 images', math.inf),
 )
-TORCH_EXPORT = (Format('.pt2', _program, _load_program, 'torch.export, loaded by torch.export.load'),)
+TORCH_EXPORT = (Format('.pt2', _program, _load_program, "torch.export's program"),)
 FORMATS = (*BASIC, *ONNX, *TORCH_EXPORT)

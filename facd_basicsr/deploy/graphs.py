@@ -23,11 +23,9 @@ TRACED = (2, 32, 48)  # images, height, width of the example; 1 would be taken f
 
 
 class _Halved(nn.Module):
-    """A float16 network from and to float32 images (N, C, h, w), so that nobody who runs it has to know."""
-
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = net.half()
+        self.net = net
 
     def forward(self, lq: Tensor) -> Tensor:
         return self.net(lq.half()).float()
@@ -53,14 +51,14 @@ def onnx_bytes(net: nn.Module, description: Description, half: bool) -> bytes:
     """
     import onnx
 
-    graph = _traceable(net)
+    graph = halved(net) if half else _traceable(net)
     axes = {INPUT: {0: 'batch', 2: 'height', 3: 'width'}}
     axes[OUTPUT] = {0: 'batch', **{axis: f'{axes[INPUT][axis]}_x{description.scale}' for axis in (2, 3)}}
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad(), _naming_errors(description, 'ONNX', '--no-onnx'):
         warnings.simplefilter('ignore')  # that the exporter is the old one, and what else it has to say of its trace
         torch.onnx.export(
-            _Halved(graph) if half else graph,
+            graph,
             (_example(description),),
             buffer,
             input_names=[INPUT],
@@ -102,6 +100,11 @@ def program_bytes(net: nn.Module, description: Description) -> bytes:
         program = torch.export.export(_traceable(net), example, dynamic_shapes=(dynamic,), strict=False)
         torch.export.save(program, buffer, extra_files={METADATA: json.dumps(description.as_metadata())})
     return buffer.getvalue()
+
+
+def halved(net: nn.Module) -> nn.Module:
+    """A copy in float16, from and to float32 images (N, C, h, w), so that nobody who runs it has to know."""
+    return _Halved(_traceable(net).half())
 
 
 def read_program(path: Path) -> tuple[nn.Module, Description | None]:

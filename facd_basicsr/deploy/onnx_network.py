@@ -11,6 +11,10 @@ from facd_basicsr.errors import UserError
 INSTALL = "`pip install 'facd_basicsr[onnx]'`"
 
 
+# not all that onnxruntime has: TensorRT builds an engine, for minutes, for each size of image
+PROVIDERS = ('CUDAExecutionProvider', 'CPUExecutionProvider')
+
+
 class OnnxNetwork(nn.Module):
     """Runs an ONNX file on the CPU, or on a GPU where onnxruntime has CUDA.
 
@@ -33,8 +37,9 @@ class OnnxNetwork(nn.Module):
             raise UserError(f'{where}: {path} needs onnxruntime, which is not installed; accepted: {INSTALL}')
         import onnxruntime
 
+        providers = [name for name in PROVIDERS if name in onnxruntime.get_available_providers()]
         try:
-            self._session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+            self._session = onnxruntime.InferenceSession(str(path), providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no public class
             reason = ' '.join(str(error).split())
             raise UserError(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from facd_basicsr.deploy.export import BASIC, ONNX, STEP, TORCH_EXPORT, Format, Written, export, measured, paths_of
+from facd_basicsr.deploy.export import BASIC, ONNX, STEP, TORCH_EXPORT, Written, export, measured, paths_of
 from facd_basicsr.deploy.graphs import require_onnx
 from facd_basicsr.deploy.student import Student, read_student
 from facd_basicsr.deploy.validated import psnr_of
@@ -64,5 +64,8 @@ def _title(student: Student) -> str:
 
 
 def _line(file: Written) -> str:
-    difference = f'{file.difference / STEP:.2g} of an 8-bit step ({file.difference:.1e})' if file.difference else 'none'
-    return f'{file.path}: {file.size / 1e6:.2f} MB; {file.holds}; largest difference: {difference}'
+    differences = ', '.join(
+        f'{difference / STEP:.2g} of an 8-bit step ({name})' if difference else f'none ({name})'
+        for name, difference in file.differences.items()
+    )
+    return f'{file.path}: {file.size / 1e6:.2f} MB; {file.holds}; largest difference: {differences}'
