@@ -35,7 +35,7 @@ setup(
     ],
     extras_require={
         'spandrel': ['spandrel'],  # teachers of other architectures
-        'onnx': ['onnx', 'onnxruntime', 'onnxscript'],  # facd export --onnx; torch's exporter needs the last
-        'dev': ['hypothesis', 'onnx', 'onnxruntime', 'onnxscript', 'pytest', 'pytest-xdist', 'ruff', 'spandrel'],
+        'onnx': ['onnx', 'onnxruntime'],  # facd export, and facd upscale with what it wrote
+        'dev': ['hypothesis', 'onnx', 'onnxruntime', 'pytest', 'pytest-xdist', 'ruff', 'spandrel'],
     },
 )

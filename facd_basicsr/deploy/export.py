@@ -24,6 +24,8 @@ TILE = 64  # in which the reach is put to the test
 # Images, height, width to compare at, none that a graph is traced at; the second for those whose sizes must be even
 COMPARED = (((2, 24, 40), (1, 33, 17)), ((2, 64, 80), (1, 48, 32)))
 
+Example = tuple[Tensor, Tensor]  # images (N, C, h, w) in [0, 1] and the student's output for them
+
 
 @dataclass(frozen=True)
 class Format:
@@ -34,6 +36,7 @@ class Format:
         content: of the file.
         load: what runs a written file, by name; raises :class:`UserError` where it is not of the student.
         holds: what it is, and what of it was compared beside its output.
+        instead: what a user can do where the network does not fit it.
         tolerance: how far its output may be from the student's, of a range of 1; of float16 only that it is finite.
     """
 
@@ -41,6 +44,7 @@ class Format:
     content: Callable[[Student], bytes]
     load: Callable[[Path, Student], dict[str, nn.Module]]
     holds: str
+    instead: str
     tolerance: float = ROUNDING
 
 
@@ -81,6 +85,8 @@ def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
         raise UserError(f'-o: no such folder: {stem.parent}')
     if stem.suffix in {format.suffix for format in FORMATS}:
         raise UserError(f'-o: {stem}; accepted: a name without suffix, as {stem.with_suffix("")}, for several files')
+    if stem.is_dir():
+        raise UserError(f'-o: {stem} is a folder; accepted: the name of files in it, as {stem / "student"}')
     paths = [stem.with_name(stem.name + format.suffix) for format in formats]
     there = [str(path) for path in paths if path.exists()]
     if there:
@@ -100,43 +106,57 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> list[Writ
         UserError: as of :func:`paths_of`; a format has no words for the network; or a file does not hold the student.
         OSError: the disk is full.
     """
-    paths = paths_of(stem, formats)
+    paths, examples = paths_of(stem, formats), _examples(student)
     with written_together(paths) as partials:
-        return [_write(student, format, path, partial) for format, path, partial in zip(formats, paths, partials)]
+        return [
+            _write(student, format, path, partial, examples) for format, path, partial in zip(formats, paths, partials)
+        ]
 
 
-def _write(student: Student, format: Format, path: Path, partial: Path) -> Written:
+def _write(student: Student, format: Format, path: Path, partial: Path, examples: Sequence[Example]) -> Written:
     partial.write_bytes(format.content(student))
-    differences = {name: _difference(net, student, path) for name, net in format.load(partial, student).items()}
-    if max(differences.values()) > format.tolerance:
-        raise UserError(
-            f'-o: {path} would differ from the student by {max(differences.values()) / STEP:.2g} of an 8-bit step; '
-            f'accepted: up to {format.tolerance / STEP:.2g}; {LEFT_OUT}'
-        )
+    differences = {}
+    for name, net in format.load(partial, student).items():
+        try:
+            differences[name] = _difference(net, examples, format.tolerance)
+        except ValueError as error:
+            raise UserError(f'-o: {path} would {error} ({name}); accepted: {format.instead}') from error
     return Written(path, partial.stat().st_size, format.holds, differences)
 
 
-def _difference(net: nn.Module, student: Student, path: Path) -> float:
-    """The largest of both networks' outputs for random images, of a range of 1."""
-    differences = []
-    for lq, expected in _examples(student):
-        size = f'{lq.shape[2]} x {lq.shape[3]}'
+def _difference(net: nn.Module, examples: Sequence[Example], tolerance: float) -> float:
+    """The largest between its output and the student's, of a range of 1.
+
+    Raises:
+        ValueError: it is too large, or there is none; worded as the end of "it would".
+    """
+    largest = 0.0
+    for lq, expected in examples:
+        size = f'images of {lq.shape[2]} x {lq.shape[3]}'
         try:
             sr = net(lq)
         except Exception as error:  # what onnxruntime and exported programs raise has no class in common
-            reason = ' '.join(str(error).split())
-            raise UserError(f'-o: {path} would not run on images of {size} ({reason}); {LEFT_OUT}') from error
-        if sr.shape != expected.shape or not sr.isfinite().all():
-            made = 'numbers that are not finite' if sr.shape == expected.shape else tuple(sr.shape)
-            raise UserError(
-                f'-o: {path} would make {made} of images of {size}; accepted: {tuple(expected.shape)}; {LEFT_OUT}'
+            raise ValueError(f'not run on {size}: {" ".join(str(error).split())}') from error
+        if sr.shape != expected.shape:
+            raise ValueError(f'make {tuple(sr.shape)} instead of {tuple(expected.shape)} of {size}')
+        if not sr.isfinite().all():
+            raise ValueError(f'make numbers that are not finite of {size}')
+        difference = float((sr - expected).abs().max())
+        if difference > tolerance:
+            raise ValueError(
+                f'differ by {difference / STEP:.2g} of an 8-bit step, more than rounding ({tolerance / STEP:.2g}), on '
+                f'{size}: a graph does not decide by the size, as the network may'
             )
-        differences.append(float((sr - expected).abs().max()))
-    return max(differences)
+        largest = max(largest, difference)
+    return largest
 
 
-def _examples(student: Student) -> list[tuple[Tensor, Tensor]]:
-    """Random images (N, C, h, w) of the first sizes that the student takes, and its output for each."""
+def _examples(student: Student) -> list[Example]:
+    """Random images of the first sizes that the student takes.
+
+    Raises:
+        UserError: it takes none.
+    """
     for sizes in COMPARED:
         generator = torch.Generator().manual_seed(0)
         images = [torch.rand(n, channels(student.description), h, w, generator=generator) for n, h, w in sizes]
@@ -145,7 +165,7 @@ def _examples(student: Student) -> list[tuple[Tensor, Tensor]]:
         except (RuntimeError, AssertionError) as error:  # AssertionError: RRDBNet's
             refusal = error
     raise UserError(
-        f'{student.description.architecture} does not run on images of {sizes[0][1]} x {sizes[0][2]} '
+        f'network_g: {student.description.architecture} does not run on images of {sizes[0][1]} x {sizes[0][2]} '
         f'({" ".join(str(refusal).split())}); accepted: a network that does'
     ) from refusal
 
@@ -214,14 +234,19 @@ def _check_description(found: Description | None, student: Student, path: Path) 
         raise UserError(f'-o: {path} describes {found}; accepted: {student.description}')
 
 
-LEFT_OUT = '--no-onnx leaves out ONNX, and without --torch-export .pt2 is'
+STEADY = 'one with the same output for the same image'  # any other reason is found before outputs are compared
 BASIC = (
-    Format('.pth', _pth, _load_weights, "BasicSR's checkpoint, loaded strictly, weights equal"),
-    Format('.safetensors', _safetensors, _load_weights, 'loaded strictly, weights equal'),
+    Format('.pth', _pth, _load_weights, "BasicSR's checkpoint, loaded strictly, weights equal", STEADY),
+    Format('.safetensors', _safetensors, _load_weights, 'loaded strictly, weights equal', STEADY),
 )
-ONNX = (
-    Format('.onnx', _onnx, _load_onnx, f'ONNX, opset {OPSET}'),
-    Format('_fp16.onnx', _onnx_fp16, _load_onnx_fp16, f'ONNX, opset {OPSET}, float16 between float32 images', math.inf),
+ONNX = Format('.onnx', _onnx, _load_onnx, f'ONNX, opset {OPSET}', '--no-onnx')
+ONNX_FP16 = Format(
+    '_fp16.onnx',
+    _onnx_fp16,
+    _load_onnx_fp16,
+    f'ONNX, opset {OPSET}, float16 between float32 images',
+    '--no-fp16',
+    math.inf,
 )
-TORCH_EXPORT = (Format('.pt2', _program, _load_program, "torch.export's program"),)
-FORMATS = (*BASIC, *ONNX, *TORCH_EXPORT)
+TORCH_EXPORT = Format('.pt2', _program, _load_program, "torch.export's program", 'no --torch-export')
+FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)

@@ -55,7 +55,11 @@ def onnx_bytes(net: nn.Module, description: Description, half: bool) -> bytes:
     axes = {INPUT: {0: 'batch', 2: 'height', 3: 'width'}}
     axes[OUTPUT] = {0: 'batch', **{axis: f'{axes[INPUT][axis]}_x{description.scale}' for axis in (2, 3)}}
     buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad(), _naming_errors(description, 'ONNX', '--no-onnx'):
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        _naming_errors(description, 'ONNX', '--no-fp16' if half else '--no-onnx'),
+    ):
         warnings.simplefilter('ignore')  # that the exporter is the old one, and what else it has to say of its trace
         torch.onnx.export(
             graph,
@@ -95,7 +99,7 @@ def program_bytes(net: nn.Module, description: Description) -> bytes:
     """
     dynamic = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
     buffer = io.BytesIO()
-    with torch.no_grad(), _naming_errors(description, 'by torch.export', 'without --torch-export'):
+    with torch.no_grad(), _naming_errors(description, "torch.export's program", 'no --torch-export'):
         example = (_example(description),)
         program = torch.export.export(_traceable(net), example, dynamic_shapes=(dynamic,), strict=False)
         torch.export.save(program, buffer, extra_files={METADATA: json.dumps(description.as_metadata())})
@@ -137,11 +141,11 @@ def _traceable(net: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _naming_errors(description: Description, how: str, accepted: str) -> Iterator[None]:
+def _naming_errors(description: Description, what: str, accepted: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the exporters, and the networks that they run, raise errors of any class
         reason = ' '.join(str(error).split())[:200]
         raise UserError(
-            f'{description.architecture}: can not be exported {how} ({reason}); accepted for it: {accepted}'
+            f'network_g: {description.architecture} can not be written as {what} ({reason}); accepted: {accepted}'
         ) from error

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from facd_basicsr.deploy.export import BASIC, ONNX, STEP, TORCH_EXPORT, Written, export, measured, paths_of
+from facd_basicsr.deploy.export import BASIC, ONNX, ONNX_FP16, STEP, TORCH_EXPORT, Written, export, measured, paths_of
 from facd_basicsr.deploy.graphs import require_onnx
 from facd_basicsr.deploy.student import Student, read_student
 from facd_basicsr.deploy.validated import psnr_of
@@ -25,9 +25,15 @@ CHECKPOINTS = ('.pth', '.pt', '.safetensors')
     required=True,
     help='student: student.pth and so on.',
 )
-@click.option('--onnx/--no-onnx', default=True, show_default=True, help='STEM.onnx and STEM_fp16.onnx.')
+@click.option(
+    '--onnx/--no-onnx',
+    default=True,
+    show_default=True,
+    help='STEM.onnx and STEM_fp16.onnx; they need onnx and onnxruntime.',
+)
+@click.option('--fp16/--no-fp16', default=True, show_default=True, help='STEM_fp16.onnx.')
 @click.option('--torch-export', is_flag=True, help='STEM.pt2 too.')
-def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, torch_export: bool) -> None:
+def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, fp16: bool, torch_export: bool) -> None:
     """Write a trained student as files that other programs read: .pth, .safetensors, .onnx and _fp16.onnx.
 
     Each is loaded back and compared with the student before any of them gets its name. FILE may be left out for a
@@ -37,7 +43,8 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, t
     Example:
       facd export experiments/FACD_EDSR_x4/models/net_g_latest.pth --opt options/train/FACD_EDSR_x4.yml -o student
     """
-    formats = [*BASIC, *(ONNX if onnx else ()), *(TORCH_EXPORT if torch_export else ())]
+    chosen = {ONNX: onnx, ONNX_FP16: onnx and fp16, TORCH_EXPORT: torch_export}
+    formats = [*BASIC, *(format for format, is_chosen in chosen.items() if is_chosen)]
     if onnx:
         require_onnx('--onnx')
     if checkpoint.suffix == '.onnx':
