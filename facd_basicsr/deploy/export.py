@@ -34,7 +34,8 @@ class Format:
     Attributes:
         suffix: of its name, after the stem.
         content: of the file.
-        load: what runs a written file, by name; raises :class:`UserError` where it is not of the student.
+        load: what runs a written file, by name; raises ValueError, worded as the end of "it would", where its content
+            is not the student's.
         holds: what it is, and what of it was compared beside its output.
         instead: what a user can do where the network does not fit it.
         tolerance: how far its output may be from the student's, of a range of 1; of float16 only that it is finite.
@@ -115,12 +116,13 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> list[Writ
 
 def _write(student: Student, format: Format, path: Path, partial: Path, examples: Sequence[Example]) -> Written:
     partial.write_bytes(format.content(student))
-    differences = {}
-    for name, net in format.load(partial, student).items():
-        try:
-            differences[name] = _difference(net, examples, format.tolerance)
-        except ValueError as error:
-            raise UserError(f'-o: {path} would {error} ({name}); accepted: {format.instead}') from error
+    try:
+        nets = format.load(partial, student)
+        differences = {name: _difference(net, examples, format.tolerance) for name, net in nets.items()}
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f'-o: {path} would {error}; accepted: {format.instead}') from error
     return Written(path, partial.stat().st_size, format.holds, differences)
 
 
@@ -200,16 +202,16 @@ def _program(student: Student) -> bytes:
 
 
 def _load_weights(path: Path, student: Student) -> dict[str, nn.Module]:
-    read = _read_described(path, student)
+    read = _read(path, student)
     own = student.net.state_dict()
     changed = [key for key, value in read.net.state_dict().items() if not torch.equal(value, own[key])]
     if changed:
-        raise UserError(f'-o: {path} did not read back as it was written: {changed[0]}; accepted: a sound disk')
+        raise ValueError(f'not read back as it was written ({changed[0]})')
     return {'torch': read.net}
 
 
 def _load_onnx(path: Path, student: Student) -> dict[str, nn.Module]:
-    return {'onnxruntime': _read_described(path, student).net}
+    return {'onnxruntime': _read(path, student).net}
 
 
 def _load_onnx_fp16(path: Path, student: Student) -> dict[str, nn.Module]:
@@ -219,19 +221,19 @@ def _load_onnx_fp16(path: Path, student: Student) -> dict[str, nn.Module]:
 
 def _load_program(path: Path, student: Student) -> dict[str, nn.Module]:
     net, description = read_program(path)
-    _check_description(description, student, path)
+    _check_description(description, student)
     return {'torch.export.load': net}
 
 
-def _read_described(path: Path, student: Student) -> Student:
+def _read(path: Path, student: Student) -> Student:
     read = read_student(path, where='-o')
-    _check_description(read.description, student, path)
+    _check_description(read.description, student)
     return read
 
 
-def _check_description(found: Description | None, student: Student, path: Path) -> None:
+def _check_description(found: Description | None, student: Student) -> None:
     if found != student.description:
-        raise UserError(f'-o: {path} describes {found}; accepted: {student.description}')
+        raise ValueError(f'say {found} of itself instead of {student.description}')
 
 
 STEADY = 'one with the same output for the same image'  # any other reason is found before outputs are compared

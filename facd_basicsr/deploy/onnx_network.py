@@ -46,7 +46,11 @@ class OnnxNetwork(nn.Module):
                 f"{where}: {path} can't be read as ONNX ({reason}); accepted: a file by facd export"
             ) from error
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        (self._input,), (self._output,) = self._session.get_inputs(), self._session.get_outputs()
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            found = ' and outputs '.join(', '.join(value.name for value in values) for values in (inputs, outputs))
+            raise UserError(f'{where}: {path} has inputs {found}; accepted: one of each')
+        (self._input,), (self._output,) = inputs, outputs
         self._dtype = torch.float16 if self._input.type == 'tensor(float16)' else torch.float32
 
     def forward(self, lq: Tensor) -> Tensor:
