@@ -62,11 +62,11 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
 def _title(student: Student) -> str:
     description = student.description
     parameters = sum(parameter.numel() for parameter in student.net.parameters())
-    reach = 'the whole image' if description.reach is None else f'{description.reach} pixels far'
+    reach = 'at the whole image' if description.reach is None else f'{description.reach} pixels far'
     psnr = ', '.join(f'{name} {value:.2f} dB' for name, value in description.psnr.items()) or 'not known'
     return (
-        f'{description.architecture} x{description.scale}, {parameters:,} parameters; looks at {reach}; PSNR-Y in its '
-        f"training's validation: {psnr}"
+        f'{description.architecture} x{description.scale}: {parameters:,} parameters; looks {reach}; PSNR-Y in '
+        f'validation: {psnr}'
     )
 
 

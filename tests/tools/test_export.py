@@ -32,9 +32,7 @@ def test_the_command_says_of_each_file_what_it_was_compared_with(checkpoint, tmp
     assert (done.returncode, done.stderr) == (0, '')
     title, *lines, use = done.stdout.splitlines()
     parameters = 112 + 3 * 2 * 148 + 148 + 592 + 111
-    assert title == (
-        f"EDSR x2, {parameters:,} parameters; looks at 10 pixels far; PSNR-Y in its training's validation: Set5 30.25 dB"
-    )
+    assert title == f'EDSR x2: {parameters:,} parameters; looks 10 pixels far; PSNR-Y in validation: Set5 30.25 dB'
     assert [line.partition(': ')[0] for line in lines] == [
         f'student{suffix}' for suffix in ('.pth', '.safetensors', '.onnx', '_fp16.onnx', '.pt2')
     ]
