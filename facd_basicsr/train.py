@@ -26,6 +26,7 @@ import torch
 from basicsr.utils import get_time_str, make_exp_dirs, mkdir_and_rename, set_random_seed
 from basicsr.utils.options import dict2str
 
+from facd_basicsr.data.described_dataset import dataset_of
 from facd_basicsr.data.loaders import Loaders, build_loaders, naming_killed_workers
 from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.distill.gate import check_teacher
@@ -48,7 +49,7 @@ def train(
     args: argparse.Namespace,
     root: Path | None = None,
     console: bool = True,
-    on_iteration: Callable[[int], None] = lambda iteration: None,
+    on_iteration: Callable[[int], object] = lambda iteration: None,
 ) -> None:
     """Trains from start, or from a state, to ``train.total_iter``.
 
@@ -109,7 +110,7 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
         loaders = build_loaders(opt)
     loaders.train.worker_init_fn = leave_to_the_main_process
     log.info(
-        f'{len(loaders.train.dataset)} training images, {loaders.sampler.batches} iterations an epoch, '
+        f'{len(dataset_of(loaders.train))} training images, {loaders.sampler.batches} iterations an epoch, '
         f'{opt["train"]["total_iter"]} iterations; {ranks.size} processes with batches of {loaders.train.batch_size}.'
     )
     model = build_model(opt)
@@ -129,7 +130,7 @@ def _train(
     training: Training,
     option_file: str,
     log: DeferredLog,
-    on_iteration: Callable[[int], None],
+    on_iteration: Callable[[int], object],
 ) -> None:
     position = _position(opt, training, log)
     if opt['rank'] == 0:

@@ -154,8 +154,8 @@ def _attempt(url: str, part: Path, where: str) -> bool:
         headers |= {'Range': f'bytes={start}-', 'If-Range': validator}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if start and response.status_code == 416:  # nothing lies behind what is here, or the file has changed
-            total = re.fullmatch(r'bytes \*/(\d+)', response.headers.get('Content-Range', ''))
-            if total and int(total[1]) == start:
+            whole = re.fullmatch(r'bytes \*/(\d+)', response.headers.get('Content-Range', ''))
+            if whole and int(whole[1]) == start:
                 return True
             _forget(part)
             return False
@@ -174,10 +174,8 @@ def _attempt(url: str, part: Path, where: str) -> bool:
             start = 0
             _forget(part)
             _write_validator(part, response)
-        if resumed:
-            total = int(resumed[2])
-        else:
-            total = int(response.headers['Content-Length']) if 'Content-Length' in response.headers else None
+        length = resumed[2] if resumed else response.headers.get('Content-Length')
+        total = None if length is None else int(length)
         with (
             part.open('ab') as file,
             tqdm(total=total, initial=start, desc=part.name[1:-5], unit='B', unit_scale=True, file=sys.stderr) as bar,

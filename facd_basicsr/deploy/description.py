@@ -17,6 +17,14 @@ from facd_basicsr.options.signatures import default_arguments
 STOCK = {EDSRStudent: EDSR, RCANStudent: RCAN}
 PLAIN = (bool, int, float, str, list, type(None))  # what JSON gives back as it was
 
+TEXTS = ('architecture', 'name', 'option_file', 'option_sha256')
+VALUES: dict[str, tuple[type, ...]] = {
+    'arguments': (dict,),
+    'scale': (int,),
+    'reach': (int, type(None)),
+    'psnr': (dict,),
+}
+
 
 @dataclass(frozen=True)
 class Description:
@@ -61,15 +69,12 @@ class Description:
         """
         if not metadata.keys() >= {'architecture', 'arguments', 'scale'}:
             return None
-        texts = {
-            key: metadata[key] for key in ('architecture', 'name', 'option_file', 'option_sha256') if key in metadata
-        }
-        values = {key: json.loads(metadata[key]) for key in ('arguments', 'scale', 'reach', 'psnr') if key in metadata}
-        accepted = {'arguments': dict, 'scale': int, 'reach': (int, type(None)), 'psnr': dict}
+        texts = {key: metadata[key] for key in TEXTS if key in metadata}
+        values = {key: json.loads(metadata[key]) for key in VALUES if key in metadata}
         for key, value in values.items():
-            if not isinstance(value, accepted[key]):
+            if not isinstance(value, VALUES[key]):
                 raise ValueError(f'{key}: {metadata[key]}')
-        return cls(**texts, **values)
+        return cls(**texts | values)
 
 
 def describe(network_opt: Mapping[str, Any], scale: int) -> Description:

@@ -15,7 +15,7 @@ import torch
 PARTIAL = '.partial_'  # before the name of a file that is being written
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Writes a file under a temporary name, flushes it to the disk and then gives it its name.
 
     Whenever the process is killed or the machine loses power, ``path`` is what it was before or all of ``content``.
@@ -32,7 +32,8 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        number = error.errno or errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
     _flush_folder(path.parent)
 
 

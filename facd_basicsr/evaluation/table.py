@@ -39,15 +39,22 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Seq
 
 
 def markdown_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), bold: Collection[Cell] = ()
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    groups: Sequence[str] = (),
+    bold: Collection[Cell] = (),
+    numbers: bool = True,
 ) -> str:
-    """As :func:`text_table` for Markdown, where a column's title begins with its group's. ``bold``: (row, column)."""
+    """As :func:`text_table` for Markdown, where a column's title begins with its group's. ``bold``: (row, column).
+
+    Not ``numbers``: all columns are text, to the left.
+    """
     titles = [f'{group} {title}'.strip() for group, title in zip(groups or [''] * len(header), header)]
     cells = [
         [f'**{_md(cell)}**' if (i, j) in bold else _md(cell) for j, cell in enumerate(row)]
         for i, row in enumerate(rows)
     ]
-    rule = ['---', *['---:'] * (len(header) - 1)]
+    rule = ['---', *['---:' if numbers else '---'] * (len(header) - 1)]
     return '\n'.join(f'| {" | ".join(line)} |' for line in [list(map(_md, titles)), rule, *cells])
 
 

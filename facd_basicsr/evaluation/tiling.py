@@ -1,5 +1,7 @@
 """Large images in tiles: a network's output of each part, with as much around it as the network sees."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ LENGTHS = (64, 256, 1024)  # of the strips, each tried when the one before was t
 TOLERANCE = 1e-4  # of a range of 1: rounding is less, a step of 8 bits 40 times as much
 
 
-def tiled(net: nn.Module, lq: Tensor, scale: int, tile: int, reach: int) -> Tensor:
+def tiled(net: Callable[[Tensor], Tensor], lq: Tensor, scale: int, tile: int, reach: int) -> Tensor:
     """``net(lq)`` in tiles: (N, C, h, w) -> (N, C, h * scale, w * scale).
 
     Args:
@@ -27,7 +29,9 @@ def tiled(net: nn.Module, lq: Tensor, scale: int, tile: int, reach: int) -> Tens
     return torch.cat(rows, dim=2)
 
 
-def _part(net: nn.Module, lq: Tensor, scale: int, corner: tuple[int, int], tile: int, reach: int) -> Tensor:
+def _part(
+    net: Callable[[Tensor], Tensor], lq: Tensor, scale: int, corner: tuple[int, int], tile: int, reach: int
+) -> Tensor:
     starts = [max(0, first - reach) for first in corner]
     (top, left), (y, x) = starts, corner
     output = net(lq[:, :, top : y + tile + reach, left : x + tile + reach])
