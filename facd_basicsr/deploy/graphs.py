@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -54,27 +55,28 @@ def onnx_bytes(net: nn.Module, description: Description, half: bool) -> bytes:
     graph = halved(net) if half else _traceable(net)
     axes = {INPUT: {0: 'batch', 2: 'height', 3: 'width'}}
     axes[OUTPUT] = {0: 'batch', **{axis: f'{axes[INPUT][axis]}_x{description.scale}' for axis in (2, 3)}}
-    buffer = io.BytesIO()
     with (
+        TemporaryDirectory() as folder,
         warnings.catch_warnings(),
         torch.no_grad(),
         _naming_errors(description, 'ONNX', '--no-fp16' if half else '--no-onnx'),
     ):
+        path = str(Path(folder, 'graph.onnx'))
         warnings.simplefilter('ignore')  # that the exporter is the old one, and what else it has to say of its trace
         torch.onnx.export(
             graph,
             (_example(description),),
-            buffer,
+            path,
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_axes=axes,
             opset_version=OPSET,
-            # By TorchScript, torch's first exporter: in its successor's place in torch 2.4 is an early draft, and that
-            # writes the same operators, with the code's paths beside each, in 5 times the time and by onnxscript.
-            # What this one fixes without a word, a decision by the image's size, is found at other sizes.
+            # By TorchScript: the same in torch 2.4 to 2.14. The newer exporter is a draft in 2.4, needs onnxscript, and
+            # for EDSR and RCAN writes the same operators in 5 times the time, with a note of this code's path at each.
+            # What this one fixes without a word, a decision by the image's size, is found when files are compared.
             dynamo=False,
         )
-        model = onnx.load_model_from_string(buffer.getvalue())
+        model = onnx.load(path)
         model.doc_string = (
             f'{description.architecture} x{description.scale}. {INPUT}: RGB in [0, 1], float32, (batch, channels, '
             f'height, width). {OUTPUT}: the same, {description.scale} times as high and wide, not clamped.'
