@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from facd_basicsr.errors import UserError
 
 INSTALL = "`pip install 'facd_basicsr[onnx]'`"
-
-
 # not all that onnxruntime has: TensorRT builds an engine, for minutes, for each size of image
 PROVIDERS = ('CUDAExecutionProvider', 'CPUExecutionProvider')
 

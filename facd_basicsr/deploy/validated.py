@@ -10,8 +10,6 @@ from facd_basicsr.options.parse import read_options
 
 RECORD = re.compile(r'^\d{4}-\d\d-\d\d [\d:,]+ [A-Z]+: ', re.MULTILINE)  # the beginning of each
 VALIDATION = 'Validation '  # of a record; the set follows, then a line for each metric
-# of the records that the loop writes right before it saves net_g_latest and net_g_best
-LATEST, BEST = 'Save the latest model.', 'Saving the best models:'
 
 
 def psnr_of(checkpoint: Path) -> dict[str, float]:
@@ -29,14 +27,14 @@ def psnr_of(checkpoint: Path) -> dict[str, float]:
     if metric is None:
         return {}
     records = _records(option_files[0].parent)
-    name, now = checkpoint.stem.removeprefix('net_g_'), rf'# {re.escape(metric)}: (\S+)'
-    if name == 'latest':
-        return _figures(_neighbours(LATEST, records, step=1), now)
-    if name == 'best':
-        return _figures(_neighbours(BEST, records, step=-1), now)
+    name, figure = checkpoint.stem.removeprefix('net_g_'), rf'# {re.escape(metric)}: '
     if name.isdigit():
-        return _figures(records, rf'# {re.escape(metric)}: .*Best: (\S+) @ {name} iter')
-    return {}
+        return _figures(records, rf'{figure}.*Best: (\S+) @ {name} iter')
+    if name not in SAVED_AT:
+        return {}
+    beginning, validations = SAVED_AT[name]
+    places = [place for place, record in enumerate(records) if record.startswith(beginning)]
+    return _figures(validations(places[-1], records), rf'{figure}(\S+)') if places else {}
 
 
 def _psnr_y(option_file: Path) -> str | None:
@@ -51,18 +49,26 @@ def _records(run: Path) -> list[str]:
     return [record for log in logs for record in RECORD.split(log.read_text(encoding='utf-8', errors='replace'))[1:]]
 
 
-def _neighbours(beginning: str, records: Sequence[str], step: int) -> list[str]:
-    """The validations right after (step 1) or before (-1) the last record that begins so."""
-    places = [place for place, record in enumerate(records) if record.startswith(beginning)]
-    if not places:
-        return []
-    return list(takewhile(lambda record: record.startswith(VALIDATION), records[places[-1] + step :: step]))
+def _right_after(place: int, records: Sequence[str]) -> list[str]:
+    return list(takewhile(_is_validation, records[place + 1 :]))
+
+
+def _right_before(place: int, records: Sequence[str]) -> list[str]:
+    return list(takewhile(_is_validation, reversed(records[:place])))[::-1]
+
+
+def _is_validation(record: str) -> bool:
+    return record.startswith(VALIDATION)
 
 
 def _figures(records: Iterable[str], pattern: str) -> dict[str, float]:
     """{set: what the pattern finds in its last validation}."""
     found = {}
     for record in records:
-        if record.startswith(VALIDATION):
+        if _is_validation(record):
             found[record.splitlines()[0].removeprefix(VALIDATION)] = re.search(pattern, record)
     return {name: float(match[1]) for name, match in found.items() if match}
+
+
+# {which net_g_*: what the loop writes right before it saves it, where its validation is}
+SAVED_AT = {'latest': ('Save the latest model.', _right_after), 'best': ('Saving the best models:', _right_before)}

@@ -71,6 +71,8 @@ ENDED = [
         ([ENDED, [ITERATION, validated(33, 33, 2000), ITERATION]], 'latest', {'Set5': 29, 'B 100': 27}),  # extended
         ([ENDED, [ITERATION, validated(33, 33, 2000), BEST]], 'best', {'Set5': 33}),
         ([ENDED, [ITERATION, validated(33, 33, 2000)]], '1000', {}),  # no longer the best that is logged
+        ([[ITERATION, validated(30, 30, 8), validated(31, 31, 9), BEST]], 'best', {'Set5': 31}),  # both since ITERATION
+        ([[BEST, ITERATION, validated(30, 30, 8)]], 'best', {}),
         ([], 'latest', {}),
         ([ENDED], 'first_try', {}),
     ],
