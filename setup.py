@@ -40,13 +40,12 @@ setup(
     ],
     extras_require={
         'spandrel': ['spandrel'],  # teachers of other architectures
-        'onnx': ['onnx', 'onnxruntime', 'onnxscript'],  # facd export --onnx; torch's exporter needs the last
+        'onnx': ['onnx', 'onnxruntime'],  # facd export, and facd upscale with what it wrote
         'dev': [
             'hypothesis',
             'mypy',  # make lint
             'onnx',
             'onnxruntime',
-            'onnxscript',
             'pytest',
             'pytest-xdist',
             'ruff',
