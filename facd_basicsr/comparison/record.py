@@ -1,6 +1,5 @@
 """What a finished run came to, as plain data: scores, costs, curves."""
 
-import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 
 from facd_basicsr.comparison.curves import read_curves
 from facd_basicsr.comparison.plan import Comparison, Run
-from facd_basicsr.engine.logs import versions
+from facd_basicsr.engine.logs import machine, versions
 from facd_basicsr.evaluation.benchmark import evaluate, means
 from facd_basicsr.evaluation.benchmark_sets import build_sets, pairs
 from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latency_ms, parameters
@@ -60,7 +59,8 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
     tapped = run.opt if 'taps' in run.opt else next((o for o in comparison.methods.values() if 'taps' in o), None)
     if teacher is not None and tapped is not None:
         notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teacher, [student])]
-    methods = [student] if student.taps is None else [student, teacher]  # whose features it is compared with
+    # features are compared with the teacher's
+    methods = [student] if teacher is None or student.taps is None else [student, teacher]
     curves, seconds_per_iter = read_curves(root_path() / 'tb_logger' / run.opt['name'])
     iterations = run.opt['train']['total_iter']
     return {
@@ -106,22 +106,12 @@ def latencies(comparison: Comparison) -> dict[str, float]:
     for _ in range(TURNS):  # in turn, so that whatever else the machine does disturbs all alike
         for method in methods:
             lq = torch.zeros(1, 3, height, width, device=method.device)
-            found[method.name].append(latency_ms(method.net, lq, repeats=1))
+            found[method.name].append(latency_ms(method.network, lq, repeats=1))
     return {name: round(statistics.median(times), 2) for name, times in found.items()}
 
 
-def machine() -> str:
-    """The GPU, or the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.is_file() else []
-    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
 def _size(method: Method) -> dict[str, Any]:
-    return {'parameters': parameters(method.net), 'flops': flops(method.bare, method.scale)}
+    return {'parameters': parameters(method.network), 'flops': flops(method.bare, method.scale)}
 
 
 def _scores(comparison: Comparison, methods: Sequence[Method], name: str) -> dict[str, Any]:

@@ -15,6 +15,15 @@ from facd_basicsr.options.signatures import default_arguments
 
 # Of these only the defaults differ, so that with every argument spelled out BasicSR's own class is the same network.
 STOCK = {EDSRStudent: EDSR, RCANStudent: RCAN}
+PLAIN = (bool, int, float, str, list, type(None))  # what JSON gives back as it was
+
+TEXTS = ('architecture', 'name', 'option_file', 'option_sha256')
+VALUES: dict[str, tuple[type, ...]] = {
+    'arguments': (dict,),
+    'scale': (int,),
+    'reach': (int, type(None)),
+    'psnr': (dict,),
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,7 @@ class Description:
 
     Attributes:
         architecture: its name in BasicSR's registry; of this project's students the name of BasicSR's own class.
-        arguments: every argument of it, defaults too.
+        arguments: every argument of it, defaults too; but those that are classes, which text can't hold.
         scale: upscaling factor.
         reach: how far from a pixel it looks, in LQ pixels: the overlap with which tiles join without seams
             (:func:`facd_basicsr.evaluation.tiling.reach_of`); None: at the whole image, or not measured.
@@ -60,20 +69,18 @@ class Description:
         """
         if not metadata.keys() >= {'architecture', 'arguments', 'scale'}:
             return None
-        texts = {
-            key: metadata[key] for key in ('architecture', 'name', 'option_file', 'option_sha256') if key in metadata
-        }
-        values = {key: json.loads(metadata[key]) for key in ('arguments', 'scale', 'reach', 'psnr') if key in metadata}
-        accepted = {'arguments': dict, 'scale': int, 'reach': (int, type(None)), 'psnr': dict}
+        texts = {key: metadata[key] for key in TEXTS if key in metadata}
+        values = {key: json.loads(metadata[key]) for key in VALUES if key in metadata}
         for key, value in values.items():
-            if not isinstance(value, accepted[key]):
+            if not isinstance(value, VALUES[key]):
                 raise ValueError(f'{key}: {metadata[key]}')
-        return cls(**texts, **values)
+        return cls(**texts | values)
 
 
 def describe(network_opt: Mapping[str, Any], scale: int) -> Description:
     """The description of a ``network_g`` block, complete with the defaults of its class."""
     cls = ARCH_REGISTRY.get(network_opt['type'])
     given = {key: value for key, value in network_opt.items() if key != 'type'}
-    arguments = {**default_arguments(cls), **given}
+    defaults = {key: value for key, value in default_arguments(cls).items() if isinstance(value, PLAIN)}
+    arguments = {**defaults, **given}
     return Description(STOCK.get(cls, cls).__name__, arguments, scale)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from facd_basicsr.errors import UserError
 
 INSTALL = "`pip install 'facd_basicsr[onnx]'`"
+# not all that onnxruntime has: TensorRT builds an engine, for minutes, for each size of image
+PROVIDERS = ('CUDAExecutionProvider', 'CPUExecutionProvider')
 
 
 class OnnxNetwork(nn.Module):
@@ -33,15 +35,20 @@ class OnnxNetwork(nn.Module):
             raise UserError(f'{where}: {path} needs onnxruntime, which is not installed; accepted: {INSTALL}')
         import onnxruntime
 
+        providers = [name for name in PROVIDERS if name in onnxruntime.get_available_providers()]
         try:
-            self._session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+            self._session = onnxruntime.InferenceSession(str(path), providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no public class
             reason = ' '.join(str(error).split())
             raise UserError(
                 f"{where}: {path} can't be read as ONNX ({reason}); accepted: a file by facd export"
             ) from error
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        (self._input,), (self._output,) = self._session.get_inputs(), self._session.get_outputs()
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            found = ' and outputs '.join(', '.join(value.name for value in values) for values in (inputs, outputs))
+            raise UserError(f'{where}: {path} has inputs {found}; accepted: one of each')
+        (self._input,), (self._output,) = inputs, outputs
         self._dtype = torch.float16 if self._input.type == 'tensor(float16)' else torch.float32
 
     def forward(self, lq: Tensor) -> Tensor:

@@ -105,13 +105,17 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def _option_file_of_run(path: Path, where: str) -> str:
-    """``experiments/NAME/*.yml`` of ``experiments/NAME/models/FILE``."""
-    run = path.resolve().parent.parent
-    found = sorted(run.glob('*.yml')) if path.resolve().parent.name == 'models' else []
+    found = option_files_of_run(path)
     if len(found) != 1:
-        several = f', and {run} has {len(found)} option files' if found else ''
+        several = f', and {found[0].parent} has {len(found)} option files' if found else ''
         raise UserError(
             f'{where}: {path} does not say what network it is of{several}; accepted: with --opt FILE, the option file '
             'of its training'
         )
     return str(found[0])
+
+
+def option_files_of_run(path: Path) -> list[Path]:
+    """``experiments/NAME/*.yml`` of ``experiments/NAME/models/FILE``: one, the run's own; none for a file elsewhere."""
+    models = path.resolve().parent
+    return sorted(models.parent.glob('*.yml')) if models.name == 'models' else []

@@ -59,21 +59,21 @@ class DeferredLog:
     ) -> None:
         if self._file is not None and isinstance(error, (Exception, Stopped)):
             known = (LostRankError, Stopped, UserError)
-            self._write_last(error, None if isinstance(error, known) else traceback)
+            self._write_last(self._file, error, None if isinstance(error, known) else traceback)
         for handler in (self._held, self._file):
             if handler is not None:
                 self.logger.removeHandler(handler)
                 with contextlib.suppress(OSError):  # what a full disk did not take before, it does not take now
                     handler.close()
 
-    def _write_last(self, error: BaseException, traceback: TracebackType | None) -> None:
+    def _write_last(self, file: logging.FileHandler, error: BaseException, traceback: TracebackType | None) -> None:
         """To the file alone: on the console it is the entry point's to say. Quietly, as the disk may be full."""
         message = 'The run has crashed.' if traceback else str(error)
         cause = (type(error), error, traceback) if traceback else None
         level = logging.INFO if isinstance(error, Stopped) else logging.ERROR
         record = self.logger.makeRecord(self.logger.name, level, __file__, 0, message, (), cause)
         with contextlib.suppress(OSError):
-            self._file.emit(record)
+            file.emit(record)
 
     def info(self, message: str) -> None:
         self.logger.info(message)
@@ -116,3 +116,13 @@ def versions() -> str:
         f'Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, '
         f'basicsr {basicsr.version.__version__}'
     )
+
+
+def machine() -> str:
+    """The GPU, or the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.is_file() else []
+    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return models[0] if models else platform.processor() or platform.machine()
