@@ -7,12 +7,21 @@ from pathlib import Path
 import click
 from basicsr.utils import get_root_logger
 
-from facd_basicsr.deploy.image_tree import is_one_file, pairs_of
+from facd_basicsr.deploy.image_tree import Pair, is_one_file, pairs_of
 from facd_basicsr.deploy.student import read_student
 from facd_basicsr.deploy.upscale_images import upscale_images
 from facd_basicsr.deploy.upscale_record import UpscaleRecord, student_id
 from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.errors import UserError, disk_complaints
+
+
+def _unfinished(pairs: list[Pair], record: UpscaleRecord | None) -> list[Pair]:
+    if record is not None:
+        return record.unfinished(pairs)
+    (pair,) = pairs
+    if pair.target.exists():
+        raise UserError(f'--out: {pair.target} is there already; accepted: a new file, or --overwrite')
+    return pairs
 
 
 @click.command()
@@ -63,19 +72,10 @@ def command(
     get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
     pairs = pairs_of(inputs, out, kind and f'.{kind}')
     found = read_student(student, option_file, '--student')
-    record = None if is_one_file(inputs, out) else UpscaleRecord(out, student_id(student, found.description))
-    if overwrite:
-        pending = pairs
-    elif record is not None:
-        pending = record.unfinished(pairs)
-    elif out.exists():
-        raise UserError(f'--out: {out} is there already; accepted: a new file, or --overwrite')
-    else:
-        pending = pairs
-    skipped = 0
-    if pending:
-        with disk_complaints():
-            skipped = upscale_images(Upscaler(found, tile), pending, jobs, record)
+    with disk_complaints():
+        record = None if is_one_file(inputs, out) else UpscaleRecord(out, student_id(student, found.description))
+        pending = pairs if overwrite else _unfinished(pairs, record)
+        skipped = upscale_images(Upscaler(found, tile), pending, jobs, record) if pending else 0
     upscaled, already = len(pending) - skipped, len(pairs) - len(pending)
     click.echo(f'{out}: {upscaled} upscaled, {already} already there, {skipped} skipped')
     sys.exit(1 if skipped else 0)
