@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     'check': 'Try everything a training run needs, before it is started.',
     'benchmark': "The paper's table: PSNR and SSIM of several checkpoints side by side.",
     'compare': 'Methods times seeds, trained alike, and one report of them all.',
+    'profile': 'What teacher and student cost: parameters, FLOPs, activations, memory, latency.',
     'figure': "The paper's figures: crops side by side, and where the teacher loses to the student.",
 }
 
