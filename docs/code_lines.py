@@ -1,6 +1,6 @@
 """Line numbers of the links from a page to code.
 
-    python docs/code_lines.py docs/losses.md
+    python docs/code_lines.py docs/*.md
 
 A link's text says what it leads to, and its lines are filled in from there: ``[image.py, image_loss](...)`` leads to
 that function or class, ``[image.py, image_loss: to_teacher](...)`` to where it assigns that variable, from first to
