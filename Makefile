@@ -1,5 +1,6 @@
 # make demo  the main job on photographs that ship with scikit-image, in a few minutes on two cores
 # make test  lint and the test suite
+# make lint  style (ruff) and types (mypy)
 # make test-all  also the slow tests, with a real pretrained teacher (120 MB)
 # make benchmarks  every measurement of docs/performance.md, on a GPU if there is one
 # make results-gpu  the comparisons of Table 2 on GPUs (docs/reproduce.md)
@@ -30,6 +31,7 @@ test-all: lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 install: $(INSTALLED)
 

@@ -12,7 +12,7 @@ def _provide_functional_tensor() -> None:
         from torchvision.transforms.functional import rgb_to_grayscale
 
         module = types.ModuleType(name)
-        module.rgb_to_grayscale = rgb_to_grayscale
+        vars(module)['rgb_to_grayscale'] = rgb_to_grayscale
         sys.modules[name] = module
 
 
@@ -21,11 +21,11 @@ def _provide_distutils_version() -> None:
     if 'distutils' not in sys.modules and importlib.util.find_spec('distutils') is None:
         from packaging.version import Version
 
-        package = types.ModuleType('distutils')
-        package.version = types.ModuleType('distutils.version')
-        package.version.LooseVersion = Version
+        package, module = types.ModuleType('distutils'), types.ModuleType('distutils.version')
+        vars(package)['version'] = module
+        vars(module)['LooseVersion'] = Version
         sys.modules['distutils'] = package
-        sys.modules['distutils.version'] = package.version
+        sys.modules['distutils.version'] = module
 
 
 _provide_functional_tensor()

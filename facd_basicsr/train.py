@@ -26,13 +26,14 @@ import torch
 from basicsr.utils import get_time_str, make_exp_dirs, mkdir_and_rename, set_random_seed
 from basicsr.utils.options import dict2str
 
+from facd_basicsr.data.described_dataset import dataset_of
 from facd_basicsr.data.loaders import Loaders, build_loaders, naming_killed_workers
 from facd_basicsr.distill.checkpoints import check_pretrained
 from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position, naming_a_full_disk
 from facd_basicsr.engine.damaged_images import DamagedImages
 from facd_basicsr.engine.distributed import Ranks, ended_at_once, naming_a_lost_rank
-from facd_basicsr.engine.logs import DeferredLog, tensorboard, versions
+from facd_basicsr.engine.logs import DeferredLog, machine, tensorboard, versions
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.resume import describe, load_resume_state, resume_random, resumed_position
@@ -48,7 +49,7 @@ def train(
     args: argparse.Namespace,
     root: Path | None = None,
     console: bool = True,
-    on_iteration: Callable[[int], None] = lambda iteration: None,
+    on_iteration: Callable[[int], object] = lambda iteration: None,
 ) -> None:
     """Trains from start, or from a state, to ``train.total_iter``.
 
@@ -69,6 +70,7 @@ def train(
         opt = parse_options(args, is_train=True, root=root)
         with DeferredLog(opt['rank'], console) as log, naming_a_lost_rank():
             log.info(versions())
+            log.info(f'Machine: {machine()}, {torch.get_num_threads()} CPU threads.')
             log.info(dict2str(opt))
             training = set_up(opt, log)
             with naming_a_full_disk(Path(opt['path']['training_states'])):
@@ -109,7 +111,7 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
         loaders = build_loaders(opt)
     loaders.train.worker_init_fn = leave_to_the_main_process
     log.info(
-        f'{len(loaders.train.dataset)} training images, {loaders.sampler.batches} iterations an epoch, '
+        f'{len(dataset_of(loaders.train))} training images, {loaders.sampler.batches} iterations an epoch, '
         f'{opt["train"]["total_iter"]} iterations; {ranks.size} processes with batches of {loaders.train.batch_size}.'
     )
     model = build_model(opt)
@@ -129,7 +131,7 @@ def _train(
     training: Training,
     option_file: str,
     log: DeferredLog,
-    on_iteration: Callable[[int], None],
+    on_iteration: Callable[[int], object],
 ) -> None:
     position = _position(opt, training, log)
     if opt['rank'] == 0:

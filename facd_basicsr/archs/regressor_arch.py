@@ -1,11 +1,12 @@
 """The deep regressor DR of equation (3)."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from facd_basicsr.errors import UserError
 
@@ -14,13 +15,13 @@ class _PReLU(torch.autograd.Function):
     """PReLU of one slope whose backward is four passes over the input; torch's takes 4 to 7 times as long on a CPU."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return torch.ops.aten.leaky_relu(x, *weight.tolist())
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         grad_weight = (x.clamp(max=0) * grad).sum(dtype=weight.dtype)
         return torch.ops.aten.leaky_relu_backward(grad, x, *weight.tolist(), False), grad_weight.reshape_as(weight)

@@ -59,7 +59,8 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
     tapped = run.opt if 'taps' in run.opt else next((o for o in comparison.methods.values() if 'taps' in o), None)
     if teacher is not None and tapped is not None:
         notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teacher, [student])]
-    methods = [student] if student.taps is None else [student, teacher]  # whose features it is compared with
+    # features are compared with the teacher's
+    methods = [student] if teacher is None or student.taps is None else [student, teacher]
     curves, seconds_per_iter = read_curves(root_path() / 'tb_logger' / run.opt['name'])
     iterations = run.opt['train']['total_iter']
     return {
@@ -101,12 +102,12 @@ def latencies(comparison: Comparison) -> dict[str, float]:
             seen.add(run.method)
             methods.append(student_of(run))
     height, width = (side // comparison.scale for side in OUTPUT_SIZE)
-    nets = {method.name: (method.net, torch.zeros(1, 3, height, width, device=method.device)) for method in methods}
+    nets = {method.name: (method.network, torch.zeros(1, 3, height, width, device=method.device)) for method in methods}
     return {name: round(statistics.median(times), 2) for name, times in latencies_ms(nets, TURNS).items()}
 
 
 def _size(method: Method) -> dict[str, Any]:
-    return {'parameters': parameters(method.net), 'flops': flops(method.bare, method.scale)}
+    return {'parameters': parameters(method.network), 'flops': flops(method.bare, method.scale)}
 
 
 def _scores(comparison: Comparison, methods: Sequence[Method], name: str) -> dict[str, Any]:

@@ -4,14 +4,14 @@ import io
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import Dataset
 
+from facd_basicsr.data.described_dataset import DescribedDataset
 from facd_basicsr.data.images import DAMAGED
 from facd_basicsr.data.integrity import read_whole
 from facd_basicsr.errors import UserError
 
 
-def complaint_about(dataset: Dataset, index: int, error: Exception) -> str:
+def complaint_about(dataset: DescribedDataset, index: int, error: Exception) -> str:
     """The file of a sample that is damaged and what is wrong with it, found by reading its files once more.
 
     BasicSR's datasets say ``'NoneType' object has no attribute 'astype'``.

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher, PrefetchDataLoader, PrefetchGenerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from facd_basicsr.data.decoded_pairs import decoded_pairs
+from facd_basicsr.data.described_dataset import DescribedDataset
 from facd_basicsr.data.memory_pairs import MemoryPairs, file_backend, is_in_memory
 from facd_basicsr.data.resumable_sampler import ResumableSampler
 from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
@@ -73,7 +74,7 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
     return Loaders(train, sampler, val)
 
 
-def build_ordered_dataset(dataset_opt: dict[str, Any]) -> Dataset:
+def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
     """As BasicSR's ``build_dataset``, with the images of a folder by name: their order on the disk is not that of a
     copy, and a run that went on beside the copy would see others. Of its own datasets only: another's ``paths`` may
     belong to other lists. With ``io_backend: {type: memory}`` all ranks have to call it.

@@ -56,12 +56,14 @@ def open_partial(path: Path, record: dict[str, Any], forget: Callable[[Path, Seq
             what was made of them.
     """
     partial = partial_of(path)
-    if partial.exists() and _settings(_read(partial)) != _settings(record):
+    begun = _read(partial)
+    if partial.exists() and _settings(begun) != _settings(record):
         print(f'{partial}: begun with other settings, so started over', flush=True)
         shutil.rmtree(partial)
-    if partial.exists():
+        begun = None
+    if begun is not None:
         now = record.get('images')
-        stale = [image[0] for image in _read(partial)['images'] if image not in now] if isinstance(now, list) else []
+        stale = [image[0] for image in begun['images'] if image not in now] if isinstance(now, list) else []
         if stale:
             forget(partial, stale)
     partial.mkdir(parents=True, exist_ok=True)

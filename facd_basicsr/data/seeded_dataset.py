@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from facd_basicsr.data.damage import complaint_about
+from facd_basicsr.data.described_dataset import DescribedDataset
 from facd_basicsr.errors import UserError
 
 # What BasicSR's datasets raise for an image that can't be decoded (None.astype, frombuffer(None)), is not there, or is
@@ -34,7 +35,7 @@ class SeededDataset(Dataset):
         dataset: a registered dataset, whose samples are dicts.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: DescribedDataset) -> None:
         self.dataset = dataset
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class SeededDataset(Dataset):
 class NamingDataset(Dataset):
     """A validation set that names the image which it can't read."""
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: DescribedDataset) -> None:
         self.dataset = dataset
         self.opt = dataset.opt  # BasicSR's validation reads the set's name there
 

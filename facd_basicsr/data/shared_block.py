@@ -87,7 +87,7 @@ def one_for_each_machine(make: Callable[[], SharedBlock], ranks: Ranks) -> Share
             block = make()
         except (UserError, OSError, MemoryError) as error:
             complaint = ' '.join(str(error).split()) or type(error).__name__
-    answers = ranks.gather((complaint, block and block.address))
+    answers = ranks.gather((complaint, None if block is None else block.address))
     for complaint, _ in answers:
         if complaint is not None:
             raise UserError(complaint)

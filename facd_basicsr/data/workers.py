@@ -70,7 +70,7 @@ def _start_worker() -> None:
     main = multiprocessing.parent_process()
 
     def follow() -> None:
-        main.join()
+        main.join()  # type: ignore[union-attr]  # a worker has a parent
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -39,7 +39,7 @@ def load_state_dict(path: str | Path, where: str, param_keys: Sequence[str | Non
     entries = content if isinstance(content, dict) else {}
     for param_key in param_keys:
         candidate = entries if param_key is None else entries.get(param_key)
-        if _is_state_dict(candidate):
+        if isinstance(candidate, dict) and _is_state_dict(candidate):
             return {key.removeprefix('module.'): value for key, value in candidate.items()}
     found = f'keys {list(entries)[:4]}' if entries else type(content).__name__
     accepted = ', '.join('a bare state dict' if key is None else key for key in dict.fromkeys(param_keys))
@@ -67,6 +67,7 @@ def without_prefix(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tens
 
 
 def _read(path: str | Path, where: str) -> Any:
+    cause: Exception
     try:
         if Path(path).suffix == '.safetensors':
             return load_file(path)

@@ -102,9 +102,9 @@ def from_basicsr(state_dict: dict[str, Tensor], layout: str, shift: Tensor, wher
     patterns = [(_pattern(basicsr), official) for official, basicsr in MODULES[layout]]
     counts = {'n': _count(state_dict, r'body\.(\d+)\.'), 'm': _count(state_dict, r'body\.0\.residual_group\.(\d+)\.')}
     converted = {}
-    for name, sign in (('sub_mean', -1), ('add_mean', 1)):
-        converted[f'{name}.weight'] = torch.eye(3).view(3, 3, 1, 1)
-        converted[f'{name}.bias'] = sign * shift
+    for mean, sign in (('sub_mean', -1), ('add_mean', 1)):
+        converted[f'{mean}.weight'] = torch.eye(3).view(3, 3, 1, 1)
+        converted[f'{mean}.bias'] = sign * shift
     for key, value in state_dict.items():
         module, _, leaf = key.rpartition('.')
         name = next((new.format(**counts, **m.groupdict()) for p, new in patterns if (m := p.fullmatch(module))), None)
@@ -118,11 +118,17 @@ def network_block(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     """The arguments of BasicSR's EDSR or RCAN that a state dict in BasicSR's layout tells: its shapes.
 
     ``res_scale``, ``img_range`` and ``rgb_mean`` are not in it.
+
+    Raises:
+        ValueError: it is neither's.
     """
+    recognised = recognise(state_dict)
+    if recognised is None:
+        raise ValueError('neither an EDSR nor an RCAN')
     first, last = state_dict['conv_first.weight'], state_dict['conv_last.weight']
     num_feat = first.shape[0]
-    block = {
-        'type': recognise(state_dict)[1],
+    block: dict[str, Any] = {
+        'type': recognised[1],
         'num_in_ch': first.shape[1],
         'num_out_ch': last.shape[0],
         'num_feat': num_feat,

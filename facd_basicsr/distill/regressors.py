@@ -61,14 +61,14 @@ def build_regressors(
             regressors.append(build_network({**network_opt, 'num_in_ch': num_in_ch, 'num_out_ch': num_out_ch}))
         else:
             regressors.append(nn.Identity())
-    if any(True for _ in regressors.parameters()):
-        _check_shapes(regressors, network_opt, student_feats, teacher_feats)
-        return regressors
-    if network_opt is not None:
+    if network_opt is None:
+        return None
+    if not any(True for _ in regressors.parameters()):
         raise UserError(
             f'network_r: no tap needs it, for the loss asks for regressors {WANTED[mode]}; accepted: no network_r'
         )
-    return None
+    _check_shapes(regressors, network_opt, student_feats, teacher_feats)
+    return regressors
 
 
 def _check_shapes(

@@ -76,7 +76,7 @@ class Taps:
             self._seen[path].append((tensor, _version(tensor)))
 
     def _note_size(self, x: Tensor) -> None:
-        self._size = tuple(x.shape[2:])
+        self._size = (x.shape[2], x.shape[3])
 
     def _feature(self, index: int, path: str, seen: list[tuple[Any, int | None]], x: Tensor) -> Tensor:
         where = f'taps[{index}].{self._key}: {path!r}'

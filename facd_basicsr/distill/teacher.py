@@ -209,7 +209,7 @@ def _build_by_spandrel(
         )
     if descriptor.input_channels != 3 or descriptor.output_channels != 3:
         raise UserError(f'{where}: is a {name} of {descriptor.input_channels} channels; accepted: 3 (RGB)')
-    refused = {'bf16': not descriptor.supports_bfloat16, 'fp16': not descriptor.supports_half}
+    refused: dict[str | None, bool] = {'bf16': not descriptor.supports_bfloat16, 'fp16': not descriptor.supports_half}
     if refused.get(execution.precision, False):
         accepted = ', '.join(name for name in PRECISIONS if not refused.get(name, False))
         raise UserError(

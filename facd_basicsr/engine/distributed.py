@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -111,7 +111,8 @@ def ended_at_once() -> Iterator[None]:
         if not dist.is_initialized():
             end_before_joining()
             raise
-        code = error.code if isinstance(error, SystemExit) else 1
+        status = error.code if isinstance(error, SystemExit) else 1
+        code = status if isinstance(status, int) else int(status is not None)  # as Python's own end
         if not isinstance(error, SystemExit):
             sys.excepthook(*sys.exc_info())
     if dist.is_initialized():
@@ -134,7 +135,7 @@ Value = TypeVar('Value')
 @functools.cache
 def _gloo_group() -> dist.ProcessGroup:
     """One for the process's life, which all ranks make together."""
-    return dist.new_group(backend='gloo')
+    return cast(dist.ProcessGroup, dist.new_group(backend='gloo'))  # this rank is in it, as all are
 
 
 class Ranks:

@@ -6,7 +6,7 @@ Where weights and losses are concerned nothing changes: they stay float32, and s
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class Execution:
             with self.naming_compile_errors(where):
                 return compiled(*args)
 
-        return run
+        return cast(Function, run)
 
     @contextmanager
     def naming_compile_errors(self, where: str) -> Iterator[None]:

@@ -59,21 +59,21 @@ class DeferredLog:
     ) -> None:
         if self._file is not None and isinstance(error, (Exception, Stopped)):
             known = (LostRankError, Stopped, UserError)
-            self._write_last(error, None if isinstance(error, known) else traceback)
+            self._write_last(self._file, error, None if isinstance(error, known) else traceback)
         for handler in (self._held, self._file):
             if handler is not None:
                 self.logger.removeHandler(handler)
                 with contextlib.suppress(OSError):  # what a full disk did not take before, it does not take now
                     handler.close()
 
-    def _write_last(self, error: BaseException, traceback: TracebackType | None) -> None:
+    def _write_last(self, file: logging.FileHandler, error: BaseException, traceback: TracebackType | None) -> None:
         """To the file alone: on the console it is the entry point's to say. Quietly, as the disk may be full."""
         message = 'The run has crashed.' if traceback else str(error)
         cause = (type(error), error, traceback) if traceback else None
         level = logging.INFO if isinstance(error, Stopped) else logging.ERROR
         record = self.logger.makeRecord(self.logger.name, level, __file__, 0, message, (), cause)
         with contextlib.suppress(OSError):
-            self._file.emit(record)
+            file.emit(record)
 
     def info(self, message: str) -> None:
         self.logger.info(message)

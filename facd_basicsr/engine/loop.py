@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from basicsr.utils import AvgTimer, MessageLogger
 from torch.utils.data import DataLoader
 
+from facd_basicsr.data.described_dataset import dataset_of
 from facd_basicsr.data.loaders import Loaders, batches
 from facd_basicsr.engine.checkpoint import Checkpoints, Position
 from facd_basicsr.engine.damaged_images import DamagedImages
@@ -45,7 +46,7 @@ class TrainingLoop:
         damaged: DamagedImages,
         log: DeferredLog,
         tb_logger: Any,
-        on_iteration: Callable[[int], None],
+        on_iteration: Callable[[int], object],
     ) -> None:
         self._opt = opt
         self._model = model
@@ -200,7 +201,7 @@ class TrainingLoop:
 
     def _keep_best(self) -> None:
         """Saves the networks if the first metric of the first validation set has never been as good."""
-        name = next(iter(self._loaders.val.values())).dataset.opt['name']
+        name = dataset_of(next(iter(self._loaders.val.values()))).opt['name']
         metric, best = next(iter(self._model.best_metric_results[name].items()))
         if best['iter'] == self._position.iteration:
             self._log.info(f'Saving the best models: {metric} of {name} is {best["val"]:.4f}.')

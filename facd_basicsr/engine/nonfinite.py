@@ -13,6 +13,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info, master_only
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 from facd_basicsr.engine.distributed import Ranks
 from facd_basicsr.engine.skipped_steps import SkippedByDevice, SkippedByHost, Steps, skip_by_themselves
@@ -29,9 +30,12 @@ class TellsItsSteps(ABC):
 
     Attributes:
         scaler: the loss scaling of float16, disabled in other precisions.
+        optimizers, device: as every model of BasicSR has them.
     """
 
     scaler: GradScaler
+    optimizers: list[Optimizer]
+    device: torch.device
 
     @abstractmethod
     def own_terms(self) -> dict[str, Tensor]:
@@ -118,19 +122,19 @@ class NonFiniteGuard:
             self._look(iteration)
 
     def _look(self, iteration: Iteration) -> None:
-        bad_parameters, scaling = iteration.steps.bad_parameters(), iteration.scale is not None
-        if not bad_parameters and not (scaling and iteration.steps.made == 0):
+        bad_parameters = iteration.steps.bad_parameters()
+        if not bad_parameters and (iteration.scale is None or iteration.steps.made > 0):
             self._in_a_row = 0
             return
         self._in_a_row += 1
         data, current_iter = iteration.data, iteration.number
         terms = iteration.terms()
         bad_terms = [name for name, value in terms.items() if not math.isfinite(value)]
-        images = [key for key in ('lq', 'gt') if key in data and not torch.isfinite(data[key]).all()]
+        images: list[str] = [key for key in ('lq', 'gt') if key in data and not torch.isfinite(data[key]).all()]
         here = bad_terms + images if isinstance(self._model, TellsItsSteps) else images
         ranks = Ranks().gather({'bad': bad_terms + images, 'here': here, 'files': _files(data)})
         bad = list(dict.fromkeys(name for rank in ranks for name in rank['bad']))
-        if bad or not scaling:
+        if bad or iteration.scale is None:
             self._skipped += 1
             what = f'{", ".join(bad) or _some(self._names(bad_parameters))} not finite'
             saved = self._save(data, terms, current_iter)
@@ -149,7 +153,7 @@ class NonFiniteGuard:
             raise UserError(
                 f'train.nonfinite.limit: {self._limit}, and so many steps in a row were skipped, the last in '
                 f'iteration {current_iter}: {what}; accepted: finite losses and gradients'
-                + (' (train.precision: bf16 or fp32 has a larger range)' if scaling else '')
+                + (' (train.precision: bf16 or fp32 has a larger range)' if iteration.scale is not None else '')
                 + ', or a larger limit'
             )
 

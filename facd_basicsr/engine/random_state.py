@@ -6,7 +6,7 @@ As numbers, which processes can send each other and ``weights_only`` loading acc
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ import torch
 
 def random_state() -> dict[str, Any]:
     """The generators' states: Python's, NumPy's, torch's, and that of this process's GPU if it has used one."""
-    name, keys, *rest = np.random.get_state()
-    state = {'python': random.getstate(), 'numpy': (name, keys.tolist(), *rest)}
+    name, keys, *rest = cast('tuple[str, np.ndarray, int, int, float]', np.random.get_state())
+    state: dict[str, Any] = {'python': random.getstate(), 'numpy': (name, keys.tolist(), *rest)}
     state['torch'] = torch.get_rng_state().tolist()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state['cuda'] = torch.cuda.get_rng_state().tolist()

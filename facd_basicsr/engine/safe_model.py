@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from facd_basicsr.data.described_dataset import dataset_of
 from facd_basicsr.engine.validation import reach_in_tiles, validate
 from facd_basicsr.engine.whole_files import save_whole
 from facd_basicsr.errors import UserError
@@ -143,7 +144,7 @@ class SafeModel(BaseModel):
         Raises:
             Stopped: on all ranks, when the loader's ``stop`` has ended it on one.
         """
-        name, metrics = dataloader.dataset.opt['name'], self.opt['val'].get('metrics') or {}
+        name, metrics = dataset_of(dataloader).opt['name'], self.opt['val'].get('metrics') or {}
         by_image = validate(self, self.reach, dataloader, current_iter, save_img)
         if not metrics:
             return

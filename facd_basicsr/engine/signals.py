@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from facd_basicsr.errors import Stopped
@@ -22,7 +22,7 @@ def leave_to_the_main_process(worker_id: int) -> None:
     signal.set_wakeup_fd(-1)
     for signum in STOPPING[1:]:
         signal.signal(signum, signal.SIG_IGN)
-    heeded = STOPPING
+    heeded: Sequence[signal.Signals] = STOPPING
     if hasattr(signal, 'sigwaitinfo'):  # not on macOS, where SIGTERM from anyone ends a worker
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -65,10 +65,10 @@ class SkippedByHost(SkippedSteps):
     """Takes the gradients away from such a step. For any optimizer; reads one value back in each step."""
 
     def _look(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
-        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.grad for p in parameters])))
+        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(_gradients(parameters))))
         if math.isfinite(total.item()):
             return
-        finite = torch.stack([torch.isfinite(p.grad).all() for p in parameters])
+        finite = torch.stack([torch.isfinite(gradient).all() for gradient in _gradients(parameters)])
         if finite.all():  # the norm alone has overflown
             return
         self._steps.add(parameters, finite)
@@ -86,17 +86,21 @@ class SkippedByDevice(SkippedSteps):
         self._told: list[Optimizer] = []
 
     def _look(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
-        largest = torch._foreach_norm([p.grad for p in parameters], float('inf'))  # (P,): these do not overflow
+        largest = torch._foreach_norm(_gradients(parameters), float('inf'))  # (P,): these do not overflow
         finite = torch.isfinite(torch.stack(largest))
         self._steps.add(parameters, finite)
         if getattr(optimizer, 'found_inf', None) is None:  # otherwise an enabled GradScaler's, which has seen the same
-            optimizer.found_inf = (~finite.all()).float()
+            optimizer.found_inf = (~finite.all()).float()  # type: ignore[attr-defined]  # a fused step looks for it
             self._told.append(optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if optimizer in self._told:
             self._told.remove(optimizer)
-            del optimizer.found_inf
+            del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
 
 
 def skip_by_themselves(optimizers: Sequence[Optimizer]) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from facd_basicsr.data.described_dataset import dataset_of
 from facd_basicsr.engine.distributed import Ranks
 from facd_basicsr.engine.feeding import feed_without_waiting
 from facd_basicsr.engine.winograd import Winograd, gains
@@ -107,7 +108,7 @@ def validate(
     rank, size, images = model.opt['rank'], model.opt['world_size'], len(loader)
     own = loader if size == 1 else DataLoader(Subset(loader.dataset, range(rank, images, size)))
     stop = getattr(loader, 'stop', lambda: False)
-    name = loader.dataset.opt['name']
+    name = dataset_of(loader).opt['name']
     metrics = model.opt['val'].get('metrics') or {}
 
     def score(result: Tensor, gt: Tensor | None, stem: str) -> list[float]:

@@ -5,6 +5,8 @@ import hashlib
 import io
 import os
 import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 PARTIAL = '.partial_'  # before the name of a file that is being written
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Writes a file under a temporary name, flushes it to the disk and then gives it its name.
 
     Whenever the process is killed or the machine loses power, ``path`` is what it was before or all of ``content``.
@@ -30,7 +32,8 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        number = error.errno or errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
     _flush_folder(path.parent)
 
 
@@ -61,6 +64,29 @@ def save_whole(content: Any, path: Path) -> str:
     torch.save(content, buffer)
     write_whole(path, buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+@contextmanager
+def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Temporary names for files of one folder, which get their own when all of them are written and checked.
+
+    After an error nothing of them is left.
+
+    Raises:
+        OSError: they can not be flushed to the disk or renamed.
+    """
+    partials = [path.with_name(PARTIAL + path.name) for path in paths]
+    try:
+        yield partials
+        for partial in partials:
+            with partial.open('rb+') as file:
+                os.fsync(file.fileno())
+        for partial, path in zip(partials, paths):
+            partial.replace(path)
+    finally:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+    _flush_folder(paths[0].parent)
 
 
 def check_whole(path: Path) -> None:

@@ -34,6 +34,7 @@ class Winograd(TorchFunctionMode):
         self, func: Callable, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.conv2d and not kwargs and list(args[3:]) == USUAL and _fits(args[1]):
+            x, weight, bias = args[:3]
             with suppress(RuntimeError):  # NNPACK knows no other error than that it has failed
-                return torch._nnpack_spatial_convolution(*args[:3], padding=(1, 1))
+                return torch._nnpack_spatial_convolution(x, weight, bias, padding=(1, 1))
         return func(*args, **(kwargs or {}))

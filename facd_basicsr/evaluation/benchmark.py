@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.benchmark_sets import Pair
@@ -49,13 +50,14 @@ def evaluate(methods: Sequence[Method], images: Iterable[Pair]) -> Iterator[dict
     """
     ordered = sorted(methods, key=lambda method: method.name != TEACHER)  # its features are needed by the others
     for pair in images:
-        records, teacher_feats = {}, ()
+        records: dict[str, dict[str, Any]] = {}
+        teacher_feats: tuple[Tensor, ...] = ()
         for method in ordered:
             try:
                 sr, feats = method.upscale_with_features(pair.lq)
             except UserError:  # of an image's size only: taps were tried before
                 sr, feats = method.upscale(pair.lq), ()
-            record = {'method': method.name, 'set': pair.set, 'image': pair.image}
+            record: dict[str, Any] = {'method': method.name, 'set': pair.set, 'image': pair.image}
             record |= {key: float(value) for key, value in score(sr, pair.gt, method.scale, pair.gray).items()}
             if method.name == TEACHER:
                 teacher_feats = feats

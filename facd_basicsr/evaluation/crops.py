@@ -94,7 +94,7 @@ def _differing_windows(
     inside = np.s_[border:-border, border:-border]
     sums = np.stack([window_sums(error[inside], size) for error in errors])
     spread = (sums.max(0) - sums.min(0)) / size**2  # (H - 2 * border - size + 1, W - 2 * border - size + 1)
-    windows = []
+    windows: list[tuple[float, Crop]] = []
     while len(windows) < count and spread.max() >= 0:
         top, left = (int(index) for index in np.unravel_index(spread.argmax(), spread.shape))
         windows.append((float(spread[top, left]), Crop(pair, left + border, top + border, size)))

@@ -35,6 +35,8 @@ def scores(image: np.ndarray, gt: np.ndarray | None, metrics: Mapping[str, dict[
     Args:
         image, gt: BGR uint8 (H, W, 3) or (H, W); gt: None if there is none.
     """
+    if gt is None:
+        return [float(calculate_metric({'img': image}, opt)) for opt in metrics.values()]
 
     @cache
     def planes(border: int, y_channel: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -43,8 +45,8 @@ def scores(image: np.ndarray, gt: np.ndarray | None, metrics: Mapping[str, dict[
 
     def figure(opt: dict[str, Any]) -> float:
         fast = FAST.get(METRIC_REGISTRY.get(opt['type']))
-        if fast is None or gt is None or image.shape != gt.shape:
-            return calculate_metric({'img': image} if gt is None else {'img': image, 'img2': gt}, opt)
+        if fast is None or image.shape != gt.shape:
+            return calculate_metric({'img': image, 'img2': gt}, opt)
         return fast(*planes(opt['crop_border'], opt.get('test_y_channel', False)))
 
     return [float(figure(opt)) for opt in metrics.values()]

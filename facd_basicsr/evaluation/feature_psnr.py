@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import Method
-from facd_basicsr.losses import build_loss
+from facd_basicsr.losses import DistillLoss, build_loss
 
 PEAK = 255.0
 PROBE_SIZE = 16
@@ -63,7 +63,7 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
         UserError: the teacher's taps do not fit it.
     """
     taps = train_opt['taps']
-    mode = build_loss(train_opt['train']['distill_opt']).regressor
+    mode = cast(DistillLoss, build_loss(train_opt['train']['distill_opt'])).regressor
     teacher.taps = Taps(teacher.bare, [tap['teacher'] for tap in taps], 'teacher')
     probe = np.full((PROBE_SIZE, PROBE_SIZE, 3), 128, np.uint8)
     _, teacher_feats = teacher.upscale_with_features(probe)

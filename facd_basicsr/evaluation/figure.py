@@ -41,7 +41,7 @@ def side_by_side(rows: Sequence[Sequence[tuple[str, np.ndarray]]], zoom: int) ->
 
 def enlarge(image: np.ndarray, zoom: int) -> Image.Image:
     """BGR uint8 (H, W, 3) -> RGB picture of (W * zoom) x (H * zoom) pixels, without smoothing."""
-    return as_picture(image).resize((image.shape[1] * zoom, image.shape[0] * zoom), Image.NEAREST)
+    return as_picture(image).resize((image.shape[1] * zoom, image.shape[0] * zoom), Image.Resampling.NEAREST)
 
 
 def as_picture(image: np.ndarray) -> Image.Image:
@@ -81,7 +81,7 @@ def grid(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
     return result
 
 
-def _broken(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+def _broken(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
     """The caption's lines, those that are too wide broken where they reach ``width`` pixels."""
     lines = []
     for line in caption.split('\n'):
@@ -106,7 +106,7 @@ def marked(image: np.ndarray, box: Box, fit: tuple[int, int]) -> Image.Image:
         An RGB picture.
     """
     picture = as_picture(image)
-    picture.thumbnail(fit, Image.LANCZOS)
+    picture.thumbnail(fit, Image.Resampling.LANCZOS)
     left, top, right, bottom = (round(edge * picture.width / image.shape[1]) for edge in box)
     draw = ImageDraw.Draw(picture)
     draw.rectangle((left - 1, top - 1, right, bottom), None, 'black')  # the outline shows on any colour

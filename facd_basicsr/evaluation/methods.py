@@ -49,9 +49,20 @@ class Method:
     regressors: nn.Module | None = None
 
     @property
-    def bare(self) -> nn.Module | None:
+    def network(self) -> nn.Module:
+        """``net``, of a method that has one.
+
+        Raises:
+            TypeError: bicubic has none.
+        """
+        if self.net is None:
+            raise TypeError(f'{self.name} has no network')
+        return self.net
+
+    @property
+    def bare(self) -> nn.Module:
         """The network whose modules taps name."""
-        return self.net.net if isinstance(self.net, Teacher) else self.net
+        return self.net.net if isinstance(self.net, Teacher) else self.network
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +72,7 @@ class Method:
     def output(self, lq: np.ndarray) -> Tensor:
         """BGR uint8 (h, w, 3) -> the network's RGB output, float32 (1, 3, h * scale, w * scale), not clamped."""
         with torch.no_grad():
-            return self.net(self._input(lq))
+            return self.network(self._input(lq))
 
     def upscale(self, lq: np.ndarray) -> np.ndarray:
         """BGR uint8 (h, w, 3) -> BGR uint8 (h * scale, w * scale, 3)."""
@@ -76,7 +87,7 @@ class Method:
         if self.taps is None:
             return self.upscale(lq), ()
         with torch.no_grad():
-            output, feats = self.taps.run(self.net, self._input(lq))
+            output, feats = self.taps.run(self.network, self._input(lq))
             return tensor2img(output), feats if self.regressors is None else self.regressors(feats)
 
     def summary(self) -> dict[str, Any]:
@@ -119,7 +130,7 @@ def load_methods(
     train_opt = None if train_file is None else read_train_file(train_file, for_teacher, scale)
     device = device_of(opts)
     methods = [Method(BICUBIC, scale), *(build_student(path, opt, device) for path, opt in zip(paths, opts))]
-    if train_opt is not None:
+    if train_file is not None and train_opt is not None:
         methods.append(build_teacher_method(train_file, train_opt, device))
     return methods, opts[0], train_opt
 

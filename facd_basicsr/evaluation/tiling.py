@@ -1,5 +1,7 @@
 """Large images in tiles: a network's output of each part, with as much around it as the network sees."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ LENGTHS = (64, 256, 1024)  # of the strips, each tried when the one before was t
 TOLERANCE = 1e-4  # of a range of 1: rounding is less, a step of 8 bits 40 times as much
 
 
-def tiled(net: nn.Module, lq: Tensor, scale: int, tile: int, reach: int) -> Tensor:
+def tiled(net: Callable[[Tensor], Tensor], lq: Tensor, scale: int, tile: int, reach: int) -> Tensor:
     """``net(lq)`` in tiles: (N, C, h, w) -> (N, C, h * scale, w * scale).
 
     Args:
@@ -27,7 +29,9 @@ def tiled(net: nn.Module, lq: Tensor, scale: int, tile: int, reach: int) -> Tens
     return torch.cat(rows, dim=2)
 
 
-def _part(net: nn.Module, lq: Tensor, scale: int, corner: tuple[int, int], tile: int, reach: int) -> Tensor:
+def _part(
+    net: Callable[[Tensor], Tensor], lq: Tensor, scale: int, corner: tuple[int, int], tile: int, reach: int
+) -> Tensor:
     starts = [max(0, first - reach) for first in corner]
     (top, left), (y, x) = starts, corner
     output = net(lq[:, :, top : y + tile + reach, left : x + tile + reach])
@@ -58,7 +62,11 @@ def reach_of(net: nn.Module, channels: int, scale: int, tile: int) -> int:
         reach = max(_reach(net, channels, scale, upright, device) for upright in (False, True))
         for upright in (False, True):
             lq = _turned(torch.rand(1, channels, STRIP, tile + reach + STRIP).to(device), upright)
-            if not torch.allclose(tiled(net, lq, scale, tile, reach), net(lq), rtol=TOLERANCE, atol=TOLERANCE):
+            try:
+                parts, whole = tiled(net, lq, scale, tile, reach), net(lq)
+            except (RuntimeError, AssertionError) as error:
+                raise _refusal(net, f'does not run on tiles of every size ({" ".join(str(error).split())})') from error
+            if not torch.allclose(parts, whole, rtol=TOLERANCE, atol=TOLERANCE):
                 raise _refusal(net, 'has an output that depends on where a tile begins')
     net.train(training)
     return reach

@@ -13,6 +13,7 @@ from facd_basicsr.losses.cross_rank import all_samples, ranks, total
 from facd_basicsr.losses.distill_loss import DistillLoss
 from facd_basicsr.losses.distill_state import DistillState
 from facd_basicsr.losses.pairwise import at_least_float32, pairwise_l1, sample_l1
+from facd_basicsr.losses.terms import sum_of
 from facd_basicsr.losses.vgg import ENDS, WEIGHTS, VGGFeatures, load_vgg
 
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
@@ -67,13 +68,14 @@ def csd_loss(
             features(img_range * at_least_float32(images)) for images in (state.teacher, negatives)
         )
     student_feats = features(img_range * at_least_float32(state.student))
-    logs, l_csd = {}, 0
+    terms: list[Tensor] = []
+    logs: dict[str, Tensor] = {}
     layers = zip(layer_weights, student_feats, teacher_feats, negative_feats)
     for j, (w_j, student_feat, teacher_feat, negative_feat) in enumerate(layers, start=1):
         l_j, logs[f'r_{j}'] = perceptual_contrast(student_feat, teacher_feat, negative_feat, eps)
-        l_csd = l_csd + w_j * l_j
+        terms.append(w_j * l_j)
     l_sr = img_range * sample_l1(state.student, state.gt).mean()
-    return {'l_sr': l_sr, 'l_csd': lambda_ * l_csd, **logs}
+    return {'l_sr': l_sr, 'l_csd': lambda_ * sum_of(terms), **logs}
 
 
 @LOSS_REGISTRY.register()
@@ -94,7 +96,7 @@ class CSDLoss(DistillLoss):
         lambda_: weight of the contrast, ``lambda`` in an option file.
         layer_weights: of relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1; fewer leave the deeper ones out.
         img_range: factor on the images.
-        num_negatives: K, or as many as the batch has.
+        num_negatives: K, the negatives of a batch, or as many as it has samples.
         vgg_weights: path or address of torchvision's ``vgg19`` checkpoint (548 MB).
         eps: guards the division where all images are equal.
 

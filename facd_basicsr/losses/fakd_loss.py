@@ -13,6 +13,7 @@ from facd_basicsr.losses.distill_loss import DistillLoss
 from facd_basicsr.losses.distill_state import DistillState
 from facd_basicsr.losses.pairwise import at_least_float32, full_precision
 from facd_basicsr.losses.teacher_supervision_loss import supervision
+from facd_basicsr.losses.terms import sum_of
 
 ROWS = 2**22  # entries of the affinities, over the batch, that are there at a time: 16 MiB each
 
@@ -90,7 +91,7 @@ def fakd_loss(
     """
     check_weights(layer_weights, state)
     taps = zip(layer_weights, state.student_feats, state.teacher_feats)
-    l_sa = sum(w_j * affinity_loss(student_feat, teacher_feat) for w_j, student_feat, teacher_feat in taps)
+    l_sa = sum_of(w_j * affinity_loss(student_feat, teacher_feat) for w_j, student_feat, teacher_feat in taps)
     return {'l_sr': img_range * supervision(state), 'l_fakd': lambda_ * l_sa}
 
 

@@ -10,6 +10,7 @@ from facd_basicsr.losses.distill_loss import REGRESSOR, DistillLoss
 from facd_basicsr.losses.distill_state import DistillState
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.losses.teacher_supervision_loss import supervision
+from facd_basicsr.losses.terms import sum_of
 
 DISTANCES = ('l1', 'l2')
 
@@ -46,7 +47,7 @@ def fitnet_loss(
     """
     check_weights(layer_weights, state)
     taps = zip(layer_weights, state.student_feats, state.teacher_feats)
-    hints = sum(w_j * hint_loss(student_feat, teacher_feat, distance) for w_j, student_feat, teacher_feat in taps)
+    hints = sum_of(w_j * hint_loss(student_feat, teacher_feat, distance) for w_j, student_feat, teacher_feat in taps)
     return {'l_sr': img_range * supervision(state), 'l_fitnet': lambda_ * hints}
 
 

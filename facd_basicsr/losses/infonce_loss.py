@@ -13,6 +13,7 @@ from facd_basicsr.losses.distill_loss import REGRESSOR, DistillLoss
 from facd_basicsr.losses.distill_state import DistillState
 from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.pairwise import at_least_float32, full_precision
+from facd_basicsr.losses.terms import sum_of
 
 
 def infonce(student_feat: Tensor, teacher_feat: Tensor, alpha: Tensor, temperature: float = 0.07) -> Tensor:
@@ -57,7 +58,7 @@ def infonce_loss(
     student, teacher, gt = state.student, state.teacher.detach(), state.gt
     alpha = indicator(student, teacher, gt, adaptive)  # (N,)
     taps = zip(layer_weights, state.student_feats, state.teacher_feats)
-    l_nce = sum(
+    l_nce = sum_of(
         w_j * infonce(student_feat, teacher_feat, alpha, temperature) for w_j, student_feat, teacher_feat in taps
     )
     l_sr = img_range * image_loss(student, teacher, gt, alpha)

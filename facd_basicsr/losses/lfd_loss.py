@@ -10,6 +10,7 @@ from facd_basicsr.losses.distill_loss import REGRESSOR, DistillLoss
 from facd_basicsr.losses.distill_state import DistillState
 from facd_basicsr.losses.fitnet_loss import hint_loss
 from facd_basicsr.losses.teacher_supervision_loss import supervision
+from facd_basicsr.losses.terms import sum_of
 
 
 def lfd_loss(
@@ -28,7 +29,7 @@ def lfd_loss(
     """
     check_weights(layer_weights, state)
     taps = zip(layer_weights, state.student_feats, state.teacher_feats)
-    l_lfd = sum(w_j * hint_loss(student_feat, teacher_feat) for w_j, student_feat, teacher_feat in taps)
+    l_lfd = sum_of(w_j * hint_loss(student_feat, teacher_feat) for w_j, student_feat, teacher_feat in taps)
     return {'l_sr': img_range * supervision(state), 'l_lfd': lambda_ * l_lfd}
 
 

@@ -12,6 +12,7 @@ from facd_basicsr.losses.distill_state import DistillState
 from facd_basicsr.losses.lfd_loss import LFDLoss
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.losses.teacher_supervision_loss import supervision
+from facd_basicsr.losses.terms import sum_of
 
 
 def attention(student: Tensor, teacher: Tensor, size: Sequence[int], eps: float = 1e-8) -> Tensor:
@@ -27,7 +28,8 @@ def attention(student: Tensor, teacher: Tensor, size: Sequence[int], eps: float 
     """
     with torch.no_grad():
         difference = (at_least_float32(student) - at_least_float32(teacher)).abs().mean(1, keepdim=True)
-        difference = F.adaptive_avg_pool2d(difference, size)  # (N, 1, H * scale, W * scale) -> (N, 1, H, W)
+        height, width = size
+        difference = F.adaptive_avg_pool2d(difference, (height, width))  # (N, 1, H * scale, W * scale) -> (N, 1, H, W)
         return (difference + eps) / (difference.mean((2, 3), keepdim=True) + eps)
 
 
@@ -62,7 +64,7 @@ def lsfd_loss(
     """
     check_weights(layer_weights, state)
     taps = zip(layer_weights, state.student_feats, state.teacher_feats)
-    l_lsfd = sum(
+    l_lsfd = sum_of(
         w_j * attended_l1(student_feat, teacher_feat, attention(state.student, state.teacher, teacher_feat.shape[2:]))
         for w_j, student_feat, teacher_feat in taps
     )

@@ -4,6 +4,8 @@ Importing this needs Triton; pairwise.py does it for the first pair of CUDA tens
 which programs run, so a training repeated on a GPU is the same to the last bit.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +21,7 @@ PROGRAMS = 1024  # about as many forward, each with sums of its own to store
 
 
 @triton.jit
-def _sum_kernel(
+def _sum_kernel(  # type: ignore[no-untyped-def]  # Triton reads a kernel's annotations as its own
     a, b, partial, n, m, size, steps, tiles, tiles_b,
     height_a: tl.constexpr, height_b: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
@@ -43,7 +45,7 @@ def _sum_kernel(
 
 
 @triton.jit
-def _gradient_kernel(
+def _gradient_kernel(  # type: ignore[no-untyped-def]  # as above
     a, b, grad, out, n, m, size, stride_a, stride_b, tiles,
     height_a: tl.constexpr, height_b: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
@@ -71,7 +73,7 @@ def _gradient_kernel(
 
 class _L1Sums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
         (n, size), m = a.shape, b.shape[0]
         height_a, height_b = _height(n), _height(m)
@@ -90,7 +92,7 @@ class _L1Sums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
         of_a = _gradient(a, b, grad) if ctx.needs_input_grad[0] else None
         of_b = _gradient(b, a, grad.T) if ctx.needs_input_grad[1] else None

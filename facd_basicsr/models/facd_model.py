@@ -1,6 +1,6 @@
 """One distillation step inside BasicSR's loop."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from basicsr.archs import build_network
@@ -23,8 +23,9 @@ from facd_basicsr.engine.feeding import feed_without_waiting
 from facd_basicsr.engine.nonfinite import TellsItsSteps
 from facd_basicsr.engine.safe_model import SafeModel
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses import DistillState, build_loss
+from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.losses.terms import sum_of
 
 PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
 SMALL_PROBE_SIZE = 8  # where nothing depends on it; CSD's VGG halves an x2 output of it four times
@@ -70,7 +71,8 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         self._execution_r = Execution.of(train_opt, suffix='_r')
         self._init_precision()
 
-        self.cri_distill = build_loss(train_opt['distill_opt']).prepare().to(self.device)
+        loss = cast(DistillLoss, build_loss(train_opt['distill_opt']))
+        self.cri_distill = loss.prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
         if self.opt['teacher'].get('winograd') and not (self.teacher.winograd and self.device.type == 'cpu'):
             get_root_logger().warning(
@@ -204,21 +206,21 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         with self._execution_g.autocast(self.device):
             student, student_feats = self._run_student(self.net_g, self._execution_g.laid_out(lq))
         if self.net_r is not None:
-            student_feats = self._regressed(student_feats)
+            student_feats = self._regressed(self.net_r, student_feats)
         with tf32_of(self.teacher.execution.precision):
             teacher, teacher_feats = self._run_teacher(self.teacher, lq)
         student_feats, teacher_feats = (tuple(map(at_least_float32, feats)) for feats in (student_feats, teacher_feats))
         return DistillState(at_least_float32(student), teacher, gt, lq, student_feats, teacher_feats)
 
-    def _regressed(self, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _regressed(self, net_r: nn.Module, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self._execution_r.dtype is None:
             feats = tuple(map(at_least_float32, feats))  # the student's precision may be another
         with self._execution_r.autocast(self.device):
-            return self._run_regressors(self.net_r, tuple(map(self._execution_r.laid_out, feats)))
+            return self._run_regressors(net_r, tuple(map(self._execution_r.laid_out, feats)))
 
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
-        l_total = sum(value for name, value in logs.items() if name.startswith('l_'))
+        l_total = sum_of(value for name, value in logs.items() if name.startswith('l_'))
         self.optimizer_g.zero_grad()
         # a backward is compiled when it is first run
         with (

@@ -1,6 +1,7 @@
 """Builds what an option file describes without memory or data, to find values that its classes refuse."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,8 +9,8 @@ from basicsr.archs import build_network
 from torch import nn
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses import build_loss
-from facd_basicsr.options.keys import OPTIMIZERS, SCHEDULERS
+from facd_basicsr.losses import DistillLoss, build_loss
+from facd_basicsr.options.arguments import OPTIMIZERS, SCHEDULERS
 
 Block = dict[str, Any]
 PROBE_CHANNELS = 64  # of network_r, whose real ones are read off the taps
@@ -23,8 +24,8 @@ def dry_run(opt: Block, is_train: bool) -> None:
             not fit taps and regressors.
     """
     for key in [key for key in opt if key.startswith('network_')]:
-        channels = {'num_in_ch': PROBE_CHANNELS, 'num_out_ch': PROBE_CHANNELS} if key == 'network_r' else {}
-        _build(key, opt[key], lambda block, channels=channels: _network({**block, **channels}))
+        channels: Block = {'num_in_ch': PROBE_CHANNELS, 'num_out_ch': PROBE_CHANNELS} if key == 'network_r' else {}
+        _build(key, opt[key], partial(_network, **channels))
     if not is_train:
         return
     if 'network' in opt.get('teacher', {}):
@@ -39,12 +40,13 @@ def dry_run(opt: Block, is_train: bool) -> None:
     _build('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
 
 
-def _check_loss_fits(loss: nn.Module, opt: Block) -> None:
+def _check_loss_fits(loss: DistillLoss, opt: Block) -> None:
     """What a loss's defaults may disagree with: the number of taps, and whether there are regressors."""
     if not loss.reads_features:
         return
     taps = len(opt['taps'])
-    weights = len(getattr(loss, 'layer_weights', opt['taps']))
+    layer_weights = getattr(loss, 'layer_weights', None)
+    weights = taps if layer_weights is None else len(layer_weights)
     if weights != taps:
         raise UserError(
             f'train.distill_opt.layer_weights: {weights} weights for {taps} taps; accepted: one weight per tap'
@@ -75,9 +77,9 @@ def _builds(block: Block, build: Callable[[Block], Any]) -> bool:
     return True
 
 
-def _network(block: Block) -> nn.Module:
+def _network(block: Block, **channels: Any) -> nn.Module:
     with torch.device('meta'):
-        return build_network(block)
+        return build_network({**block, **channels})
 
 
 def _optimizer(block: Block) -> torch.optim.Optimizer:

@@ -30,7 +30,7 @@ class OptionLoader(yaml.SafeLoader):
         self._depth = 0
         self._values: dict[int, int] = {}  # by node: how many values it holds, aliases written out
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         mark = self.peek_event().start_mark
         self._depth += 1
         if self._depth > MAX_DEPTH:

@@ -60,7 +60,7 @@ def benchmark(
     records = list(tables.evaluate(methods, _noting_gray(images, notes, gray_as_colour)))
     mean = tables.means(records)
     made = {f'PSNR in dB and SSIM, x{scale}': tables.quality_table(methods, mean)}
-    if any(student.taps for student in students):
+    if train_opt is not None and any(student.taps for student in students):
         made[f'Feature PSNR in dB, x{scale}'] = tables.feature_table(methods, mean, len(train_opt['taps']))
     results = {
         'scale': scale,

@@ -53,7 +53,7 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
         state_dict, shift = to_basicsr(state_dict, source_layout, f'IN: {source}')
     block = network_block(state_dict)
     shift_found = shift is not None
-    if shift_found:
+    if shift is not None:
         # The checkpoint holds their product: means of a colour are below 1, so a large one is of images in [0, 255].
         img_range = 255.0 if shift.max() > 1 else 1.0
         rgb_mean = tuple(round(value, 6) for value in (shift / img_range).tolist())

@@ -23,6 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
+from facd_basicsr.data.images import read_bgr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.distill.checkpoints import load_state_dict
 from facd_basicsr.distill.teacher import build_teacher
@@ -135,8 +136,8 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: in
         seconds: training time by name, where there was one.
         iterations: how long the students were trained.
     """
-    gts = {path.stem: cv2.imread(str(path)) for path in sorted((DATA / 'val_GT').iterdir())}
-    lqs = {name: cv2.imread(str(DATA / 'val_LR' / f'{name}.png')) for name in gts}
+    gts = {path.stem: read_bgr(path) for path in sorted((DATA / 'val_GT').iterdir())}
+    lqs = {name: read_bgr(DATA / 'val_LR' / f'{name}.png') for name in gts}
     images = {'bicubic': {name: bicubic(lq, SCALE) for name, lq in lqs.items()}}
     images |= {method: {name: upscale(net, lq) for name, lq in lqs.items()} for method, net in nets.items()}
     scores = {method: {name: score(sr, gts[name], SCALE) for name, sr in srs.items()} for method, srs in images.items()}

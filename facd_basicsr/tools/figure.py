@@ -191,15 +191,15 @@ def teacher_map_command(
         }
         for found in maps
     ]
-    patches, lost = (sum(share[key] for share in shares) for key in ('patches', 'teacher_loses'))
+    patches, lost = sum(len(found.boxes) for found in maps), sum(int(found.loses.sum()) for found in maps)
     rows = [
         [
-            f'{share["set"]}/{share["image"]}',
-            str(share['patches']),
-            str(share['teacher_loses']),
-            _percent(share['share']),
+            f'{found.pair.set}/{found.pair.image}',
+            str(len(found.boxes)),
+            str(int(found.loses.sum())),
+            _percent(found.share if found.boxes else None),
         ]
-        for share in shares
+        for found in maps
     ]
     rows.append(['all', str(patches), str(lost), _percent(lost / patches)])
     print(text_table(['image', 'patches', 'teacher loses', 'share'], rows))

@@ -2,7 +2,9 @@
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -12,8 +14,10 @@ from facd_basicsr.data.div2k import OFFICIAL_URL, prepare_div2k
 from facd_basicsr.data.folder_pairs import prepare_folders
 from facd_basicsr.errors import disk_complaints
 
+Command = TypeVar('Command', bound=Callable[..., Any])
 
-def scale_option(required: bool) -> click.Option:
+
+def scale_option(required: bool) -> Callable[[Command], Command]:
     return click.option(
         '--scale',
         'scales',
