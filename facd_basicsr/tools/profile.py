@@ -213,10 +213,6 @@ def tables(result: dict[str, Any], table: Callable[[Sequence[str], Sequence[Sequ
     return '\n\n'.join([*parts, '\n'.join(notes)])
 
 
-def _cell(number: float, _: str, unit: float, digits: int) -> str:
-    return f'{number / unit:,.{digits}f}'
-
-
 def _title(setting: dict[str, Any]) -> str:
     return f'{_of(setting["input"])} -> {_of(setting["output"])}'
 
