@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     'export': 'A trained student as .pth, safetensors and ONNX, each loaded back and compared.',
     'compare': 'Methods times seeds, trained alike, and one report of them all.',
     'report': 'A training as one HTML page: curves, table, crops with a slider, options, environment.',
+    'profile': 'What teacher and student cost: parameters, FLOPs, activations, memory, latency.',
     'figure': "The paper's figures: crops side by side, and where the teacher loses to the student.",
     'upscale': 'Upscale images, and folders of them, by a student.',
 }

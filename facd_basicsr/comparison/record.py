@@ -12,7 +12,7 @@ from facd_basicsr.comparison.plan import Comparison, Run
 from facd_basicsr.engine.logs import machine, versions
 from facd_basicsr.evaluation.benchmark import evaluate, means
 from facd_basicsr.evaluation.benchmark_sets import build_sets, pairs
-from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latency_ms, parameters
+from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latencies_ms, parameters
 from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
 from facd_basicsr.options.parse import root_path
@@ -102,12 +102,8 @@ def latencies(comparison: Comparison) -> dict[str, float]:
             seen.add(run.method)
             methods.append(student_of(run))
     height, width = (side // comparison.scale for side in OUTPUT_SIZE)
-    found: dict[str, list[float]] = {method.name: [] for method in methods}
-    for _ in range(TURNS):  # in turn, so that whatever else the machine does disturbs all alike
-        for method in methods:
-            lq = torch.zeros(1, 3, height, width, device=method.device)
-            found[method.name].append(latency_ms(method.network, lq, repeats=1))
-    return {name: round(statistics.median(times), 2) for name, times in found.items()}
+    nets = {method.name: (method.network, torch.zeros(1, 3, height, width, device=method.device)) for method in methods}
+    return {name: round(statistics.median(times), 2) for name, times in latencies_ms(nets, TURNS).items()}
 
 
 def _size(method: Method) -> dict[str, Any]:

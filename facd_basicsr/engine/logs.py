@@ -118,9 +118,13 @@ def versions() -> str:
     )
 
 
-def machine() -> str:
-    """The GPU, or the processor."""
-    if torch.cuda.is_available():
+def machine(on_gpu: bool | None = None) -> str:
+    """The GPU, or the processor.
+
+    Args:
+        on_gpu: whether the GPU is meant; None: if there is one.
+    """
+    if torch.cuda.is_available() if on_gpu is None else on_gpu:
         return torch.cuda.get_device_name()
     cpuinfo = Path('/proc/cpuinfo')
     lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.is_file() else []

@@ -121,7 +121,7 @@ def _validation_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
         for metric, curve in curves.items():
             if not curve:
                 continue
-            better = min if (metrics.get(metric) or {}).get('better') == 'lower' else max
+            better = min if (metrics.get(metric) or {}).get('better', 'higher') == 'lower' else max
             best, last = better(curve, key=curve.__getitem__), max(curve)
             rows.append([f'{metric} on {name}', f'{curve[best]:.4f}', f'{best:,}', f'{curve[last]:.4f}', f'{last:,}'])
     return ['', 'best', 'at iteration', 'last', 'at iteration'], rows

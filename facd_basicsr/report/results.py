@@ -146,7 +146,7 @@ def _student(run: RunFolder) -> Method:
     if run.checkpoint is None:
         raise UserError(f'{run.path / "models"} has no net_g_*.pth; accepted: a run with a checkpoint of its student')
     dry_run({'network_g': opt['network_g']}, is_train=False)
-    averaged = (opt['train'].get('ema_decay') or 0) > 0
+    averaged = opt['train'].get('ema_decay', 0) > 0
     path = {'pretrain_network_g': str(run.checkpoint), 'param_key_g': 'params_ema' if averaged else 'params'}
     name = f'{STUDENT} (EMA)' if averaged else STUDENT
     return build_student(str(run.option_file), {**opt, 'name': name, 'path': path}, device_of([opt]))
