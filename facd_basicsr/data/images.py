@@ -10,7 +10,7 @@ from typing import IO
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
 from facd_basicsr.errors import UserError
 
@@ -138,7 +138,7 @@ def damage_named(path: Path) -> Iterator[None]:
         raise UserError(f'{path}: not a readable image ({reason})') from error
 
 
-def _has_brightness_only(image: Image.Image) -> bool:
+def _has_brightness_only(image: ImageFile.ImageFile) -> bool:
     """Of an image that is not loaded yet. Gray and alpha of 16 bits are RGBA to Pillow."""
     one_channel = len(image.getbands()) == 1 and image.mode != 'P'
     return one_channel or image.mode == 'LA' or 'LA;16' in str(image.tile)

@@ -79,7 +79,7 @@ def _png(pixels: np.ndarray, profile: bytes | None) -> bytes:
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as PNG has it
     header = struct.pack('>IIBBBBB', width, height, depth, PNG_KINDS[channels], 0, 0, 0)
     colour = [] if profile is None else [_chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(profile))]
-    content = zlib.compress(filtered)
+    content = zlib.compress(filtered.data)
     return b''.join([PNG_START, _chunk(b'IHDR', header), *colour, _chunk(b'IDAT', content), _chunk(b'IEND', b'')])
 
 

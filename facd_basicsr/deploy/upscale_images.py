@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -42,8 +43,8 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[Pair], jobs: int, record:
         tqdm(total=len(pairs), unit='image', dynamic_ncols=True, disable=None) as bar,
         ThreadPoolExecutor(jobs) as threads,
     ):
-        futures = {threads.submit(_upscale, upscaler, pair, record, bar): pair for pair in pairs}
         try:
+            futures = {threads.submit(_upscale, upscaler, pair, record, bar): pair for pair in pairs}
             for future in as_completed(futures):
                 try:
                     for sentence in future.result():
@@ -68,7 +69,8 @@ def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: 
             bar.set_postfix_str(f'{pair.source.name}: tile {tile} of {tiles}')
 
     with damage_named(pair.source):
-        line = None if record is None else record.line(pair)  # first, or it would not be of what is read
+        # its line first, or it would not be of what is read
+        note = None if record is None else partial(record.begin, pair, record.line(pair))
     try:
         pixels, profile = read_pixels(pair.source)
         height, width = (upscaler.scale * side for side in pixels.shape[:2])
@@ -78,8 +80,8 @@ def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: 
         helps = f'a --tile smaller than {upscaler.tile}' if upscaler.tile else 'a smaller image or --tile'
         raise UserError(f'{pair.source}: takes more memory than there is; accepted: --jobs 1, or {helps}') from error
     pair.target.parent.mkdir(parents=True, exist_ok=True)
-    if record is not None:
-        record.begin(pair, line)
+    if note is not None:
+        note()
     write_whole(pair.target, content)
     return lost
 

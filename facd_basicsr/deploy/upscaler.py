@@ -53,9 +53,10 @@ class Upscaler:
             self._device = torch.device('cpu')  # it takes its input from there
         net = student.net.to(self._device)
         self.tile = (TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile
-        self._reach = description.reach if isinstance(net, OnnxNetwork) else self._measured_reach(net)
-        if self._reach is None:
+        reach = description.reach if isinstance(net, OnnxNetwork) else self._measured_reach(net)
+        if reach is None:
             self.tile = 0
+        self._reach = max(1, reach or 0)  # 1: alpha's neighbours
         self._net = with_tail_in_tiles(net, self.scale) if has_tail(net) and tile != 0 else net
         # a GPU gains nothing from several at once, and each takes its memory
         self._turn = Lock() if self._device.type == 'cuda' else nullcontext()
@@ -128,7 +129,7 @@ class Upscaler:
 
         with torch.inference_mode():
             if in_tiles:
-                output = tiled(finished, lq, self.scale, self.tile, max(1, self._reach))  # 1: alpha's neighbours
+                output = tiled(finished, lq, self.scale, self.tile, self._reach)
             else:
                 output = finished(lq)
         return output[0].permute(1, 2, 0).numpy().astype(channels.dtype)
