@@ -1,5 +1,6 @@
 """Every format of two students, written once; what other programs make of the files."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -19,7 +20,7 @@ from conftest import REPOSITORY, STUDENT, changed, write_yml
 
 from facd_basicsr.deploy.description import Description, describe
 from facd_basicsr.deploy.export import BASIC, FORMATS, ONNX, ONNX_FP16, STEP, export, measured, paths_of
-from facd_basicsr.deploy.graphs import read_program, require_onnx
+from facd_basicsr.deploy.graphs import onnx_bytes, read_program, require_onnx
 from facd_basicsr.deploy.student import METADATA, Student, read_student
 from facd_basicsr.distill.layouts import DIV2K_MEAN
 from facd_basicsr.distill.teacher import build_teacher
@@ -211,6 +212,35 @@ def test_float16_that_overflows_is_refused_where_onnxruntime_would_not_notice(tm
     with pytest.raises(UserError, match=r'_fp16.onnx would make numbers that are not finite .*accepted: --no-fp16'):
         export(student, tmp_path / 'student', [ONNX, ONNX_FP16])
     assert [path.name for path in tmp_path.iterdir()] == ['float32.onnx']
+
+
+@pytest.mark.parametrize('half', [False, True])
+def test_a_graph_of_finite_garbage_is_refused(half, tmp_path):
+    """Signs that are flipped from the input of the upsampler on: as finite as before."""
+
+    def of_another(student: Student) -> bytes:
+        net = copy.deepcopy(student.net)
+        net.conv_after_body.weight.neg_()
+        return onnx_bytes(net, student.description, half)
+
+    student = student_of(STUDENT)
+    damaged = dataclasses.replace(ONNX_FP16 if half else ONNX, content=of_another)
+    with pytest.raises(UserError, match=r'.onnx would differ by [\d.e+]+ of an 8-bit step, more than rounding'):
+        export(student, tmp_path / 'student', [damaged])
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_that_cancel_lose_more_in_float16_than_rounding(tmp_path):
+    student = student_of(STUDENT)
+    student.net.conv_first.bias.add_(3e4)  # where float16 has steps of 16
+    student.net.conv_after_body.weight.zero_()
+    student.net.upsample[0].bias.sub_(3e4 * student.net.upsample[0].weight.sum((1, 2, 3)))
+    message = (
+        r'_fp16.onnx would differ by .* of an 8-bit step, more than rounding \(4\), on images of 24 x 40: float16 has '
+        r'three digits, too few for its features; accepted: --no-fp16'
+    )
+    with pytest.raises(UserError, match=message):
+        export(student, tmp_path / 'student', [ONNX_FP16])
 
 
 @ARCH_REGISTRY.register()
