@@ -1,10 +1,12 @@
 """``facd export``: a trained student as files that other programs read."""
 
+import shlex
 from pathlib import Path
 
 import click
 
-from facd_basicsr.deploy.export import BASIC, ONNX, ONNX_FP16, STEP, TORCH_EXPORT, Written, export, measured, paths_of
+from facd_basicsr.deploy.export import Written, export, measured, paths_of
+from facd_basicsr.deploy.formats import BASIC, ONNX, ONNX_FP16, STEP, TORCH_EXPORT
 from facd_basicsr.deploy.graphs import require_onnx
 from facd_basicsr.deploy.student import Student, read_student
 from facd_basicsr.deploy.validated import psnr_of
@@ -56,7 +58,7 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         written = export(student, stem, formats)
     for file in written:
         click.echo(_line(file))
-    click.echo(f'facd upscale IN -o OUT --student {stem}.safetensors')
+    click.echo(f'facd upscale IN -o OUT --student {shlex.quote(f"{stem}.safetensors")}')
 
 
 def _title(student: Student) -> str:
