@@ -13,7 +13,7 @@ from facd_basicsr.deploy.graphs import channels
 from facd_basicsr.deploy.student import Student
 from facd_basicsr.engine.whole_files import written_together
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.tiling import reach_of
+from facd_basicsr.evaluation.tiling import reach_or_none
 
 TILE = 64  # in which the reach is put to the test
 # Images, height, width to compare at, none that a graph is traced at; the second for those whose sizes must be even
@@ -42,10 +42,7 @@ class Written:
 def measured(student: Student, psnr: dict[str, float]) -> Student:
     """The student, its description complete with its reach, if it has one, and with figures, if there are any."""
     description = student.description
-    try:
-        reach = reach_of(student.net, channels(description), description.scale, TILE)
-    except UserError:  # it looks at the whole image
-        reach = None
+    reach = reach_or_none(student.net, channels(description), description.scale, TILE)
     return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))
 
 

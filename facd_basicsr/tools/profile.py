@@ -16,6 +16,7 @@ from basicsr.utils import get_root_logger
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.cli import SeveralValues
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.engine.logs import machine, versions
@@ -114,9 +115,7 @@ def profile(option_file: str, overrides: Sequence[str], repeats: int) -> dict[st
 def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
     """The teacher, where there is one, and the student. Costs do not depend on weights, so these are random."""
     blocks = {'teacher': opt.get('teacher', {}).get('network'), 'student': opt['network_g']}
-    networks = {
-        name: Network(build_network(block), block.get('num_in_ch', 3)) for name, block in blocks.items() if block
-    }
+    networks = {name: Network(build_network(block), input_channels(block)) for name, block in blocks.items() if block}
     if 'teacher' in opt and 'teacher' not in networks:
         what = {key: value for key, value in opt['teacher'].items() if key in ('weights', 'format', 'sha256')}
         teacher = build_teacher(what, opt['scale'])

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 from click.testing import CliRunner
 from conftest import STUDENT, TEACHER, changed, run, write_yml
+from torch import nn
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, parameters
@@ -83,6 +85,19 @@ def test_a_student_of_gray_images_is_fed_them(test_opt, small, tmp_path):
     opt['network_g'] = {'type': 'MSRResNet', 'num_in_ch': 1, 'num_feat': 4, 'num_block': 1, 'upscale': 2}
     result = profile(str(write_yml(opt, tmp_path / 'opt.yml')), [], repeats=0)
     assert result['settings'][0]['networks']['student']['activations'] == 80 * (4 + 8 + 16) + 4 * 80 * (4 + 3)
+
+
+@ARCH_REGISTRY.register()
+class OneChannelByDefault(nn.Sequential):
+    def __init__(self, num_in_ch: int = 1, upscale: int = 2) -> None:
+        super().__init__(nn.Conv2d(num_in_ch, 3 * upscale**2, 3, padding=1), nn.PixelShuffle(upscale))
+
+
+def test_a_student_whose_class_takes_gray_images_by_default_is_fed_them(test_opt, small, tmp_path):
+    opt = changed(test_opt, 'path.pretrain_network_g', '/absent.pth')
+    opt['network_g'] = {'type': 'OneChannelByDefault', 'upscale': 2}
+    result = profile(str(write_yml(opt, tmp_path / 'opt.yml')), [], repeats=0)
+    assert result['settings'][0]['networks']['student']['multiply_adds'] == 80 * 9 * 1 * 12
 
 
 def test_a_teacher_without_network_block_needs_its_checkpoint(absent):
