@@ -204,3 +204,11 @@ def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=300,
     )
+
+
+@pytest.fixture
+def no_data(train_opt: dict, tmp_path: Path) -> Path:
+    """A train file that names neither data nor a teacher's checkpoint that is there."""
+    train_opt['datasets']['train']['dataroot_gt'] = '/absent/HR.lmdb'
+    train_opt['path']['pretrain_network_g'] = '/absent/net_g.pth'
+    return write_yml(changed(train_opt, 'teacher.weights', '/absent/teacher.pth'), tmp_path / 'train.yml')

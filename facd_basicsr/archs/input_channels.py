@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -15,10 +16,9 @@ def input_channels(network_opt: Mapping[str, Any]) -> int:
     Args:
         network_opt: as ``network_g``. Its ``type`` may be one that is not registered, as an ONNX file's may.
     """
-    try:
+    parameters: Mapping[str, inspect.Parameter] = {}
+    with suppress(KeyError):
         parameters = inspect.signature(ARCH_REGISTRY.get(network_opt['type'])).parameters
-    except KeyError:
-        parameters = {}
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     given = {**defaults, **network_opt}
     return next((given[name] for name in NAMES if isinstance(given.get(name), int)), 3)
