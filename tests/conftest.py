@@ -1,12 +1,14 @@
 """Small data, networks and option files shared by the tests."""
 
 import copy
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import lmdb
@@ -192,6 +194,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ('facd_cli.py', 'setup.py'):
         shutil.copy(REPOSITORY / name, root)
     return root
+
+
+def imported_script(path: Path) -> ModuleType:
+    """A program of the repository that is in no package, imported."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

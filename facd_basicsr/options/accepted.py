@@ -1,4 +1,4 @@
-"""Which keys each block accepts, by tables, signatures and sources: check.py checks it, reference.py prints it."""
+"""Which keys each block accepts, by tables, signatures and sources, for check.py and docs/options_page.py."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
