@@ -37,6 +37,7 @@ setup(
     extras_require={
         'spandrel': ['spandrel'],  # teachers of other architectures
         'dev': [
+            'coverage>=7.13',  # make test; older ones lose what forked processes run
             'hypothesis',
             'mypy',  # make lint
             'pytest',
