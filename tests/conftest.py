@@ -1,10 +1,7 @@
 """Small data, networks and option files shared by the tests."""
 
 import copy
-import os
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import facd_basicsr
 # isort: split
 from basicsr.archs import build_network
 from hypothesis import settings
+from processes import run, run_anew  # noqa: F401  tests find them here
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
@@ -192,15 +190,3 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ('facd_cli.py', 'setup.py'):
         shutil.copy(REPOSITORY / name, root)
     return root
-
-
-def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a Python command line as a user would, from ``cwd``."""
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
