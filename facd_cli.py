@@ -13,12 +13,16 @@ from click.shell_completion import CompletionItem
 # name: what `facd --help` says of it, without importing it
 COMMANDS: dict[str, str] = {
     'prepare': 'Training pairs and benchmark sets, in the layout that the option files expect.',
-    'convert': 'Rewrite an EDSR or RCAN checkpoint in another key layout.',
     'show': 'Print an option file with all that it inherits from its base.',
     'check': 'Try everything a training run needs, before it is started.',
+    'convert': 'Rewrite an EDSR or RCAN checkpoint in another key layout.',
     'benchmark': "The paper's table: PSNR and SSIM of several checkpoints side by side.",
+    'profile': 'What teacher and student cost: parameters, FLOPs, activations, memory, latency.',
     'compare': 'Methods times seeds, trained alike, and one report of them all.',
     'figure': "The paper's figures: crops side by side, and where the teacher loses to the student.",
+    'report': 'A training as one HTML page: curves, table, crops with a slider, options, environment.',
+    'export': 'A trained student as .pth, safetensors and ONNX, each loaded back and compared.',
+    'upscale': 'Upscale images, and folders of them, by a student.',
 }
 
 

@@ -4,13 +4,16 @@ from setuptools import find_packages, setup
 
 setup(
     name='facd_basicsr',
-    version='0.1.0',
+    version='0.2.0',
     description='FACD knowledge distillation for super-resolution, as a BasicSR extension',
     long_description=Path('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['facd_basicsr', 'facd_basicsr.*']),
-    package_data={'facd_basicsr': ['py.typed']},  # type checkers may read its annotations
+    package_data={
+        'facd_basicsr': ['py.typed'],  # type checkers may read its annotations
+        'facd_basicsr.report': ['page.html', 'page.css', 'page.js'],  # what facd report fills in
+    },
     py_modules=['facd_cli'],  # the `facd` command; beside the package, whose import takes seconds
     python_requires='>=3.10',
     entry_points={'console_scripts': ['facd = facd_cli:main']},
@@ -18,6 +21,7 @@ setup(
         'basicsr>=1.4.2',
         'click',  # the `facd` command: subcommands, help, completion
         'filelock',  # one download among several processes; torch needs it too
+        'jinja2',  # the page of facd report, with every value escaped; torch needs it too
         'lmdb',
         'opencv-python',
         'pyyaml',
@@ -36,13 +40,17 @@ setup(
     ],
     extras_require={
         'spandrel': ['spandrel'],  # teachers of other architectures
+        'onnx': ['onnx', 'onnxruntime'],  # facd export, and facd upscale with what it wrote
         'dev': [
             'coverage>=7.13',  # make test; older ones lose what forked processes run
             'hypothesis',
             'mypy',  # make lint
+            'onnx',
+            'onnxruntime',
             'pytest',
             'pytest-xdist',
             'ruff',
+            'selenium',  # the page of facd report in a real Chromium
             'spandrel',
             'types-PyYAML',  # types of what the package calls, for mypy
             'types-requests',

@@ -5,4 +5,4 @@ from . import compat  # noqa: F401  must run before anything imports basicsr
 # isort: split
 from . import archs, losses, models  # noqa: F401  registration
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'

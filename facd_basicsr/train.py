@@ -33,7 +33,7 @@ from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position, naming_a_full_disk
 from facd_basicsr.engine.damaged_images import DamagedImages
 from facd_basicsr.engine.distributed import Ranks, ended_at_once, naming_a_lost_rank
-from facd_basicsr.engine.logs import DeferredLog, tensorboard, versions
+from facd_basicsr.engine.logs import DeferredLog, machine, tensorboard, versions
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.resume import describe, load_resume_state, resume_random, resumed_position
@@ -70,6 +70,7 @@ def train(
         opt = parse_options(args, is_train=True, root=root)
         with DeferredLog(opt['rank'], console) as log, naming_a_lost_rank():
             log.info(versions())
+            log.info(f'Machine: {machine()}, {torch.get_num_threads()} CPU threads.')
             log.info(dict2str(opt))
             training = set_up(opt, log)
             with naming_a_full_disk(Path(opt['path']['training_states'])):

@@ -63,7 +63,7 @@ def test_what_names_no_subcommand_is_answered_without_torch_and_basicsr(args, co
 def test_subcommands_are_completed_without_torch_and_basicsr():
     words = {'COMP_WORDS': 'facd c', 'COMP_CWORD': '1'}
     done = main_without_the_package(_FACD_COMPLETE='bash_complete', **words)
-    assert done.stdout.split() == ['plain,convert', 'plain,check', 'plain,compare'], done
+    assert done.stdout.split() == ['plain,check', 'plain,convert', 'plain,compare'], done
 
 
 def test_an_unknown_subcommand_exits_with_2(tmp_path):

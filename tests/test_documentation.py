@@ -1,12 +1,20 @@
-"""Pages that name tests name tests that are there."""
+"""Pages lead where they say, and name what is there."""
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPOSITORY
 
+import facd_basicsr
+from facd_cli import COMMANDS
+
 PAGES = sorted(REPOSITORY.glob('docs/*.md'))
+ALL_PAGES = sorted({*PAGES, *REPOSITORY.glob('*.md'), *REPOSITORY.glob('*/README.md')})
+LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
+FENCED = re.compile(r'^```.*?^```', re.MULTILINE | re.DOTALL)
 NAMED = re.compile(r'`(tests/[\w/]+\.py)(?:::(\w+))?`')
 
 
@@ -22,3 +30,52 @@ def test_every_promise_of_reliability_names_a_test():
     rows = [line for line in text.split('## Promises')[1].splitlines() if line.startswith('| ')]
     promises = [line for line in rows if line != '| promise | test |']
     assert len(promises) > 30 and all(NAMED.search(line) for line in promises)
+
+
+def anchors(page: Path) -> set[str]:
+    """The fragments that GitHub gives a page's headings."""
+    text = FENCED.sub('', page.read_text(encoding='utf-8'))
+    headings = re.findall(r'^#+ (.*)$', text, flags=re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', ALL_PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_are_there(page):
+    for target in LINK.findall(FENCED.sub('', page.read_text(encoding='utf-8'))):
+        if target.startswith('https://'):
+            continue
+        path, _, fragment = target.partition('#')
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        if fragment and linked.suffix == '.md':
+            assert fragment in anchors(linked), target
+
+
+def test_the_index_has_every_page():
+    linked = set(LINK.findall((REPOSITORY / 'docs' / 'README.md').read_text(encoding='utf-8')))
+    assert {page.name for page in PAGES} - {'README.md'} <= linked
+
+
+def test_the_readme_is_short_and_has_every_subcommand():
+    text = (REPOSITORY / 'README.md').read_text(encoding='utf-8')
+    assert len(text.splitlines()) < 200
+    assert re.findall(r'^\| `(\w+)` \|', text, flags=re.MULTILINE)[1:] == list(COMMANDS)
+
+
+@pytest.mark.parametrize('page', ALL_PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_commands_in_a_page_are_subcommands_and_option_files_are_there(page):
+    text = page.read_text(encoding='utf-8')
+    given = re.findall(r'^`([\w/.]+)`:$', text, flags=re.MULTILINE)  # whole, as docs/extending.md does
+    for block in FENCED.findall(text):
+        for name in re.findall(r'^facd (\w[\w-]*)', block, flags=re.MULTILINE):
+            assert name in COMMANDS
+        for path in re.findall(r'\boptions/(?:train|test|compare)/[\w/]+\.yml', block):
+            assert (REPOSITORY / path).is_file() or path in given
+
+
+def test_the_version_is_everywhere_the_same():
+    citation = yaml.safe_load((REPOSITORY / 'CITATION.cff').read_text(encoding='utf-8'))
+    latest = re.search(r'^## (\S+) \((\S+)\)', (REPOSITORY / 'CHANGELOG.md').read_text(encoding='utf-8'), re.MULTILINE)
+    setup = re.search(r"version='(.*?)'", (REPOSITORY / 'setup.py').read_text(encoding='utf-8'))
+    assert facd_basicsr.__version__ == citation['version'] == latest[1] == setup[1]
+    assert citation['date-released'] == latest[2]

@@ -1,7 +1,13 @@
 """Networks, registered in BasicSR's ``ARCH_REGISTRY`` by being imported."""
 
+import importlib
+from pathlib import Path
+
 from .edsr_student_arch import EDSRStudent
 from .rcan_student_arch import RCANStudent
 from .regressor_arch import DeepRegressor
+
+for _file in sorted(Path(__file__).parent.glob('*_arch.py')):
+    importlib.import_module(f'{__name__}.{_file.stem}')
 
 __all__ = ['DeepRegressor', 'EDSRStudent', 'RCANStudent']

@@ -1,6 +1,5 @@
 """What a finished run came to, as plain data: scores, costs, curves."""
 
-import platform
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +9,10 @@ import torch
 
 from facd_basicsr.comparison.curves import read_curves
 from facd_basicsr.comparison.plan import Comparison, Run
-from facd_basicsr.engine.logs import versions
+from facd_basicsr.engine.logs import machine, versions
 from facd_basicsr.evaluation.benchmark import evaluate, means
 from facd_basicsr.evaluation.benchmark_sets import build_sets, pairs
-from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latency_ms, parameters
+from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latencies_ms, parameters
 from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
 from facd_basicsr.options.parse import root_path
@@ -103,22 +102,8 @@ def latencies(comparison: Comparison) -> dict[str, float]:
             seen.add(run.method)
             methods.append(student_of(run))
     height, width = (side // comparison.scale for side in OUTPUT_SIZE)
-    found: dict[str, list[float]] = {method.name: [] for method in methods}
-    for _ in range(TURNS):  # in turn, so that whatever else the machine does disturbs all alike
-        for method in methods:
-            lq = torch.zeros(1, 3, height, width, device=method.device)
-            found[method.name].append(latency_ms(method.network, lq, repeats=1))
-    return {name: round(statistics.median(times), 2) for name, times in found.items()}
-
-
-def machine() -> str:
-    """The GPU, or the processor."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.is_file() else []
-    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return models[0] if models else platform.processor() or platform.machine()
+    nets = {method.name: (method.network, torch.zeros(1, 3, height, width, device=method.device)) for method in methods}
+    return {name: round(statistics.median(times), 2) for name, times in latencies_ms(nets, TURNS).items()}
 
 
 def _size(method: Method) -> dict[str, Any]:

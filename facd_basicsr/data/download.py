@@ -89,19 +89,28 @@ def cached(url: str, where: str, sha256: str | None) -> Path:
     Raises:
         UserError: as :func:`download`, or the address names no file.
     """
+    path = cached_path(url, where)
+    carried = re.search(r'-([0-9a-f]{8,64})\.[^.]+$', path.name)
+    if sha256 is None and carried and not carried[1].isdecimal():  # 20230415 is a date
+        sha256 = carried[1]
+    download(url, path, where, sha256)
+    return path
+
+
+def cached_path(url: str, where: str) -> Path:
+    """Where :func:`cached` puts the file of ``url``, whether it is there or not.
+
+    Raises:
+        UserError: the address names no file.
+    """
     try:
         name = Path(unquote(urlsplit(url).path)).name
     except ValueError as error:
         raise UserError(f'{where}: {url}: {error}; accepted: an http:// or https:// address') from error
     if not name or '\0' in name or urlsplit(url).path.endswith('/'):
         raise UserError(f'{where}: {url} names no file; accepted: an address that ends in a file name')
-    carried = re.search(r'-([0-9a-f]{8,64})\.[^.]+$', name)
-    if sha256 is None and carried and not carried[1].isdecimal():  # 20230415 is a date
-        sha256 = carried[1]
     folder = hashlib.sha256(url.encode()).hexdigest()[:8]  # files of several sites may have the same name
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / 'facd_basicsr' / folder / name
-    download(url, path, where, sha256)
-    return path
+    return Path(torch.hub.get_dir()) / 'checkpoints' / 'facd_basicsr' / folder / name
 
 
 def _fetch(url: str, part: Path, where: str, pause: Callable[[float], object]) -> None:

@@ -1,4 +1,4 @@
-"""Image files of every kind as the 8-bit BGR that training reads."""
+"""Image files of every kind, as they are and as the 8-bit BGR that training reads."""
 
 import re
 import struct
@@ -10,7 +10,7 @@ from typing import IO
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile
 
 from facd_basicsr.errors import UserError
 
@@ -25,8 +25,24 @@ def read_bgr(path: Path) -> np.ndarray:
     Gray and 1-bit become three equal channels, a palette its colours, CMYK Pillow's RGB; 16 bits are rounded to 8.
 
     Raises:
-        UserError: the file is missing, empty, cut short, damaged, no image, has transparent pixels or more than 16
-            bits a channel.
+        UserError: as :func:`read_pixels`, or it has transparent pixels.
+    """
+    pixels, _ = read_pixels(path)
+    colours, alpha = without_alpha(eight_bits(pixels))
+    if alpha is not None and alpha.min() < 255:
+        raise UserError(f'{path}: has transparent pixels; accepted: opaque images')
+    return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3))[:, :, ::-1])
+
+
+def read_pixels(path: Path) -> tuple[np.ndarray, bytes | None]:
+    """An image file, or the first frame of it, with all its channels and bits, turned as its EXIF orientation says.
+
+    Returns:
+        Gray, gray and alpha, RGB or RGBA: uint8 or uint16 (H, W, 1 to 4). 1-bit is gray, a palette its colours, CMYK
+        Pillow's RGB. And the ICC profile; None without, or if it is of other channels, as a CMYK image's.
+
+    Raises:
+        UserError: the file is missing, empty, cut short, damaged, no image, or has more than 16 bits a channel.
     """
     # Pillow, as cv2 fills what a file that was cut short lacks with gray and does not say so
     with damage_named(path):
@@ -35,15 +51,26 @@ def read_bgr(path: Path) -> np.ndarray:
                 image.verify()  # the checksum of every chunk, which decoding does not look at
         with Image.open(path) as image:
             deep = image.mode[0] in 'IF' or re.search(r'RGBA?;16|LA;16', str(image.tile)) is not None
+            gray = _has_brightness_only(image)
             image.load()
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             # Pillow drops the low byte of 16-bit colours
-            pixels = _sixteen_bit(path) if deep else _eight_bit(image)
-        if pixels.shape[2] == 4:
-            if pixels[:, :, 3].min() < 255:
-                raise UserError(f'{path}: has transparent pixels; accepted: opaque images')
-            pixels = pixels[:, :, :3]
-    return np.ascontiguousarray(_turned(pixels, orientation)[:, :, ::-1])
+            pixels = _sixteen_bit(path, gray) if deep else _eight_bit(image, gray)
+            profile = image.info.get('icc_profile')
+    if profile is not None and profile[16:20] != (b'GRAY' if gray else b'RGB '):
+        profile = None
+    return _turned(pixels, orientation), profile
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """uint8 as it is, uint16 rounded to uint8."""
+    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def without_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """(H, W, 1 to 4) -> gray (H, W, 1) or RGB (H, W, 3), and alpha (H, W, 1) or None."""
+    channels = pixels.shape[2]
+    return (pixels, None) if channels % 2 else (pixels[:, :, : channels - 1], pixels[:, :, channels - 1 :])
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -61,7 +88,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def is_gray(file: Path | IO[bytes]) -> bool:
     """Whether an image file has one channel of brightness, with or without transparency, by its header."""
     with Image.open(file) as image:
-        return image.mode == 'LA' or (len(image.getbands()) == 1 and image.mode != 'P')
+        return _has_brightness_only(image)
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -72,10 +99,21 @@ def images_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f'{folder}: no such folder')
-    paths = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != '.']
+    paths = [path for path in folder.iterdir() if _is_named_as_image(path)]
     if not paths:
         raise UserError(f'{folder}: no images; accepted: {", ".join(sorted(IMAGE_SUFFIXES))}')
     return sorted(paths)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """As :func:`images_in`, with those of its folders and theirs; hidden folders are left out. May be none."""
+    folders = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink() and path.name[0] != '.']
+    own = [path for path in folder.iterdir() if path not in folders and _is_named_as_image(path)]
+    return sorted([*own, *(path for inner in folders for path in images_below(inner))])
+
+
+def _is_named_as_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != '.'
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
@@ -100,27 +138,36 @@ def damage_named(path: Path) -> Iterator[None]:
         raise UserError(f'{path}: not a readable image ({reason})') from error
 
 
-def _eight_bit(image: Image.Image) -> np.ndarray:
-    """RGB or RGBA uint8 (H, W, 3 or 4)."""
-    return np.asarray(image.convert('RGBA' if image.has_transparency_data else 'RGB'))
+def _has_brightness_only(image: ImageFile.ImageFile) -> bool:
+    """Of an image that is not loaded yet. Gray and alpha of 16 bits are RGBA to Pillow."""
+    one_channel = len(image.getbands()) == 1 and image.mode != 'P'
+    return one_channel or image.mode == 'LA' or 'LA;16' in str(image.tile)
 
 
-def _sixteen_bit(path: Path) -> np.ndarray:
-    """RGB or RGBA uint8 (H, W, 3 or 4) of a file with 16 bits a channel."""
+def _eight_bit(image: Image.Image, gray: bool) -> np.ndarray:
+    """uint8 (H, W, 1 to 4)."""
+    pixels = np.asarray(image.convert(('L' if gray else 'RGB') + 'A' * image.has_transparency_data))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _sixteen_bit(path: Path, gray: bool) -> np.ndarray:
+    """uint16 (H, W, 1 to 4) of a file with 16 bits a channel."""
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16:
         found = 'not decoded' if pixels is None else pixels.dtype
         raise UserError(f'{path}: {found}; accepted: integers of 8 or 16 bits a channel')
-    pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.ndim == 2:
-        return np.dstack([pixels] * 3)
-    return np.dstack([pixels[:, :, 2::-1], pixels[:, :, 3:]])
+        return pixels[:, :, None]
+    # of gray and alpha cv2 makes four channels, three of them gray
+    return np.dstack([pixels[:, :, 2:3] if gray else pixels[:, :, 2::-1], pixels[:, :, 3:]])
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """An image upright, by its EXIF orientation, 1 to 8."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    image.info['exif'] = exif.tobytes()
-    return np.asarray(ImageOps.exif_transpose(image))
+    """An image (H, W, C) upright, by its EXIF orientation, 1 to 8; others are taken for 1."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)

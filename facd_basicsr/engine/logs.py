@@ -116,3 +116,17 @@ def versions() -> str:
         f'Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, '
         f'basicsr {basicsr.version.__version__}'
     )
+
+
+def machine(on_gpu: bool | None = None) -> str:
+    """The GPU, or the processor.
+
+    Args:
+        on_gpu: whether the GPU is meant; None: if there is one.
+    """
+    if torch.cuda.is_available() if on_gpu is None else on_gpu:
+        return torch.cuda.get_device_name()
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.is_file() else []
+    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return models[0] if models else platform.processor() or platform.machine()

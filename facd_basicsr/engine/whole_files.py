@@ -5,6 +5,8 @@ import hashlib
 import io
 import os
 import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,29 @@ def save_whole(content: Any, path: Path) -> str:
     torch.save(content, buffer)
     write_whole(path, buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+@contextmanager
+def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Temporary names for files of one folder, which get their own when all of them are written and checked.
+
+    After an error nothing of them is left.
+
+    Raises:
+        OSError: they can not be flushed to the disk or renamed.
+    """
+    partials = [path.with_name(PARTIAL + path.name) for path in paths]
+    try:
+        yield partials
+        for partial in partials:
+            with partial.open('rb+') as file:
+                os.fsync(file.fileno())
+        for partial, path in zip(partials, paths):
+            partial.replace(path)
+    finally:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+    _flush_folder(paths[0].parent)
 
 
 def check_whole(path: Path) -> None:

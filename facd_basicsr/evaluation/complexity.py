@@ -1,16 +1,23 @@
-"""What a network costs: parameters, FLOPs and latency."""
+"""What a network costs: parameters, FLOPs, activations, memory and latency."""
 
 import copy
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 OUTPUT_SIZE = (720, 1280)  # the size for which efficient super-resolution papers state their cost
+LQ_SIZE = (256, 256)  # the size of LQ for which NTIRE's challenges on efficient super-resolution state it
 
 
 def parameters(net: nn.Module) -> int:
@@ -37,24 +44,146 @@ def flops(
         num_in_ch: channels of the input.
         pad: what makes the input one that the network takes.
     """
-    meta = copy.deepcopy(net).to('meta')
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        meta(pad(torch.empty(1, num_in_ch, output_size[0] // scale, output_size[1] // scale, device='meta')))
+    meta = _on_meta(net)
+    with FlopCounterMode(display=False) as counter:
+        _forward_on_meta(meta, (output_size[0] // scale, output_size[1] // scale), num_in_ch, pad)
     return counter.get_total_flops()
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one forward of one image leaves in memory.
+
+    Attributes:
+        activations: elements of the outputs of all convolutions, as NTIRE's challenges count them.
+        memory: bytes of the tensors that are there at the peak: weights, input, features. What an operator needs for
+            itself, as cuDNN's workspaces, does not count.
+    """
+
+    activations: int
+    memory: int
+
+
+def footprint(
+    net: nn.Module, lq_size: tuple[int, int], num_in_ch: int = 3, pad: Callable[[Tensor], Tensor] = lambda lq: lq
+) -> Footprint:
+    """Counts activations and memory of one forward without gradient, on the meta device: nothing runs.
+
+    Args:
+        net: the network, for float32 input.
+        lq_size: height and width of the input.
+        num_in_ch, pad: as in :func:`flops`.
+    """
+    meta = _on_meta(net)
+    tensors = _LiveTensors()
+    tensors.hold([*meta.parameters(), *meta.buffers()])
+    with tensors:
+        _forward_on_meta(meta, lq_size, num_in_ch, pad)
+    return Footprint(tensors.activations, tensors.peak)
+
+
+def _on_meta(net: nn.Module) -> nn.Module:
+    """A copy of a network that has sizes instead of weights."""
+    sizes = {id(p): nn.Parameter(p.to('meta'), p.requires_grad) for p in net.parameters()}
+    return copy.deepcopy(net, sizes | {id(buffer): buffer.to('meta') for buffer in net.buffers()})
+
+
+def _forward_on_meta(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int, pad: Callable[[Tensor], Tensor]) -> None:
+    with torch.no_grad():  # not inference_mode, in which convolutions are called by other names
+        net(pad(torch.empty(1, num_in_ch, *lq_size, device='meta')))
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Follows every tensor's memory from the operator that makes it to the moment when nothing refers to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activations = 0
+        self.peak = 0
+        self._now = 0
+        self._alive: dict[int, weakref.ref] = {}
+
+    def hold(self, values: Any) -> None:
+        """Counts the memory of the tensors among nested values, each storage once."""
+        for tensor in tree_leaves(values):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._alive:
+                self._hold_storage(tensor.untyped_storage())
+
+    def _hold_storage(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+
+        def let_go(_: weakref.ref) -> None:
+            del self._alive[address]
+            self._now -= size
+
+        self._alive[address] = weakref.ref(storage, let_go)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.convolution:
+            self.activations += made.numel()
+        self.hold(made)
+        return made
+
+
+def peak_gpu_memory(net: nn.Module, lq: Tensor) -> int:
+    """Bytes that a GPU holds at the peak of one forward, the network's weights and workspaces included.
+
+    By ``torch.cuda.max_memory_allocated``, as in NTIRE's challenges; what else is there, other networks say, does not
+    count.
+
+    Args:
+        net: the network, on the GPU.
+        lq: its input, on the GPU.
+    """
+    own = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers(), lq))
+    before = torch.cuda.memory_allocated(lq.device)
+    torch.cuda.reset_peak_memory_stats(lq.device)
+    with torch.inference_mode():
+        net(lq)
+    return torch.cuda.max_memory_allocated(lq.device) - before + own
 
 
 def latency_ms(net: nn.Module, lq: Tensor, repeats: int = 5) -> float:
     """Milliseconds of one forward, where ``lq`` is: the median of ``repeats``, after one that is not counted."""
-    times = []
+    return statistics.median(latencies_ms({'': (net, lq)}, repeats)[''])
+
+
+def latencies_ms(
+    nets: Mapping[str, tuple[nn.Module, Tensor]],
+    repeats: int,
+    limit: float = math.inf,
+    on_turn: Callable[[str], None] = lambda name: None,
+) -> dict[str, list[float]]:
+    """Milliseconds of each network's forwards, in turn, so that whatever else the machine does disturbs all alike.
+
+    Args:
+        nets: each with its input, by name.
+        repeats: how many forwards count, after one that does not.
+        limit: seconds after which a network has no further turn. If its first forward takes as long, that one counts.
+        on_turn: called before each turn with the name.
+    """
+    times: dict[str, list[float]] = {name: [] for name in nets}
+    for _ in range(repeats + 1):
+        for name, (net, lq) in nets.items():
+            on_turn(name)
+            if sum(times[name]) < 1000 * limit:
+                times[name].append(_forward_ms(net, lq))
+    return {name: found[1:] or found for name, found in times.items()}
+
+
+def _forward_ms(net: nn.Module, lq: Tensor) -> float:
+    lq = lq.clone()  # spandrel's RCAN works on its input in place
     with torch.inference_mode():
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            net(lq)
-            if lq.is_cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times[1:])
+        if lq.is_cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        net(lq)
+        if lq.is_cuda:
+            torch.cuda.synchronize()
+        return 1000 * (time.perf_counter() - start)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-"""Tables of text, Markdown and LaTeX."""
+"""Tables of text, Markdown, LaTeX and HTML."""
 
+import html
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -39,15 +40,22 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Seq
 
 
 def markdown_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), bold: Collection[Cell] = ()
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    groups: Sequence[str] = (),
+    bold: Collection[Cell] = (),
+    numbers: bool = True,
 ) -> str:
-    """As :func:`text_table` for Markdown, where a column's title begins with its group's. ``bold``: (row, column)."""
+    """As :func:`text_table` for Markdown, where a column's title begins with its group's. ``bold``: (row, column).
+
+    Not ``numbers``: all columns are text, to the left.
+    """
     titles = [f'{group} {title}'.strip() for group, title in zip(groups or [''] * len(header), header)]
     cells = [
         [f'**{_md(cell)}**' if (i, j) in bold else _md(cell) for j, cell in enumerate(row)]
         for i, row in enumerate(rows)
     ]
-    rule = ['---', *['---:'] * (len(header) - 1)]
+    rule = ['---', *['---:' if numbers else '---'] * (len(header) - 1)]
     return '\n'.join(f'| {" | ".join(line)} |' for line in [list(map(_md, titles)), rule, *cells])
 
 
@@ -68,6 +76,28 @@ def latex_table(
         cells = (rf'\textbf{{{_tex(cell)}}}' if (i, j) in bold else _tex(cell) for j, cell in enumerate(row))
         lines.append(_latex_line(cells))
     return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}'])
+
+
+def html_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), bold: Collection[Cell] = ()
+) -> str:
+    """As :func:`markdown_table` for HTML, with the groups' titles above their columns; every cell is escaped."""
+    lines = []
+    if groups:
+        spans = [
+            f'<th scope="colgroup" colspan="{end - start}">{html.escape(title)}</th>' if title else '<td></td>'
+            for title, start, end in _spans(groups)
+        ]
+        lines.append(f'<tr>{"".join(spans)}</tr>')
+    lines.append(f'<tr>{"".join(f"""<th scope="col">{html.escape(title)}</th>""" for title in header)}</tr>')
+    body = []
+    for i, (first, *others) in enumerate(rows):
+        cells = [
+            f'<td><b>{html.escape(cell)}</b></td>' if (i, j) in bold else f'<td>{html.escape(cell)}</td>'
+            for j, cell in enumerate(others, start=1)
+        ]
+        body.append(f'<tr><th scope="row">{html.escape(first)}</th>{"".join(cells)}</tr>')
+    return '\n'.join(['<table>', '<thead>', *lines, '</thead>', '<tbody>', *body, '</tbody>', '</table>'])
 
 
 def _latex_line(cells: Iterable[str]) -> str:

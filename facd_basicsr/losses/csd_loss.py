@@ -96,7 +96,7 @@ class CSDLoss(DistillLoss):
         lambda_: weight of the contrast, ``lambda`` in an option file.
         layer_weights: of relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1; fewer leave the deeper ones out.
         img_range: factor on the images.
-        num_negatives: K, or as many as the batch has.
+        num_negatives: K, the negatives of a batch, or as many as it has samples.
         vgg_weights: path or address of torchvision's ``vgg19`` checkpoint (548 MB).
         eps: guards the division where all images are equal.
 

@@ -67,7 +67,8 @@ class FACDLoss(DistillLoss):
             counts, read as i < k. ``all``: all N^2 - N. ``per_anchor``: for each sample its own N - 1.
         stop_gradient: keep the gradient out of the denominator. Off: the paper says that minimising L_FACD makes
             "the distance of the negative pair farther away", which needs that gradient.
-        l1_gt, l1_t: whether equation (2)'s distances to GT and to the teacher count (Table 7).
+        l1_gt: whether equation (2)'s distance to GT counts (Table 7).
+        l1_t: whether its distance to the teacher counts.
         regressor: which taps' student features the model passes through a regressor before this loss sees them.
             ``always``: every one, as equation (3) writes DR(F^S). ``auto``: only where student and teacher
             differ in width. ``never``: none; refused where widths differ.

@@ -24,7 +24,9 @@ def supervision(state: DistillState) -> Tensor:
 class TeacherSupervisionLoss(DistillLoss):
     """Teacher supervision alone: what the methods on features add to (second row of Table 7).
 
-    Gives ``l_sr``. Args:
+    Gives ``l_sr``.
+
+    Args:
         img_range: factor on the images, as in FACDLoss.
 
     Raises:

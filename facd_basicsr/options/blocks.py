@@ -27,16 +27,15 @@ def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complet
             else:
                 _check_bounds(dot + key, block[key], accepted)
             if accepted.choices and block[key] not in accepted.choices:
-                choices = ', '.join('~' if choice is None else choice for choice in accepted.choices)
-                raise UserError(f'{dot}{key}: {block[key]!r}; accepted: {choices}')
+                raise UserError(f'{dot}{key}: {block[key]!r}; accepted: {", ".join(choice_names(accepted))}')
         elif accepted.required:
-            raise UserError(f'{dot}{key}: missing; accepted: {_type_names(accepted.types)}')
+            raise UserError(f'{dot}{key}: missing; accepted: {type_names(accepted.types)}')
 
 
 def check_type(where: str, value: Any, types: tuple[type, ...]) -> None:
     fits = isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
     if types and not fits:
-        raise UserError(f'{where}: {value!r}; accepted: {_type_names(types)}')
+        raise UserError(f'{where}: {value!r}; accepted: {type_names(types)}')
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f'{where}: {value!r}; accepted: a finite number')
 
@@ -44,18 +43,26 @@ def check_type(where: str, value: Any, types: tuple[type, ...]) -> None:
 def _check_bounds(where: str, value: Any, accepted: Key) -> None:
     if not isinstance(value, (int, float)):
         return
-    bounds = []
-    if accepted.least is not None:
-        bounds.append((value >= accepted.least, f'{accepted.least} or more'))
-    if accepted.above is not None:
-        bounds.append((value > accepted.above, f'more than {accepted.above}'))
-    if accepted.below is not None:
-        bounds.append((value < accepted.below, f'less than {accepted.below}'))
-    if not all(kept for kept, _ in bounds):
-        raise UserError(f'{where}: {value}; accepted: {", ".join(words for _, words in bounds)}')
+    kept = accepted.least is None or value >= accepted.least
+    kept &= accepted.above is None or value > accepted.above
+    kept &= accepted.below is None or value < accepted.below
+    if not kept:
+        raise UserError(f'{where}: {value}; accepted: {", ".join(bounds(accepted))}')
 
 
-def _type_names(types: tuple[type, ...]) -> str:
+def bounds(accepted: Key) -> list[str]:
+    """The bounds of a number, in words."""
+    named = (('{} or more', accepted.least), ('more than {}', accepted.above), ('less than {}', accepted.below))
+    return [words.format(bound) for words, bound in named if bound is not None]
+
+
+def choice_names(accepted: Key) -> list[str]:
+    """The values that there are, as an option file has them."""
+    return ['~' if choice is None else choice for choice in accepted.choices]
+
+
+def type_names(types: tuple[type, ...]) -> str:
+    """Types of YAML values, in words."""
     names = {
         str: 'text',
         int: 'a whole number',

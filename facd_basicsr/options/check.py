@@ -3,13 +3,9 @@
 import difflib
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from basicsr.data.paired_image_dataset import PairedImageDataset
-from basicsr.utils.file_client import FileClient
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     DATASET_REGISTRY,
@@ -23,11 +19,25 @@ from facd_basicsr.data.download import DIGEST
 from facd_basicsr.distill.layouts import LAYOUTS
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
-from facd_basicsr.options import keys
+from facd_basicsr.options import arguments, keys
+from facd_basicsr.options.accepted import (
+    Keys,
+    dataset_keys,
+    io_backend_keys,
+    io_backends,
+    loss_keys,
+    metric_keys,
+    network_keys,
+    optimizer_keys,
+    path_keys,
+    regressor_keys,
+    scheduler_keys,
+    top_keys,
+    train_keys,
+)
 from facd_basicsr.options.blocks import check_block, check_type, did_you_mean, listed
 from facd_basicsr.options.execution import check_execution
 from facd_basicsr.options.inherit import BASE
-from facd_basicsr.options.signatures import Key, keys_read, signature_keys
 
 
 def check(opt: dict[str, Any], is_train: bool) -> None:
@@ -48,20 +58,15 @@ def check(opt: dict[str, Any], is_train: bool) -> None:
     if not is_train and 'train' in opt:
         raise UserError('train: this is a file for train.py; accepted: a test file such as those in options/test/')
     model = _registered(MODEL_REGISTRY, 'model_type', opt['model_type'])
-    accepted = {**keys.TOP, **(keys.TOP_TRAIN if is_train else keys.TOP_TEST)}
-    if is_train:
-        own = keys_read(model, 'opt') - accepted.keys() - keys.DERIVED
-        accepted |= {key: Key(_block_types(key)) for key in own}
-    networks = {key for key in keys_read(model, 'opt') if key.startswith('network_')}
-    accepted |= {key: Key((dict,)) for key in networks - keys.TOP.keys()}
-    check_block('', opt, accepted)
+    check_block('', opt, top_keys(model, is_train))
 
     _check_top_values(opt)
     _check_datasets(opt, is_train)
     for key, network_opt in opt.items():
         if key.startswith('network_'):
-            _check_network(key, network_opt, opt['scale'], ('num_in_ch', 'num_out_ch') if key == 'network_r' else ())
-    _check_path(opt, is_train)
+            _check_network(key, network_opt, opt['scale'], regressor_keys if key == 'network_r' else network_keys)
+    networks = [key for key in opt if key.startswith('network_')]
+    check_block('path', opt['path'], path_keys(networks, is_train))
     if opt.get('val') is not None:
         check_block('val', opt['val'], keys.VAL_TRAIN if is_train else keys.VAL_TEST)
         _check_metrics(opt)
@@ -93,13 +98,8 @@ def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
         check_block(where, dataset_opt, keys.DATASET, complete=False)
         dataset = _registered(DATASET_REGISTRY, f'{where}.type', dataset_opt['type'])
         training = phase == 'train'
-        required = keys.DATASET_REQUIRED.get(dataset_opt['type'], set())
-        if training:
-            required = required | keys.DATASET_REQUIRED_TRAIN.get(dataset_opt['type'], set())
-        read = keys_read(dataset, 'opt') - keys.DERIVED
-        own = {key: replace(keys.DATASET_KEYS.get(key, Key()), required=key in required) for key in read}
-        check_block(where, dataset_opt, {**own, **keys.DATASET, **(keys.DATASET_TRAIN if training else {})})
-        _check_io_backend(where, dataset_opt, dataset, keys.IO_BACKENDS_TRAIN if is_train else keys.IO_BACKENDS)
+        check_block(where, dataset_opt, dataset_keys(dataset, training))
+        _check_io_backend(where, dataset_opt, dataset, is_train)
         gt_size = dataset_opt.get('gt_size')
         if gt_size is not None and gt_size % opt['scale']:
             raise UserError(f'{where}.gt_size: {gt_size}; accepted: a multiple of scale, {opt["scale"]}')
@@ -130,44 +130,28 @@ def _check_template(where: str, template: str) -> None:
         raise UserError(f'{where}: {template!r}; accepted: text with {{}} for the name of the GT, e.g. {{}}x4')
 
 
-def _check_io_backend(where: str, dataset_opt: dict[str, Any], dataset: type, backends: Sequence[str]) -> None:
+def _check_io_backend(where: str, dataset_opt: dict[str, Any], dataset: type, is_train: bool) -> None:
     where, block = f'{where}.io_backend', dataset_opt.get('io_backend')
     if block is None:
         return
-    check_block(where, block, {'type': Key((str,), required=True)}, complete=False)
+    check_block(where, block, keys.TYPE, complete=False)
+    backends = keys.IO_BACKENDS_TRAIN if is_train else keys.IO_BACKENDS
     if block['type'] not in backends:
         raise UserError(f'{where}.type: {block["type"]!r}; accepted: {listed(backends)}')
-    if block['type'] == 'memory':
-        if dataset is not PairedImageDataset:
-            raise UserError(f'{where}.type: memory; accepted with {dataset_opt["type"]}: {listed(keys.IO_BACKENDS)}')
-        check_block(where, block, {'type': Key((str,))})
-        return
-    # A dataset fills in the LMDB's folders itself.
-    accepted = signature_keys(FileClient._backends[block['type']], supplied=('db_paths', 'client_keys'))
-    check_block(where, block, {'type': Key((str,)), **accepted})
+    if block['type'] not in (own := io_backends(dataset, is_train)):
+        raise UserError(f'{where}.type: {block["type"]}; accepted with {dataset_opt["type"]}: {listed(own)}')
+    check_block(where, block, {**keys.TYPE, **io_backend_keys(block['type'])})
 
 
-def _check_network(where: str, network_opt: dict[str, Any], scale: int, supplied: tuple[str, ...] = ()) -> None:
-    known = keys.REGRESSOR_KEYS if where == 'network_r' else keys.NETWORK_KEYS
-    _check_call(where, network_opt, ARCH_REGISTRY, supplied, known)
+def _check_network(
+    where: str, network_opt: dict[str, Any], scale: int, keys_of: Callable[[type], Keys] = network_keys
+) -> None:
+    accepted = _check_call(where, network_opt, ARCH_REGISTRY, keys_of)
     upscale = network_opt.get('upscale')
-    if upscale is None and 'upscale' in signature_keys(_registered(ARCH_REGISTRY, where, network_opt['type'])):
+    if upscale is None and 'upscale' in accepted:
         raise UserError(f'{where}.upscale: missing; accepted: {scale}, the scale of this file')
     if upscale is not None and upscale != scale:
         raise UserError(f'{where}.upscale: {upscale}; accepted: {scale}, the scale of this file')
-
-
-def _check_path(opt: dict[str, Any], is_train: bool) -> None:
-    accepted = {'resume_state': Key(keys.OPTIONAL_STR), 'ignore_resume_networks': Key((list, str))}
-    for key in opt:
-        if key.startswith('network_'):
-            suffix = key.removeprefix('network_')
-            accepted[f'pretrain_network_{suffix}'] = Key(keys.OPTIONAL_STR)
-            accepted[f'param_key_{suffix}'] = Key(keys.OPTIONAL_STR)
-            accepted[f'strict_load_{suffix}'] = Key((bool,))
-    if not is_train:
-        accepted['pretrain_network_g'] = Key((str,), required=True)
-    check_block('path', opt['path'], accepted)
 
 
 def _check_metrics(opt: dict[str, Any]) -> None:
@@ -176,8 +160,7 @@ def _check_metrics(opt: dict[str, Any]) -> None:
         check_type(where, block, (dict,))
         check_block(where, block, keys.METRIC, complete=False)
         metric = _registered(METRIC_REGISTRY, f'{where}.type', block['type'])
-        own = signature_keys(metric, supplied=('img', 'img2'), known=keys.METRIC_KEYS)
-        check_block(where, block, {**own, **keys.METRIC})
+        check_block(where, block, metric_keys(metric))
         for phase, dataset_opt in opt['datasets'].items():
             if phase != 'train' and 'dataroot_gt' not in dataset_opt and dataset_opt['type'] == 'SingleImageDataset':
                 raise UserError(f'{where}: datasets.{phase} has no ground truth; accepted: no metrics, or dataroot_gt')
@@ -185,26 +168,22 @@ def _check_metrics(opt: dict[str, Any]) -> None:
 
 def _check_train(opt: dict[str, Any], model: type) -> None:
     train_opt = opt['train']
-    own = {key: keys.TRAIN_KEYS.get(key, Key()) for key in keys_read(model, 'train_opt')}
-    if 'distill_opt' in own:
-        own |= keys.EXECUTION_TRAIN
-    check_block('train', train_opt, {**own, **keys.TRAIN})
-    _check_choice('train.optim_g', train_opt['optim_g'], keys.OPTIMIZERS, keys.OPTIM_KEYS, supplied=('params',))
-    _check_choice(
-        'train.scheduler', train_opt['scheduler'], keys.SCHEDULERS, keys.SCHEDULER_KEYS, supplied=('optimizer',)
-    )
+    accepted = train_keys(model)
+    check_block('train', train_opt, accepted)
+    _check_choice('train.optim_g', train_opt['optim_g'], arguments.OPTIMIZERS, optimizer_keys)
+    _check_choice('train.scheduler', train_opt['scheduler'], arguments.SCHEDULERS, scheduler_keys)
     periods = train_opt['scheduler'].get('periods')
     if periods is not None and sum(periods) < train_opt['total_iter']:
         raise UserError(f'train.scheduler.periods: {periods}; accepted: a sum of total_iter or more')
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
-            _check_call(f'train.{key}', block, LOSS_REGISTRY, known=keys.LOSS_KEYS)
+            _check_call(f'train.{key}', block, LOSS_REGISTRY, loss_keys)
             distills = issubclass(LOSS_REGISTRY.get(block['type']), DistillLoss)
             if distills != (key == 'distill_opt'):
                 losses = [name for name, loss in LOSS_REGISTRY if issubclass(loss, DistillLoss)]
-                accepted = f'{listed(losses)}' if key == 'distill_opt' else 'a loss of images'
-                raise UserError(f'train.{key}.type: {block["type"]!r}; accepted: {accepted}')
-    if 'pixel_opt' in own and not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt')):
+                fitting = listed(losses) if key == 'distill_opt' else 'a loss of images'
+                raise UserError(f'train.{key}.type: {block["type"]!r}; accepted: {fitting}')
+    if 'pixel_opt' in accepted and not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt')):
         raise UserError('train.pixel_opt: missing; accepted: a loss, e.g. {type: L1Loss}, here or as perceptual_opt')
     _check_nonfinite(train_opt)
     _check_logger(opt['logger'])
@@ -218,7 +197,7 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
     if opt['logger'].get('keep_best') and not has_metrics:
         raise UserError('logger.keep_best: true; accepted with val.metrics and datasets.val')
     check_block('dist_params', opt.get('dist_params', {}), keys.DIST_PARAMS)
-    if 'distill_opt' in own:
+    if 'distill_opt' in accepted:
         _check_distillation(opt)
 
 
@@ -294,34 +273,23 @@ def _check_teacher(opt: dict[str, Any]) -> None:
             raise UserError(f'teacher.expect.dataset: a {dataset_type}, without GT; accepted: a set of pairs')
 
 
-def _block_types(key: str) -> tuple[type, ...]:
-    if key == 'taps':
-        return (list,)
-    return (dict,) if key == 'teacher' or key.startswith('network_') else ()
-
-
-def _check_call(
-    where: str,
-    block: dict[str, Any],
-    registry: Registry,
-    supplied: tuple[str, ...] = (),
-    known: Mapping[str, Key] = MappingProxyType({}),
-) -> None:
-    """Checks a block with ``type`` and keyword arguments against what is registered under that type."""
+def _check_call(where: str, block: dict[str, Any], registry: Registry, keys_of: Callable[[Any], Keys]) -> Keys:
+    """Checks a block with ``type`` and keyword arguments against what is registered under that type: the keys."""
     check_type(where, block, (dict,))
-    check_block(where, block, {'type': Key((str,), required=True)}, complete=False)
-    target = _registered(registry, f'{where}.type', block['type'])
-    check_block(where, block, {'type': Key((str,)), **signature_keys(target, supplied, known)})
+    check_block(where, block, keys.TYPE, complete=False)
+    accepted = {**keys.TYPE, **keys_of(_registered(registry, f'{where}.type', block['type']))}
+    check_block(where, block, accepted)
+    return accepted
 
 
 def _check_choice(
-    where: str, block: dict[str, Any], choices: Mapping[str, type], known: dict[str, Key], supplied: tuple[str, ...]
+    where: str, block: dict[str, Any], choices: Mapping[str, type], keys_of: Callable[[Any], Keys]
 ) -> None:
-    """As _check_call, for what is not in a registry. ``known`` replaces what the signature says of a key."""
-    check_block(where, block, {'type': Key((str,), required=True)}, complete=False)
+    """As _check_call, for what is not in a registry."""
+    check_block(where, block, keys.TYPE, complete=False)
     if block['type'] not in choices:
         raise UserError(f'{where}.type: {block["type"]!r}; accepted: {listed(choices)}')
-    check_block(where, block, {'type': Key((str,)), **signature_keys(choices[block['type']], supplied, known)})
+    check_block(where, block, {**keys.TYPE, **keys_of(choices[block['type']])})
 
 
 def _registered(registry: Registry, where: str, name: str) -> Any:

@@ -10,7 +10,7 @@ from torch import nn
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss, build_loss
-from facd_basicsr.options.keys import OPTIMIZERS, SCHEDULERS
+from facd_basicsr.options.arguments import OPTIMIZERS, SCHEDULERS
 
 Block = dict[str, Any]
 PROBE_CHANNELS = 64  # of network_r, whose real ones are read off the taps

@@ -84,7 +84,9 @@ def read_options(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     return opt
 
 
-def load_options(path: str, overrides: Sequence[str], is_train: bool, with_data: bool = True) -> dict[str, Any]:
+def load_options(
+    path: str, overrides: Sequence[str], is_train: bool, with_data: bool = True, with_weights: bool = True
+) -> dict[str, Any]:
     """Reads, overrides and checks an option file. Nothing is created; of the data only lists and sizes are read.
 
     Args:
@@ -92,6 +94,8 @@ def load_options(path: str, overrides: Sequence[str], is_train: bool, with_data:
         overrides: ``--force_yml`` entries.
         is_train: whether it is meant for train.py or for test.py.
         with_data: whether its datasets must be there.
+        with_weights: whether its checkpoints must be there; that of a teacher without ``network`` block is to tell
+            what the teacher is, and must be there in any case.
 
     Raises:
         UserError: with the file's name, and the key, value and what is accepted.
@@ -99,11 +103,23 @@ def load_options(path: str, overrides: Sequence[str], is_train: bool, with_data:
     opt = read_options(path, overrides)
     try:
         check(opt, is_train)
-        check_paths(opt if with_data else {**opt, 'datasets': {}}, is_train)
+        check_paths(_needed(opt, with_data, with_weights), is_train)
         dry_run(opt, is_train)
     except UserError as error:
         raise UserError(f'{path}: {error}') from error
     return opt
+
+
+def _needed(opt: dict[str, Any], with_data: bool, with_weights: bool) -> dict[str, Any]:
+    """The options of which the paths must be there."""
+    needed = dict(opt)
+    if not with_data:
+        needed['datasets'] = {}
+    if not with_weights:
+        needed['path'] = {}
+        if 'network' in opt.get('teacher', {}):
+            del needed['teacher']
+    return needed
 
 
 def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = None) -> dict[str, Any]:

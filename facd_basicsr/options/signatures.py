@@ -7,14 +7,16 @@ import keyword
 import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
+
+from facd_basicsr.options.docstrings import argument_meanings
 
 
 @dataclass(frozen=True)
 class Key:
-    """What an option key accepts.
+    """What an option key accepts, and what docs/options.md says of it.
 
     Attributes:
         types: types of its value; empty: anything.
@@ -22,6 +24,10 @@ class Key:
         items: types of a list's items; empty: anything.
         choices: the values there are; empty: any of the types.
         least, above, below: bounds of a number, or of a list's items: ``least`` itself is accepted.
+        meaning: what it does, in Markdown; where it may be left out and has no default, also what happens then. Of a
+            class's argument that has none here, the class's docstring says it.
+        default: the value that leaving it out stands for; ``...``: there is none. Said for the reader only: the code
+            that reads the key applies it, and tests/options/test_reference.py compares.
     """
 
     types: tuple[type, ...] = ()
@@ -31,6 +37,8 @@ class Key:
     least: float | None = None
     above: float | None = None
     below: float | None = None
+    meaning: str = field(default='', compare=False)
+    default: Any = field(default=..., compare=False)
 
 
 def signature_keys(
@@ -38,7 +46,7 @@ def signature_keys(
 ) -> dict[str, Key]:
     """The option keys that a registered class or function accepts, read off its signature.
 
-    Types come from annotations where they are plain types, else from the defaults.
+    Types come from annotations where they are plain types, else from the defaults; meanings from the docstring.
 
     Args:
         target: class or function that is called with an option block as keyword arguments.
@@ -50,17 +58,36 @@ def signature_keys(
         hints = typing.get_type_hints(function)
     except (NameError, TypeError):
         hints = {}
-    keys = {}
+    keys, meanings = {}, argument_meanings(target)
     for name, parameter in inspect.signature(target).parameters.items():
         if name in supplied or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         option_name = name[:-1] if name.endswith('_') and keyword.iskeyword(name[:-1]) else name
         required = parameter.default is parameter.empty
         hint = hints.get(name)
-        keys[option_name] = Key(_types(hint, parameter.default), required, _item_types(hint, parameter.default))
-    return keys | {
-        key: replace(known[key], required=known[key].required or keys[key].required)
-        for key in known.keys() & keys.keys()
+        own = Key(
+            _types(hint, parameter.default),
+            required,
+            _item_types(hint, parameter.default),
+            meaning=meanings.get(name, ''),
+            default=... if required else parameter.default,
+        )
+        keys[option_name] = _known(known[option_name], own) if option_name in known else own
+    return keys
+
+
+def _known(key: Key, own: Key) -> Key:
+    """What is said instead of a signature, whose are the default and, where nothing is said, the meaning."""
+    return replace(key, required=key.required or own.required, meaning=key.meaning or own.meaning, default=own.default)
+
+
+def default_arguments(target: Callable[..., Any]) -> dict[str, Any]:
+    """The values that a class's or function's parameters have when they are not given, as an option file has them."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in defaults.items()
+        if value is not inspect.Parameter.empty
     }
 
 

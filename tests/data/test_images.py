@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from facd_basicsr.data.images import image_size, images_in, is_gray, read_bgr, write_png
+from facd_basicsr.data.images import image_size, images_below, images_in, is_gray, read_bgr, read_pixels, write_png
 from facd_basicsr.errors import UserError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -44,9 +44,54 @@ def test_a_palette_becomes_its_colours(tmp_path):
     assert saved(image, tmp_path / 'a.png').tolist() == [[[0, 0, 255], [255, 0, 0]]]
 
 
+@pytest.mark.parametrize(
+    ('mode', 'pixel'), [('L', (7,)), ('LA', (7, 9)), ('RGB', (1, 2, 3)), ('RGBA', (1, 2, 3, 4)), ('1', (255,))]
+)
+def test_pixels_are_read_with_all_channels(tmp_path, mode, pixel):
+    Image.new(mode, (3, 2), pixel if len(pixel) > 1 else pixel[0]).save(tmp_path / 'a.png')
+    pixels, profile = read_pixels(tmp_path / 'a.png')
+    assert pixels.dtype == np.uint8 and np.array_equal(pixels, np.full((2, 3, len(pixel)), pixel)) and profile is None
+
+
+def test_a_palettes_transparency_is_alpha(tmp_path):
+    image = Image.new('P', (2, 1))
+    image.putpalette([*RED, *BLUE])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / 'a.png', transparency=1)
+    assert read_pixels(tmp_path / 'a.png')[0].tolist() == [[[*RED, 255], [*BLUE, 0]]]
+
+
 @pytest.mark.parametrize('suffix', ['png', 'tif'])
 @pytest.mark.parametrize('channels', [1, 3, 4])
-def test_16_bits_are_rounded_to_8(tmp_path, suffix, channels):
+def test_16_bits_of_every_channel_are_read(tmp_path, suffix, channels):
+    pixels = np.random.default_rng(0).integers(0, 65536, (4, 5, channels), np.uint16)
+    cv2.imwrite(str(tmp_path / f'a.{suffix}'), pixels)
+    read, _ = read_pixels(tmp_path / f'a.{suffix}')
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]
+    assert read.dtype == np.uint16 and np.array_equal(read, pixels[:, :, order])
+
+
+def test_the_profile_is_read_unless_it_is_of_other_channels(tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    for mode, kept in (('RGB', True), ('P', True), ('L', False), ('CMYK', False)):
+        path = tmp_path / ('a.jpg' if mode == 'CMYK' else 'a.png')
+        Image.new(mode, (8, 8)).save(path, icc_profile=profile if mode != 'CMYK' else profile.replace(b'RGB ', b'CMYK'))
+        assert read_pixels(path)[1] == (profile if kept else None), mode
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored = Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 7, 3), np.uint8))
+    stored.save(tmp_path / 'a.png', exif=exif)
+    with Image.open(tmp_path / 'a.png') as image:
+        assert np.array_equal(read_pixels(tmp_path / 'a.png')[0], np.asarray(ImageOps.exif_transpose(image)))
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+@pytest.mark.parametrize('channels', [1, 3, 4])
+def test_16_bits_are_are_rounded_to_8(tmp_path, suffix, channels):
     values = np.array([0, 128, 129, 257, 385, 386, 65406, 65407, 65535], np.uint16)
     # 128 / 257 is just below one half, 129 / 257 just above
     rounded = [0, 0, 1, 1, 1, 2, 254, 255, 255]
@@ -188,6 +233,15 @@ def test_images_of_a_folder_are_found_by_their_suffix(tmp_path):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(UserError, match=r'empty: no images; accepted: \.bmp, \.jpeg, \.jpg'):
         images_in(tmp_path / 'empty')
+
+
+def test_images_are_found_in_all_folders_below(tmp_path):
+    for name in ('b.png', 'inner/a.JPG', 'inner/deep/c.webp', '.hidden/d.png', 'inner/.e.png', 'inner/notes.txt'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in images_below(tmp_path)]
+    assert found == ['b.png', 'inner/a.JPG', 'inner/deep/c.webp']
+    assert images_below(tmp_path / '.hidden') == [tmp_path / '.hidden' / 'd.png']
 
 
 def test_a_written_png_reads_back(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from facd_basicsr.engine.whole_files import check_whole, remove_partial, save_whole, write_whole
+from facd_basicsr.engine.whole_files import check_whole, remove_partial, save_whole, write_whole, written_together
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
@@ -75,3 +75,24 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
         (tmp_path / name).touch()
     remove_partial(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['1.state']
+
+
+def test_files_written_together_have_their_names_when_all_are_done(tmp_path):
+    paths = [tmp_path / 'a', tmp_path / 'b']
+    with written_together(paths) as partials:
+        for partial, content in zip(partials, 'ab'):
+            partial.write_text(content)
+            assert not any(path.exists() for path in paths)
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ['a', 'b']
+
+
+@pytest.mark.parametrize('missing', [False, True])
+def test_of_files_written_together_a_failure_leaves_none(tmp_path, missing):
+    with (
+        pytest.raises((RuntimeError, FileNotFoundError)),
+        written_together([tmp_path / 'a', tmp_path / 'b']) as partials,
+    ):
+        partials[0].write_text('a')
+        if not missing:
+            raise RuntimeError
+    assert not list(tmp_path.iterdir())

@@ -1,8 +1,17 @@
+import pytest
 import torch
-from torch import nn
+from basicsr.archs.srresnet_arch import MSRResNet
+from torch import Tensor, nn
 
 from facd_basicsr.archs import EDSRStudent
-from facd_basicsr.evaluation.complexity import flops, latency_ms, parameters
+from facd_basicsr.evaluation.complexity import (
+    flops,
+    footprint,
+    latencies_ms,
+    latency_ms,
+    parameters,
+    peak_gpu_memory,
+)
 
 
 def test_parameters_and_flops_of_a_convolution_equal_values_worked_by_hand():
@@ -21,3 +30,83 @@ def test_flops_are_of_one_720p_output_and_leave_the_network_where_it_is():
 
 def test_latency_is_positive():
     assert latency_ms(nn.Conv2d(3, 3, 1), torch.rand(1, 3, 8, 8), repeats=2) > 0
+
+
+def test_ntire_s_baseline_costs_what_is_published_and_what_is_worked_by_hand():
+    """MSRResNet in NTIRE 2020's table: 1.517 M parameters, 166.36 G FLOPs, 292.55 M activations, 610 MB."""
+    net = MSRResNet(3, 3, num_feat=64, num_block=16, upscale=4)
+    lr, mid, hr = 256**2, 512**2, 1024**2
+    assert parameters(net) == 1_517_571
+    multiply_adds = 9 * (lr * (3 * 64 + 32 * 64 * 64 + 64 * 256) + mid * 64 * 256 + hr * (64 * 64 + 64 * 3))
+    assert flops(net, 4, (1024, 1024)) == 2 * multiply_adds == 2 * 166_207_684_608
+    # The published number has one for each element that a LeakyReLU module gives as well.
+    assert (multiply_adds + 64 * (lr + mid + 2 * hr)) / 1e9 == pytest.approx(166.36, abs=0.005)
+
+    left = footprint(net, (256, 256))
+    assert left.activations == lr * (33 * 64 + 256) + mid * 256 + hr * (64 + 3) == 292_552_704
+    # The peak is at the second pixel shuffle: its input and output, what the first gave, conv_first's output.
+    features = hr * 64 + hr * 64 + mid * 64 + lr * 64
+    assert left.memory == 4 * (parameters(net) + 3 * lr + features)
+
+
+class Steps(nn.Module):
+    """On (1, 3, 4, 6): five features beside the input, then three, then four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 1)
+        self.register_buffer('mean', torch.zeros(10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y.relu_()  # in place: nothing new
+        y = y[:, :3].view(1, 3, 24)  # a view keeps all five
+        y = y + 1
+        return torch.cat([y, y[:, :1]], 1)
+
+
+def test_memory_is_that_of_live_tensors_worked_by_hand():
+    # 20 parameters, 10 of a buffer, 72 of the input; then 120 + 72 before the conv's output goes, 72 + 96 after
+    left = footprint(Steps(), (4, 6))
+    assert (left.activations, left.memory) == (5 * 24, 4 * (20 + 10 + 72 + 120 + 72))
+
+
+def test_a_network_that_is_counted_keeps_its_weights():
+    net = EDSRStudent(num_feat=4, num_block=1, upscale=2)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    flops(net, 2), footprint(net, (8, 8))
+    torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
+
+
+class Counting(nn.Module):
+    def __init__(self, runs: list[str], name: str) -> None:
+        super().__init__()
+        self.runs, self.name = runs, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs.append(self.name)
+        return x.add_(1)
+
+
+def test_networks_run_in_turn_and_their_first_run_does_not_count():
+    runs, turns, lq = [], [], torch.zeros(1)
+    nets = {name: (Counting(runs, name), lq) for name in ('teacher', 'student')}
+    times = latencies_ms(nets, repeats=2, on_turn=turns.append)
+    assert runs == turns == ['teacher', 'student'] * 3
+    assert [len(found) for found in times.values()] == [2, 2]
+    assert lq.item() == 0  # a network that works in place does not see what it left
+
+
+def test_a_network_that_has_used_up_its_time_is_not_run_again():
+    runs = []
+    times = latencies_ms({'slow': (Counting(runs, 'slow'), torch.zeros(1))}, repeats=9, limit=1e-9)
+    assert len(runs) == len(times['slow']) == 1  # its first run counts, for there is no other
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='torch.cuda.max_memory_allocated is of a GPU')
+def test_a_gpu_holds_at_least_what_is_counted():
+    net, other = MSRResNet(num_block=1).cuda(), MSRResNet().cuda()
+    found = peak_gpu_memory(net, torch.rand(1, 3, 64, 64, device='cuda'))
+    counted = footprint(net, (64, 64)).memory
+    assert counted <= found < counted + 2**30  # workspaces
+    assert parameters(other) > 0  # was there, and did not count

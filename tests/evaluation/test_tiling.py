@@ -97,3 +97,21 @@ class Checkered(nn.Module):
 def test_a_network_whose_output_depends_on_where_a_tile_begins_is_refused():
     with pytest.raises(UserError, match='has an output that depends on where a tile begins'):
         reach_of(Checkered(), 3, 1, 16)
+
+
+class Even(nn.Module):
+    """Halves the image and doubles it, with a reach of 3 that makes the sizes of tiles odd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(12, 12, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pixel_shuffle(self.conv(nn.functional.pixel_unshuffle(x, 2)), 2)
+
+
+def test_a_network_that_does_not_take_tiles_of_every_size_is_refused():
+    with pytest.raises(
+        UserError, match=r'val.tile: Even does not run on tiles of every size \(.*\); accepted .* no val'
+    ):
+        reach_of(Even(), 3, 1, 16)

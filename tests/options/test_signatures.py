@@ -50,3 +50,30 @@ def test_an_overridden_method_does_not_count():
     assert 'pixel_opt' in keys_read(SRModel, 'train_opt')
     assert 'pixel_opt' not in keys_read(FACDModel, 'train_opt')
     assert 'distill_opt' in keys_read(FACDModel, 'train_opt')
+
+
+def test_a_class_has_its_defaults_from_its_signature_and_its_meanings_from_its_docstring():
+    class Thing:
+        """A thing.
+
+        Args:
+            a: the first, which
+                goes on.
+            b, c (int): two of them. Default: 2.
+            lambda_: a word of Python's.
+
+        Raises:
+            UserError: never.
+        """
+
+        def __init__(self, a, b=2, c: int = 3, lambda_: float = 1.0):
+            pass
+
+    found = signature_keys(Thing, known={'c': Key((int,), least=1, meaning='the third')})
+    assert {key: (own.default, own.meaning) for key, own in found.items()} == {
+        'a': (..., 'the first, which goes on'),
+        'b': (2, 'two of them'),
+        'c': (3, 'the third'),
+        'lambda': (1.0, "a word of Python's"),
+    }
+    assert found['c'].least == 1

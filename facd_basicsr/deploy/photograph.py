@@ -1,0 +1,87 @@
+"""The bytes of the file that an upscaled photograph is written to."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from facd_basicsr.data.images import eight_bits, without_alpha
+from facd_basicsr.errors import UserError
+
+FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WebP'}  # by suffix
+LONGEST = {'PNG': 2**31 - 1, 'JPEG': 65500, 'WebP': 16383}  # pixels of a side
+JPEG = {'quality': 95, 'subsampling': 0}  # no colours at half the size
+WEBP = {'lossless': True, 'exact': True}  # exact: also the colours of transparent pixels
+PNG_START = b'\x89PNG\r\n\x1a\n'
+PNG_KINDS = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's number of the kind of image, by its channels
+UP = 2  # PNG's number of the filter that leaves what differs from the row above
+
+
+def check_size(height: int, width: int, suffix: str, where: str) -> None:
+    """
+    Raises:
+        UserError: the format, by its suffix, has no images as large.
+    """
+    name = FORMATS[suffix]
+    if max(height, width) > LONGEST[name]:
+        raise UserError(f'{where}: {width}x{height} pixels; accepted by {name}: {LONGEST[name]} a side; PNG takes more')
+
+
+def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[bytes, list[str]]:
+    """A file's content: lossless PNG or WebP, or JPEG.
+
+    Args:
+        pixels: as of :func:`facd_basicsr.data.images.read_pixels`, upright.
+        profile: the ICC profile; None: none.
+        suffix: one of ``FORMATS``.
+
+    Returns:
+        The content, and what the format could not keep of the image, a sentence each.
+    """
+    name = FORMATS[suffix]
+    if name == 'PNG':
+        return _png(pixels, profile), []
+    lost = [] if pixels.dtype == np.uint8 else [f'{name} has 8 bits a channel: rounded from 16']
+    pixels = eight_bits(pixels)
+    if name == 'JPEG':
+        colours, alpha = without_alpha(pixels)
+        if alpha is not None and alpha.min() < 255:
+            lost.append('JPEG has no transparency: laid on white')
+            colours = _on_white(colours, alpha)
+        pixels = colours
+    buffer = io.BytesIO()
+    # Pillow: gray is (H, W), and makes colours of it where the format has no gray
+    Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)).save(
+        buffer, name, icc_profile=profile, **(JPEG if name == 'JPEG' else WEBP)
+    )
+    return buffer.getvalue(), lost
+
+
+def _on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 1 or 3) and (H, W, 1) -> uint8 as colours."""
+    opacity = alpha.astype(np.float32) / 255
+    return (colours * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
+
+
+def _png(pixels: np.ndarray, profile: bytes | None) -> bytes:
+    """Of all channels and both depths; neither Pillow nor cv2 writes 16 bits of all of them, or cv2 a profile.
+
+    https://www.w3.org/TR/png-3/
+    """
+    height, width, channels = pixels.shape
+    depth = 8 * pixels.itemsize
+    rows = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder('>')).view(np.uint8).reshape(height, -1)
+    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as PNG has it
+    header = struct.pack('>IIBBBBB', width, height, depth, PNG_KINDS[channels], 0, 0, 0)
+    colour = [] if profile is None else [_chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(profile))]
+    content = zlib.compress(filtered.data)
+    return b''.join([PNG_START, _chunk(b'IHDR', header), *colour, _chunk(b'IDAT', content), _chunk(b'IEND', b'')])
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))

@@ -1,0 +1,147 @@
+"""A student that upscales images of every kind and size."""
+
+import itertools
+import math
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from contextlib import nullcontext
+from threading import Lock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, max_pool2d
+
+from facd_basicsr.data.images import without_alpha
+from facd_basicsr.deploy.onnx_network import OnnxNetwork
+from facd_basicsr.deploy.student import Student
+from facd_basicsr.deploy.tail_in_tiles import has_tail, with_tail_in_tiles
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.tiling import reach_of, tiled
+
+TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
+TILE_WITHOUT_TAIL = 256  # of other networks, which hold all their features at once: 1.6 GB by onnxruntime
+LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: BT.601's, as Pillow makes gray of colours
+
+
+class Upscaler:
+    """Runs a student on images as files have them. Of several threads each may run one.
+
+    Args:
+        student: its network may be moved to the GPU, if there is one.
+        tile: LQ pixels per side that run at once, with as much around them as the network sees; 0: whole images;
+            None: 512, of networks other than EDSR and RCAN 256. Images no larger run whole, and so do all images where
+            the network can't run in tiles; RCAN then runs the part of it in tiles that can and needs the memory.
+
+    Attributes:
+        scale: upscaling factor.
+        tile: 0: whole images.
+
+    Raises:
+        UserError: the student is not of colour images.
+    """
+
+    def __init__(self, student: Student, tile: int | None = None) -> None:
+        description = student.description
+        channels = {key: description.arguments.get(key, 3) for key in ('num_in_ch', 'num_out_ch')}
+        for key, value in channels.items():
+            if value != 3:
+                raise UserError(f'--student: {key}: {value}; accepted: a network of colour images, 3')
+        self.scale = description.scale
+        self._device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        if isinstance(student.net, OnnxNetwork):
+            self._device = torch.device('cpu')  # it takes its input from there
+        net = student.net.to(self._device)
+        self.tile = (TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile
+        reach = description.reach if isinstance(net, OnnxNetwork) else self._measured_reach(net)
+        if reach is None:
+            self.tile = 0
+        self._reach = max(1, reach or 0)  # 1: alpha's neighbours
+        self._net = with_tail_in_tiles(net, self.scale) if has_tail(net) and tile != 0 else net
+        # a GPU gains nothing from several at once, and each takes its memory
+        self._turn = Lock() if self._device.type == 'cuda' else nullcontext()
+        self._cancelled = False
+        for module in self._net.modules():
+            module.register_forward_pre_hook(lambda *_: self._check_cancelled())
+
+    def upscale(self, pixels: np.ndarray, show: Callable[[int, int], None]) -> np.ndarray:
+        """An image, upscaled without a step of fewer bits than it has.
+
+        Colours go through the network as in training; gray as three equal channels, of whose outputs it is the luma;
+        alpha as gray, and stays within what it is in the pixel and its neighbours, so that what is opaque remains so.
+
+        Args:
+            pixels: uint8 or uint16 (H, W, C), as of :func:`facd_basicsr.data.images.read_pixels`.
+            show: is told before each tile its number and how many there are; alpha has its own.
+
+        Returns:
+            (H * scale, W * scale, C) of the same type.
+
+        Raises:
+            MemoryError: it takes more than there is.
+            CancelledError: :meth:`cancel` was called.
+        """
+        colours, alpha = without_alpha(pixels)
+        try:
+            planes = [self._run(colours, show)]
+            if alpha is not None and alpha.min() == alpha.max():
+                planes.append(np.full((*planes[0].shape[:2], 1), alpha.max()))
+            elif alpha is not None:
+                planes.append(self._run(alpha, show, is_alpha=True))
+        except RuntimeError as error:
+            if 'alloc' not in str(error):  # so torch says it, of the CPU's and a GPU's memory
+                raise
+            raise MemoryError from error
+        return np.dstack(planes)
+
+    def cancel(self) -> None:
+        """Ends what other threads are running, within a layer of the network."""
+        self._cancelled = True
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled:
+            raise CancelledError
+
+    def _measured_reach(self, net: nn.Module) -> int | None:
+        if not self.tile:
+            return None
+        try:
+            return reach_of(net, 3, self.scale, self.tile)
+        except UserError:  # it looks at the whole image
+            return None
+
+    def _run(self, channels: np.ndarray, show: Callable[[int, int], None], is_alpha: bool = False) -> np.ndarray:
+        """(H, W, 1 or 3) -> (H * scale, W * scale, 1 or 3)."""
+        top = np.iinfo(channels.dtype).max
+        whole = np.uint8 if channels.dtype == np.uint8 else np.int32  # torch has too little of uint16
+        lq = torch.from_numpy(channels.transpose(2, 0, 1).astype(whole))[None]
+        in_tiles = 0 < self.tile < max(lq.shape[2:])
+        tiles = math.prod(math.ceil(side / self.tile) for side in lq.shape[2:]) if in_tiles else 1
+        numbers = itertools.count(1)
+
+        def finished(part: Tensor) -> Tensor:
+            """A part of the image, as integers: (1, C, h, w) -> (1, C, h * scale, w * scale)."""
+            show(next(numbers), tiles)
+            self._check_cancelled()
+            with self._turn:
+                output = self._output(part.to(self._device).float() / top, is_alpha)
+                return (output * top).round().to('cpu', part.dtype)
+
+        with torch.inference_mode():
+            if in_tiles:
+                output = tiled(finished, lq, self.scale, self.tile, self._reach)
+            else:
+                output = finished(lq)
+        return output[0].permute(1, 2, 0).numpy().astype(channels.dtype)
+
+    def _output(self, lq: Tensor, is_alpha: bool) -> Tensor:
+        """(1, 1 or 3, h, w) -> (1, 1 or 3, h * scale, w * scale), all in [0, 1]."""
+        rgb = lq.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)  # which is faster on a CPU
+        output = self._net(rgb)
+        if lq.shape[1] == 1:
+            output = (output * output.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        if is_alpha:
+            highest, lowest = max_pool2d(lq, 3, 1, 1), -max_pool2d(-lq, 3, 1, 1)
+            least, most = (interpolate(bound, scale_factor=self.scale) for bound in (lowest, highest))
+            output = output.clamp(least, most)
+        return output.clamp(0, 1)

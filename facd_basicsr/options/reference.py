@@ -1,0 +1,209 @@
+"""The tables of docs/options.md, from what the option check goes by.
+
+    python -m facd_basicsr.options.reference --into docs/options.md
+
+A table of the page stands between ``<!-- options: BLOCK -->`` or ``<!-- options: BLOCK TYPE -->`` and ``<!-- end -->``;
+:func:`tables` says which there are. The rest of the page is written by hand.
+"""
+
+import argparse
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import facd_basicsr  # noqa: F401  must come before basicsr
+
+# isort: split
+import yaml
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.single_image_dataset import SingleImageDataset
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
+
+from facd_basicsr.comparison.pages import with_blocks
+from facd_basicsr.errors import UserError, disk_complaints, run_command
+from facd_basicsr.evaluation.table import markdown_table
+from facd_basicsr.losses import DistillLoss
+from facd_basicsr.models import FACDModel
+from facd_basicsr.options import accepted, arguments, keys
+from facd_basicsr.options.accepted import Keys
+from facd_basicsr.options.blocks import bounds, choice_names, type_names
+from facd_basicsr.options.plain_yaml import ORDER, OptionDumper
+from facd_basicsr.options.signatures import Key
+
+HEADER = ('key', 'value', 'in', 'if left out', 'meaning')
+NETWORKS = ('EDSRStudent', 'RCANStudent', 'EDSR', 'RCAN')  # of BasicSR's registry, with forty that are not for this
+IMAGE_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss')
+METRICS = ('calculate_psnr', 'calculate_ssim', 'calculate_niqe')  # the others take tensors, which validation has not
+MODELS = (FACDModel, SRModel)
+SYNONYM = 'MultiStepRestartLR'  # of MultiStepLR
+AS_IN = 'as in '  # another class, whose docstring then says it
+
+
+def tables() -> dict[str, str]:
+    """Every table of the page, by the words of its mark."""
+    train, test = (
+        _of_models(functools.partial(accepted.top_keys, is_train=is_train), ORDER) for is_train in (True, False)
+    )
+    in_train = [*keys.TRAIN, *keys.TRAIN_KEYS, *keys.EXECUTION_TRAIN]
+    schedulers = {name: cls for name, cls in arguments.SCHEDULERS.items() if name != SYNONYM}
+    return {
+        'file': _in_both(keys.FILE),
+        'top': table(train, test),
+        'datasets': table({**keys.DATASET, **keys.DATASET_TRAIN}, keys.DATASET),
+        **{
+            f'datasets {dataset.__name__}': _dataset_table(dataset)
+            for dataset in (PairedImageDataset, SingleImageDataset)
+        },
+        'datasets.*.io_backend lmdb': _in_both(accepted.io_backend_keys('lmdb')),
+        **{f'network_g {name}': _in_both(accepted.network_keys(ARCH_REGISTRY.get(name))) for name in NETWORKS},
+        'teacher': table(keys.TEACHER),
+        'teacher.expect': table(keys.EXPECT),
+        'taps': table(keys.TAP),
+        'network_r DeepRegressor': table(accepted.regressor_keys(ARCH_REGISTRY.get('DeepRegressor'))),
+        'path': table(
+            accepted.path_keys(['network_g', 'network_r'], is_train=True),
+            accepted.path_keys(['network_g'], is_train=False),
+        ),
+        'train': table(_of_models(accepted.train_keys, in_train)),
+        'compile': table(keys.COMPILE),
+        'train.nonfinite': table(keys.NONFINITE),
+        **{f'train.optim_g {name}': table(accepted.optimizer_keys(cls)) for name, cls in arguments.OPTIMIZERS.items()},
+        **{f'train.scheduler {name}': table(accepted.scheduler_keys(cls)) for name, cls in schedulers.items()},
+        **{f'train.pixel_opt {name}': table(_loss_keys(name)) for name in IMAGE_LOSSES},
+        'train.perceptual_opt PerceptualLoss': table(_loss_keys('PerceptualLoss')),
+        **{f'train.distill_opt {name}': _distillation(name) for name in distillation_losses()},
+        'val': table(keys.VAL_TRAIN, keys.VAL_TEST),
+        **{f'val.metrics {name}': _metric_table(name) for name in METRICS},
+        'logger': table(keys.LOGGER),
+        'logger.wandb': table(keys.WANDB),
+        'dist_params': table(keys.DIST_PARAMS),
+    }
+
+
+def distillation_losses() -> list[str]:
+    """The registered losses of this package, FACD's first."""
+    own = [
+        name
+        for name, loss in LOSS_REGISTRY
+        if issubclass(loss, DistillLoss) and loss.__module__.startswith('facd_basicsr.')
+    ]
+    return sorted(own, key=lambda name: (name != 'FACDLoss', name))
+
+
+def table(train: Keys, test: Keys | None = None) -> str:
+    """The Markdown table of a block.
+
+    Args:
+        train, test: what the block accepts in a file for train.py and in one for test.py; None: it is no block there.
+    """
+    rows = []
+    test = test or {}
+    for name, key in {**train, **test, **train}.items():
+        where = 'both' if name in train and name in test else 'train' if name in train else 'test'
+        required = [file for file, own in (('train', train), ('test', test)) if name in own and own[name].required]
+        rows.append([f'`{name}`', value_words(key), where, _left_out(key, where, required), key.meaning])
+    return markdown_table(HEADER, rows, numbers=False)
+
+
+def value_words(key: Key) -> str:
+    """What a key accepts, in words: ``a list of numbers, 0 or more``."""
+    if key.choices:
+        return ', '.join(f'`{name}`' for name in choice_names(key))
+    words = type_names(key.types)
+    if key.items:
+        words = words.replace('a list', f'a list of {"numbers" if float in key.items else "whole numbers"}', 1)
+    return ', '.join([words.replace('nothing (~)', '`~`'), *bounds(key)])
+
+
+def shown(value: Any) -> str:
+    """A value as an option file has it, on one line."""
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.dump(value, Dumper=OptionDumper, default_flow_style=True, width=1000, allow_unicode=True)
+    return text.removesuffix('\n').removesuffix('\n...')
+
+
+def _left_out(key: Key, where: str, required: list[str]) -> str:
+    if required and (where != 'both' or len(required) == 2):
+        return '**required**'
+    words = '-' if key.default is ... else f'`{shown(key.default)}`'
+    return f'{words}; **required** in {required[0]}' if required else words
+
+
+def _in_both(own: Keys) -> str:
+    return table(own, own)
+
+
+def _metric_table(name: str) -> str:
+    own = accepted.metric_keys(METRIC_REGISTRY.get(name))
+    return _in_both({argument: key for argument, key in own.items() if argument != 'type'})
+
+
+def _ordered(own: Keys, order: Iterable[str]) -> Keys:
+    """The keys of ``order`` that are there."""
+    return {name: own[name] for name in order if name in own}
+
+
+def _of_models(keys_of: Callable[[type], Keys], order: Iterable[str]) -> Keys:
+    """What any of the models accepts."""
+    return _ordered({name: key for model in MODELS for name, key in keys_of(model).items()}, order)
+
+
+def _dataset_table(dataset: type) -> str:
+    return table(*(_ordered(accepted.dataset_keys(dataset, training), keys.DATASET_KEYS) for training in (True, False)))
+
+
+def _loss_keys(name: str) -> Keys:
+    own = accepted.loss_keys(LOSS_REGISTRY.get(name))
+    return {argument: replace(key, meaning=_followed(argument, key.meaning)) for argument, key in own.items()}
+
+
+def _followed(argument: str, meaning: str) -> str:
+    """A meaning, or that of another loss where it says no more than ``as in FACDLoss``."""
+    if not meaning.startswith(AS_IN):
+        return meaning
+    return _loss_keys(meaning.removeprefix(AS_IN).rstrip('.'))[argument].meaning
+
+
+def _distillation(name: str) -> str:
+    """What a distillation loss is, what it needs, and its keys."""
+    loss, own = LOSS_REGISTRY.get(name), _loss_keys(name)
+    needs = ['no `taps` and no `network_r`']
+    if loss.reads_features:
+        needs = ['`taps`', '`network_r` as its `regressor` says' if 'regressor' in own else 'no `network_r`']
+    if loss.min_batch > 1:
+        needs.append(f'a batch of {loss.min_batch} or more over all processes')
+    summary = (inspect.getdoc(loss) or '').partition('\n')[0]
+    return f'{summary} Takes {", ".join(needs)}.\n\n{table(own)}'
+
+
+def with_tables(page: str) -> str:
+    """The page with its tables made anew.
+
+    Raises:
+        UserError: it has a mark that stands for no table.
+    """
+    known = tables()
+
+    def content(found: re.Match) -> str:
+        if found['name'] not in known:
+            raise UserError(f'<!-- options: {found["name"]} -->: accepted: {", ".join(known)}')
+        return known[found['name']]
+
+    return with_blocks(page, r'<!-- options: (?P<name>[^\n]+) -->', content)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
+    parser.add_argument('--into', type=Path, required=True, help='the page, docs/options.md')
+    page = parser.parse_args().into
+    with disk_complaints():
+        page.write_text(with_tables(page.read_text(encoding='utf-8')), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    run_command(main)

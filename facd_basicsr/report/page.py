@@ -1,0 +1,163 @@
+"""The HTML page: one file with everything in it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from facd_basicsr.data.download import sha256_of
+from facd_basicsr.engine.logs import versions
+from facd_basicsr.evaluation.benchmark import is_student
+from facd_basicsr.evaluation.complexity import parameters
+from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
+from facd_basicsr.evaluation.table import html_table
+from facd_basicsr.report.curves import COLOURS, described, svg
+from facd_basicsr.report.panels import panels
+from facd_basicsr.report.results import Results
+from facd_basicsr.report.run_folder import RunFolder
+
+COMPLAINTS = 20  # of the log that are shown
+TIME = '%Y-%m-%d %H:%M:%S'
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure that is seen first: what it is of, the figure, and what to hold it against."""
+
+    title: str
+    figure: str
+    note: str
+
+
+def page(run: RunFolder, results: Results) -> str:
+    """The page as text. Whatever comes from options and log is escaped; nothing is loaded from elsewhere.
+
+    Args:
+        run: what the training left.
+        results: what its networks give.
+    """
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_part('page.html'))
+    log = run.log
+    drawn = [
+        {'panel': panel, 'svg': svg(panel), 'last': described(panel), 'several': len(panel.lines) > 1}
+        for panel in panels(log, run.opt)
+    ]
+    table = results.table
+    return template.render(
+        style=_part('page.css'),
+        script=_part('page.js'),
+        colours=COLOURS,
+        run=run,
+        title=run.opt['name'],
+        summary=summary(run.opt),
+        status=status(run),
+        tiles=tiles(run, results),
+        panels=drawn,
+        table=None if table is None else html_table(*table),
+        validation=html_table(*_validation_table(run)) if log.validation else None,
+        results=results,
+        checkpoint=_checkpoint(run),
+        complaints=log.complaints[-COMPLAINTS:],
+        changes=[(key, *(_value(value) for value in values)) for key, *values in run.changes],
+        logged=log.sessions[-1].options.strip('\n') if log.sessions else '',
+        environment=_environment(run),
+        written=f'{datetime.now():{TIME}}',
+        versions=versions(),
+    )
+
+
+def summary(opt: Mapping[str, Any]) -> str:
+    """What is trained, in a line."""
+    student = f'{opt["network_g"]["type"]}, x{opt["scale"]}'
+    train = opt['train']
+    if 'teacher' in opt:
+        teacher = (opt['teacher'].get('network') or {}).get('type') or Path(opt['teacher']['weights']).name
+        return f'{student}, taught by {teacher} with {(train.get("distill_opt") or {}).get("type", opt["model_type"])}'
+    return f'{student}, {opt["model_type"]} without a teacher'
+
+
+def status(run: RunFolder) -> str:
+    """How far the training is and how it ended."""
+    log, total = run.log, run.opt['train'].get('total_iter')
+    if not log.sessions:
+        return 'The log does not say how far it has come.'
+    end = log.sessions[-1].end
+    done = f'{log.iteration:,} of {total:,} iterations' if isinstance(total, int) else f'{log.iteration:,} iterations'
+    if not end:
+        last = log.sessions[-1].ended
+        return f'{done}; the log has no end: it goes on, or was killed. Its last line is of {last:{TIME}}.'
+    return f'{done}; {end}' + ('' if end.endswith('.') else '.')
+
+
+def tiles(run: RunFolder, results: Results) -> list[Tile]:
+    """The first validation set's PSNR-Y, the networks' sizes, and what training took."""
+    log = run.log
+    sizes = {method.name: parameters(method.net) for method in results.methods if method.net is not None}
+    found = []
+    for student in (method.name for method in results.methods if is_student(method)):
+        for name, mean in list(results.mean[student].items())[:1]:
+            others = {key: results.mean[key][name]['psnr_y'] for key in (BICUBIC, TEACHER) if key in results.mean}
+            against = [f'{mean["psnr_y"] - value:+.2f} to {key}' for key, value in others.items()]
+            found.append(Tile(f'PSNR-Y on {name}', f'{mean["psnr_y"]:.2f} dB', ', '.join(against)))
+        of_teacher = sizes.get(TEACHER)
+        note = f'{sizes[student] / of_teacher:.1%} of the {of_teacher:,} of the teacher' if of_teacher else ''
+        found.append(Tile('Parameters', f'{sizes[student]:,}', note))
+    total = run.opt['train'].get('total_iter')
+    found.append(Tile('Iterations', f'{log.iteration:,}', f'of {total:,}' if isinstance(total, int) else ''))
+    ms = '' if log.seconds_per_iter is None else f'{1000 * log.seconds_per_iter:.0f} ms an iteration'
+    found.append(Tile('Training time', _duration(log.duration), ms))
+    return found
+
+
+def _validation_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
+    """What validation in training found: the best and the last figure of every set and metric."""
+    metrics = (run.opt.get('val') or {}).get('metrics') or {}
+    rows = []
+    for name, curves in run.log.validation.items():
+        for metric, curve in curves.items():
+            if not curve:
+                continue
+            better = min if (metrics.get(metric) or {}).get('better', 'higher') == 'lower' else max
+            best, last = better(curve, key=curve.__getitem__), max(curve)
+            rows.append([f'{metric} on {name}', f'{curve[best]:.4f}', f'{best:,}', f'{curve[last]:.4f}', f'{last:,}'])
+    return ['', 'best', 'at iteration', 'last', 'at iteration'], rows
+
+
+def _checkpoint(run: RunFolder) -> str:
+    """Which weights were scored."""
+    if run.checkpoint is None:
+        return ''
+    when = '' if run.iteration is None else f', of iteration {run.iteration:,}'
+    return f'{run.checkpoint.name}{when}, SHA-256 {sha256_of(run.checkpoint)}'
+
+
+def _environment(run: RunFolder) -> list[tuple[str, str]]:
+    """Term and text of what the log says of where and when the training ran."""
+    found = [('Command', run.command or 'the option file does not say'), ('Folder', str(run.path.resolve()))]
+    for number, session in enumerate(run.log.sessions, start=1):
+        many = len(run.log.sessions) > 1
+        when = f'{session.began:{TIME}} to {session.ended:{TIME}}, iterations {session.first:,} to {session.last:,}'
+        found.append((f'Session {number}' if many else 'Time', f'{when}; {session.end or "no end in the log"}'))
+    for term, values in (
+        ('Versions', [session.versions for session in run.log.sessions]),
+        ('Machine', [session.machine or 'the log does not say' for session in run.log.sessions]),
+    ):
+        found.append((term, '; '.join(dict.fromkeys(values)) or 'the log does not say'))
+    return found
+
+
+def _duration(time: timedelta) -> str:
+    hours, minutes = time.total_seconds() / 3600, time.total_seconds() / 60
+    return f'{hours:.1f} h' if hours >= 2 else f'{minutes:.1f} min' if minutes >= 2 else f'{60 * minutes:.0f} s'
+
+
+def _value(value: Any) -> str:
+    return '(none)' if value is ... else repr(value) if isinstance(value, str) else str(value)
+
+
+def _part(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding='utf-8')

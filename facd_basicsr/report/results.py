@@ -1,0 +1,178 @@
+"""The table and the crops of a page: a run's networks on its validation sets, scored as ``facd benchmark`` scores."""
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import MODEL_REGISTRY
+from PIL import Image
+
+from facd_basicsr.data.download import cached_path, is_url
+from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.benchmark import Means, Table, evaluate, means, quality_table
+from facd_basicsr.evaluation.benchmark_sets import Pair, build_sets, pairs
+from facd_basicsr.evaluation.crops import Crop, crop_psnr, find_crops
+from facd_basicsr.evaluation.figure import as_picture, marked
+from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
+from facd_basicsr.options.dry_run import dry_run
+from facd_basicsr.options.paths import check_paths
+from facd_basicsr.report.run_folder import RunFolder
+
+STUDENT = 'student'
+CROPS = 4
+SIZE, LEAST_SIZE = 96, 8  # of a crop in pixels of GT; smaller than the first where no image has room for it
+WHOLE = (240, 160)  # width and height that an image's thumbnail fits in
+
+Progress = Callable[[Iterable[Pair], int, str], Iterable[Pair]]
+
+
+@dataclass(frozen=True)
+class View:
+    """A crop as one method has it: the method's name, what is said of it, and the PNG as a data URI."""
+
+    name: str
+    caption: str
+    image: str
+
+
+@dataclass(frozen=True)
+class ShownCrop:
+    """A crop: its image and where in it, a thumbnail of the image with the crop's outline, and all views of it."""
+
+    title: str
+    size: int
+    whole: str
+    views: list[View]
+
+
+@dataclass
+class Results:
+    """What the networks of a run give.
+
+    Attributes:
+        methods: bicubic, the student, and the teacher if its weights are there.
+        mean: the figures of the table.
+        table: None where there is none; then ``notes`` say why.
+        crops: those in which student and bicubic differ most.
+        notes: what is missing and why, and what must be known of the figures; a sentence each.
+    """
+
+    methods: list[Method] = field(default_factory=list)
+    mean: Means = field(default_factory=dict)
+    table: Table | None = None
+    crops: list[ShownCrop] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def results_of(run: RunFolder, progress: Progress = lambda images, count, what: images) -> Results:
+    """Scores a run's student beside bicubic and its teacher, and finds crops.
+
+    What can't be had, data or weights that are no longer there, is said in the notes.
+
+    Args:
+        run: from :func:`facd_basicsr.report.run_folder.read_run_folder`.
+        progress: wraps the images of all sets each time they are gone through; it is told how many and what for.
+    """
+    result = Results()
+    try:
+        sets = _validation_sets(run.opt)
+        student = _student(run)
+    except UserError as error:
+        result.notes.append(f'No table and no crops: {error}.')
+        return result
+    result.methods = [Method(BICUBIC, run.opt['scale']), student]
+    if 'teacher' in run.opt:
+        try:
+            result.methods.append(_teacher(run))
+        except UserError as error:
+            result.notes.append(f'No teacher in table and crops: {error}.')
+
+    sides: list[int] = []
+
+    def seen(images: Iterable[Pair]) -> Iterator[Pair]:
+        for pair in images:
+            sides.append(min(pair.gt.shape[:2]))
+            if pair.gray:
+                result.notes.append(
+                    f'{pair.set}/{pair.image} has one channel and is scored as it is; validation in training takes it '
+                    'for colour, which adds 1.32 dB to its PSNR-Y (docs/evaluation.md).'
+                )
+            yield pair
+
+    def images(what: str) -> Iterable[Pair]:
+        return progress(pairs(sets), sum(map(len, sets.values())), what)
+
+    result.mean = means(list(evaluate(result.methods, seen(images('table')))))
+    result.table = quality_table(result.methods, result.mean)
+    size = min(SIZE, max(sides) - 2 * run.opt['scale'])
+    if size < LEAST_SIZE:
+        result.notes.append('No crops: the images are too small.')
+    else:
+        crops = find_crops(result.methods, images('crops'), size, CROPS)
+        result.crops = [_shown(crop, result.methods) for crop in crops]
+    return result
+
+
+def _validation_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
+    blocks = {phase: dict(block) for phase, block in opt['datasets'].items() if phase.split('_')[0] == 'val'}
+    if not blocks:
+        raise UserError('datasets.val: missing; accepted: a run with a validation set')
+    try:
+        check_paths({'datasets': blocks, 'scale': opt['scale'], 'path': {}}, is_train=False)
+    except UserError as error:
+        relative = [block for block in blocks.values() if not Path(str(block.get('dataroot_gt'))).is_absolute()]
+        hint = ' (paths are relative to the folder that facd report is run in)' if relative else ''
+        raise UserError(f'{error}{hint}') from error
+    for block in blocks.values():
+        if is_in_memory(block):  # of training's datasets; the files are the same
+            block['io_backend'] = {'type': file_backend(block)}
+    return build_sets({'datasets': blocks, 'scale': opt['scale']})
+
+
+def _student(run: RunFolder) -> Method:
+    opt = run.opt
+    model = MODEL_REGISTRY.get(opt['model_type']) if opt['model_type'] in MODEL_REGISTRY else None
+    if getattr(model, 'test', None) is not SRModel.test:
+        raise UserError(
+            f'model_type: {opt["model_type"]} runs its network in its own way, or is not installed; accepted here: '
+            'models that test as SRModel does'
+        )
+    if run.checkpoint is None:
+        raise UserError(f'{run.path / "models"} has no net_g_*.pth; accepted: a run with a checkpoint of its student')
+    dry_run({'network_g': opt['network_g']}, is_train=False)
+    averaged = opt['train'].get('ema_decay', 0) > 0
+    path = {'pretrain_network_g': str(run.checkpoint), 'param_key_g': 'params_ema' if averaged else 'params'}
+    name = f'{STUDENT} (EMA)' if averaged else STUDENT
+    return build_student(str(run.option_file), {**opt, 'name': name, 'path': path}, device_of([opt]))
+
+
+def _teacher(run: RunFolder) -> Method:
+    weights = run.opt['teacher']['weights']
+    path = cached_path(weights, 'teacher.weights') if is_url(weights) else Path(weights)
+    if not path.is_file():
+        raise UserError(f'teacher.weights: {weights} is not at hand: no such file: {path}')
+    return build_teacher_method(str(run.option_file), run.opt, device_of([run.opt]))
+
+
+def _shown(crop: Crop, methods: Sequence[Method]) -> ShownCrop:
+    pair = crop.pair
+    box = (crop.left, crop.top, crop.left + crop.size, crop.top + crop.size)
+    views = []
+    for method in methods:
+        sr = method.upscale(pair.lq)
+        views.append(View(method.name, f'{crop_psnr(sr, crop):.2f} dB', png_uri(as_picture(crop.of(sr)))))
+    views.append(View('HR', 'ground truth', png_uri(as_picture(crop.of(pair.gt)))))
+    return ShownCrop(f'{pair.set}/{pair.image}', crop.size, png_uri(marked(pair.gt, box, WHOLE)), views)
+
+
+def png_uri(picture: Image.Image) -> str:
+    """A picture as the ``src`` of an ``img``."""
+    buffer = io.BytesIO()
+    picture.save(buffer, 'PNG', optimize=True)
+    return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'

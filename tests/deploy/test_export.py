@@ -1,0 +1,271 @@
+"""Every format of two students, written once; what other programs make of the files."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import safetensors
+import torch
+from basicsr.archs import build_network
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.archs.rcan_arch import RCAN
+from basicsr.models.base_model import BaseModel
+from basicsr.utils.registry import ARCH_REGISTRY
+from conftest import REPOSITORY, STUDENT, changed, write_yml
+
+from facd_basicsr.deploy.description import Description, describe
+from facd_basicsr.deploy.export import BASIC, FORMATS, ONNX, ONNX_FP16, STEP, export, measured, paths_of
+from facd_basicsr.deploy.graphs import read_program, require_onnx
+from facd_basicsr.deploy.student import METADATA, Student, read_student
+from facd_basicsr.distill.layouts import DIV2K_MEAN
+from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.errors import UserError
+from facd_basicsr.options import parser
+from facd_basicsr.test import test as evaluate
+from facd_basicsr.tools.convert import convert
+
+RCAN_STUDENT = {'type': 'RCANStudent', 'num_feat': 16, 'num_group': 2, 'num_block': 1, 'upscale': 2}
+NETWORKS = {'EDSR': (STUDENT, EDSR), 'RCAN': (RCAN_STUDENT, RCAN)}
+SIZES = [(1, 3, 1, 1), (1, 3, 17, 33), (3, 3, 20, 9)]
+
+
+def student_of(network: dict) -> Student:
+    torch.manual_seed(0)
+    net = build_network(network).eval().requires_grad_(False)
+    return Student(net, dataclasses.replace(describe(network, network['upscale']), name='tiny', option_sha256='ab12'))
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """{architecture: folder with ``student.*`` of all formats}."""
+    folders = {}
+    for name, (network, _) in NETWORKS.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        export(measured(student_of(network), {'Set5': 30.25}), folders[name] / 'student', FORMATS)
+    return folders
+
+
+@pytest.fixture(params=NETWORKS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def expected(name: str, lq: torch.Tensor) -> torch.Tensor:
+    return student_of(NETWORKS[name][0]).net(lq)
+
+
+def test_the_files_are_there_and_nothing_else(folders, name):
+    assert {path.name for path in folders[name].iterdir()} == {f'student{format.suffix}' for format in FORMATS}
+
+
+def test_stock_basicsr_loads_the_checkpoint_strictly_by_its_own_loader(folders, name):
+    network, stock = NETWORKS[name]
+    net = stock(3, 3, **{key: value for key, value in network.items() if key != 'type'}).eval()
+    BaseModel({'num_gpu': 0, 'is_train': False}).load_network(net, folders[name] / 'student.pth', True, 'params')
+    lq = torch.rand(SIZES[1])
+    assert torch.equal(net(lq), expected(name, lq))
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors', '.onnx', '_fp16.onnx'])
+def test_every_file_says_all_that_is_known_of_the_student(folders, name, suffix):
+    description = read_student(folders[name] / f'student{suffix}').description
+    reach = {'EDSR': 1 + 3 * 2 + 1 + 1 + 1, 'RCAN': None}[name]  # a pixel for each 3x3 convolution; RCAN's attention
+    assert (description.architecture, description.scale, description.reach) == (name, 2, reach)
+    assert (description.psnr, description.option_sha256) == ({'Set5': 30.25}, 'ab12')
+    assert description.arguments['rgb_mean'] == list(DIV2K_MEAN)
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_onnx_has_no_size_baked_in_and_its_output_is_the_networks(folders, name, size):
+    lq = torch.rand(size)
+    found = read_student(folders[name] / 'student.onnx').net(lq)
+    torch.testing.assert_close(found, expected(name, lq), rtol=0, atol=0.01 * STEP)
+    halved = read_student(folders[name] / 'student_fp16.onnx').net(lq)
+    torch.testing.assert_close(halved, expected(name, lq), rtol=0, atol=STEP)
+
+
+def test_an_onnx_file_is_alone_and_tells_how_it_is_used(folders, name):
+    model = onnx.load(folders[name] / 'student_fp16.onnx', load_external_data=False)
+    onnx.checker.check_model(model, full_check=True)
+    assert {tensor.data_type for tensor in model.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    values = [model.graph.input[0], model.graph.output[0]]
+    assert {value.type.tensor_type.elem_type for value in values} == {onnx.TensorProto.FLOAT}
+    axes = [[axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim] for value in values]
+    assert axes == [['batch', 3, 'height', 'width'], ['batch', 3, 'height_x2', 'width_x2']]
+    assert model.doc_string.startswith(f'{name} x2. lq: RGB in [0, 1], float32')
+    assert [value.name for value in values] == ['lq', 'sr']
+
+
+def test_torch_exports_program_takes_any_size_and_is_described(folders, name):
+    net, description = read_program(folders[name] / 'student.pt2')
+    for lq in map(torch.rand, SIZES):
+        torch.testing.assert_close(net(lq), expected(name, lq), rtol=0, atol=0.01 * STEP)
+    assert description == read_student(folders[name] / 'student.pth').description
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_an_exported_student_can_teach(folders, name, suffix):
+    weights = {'weights': str(folders[name] / f'student{suffix}'), 'network': NETWORKS[name][0]}
+    lq = torch.rand(2, 3, 8, 8)
+    assert torch.equal(build_teacher(weights, 2)(lq), expected(name, lq))
+
+
+def test_test_py_scores_an_exported_checkpoint_as_the_one_it_is_from(folders, name, test_opt, tmp_path):
+    torch.save({'params': student_of(NETWORKS[name][0]).net.state_dict()}, tmp_path / 'net_g_latest.pth')
+    figures = []
+    for path in (tmp_path / 'net_g_latest.pth', folders[name] / 'student.pth'):
+        opt = changed(changed(test_opt, 'network_g', NETWORKS[name][0]), 'path.pretrain_network_g', str(path))
+        args = parser().parse_args(['-opt', str(write_yml({**opt, 'name': path.stem}, tmp_path / 'test.yml'))])
+        figures.append(evaluate(args, tmp_path, console=False))
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_an_rcan_opens_in_spandrel_after_facd_convert(folders, suffix, tmp_path):
+    spandrel = pytest.importorskip('spandrel')
+    convert(folders['RCAN'] / f'student{suffix}', tmp_path / 'official.pth', 'rcan', 255.0, DIV2K_MEAN)
+    descriptor = spandrel.ModelLoader().load_from_file(tmp_path / 'official.pth')
+    lq = torch.rand(1, 3, 12, 9)
+    assert (descriptor.architecture.name, descriptor.scale) == ('RCAN', 2)
+    torch.testing.assert_close(descriptor(lq.clone()), expected('RCAN', lq).clamp(0, 1), rtol=0, atol=2e-6)
+
+
+SNIPPETS = re.findall(
+    r'```python\n(.*?)```', (REPOSITORY / 'docs' / 'deploy.md').read_text(encoding='utf-8'), re.DOTALL
+)
+
+
+@pytest.mark.parametrize('snippet', SNIPPETS, ids=lambda snippet: re.search(r'student\w*\.\w+', snippet)[0])
+def test_a_snippet_of_the_page_gives_the_students_output(folders, snippet, monkeypatch):
+    monkeypatch.chdir(folders['EDSR'])
+    lq = torch.rand(1, 3, 7, 10)
+    scope = {'json': json, 'torch': torch, 'Path': Path, 'EDSR': EDSR, 'safetensors': safetensors, 'lq': lq}
+    scope['onnxruntime'] = onnxruntime
+    sr = expected('EDSR', lq)
+    if 'spandrel' in snippet:
+        scope['spandrel'] = pytest.importorskip('spandrel')
+        monkeypatch.chdir(folders['RCAN'])
+        sr = expected('RCAN', lq).clamp(0, 1)
+        convert(Path('student.pth'), Path('student_spandrel.pth'), 'rcan', 255.0, DIV2K_MEAN)
+    exec(snippet, scope)
+    Path('student_spandrel.pth').unlink(missing_ok=True)
+    torch.testing.assert_close(torch.as_tensor(scope['sr']), sr, rtol=0, atol=STEP if 'fp16' in snippet else 2e-6)
+
+
+def test_every_format_has_a_snippet():
+    assert all(any(f'student{format.suffix}' in snippet for snippet in SNIPPETS) for format in FORMATS)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_an_exported_file_can_be_exported_again_with_all_it_says(folders, name, suffix, tmp_path):
+    again = measured(read_student(folders[name] / f'student{suffix}'), {})
+    export(again, tmp_path / 'again', BASIC)
+    assert read_student(tmp_path / 'again.pth').description.psnr == {'Set5': 30.25}
+
+
+def test_a_file_that_does_not_read_back_leaves_none(tmp_path):
+    def with_a_flipped_sign(student: Student) -> bytes:
+        state_dict = {key: -value for key, value in student.net.state_dict().items()}
+        return safetensors.torch.save(state_dict, student.description.as_metadata())
+
+    damaged = dataclasses.replace(BASIC[1], content=with_a_flipped_sign)
+    with pytest.raises(
+        UserError, match=r'-o: .*/student.safetensors would not read back as it was written .conv_first.weight.; '
+    ):
+        export(student_of(STUDENT), tmp_path / 'student', [BASIC[0], damaged])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_description_that_does_not_come_back_is_refused(tmp_path):
+    student = student_of(STUDENT)
+    odd = Student(
+        student.net,
+        dataclasses.replace(
+            student.description, arguments={**student.description.arguments, 'rgb_mean': (0.4, 0.4, 0.4)}
+        ),
+    )
+    with pytest.raises(
+        UserError,
+        match=r'-o: .*/student.pth would say .*: .0.4, 0.4, 0.4.}.* of itself instead of .*: .0.4, 0.4, 0.4.}',
+    ):
+        export(odd, tmp_path / 'student', BASIC)
+
+
+def test_arguments_that_the_weights_do_not_show_are_found_by_the_output(tmp_path):
+    student = student_of(STUDENT)
+    arguments = {**student.description.arguments, 'res_scale': 0.1}
+    odd = Student(student.net, dataclasses.replace(student.description, arguments=arguments))
+    with pytest.raises(UserError, match=r'student.pth would differ by .* of an 8-bit step'):
+        export(odd, tmp_path / 'student', BASIC)
+
+
+def test_float16_that_overflows_is_refused_where_onnxruntime_would_not_notice(tmp_path):
+    student = student_of(STUDENT)
+    student.net.conv_first.weight.mul_(3e3)  # features of 255 * 3e3, above 65504
+    student.net.upsample[0].weight.mul_(1 / 3e3)
+    assert len(export(student, tmp_path / 'float32', [ONNX])) == 1
+    with pytest.raises(UserError, match=r'_fp16.onnx would make numbers that are not finite .*accepted: --no-fp16'):
+        export(student, tmp_path / 'student', [ONNX, ONNX_FP16])
+    assert [path.name for path in tmp_path.iterdir()] == ['float32.onnx']
+
+
+@ARCH_REGISTRY.register()
+class DarkerWhenLarge(EDSR):
+    """Decides by the image's size, as windows of attention do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if x.shape[2] > 30 else 0.5 * x)
+
+
+@ARCH_REGISTRY.register()
+class EvenSizes(EDSR):
+    """Refuses odd sizes, as RRDBNet does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[2] % 2 == x.shape[3] % 2 == 0, 'odd'
+        return super().forward(x)
+
+
+ARGUMENTS = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'upscale': 2}
+
+
+def test_a_network_that_decides_by_the_images_size_has_its_weights_exported_but_no_graph(tmp_path):
+    student = student_of({'type': 'DarkerWhenLarge', **ARGUMENTS})
+    assert len(export(student, tmp_path / 'weights', BASIC)) == 2
+    with pytest.raises(UserError, match=r'.onnx would differ by .* on images of 24 x 40: .*accepted: --no-onnx'):
+        export(student, tmp_path / 'student', [ONNX])
+
+
+def test_a_network_of_even_sizes_is_compared_at_even_sizes(tmp_path):
+    student = measured(student_of({'type': 'EvenSizes', **ARGUMENTS}), {})
+    (written,) = export(student, tmp_path / 'student', [ONNX])
+    assert 0 <= written.differences['onnxruntime'] < 0.01 * STEP
+
+
+def test_names_that_are_taken_or_mistaken_are_refused(tmp_path):
+    (tmp_path / 'taken.safetensors').touch()
+    for stem, message in {
+        'absent/student': r'-o: no such folder: .*absent',
+        'student.pth': r'-o: .*student.pth; accepted: a name without suffix, as .*student, for several files',
+        'taken': r'-o: .*taken.safetensors is there already; accepted: the name of new files',
+        '': r'-o: .* is a folder; accepted: the name of files in it, as .*/student',
+    }.items():
+        with pytest.raises(UserError, match=message):
+            paths_of(tmp_path / stem, FORMATS)
+    assert paths_of(tmp_path / 'x2.v3', [ONNX_FP16]) == [tmp_path / 'x2.v3_fp16.onnx']
+
+
+def test_without_onnx_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None if name == 'onnx' else name)
+    with pytest.raises(UserError, match=r"--onnx: needs onnx, .*`pip install 'facd_basicsr\[onnx\]'`, or --no-onnx"):
+        require_onnx('--onnx')
+
+
+def test_a_pth_without_facd_basicsr_is_plain(folders, name):
+    content = torch.load(folders[name] / 'student.pth', weights_only=True)
+    assert list(content) == ['params', METADATA]
+    assert Description.of_metadata(content[METADATA]).name == 'tiny'

@@ -1,0 +1,121 @@
+import hashlib
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.archs.edsr_arch import EDSR
+from conftest import STUDENT, changed, write_yml
+from onnx import TensorProto, helper
+from safetensors.torch import save_file
+from torch import nn
+
+from facd_basicsr.deploy.description import describe
+from facd_basicsr.deploy.student import METADATA, Student, option_files_of_run, read_student
+from facd_basicsr.errors import UserError
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return build_network(STUDENT)
+
+
+@pytest.fixture
+def run(net, train_opt, tmp_path) -> Path:
+    """``experiments/tiny`` as a training leaves it, as far as it matters here."""
+    run = tmp_path / 'experiments' / 'tiny'
+    (run / 'models').mkdir(parents=True)
+    torch.save({'params': net.state_dict()}, run / 'models' / 'net_g_latest.pth')
+    write_yml(train_opt, run / 'FACD.yml')
+    return run
+
+
+def assert_is(student: Student, net: nn.Module) -> None:
+    assert type(student.net) is EDSR and not student.net.training
+    assert not any(parameter.requires_grad for parameter in student.net.parameters())
+    lq = torch.rand(1, 3, 6, 5)
+    assert torch.equal(student.net(lq), net.eval()(lq))
+
+
+def test_a_checkpoint_of_a_run_is_described_by_the_runs_option_file(run, net):
+    student = read_student(run / 'models' / 'net_g_latest.pth')
+    assert_is(student, net)
+    description = student.description
+    assert (description.name, description.option_file, description.scale) == ('tiny', 'FACD.yml', 2)
+    assert description.option_sha256 == hashlib.sha256((run / 'FACD.yml').read_bytes()).hexdigest()
+    assert (description.reach, description.psnr) == (None, {})
+
+
+def test_a_checkpoint_elsewhere_needs_a_train_or_test_file(net, train_opt, test_opt, tmp_path):
+    torch.save({'params': net.state_dict()}, tmp_path / 'a.pth')
+    test_opt['path']['pretrain_network_g'] = 'absent.pth'
+    train_opt['teacher']['weights'] = 'absent.pth'
+    for opt in (train_opt, test_opt):
+        option_file = write_yml({**opt, 'name': 'given'}, tmp_path / 'given.yml')
+        student = read_student(tmp_path / 'a.pth', str(option_file))
+        assert_is(student, net)
+        assert student.description.name == 'given'
+    with pytest.raises(UserError, match=r'IN: .*a.pth does not say what network it is of; accepted: with --opt FILE'):
+        read_student(tmp_path / 'a.pth')
+
+
+def test_of_a_run_with_several_option_files_one_has_to_be_named(run):
+    write_yml({}, run / 'other.yml')
+    path = run / 'models' / 'net_g_latest.pth'
+    assert option_files_of_run(path) == [run / 'FACD.yml', run / 'other.yml']
+    with pytest.raises(UserError, match=r'IN: .*, and .*tiny has 2 option files; accepted: with --opt FILE'):
+        read_student(path)
+    assert read_student(path, str(run / 'FACD.yml')).description.name == 'tiny'
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.pt', '.safetensors'])
+def test_a_file_with_metadata_needs_no_option_file_and_an_option_file_overrules_it(suffix, net, train_opt, tmp_path):
+    path, metadata = tmp_path / f'a{suffix}', describe(STUDENT, 2).as_metadata()
+    if suffix == '.safetensors':
+        save_file(net.state_dict(), path, metadata)
+    else:
+        torch.save({'params': net.state_dict(), METADATA: metadata}, path)
+    student = read_student(path)
+    assert_is(student, net)
+    assert student.description == describe(STUDENT, 2)
+    assert read_student(path, str(write_yml(train_opt, tmp_path / 'a.yml'))).description.option_file == 'a.yml'
+
+
+def test_an_average_of_the_weights_is_preferred(net, run):
+    average = build_network(STUDENT)
+    path = run / 'models' / 'net_g_latest.pth'
+    torch.save({'params': net.state_dict(), 'params_ema': average.state_dict()}, path)
+    assert_is(read_student(path), average)
+
+
+def test_what_can_not_be_a_student_is_refused_in_a_line(net, run, train_opt, tmp_path):
+    (tmp_path / 'a.gguf').touch()
+    (tmp_path / 'empty.pth').touch()
+    torch.save(
+        {'params': net.state_dict(), METADATA: {**describe(STUDENT, 2).as_metadata(), 'scale': 'two'}},
+        tmp_path / 'b.pth',
+    )
+    graph = helper.make_graph(
+        [helper.make_node('Identity', ['x'], ['y'])],
+        'same',
+        [helper.make_tensor_value_info('x', TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info('y', TensorProto.FLOAT, [1])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8), tmp_path / 'a.onnx')
+    for name, message in {
+        'absent.pth': r'IN: no such file: .*absent.pth',
+        'a.gguf': r'IN: .*a.gguf; accepted: a name that ends in .pth, .pt, .safetensors, .onnx',
+        'b.pth': r'IN: .*b.pth: metadata: .*; accepted: as facd export writes it',
+        'a.onnx': r'IN: .*a.onnx does not say what it is of; accepted: an ONNX file by facd export',
+        'empty.pth': r'IN: .*empty.pth does not say what network it is of',
+    }.items():
+        with pytest.raises(UserError, match=message):
+            read_student(tmp_path / name)
+    wide = write_yml(changed(train_opt, 'network_g.num_feat', 8), tmp_path / 'wide.yml')
+    with pytest.raises(UserError, match=r'IN: .*net_g_latest.pth does not fit EDSR: keys .* of another shape'):
+        read_student(run / 'models' / 'net_g_latest.pth', str(wide))
+    wrong = write_yml(changed(train_opt, 'network_g.num_feats', 8), tmp_path / 'wrong.yml')
+    with pytest.raises(UserError, match=r'wrong.yml: network_g.num_feats'):
+        read_student(run / 'models' / 'net_g_latest.pth', str(wrong))

@@ -1,0 +1,87 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from facd_basicsr.deploy.description import Description
+from facd_basicsr.deploy.image_tree import Pair
+from facd_basicsr.deploy.upscale_record import RECORD, UpscaleRecord, student_id
+from facd_basicsr.errors import UserError
+
+STUDENT = {'student': 'a.pth', 'sha256': 'aa'}
+
+
+def finish(record: UpscaleRecord, pair: Pair) -> None:
+    pair.target.parent.mkdir(parents=True, exist_ok=True)
+    record.begin(pair, record.line(pair))
+    pair.target.write_text('upscaled')
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> list[Pair]:
+    """Two images, and their files in the folder ``out``, not there yet."""
+    for name in ('a.png', 'b.png'):
+        (tmp_path / name).write_text(name)
+    out = tmp_path / 'out'
+    return [Pair(tmp_path / 'a.png', out / 'a.png'), Pair(tmp_path / 'b.png', out / 'sub' / 'b.png')]
+
+
+def test_what_is_recorded_and_there_is_finished(tmp_path, pairs):
+    record = UpscaleRecord(tmp_path / 'out', STUDENT)
+    assert record.unfinished(pairs) == pairs
+    finish(record, pairs[0])
+    assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs) == pairs[1:]
+    finish(record, pairs[1])
+    assert UpscaleRecord(tmp_path / 'out', {**STUDENT, 'student': 'renamed.pth'}).unfinished(pairs) == []
+    pairs[1].target.unlink()
+    assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs) == pairs[1:]
+
+
+def test_a_changed_image_is_unfinished_until_it_is_recorded_again(tmp_path, pairs):
+    finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[0])
+    pairs[0].source.write_text('changed')
+    record = UpscaleRecord(tmp_path / 'out', STUDENT)
+    assert record.unfinished(pairs[:1]) == pairs[:1]
+    finish(record, pairs[0])
+    assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs[:1]) == []
+
+
+def test_a_process_killed_before_a_file_has_its_name_leaves_no_older_one(tmp_path, pairs):
+    finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[0])
+    pairs[0].source.write_text('changed')
+    record = UpscaleRecord(tmp_path / 'out', STUDENT)
+    record.begin(pairs[0], record.line(pairs[0]))
+    assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs[:1]) == pairs[:1]
+
+
+def test_files_of_another_student_and_of_nobody_are_refused(tmp_path, pairs):
+    finish(UpscaleRecord(tmp_path / 'out', {'student': 'b.pth', 'sha256': 'bb'}), pairs[0])
+    record = UpscaleRecord(tmp_path / 'out', STUDENT)
+    with pytest.raises(UserError, match=r'a\.png is there already, by another student or .* --opt \(b\.pth\)'):
+        record.unfinished(pairs)
+    (tmp_path / 'out' / RECORD).unlink()
+    with pytest.raises(UserError, match=r'^--out: .*a\.png is there already, and not by this command; accepted: ano'):
+        UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs)
+    assert record.unfinished(pairs[1:]) == pairs[1:]
+
+
+@pytest.mark.parametrize('cut', ['{"file": "b.p', '[]\n', '{"file": "a.png"}\n'])
+def test_a_line_that_was_cut_short_is_passed_over_and_the_next_one_whole(tmp_path, pairs, cut):
+    finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[0])
+    with (tmp_path / 'out' / RECORD).open('a') as file:
+        file.write(cut)
+    finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[1])
+    assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs) == []
+    assert json.loads((tmp_path / 'out' / RECORD).read_text().splitlines()[-1])['file'] == 'sub/b.png'
+
+
+def test_a_student_is_told_by_its_weights_and_how_they_are_run(tmp_path):
+    description = Description('EDSR', {'res_scale': 1}, 2, name='one')
+    for name, content in (('a.pth', b'1'), ('b.pth', b'1'), ('c.pth', b'2')):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (student_id(tmp_path / name, description) for name in ('a.pth', 'b.pth', 'c.pth'))
+    assert a['sha256'] == b['sha256'] != c['sha256'] and a['student'] == 'a.pth'
+    other = Description('EDSR', {'res_scale': 0.1}, 2, name='one')
+    assert student_id(tmp_path / 'a.pth', other)['sha256'] != a['sha256']
+    renamed = Description('EDSR', {'res_scale': 1}, 2, name='two')
+    assert student_id(tmp_path / 'a.pth', renamed) == a

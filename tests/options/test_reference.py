@@ -1,0 +1,203 @@
+"""docs/options.md says what the code does: its tables, their defaults, its examples."""
+
+import ast
+import functools
+import inspect
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import basicsr
+import pytest
+import torch
+from basicsr.utils.dist_util import init_dist
+from conftest import REPOSITORY, run
+
+from facd_basicsr.engine.execution import Execution
+from facd_basicsr.engine.nonfinite import NonFiniteGuard
+from facd_basicsr.errors import UserError
+from facd_basicsr.options import accepted, arguments, keys, load_yaml, read_option_file
+from facd_basicsr.options.blocks import check_block
+from facd_basicsr.options.check import check
+from facd_basicsr.options.dry_run import dry_run
+from facd_basicsr.options.inherit import merged
+from facd_basicsr.options.reference import table, tables, value_words, with_tables
+from facd_basicsr.options.signatures import Key
+
+PAGE = REPOSITORY / 'docs' / 'options.md'
+TEXT = PAGE.read_text(encoding='utf-8')
+MADE = tables()
+EXAMPLES = re.findall(r'```yaml\n(.*?)```', TEXT, flags=re.DOTALL)
+TABLES = {name: own for name, own in vars(keys).items() if isinstance(own, dict) and name.isupper()}
+TABLES = {name: own for name, own in TABLES.items() if all(isinstance(key, Key) for key in own.values())}
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a Markdown table, below its header."""
+    lines = [line for line in text.splitlines() if line.startswith('| ')]
+    return [[cell.strip() for cell in re.split(r'(?<!\\)\|', line)[1:-1]] for line in lines[2:]]
+
+
+def unexplained(text: str) -> list[str]:
+    """The keys of a table without a meaning, or that may be left out without a word of what that means."""
+    return [
+        key
+        for key, _, _, left_out, meaning in rows(text)
+        if not meaning or (left_out.startswith('-') and not re.search('[Ll]eft out|Required', meaning))
+    ]
+
+
+@pytest.mark.skipif(
+    f'\ntorch=={torch.__version__.split("+")[0]}\n'
+    not in (REPOSITORY / 'requirements' / 'constraints.txt').read_text(encoding='utf-8'),
+    reason='Adam has other keys in another torch than that of the page',
+)
+def test_the_page_has_the_tables_of_the_code_as_it_is_now():
+    assert with_tables(TEXT) == TEXT, 'stale: python -m facd_basicsr.options.reference --into docs/options.md'
+
+
+def test_every_table_is_on_the_page_once_and_in_the_order_of_an_option_file():
+    assert re.findall(r'<!-- options: (.+) -->', TEXT) == list(MADE)
+
+
+@pytest.mark.parametrize('name', MADE)
+def test_every_key_has_a_meaning_and_says_what_leaving_it_out_means(name):
+    assert rows(MADE[name]) and unexplained(MADE[name]) == []
+
+
+def test_a_key_without_a_meaning_is_noticed():
+    assert unexplained(table({'a': Key(), 'b': Key(meaning='said'), 'c': Key(meaning='Left out: nothing')})) == [
+        '`a`',
+        '`b`',
+    ]
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_every_key_of_every_table_of_the_check_has_a_meaning(name):
+    assert [key for key, own in TABLES[name].items() if not own.meaning] == []
+
+
+def test_every_optimizer_and_scheduler_is_named():
+    for name in (*arguments.OPTIMIZERS, *arguments.SCHEDULERS):
+        assert f'`{name}`' in TEXT
+
+
+def test_a_table_says_value_place_and_default_of_each_key():
+    number = Key((int,), required=True, least=1, below=9, meaning='a | b')
+    train = {'a': number, 'b': Key((str,), choices=('x', 'y'), default='x', meaning='c')}
+    test = {'b': Key((str,), required=True, choices=('x', 'y'), meaning='c')}
+    assert table(train, test) == (
+        '| key | value | in | if left out | meaning |\n'
+        '| --- | --- | --- | --- | --- |\n'
+        '| `a` | a whole number, 1 or more, less than 9 | train | **required** | a \\| b |\n'
+        '| `b` | `x`, `y` | both | `x`; **required** in test | c |'
+    )
+
+
+def test_lists_say_what_is_in_them():
+    assert value_words(Key((list, type(None)), items=(int, float), least=0)) == 'a list of numbers or `~`, 0 or more'
+    assert value_words(Key((list,), items=(int,))) == 'a list of whole numbers'
+
+
+def test_a_mark_of_no_table_is_refused_by_its_name():
+    with pytest.raises(UserError, match=r'^<!-- options: trian -->: accepted: file, top, datasets, '):
+        with_tables('<!-- options: trian -->\n<!-- end -->')
+
+
+def test_a_stale_page_is_made_anew_by_the_command(tmp_path):
+    page = tmp_path / 'options.md'
+    page.write_text(TEXT.replace('iterations after which training ends', 'something else'), encoding='utf-8')
+    done = run('-m', 'facd_basicsr.options.reference', '--into', page, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    assert '| iterations after which training ends |' in page.read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize('example', EXAMPLES, ids=lambda text: text.splitlines()[-1].strip()[:40])
+def test_every_example_is_accepted_as_a_part_of_a_complete_file(example):
+    kind = 'test' if example.startswith('# of a test file') else 'train'
+    changes = load_yaml(example, 'docs/options.md')
+    base = changes.pop('base', 'FACD_EDSR_x4.yml')
+    opt = merged(read_option_file(str(REPOSITORY / 'options' / kind / base)), changes)
+    check(opt, is_train=kind == 'train')
+    dry_run({**opt, 'teacher': {}}, is_train=kind == 'train')  # its 43 M parameters are built by other tests
+
+
+# Defaults: what the tables say beside what applies it.
+
+NOT_READERS = {'check', 'paths', 'dry_run', 'execution', 'reference', 'accepted', 'keys', 'arguments'}
+BASICSR = (
+    *('data/__init__.py', 'data/paired_image_dataset.py', 'models/base_model.py', 'models/sr_model.py'),
+    *('utils/logger.py', 'utils/misc.py'),
+)
+
+
+@functools.cache
+def read_defaults() -> dict[str, list]:
+    """{key: every default that a `.get(key, default)`, or `... if key in ... else default`, gives it}."""
+    own = (REPOSITORY / 'facd_basicsr').rglob('*.py')
+    files = [path for path in own if not (path.parent.name == 'options' and path.stem in NOT_READERS)]
+    files += [Path(basicsr.__file__).parent / name for name in BASICSR]
+    found = defaultdict(list)
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            key, default = asked_for(node)
+            try:
+                found[ast.literal_eval(key)].append(ast.literal_eval(default))
+            except (ValueError, TypeError):  # a key or default that is computed
+                continue
+    return found
+
+
+def asked_for(node: ast.AST) -> tuple[ast.AST | None, ast.AST | None]:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == 'get' and node.args:
+        return node.args[0], (node.args[1] if len(node.args) > 1 else ast.Constant(None))
+    if isinstance(node, (ast.IfExp, ast.If)) and isinstance(node.test, ast.Compare) and node.orelse:
+        other = node.orelse if isinstance(node, ast.IfExp) else node.orelse[0]
+        return node.test.left, getattr(other, 'value', other) if isinstance(other, ast.Assign) else other
+    return None, None
+
+
+# held to a signature below, or with no code that names a default
+NONE_READ = {
+    **dict.fromkeys((*keys.NONFINITE, *keys.EXECUTION, *keys.COMPILE, 'backend'), 'a signature'),
+    **dict.fromkeys(('meta_info_file', 'color'), 'compared with one value, and ~ is as good as missing'),
+}
+STATED = {
+    (name, key): own
+    for name, block in {**TABLES, 'PATHS': accepted.path_keys(['network_g', 'network_r'], True)}.items()
+    for key, own in block.items()
+    if own.default is not ... and name != 'PATH_NETWORK' and key not in NONE_READ
+}
+
+
+@pytest.mark.parametrize(
+    ('place', 'key'), STATED.items(), ids=lambda value: '.'.join(value) if isinstance(value, tuple) else ''
+)
+def test_a_default_is_the_one_that_the_code_which_reads_the_key_applies(place, key):
+    found = read_defaults()[place[1]]
+    truth = isinstance(key.default, bool)  # asked for by .get(key), nothing is false
+    assert found and all((bool(value) if truth else value) == key.default for value in found), found
+
+
+@pytest.mark.parametrize(
+    ('block', 'target'),
+    [
+        (keys.NONFINITE, NonFiniteGuard),
+        (keys.EXECUTION, Execution),
+        ({'backend': keys.DIST_PARAMS['backend']}, init_dist),
+        ({key: own for key, own in keys.COMPILE.items() if key != 'mode'}, torch.compile),  # whose None means default
+    ],
+)
+def test_a_default_is_that_of_the_signature_which_the_block_is_passed_to(block, target):
+    signature = inspect.signature(target).parameters
+    stated = {key: own.default for key, own in block.items() if own.default is not ...}
+    assert stated and {key: signature[key].default for key in stated} == stated
+
+
+@pytest.mark.parametrize('name', [name for name in TABLES if name != 'PATH_NETWORK'])
+def test_a_default_would_be_accepted_if_it_were_written(name):
+    check_block(
+        name,
+        {key: own.default for key, own in TABLES[name].items() if own.default is not ...},
+        {key: own for key, own in TABLES[name].items() if own.default is not ...},
+    )

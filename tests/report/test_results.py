@@ -1,0 +1,155 @@
+import shutil
+
+import pytest
+import torch
+from conftest import changed, tiny_test_opt, tiny_train_opt, write_yml
+from runs import run as train
+
+from facd_basicsr.report.page import page
+from facd_basicsr.report.results import results_of
+from facd_basicsr.report.run_folder import read_run_folder
+from facd_basicsr.tools.benchmark import benchmark
+
+
+@pytest.fixture(scope='module')
+def distilled(data, teacher_weights, tmp_path_factory):
+    """The root of a training by FACD without TensorBoard, that was stopped after 4 of 8 iterations and resumed."""
+    root = tmp_path_factory.mktemp('distilled')
+    opt = changed(tiny_train_opt(data, teacher_weights), 'logger.use_tb_logger', False)
+    train(opt, root, 4)
+    train(opt, root, 8, '--auto_resume')
+    return root
+
+
+@pytest.fixture
+def folder(distilled, tmp_path):
+    return shutil.copytree(distilled / 'experiments' / 'tiny', tmp_path / 'tiny')
+
+
+def rewrite(folder, old: str, new: str) -> None:
+    """Replaces text in option file and logs, as if the run had been another."""
+    for path in (*folder.glob('*.yml'), *folder.glob('*.log')):
+        path.write_text(path.read_text().replace(old, new))
+
+
+def test_the_figures_are_those_of_benchmark(folder, data, tmp_path):
+    results = results_of(read_run_folder(folder))
+    opt = changed(tiny_test_opt(data), 'path.pretrain_network_g', str(folder / 'models' / 'net_g_latest.pth'))
+    opt['datasets']['test_1']['name'] = 'val'
+    train_file = str(next(folder.glob('*.yml')))
+    expected = benchmark([str(write_yml(opt, tmp_path / 'test.yml'))], [], train_file, tmp_path / 'out')
+    quality = {'psnr_y', 'ssim_y', 'psnr_rgb'}
+    expected = {
+        name.replace('tiny_test', 'student'): {
+            metric: value for metric, value in means['val'].items() if metric in quality
+        }
+        for name, means in expected.items()
+    }
+    assert {name: means['val'] for name, means in results.mean.items()} == expected
+    assert (list(expected), results.notes) == (['bicubic', 'student', 'teacher'], [])
+
+
+def test_the_last_validation_of_the_log_is_the_table(folder):
+    run = read_run_folder(folder)
+    results = results_of(run)
+    logged = {metric: curve[8] for metric, curve in run.log.validation['val'].items()}
+    assert results.mean['student']['val'] == pytest.approx(logged, abs=1e-4)
+    assert [list(curve) for curve in run.log.validation['val'].values()] == [[4, 8]] * 3
+
+
+def test_a_resumed_run_has_one_curve(folder):
+    log = read_run_folder(folder).log
+    assert [(session.first, session.last, session.end) for session in log.sessions] == [
+        (0, 4, 'finished'),
+        (4, 8, 'finished'),
+    ]
+    assert set(log.curves) == {'lr', 'l_sr', 'l_facd', 'alpha', 'r_1', 'r_2', 'r_3'}
+    assert all(sorted(curve) == list(range(1, 9)) for curve in log.curves.values())
+
+
+def test_crops_have_every_view(folder):
+    results = results_of(read_run_folder(folder))
+    assert [crop.title for crop in results.crops[:2]] in (['val/0', 'val/1'], ['val/1', 'val/0'])
+    for crop in results.crops:
+        assert [view.name for view in crop.views] == ['bicubic', 'student', 'teacher', 'HR']
+        assert crop.size == 32 - 2 * 2
+        assert len({view.image for view in crop.views}) == 4
+
+
+def test_without_data_there_are_curves_and_a_reason(folder, data):
+    rewrite(folder, str(data / 'LQ'), '/gone/LQ')
+    run = read_run_folder(folder)
+    results = results_of(run)
+    assert (results.table, results.crops) == (None, [])
+    assert results.notes[0].startswith('No table and no crops: datasets.val.dataroot_lq: no such folder: /gone/LQ')
+    text = page(run, results)
+    assert results.notes[0] in text and 'id="crops"' not in text and text.count('<svg') == 8
+
+
+def test_a_relative_path_that_is_not_there_says_what_it_is_relative_to(folder, data):
+    rewrite(folder, str(data / 'GT'), 'gone/GT')
+    (note,) = results_of(read_run_folder(folder)).notes
+    assert note.endswith('(paths are relative to the folder that facd report is run in).')
+
+
+def test_without_the_teacher_there_are_the_others_and_a_reason(folder, teacher_weights):
+    rewrite(folder, str(teacher_weights), '/gone/teacher.pth')
+    results = results_of(read_run_folder(folder))
+    assert list(results.mean) == ['bicubic', 'student']
+    assert results.notes == [
+        'No teacher in table and crops: teacher.weights: /gone/teacher.pth is not at hand: '
+        'no such file: /gone/teacher.pth.'
+    ]
+
+
+def test_a_teacher_by_address_is_not_downloaded(folder, teacher_weights):
+    rewrite(folder, str(teacher_weights), 'https://example.invalid/teacher.pth')
+    (note,) = results_of(read_run_folder(folder)).notes
+    assert 'https://example.invalid/teacher.pth is not at hand' in note
+
+
+def test_sets_that_training_held_in_memory_are_read_from_their_files(folder):
+    expected = results_of(read_run_folder(folder)).mean
+    rewrite(folder, 'type: disk', 'type: memory')
+    assert results_of(read_run_folder(folder)).mean == expected
+
+
+def test_a_model_that_is_not_known_here_says_so(folder):
+    rewrite(folder, 'model_type: FACDModel', 'model_type: MyModel')
+    (note,) = results_of(read_run_folder(folder)).notes
+    assert 'model_type: MyModel runs its network in its own way, or is not installed' in note
+
+
+def test_a_run_without_checkpoints_says_so(folder):
+    shutil.rmtree(folder / 'models')
+    (note,) = results_of(read_run_folder(folder)).notes
+    assert 'has no net_g_*.pth; accepted: a run with a checkpoint' in note
+
+
+def test_a_checkpoint_of_another_network_says_so(folder):
+    torch.save({'params': {'x': torch.zeros(1)}}, folder / 'models' / 'net_g_latest.pth')
+    (note,) = results_of(read_run_folder(folder)).notes
+    assert 'does not fit EDSRStudent' in note
+
+
+def test_a_run_without_a_validation_set_says_so(folder):
+    run = read_run_folder(folder)
+    del run.opt['datasets']['val']
+    assert results_of(run).notes == [
+        'No table and no crops: datasets.val: missing; accepted: a run with a validation set.'
+    ]
+
+
+def test_a_student_alone_is_scored_by_its_average_over_iterations(data, teacher_weights, tmp_path):
+    opt = tiny_train_opt(data, teacher_weights) | {'model_type': 'SRModel'}
+    for key in ('teacher', 'taps', 'network_r'):
+        del opt[key]
+    del opt['train']['distill_opt']
+    opt['train'] |= {'ema_decay': 0.5, 'pixel_opt': {'type': 'L1Loss'}}
+    train(opt, tmp_path, 4)
+    run = read_run_folder(tmp_path / 'experiments' / 'tiny')
+    results = results_of(run)
+    logged = {metric: curve[4] for metric, curve in run.log.validation['val'].items()}  # which is of the average too
+    assert results.mean['student (EMA)']['val'] == pytest.approx(logged, abs=1e-4)
+    assert (list(results.mean), set(run.log.curves)) == (['bicubic', 'student (EMA)'], {'lr', 'l_pix'})
+    assert 'EDSRStudent, x2, SRModel without a teacher' in page(run, results)

@@ -1,0 +1,92 @@
+import os
+from pathlib import Path
+
+import pytest
+from basicsr.utils.options import dict2str
+from conftest import changed, write_yml
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.report.run_folder import read_run_folder
+
+STAMP = '2026-01-02 03:04:05,678 INFO: '
+FINISHED = f'{STAMP}End of training. Time consumed: 0:00:09\n'
+
+
+@pytest.fixture
+def folder(train_opt, tmp_path) -> Path:
+    """A run's folder as its end leaves it, with two checkpoints."""
+    (tmp_path / 'models').mkdir()
+    for name in ('net_g_2.pth', 'net_g_10.pth', 'net_g_latest.pth', 'net_r_12.pth'):
+        (tmp_path / 'models' / name).touch()
+    text = write_yml(train_opt, tmp_path / 'opt.yml').read_text()
+    (tmp_path / 'opt.yml').write_text(f'# a date\n# train.py -opt x.yml --force_yml train:total_iter=9\n\n{text}')
+    run = dict2str(changed(train_opt, 'train.total_iter', 9))
+    log = f'{STAMP}Python 3.12.1, torch 2.9.0\n{STAMP}{run}\n{FINISHED}'
+    (tmp_path / 'train_tiny_20260102_030405.log').write_text(log)
+    return tmp_path
+
+
+def test_options_are_those_of_the_run(folder, train_opt):
+    run = read_run_folder(folder)
+    assert run.opt == changed(train_opt, 'train.total_iter', 9)
+    assert run.changes == [('train.total_iter', 4, 9)]
+    assert run.command == 'train.py -opt x.yml --force_yml train:total_iter=9'
+
+
+def test_without_options_in_the_log_the_file_counts(folder, train_opt):
+    (folder / 'train_tiny_20260102_030405.log').write_text('')
+    run = read_run_folder(folder)
+    assert (run.opt, run.changes, run.log.sessions) == (train_opt, [], [])
+
+
+def test_the_option_file_that_was_kept_last_counts(folder, train_opt):
+    os.utime(folder / 'opt.yml', (1, 1))
+    write_yml(changed(train_opt, 'manual_seed', 8), folder / 'later.yml')
+    run = read_run_folder(folder)
+    assert (run.option_file.name, run.command) == ('later.yml', '')
+
+
+def test_a_finished_run_has_its_last_networks(folder):
+    run = read_run_folder(folder)
+    assert (run.checkpoint.name, run.iteration) == ('net_g_latest.pth', 9)
+
+
+def test_a_run_that_goes_on_has_its_newest_numbered_networks(folder):
+    log = folder / 'train_tiny_20260102_030405.log'
+    log.write_text(log.read_text().replace(FINISHED, ''))
+    run = read_run_folder(folder)
+    assert (run.checkpoint.name, run.iteration) == ('net_g_10.pth', 10)
+    for path in folder.glob('models/net_g_*.pth'):
+        path.unlink()
+    assert read_run_folder(folder).checkpoint is None
+
+
+def test_later_logs_go_on_from_earlier_ones(folder):
+    first = folder / 'train_tiny_20260102_030405.log'
+    (folder / 'train_tiny_20260102_040000.log').write_text(first.read_text().replace('3.12.1', '3.13.0'))
+    versions = [session.versions for session in read_run_folder(folder).log.sessions]
+    assert versions == ['Python 3.12.1, torch 2.9.0', 'Python 3.13.0, torch 2.9.0']
+
+
+@pytest.mark.parametrize(
+    ('mistake', 'message'),
+    [
+        (lambda folder: folder / 'gone', r'RUN_DIR: no such folder: .*gone; accepted: .*experiments/NAME'),
+        (lambda folder: folder / 'models', r'RUN_DIR: .*models has no train_\*\.log; accepted: .*experiments/NAME'),
+        (lambda folder: (folder / 'opt.yml').unlink() or folder, r'RUN_DIR: .* has no option file; accepted'),
+        (lambda folder: (folder / 'opt.yml').write_text('[1]') and folder, r'opt\.yml: holds no option keys; accepted'),
+        (lambda folder: (folder / 'opt.yml').write_text('a: [') and folder, r'opt\.yml, line 1: .*; accepted: plain'),
+        (lambda folder: (folder / 'opt.yml').write_bytes(b'\xff') and folder, r'opt\.yml: not text; accepted'),
+    ],
+)
+def test_what_is_no_run_is_refused_in_a_line(folder, mistake, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_run_folder(mistake(folder))
+    assert '\n' not in str(caught.value)
+
+
+def test_an_option_file_of_something_else_is_refused(folder):
+    (folder / 'opt.yml').write_text('name: x\nscale: 2\n')
+    (folder / 'train_tiny_20260102_030405.log').write_text('')
+    with pytest.raises(UserError, match=r'opt\.yml: model_type: missing; accepted'):
+        read_run_folder(folder)

@@ -1,0 +1,188 @@
+"""docs/faq.md quotes what is printed: every message is provoked as a user would, or found where it is written."""
+
+import importlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from basicsr.archs import build_network
+from basicsr.utils import mkdir_and_rename
+from conftest import REPOSITORY, TEACHER, changed, tiny_train_opt, write_yml
+
+from facd_basicsr.data.download import download
+from facd_basicsr.data.loaders import naming_killed_workers
+from facd_basicsr.errors import Stopped, UserError
+from facd_basicsr.options import load_options, parser
+from facd_basicsr.train import train
+
+TEXT = (REPOSITORY / 'docs' / 'faq.md').read_text(encoding='utf-8')
+MESSAGES = dict(re.findall(r'^### (.+)\n\n```\n(.+)\n```$', TEXT, flags=re.MULTILINE))
+EDSR, RCAN = 'options/train/FACD_EDSR_x4.yml', 'options/train/FACD_RCAN_x4.yml'
+
+Provocation = Callable[['Desk'], object]
+
+
+class Desk:
+    """Where a new user sits: a working directory with the option files and nothing else, and tiny data elsewhere."""
+
+    def __init__(self, tmp_path: Path, data: Path, teacher_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path, self.data, self.monkeypatch = tmp_path, data, monkeypatch
+        self.opt = tiny_train_opt(data, teacher_weights)
+        (tmp_path / 'options').symlink_to(REPOSITORY / 'options')
+        monkeypatch.chdir(tmp_path)
+
+    def said(self, provocation: Provocation, capsys: pytest.CaptureFixture[str]) -> str:
+        try:
+            provocation(self)
+        except UserError as error:
+            return f'error: {error}'
+        except Stopped as stopped:
+            return str(stopped)
+        except ModuleNotFoundError as error:
+            return f'{type(error).__name__}: {error}'
+        return capsys.readouterr().out
+
+    def train(self, opt: dict, *flags: str, on_iteration: Callable[[int], None] = lambda _: None) -> None:
+        args = parser().parse_args(['-opt', str(write_yml(opt, self.path / 'tiny.yml')), *flags])
+        train(args, root=self.path, console=False, on_iteration=on_iteration)
+
+
+def shipped(option_file: str, *overrides: str, with_data: bool = False) -> Provocation:
+    """An option file of the repository, read as train.py or test.py would."""
+    return lambda desk: load_options(option_file, overrides, 'options/test' not in option_file, with_data)
+
+
+def tiny(location: str, value: object | Callable[[Desk], object], *flags: str) -> Provocation:
+    """A tiny training with one key changed."""
+    return lambda desk: desk.train(changed(desk.opt, location, value(desk) if callable(value) else value), *flags)
+
+
+def unfinished_lmdb(desk: Desk) -> str:
+    (desk.path / 'HR.lmdb').mkdir()
+    return str(desk.path / 'HR.lmdb')
+
+
+def another_teacher(desk: Desk) -> str:
+    torch.save({'params': build_network({**TEACHER, 'num_block': 2}).state_dict()}, desk.path / 'other.pth')
+    return str(desk.path / 'other.pth')
+
+
+def with_gpus(there: int, asked: int) -> Provocation:
+    def provocation(desk: Desk) -> None:
+        desk.monkeypatch.setattr(torch.cuda, 'device_count', lambda: there)
+        tiny('num_gpu', asked)(desk)
+
+    return provocation
+
+
+def without_spandrel(desk: Desk) -> None:
+    torch.save({'layers.0.weight': torch.zeros(1)}, desk.path / 'transformer.pth')
+    desk.monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    tiny('teacher', {'weights': str(desk.path / 'transformer.pth')})(desk)
+
+
+def networks_without_states(desk: Desk) -> None:
+    models = desk.path / 'experiments' / 'tiny' / 'models'
+    models.mkdir(parents=True)
+    (models / 'net_g_latest.pth').touch()
+    desk.train(desk.opt, '--auto_resume')
+
+
+def a_killed_worker(desk: Desk) -> None:
+    with naming_killed_workers():
+        raise RuntimeError('DataLoader worker (pid 4711) is killed by signal: Killed. ')
+
+
+def no_network(desk: Desk) -> None:
+    address = 'http://127.0.0.1:9/edsr_x4-4f62e9ef.pt'  # the port of `discard`, where nobody listens
+    download(address, desk.path / 'edsr.pt', 'teacher.weights', pause=lambda seconds: None)
+
+
+def plain_basicsr(desk: Desk) -> None:
+    name = 'torchvision.transforms.functional_tensor'
+    desk.monkeypatch.delitem(sys.modules, name, raising=False)
+    importlib.import_module(name)
+
+
+def images_larger_than_memory(desk: Desk) -> None:
+    desk.monkeypatch.setattr('facd_basicsr.data.decoded_pairs.free_memory', lambda: 1000)
+    tiny('datasets.train.io_backend', {'type': 'memory'})(desk)
+
+
+PROVOKED: dict[str, Provocation] = {
+    'basicsr does not import': plain_basicsr,
+    'The data is not there': shipped(EDSR, with_data=True),
+    'The LMDB is not finished': tiny('datasets.train.dataroot_gt', unfinished_lmdb),
+    'A folder, but type: lmdb': tiny('datasets.val.io_backend.type', 'lmdb'),
+    'LQ and GT are of another scale': tiny('datasets.val.dataroot_lq', lambda desk: str(desk.data / 'GT')),
+    'An image has no counterpart': tiny('datasets.val.filename_tmpl', '{}x2'),
+    'The patch is larger than an image': tiny('datasets.train.gt_size', 96),
+    'Fewer images than a batch': tiny('datasets.train.batch_size_per_gpu', 16),
+    'A misspelt key': shipped(EDSR, 'train:distill_opt:lamda=4'),
+    'The wrong command for the file': lambda desk: load_options(EDSR, [], is_train=False),
+    'PSNR of what?': shipped(EDSR, 'val:metrics:psnr_y={type: calculate_psnr, crop_border: 4}'),
+    'Another scale': shipped(EDSR, 'scale=2'),
+    'There is no GPU': with_gpus(0, asked=1),
+    'Several GPUs': with_gpus(4, asked=4),
+    'The teacher is not there': shipped(RCAN),
+    'The teacher can not be downloaded': no_network,
+    'The teacher is of another network': tiny('teacher.weights', another_teacher),
+    'Which network is it?': tiny('teacher.network', ...),
+    'spandrel is not installed': without_spandrel,
+    'The teacher is not as good as it should be': tiny(
+        'teacher.expect', {'dataset': 'val', 'psnr_y': 32.39, 'tolerance': 0.1}
+    ),
+    'A tap that is overwritten': tiny('taps.2.teacher', 'conv_after_body'),
+    'A tap that does not exist': tiny('taps.0.student', 'body.9'),
+    'A batch of one': tiny('datasets.train.batch_size_per_gpu', 1),
+    'A worker was killed': a_killed_worker,
+    'Images do not fit into memory': images_larger_than_memory,
+    'Exit code 75': lambda desk: desk.train(desk.opt, on_iteration=lambda _: os.kill(os.getpid(), signal.SIGTERM)),
+    'Folders that end in archived and a time': lambda desk: [
+        mkdir_and_rename(str(desk.path / 'tiny')) for _ in range(2)
+    ],
+    'Nothing to resume': networks_without_states,
+    'There is nothing to test': shipped('options/test/FACD_EDSR_x4.yml'),
+}
+# Of other programs, or too expensive to provoke: words of the message, and the file that has them.
+WRITTEN = {
+    'basicsr does not build on Python 3.13': ("KeyError: '__version__'", 'requirements/basicsr_build/sitecustomize.py'),
+    'torchvision does not import': ('torchvision::nms', Path(torchvision.__file__).parent / '_meta_registrations.py'),
+    'The interpreter is too old or too new': ('accepted: 3.10 to 3.13, e.g. PYTHON=python3.12 make demo', 'Makefile'),
+    'Out of memory': ('OutOfMemoryError', 'facd_basicsr/tools/check.py'),
+    'A loss that is not finite': (' not finite', 'facd_basicsr/engine/nonfinite.py'),
+    'Another rank has ended': ('another rank has ended, or is out of reach (', 'facd_basicsr/engine/distributed.py'),
+}
+
+
+@pytest.fixture
+def desk(tmp_path, data, teacher_weights, monkeypatch):
+    return Desk(tmp_path, data, teacher_weights, monkeypatch)
+
+
+def test_every_message_of_the_page_is_held_to_the_code():
+    assert MESSAGES.keys() == PROVOKED.keys() | WRITTEN.keys()
+    assert len(MESSAGES) == TEXT.count('\n```\n') // 2  # and none is anywhere but under its heading
+
+
+@pytest.mark.parametrize('heading', PROVOKED)
+def test_a_message_is_printed_as_it_is_quoted(heading, desk, capsys):
+    quoted = '.*'.join(re.escape(part) for part in MESSAGES[heading].split('...'))
+    assert re.fullmatch(quoted, desk.said(PROVOKED[heading], capsys).strip())
+
+
+@pytest.mark.parametrize('heading', WRITTEN)
+def test_a_message_that_is_not_provoked_has_the_words_of_its_source(heading):
+    words, path = WRITTEN[heading]
+    assert words in MESSAGES[heading] and words in (REPOSITORY / path).read_text(encoding='utf-8')
+
+
+def test_a_quotation_is_not_so_general_that_anything_fits():
+    for message in MESSAGES.values():
+        assert len(message.replace('...', '')) > 20 and not message.startswith('...')

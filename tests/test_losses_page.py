@@ -1,0 +1,128 @@
+"""docs/losses.md leads to the code as it is, and names every option of every loss."""
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from basicsr.utils.registry import LOSS_REGISTRY
+from conftest import REPOSITORY, run
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.losses import DistillLoss
+from facd_basicsr.options.signatures import signature_keys
+
+SCRIPT = REPOSITORY / 'docs' / 'code_lines.py'
+PAGE = REPOSITORY / 'docs' / 'losses.md'
+TEXT = PAGE.read_text(encoding='utf-8')
+LOSSES = {
+    name: loss
+    for name, loss in LOSS_REGISTRY
+    if issubclass(loss, DistillLoss) and loss.__module__.startswith('facd_basicsr.losses.')
+}
+SECTIONS = dict(re.findall(r'^## (\w+)\n(.*?)(?=^## |\Z)', TEXT, flags=re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture(scope='module')
+def code_lines() -> ModuleType:
+    spec = importlib.util.spec_from_file_location('code_lines', SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('path', sorted(PAGE.parent.glob('*.md')), ids=lambda path: path.name)
+def test_every_link_to_code_leads_to_the_lines_that_it_names(code_lines, path):
+    text = path.read_text(encoding='utf-8')
+    assert code_lines.with_lines(text, path.parent) == text, f'stale: python docs/code_lines.py docs/{path.name}'
+
+
+def test_every_link_of_the_page_to_code_is_kept(code_lines):
+    assert len(code_lines.LINK.findall(TEXT)) == len(re.findall(r'\.py(#L[\d-]+L?\d*)?\)', TEXT)) > 40
+
+
+def test_every_loss_has_a_section_with_a_formula_and_its_code():
+    assert SECTIONS.keys() >= LOSSES.keys()
+    for name, loss in LOSSES.items():
+        module = Path(inspect.getfile(loss)).name
+        assert '```math' in SECTIONS[name] and f'[{module}, ' in SECTIONS[name], name
+
+
+@pytest.mark.parametrize('name', sorted(LOSSES))
+def test_every_option_of_a_loss_is_in_its_table_with_the_default_of_the_code(name):
+    rows = re.findall(r'^\| `(\w+)` \| (.*?) \| (.*?) \|$', SECTIONS[name], flags=re.MULTILINE)
+    parameters = inspect.signature(LOSSES[name]).parameters.values()
+    expected = dict(zip(signature_keys(LOSSES[name]), (parameter.default for parameter in parameters)))
+    assert [key for key, _, _ in rows] == list(expected)
+    for key, default, meaning in rows:
+        value = expected[key]
+        assert (
+            yaml.safe_load(default) == (list(value) if isinstance(value, tuple) else value) or float(default) == value
+        )
+        assert meaning
+
+
+CODE = """
+class A:
+    def f(self, x):
+        y = x  # 4
+        y += (
+            1
+        )
+        if x:
+            return 0
+        z: int = y
+        return (
+            z
+        )
+
+
+def g():
+    y = 2
+"""
+
+
+@pytest.mark.parametrize(
+    ('text', 'lines'),
+    [
+        ('A', 'L2-L13'),
+        ('A.f', 'L3-L13'),
+        ('A.f: y', 'L4-L7'),
+        ('A.f: z', 'L10'),
+        ('A.f: return', 'L11-L13'),
+        ('g: y', 'L17'),
+    ],
+)
+def test_lines_are_found_by_name(code_lines, text, lines, tmp_path):
+    (tmp_path / 'a.py').write_text(CODE)
+    for stale in ('', '#L1', '#L99-L100'):
+        page = f'See [a.py, {text}](a.py{stale}), and [another](b.md#L1).'
+        assert code_lines.with_lines(page, tmp_path) == page.replace(f'a.py{stale})', f'a.py#{lines})')
+
+
+@pytest.mark.parametrize(
+    ('link', 'complaint'),
+    [
+        ('[a.py, h](a.py)', r'no h; accepted: A, g'),
+        ('[a.py, A.g](a.py)', r'no g; accepted: f'),
+        ('[a.py, A.f: x](a.py)', r'no x in A.f; accepted: y, return, z'),
+        ('[b.py, g](b.py)', r'no such file'),
+        ('[b.py, g](a.py)', r'no such file'),
+    ],
+)
+def test_a_link_to_what_is_not_there_is_refused_by_its_text(code_lines, link, complaint, tmp_path):
+    (tmp_path / 'a.py').write_text(CODE)
+    with pytest.raises(UserError, match=complaint) as error:
+        code_lines.with_lines(f'See {link}.', tmp_path)
+    assert str(error.value).startswith(link)
+
+
+def test_the_command_fills_a_page_in(tmp_path):
+    (tmp_path / 'a.py').write_text(CODE)
+    (tmp_path / 'page.md').write_text('[a.py, g](a.py)')
+    done = run(SCRIPT, 'page.md', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'page.md').read_text() == '[a.py, g](a.py#L16-L17)'

@@ -1,0 +1,78 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from click.testing import CliRunner
+from conftest import STUDENT, run, write_yml
+
+from facd_basicsr.deploy.student import read_student
+from facd_basicsr.errors import UserError
+from facd_basicsr.tools.export import command
+
+
+@pytest.fixture
+def checkpoint(train_opt: dict, tmp_path: Path) -> Path:
+    """``net_g_latest.pth`` of a run that has ended, with its option file and log."""
+    home = tmp_path / 'experiments' / 'tiny'
+    (home / 'models').mkdir(parents=True)
+    write_yml(train_opt, home / 'tiny.yml')
+    (home / 'train_tiny_0.log').write_text(
+        '2026-11-25 18:06:09,550 INFO: Save the latest model.\n'
+        '2026-11-25 18:06:09,560 INFO: Validation Set5\n\t # psnr_y: 30.2512\tBest: 30.2512 @ 4 iter\n'
+    )
+    torch.manual_seed(0)
+    torch.save({'params': build_network(STUDENT).state_dict()}, home / 'models' / 'net_g_latest.pth')
+    return home / 'models' / 'net_g_latest.pth'
+
+
+def test_the_command_says_of_each_file_what_it_was_compared_with(checkpoint, tmp_path):
+    done = run('-m', 'facd_basicsr.cli', 'export', checkpoint, '-o', 'student', '--torch-export', cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, '')
+    title, *lines, use = done.stdout.splitlines()
+    parameters = 112 + 3 * 2 * 148 + 148 + 592 + 111
+    assert title == f'EDSR x2: {parameters:,} parameters; looks 10 pixels far; PSNR-Y in validation: Set5 30.25 dB'
+    assert [line.partition(': ')[0] for line in lines] == [
+        f'student{suffix}' for suffix in ('.pth', '.safetensors', '.onnx', '_fp16.onnx', '.pt2')
+    ]
+    assert all(re.search(r' MB; .*; largest difference: (none|[\d.e-]+ of an 8-bit step) \(', line) for line in lines)
+    assert lines[3].endswith('of an 8-bit step (torch in float16)')
+    assert use == 'facd upscale IN -o OUT --student student.safetensors'
+    description = read_student(tmp_path / 'student.onnx').description
+    assert (description.option_file, description.psnr) == ('tiny.yml', {'Set5': 30.2512})
+    again = CliRunner().invoke(command, [str(tmp_path / 'student.safetensors'), '-o', str(tmp_path / 'b'), '--no-onnx'])
+    assert again.exit_code == 0, again.output
+    assert {path.name for path in tmp_path.glob('b*')} == {'b.pth', 'b.safetensors'}
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['student.onnx'], r'CHECKPOINT: student.onnx; accepted: a name that ends in .pth, .pt, .safetensors'),
+        (['absent.pth'], r'CHECKPOINT: no such file: absent.pth'),
+    ],
+)
+def test_what_can_not_be_exported_is_refused_before_anything_is_written(arguments, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(command, [*arguments, '-o', str(tmp_path / 'a')], catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_onnx_nothing_is_written_and_the_extra_is_named(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name, *_: None)
+    arguments = [str(checkpoint), '-o', str(tmp_path / 'student')]
+    with pytest.raises(UserError, match=r"--onnx: needs onnx and onnxruntime.*facd_basicsr\[onnx\]'`, or --no-onnx"):
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert not list(tmp_path.glob('*student*'))
+
+
+def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    def full(path: Path, content: bytes) -> None:
+        path.touch()
+        raise OSError(28, 'No space left on device', str(path))
+
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    with pytest.raises(UserError, match=r'student.pth: No space left on device; once that is mended'):
+        CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / 'student')], catch_exceptions=False)
+    assert [path.name for path in tmp_path.iterdir()] == ['experiments']

@@ -1,0 +1,187 @@
+"""``facd upscale`` as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from basicsr.archs import build_network
+from click.testing import CliRunner, Result
+from conftest import REPOSITORY, STUDENT, picture, run
+from onnx import TensorProto, helper, numpy_helper
+from PIL import ExifTags, Image
+from safetensors.torch import save_file
+
+from facd_basicsr.cli import facd
+from facd_basicsr.data.images import read_pixels
+from facd_basicsr.deploy.description import Description, describe
+from facd_basicsr.deploy.student import METADATA
+from facd_basicsr.errors import UserError
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """A checkpoint that says what it is of."""
+    torch.manual_seed(0)
+    path = tmp_path / 'student.pth'
+    state_dict = build_network(STUDENT).state_dict()
+    torch.save({'params': state_dict, METADATA: describe(STUDENT, 2).as_metadata()}, path)
+    return path
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder with an image of every kind, in folders too."""
+    root = tmp_path / 'photographs'
+    (root / 'inner').mkdir(parents=True)
+    rgb = Image.fromarray(picture(0, 16, 24))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    rgb.save(root / 'turned.jpg', exif=exif)
+    rgb.save(root / 'inner' / 'colours.webp', lossless=True)
+    rgb.convert('L').save(root / 'gray.png')
+    rgb.convert('P').save(root / 'palette.png')
+    rgb.convert('LA').save(root / 'inner' / 'gray_and_alpha.png')
+    cv2.imwrite(str(root / 'deep.png'), np.linspace(0, 65535, 16 * 24 * 3).astype(np.uint16).reshape(16, 24, 3))
+    return root
+
+
+def invoke(*command: str | Path) -> Result:
+    return CliRunner().invoke(facd, ['upscale', *map(str, command)], catch_exceptions=False)
+
+
+def test_a_folder_with_a_damaged_image_is_upscaled_without_it(student, photographs, tmp_path, checkout):
+    (photographs / 'inner' / 'cut.png').write_bytes((photographs / 'gray.png').read_bytes()[:60])
+    command = ('-m', 'facd_basicsr.cli', 'upscale', photographs, '-o', tmp_path / 'out', '-s', student)
+    done = run(*command, cwd=checkout)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == f'{tmp_path / "out"}: 6 upscaled, 0 already there, 1 skipped\n'
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f'skipped: {photographs}/inner/cut.png: not a readable image (')
+    kinds = {
+        path.relative_to(tmp_path / 'out').as_posix(): (read_pixels(path)[0].shape, read_pixels(path)[0].dtype.name)
+        for path in (tmp_path / 'out').rglob('*.png')
+    }
+    assert kinds == {
+        'turned.png': ((48, 32, 3), 'uint8'),
+        'inner/colours.png': ((32, 48, 3), 'uint8'),
+        'gray.png': ((32, 48, 1), 'uint8'),
+        'palette.png': ((32, 48, 3), 'uint8'),
+        'inner/gray_and_alpha.png': ((32, 48, 2), 'uint8'),
+        'deep.png': ((32, 48, 3), 'uint16'),
+    }
+
+
+def test_a_command_that_was_killed_is_completed_by_the_same_command(student, photographs, tmp_path):
+    out = tmp_path / 'out'
+    command = ['upscale', str(photographs), '-o', str(out), '-s', str(student), '--jobs', '1']
+    code = """
+import os, signal
+from facd_basicsr.deploy import upscale_images
+from facd_cli import main
+write_whole = upscale_images.write_whole
+def killed_at_the_third(path, content):
+    if len(list(path.parents[path.parent.name == 'inner'].rglob('*.png'))) == 2:
+        path.with_name(f'.partial_{path.name}').write_bytes(content[:50])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_whole(path, content)
+upscale_images.write_whole = killed_at_the_third
+main()
+"""
+    done = subprocess.run([sys.executable, '-c', code, *command], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    assert len([path for path in out.rglob('*.png') if path.name[0] != '.']) == 2
+    assert ': 4 upscaled, 2 already there, 0 skipped' in invoke(*command[1:]).output
+    assert ': 0 upscaled, 6 already there, 0 skipped' in invoke(*command[1:]).output
+    assert len(list(out.rglob('*.png'))) == 6  # nothing unfinished is left
+    whole = tmp_path / 'whole'
+    invoke(photographs, '-o', whole, '-s', student)
+    for path in whole.rglob('*.png'):
+        assert path.read_bytes() == (out / path.relative_to(whole)).read_bytes()
+
+
+def test_what_has_changed_is_made_again_and_other_students_are_not_mixed_in(student, photographs, tmp_path):
+    out = tmp_path / 'out'
+    assert invoke(photographs, '-o', out, '-s', student).exit_code == 0
+    Image.new('L', (5, 4), 99).save(photographs / 'gray.png')
+    assert ': 1 upscaled, 5 already there' in invoke(photographs, '-o', out, '-s', student).output
+    assert Image.open(out / 'gray.png').size == (10, 8)
+    content = torch.load(student, weights_only=True)
+    content['params']['conv_last.bias'] += 0.1
+    other = tmp_path / 'other.pth'
+    torch.save(content, other)
+    with pytest.raises(UserError, match=r'--out: .* is there already, by another student .*\(student\.pth\)'):
+        invoke(photographs, '-o', out, '-s', other)
+    assert ': 6 upscaled, 0 already there' in invoke(photographs, '-o', out, '-s', other, '--overwrite').output
+    assert {json.loads(line)['student'] for line in (out / 'upscale.jsonl').read_text().splitlines()[-6:]} == {
+        'other.pth'
+    }
+
+
+def test_one_image_becomes_one_file_which_is_not_overwritten(student, photographs, tmp_path):
+    command = (photographs / 'gray.png', '-o', tmp_path / 'one.webp', '-s', student)
+    assert ': 1 upscaled' in invoke(*command).output
+    assert Image.open(tmp_path / 'one.webp').size == (48, 32)
+    with pytest.raises(UserError, match=r'^--out: .*one\.webp is there already; accepted: a new file, or --overwrite'):
+        invoke(*command)
+    assert ': 1 upscaled' in invoke(*command, '--overwrite').output
+    assert not list(tmp_path.glob('*.jsonl'))
+
+
+def test_an_option_file_says_what_a_bare_checkpoint_is_of(student, photographs, tmp_path, test_opt):
+    bare, option_file = tmp_path / 'bare.safetensors', tmp_path / 'test.yml'
+    save_file(torch.load(student, weights_only=True)['params'], bare)
+    test_opt['path']['pretrain_network_g'] = str(student)
+    option_file.write_text(json.dumps(test_opt))  # which is YAML
+    invoke(photographs / 'gray.png', '-o', tmp_path / 'a.png', '-s', student)
+    invoke(photographs / 'gray.png', '-o', tmp_path / 'b.png', '-s', bare, '--opt', option_file)
+    assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
+
+
+def onnx_student(path: Path, reach: int | None) -> torch.nn.Module:
+    """Writes a network of one convolution and x2 as ONNX; returns it."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.PixelShuffle(2)).requires_grad_(False)
+    nodes = [
+        helper.make_node('Conv', ['lq', 'weight', 'bias'], ['features'], pads=[1] * 4),
+        helper.make_node('DepthToSpace', ['features'], ['sr'], blocksize=2, mode='CRD'),
+    ]
+    weights = [numpy_helper.from_array(getattr(net[0], name).numpy(), name) for name in ('weight', 'bias')]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ['n', 3, f'{name}_h', f'{name}_w'])
+        for name in ('lq', 'sr')
+    ]
+    graph = helper.make_graph(nodes, 'student', ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
+    helper.set_model_props(model, Description('Net', {}, 2, reach).as_metadata())
+    onnx.save(model, path)
+    return net
+
+
+@pytest.mark.parametrize('reach', [1, None])
+def test_an_onnx_student_runs_in_tiles_if_it_says_its_reach(tmp_path, photographs, reach):
+    net = onnx_student(tmp_path / 'student.onnx', reach)
+    command = (photographs / 'palette.png', '-o', tmp_path / 'a.png', '-s', tmp_path / 'student.onnx', '--tile', '7')
+    assert invoke(*command).exit_code == 0
+    lq = torch.tensor(read_pixels(photographs / 'palette.png')[0]).permute(2, 0, 1)[None] / 255
+    expected = (net(lq)[0].permute(1, 2, 0).clamp(0, 1) * 255).numpy()
+    assert np.abs(read_pixels(tmp_path / 'a.png')[0] - expected).max() < 0.51
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (('-s', 'absent.pth'), r'^--student: no such file: absent\.pth'),
+        (('-s', 'STUDENT', '-o', 'IN'), r'^--out: .* is IN; accepted: another folder'),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_made(student, photographs, tmp_path, options, message):
+    words = {'STUDENT': student, 'IN': photographs}
+    with pytest.raises(UserError, match=message):
+        invoke(photographs, '-o', tmp_path / 'out', *(words.get(word, word) for word in options))
+    assert not (tmp_path / 'out').exists()
