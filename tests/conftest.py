@@ -1,6 +1,7 @@
 """Small data, networks and option files shared by the tests."""
 
 import copy
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,9 @@ from facd_basicsr.data.lmdb_pairs import write_lmdbs
 
 REPOSITORY = Path(facd_basicsr.__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / 'shared' / 'data'
+
+# Those that tests start are not measured: tracing would take them longer than what they are started for.
+os.environ.pop('COVERAGE_PROCESS_CONFIG', None)
 
 settings.register_profile('untimed', deadline=None)  # a busy machine is no failure
 settings.load_profile('untimed')
