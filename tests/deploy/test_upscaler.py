@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
+from basicsr.archs.edsr_arch import EDSR
 from conftest import STUDENT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,6 +109,27 @@ def test_a_network_with_its_tail_in_tiles_has_the_same_parameters_and_the_studen
     net = with_tail_in_tiles(found.net, 2)
     assert {id(parameter) for parameter in net.parameters()} == {id(p) for p in found.net.parameters()}
     assert not net.training and isinstance(found.net.conv_last, nn.Conv2d)
+
+
+class Activated(EDSR):
+    """EDSR with an activation between upsampler and last convolution, which moving the latter would pass over."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.conv_first(x)
+        features = self.conv_after_body(self.body(features)) + features
+        return self.conv_last(nn.functional.leaky_relu(self.upsample(features), -1))
+
+
+def test_a_network_derived_from_edsr_gives_what_its_own_forward_says():
+    torch.manual_seed(0)
+    net = Activated(3, 3, num_feat=4, num_block=1, upscale=2, img_range=1.0).eval()
+    pixels = noise(20, 30, 3)
+    with torch.inference_mode():
+        own = net(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0)
+    for tile in (0, 8, None):
+        image = Upscaler(student_of(net, 2), tile).upscale(pixels, unseen)
+        assert np.abs(image - (own.clamp(0, 1) * 255).numpy()).max() < 0.51
+    assert own.std() > 0.05
 
 
 def test_a_network_without_a_reach_runs_whole_images():
