@@ -13,7 +13,7 @@ from facd_basicsr.data.images import damage_named, read_pixels
 from facd_basicsr.deploy.image_tree import Pair
 from facd_basicsr.deploy.photograph import check_size, encoded
 from facd_basicsr.deploy.upscale_record import UpscaleRecord
-from facd_basicsr.deploy.upscaler import Upscaler
+from facd_basicsr.deploy.upscaler import RefusedSizeError, Upscaler
 from facd_basicsr.engine.execution import tf32_of
 from facd_basicsr.engine.whole_files import write_whole
 from facd_basicsr.errors import UserError
@@ -30,7 +30,8 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[Pair], jobs: int, record:
         record: where every file is noted; None: nowhere.
 
     Returns:
-        How many images were left out: not readable, or too large for the format or for the memory.
+        How many images were left out: not readable, too large for the format or for the memory, or of a size that the
+        network does not take.
 
     Raises:
         OSError: a file can't be written. As with Ctrl-C, what was begun ends at once and leaves nothing.
@@ -79,6 +80,11 @@ def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: 
     except MemoryError as error:
         helps = f'a --tile smaller than {upscaler.tile}' if upscaler.tile else 'a smaller image or --tile'
         raise UserError(f'{pair.source}: takes more memory than there is; accepted: --jobs 1, or {helps}') from error
+    except RefusedSizeError as error:
+        raise UserError(
+            f'{pair.source}: the network does not run on {width // upscaler.scale}x{height // upscaler.scale} pixels '
+            f'({error}); accepted: an image of a size that it takes'
+        ) from error
     pair.target.parent.mkdir(parents=True, exist_ok=True)
     if note is not None:
         note()

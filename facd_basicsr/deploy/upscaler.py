@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import nullcontext
@@ -22,6 +23,10 @@ from facd_basicsr.evaluation.tiling import reach_of, tiled
 TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
 TILE_WITHOUT_TAIL = 256  # of other networks, which hold all their features at once: 1.6 GB by onnxruntime
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: BT.601's, as Pillow makes gray of colours
+
+
+class RefusedSizeError(Exception):
+    """A network does not run on an image, or a tile, of this size. The message is the network's reason."""
 
 
 class Upscaler:
@@ -79,6 +84,7 @@ class Upscaler:
 
         Raises:
             MemoryError: it takes more than there is.
+            RefusedSizeError: the network does not run on it.
             CancelledError: :meth:`cancel` was called.
         """
         colours, alpha = without_alpha(pixels)
@@ -89,7 +95,7 @@ class Upscaler:
             elif alpha is not None:
                 planes.append(self._run(alpha, show, is_alpha=True))
         except RuntimeError as error:
-            if 'alloc' not in str(error):  # so torch says it, of the CPU's and a GPU's memory
+            if not _is_lack_of_memory(error):
                 raise
             raise MemoryError from error
         return np.dstack(planes)
@@ -137,7 +143,15 @@ class Upscaler:
     def _output(self, lq: Tensor, is_alpha: bool) -> Tensor:
         """(1, 1 or 3, h, w) -> (1, 1 or 3, h * scale, w * scale), all in [0, 1]."""
         rgb = lq.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)  # which is faster on a CPU
-        output = self._net(rgb)
+        try:
+            output = self._net(rgb)
+        except (RuntimeError, AssertionError) as error:  # AssertionError: RRDBNet's
+            if _is_lack_of_memory(error):
+                raise
+            raise RefusedSizeError(_reason(error)) from error
+        expected = (1, 3, *(self.scale * side for side in lq.shape[2:]))
+        if output.shape != expected:
+            raise RefusedSizeError(f'gives {tuple(output.shape)} instead of {expected}')
         if lq.shape[1] == 1:
             output = (output * output.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
         if is_alpha:
@@ -145,3 +159,12 @@ class Upscaler:
             least, most = (interpolate(bound, scale_factor=self.scale) for bound in (lowest, highest))
             output = output.clamp(least, most)
         return output.clamp(0, 1)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    return 'alloc' in str(error)  # so torch says it, of the CPU's and a GPU's, and onnxruntime
+
+
+def _reason(error: Exception) -> str:
+    """What an error says in one line; of one that says nothing the line of code that it is from."""
+    return ' '.join(str(error).split()) or traceback.extract_tb(error.__traceback__)[-1].line or type(error).__name__
