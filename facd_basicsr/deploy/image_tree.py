@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facd_basicsr.data.images import IMAGE_SUFFIXES, images_below
-from facd_basicsr.deploy.photograph import FORMATS
+from facd_basicsr.deploy.image_file import FORMATS
 from facd_basicsr.errors import UserError
 
 

@@ -10,8 +10,8 @@ import torch
 from tqdm import tqdm
 
 from facd_basicsr.data.images import damage_named, read_pixels
+from facd_basicsr.deploy.image_file import check_size, encoded
 from facd_basicsr.deploy.image_tree import Pair
-from facd_basicsr.deploy.photograph import check_size, encoded
 from facd_basicsr.deploy.upscale_record import UpscaleRecord
 from facd_basicsr.deploy.upscaler import RefusedSizeError, Upscaler
 from facd_basicsr.engine.execution import tf32_of

@@ -91,7 +91,7 @@ def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path, orientation):
 
 @pytest.mark.parametrize('suffix', ['png', 'tif'])
 @pytest.mark.parametrize('channels', [1, 3, 4])
-def test_16_bits_are_are_rounded_to_8(tmp_path, suffix, channels):
+def test_16_bits_are_rounded_to_8(tmp_path, suffix, channels):
     values = np.array([0, 128, 129, 257, 385, 386, 65406, 65407, 65535], np.uint16)
     # 128 / 257 is just below one half, 129 / 257 just above
     rounded = [0, 0, 1, 1, 1, 2, 254, 255, 255]

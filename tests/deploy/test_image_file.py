@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from facd_basicsr.data.images import read_pixels
-from facd_basicsr.deploy.photograph import check_size, encoded
+from facd_basicsr.deploy.image_file import check_size, encoded
 from facd_basicsr.errors import UserError
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()

@@ -1,4 +1,4 @@
-"""The bytes of the file that an upscaled photograph is written to."""
+"""Image files as ``facd upscale`` writes them: PNG, JPEG and WebP."""
 
 import io
 import struct
