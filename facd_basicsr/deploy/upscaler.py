@@ -18,7 +18,7 @@ from facd_basicsr.deploy.onnx_network import OnnxNetwork
 from facd_basicsr.deploy.student import Student
 from facd_basicsr.deploy.tail_in_tiles import has_tail, with_tail_in_tiles
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.tiling import reach_of, tiled
+from facd_basicsr.evaluation.tiling import reach_of, tiles
 
 TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
 TILE_WITHOUT_TAIL = 256  # of other networks, which hold all their features at once: 1.6 GB by onnxruntime
@@ -88,17 +88,19 @@ class Upscaler:
             CancelledError: :meth:`cancel` was called.
         """
         colours, alpha = without_alpha(pixels)
+        height, width, channels = pixels.shape
+        output = np.empty((height * self.scale, width * self.scale, channels), pixels.dtype)
         try:
-            planes = [self._run(colours, show)]
+            self._run(colours, output[:, :, : colours.shape[2]], show)
             if alpha is not None and alpha.min() == alpha.max():
-                planes.append(np.full((*planes[0].shape[:2], 1), alpha.max()))
+                output[:, :, -1] = alpha.max()
             elif alpha is not None:
-                planes.append(self._run(alpha, show, is_alpha=True))
+                self._run(alpha, output[:, :, -1:], show, is_alpha=True)
         except RuntimeError as error:
             if not _is_lack_of_memory(error):
                 raise
             raise MemoryError from error
-        return np.dstack(planes)
+        return output
 
     def cancel(self) -> None:
         """Ends what other threads are running, within a layer of the network."""
@@ -116,29 +118,27 @@ class Upscaler:
         except UserError:  # it looks at the whole image
             return None
 
-    def _run(self, channels: np.ndarray, show: Callable[[int, int], None], is_alpha: bool = False) -> np.ndarray:
+    def _run(
+        self, channels: np.ndarray, output: np.ndarray, show: Callable[[int, int], None], is_alpha: bool = False
+    ) -> None:
         """(H, W, 1 or 3) -> (H * scale, W * scale, 1 or 3)."""
         top = np.iinfo(channels.dtype).max
-        whole = np.uint8 if channels.dtype == np.uint8 else np.int32  # torch has too little of uint16
-        lq = torch.from_numpy(channels.transpose(2, 0, 1).astype(whole))[None]
-        in_tiles = 0 < self.tile < max(lq.shape[2:])
-        tiles = math.prod(math.ceil(side / self.tile) for side in lq.shape[2:]) if in_tiles else 1
+        whole = torch.uint8 if channels.dtype == np.uint8 else torch.int32  # torch has too little of uint16
+        lq = torch.from_numpy(channels.transpose(2, 0, 1).copy())[None]  # Pillow's are read-only, which torch has not
+        tile = self.tile or max(lq.shape[2:])
+        count = math.prod(math.ceil(side / tile) for side in lq.shape[2:])
         numbers = itertools.count(1)
 
         def finished(part: Tensor) -> Tensor:
             """A part of the image, as integers: (1, C, h, w) -> (1, C, h * scale, w * scale)."""
-            show(next(numbers), tiles)
+            show(next(numbers), count)
             self._check_cancelled()
             with self._turn:
-                output = self._output(part.to(self._device).float() / top, is_alpha)
-                return (output * top).round().to('cpu', part.dtype)
+                return self._output(part.float().to(self._device) / top, is_alpha).mul_(top).round_().to('cpu', whole)
 
         with torch.inference_mode():
-            if in_tiles:
-                output = tiled(finished, lq, self.scale, self.tile, self._reach)
-            else:
-                output = finished(lq)
-        return output[0].permute(1, 2, 0).numpy().astype(channels.dtype)
+            for rows, columns, part in tiles(finished, lq, self.scale, tile, self._reach):
+                output[rows, columns] = part[0].permute(1, 2, 0).numpy()
 
     def _output(self, lq: Tensor, is_alpha: bool) -> Tensor:
         """(1, 1 or 3, h, w) -> (1, 1 or 3, h * scale, w * scale), all in [0, 1]."""

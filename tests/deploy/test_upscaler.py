@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -184,6 +186,17 @@ def test_alpha_stays_within_what_is_near_and_a_constant_one_as_it_is(channels, d
     for value in (0, 7, top):
         pixels[:, :, -1] = value
         assert (upscaler.upscale(pixels, unseen)[:, :, -1] == value).all()
+
+
+@pytest.mark.parametrize('channels', [3, 4])
+def test_an_image_takes_the_memory_of_its_own_size_once(channels):
+    pixels = noise(100, 100, channels, dtype=np.uint16)
+    upscaler = Upscaler(student_of(Nearest(), 2), 16)
+    tracemalloc.start()  # of numpy's arrays; torch's are tiles
+    image = upscaler.upscale(pixels, unseen)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < image.nbytes + 2 * pixels.nbytes
 
 
 def test_what_other_threads_run_is_cancelled_inside_the_network():
