@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from facd_basicsr.deploy.image_tree import Pair
 from facd_basicsr.deploy.upscale_record import UpscaleRecord
 from facd_basicsr.deploy.upscaler import RefusedSizeError, Upscaler
 from facd_basicsr.engine.execution import tf32_of
-from facd_basicsr.engine.whole_files import write_whole
+from facd_basicsr.engine.whole_files import give_name, write_partial
 from facd_basicsr.errors import UserError
 
 
@@ -71,12 +70,14 @@ def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: 
 
     with damage_named(pair.source):
         # its line first, or it would not be of what is read
-        note = None if record is None else partial(record.begin, pair, record.line(pair))
+        line = None if record is None else record.line(pair)
     try:
         pixels, profile = read_pixels(pair.source)
         height, width = (upscaler.scale * side for side in pixels.shape[:2])
         check_size(height, width, suffix, f'{pair.source}: x{upscaler.scale}')
-        content, lost = encoded(upscaler.upscale(pixels, show), profile, suffix)
+        parts, lost = encoded(upscaler.upscale(pixels, show), profile, suffix)
+        pair.target.parent.mkdir(parents=True, exist_ok=True)
+        partial = write_partial(pair.target, parts)
     except MemoryError as error:
         helps = f'a --tile smaller than {upscaler.tile}' if upscaler.tile else 'a smaller image or --tile'
         raise UserError(f'{pair.source}: takes more memory than there is; accepted: --jobs 1, or {helps}') from error
@@ -85,10 +86,10 @@ def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: 
             f'{pair.source}: the network does not run on {width // upscaler.scale}x{height // upscaler.scale} pixels '
             f'({error}); accepted: an image of a size that it takes'
         ) from error
-    pair.target.parent.mkdir(parents=True, exist_ok=True)
-    if note is not None:
-        note()
-    write_whole(pair.target, content)
+    if record is None or line is None:
+        give_name(partial, pair.target)
+    else:
+        record.finish(pair, line, partial)
     return lost
 
 
