@@ -100,16 +100,17 @@ class UpscaleRecord:
     def _read(self) -> dict[str, dict[str, Any]]:
         if not self._path.exists():
             return {}
-        text = self._path.read_text(encoding='utf-8')
-        if not text.endswith('\n'):  # a line that was cut short, which the next one must not join
+        content = self._path.read_bytes()
+        if not content.endswith(b'\n'):  # a line that was cut short, which the next one must not join
             with self._path.open('a', encoding='utf-8') as file:
                 file.write('\n')
-        return {line['file']: line for line in map(_parsed, text.splitlines()) if line.keys() >= KEYS}
+        return {line['file']: line for line in map(_parsed, content.splitlines()) if line.keys() >= KEYS}
 
 
-def _parsed(line: str) -> dict[str, Any]:
+def _parsed(line: bytes) -> dict[str, Any]:
+    """Empty of what :meth:`UpscaleRecord.finish` has not written, or not all of."""
     try:
         parsed = json.loads(line)
-    except ValueError:
+    except ValueError:  # no JSON, or no text
         return {}
-    return parsed if isinstance(parsed, dict) else {}
+    return parsed if isinstance(parsed, dict) and isinstance(parsed.get('file'), str) else {}

@@ -98,14 +98,14 @@ def test_files_of_another_student_and_of_nobody_are_refused(tmp_path, pairs):
     assert record.unfinished(pairs[1:]) == pairs[1:]
 
 
-@pytest.mark.parametrize('cut', ['{"file": "b.p', '[]\n', '{"file": "a.png"}\n'])
+@pytest.mark.parametrize('cut', ['{"file": "b.p', '[]\n', '{"file": "a.png"}\n', '{"file": "\udcff"}\n', '\0\udcff\0'])
 def test_a_line_that_was_cut_short_is_passed_over_and_the_next_one_whole(tmp_path, pairs, cut):
     finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[0])
-    with (tmp_path / 'out' / RECORD).open('a') as file:
+    with (tmp_path / 'out' / RECORD).open('a', errors='surrogateescape') as file:  # the last two are no UTF-8
         file.write(cut)
     finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[1])
     assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs) == []
-    assert json.loads((tmp_path / 'out' / RECORD).read_text().splitlines()[-1])['file'] == 'sub/b.png'
+    assert json.loads((tmp_path / 'out' / RECORD).read_bytes().splitlines()[-1])['file'] == 'sub/b.png'
 
 
 def test_a_student_is_told_by_its_weights_and_how_they_are_run(tmp_path):
