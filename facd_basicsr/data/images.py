@@ -152,7 +152,10 @@ def _eight_bit(image: Image.Image, gray: bool) -> np.ndarray:
 
 def _sixteen_bit(path: Path, gray: bool) -> np.ndarray:
     """uint16 (H, W, 1 to 4) of a file with 16 bits a channel."""
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # of images with too many pixels
+        raise UserError(f'{path}: OpenCV does not decode it ({" ".join(str(error).split())})') from error
     if pixels is None or pixels.dtype != np.uint16:
         found = 'not decoded' if pixels is None else pixels.dtype
         raise UserError(f'{path}: {found}; accepted: integers of 8 or 16 bits a channel')

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from facd_basicsr.data.images import damage_named, read_pixels
@@ -39,6 +40,7 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[Pair], jobs: int, record:
     skipped = 0
     with (
         _shared_cores(jobs),
+        _of_any_size(),
         tf32_of('fp32'),  # TF32 rounds more than a step of 16 bits
         tqdm(total=len(pairs), unit='image', dynamic_ncols=True, disable=None) as bar,
         ThreadPoolExecutor(jobs) as threads,
@@ -79,8 +81,10 @@ def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: 
         pair.target.parent.mkdir(parents=True, exist_ok=True)
         partial = write_partial(pair.target, parts)
     except MemoryError as error:
-        helps = f'a --tile smaller than {upscaler.tile}' if upscaler.tile else 'a smaller image or --tile'
-        raise UserError(f'{pair.source}: takes more memory than there is; accepted: --jobs 1, or {helps}') from error
+        raise UserError(
+            f'{pair.source}: takes more memory than there is; accepted: --jobs 1, {upscaler.less_memory}, or a smaller '
+            'image'
+        ) from error
     except RefusedSizeError as error:
         raise UserError(
             f'{pair.source}: the network does not run on {width // upscaler.scale}x{height // upscaler.scale} pixels '
@@ -91,6 +95,16 @@ def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: 
     else:
         record.finish(pair, line, partial)
     return lost
+
+
+@contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Pillow refuses images of more than 179 megapixels, in case a stranger has sent them: here the user names them."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
+from facd_basicsr.data.free_memory import free_memory
 from facd_basicsr.data.images import without_alpha
 from facd_basicsr.deploy.onnx_network import OnnxNetwork
 from facd_basicsr.deploy.student import Student
@@ -41,6 +42,7 @@ class Upscaler:
     Attributes:
         scale: upscaling factor.
         tile: 0: whole images.
+        less_memory: what would take less memory than this, as messages say it after "accepted".
 
     Raises:
         UserError: the student is not of colour images.
@@ -59,8 +61,10 @@ class Upscaler:
         net = student.net.to(self._device)
         self.tile = (TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile
         reach = description.reach if isinstance(net, OnnxNetwork) else self._measured_reach(net)
-        if reach is None:
+        self.less_memory = f'a --tile smaller than {self.tile}' if self.tile else 'no --tile 0'
+        if reach is None and self.tile:
             self.tile = 0
+            self.less_memory = f'another student (--tile does not help, {description.architecture} needs whole images)'
         self._reach = max(1, reach or 0)  # 1: alpha's neighbours
         self._net = with_tail_in_tiles(net, self.scale) if has_tail(net) and tile != 0 else net
         # a GPU gains nothing from several at once, and each takes its memory
@@ -89,7 +93,11 @@ class Upscaler:
         """
         colours, alpha = without_alpha(pixels)
         height, width, channels = pixels.shape
-        output = np.empty((height * self.scale, width * self.scale, channels), pixels.dtype)
+        shape = (height * self.scale, width * self.scale, channels)
+        free = free_memory()
+        if free is not None and free < math.prod(shape) * pixels.itemsize:  # Linux would give it, and then kill
+            raise MemoryError
+        output = np.empty(shape, pixels.dtype)
         try:
             self._run(colours, output[:, :, : colours.shape[2]], show)
             if alpha is not None and alpha.min() == alpha.max():

@@ -37,8 +37,9 @@ def _unfinished(pairs: list[Pair], record: UpscaleRecord | None) -> list[Pair]:
 @click.option(
     '--tile',
     type=click.IntRange(0),
-    help='Pixels of IN per side that run at once; fewer take less memory and more time. 0: whole images.  '
-    '[default: 512; 256 for ONNX and networks other than EDSR and RCAN]',
+    help='Pixels of IN per side that run at once; fewer take less memory and more time. 0: whole images, as '
+    'RCAN and others that look at the whole image run with any number.  [default: 512; 256 for ONNX and networks '
+    'other than EDSR]',
 )
 @click.option(
     '--jobs',

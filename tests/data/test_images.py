@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -195,6 +196,13 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
     with pytest.raises(UserError, match=r'bomb\.png: not a readable image \(Image size \(10000 pixels\) exceeds limit'):
         read_bgr(tmp_path / 'bomb.png')
+
+
+def test_what_opencv_refuses_to_decode_is_refused_by_name(tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((4, 4), np.uint16))
+    monkeypatch.setattr(cv2, 'imdecode', Mock(side_effect=cv2.error('pixels <= CV_IO_MAX_IMAGE_PIXELS')))
+    with pytest.raises(UserError, match=r'a\.png: OpenCV does not decode it \(pixels <= CV_IO_MAX_IMAGE_PIXELS\)'):
+        read_pixels(tmp_path / 'a.png')
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from conftest import STUDENT, picture
+from PIL import Image
 
 from facd_basicsr.deploy import upscale_images as module
 from facd_basicsr.deploy.description import describe
@@ -74,9 +75,25 @@ def test_an_image_that_takes_too_much_memory_is_left_out_with_what_helps(upscale
 
     monkeypatch.setattr(upscaler, '_output', short_of_memory)
     assert upscale_images(upscaler, pairs_to(tmp_path / 'out', sources), 1, None) == 1
-    expected = '1.png: takes more memory than there is; accepted: --jobs 1, or a --tile smaller than 16'
+    expected = (
+        '1.png: takes more memory than there is; accepted: --jobs 1, a --tile smaller than 16, or a smaller image'
+    )
     assert expected in capsys.readouterr().err
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['0.png']
+
+
+def test_an_image_may_have_more_pixels_than_pillow_takes_of_strangers(upscaler, tmp_path, monkeypatch):
+    sources = written(tmp_path, 2)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    assert upscale_images(upscaler, pairs_to(tmp_path / 'out', sources), 1, None) == 0
+    assert Image.MAX_IMAGE_PIXELS == 100  # again: training reads no such images
+
+
+def test_an_image_for_whose_output_memory_is_short_is_not_begun(upscaler, tmp_path, monkeypatch, capsys):
+    sources = written(tmp_path, 2)  # of 16x24 and 24x24, three channels and x2
+    monkeypatch.setattr('facd_basicsr.deploy.upscaler.free_memory', lambda: 16 * 24 * 12)
+    assert upscale_images(upscaler, pairs_to(tmp_path / 'out', sources), 1, None) == 1
+    assert '1.png: takes more memory than there is' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('tile', [0, 16])

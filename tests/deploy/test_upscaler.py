@@ -1,3 +1,4 @@
+import re
 import tracemalloc
 
 import numpy as np
@@ -214,6 +215,19 @@ def test_a_lack_of_memory_is_told_from_other_errors(monkeypatch):
         monkeypatch.setattr(upscaler, '_output', lambda *_, said=said: (_ for _ in ()).throw(RuntimeError(said)))
         with pytest.raises(error):
             upscaler.upscale(noise(8, 8, 3), unseen)
+
+
+@pytest.mark.parametrize(
+    ('block', 'tile', 'advice'),
+    [
+        (STUDENT, None, 'a --tile smaller than 512'),
+        (STUDENT, 0, 'no --tile 0'),
+        (RCAN, 8, r'another student \(--tile does not help, RCAN needs whole images\)'),
+        (RCAN, 0, 'no --tile 0'),  # its tail would be in tiles
+    ],
+)
+def test_what_takes_less_memory_is_true_of_the_network(block, tile, advice):
+    assert re.fullmatch(advice, Upscaler(student(block), tile).less_memory)
 
 
 def test_a_network_of_one_channel_is_refused():
