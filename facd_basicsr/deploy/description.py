@@ -38,7 +38,9 @@ class Description:
             (:func:`facd_basicsr.evaluation.tiling.reach_of`); None: at the whole image, or not measured.
         name: the training's.
         option_file: name of the option file it was trained by.
-        option_sha256: that file's digest.
+        option_sha256: SHA-256 of that file's options as ``facd show -opt FILE`` prints them, without the comment above:
+            the same for a file with a ``base``, the complete file that is made of it, and the copy that a run keeps.
+            What the command line changed is not in it, but what it changed in the network is in ``arguments``.
         psnr: {set: PSNR-Y in dB} of the training's validation at this checkpoint, where it is known.
     """
 

@@ -15,10 +15,10 @@ from facd_basicsr.evaluation.benchmark import is_student
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.evaluation.table import html_table
+from facd_basicsr.experiment.run_folder import RunFolder
 from facd_basicsr.report.curves import COLOURS, described, svg
 from facd_basicsr.report.panels import panels
 from facd_basicsr.report.results import Results
-from facd_basicsr.report.run_folder import RunFolder
 
 COMPLAINTS = 20  # of the log that are shown
 TIME = '%Y-%m-%d %H:%M:%S'

@@ -20,9 +20,9 @@ from facd_basicsr.evaluation.benchmark_sets import Pair, build_sets, pairs
 from facd_basicsr.evaluation.crops import Crop, crop_psnr, find_crops
 from facd_basicsr.evaluation.figure import as_picture, marked
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
+from facd_basicsr.experiment.run_folder import RunFolder
 from facd_basicsr.options.dry_run import dry_run
 from facd_basicsr.options.paths import check_paths
-from facd_basicsr.report.run_folder import RunFolder
 
 STUDENT = 'student'
 CROPS = 4
@@ -76,7 +76,7 @@ def results_of(run: RunFolder, progress: Progress = lambda images, count, what: 
     What can't be had, data or weights that are no longer there, is said in the notes.
 
     Args:
-        run: from :func:`facd_basicsr.report.run_folder.read_run_folder`.
+        run: from :func:`facd_basicsr.experiment.run_folder.read_run_folder`.
         progress: wraps the images of all sets each time they are gone through; it is told how many and what for.
     """
     result = Results()

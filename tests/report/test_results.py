@@ -5,9 +5,9 @@ import torch
 from conftest import changed, tiny_test_opt, tiny_train_opt, write_yml
 from runs import run as train
 
+from facd_basicsr.experiment.run_folder import read_run_folder
 from facd_basicsr.report.page import page
 from facd_basicsr.report.results import results_of
-from facd_basicsr.report.run_folder import read_run_folder
 from facd_basicsr.tools.benchmark import benchmark
 
 

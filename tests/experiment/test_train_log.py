@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from facd_basicsr.report.train_log import read_log
+from facd_basicsr.experiment.train_log import read_log
 
 OPTIONS = """
   name: tiny
