@@ -75,8 +75,9 @@ class TrainLog:
 
 
 def read_logs(paths: Sequence[Path]) -> TrainLog:
-    """As :func:`read_log`, of files in the order of time."""
-    return read_log('\n'.join(path.read_text(encoding='utf-8', errors='replace') for path in paths))
+    """As :func:`read_log`, of files in the order of time. Of each, a last line without its end is not read."""
+    texts = (path.read_text(encoding='utf-8', errors='replace') for path in paths)
+    return read_log(''.join(text[: text.rfind('\n') + 1] for text in texts))
 
 
 def read_log(text: str) -> TrainLog:
@@ -210,9 +211,11 @@ def _block(session: Session, name: str) -> dict[str, Any]:
 
 
 VERSIONS = re.compile(r'Python \S+, torch ')  # engine/logs.py
-TERM = re.compile(r'(\S+): (\S+)')
+# As they are formatted: what a full disk cut, and the next record goes on with, is none of them
+TERM = re.compile(r'(\S+): (-?\d\.\d{4}e[-+]\d{2,3}|nan|-?inf)(?!\S)')
+FIGURE = r'-?\d+\.\d{4}|nan|-?inf'
 VALIDATION = re.compile(r'Validation (.*)')
-METRIC = re.compile(r'\t # (.+): (\S+)(?:\tBest: (\S+) @ (\d+) iter)?$', re.MULTILINE)
+METRIC = re.compile(rf'\t # (.+): ({FIGURE})(?:\tBest: ({FIGURE}) @ (\d+) iter)?$', re.MULTILINE)
 SAVED_LATEST, SAVED_BEST = 'Save the latest model.', 'Saving the best models:'  # engine/loop.py
 # What train.py and BasicSR's MessageLogger and SRModel write, and who takes it.
 TAKEN: tuple[tuple[re.Pattern, Callable[[_Reader, re.Match], None]], ...] = (
@@ -220,7 +223,7 @@ TAKEN: tuple[tuple[re.Pattern, Callable[[_Reader, re.Match], None]], ...] = (
     (re.compile(r'\n  .*', re.DOTALL), _Reader._options),
     (re.compile(r'Resuming from .*: epoch \d+, iter (\d+)\.$'), _Reader._resumed),
     (
-        re.compile(r'\[.*\[epoch: *\d+, iter: *([\d,]+), lr:\(([^)]*)\)\] (?:\[eta: .*?\(.*?\): .*?\)\] )?(.*)'),
+        re.compile(r'\[.*\[epoch: *\d+, iter: *([\d,]+), lr:\(([-+.e,\d]*)\)\] (?:\[eta: .*?\(.*?\): .*?\)\] )?(.*)'),
         _Reader._progress,
     ),
     (re.compile(r'End of training\.'), _Reader._end),
