@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.archs import build_network
 from safetensors import safe_open
 from torch import nn
 
@@ -16,7 +15,8 @@ from facd_basicsr.deploy.onnx_network import OnnxNetwork
 from facd_basicsr.distill.checkpoints import load_any_state_dict, load_exactly
 from facd_basicsr.errors import UserError
 from facd_basicsr.experiment.run_folder import run_of
-from facd_basicsr.options.check import check, check_network
+from facd_basicsr.options.check import check
+from facd_basicsr.options.lone_network import build_lone_network, check_lone_network
 from facd_basicsr.options.parse import read_options
 from facd_basicsr.options.plain_yaml import option_text
 
@@ -57,16 +57,20 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
     if path.suffix not in SUFFIXES:
         raise UserError(f'{where}: {path}; accepted: a name that ends in {", ".join(SUFFIXES)}')
     if path.suffix == '.onnx':
-        net = OnnxNetwork(path, where)
-        description = _described(net.metadata, path, where)
-        if description is None:
-            raise UserError(f'{where}: {path} does not say what it is of; accepted: an ONNX file by facd export')
-        return Student(net.eval(), description)
+        return _read_onnx(path, where)
     description = _description_of(path, option_file, where)
     state_dict = load_any_state_dict(path, where)
-    net = build_network(description.network)
+    net = build_lone_network(f'{where}: {path}: network', description.network, description.scale)
     load_exactly(net, state_dict, f'{where}: {path}')
     return Student(net.eval().requires_grad_(False), description)
+
+
+def _read_onnx(path: Path, where: str) -> Student:
+    net = OnnxNetwork(path, where)
+    description = _described(net.metadata, path, where)
+    if description is None:
+        raise UserError(f'{where}: {path} does not say what it is of; accepted: an ONNX file by facd export')
+    return Student(net.eval(), description)
 
 
 def _description_of(path: Path, option_file: str | None, where: str) -> Description:
@@ -94,7 +98,7 @@ def _described_by_run(path: Path, where: str) -> Description | None:
         run = run_of(path, where)
         if run is None:
             return None
-        check_network(f'{run.option_file}: network_g', run.opt['network_g'], run.opt['scale'])
+        check_lone_network(f'{run.option_file}: network_g', run.opt['network_g'], run.opt['scale'])
     except UserError as error:
         raise UserError(f'{error}; or {OPT}') from error
     return _trained_by(run.opt, run.file, str(run.option_file))

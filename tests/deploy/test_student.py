@@ -17,6 +17,8 @@ from facd_basicsr.deploy.student import METADATA, Student, read_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.tools.show import show
 
+ARGUMENTS = '{"num_in_ch": 3, "num_out_ch": 3, "upscale": 2}'
+
 
 @pytest.fixture
 def net() -> nn.Module:
@@ -99,6 +101,51 @@ def test_an_option_file_of_another_network_than_the_run_had_is_refused(run, net,
     test_opt['path']['pretrain_network_g'] = 'absent.pth'
     given = read_student(path, str(write_yml(test_opt, tmp_path / 'test.yml')))
     assert given.net.body[0].res_scale == 0.1
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize(
+    ('entries', 'message'),
+    [
+        ({'architecture': 'EDSRX'}, r"network.type: 'EDSRX' is not registered; did you mean 'EDSR'\?"),
+        ({'arguments': '{}'}, r'network.num_in_ch: missing'),
+        ({'arguments': ARGUMENTS[:-1] + ', "num_block": "3"}'}, r"network.num_block: '3'; accepted: a whole number"),
+        ({'arguments': ARGUMENTS[:-1] + ', "res": 1}'}, r'network.res: unknown key; did you mean'),
+        ({'arguments': ARGUMENTS[:-1] + ', "num_feat": 100000}'}, r'network.num_feat: 100000; accepted: .*less than'),
+        ({'arguments': ARGUMENTS[:-1] + ', "rgb_mean": [1]}'}, r'network.rgb_mean: \[1\]; not accepted by EDSR'),
+        ({'scale': '3'}, r'network.upscale: 2; accepted: 3, the scale'),
+        ({'architecture': 'SpyNet', 'arguments': '{"load_path": "evil.pth"}'}, r"network.load_path: 'evil.pth'; accep"),
+        ({'architecture': 'SpyNet', 'arguments': '{"load_path": "evil"}'}, r"network.load_path: 'evil'; accepted: a n"),
+        ({'psnr': '{"Set5": NaN}'}, r'metadata: psnr: \{"Set5": NaN\}; accepted: as facd export writes it'),
+    ],
+)
+def test_what_a_file_says_of_itself_is_checked_before_anything_is_built(
+    entries, message, suffix, net, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ('evil.pth', 'evil'):
+        torch.save(Evil(), tmp_path / name)
+    path, metadata = tmp_path / f'a{suffix}', {**describe(STUDENT, 2).as_metadata(), **entries}
+    if suffix == '.safetensors':
+        save_file(net.state_dict(), path, metadata)
+    else:
+        torch.save({'params': net.state_dict(), METADATA: metadata}, path)
+    with pytest.raises(UserError, match=rf'IN: .*a{suffix}: {message}' if 'psnr' not in entries else message):
+        read_student(path)
+    assert not (tmp_path / 'ran').exists()
+
+
+class Evil:
+    """Runs code when plain ``torch.load`` reads it."""
+
+    def __reduce__(self) -> tuple:
+        return (open, ('ran', 'w'))
+
+
+def test_a_run_of_somebody_else_can_not_have_its_network_read_a_file(run, train_opt):
+    write_yml({**train_opt, 'network_g': {'type': 'SpyNet', 'load_path': 'FACD.yml'}}, run / 'FACD.yml')
+    with pytest.raises(UserError, match=r"FACD.yml: network_g.load_path: 'FACD.yml'; accepted: a number, .*--opt FILE"):
+        read_student(run / 'models' / 'net_g_latest.pth')
 
 
 def hash_of(shown: str) -> str:
