@@ -45,7 +45,7 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
     Args:
         path: ``.pth``, ``.pt``, ``.safetensors`` or ``.onnx``.
         option_file: a train or test file whose ``network_g`` it is; data and teacher need not be there. None: the file
-            says it itself, or lies in ``experiments/NAME/models``, whose option file and log say it.
+            says it itself, as ONNX does always, or lies in ``experiments/NAME/models``, whose option file and log do.
         where: what names ``path``, for messages.
 
     Raises:
@@ -57,6 +57,8 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
     if path.suffix not in SUFFIXES:
         raise UserError(f'{where}: {path}; accepted: a name that ends in {", ".join(SUFFIXES)}')
     if path.suffix == '.onnx':
+        if option_file is not None:
+            raise UserError(f'--opt: {option_file}; accepted with {path}: none, for an ONNX file tells all itself')
         return _read_onnx(path, where)
     description = _description_of(path, option_file, where)
     state_dict = load_any_state_dict(path, where)
