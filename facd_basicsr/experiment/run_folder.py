@@ -16,6 +16,7 @@ ACCEPTED = 'accepted: the folder that train.py made, experiments/NAME'
 NEEDED = ('name', 'scale', 'model_type', 'network_g', 'datasets', 'path', 'train')
 # The time and the command line that train.py puts before the option file that it keeps; BasicSR's says what they are.
 KEPT = re.compile(r'# (?:GENERATE TIME: )?([^\n]*)\n(?:# CMD:\n)?# ([^\n]*)\n')
+NUMBERED = re.compile(r'net_g_(\d+)\.pth')  # beside it a user may have files of any name
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def _newest(models: Path, log: TrainLog) -> tuple[Path | None, int | None]:
     finished = bool(log.sessions) and log.sessions[-1].end == FINISHED
     if finished and latest.is_file():
         return latest, log.iteration
-    numbered = {int(path.stem.rpartition('_')[2]): path for path in models.glob('net_g_*[0-9].pth')}
+    found = [(NUMBERED.fullmatch(path.name), path) for path in models.glob('net_g_*.pth')]
+    numbered = {int(name[1]): path for name, path in found if name}
     if numbered:
         return numbered[max(numbered)], max(numbered)
     return (latest, None) if latest.is_file() else (None, None)

@@ -87,6 +87,9 @@ def test_a_run_that_goes_on_has_its_newest_numbered_networks(folder):
     log.write_text(log.read_text().replace(FINISHED, ''))
     run = read_run_folder(folder)
     assert (run.checkpoint.name, run.iteration) == ('net_g_10.pth', 10)
+    for name in ('net_g_v2.pth', 'net_g_4_swa2.pth', 'net_g_old_999.pth'):  # a user's own
+        (folder / 'models' / name).touch()
+    assert read_run_folder(folder).iteration == 10
     for path in folder.glob('models/net_g_*.pth'):
         path.unlink()
     assert read_run_folder(folder).checkpoint is None
