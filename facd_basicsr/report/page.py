@@ -99,7 +99,7 @@ def tiles(run: RunFolder, results: Results) -> list[Tile]:
     sizes = {method.name: parameters(method.net) for method in results.methods if method.net is not None}
     found = []
     for student in (method.name for method in results.methods if is_student(method)):
-        for name, mean in list(results.mean[student].items())[:1]:
+        for name, mean in list(results.mean.get(student, {}).items())[:1]:
             others = {key: results.mean[key][name]['psnr_y'] for key in (BICUBIC, TEACHER) if key in results.mean}
             against = [f'{mean["psnr_y"] - value:+.2f} to {key}' for key, value in others.items()]
             found.append(Tile(f'PSNR-Y on {name}', f'{mean["psnr_y"]:.2f} dB', ', '.join(against)))

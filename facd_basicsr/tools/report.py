@@ -39,8 +39,8 @@ def report(run_dir: Path, out: Path | None) -> Path:
     return out
 
 
-def _progress(images: Iterable[Pair], count: int, what: str) -> Iterable[Pair]:
-    return tqdm(images, what, count, unit='image', dynamic_ncols=True)
+def _progress(images: Iterable[Pair], count: int) -> Iterable[Pair]:
+    return tqdm(images, 'table and crops', count, unit='image', dynamic_ncols=True)
 
 
 @click.command()
