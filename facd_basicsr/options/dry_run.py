@@ -25,19 +25,19 @@ def dry_run(opt: Block, is_train: bool) -> None:
     """
     for key in [key for key in opt if key.startswith('network_')]:
         channels: Block = {'num_in_ch': PROBE_CHANNELS, 'num_out_ch': PROBE_CHANNELS} if key == 'network_r' else {}
-        _build(key, opt[key], partial(_network, **channels))
+        construct(key, opt[key], partial(_network, **channels))
     if not is_train:
         return
     if 'network' in opt.get('teacher', {}):
-        _build('teacher.network', opt['teacher']['network'], _network)
+        construct('teacher.network', opt['teacher']['network'], _network)
     # Not perceptual_opt: it downloads a VGG when it is built, a distillation loss only when it is prepared.
     for key in ('distill_opt', 'pixel_opt'):
         if opt['train'].get(key) is not None:
-            loss = _build(f'train.{key}', opt['train'][key], build_loss)
+            loss = construct(f'train.{key}', opt['train'][key], build_loss)
             if key == 'distill_opt':
                 _check_loss_fits(loss, opt)
-    optimizer = _build('train.optim_g', opt['train']['optim_g'], _optimizer)
-    _build('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
+    optimizer = construct('train.optim_g', opt['train']['optim_g'], _optimizer)
+    construct('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
 
 
 def _check_loss_fits(loss: DistillLoss, opt: Block) -> None:
@@ -55,8 +55,17 @@ def _check_loss_fits(loss: DistillLoss, opt: Block) -> None:
         raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
 
 
-def _build(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
-    """``build(block)``, and in whose block it failed. A class's own words are all there is to say what it accepts."""
+def construct(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
+    """``build(block)``, and in whose block it failed. A class's own words are all there is to say what it accepts.
+
+    Args:
+        where: what names the block, for messages.
+        block: with the class's ``type`` and its arguments.
+        build: makes it.
+
+    Raises:
+        UserError: it fails, whatever its class raises.
+    """
     try:
         return build(block)
     except UserError:
