@@ -1,10 +1,12 @@
 """Small data, networks and option files shared by the tests."""
 
 import copy
+import importlib.util
 import os
 import shutil
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import lmdb
@@ -194,3 +196,19 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ('facd_cli.py', 'setup.py'):
         shutil.copy(REPOSITORY / name, root)
     return root
+
+
+def imported_script(path: Path) -> ModuleType:
+    """A program of the repository that is in no package, imported."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def no_data(train_opt: dict, tmp_path: Path) -> Path:
+    """A train file that names neither data nor a teacher's checkpoint that is there."""
+    train_opt['datasets']['train']['dataroot_gt'] = '/absent/HR.lmdb'
+    train_opt['path']['pretrain_network_g'] = '/absent/net_g.pth'
+    return write_yml(changed(train_opt, 'teacher.weights', '/absent/teacher.pth'), tmp_path / 'train.yml')

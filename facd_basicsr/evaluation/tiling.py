@@ -77,6 +77,14 @@ def reach_of(net: nn.Module, channels: int, scale: int, tile: int) -> int:
     return reach
 
 
+def reach_or_none(net: nn.Module, channels: int, scale: int, tile: int) -> int | None:
+    """As :func:`reach_of`; None of a network that can not be run in tiles."""
+    try:
+        return reach_of(net, channels, scale, tile)
+    except UserError:
+        return None
+
+
 def _reach(net: nn.Module, channels: int, scale: int, upright: bool, device: torch.device) -> int:
     """The reach along the width or, ``upright``, the height."""
     for length in LENGTHS:

@@ -171,6 +171,9 @@ def _check_metrics(opt: dict[str, Any]) -> None:
         check_type(where, block, (dict,))
         check_block(where, block, keys.METRIC, complete=False)
         metric = _registered(METRIC_REGISTRY, f'{where}.type', block['type'])
+        if block['type'] in arguments.OF_TENSORS:
+            fitting = listed(name for name, _ in METRIC_REGISTRY if name not in arguments.OF_TENSORS)
+            raise UserError(f'{where}.type: {block["type"]} is of tensors, not of images; accepted: {fitting}')
         check_block(where, block, metric_keys(metric))
         for phase, dataset_opt in opt['datasets'].items():
             if phase != 'train' and 'dataroot_gt' not in dataset_opt and dataset_opt['type'] == 'SingleImageDataset':

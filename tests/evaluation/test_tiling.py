@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.tiling import reach_of, tiled
+from facd_basicsr.evaluation.tiling import reach_of, reach_or_none, tiled
 
 RCAN = {'type': 'RCANStudent', 'num_feat': 4, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2}
 
@@ -73,6 +73,7 @@ def test_a_network_that_looks_at_the_whole_image_is_refused_by_the_name_of_what_
     message = rf'^val.tile: RCANStudent looks at the whole image, or farther than 512 pixels {where}; accepted for such'
     with pytest.raises(UserError, match=message):
         reach_of(build_network(RCAN), 3, 2, 32)
+    assert reach_or_none(build_network(RCAN), 3, 2, 32) is None
 
 
 def test_a_network_that_looks_too_far_is_refused():
