@@ -81,7 +81,7 @@ def test_tiles_of_edsr_and_rcan_join_to_the_whole_image_but_for_rounding(
         image = Upscaler(found, tile).upscale(pixels, unseen)
         level = (whole[0].permute(1, 2, 0).clamp(0, 1) * 255).numpy()
     sure = np.abs(level % 1 - 0.5) > 1e-3  # where 2e-6 of the range do not decide between two levels
-    assert sure.mean() > 0.98
+    assert np.count_nonzero(~sure) <= 5 + 0.02 * sure.size  # a few by chance, of small images too
     assert np.array_equal(image[sure], level.round()[sure])
     assert image.shape == level.shape and np.abs(image - level).max() < 0.51
 
