@@ -19,14 +19,12 @@ demo: $(INSTALLED)
 	$(BIN)/python -m facd_basicsr.tools.demo
 
 # Two processes, for most of the time goes into starting Python; a file's tests share what its fixtures made.
-# What they run is in coverage/html and coverage/coverage.json; processes that a test has killed while they wrote it down
-# leave files that can't be read.
+# What they run of the package is in coverage/html and coverage/coverage.json.
 COVERAGE := $(BIN)/python -W ignore -m coverage
 define PYTEST
 	rm -rf coverage
 	OMP_NUM_THREADS=1 $(COVERAGE) run -m pytest --numprocesses 2 --dist loadfile $(1)
 	@$(COVERAGE) combine --quiet
-	@rm -f coverage/data.*
 	@$(COVERAGE) html --quiet --fail-under 0
 	@$(COVERAGE) report --skip-covered --sort=cover --fail-under 0 | awk 'NR <= 17 || /^TOTAL/'
 	@$(COVERAGE) json --quiet

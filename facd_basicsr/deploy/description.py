@@ -1,7 +1,8 @@
 """What a student's file says of the network in it, so that it can be built and run without its option file."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,11 +19,11 @@ STOCK = {EDSRStudent: EDSR, RCANStudent: RCAN}
 PLAIN = (bool, int, float, str, list, type(None))  # what JSON gives back as it was
 
 TEXTS = ('architecture', 'name', 'option_file', 'option_sha256')
-VALUES: dict[str, tuple[type, ...]] = {
-    'arguments': (dict,),
-    'scale': (int,),
-    'reach': (int, type(None)),
-    'psnr': (dict,),
+VALUES: dict[str, Callable[[Any], bool]] = {  # by name, whether it can be one
+    'arguments': lambda value: isinstance(value, dict) and 'type' not in value,
+    'scale': lambda value: type(value) is int and value >= 1,
+    'reach': lambda value: value is None or (type(value) is int and value >= 0),
+    'psnr': lambda value: isinstance(value, dict) and all(map(_is_figure, value.values())),
 }
 
 
@@ -38,7 +39,9 @@ class Description:
             (:func:`facd_basicsr.evaluation.tiling.reach_of`); None: at the whole image, or not measured.
         name: the training's.
         option_file: name of the option file it was trained by.
-        option_sha256: that file's digest.
+        option_sha256: SHA-256 of that file's options as ``facd show -opt FILE`` prints them, without the comment above:
+            the same for a file with a ``base``, the complete file that is made of it, and the copy that a run keeps.
+            What the command line changed is not in it, but what it changed in the network is in ``arguments``.
         psnr: {set: PSNR-Y in dB} of the training's validation at this checkpoint, where it is known.
     """
 
@@ -70,11 +73,20 @@ class Description:
         if not metadata.keys() >= {'architecture', 'arguments', 'scale'}:
             return None
         texts = {key: metadata[key] for key in TEXTS if key in metadata}
-        values = {key: json.loads(metadata[key]) for key in VALUES if key in metadata}
-        for key, value in values.items():
-            if not isinstance(value, VALUES[key]):
-                raise ValueError(f'{key}: {metadata[key]}')
+        values = {key: _value(key, metadata[key]) for key in VALUES if key in metadata}
         return cls(**texts | values)
+
+
+def _value(key: str, text: str) -> Any:
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(text)
+        if VALUES[key](value):
+            return value
+    raise ValueError(f'{key}: {text[:80]}')
+
+
+def _is_figure(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e6  # which NaN is not
 
 
 def describe(network_opt: Mapping[str, Any], scale: int) -> Description:

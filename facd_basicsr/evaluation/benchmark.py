@@ -57,14 +57,19 @@ def evaluate(methods: Sequence[Method], images: Iterable[Pair]) -> Iterator[dict
                 sr, feats = method.upscale_with_features(pair.lq)
             except UserError:  # of an image's size only: taps were tried before
                 sr, feats = method.upscale(pair.lq), ()
-            record: dict[str, Any] = {'method': method.name, 'set': pair.set, 'image': pair.image}
-            record |= {key: float(value) for key, value in score(sr, pair.gt, method.scale, pair.gray).items()}
+            record = scored(method.name, pair, sr, method.scale)
             if method.name == TEACHER:
                 teacher_feats = feats
             elif feats and teacher_feats:
                 record |= feature_scores(feats, teacher_feats)
             records[method.name] = record
         yield from (records[method.name] for method in methods)
+
+
+def scored(method: str, pair: Pair, sr: np.ndarray, scale: int) -> dict[str, Any]:
+    """The record of a method's image, BGR uint8 (H, W, 3): ``method``, ``set``, ``image`` and the three metrics."""
+    figures = {key: float(value) for key, value in score(sr, pair.gt, scale, pair.gray).items()}
+    return {'method': method, 'set': pair.set, 'image': pair.image, **figures}
 
 
 def means(records: Sequence[dict[str, Any]]) -> Means:

@@ -13,6 +13,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils import tensor2img
 
 from facd_basicsr.data.images import is_gray
+from facd_basicsr.data.seeded_dataset import NamingDataset
 from facd_basicsr.errors import UserError, data_complaints
 from facd_basicsr.options.blocks import did_you_mean
 
@@ -60,13 +61,24 @@ def build_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
 
 
 def pairs(sets: dict[str, PairedImageDataset]) -> Iterator[Pair]:
-    """Every image of every set as BasicSR's dataset reads it, in the order of GT's names."""
+    """Every image of every set as BasicSR's dataset reads it, in the order of GT's names.
+
+    Raises:
+        UserError: an image can't be read, or GT is smaller than the upscaled LQ is.
+    """
     for name, dataset in sets.items():
+        naming, scale = NamingDataset(dataset), dataset.opt['scale']
         gt_paths = [paths['gt_path'] for paths in dataset.paths]
         for gt_path, index in sorted(zip(gt_paths, range(len(gt_paths)))):
-            data = dataset[index]
+            data = naming[index]
+            lq, gt = tensor2img(data['lq']), tensor2img(data['gt'])
+            if gt.shape[:2] != (scale * lq.shape[0], scale * lq.shape[1]):
+                raise UserError(
+                    f'datasets: {gt_path}: {gt.shape[1]} x {gt.shape[0]} pixels; accepted: {scale} times the '
+                    f'{lq.shape[1]} x {lq.shape[0]} of its LQ'
+                )
             gray = is_gray(io.BytesIO(dataset.file_client.get(gt_path, 'gt')))
-            yield Pair(name, Path(gt_path).stem, tensor2img(data['lq']), tensor2img(data['gt']), gray)
+            yield Pair(name, Path(gt_path).stem, lq, gt, gray)
 
 
 def select(sets: dict[str, PairedImageDataset], set_name: str | None, images: Sequence[str] = ()) -> list[Pair]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from basicsr.metrics import calculate_psnr
@@ -11,6 +12,8 @@ from facd_basicsr.evaluation.benchmark_sets import Pair
 from facd_basicsr.evaluation.figure import window_sums
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER, Method
 from facd_basicsr.evaluation.quality import luma
+
+T = TypeVar('T')
 
 
 @dataclass(frozen=True)
@@ -75,22 +78,36 @@ def find_crops(methods: Sequence[Method], images: Iterable[Pair], size: int, cou
     border = methods[0].scale
     for pair in images:
         if min(pair.gt.shape[:2]) >= size + 2 * border:
-            by_image.append(_differing_windows(compared, pair, border, size, count))
+            outputs = [method.upscale(pair.lq) for method in compared]
+            by_image.append(differing_windows(outputs, pair, border, size, count))
     if not by_image:
         raise UserError(f'--size: {size}; accepted: a window that fits into an image without {border} pixels of border')
-    found: list[Crop] = []
-    for turn in range(count):  # every image's best window first, then every image's second best
+    return best_of(by_image, count)
+
+
+def best_of(by_image: Sequence[Sequence[tuple[float, T]]], count: int) -> list[T]:
+    """Up to ``count`` of what has a difference: every image's first by their differences, then every one's second."""
+    found: list[T] = []
+    for turn in range(count):
         windows = [windows[turn] for windows in by_image if turn < len(windows)]
-        found += [crop for _, crop in sorted(windows, key=lambda window: -window[0])]
+        found += [window for _, window in sorted(windows, key=lambda window: -window[0])]
     return found[:count]
 
 
-def _differing_windows(
-    methods: Sequence[Method], pair: Pair, border: int, size: int, count: int
+def differing_windows(
+    outputs: Sequence[np.ndarray], pair: Pair, border: int, size: int, count: int
 ) -> list[tuple[float, Crop]]:
-    """(difference, window) of up to ``count`` windows that do not overlap, the largest difference first."""
+    """(difference, window) of up to ``count`` windows that do not overlap, the largest difference first.
+
+    Args:
+        outputs: what is compared: the upscaled LQ, BGR uint8 (H, W, 3) each.
+        pair: of an image with room for a window.
+        border: pixels that are left out at each side.
+        size: side of the windows in pixels of GT.
+        count: how many windows.
+    """
     gt = luma(pair.gt, pair.gray)[..., 0]
-    errors = [(luma(method.upscale(pair.lq), pair.gray)[..., 0] - gt) ** 2 for method in methods]
+    errors = [(luma(sr, pair.gray)[..., 0] - gt) ** 2 for sr in outputs]
     inside = np.s_[border:-border, border:-border]
     sums = np.stack([window_sums(error[inside], size) for error in errors])
     spread = (sums.max(0) - sums.min(0)) / size**2  # (H - 2 * border - size + 1, W - 2 * border - size + 1)

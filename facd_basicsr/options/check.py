@@ -65,7 +65,7 @@ def check(opt: dict[str, Any], is_train: bool) -> None:
     _check_datasets(opt, is_train)
     for key, network_opt in opt.items():
         if key.startswith('network_'):
-            _check_network(key, network_opt, opt['scale'], regressor_keys if key == 'network_r' else network_keys)
+            check_network(key, network_opt, opt['scale'], regressor_keys if key == 'network_r' else network_keys)
     networks = [key for key in opt if key.startswith('network_')]
     check_block('path', opt['path'], path_keys(networks, is_train))
     if opt.get('val') is not None:
@@ -144,9 +144,20 @@ def _check_io_backend(where: str, dataset_opt: dict[str, Any], dataset: type, is
     check_block(where, block, {**keys.TYPE, **io_backend_keys(block['type'])})
 
 
-def _check_network(
+def check_network(
     where: str, network_opt: dict[str, Any], scale: int, keys_of: Callable[[type], Keys] = network_keys
 ) -> None:
+    """Checks a block with a network's ``type`` and its arguments.
+
+    Args:
+        where: what names the block, for messages.
+        network_opt: the block.
+        scale: upscaling factor of the data.
+        keys_of: the keys that a network's class accepts.
+
+    Raises:
+        UserError: a key is unknown, missing or of the wrong type, or ``upscale`` is not ``scale``.
+    """
     accepted = _check_call(where, network_opt, ARCH_REGISTRY, keys_of)
     upscale = network_opt.get('upscale')
     if upscale is None and 'upscale' in accepted:
@@ -257,7 +268,7 @@ def _check_teacher(opt: dict[str, Any]) -> None:
     check_block('teacher', teacher_opt, keys.TEACHER)
     layout_format = teacher_opt.get('format', 'auto')
     if 'network' in teacher_opt:
-        _check_network('teacher.network', teacher_opt['network'], opt['scale'])
+        check_network('teacher.network', teacher_opt['network'], opt['scale'])
         if layout_format == 'spandrel':
             raise UserError('teacher.network: accepted with format: spandrel: none, for spandrel reads it off the file')
     elif layout_format in LAYOUTS:

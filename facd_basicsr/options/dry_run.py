@@ -6,11 +6,17 @@ from typing import Any
 
 import torch
 from basicsr.archs import build_network
+from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
+from basicsr.archs.vgg_arch import insert_bn
+from basicsr.losses.basic_loss import PerceptualLoss
+from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss, build_loss
 from facd_basicsr.options.arguments import OPTIMIZERS, SCHEDULERS
+from facd_basicsr.options.blocks import check_type, did_you_mean
+from facd_basicsr.options.keys import NUMBER
 
 Block = dict[str, Any]
 PROBE_CHANNELS = 64  # of network_r, whose real ones are read off the taps
@@ -25,19 +31,21 @@ def dry_run(opt: Block, is_train: bool) -> None:
     """
     for key in [key for key in opt if key.startswith('network_')]:
         channels: Block = {'num_in_ch': PROBE_CHANNELS, 'num_out_ch': PROBE_CHANNELS} if key == 'network_r' else {}
-        _build(key, opt[key], partial(_network, **channels))
+        construct(key, opt[key], partial(_network, **channels))
     if not is_train:
         return
     if 'network' in opt.get('teacher', {}):
-        _build('teacher.network', opt['teacher']['network'], _network)
-    # Not perceptual_opt: it downloads a VGG when it is built, a distillation loss only when it is prepared.
+        construct('teacher.network', opt['teacher']['network'], _network)
+    # perceptual_opt downloads a VGG when it is built, a distillation loss only when it is prepared.
+    if opt['train'].get('perceptual_opt') is not None:
+        _check_vgg_layers(opt['train']['perceptual_opt'])
     for key in ('distill_opt', 'pixel_opt'):
         if opt['train'].get(key) is not None:
-            loss = _build(f'train.{key}', opt['train'][key], build_loss)
+            loss = construct(f'train.{key}', opt['train'][key], build_loss)
             if key == 'distill_opt':
                 _check_loss_fits(loss, opt)
-    optimizer = _build('train.optim_g', opt['train']['optim_g'], _optimizer)
-    _build('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
+    optimizer = construct('train.optim_g', opt['train']['optim_g'], _optimizer)
+    construct('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
 
 
 def _check_loss_fits(loss: DistillLoss, opt: Block) -> None:
@@ -55,8 +63,31 @@ def _check_loss_fits(loss: DistillLoss, opt: Block) -> None:
         raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
 
 
-def _build(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
-    """``build(block)``, and in whose block it failed. A class's own words are all there is to say what it accepts."""
+def _check_vgg_layers(block: Block) -> None:
+    """BasicSR's PerceptualLoss alone is known to read layers so."""
+    if LOSS_REGISTRY.get(block['type']) is not PerceptualLoss:
+        return
+    where, vgg, weights = 'train.perceptual_opt.layer_weights', block.get('vgg_type', 'vgg19'), block['layer_weights']
+    layers = insert_bn(VGG_LAYERS[vgg.removesuffix('_bn')]) if vgg.endswith('_bn') else VGG_LAYERS[vgg]
+    if not weights:
+        raise UserError(f'{where}: {{}}; accepted: a weight for one layer or more, e.g. {{conv5_4: 1.0}}')
+    for layer, weight in weights.items():
+        if layer not in layers:
+            raise UserError(f'{where}.{layer}: no layer of {vgg}{did_you_mean(str(layer), layers)}')
+        check_type(f'{where}.{layer}', weight, NUMBER)
+
+
+def construct(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
+    """``build(block)``, and in whose block it failed. A class's own words are all there is to say what it accepts.
+
+    Args:
+        where: what names the block, for messages.
+        block: with the class's ``type`` and its arguments.
+        build: makes it.
+
+    Raises:
+        UserError: it fails, whatever its class raises.
+    """
     try:
         return build(block)
     except UserError:

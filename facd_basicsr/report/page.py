@@ -15,17 +15,17 @@ from facd_basicsr.evaluation.benchmark import is_student
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.evaluation.table import html_table
+from facd_basicsr.experiment.run_folder import RunFolder
 from facd_basicsr.report.curves import COLOURS, described, svg
 from facd_basicsr.report.panels import panels
 from facd_basicsr.report.results import Results
-from facd_basicsr.report.run_folder import RunFolder
 
 COMPLAINTS = 20  # of the log that are shown
 TIME = '%Y-%m-%d %H:%M:%S'
 
 
 @dataclass(frozen=True)
-class Tile:
+class KeyFigure:
     """A figure that is seen first: what it is of, the figure, and what to hold it against."""
 
     title: str
@@ -55,7 +55,7 @@ def page(run: RunFolder, results: Results) -> str:
         title=run.opt['name'],
         summary=summary(run.opt),
         status=status(run),
-        tiles=tiles(run, results),
+        key_figures=key_figures(run, results),
         panels=drawn,
         table=None if table is None else html_table(*table),
         validation=html_table(*_validation_table(run)) if log.validation else None,
@@ -93,23 +93,23 @@ def status(run: RunFolder) -> str:
     return f'{done}; {end}' + ('' if end.endswith('.') else '.')
 
 
-def tiles(run: RunFolder, results: Results) -> list[Tile]:
+def key_figures(run: RunFolder, results: Results) -> list[KeyFigure]:
     """The first validation set's PSNR-Y, the networks' sizes, and what training took."""
     log = run.log
     sizes = {method.name: parameters(method.net) for method in results.methods if method.net is not None}
     found = []
     for student in (method.name for method in results.methods if is_student(method)):
-        for name, mean in list(results.mean[student].items())[:1]:
+        for name, mean in list(results.mean.get(student, {}).items())[:1]:
             others = {key: results.mean[key][name]['psnr_y'] for key in (BICUBIC, TEACHER) if key in results.mean}
             against = [f'{mean["psnr_y"] - value:+.2f} to {key}' for key, value in others.items()]
-            found.append(Tile(f'PSNR-Y on {name}', f'{mean["psnr_y"]:.2f} dB', ', '.join(against)))
+            found.append(KeyFigure(f'PSNR-Y on {name}', f'{mean["psnr_y"]:.2f} dB', ', '.join(against)))
         of_teacher = sizes.get(TEACHER)
         note = f'{sizes[student] / of_teacher:.1%} of the {of_teacher:,} of the teacher' if of_teacher else ''
-        found.append(Tile('Parameters', f'{sizes[student]:,}', note))
+        found.append(KeyFigure('Parameters', f'{sizes[student]:,}', note))
     total = run.opt['train'].get('total_iter')
-    found.append(Tile('Iterations', f'{log.iteration:,}', f'of {total:,}' if isinstance(total, int) else ''))
+    found.append(KeyFigure('Iterations', f'{log.iteration:,}', f'of {total:,}' if isinstance(total, int) else ''))
     ms = '' if log.seconds_per_iter is None else f'{1000 * log.seconds_per_iter:.0f} ms an iteration'
-    found.append(Tile('Training time', _duration(log.duration), ms))
+    found.append(KeyFigure('Training time', _duration(log.duration), ms))
     return found
 
 

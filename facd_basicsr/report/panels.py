@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from facd_basicsr.experiment.train_log import Curve, TrainLog
 from facd_basicsr.report.curves import Panel
-from facd_basicsr.report.train_log import Curve, TrainLog
 
 LOSSES, ALPHA, RATIOS, RATES = 'l_', 'alpha$', r'r_\d+$', r'lr(_\d+)?$'
 MEANINGS = {'l_sr': 'image loss', 'l_pix': 'image loss', 'l_percep': 'perceptual loss', 'l_style': 'style loss'}

@@ -1,8 +1,6 @@
 """The table and the crops of a page: a run's networks on its validation sets, scored as ``facd benchmark`` scores."""
 
-import base64
-import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,45 +8,22 @@ from typing import Any
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
-from PIL import Image
 
 from facd_basicsr.data.download import cached_path, is_url
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.benchmark import Means, Table, evaluate, means, quality_table
+from facd_basicsr.evaluation.benchmark import Means, Table, means, quality_table, scored
 from facd_basicsr.evaluation.benchmark_sets import Pair, build_sets, pairs
-from facd_basicsr.evaluation.crops import Crop, crop_psnr, find_crops
-from facd_basicsr.evaluation.figure import as_picture, marked
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
+from facd_basicsr.experiment.run_folder import RunFolder
 from facd_basicsr.options.dry_run import dry_run
+from facd_basicsr.options.lone_network import check_lone_network
 from facd_basicsr.options.paths import check_paths
-from facd_basicsr.report.run_folder import RunFolder
+from facd_basicsr.report.gallery import Gallery, ShownCrop
 
 STUDENT = 'student'
-CROPS = 4
-SIZE, LEAST_SIZE = 96, 8  # of a crop in pixels of GT; smaller than the first where no image has room for it
-WHOLE = (240, 160)  # width and height that an image's thumbnail fits in
 
-Progress = Callable[[Iterable[Pair], int, str], Iterable[Pair]]
-
-
-@dataclass(frozen=True)
-class View:
-    """A crop as one method has it: the method's name, what is said of it, and the PNG as a data URI."""
-
-    name: str
-    caption: str
-    image: str
-
-
-@dataclass(frozen=True)
-class ShownCrop:
-    """A crop: its image and where in it, a thumbnail of the image with the crop's outline, and all views of it."""
-
-    title: str
-    size: int
-    whole: str
-    views: list[View]
+Progress = Callable[[Iterable[Pair], int], Iterable[Pair]]
 
 
 @dataclass
@@ -70,53 +45,58 @@ class Results:
     notes: list[str] = field(default_factory=list)
 
 
-def results_of(run: RunFolder, progress: Progress = lambda images, count, what: images) -> Results:
+def results_of(run: RunFolder, progress: Progress = lambda images, count: images) -> Results:
     """Scores a run's student beside bicubic and its teacher, and finds crops.
 
-    What can't be had, data or weights that are no longer there, is said in the notes.
+    What can't be had, data or weights that are no longer there or damaged, is said in the notes.
 
     Args:
-        run: from :func:`facd_basicsr.report.run_folder.read_run_folder`.
-        progress: wraps the images of all sets each time they are gone through; it is told how many and what for.
+        run: from :func:`facd_basicsr.experiment.run_folder.read_run_folder`.
+        progress: wraps the images of all sets, which are gone through once; it is told how many.
     """
     result = Results()
     try:
         sets = _validation_sets(run.opt)
         student = _student(run)
+        result.methods = [Method(BICUBIC, run.opt['scale']), student]
+        if 'teacher' in run.opt:
+            _add_teacher(result, run)
+        _score(result, student.name, progress(pairs(sets), sum(map(len, sets.values()))))
     except UserError as error:
         result.notes.append(f'No table and no crops: {error}.')
-        return result
-    result.methods = [Method(BICUBIC, run.opt['scale']), student]
-    if 'teacher' in run.opt:
-        try:
-            result.methods.append(_teacher(run))
-        except UserError as error:
-            result.notes.append(f'No teacher in table and crops: {error}.')
-
-    sides: list[int] = []
-
-    def seen(images: Iterable[Pair]) -> Iterator[Pair]:
-        for pair in images:
-            sides.append(min(pair.gt.shape[:2]))
-            if pair.gray:
-                result.notes.append(
-                    f'{pair.set}/{pair.image} has one channel and is scored as it is; validation in training takes it '
-                    'for colour, which adds 1.32 dB to its PSNR-Y (docs/evaluation.md).'
-                )
-            yield pair
-
-    def images(what: str) -> Iterable[Pair]:
-        return progress(pairs(sets), sum(map(len, sets.values())), what)
-
-    result.mean = means(list(evaluate(result.methods, seen(images('table')))))
-    result.table = quality_table(result.methods, result.mean)
-    size = min(SIZE, max(sides) - 2 * run.opt['scale'])
-    if size < LEAST_SIZE:
-        result.notes.append('No crops: the images are too small.')
-    else:
-        crops = find_crops(result.methods, images('crops'), size, CROPS)
-        result.crops = [_shown(crop, result.methods) for crop in crops]
     return result
+
+
+def _add_teacher(result: Results, run: RunFolder) -> None:
+    try:
+        result.methods.append(_teacher(run))
+    except UserError as error:
+        result.notes.append(f'No teacher in table and crops: {error}.')
+
+
+def _score(result: Results, student: str, images: Iterable[Pair]) -> None:
+    """Fills in table and crops. Every method upscales every image once.
+
+    Raises:
+        UserError: an image can't be read; then there is neither.
+    """
+    scale = result.methods[0].scale
+    records: list[dict[str, Any]] = []
+    notes: list[str] = []
+    gallery = Gallery(student, scale)
+    for pair in images:
+        outputs = {method.name: method.upscale(pair.lq) for method in result.methods}
+        records += [scored(name, pair, sr, scale) for name, sr in outputs.items()]
+        gallery.look(pair, outputs)
+        if pair.gray:
+            notes.append(
+                f'{pair.set}/{pair.image} has one channel and is scored as it is; validation in training takes it for '
+                'colour, which adds 1.32 dB to its PSNR-Y (docs/evaluation.md).'
+            )
+    result.mean = means(records)
+    result.table = quality_table(result.methods, result.mean)
+    result.crops = gallery.crops()
+    result.notes += notes if result.crops else [*notes, 'No crops: the images are too small.']
 
 
 def _validation_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
@@ -145,6 +125,7 @@ def _student(run: RunFolder) -> Method:
         )
     if run.checkpoint is None:
         raise UserError(f'{run.path / "models"} has no net_g_*.pth; accepted: a run with a checkpoint of its student')
+    check_lone_network('network_g', opt['network_g'], opt['scale'])
     dry_run({'network_g': opt['network_g']}, is_train=False)
     averaged = opt['train'].get('ema_decay', 0) > 0
     path = {'pretrain_network_g': str(run.checkpoint), 'param_key_g': 'params_ema' if averaged else 'params'}
@@ -153,26 +134,10 @@ def _student(run: RunFolder) -> Method:
 
 
 def _teacher(run: RunFolder) -> Method:
+    if 'network' in run.opt['teacher']:
+        check_lone_network('teacher.network', run.opt['teacher']['network'], run.opt['scale'])
     weights = run.opt['teacher']['weights']
     path = cached_path(weights, 'teacher.weights') if is_url(weights) else Path(weights)
     if not path.is_file():
         raise UserError(f'teacher.weights: {weights} is not at hand: no such file: {path}')
     return build_teacher_method(str(run.option_file), run.opt, device_of([run.opt]))
-
-
-def _shown(crop: Crop, methods: Sequence[Method]) -> ShownCrop:
-    pair = crop.pair
-    box = (crop.left, crop.top, crop.left + crop.size, crop.top + crop.size)
-    views = []
-    for method in methods:
-        sr = method.upscale(pair.lq)
-        views.append(View(method.name, f'{crop_psnr(sr, crop):.2f} dB', png_uri(as_picture(crop.of(sr)))))
-    views.append(View('HR', 'ground truth', png_uri(as_picture(crop.of(pair.gt)))))
-    return ShownCrop(f'{pair.set}/{pair.image}', crop.size, png_uri(marked(pair.gt, box, WHOLE)), views)
-
-
-def png_uri(picture: Image.Image) -> str:
-    """A picture as the ``src`` of an ``img``."""
-    buffer = io.BytesIO()
-    picture.save(buffer, 'PNG', optimize=True)
-    return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'

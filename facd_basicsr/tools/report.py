@@ -11,9 +11,9 @@ from tqdm import tqdm
 from facd_basicsr.engine.whole_files import write_whole
 from facd_basicsr.errors import UserError, disk_complaints
 from facd_basicsr.evaluation.benchmark_sets import Pair
+from facd_basicsr.experiment.run_folder import read_run_folder
 from facd_basicsr.report.page import page
 from facd_basicsr.report.results import results_of
-from facd_basicsr.report.run_folder import read_run_folder
 
 
 def report(run_dir: Path, out: Path | None) -> Path:
@@ -39,8 +39,8 @@ def report(run_dir: Path, out: Path | None) -> Path:
     return out
 
 
-def _progress(images: Iterable[Pair], count: int, what: str) -> Iterable[Pair]:
-    return tqdm(images, what, count, unit='image', dynamic_ncols=True)
+def _progress(images: Iterable[Pair], count: int) -> Iterable[Pair]:
+    return tqdm(images, 'table and crops', count, unit='image', dynamic_ncols=True)
 
 
 @click.command()

@@ -6,14 +6,18 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
+from basicsr.utils.options import dict2str
 from conftest import STUDENT, changed, write_yml
 from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import nn
 
 from facd_basicsr.deploy.description import describe
-from facd_basicsr.deploy.student import METADATA, Student, option_files_of_run, read_student
+from facd_basicsr.deploy.student import METADATA, Student, read_student
 from facd_basicsr.errors import UserError
+from facd_basicsr.tools.show import show
+
+ARGUMENTS = '{"num_in_ch": 3, "num_out_ch": 3, "upscale": 2}'
 
 
 @pytest.fixture
@@ -44,7 +48,7 @@ def test_a_checkpoint_of_a_run_is_described_by_the_runs_option_file(run, net):
     assert_is(student, net)
     description = student.description
     assert (description.name, description.option_file, description.scale) == ('tiny', 'FACD.yml', 2)
-    assert description.option_sha256 == hashlib.sha256((run / 'FACD.yml').read_bytes()).hexdigest()
+    assert description.option_sha256 == hash_of(show(str(run / 'FACD.yml'), []))
     assert (description.reach, description.psnr) == (None, {})
 
 
@@ -61,13 +65,104 @@ def test_a_checkpoint_elsewhere_needs_a_train_or_test_file(net, train_opt, test_
         read_student(tmp_path / 'a.pth')
 
 
-def test_of_a_run_with_several_option_files_one_has_to_be_named(run):
+def test_of_a_run_with_several_option_files_of_unknown_age_one_has_to_be_named(run):
     write_yml({}, run / 'other.yml')
     path = run / 'models' / 'net_g_latest.pth'
-    assert option_files_of_run(path) == [run / 'FACD.yml', run / 'other.yml']
-    with pytest.raises(UserError, match=r'IN: .*, and .*tiny has 2 option files; accepted: with --opt FILE'):
+    with pytest.raises(UserError, match=r'IN: .*tiny has 2 option files, .*; or --opt FILE, the option file of its'):
         read_student(path)
     assert read_student(path, str(run / 'FACD.yml')).description.name == 'tiny'
+
+
+def force(run: Path, opt: dict) -> None:
+    """The log of the run, as if its command line had made these options of its file."""
+    time = '2026-01-02 03:04:05,678 INFO: '
+    (run / 'train_tiny_20260102_030405.log').write_text(f'{time}Python 3, torch 2\n{time}{dict2str(opt)}\n{time}End\n')
+
+
+def test_what_the_command_line_changed_is_in_the_description_but_not_in_the_hash_of_the_file(run, train_opt):
+    path = run / 'models' / 'net_g_latest.pth'
+    of_the_file = read_student(path).description
+    force(run, changed(changed(train_opt, 'network_g.res_scale', 0.1), 'name', 'forced'))
+    student = read_student(path)
+    assert (student.description.arguments['res_scale'], student.description.name) == (0.1, 'forced')
+    assert student.net.body[0].res_scale == 0.1
+    assert student.description.option_sha256 == of_the_file.option_sha256
+
+
+def test_an_option_file_of_another_network_than_the_run_had_is_refused(run, net, train_opt, test_opt, tmp_path):
+    path = run / 'models' / 'net_g_latest.pth'
+    force(run, changed(train_opt, 'network_g.res_scale', 0.1))
+    with pytest.raises(UserError, match=r'--opt: .*FACD.yml: network_g.res_scale: 1.0, but the run of .* had 0.1; acc'):
+        read_student(path, str(run / 'FACD.yml'))
+    elsewhere = path.rename(tmp_path / 'a.pth')
+    assert_is(read_student(elsewhere, str(run / 'FACD.yml')), net)
+    elsewhere.rename(path)
+    test_opt['network_g'] = {**STUDENT, 'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'res_scale': 0.1}  # the same
+    test_opt['path']['pretrain_network_g'] = 'absent.pth'
+    given = read_student(path, str(write_yml(test_opt, tmp_path / 'test.yml')))
+    assert given.net.body[0].res_scale == 0.1
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+@pytest.mark.parametrize(
+    ('entries', 'message'),
+    [
+        ({'architecture': 'EDSRX'}, r"network.type: 'EDSRX' is not registered; did you mean 'EDSR'\?"),
+        ({'arguments': '{}'}, r'network.num_in_ch: missing'),
+        ({'arguments': ARGUMENTS[:-1] + ', "num_block": "3"}'}, r"network.num_block: '3'; accepted: a whole number"),
+        ({'arguments': ARGUMENTS[:-1] + ', "res": 1}'}, r'network.res: unknown key; did you mean'),
+        ({'arguments': ARGUMENTS[:-1] + ', "num_feat": 100000}'}, r'network.num_feat: 100000; accepted: .*less than'),
+        ({'arguments': ARGUMENTS[:-1] + ', "rgb_mean": [1]}'}, r'network.rgb_mean: \[1\]; not accepted by EDSR'),
+        ({'scale': '3'}, r'network.upscale: 2; accepted: 3, the scale'),
+        ({'architecture': 'SpyNet', 'arguments': '{"load_path": "evil.pth"}'}, r"network.load_path: 'evil.pth'; accep"),
+        ({'architecture': 'SpyNet', 'arguments': '{"load_path": "evil"}'}, r"network.load_path: 'evil'; accepted: a n"),
+        ({'psnr': '{"Set5": NaN}'}, r'metadata: psnr: \{"Set5": NaN\}; accepted: as facd export writes it'),
+    ],
+)
+def test_what_a_file_says_of_itself_is_checked_before_anything_is_built(
+    entries, message, suffix, net, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ('evil.pth', 'evil'):
+        torch.save(Evil(), tmp_path / name)
+    path, metadata = tmp_path / f'a{suffix}', {**describe(STUDENT, 2).as_metadata(), **entries}
+    if suffix == '.safetensors':
+        save_file(net.state_dict(), path, metadata)
+    else:
+        torch.save({'params': net.state_dict(), METADATA: metadata}, path)
+    with pytest.raises(UserError, match=rf'IN: .*a{suffix}: {message}' if 'psnr' not in entries else message):
+        read_student(path)
+    assert not (tmp_path / 'ran').exists()
+
+
+class Evil:
+    """Runs code when plain ``torch.load`` reads it."""
+
+    def __reduce__(self) -> tuple:
+        return (open, ('ran', 'w'))
+
+
+def test_a_run_of_somebody_else_can_not_have_its_network_read_a_file(run, train_opt):
+    write_yml({**train_opt, 'network_g': {'type': 'SpyNet', 'load_path': 'FACD.yml'}}, run / 'FACD.yml')
+    with pytest.raises(UserError, match=r"FACD.yml: network_g.load_path: 'FACD.yml'; accepted: a number, .*--opt FILE"):
+        read_student(run / 'models' / 'net_g_latest.pth')
+
+
+def hash_of(shown: str) -> str:
+    """As ``facd show -opt FILE | sed '1,/^$/d' | sha256sum`` does, which docs/deploy.md gives."""
+    return hashlib.sha256(shown.partition('\n\n')[2].encode()).hexdigest()
+
+
+def test_the_hash_is_of_all_options_however_the_file_is_written(run, net, train_opt, tmp_path):
+    torch.save({'params': net.state_dict()}, tmp_path / 'a.pth')
+    (tmp_path / 'child.yml').write_text(f'base: {write_yml(train_opt, tmp_path / "base.yml").name}\nmanual_seed: 8\n')
+    child = read_student(tmp_path / 'a.pth', str(tmp_path / 'child.yml')).description
+    assert child.option_sha256 == hash_of(show(str(tmp_path / 'child.yml'), []))
+    shown = show(str(tmp_path / 'child.yml'), [])
+    (run / 'FACD.yml').write_text(f'# Thu Jan  1 00:00:00 2026\n# train.py -opt child.yml\n\n{shown}')  # the run's copy
+    kept = read_student(run / 'models' / 'net_g_latest.pth').description
+    assert kept.option_sha256 == child.option_sha256
+    assert read_student(tmp_path / 'a.pth', str(tmp_path / 'base.yml')).description.option_sha256 != kept.option_sha256
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.pt', '.safetensors'])
@@ -104,6 +199,8 @@ def test_what_can_not_be_a_student_is_refused_in_a_line(net, run, train_opt, tmp
         [helper.make_tensor_value_info('y', TensorProto.FLOAT, [1])],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8), tmp_path / 'a.onnx')
+    with pytest.raises(UserError, match=r'--opt: .*FACD.yml; accepted with .*a.onnx: none, for an ONNX file'):
+        read_student(tmp_path / 'a.onnx', str(run / 'FACD.yml'))
     for name, message in {
         'absent.pth': r'IN: no such file: .*absent.pth',
         'a.gguf': r'IN: .*a.gguf; accepted: a name that ends in .pth, .pt, .safetensors, .onnx',
@@ -114,8 +211,8 @@ def test_what_can_not_be_a_student_is_refused_in_a_line(net, run, train_opt, tmp
         with pytest.raises(UserError, match=message):
             read_student(tmp_path / name)
     wide = write_yml(changed(train_opt, 'network_g.num_feat', 8), tmp_path / 'wide.yml')
-    with pytest.raises(UserError, match=r'IN: .*net_g_latest.pth does not fit EDSR: keys .* of another shape'):
-        read_student(run / 'models' / 'net_g_latest.pth', str(wide))
+    with pytest.raises(UserError, match=r'IN: .*c.pth does not fit EDSR: keys .* of another shape'):
+        read_student((run / 'models' / 'net_g_latest.pth').rename(tmp_path / 'c.pth'), str(wide))
     wrong = write_yml(changed(train_opt, 'network_g.num_feats', 8), tmp_path / 'wrong.yml')
     with pytest.raises(UserError, match=r'wrong.yml: network_g.num_feats'):
-        read_student(run / 'models' / 'net_g_latest.pth', str(wrong))
+        read_student(tmp_path / 'c.pth', str(wrong))

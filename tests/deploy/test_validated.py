@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ from conftest import changed, tiny_train_opt, write_yml
 from runs import run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from facd_basicsr.deploy.student import read_student
 from facd_basicsr.deploy.validated import psnr_of
 
 
@@ -15,7 +17,7 @@ def trained(data: Path, teacher_weights: Path, tmp_path_factory: pytest.TempPath
     opt = tiny_train_opt(data, teacher_weights)
     opt['logger'] |= {'keep_best': True, 'print_freq': 3}
     opt['val']['val_freq'] = 2
-    run(opt, root, 5)
+    run(opt, root, 5, '--force_yml', 'network_g:res_scale=0.1', 'val:metrics:psnr_y:crop_border=3')
     events = EventAccumulator(str(root / 'tb_logger' / 'tiny'))
     events.Reload()
     return root / 'experiments' / 'tiny' / 'models', [e.value for e in events.Scalars('metrics/val/psnr_y')]
@@ -30,6 +32,11 @@ def test_the_figures_of_a_training_are_those_of_its_validations(trained):
     for iteration, value in {2: at_2, 4: at_4, 5: at_5}.items():
         known = {'val': pytest.approx(value, abs=1e-4)} if value == best else {}
         assert psnr_of(models / f'net_g_{iteration}.pth') == known
+
+
+def test_the_student_of_a_run_is_the_network_that_the_command_line_made(trained):
+    models, _ = trained
+    assert read_student(models / 'net_g_latest.pth').description.arguments['res_scale'] == 0.1
 
 
 def line(text: str) -> str:
@@ -75,6 +82,7 @@ ENDED = [
         ([[BEST, ITERATION, validated(30, 30, 8)]], 'best', {}),
         ([], 'latest', {}),
         ([ENDED], 'first_try', {}),
+        ([[LATEST, validated(math.nan, 30, 8), validated(27, 27, 8, 'B 100')]], 'latest', {'B 100': 27}),
     ],
 )
 def test_only_a_figure_that_is_certain_is_given(logs, name, figures, train_opt, tmp_path):
@@ -96,4 +104,7 @@ def test_psnr_of_rgb_and_checkpoints_elsewhere_have_no_figure(train_opt, tmp_pat
     assert psnr_of(latest) == {}
     write_yml(train_opt, tmp_path / 'opt.yml')
     assert psnr_of(latest) == {'Set5': 29, 'B 100': 27}
+    write_yml({}, tmp_path / 'other.yml')
+    assert psnr_of(latest) == {}  # nothing says which of both is the run's
+    (tmp_path / 'other.yml').unlink()
     assert psnr_of(tmp_path / 'net_g_latest.pth') == {}

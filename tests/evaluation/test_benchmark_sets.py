@@ -1,3 +1,5 @@
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -61,3 +63,21 @@ def test_select_names_what_there_is(test_opt, set_name, images, message):
 def test_sets_that_are_not_of_colour_pairs_are_refused(test_opt, location, value, message):
     with pytest.raises(UserError, match=message):
         build_sets(changed(test_opt, location, value))
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'\x89PNG\r\n\x1a\n', r'datasets: .*GT/1.png: not a readable image'),
+        (
+            cv2.imencode('.png', picture(101, 24, 48))[1].tobytes(),
+            r'GT/1.png: 48 x 24 pixels; accepted: 2 times the 24 x',
+        ),
+    ],
+)
+def test_an_image_that_can_not_be_compared_is_named(content, message, test_opt, data, tmp_path):
+    shutil.copytree(data / 'GT', tmp_path / 'GT')
+    (tmp_path / 'GT' / '1.png').write_bytes(content)
+    sets = build_sets(changed(test_opt, 'datasets.test_1.dataroot_gt', str(tmp_path / 'GT')))
+    with pytest.raises(UserError, match=message):
+        list(pairs(sets))

@@ -100,6 +100,18 @@ def test_a_network_whose_output_depends_on_where_a_tile_begins_is_refused():
         reach_of(Checkered(), 3, 1, 16)
 
 
+class Windowed(nn.Module):
+    """Sees 5 x 5 pixels at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[2] % 5 == 0
+        return x * self.weight
+
+
 class Even(nn.Module):
     """Halves the image and doubles it, with a reach of 3 that makes the sizes of tiles odd."""
 
@@ -111,8 +123,8 @@ class Even(nn.Module):
         return nn.functional.pixel_shuffle(self.conv(nn.functional.pixel_unshuffle(x, 2)), 2)
 
 
-def test_a_network_that_does_not_take_tiles_of_every_size_is_refused():
-    with pytest.raises(
-        UserError, match=r'val.tile: Even does not run on tiles of every size \(.*\); accepted .* no val'
-    ):
-        reach_of(Even(), 3, 1, 16)
+@pytest.mark.parametrize('net', [Even(), Windowed()])
+def test_a_network_that_does_not_take_tiles_of_every_size_is_refused(net):
+    message = rf'val.tile: {type(net).__name__} does not run on tiles of every size \(.*\); accepted .* no val'
+    with pytest.raises(UserError, match=message):
+        reach_of(net, 3, 1, 16)

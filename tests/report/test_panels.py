@@ -1,5 +1,5 @@
+from facd_basicsr.experiment.train_log import TrainLog
 from facd_basicsr.report.panels import panels
-from facd_basicsr.report.train_log import TrainLog
 
 POINT = {1: 0.5}
 

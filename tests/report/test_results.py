@@ -1,13 +1,17 @@
 import shutil
+from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from conftest import changed, tiny_test_opt, tiny_train_opt, write_yml
 from runs import run as train
+from torch import nn
 
+from facd_basicsr.evaluation.benchmark_sets import build_sets
+from facd_basicsr.experiment.run_folder import read_run_folder
 from facd_basicsr.report.page import page
 from facd_basicsr.report.results import results_of
-from facd_basicsr.report.run_folder import read_run_folder
 from facd_basicsr.tools.benchmark import benchmark
 
 
@@ -24,6 +28,10 @@ def distilled(data, teacher_weights, tmp_path_factory):
 @pytest.fixture
 def folder(distilled, tmp_path):
     return shutil.copytree(distilled / 'experiments' / 'tiny', tmp_path / 'tiny')
+
+
+def too_small(path: Path) -> None:
+    cv2.imwrite(str(path), cv2.imread(str(path))[:20])
 
 
 def rewrite(folder, old: str, new: str) -> None:
@@ -74,6 +82,43 @@ def test_crops_have_every_view(folder):
         assert [view.name for view in crop.views] == ['bicubic', 'student', 'teacher', 'HR']
         assert crop.size == 32 - 2 * 2
         assert len({view.image for view in crop.views}) == 4
+
+
+def test_every_network_sees_every_image_once(folder, monkeypatch):
+    calls = []
+    monkeypatch.setattr(nn.Module, '__call__', lambda net, lq: calls.append(type(net).__name__) or run(net, lq))
+    run = nn.Module._wrapped_call_impl
+    results_of(read_run_folder(folder))
+    assert {name: calls.count(name) for name in ('EDSRStudent', 'Teacher')} == {'EDSRStudent': 2, 'Teacher': 2}
+
+
+@pytest.mark.parametrize('damage', [lambda path: path.write_bytes(path.read_bytes()[:100]), Path.unlink, too_small])
+def test_with_a_damaged_image_there_are_curves_and_its_name(damage, folder, data, tmp_path, monkeypatch):
+    copy = shutil.copytree(data / 'GT', tmp_path / 'GT')
+    rewrite(folder, str(data / 'GT'), str(copy))
+    run = read_run_folder(folder)
+
+    def damaged_after_the_check(opt: dict) -> dict:
+        sets = build_sets(opt)
+        damage(copy / '1.png')
+        return sets
+
+    monkeypatch.setattr('facd_basicsr.report.results.build_sets', damaged_after_the_check)
+    found = results_of(run)
+    assert (found.table, found.crops, found.mean) == (None, [], {})
+    (note,) = found.notes
+    assert note.startswith('No table and no crops: datasets: ') and str(copy / '1.png') in note
+    text = page(run, found)
+    assert str(copy / '1.png') in text and 'id="crops"' not in text and text.count('<svg') == 8
+
+
+def test_a_network_of_somebody_else_reads_no_file(folder, tmp_path, monkeypatch):
+    run = read_run_folder(folder)
+    for block in (run.opt['network_g'], run.opt['teacher']['network']):
+        block['rgb_mean'] = 'a.pth'
+        notes = results_of(run).notes
+        assert len(notes) == 1 and ".rgb_mean: 'a.pth'; accepted: " in notes[0]
+        del block['rgb_mean']
 
 
 def test_without_data_there_are_curves_and_a_reason(folder, data):

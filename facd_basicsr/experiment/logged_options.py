@@ -15,7 +15,8 @@ FOLDERS = {'experiments_root', 'log', 'models', 'training_states', 'visualizatio
 def parsed(text: str) -> dict[str, Any]:
     """What BasicSR's ``dict2str`` has written: nested dicts, whose values are left as text.
 
-    Lines that it can not have written are passed over: a text with line breaks loses all but its first line.
+    Lines that it can not have written are passed over: a text with line breaks loses all but its first line. Of a text
+    that ends within a block there is nothing.
     """
     result: dict[str, Any] = {}
     blocks = [result]
@@ -34,7 +35,7 @@ def parsed(text: str) -> dict[str, Any]:
             blocks.append(blocks[-1][key])
         else:
             blocks[-1][key] = value
-    return result
+    return result if len(blocks) == 1 else {}
 
 
 def as_run(file: dict[str, Any], logged: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from facd_basicsr.report.train_log import read_log
+from facd_basicsr.experiment.train_log import read_log, read_logs
 
 OPTIONS = """
   name: tiny
@@ -63,6 +63,23 @@ def test_a_last_line_that_was_cut_short_is_not_read():
     whole = begun(0) + line(1, 1) + line(2, 2, 'l_sr: 1.2345e-02 ')
     cut = whole[: whole.rindex('e-02')]
     assert read_log(cut).curves['l_sr'] == {1: 1.0}
+
+
+@pytest.mark.parametrize('cut', ['l_sr: 5.6277e+', 'l_sr: 5.6277e+0', 'l_sr: 5.62', 'l_sr:', 'l_sr'])
+def test_an_earlier_log_that_was_cut_short_ends_at_its_last_line(cut, tmp_path):
+    killed, resumed = tmp_path / 'train_1.log', tmp_path / 'train_2.log'
+    killed.write_text(begun(0) + line(1, 1) + line(2, 2, cut).rstrip('\n'))
+    resumed.write_text(begun(10) + record(11, 'Resuming from x: epoch 0, iter 1.') + line(12, 3))
+    log = read_logs([killed, resumed])
+    assert (log.curves['l_sr'], len(log.sessions)) == ({1: 1.0, 3: 1.0}, 2)
+
+
+def test_a_figure_that_a_full_disk_cut_and_the_next_record_goes_on_with_is_not_read():
+    cut = line(2, 2, 'l_facd: 2.0000e+00 l_sr: 5.6277e+').rstrip('\n') + record(3, 'disk: full', 'ERROR')
+    validation = record(4, 'Validation Set5\n\t # a: 30.1234\tBest: 3').rstrip('\n') + record(5, 'x')
+    log = read_log(begun(0) + line(1, 1) + cut + validation)
+    assert (log.curves['l_sr'], log.curves['l_facd']) == ({1: 1.0}, {2: 2.0})
+    assert (log.validation['Set5'], log.best) == ({}, {'Set5': {}})
 
 
 @pytest.mark.parametrize(

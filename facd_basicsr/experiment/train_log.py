@@ -1,13 +1,14 @@
 """What the log files of a training say, put together over its interruptions."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from facd_basicsr.report.logged_options import parsed
+from facd_basicsr.experiment.logged_options import parsed
 
 RECORD = re.compile(r'^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) ([A-Z]+): ', re.MULTILINE)
 FINISHED = 'finished'
@@ -47,6 +48,9 @@ class TrainLog:
         curves: by name what the lines of progress have, ``l_*``, ``alpha``, ``r_*`` ..., and the learning rate, ``lr``,
             of several groups of parameters ``lr_1``, ``lr_2`` ....
         validation: by set and metric.
+        saved: of the networks saved last as ``latest`` and as ``best``, the figures of their validation, by set and
+            metric; those that are certain.
+        best: by set and metric, the best figure at the last validation, and its iteration.
         complaints: warnings and errors, each a time, a level and a message.
         seconds_per_iter: the median between neighbouring lines; None where there are too few.
     """
@@ -54,6 +58,8 @@ class TrainLog:
     sessions: list[Session] = field(default_factory=list)
     curves: dict[str, Curve] = field(default_factory=dict)
     validation: dict[str, dict[str, Curve]] = field(default_factory=dict)
+    saved: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    best: dict[str, dict[str, tuple[float, int]]] = field(default_factory=dict)
     complaints: list[tuple[datetime, str, str]] = field(default_factory=list)
     seconds_per_iter: float | None = None
 
@@ -66,6 +72,12 @@ class TrainLog:
     def iteration(self) -> int:
         """How far it has come."""
         return self.sessions[-1].last if self.sessions else 0
+
+
+def read_logs(paths: Sequence[Path]) -> TrainLog:
+    """As :func:`read_log`, of files in the order of time. Of each, a last line without its end is not read."""
+    texts = (path.read_text(encoding='utf-8', errors='replace') for path in paths)
+    return read_log(''.join(text[: text.rfind('\n') + 1] for text in texts))
 
 
 def read_log(text: str) -> TrainLog:
@@ -101,8 +113,10 @@ class _Reader:
         self._taken_up = False  # whether the session has come to where it begins
         self._validated: dict[str, int] = {}  # by set, the iteration of the session's last validation
         self._line: tuple[datetime, int] | None = None  # of progress, the session's last
+        self._in_a_row: dict[str, dict[str, float]] = {}  # by set and metric, validations with nothing between them
 
     def read(self, time: datetime, level: str, message: str) -> None:
+        self._keep_figures(message)
         if VERSIONS.match(message):
             self.log.sessions.append(Session(time, time, message))
             self._taken_up, self._validated, self._line = False, {}, None
@@ -117,6 +131,20 @@ class _Reader:
             found = pattern.match(message)
             if found:
                 take(self, found)
+
+    def _keep_figures(self, message: str) -> None:
+        """The loop validates right after it has saved the networks as ``latest``, and right before as ``best``."""
+        found = VALIDATION.match(message)
+        if found:
+            metrics = METRIC.findall(message)
+            self._in_a_row[found[1]] = {metric: float(value) for metric, value, _, _ in metrics}
+            self.log.best[found[1]] = {metric: (float(best), int(at)) for metric, _, best, at in metrics if best}
+            return
+        if message.startswith(SAVED_BEST):
+            self.log.saved['best'] = self._in_a_row
+        self._in_a_row = {}
+        if message.startswith(SAVED_LATEST):
+            self.log.saved['latest'] = self._in_a_row  # which the validations that follow fill
 
     @property
     def _session(self) -> Session:
@@ -163,7 +191,7 @@ class _Reader:
             iteration = max(-(-session.last // frequency), following) * frequency
         self._validated[name] = iteration
         curves = self.log.validation.setdefault(name, {})
-        for metric, value in METRIC.findall(found.string):
+        for metric, value, _, _ in METRIC.findall(found.string):
             curves.setdefault(metric, {})[iteration] = float(value)
 
     def _take_up(self) -> None:
@@ -183,18 +211,22 @@ def _block(session: Session, name: str) -> dict[str, Any]:
 
 
 VERSIONS = re.compile(r'Python \S+, torch ')  # engine/logs.py
-TERM = re.compile(r'(\S+): (\S+)')
-METRIC = re.compile(r'\t # (\S+): (\S+)')
+# As they are formatted: what a full disk cut, and the next record goes on with, is none of them
+TERM = re.compile(r'(\S+): (-?\d\.\d{4}e[-+]\d{2,3}|nan|-?inf)(?!\S)')
+FIGURE = r'-?\d+\.\d{4}|nan|-?inf'
+VALIDATION = re.compile(r'Validation (.*)')
+METRIC = re.compile(rf'\t # (.+): ({FIGURE})(?:\tBest: ({FIGURE}) @ (\d+) iter)?$', re.MULTILINE)
+SAVED_LATEST, SAVED_BEST = 'Save the latest model.', 'Saving the best models:'  # engine/loop.py
 # What train.py and BasicSR's MessageLogger and SRModel write, and who takes it.
 TAKEN: tuple[tuple[re.Pattern, Callable[[_Reader, re.Match], None]], ...] = (
     (re.compile(r'Machine: (.*)\.'), _Reader._machine),
     (re.compile(r'\n  .*', re.DOTALL), _Reader._options),
     (re.compile(r'Resuming from .*: epoch \d+, iter (\d+)\.$'), _Reader._resumed),
     (
-        re.compile(r'\[.*\[epoch: *\d+, iter: *([\d,]+), lr:\(([^)]*)\)\] (?:\[eta: .*?\(.*?\): .*?\)\] )?(.*)'),
+        re.compile(r'\[.*\[epoch: *\d+, iter: *([\d,]+), lr:\(([-+.e,\d]*)\)\] (?:\[eta: .*?\(.*?\): .*?\)\] )?(.*)'),
         _Reader._progress,
     ),
     (re.compile(r'End of training\.'), _Reader._end),
     (re.compile(r'.*: stopped after iteration (\d+)'), _Reader._stopped),
-    (re.compile(r'Validation (.*)'), _Reader._validation),
+    (VALIDATION, _Reader._validation),
 )
