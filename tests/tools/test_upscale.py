@@ -157,6 +157,24 @@ def test_an_option_file_says_what_a_bare_checkpoint_is_of(student, photographs, 
     assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
 
 
+def test_every_file_of_an_export_upscales_to_the_same_image(student, photographs, tmp_path):
+    exported = CliRunner().invoke(facd, ['export', str(student), '-o', str(tmp_path / 'exported')])
+    assert exported.exit_code == 0, exported.output
+    for suffix in ('.pth', '.safetensors', '.onnx'):
+        weights = tmp_path / f'exported{suffix}'
+        assert invoke(photographs, '-o', tmp_path / suffix, '-s', weights, '--tile', '12').exit_code == 0
+    names = [path.relative_to(tmp_path / '.pth') for path in (tmp_path / '.pth').rglob('*.png')]
+    assert len(names) == 6
+    for name in names:
+        pth, safetensors, onnx = (
+            read_pixels(tmp_path / suffix / name)[0] for suffix in ('.pth', '.safetensors', '.onnx')
+        )
+        assert np.array_equal(pth, safetensors) and pth.std() > 2
+        difference = np.abs(pth.astype(int) - onnx)
+        # onnxruntime's sums have another order: seldom it rounds to the other of two levels
+        assert difference.max() <= 1 and (difference > 0).mean() < (0.001 if pth.dtype == np.uint8 else 0.2), name
+
+
 def onnx_student(path: Path, reach: int | None) -> torch.nn.Module:
     """Writes a network of one convolution and x2 as ONNX; returns it."""
     torch.manual_seed(0)
