@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
+from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.data.free_memory import free_memory
 from facd_basicsr.data.images import without_alpha
 from facd_basicsr.deploy.onnx_network import OnnxNetwork
 from facd_basicsr.deploy.student import Student
 from facd_basicsr.deploy.tail_in_tiles import has_tail, with_tail_in_tiles
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.tiling import reach_of, tiles
+from facd_basicsr.evaluation.tiling import reach_or_none, tiles
 
 TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
 TILE_WITHOUT_TAIL = 256  # of other networks, which hold all their features at once: 1.6 GB by onnxruntime
@@ -50,7 +51,8 @@ class Upscaler:
 
     def __init__(self, student: Student, tile: int | None = None) -> None:
         description = student.description
-        channels = {key: description.arguments.get(key, 3) for key in ('num_in_ch', 'num_out_ch')}
+        out = description.arguments.get('num_out_ch', 3)
+        channels = {'num_in_ch': input_channels(description.network), 'num_out_ch': out}
         for key, value in channels.items():
             if value != 3:
                 raise UserError(f'--student: {key}: {value}; accepted: a network of colour images, 3')
@@ -60,7 +62,9 @@ class Upscaler:
             self._device = torch.device('cpu')  # it takes its input from there
         net = student.net.to(self._device)
         self.tile = (TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile
-        reach = description.reach if isinstance(net, OnnxNetwork) else self._measured_reach(net)
+        reach = description.reach
+        if not isinstance(net, OnnxNetwork):
+            reach = reach_or_none(net, 3, self.scale, self.tile) if self.tile else None
         self.less_memory = f'a --tile smaller than {self.tile}' if self.tile else 'no --tile 0'
         if reach is None and self.tile:
             self.tile = 0
@@ -117,14 +121,6 @@ class Upscaler:
     def _check_cancelled(self) -> None:
         if self._cancelled:
             raise CancelledError
-
-    def _measured_reach(self, net: nn.Module) -> int | None:
-        if not self.tile:
-            return None
-        try:
-            return reach_of(net, 3, self.scale, self.tile)
-        except UserError:  # it looks at the whole image
-            return None
 
     def _run(
         self, channels: np.ndarray, output: np.ndarray, show: Callable[[int, int], None], is_alpha: bool = False

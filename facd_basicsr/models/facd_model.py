@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from facd_basicsr.archs import CONVOLUTIONAL
+from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
@@ -157,8 +158,8 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         return min(SMALL_PROBE_SIZE, self._patch_size()) if of_any_size else self._patch_size()
 
     def _flat(self, batch_size: int, size: int) -> Tensor:
-        num_in_ch = self.opt['network_g'].get('num_in_ch', 3)
-        return torch.full((batch_size, num_in_ch, size, size), 0.5, device=self.device)
+        channels = input_channels(self.opt['network_g'])
+        return torch.full((batch_size, channels, size, size), 0.5, device=self.device)
 
     def _try_loss(self, train_opt: dict[str, Any]) -> None:
         """One evaluation on a small flat batch: what the loss refuses, it refuses before training."""
