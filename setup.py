@@ -42,6 +42,7 @@ setup(
         'spandrel': ['spandrel'],  # teachers of other architectures
         'onnx': ['onnx', 'onnxruntime'],  # facd export, and facd upscale with what it wrote
         'dev': [
+            'coverage>=7.10',  # make test; older ones know no `patch`
             'hypothesis',
             'mypy',  # make lint
             'onnx',

@@ -19,8 +19,8 @@ matplotlib.use('Agg')
 
 from matplotlib import pyplot as plt
 
-from facd_basicsr.comparison.pages import with_blocks
 from facd_basicsr.errors import UserError, run_command
+from facd_basicsr.evaluation.page_blocks import with_blocks
 from facd_basicsr.evaluation.table import markdown_table
 
 RESULTS = Path(__file__).resolve().parent / 'results'

@@ -1,12 +1,12 @@
 """Small data, networks and option files shared by the tests."""
 
 import copy
+import importlib.util
 import os
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import lmdb
@@ -20,12 +20,16 @@ import facd_basicsr
 # isort: split
 from basicsr.archs import build_network
 from hypothesis import settings
+from processes import run, run_anew  # noqa: F401  tests find them here
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
 
 REPOSITORY = Path(facd_basicsr.__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / 'shared' / 'data'
+
+# Those that tests start are not measured: tracing would take them longer than what they are started for.
+os.environ.pop('COVERAGE_PROCESS_CONFIG', None)
 
 settings.register_profile('untimed', deadline=None)  # a busy machine is no failure
 settings.load_profile('untimed')
@@ -194,13 +198,17 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs a Python command line as a user would, from ``cwd``."""
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=cwd,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def imported_script(path: Path) -> ModuleType:
+    """A program of the repository that is in no package, imported."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def no_data(train_opt: dict, tmp_path: Path) -> Path:
+    """A train file that names neither data nor a teacher's checkpoint that is there."""
+    train_opt['datasets']['train']['dataroot_gt'] = '/absent/HR.lmdb'
+    train_opt['path']['pretrain_network_g'] = '/absent/net_g.pth'
+    return write_yml(changed(train_opt, 'teacher.weights', '/absent/teacher.pth'), tmp_path / 'train.yml')

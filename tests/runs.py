@@ -5,15 +5,14 @@ import multiprocessing.connection
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from conftest import run as run_python
 from conftest import write_yml
+from processes import FORKED, run_anew
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from facd_basicsr.errors import run_command
@@ -22,10 +21,6 @@ from facd_basicsr.train import train
 
 TOTAL = 8
 NAME = 'tiny'  # of conftest.tiny_train_opt
-
-# Forked from a server that has imported everything: a process takes some milliseconds to start, not seconds.
-_CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload(['facd_basicsr.train', 'tensorboard'])
 
 
 def command_line(opt: dict, root: Path, total_iter: int = TOTAL, *flags: str) -> list[str]:
@@ -64,9 +59,9 @@ class Child:
         answered: bool = False,
     ) -> None:
         self._answered = answered
-        self._connection, other = _CONTEXT.Pipe()
+        self._connection, other = FORKED.Pipe()
         arguments = (command_line(opt, root, total_iter, *flags), root, other, prepare, answered)
-        self.process = _CONTEXT.Process(target=_train, args=arguments)
+        self.process = FORKED.Process(target=_train, args=arguments)
         self.process.start()
         other.close()
 
@@ -128,13 +123,7 @@ def limit_files_to(size: int) -> None:
 def torchrun(*command: str | Path, cwd: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
     """Runs an entry point on several processes of this machine, as a user would."""
     launcher = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}')
-    return run_python(*launcher, *command, '--launcher', 'pytorch', cwd=cwd)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return listener.getsockname()[1]
+    return run_anew(*launcher, *command, '--launcher', 'pytorch', cwd=cwd)
 
 
 def result(root: Path, iteration: int = TOTAL, name: str = NAME) -> dict:

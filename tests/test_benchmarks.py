@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import multiprocessing
 import re
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, SHARED_DATA, picture, run, write_yml
+from conftest import REPOSITORY, SHARED_DATA, imported_script, picture, run, write_yml
 
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.errors import UserError
@@ -18,10 +17,7 @@ from facd_basicsr.errors import UserError
 
 def benchmark(name: str) -> ModuleType:
     """A script of benchmarks/, not run."""
-    spec = importlib.util.spec_from_file_location(f'benchmark_{name}', REPOSITORY / 'benchmarks' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return imported_script(REPOSITORY / 'benchmarks' / f'{name}.py')
 
 
 def test_train_speed_writes_its_figures(train_opt, tmp_path):

@@ -73,6 +73,16 @@ def test_commands_in_a_page_are_subcommands_and_option_files_are_there(page):
             assert (REPOSITORY / path).is_file() or path in given
 
 
+@pytest.mark.parametrize('page', ALL_PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_programs_that_a_page_has_run_are_there(page):
+    text = page.read_text(encoding='utf-8')
+    for path in re.findall(r'\bpython ([\w/.]+\.py)\b', text):
+        assert (REPOSITORY / path).is_file(), path
+    for module in re.findall(r'\bpython -m (facd_basicsr[\w.]*)', text):
+        path = REPOSITORY.joinpath(*module.split('.'))
+        assert path.with_suffix('.py').is_file() or path.is_dir(), module
+
+
 def test_the_version_is_everywhere_the_same():
     citation = yaml.safe_load((REPOSITORY / 'CITATION.cff').read_text(encoding='utf-8'))
     latest = re.search(r'^## (\S+) \((\S+)\)', (REPOSITORY / 'CHANGELOG.md').read_text(encoding='utf-8'), re.MULTILINE)

@@ -1,6 +1,5 @@
 """docs/losses.md leads to the code as it is, and names every option of every loss."""
 
-import importlib.util
 import inspect
 import re
 from pathlib import Path
@@ -9,7 +8,7 @@ from types import ModuleType
 import pytest
 import yaml
 from basicsr.utils.registry import LOSS_REGISTRY
-from conftest import REPOSITORY, run
+from conftest import REPOSITORY, imported_script, run
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
@@ -28,10 +27,7 @@ SECTIONS = dict(re.findall(r'^## (\w+)\n(.*?)(?=^## |\Z)', TEXT, flags=re.MULTIL
 
 @pytest.fixture(scope='module')
 def code_lines() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('code_lines', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return imported_script(SCRIPT)
 
 
 @pytest.mark.parametrize('path', sorted(PAGE.parent.glob('*.md')), ids=lambda path: path.name)

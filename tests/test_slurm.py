@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY, tiny_train_opt, write_yml
-from runs import free_port
+from processes import free_port
 
 SCRIPT = REPOSITORY / 'docs/slurm/train.sbatch'
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
-from conftest import STUDENT, run, tiny_test_opt, tiny_train_opt, write_yml
+from conftest import STUDENT, run, run_anew, tiny_test_opt, tiny_train_opt, write_yml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from facd_basicsr.options import parser
@@ -19,7 +19,7 @@ from facd_basicsr.test import test as evaluate
 def trained(checkout: Path, data: Path, teacher_weights: Path) -> subprocess.CompletedProcess[str]:
     """Four iterations of train.py from a fresh start."""
     path = write_yml(tiny_train_opt(data, teacher_weights), checkout / 'tiny.yml')
-    return run('facd_basicsr/train.py', '-opt', path, cwd=checkout)
+    return run_anew('facd_basicsr/train.py', '-opt', path, cwd=checkout)
 
 
 @pytest.fixture(scope='module')
@@ -76,7 +76,7 @@ def test_the_resumed_run_keeps_the_learning_rate_schedule(resumed):
 def tested(resumed, checkout: Path, data: Path) -> subprocess.CompletedProcess[str]:
     opt = tiny_test_opt(data)
     opt['path']['pretrain_network_g'] = 'experiments/tiny/models/net_g_latest.pth'
-    return run('facd_basicsr/test.py', '-opt', write_yml(opt, checkout / 'tiny_test.yml'), cwd=checkout)
+    return run_anew('facd_basicsr/test.py', '-opt', write_yml(opt, checkout / 'tiny_test.yml'), cwd=checkout)
 
 
 def results(text: str) -> list[float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, tiny_train_opt, write_yml
-from runs import free_port
+from processes import free_port
 
 PAGE = (REPOSITORY / 'docs/many_processes.md').read_text()
 MINUTE = 60

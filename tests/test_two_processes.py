@@ -1,4 +1,4 @@
-"""Training and testing on two processes, by torchrun on this machine, against one process with the whole batch."""
+"""Training and testing on two processes, the first time by torchrun, against one process with the whole batch."""
 
 import re
 import shutil
@@ -9,6 +9,7 @@ import cv2
 import pytest
 import torch
 from conftest import picture, tiny_test_opt, tiny_train_opt, write_yml
+from processes import run_ranks
 from runs import assert_same, result, scalars, torchrun
 
 from facd_basicsr.data.bicubic import bicubic_lr
@@ -18,6 +19,7 @@ from facd_basicsr.train import train
 
 N = 4
 TRAIN, TEST = 'facd_basicsr/train.py', 'facd_basicsr/test.py'
+PYTORCH = ('--launcher', 'pytorch')
 
 
 @pytest.fixture(scope='module')
@@ -106,7 +108,7 @@ def test_the_log_of_two_processes_has_the_terms_of_one(two, one, checkout):
 def test_a_run_on_two_processes_that_was_stopped_and_resumed_ends_as_one_that_never_was(two, option_file, checkout):
     for total in (N, 2 * N):
         overrides = (f'train:total_iter={total}', 'name=stopped', 'datasets:train:num_worker_per_gpu=1')
-        done = torchrun(TRAIN, '-opt', option_file, '--auto_resume', '--force_yml', *overrides, cwd=checkout)
+        done = run_ranks(TRAIN, '-opt', option_file, *PYTORCH, '--auto_resume', '--force_yml', *overrides, cwd=checkout)
         assert done.returncode == 0, done.stderr
     assert 'Not as if it had never been stopped' not in done.stderr
     assert_same(result(checkout, 2 * N, 'stopped'), result(checkout, 2 * N, 'two'))
@@ -117,7 +119,7 @@ def test_a_run_on_two_processes_that_was_stopped_and_resumed_ends_as_one_that_ne
 
 def test_two_processes_train_from_memory_as_from_files(two, option_file, checkout):
     overrides = [f'datasets:{phase}:io_backend:type=memory' for phase in ('train', 'val')]
-    done = torchrun(TRAIN, '-opt', option_file, '--force_yml', 'name=memory', *overrides, cwd=checkout)
+    done = run_ranks(TRAIN, '-opt', option_file, *PYTORCH, '--force_yml', 'name=memory', *overrides, cwd=checkout)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count('Decoding 6 pairs of pictures into') == 1
     assert_same(result(checkout, 2 * N, 'memory'), result(checkout, 2 * N, 'two'))
@@ -144,7 +146,7 @@ def test_two_processes_share_a_test_set_and_find_the_figures_of_one(two, checkou
     opt['val']['save_img'] = True
     path = write_yml(opt, checkout / 'three.yml')
     figures = evaluate(parser().parse_args(['-opt', str(path), '--force_yml', 'name=alone']), checkout, console=False)
-    done = torchrun(TEST, '-opt', path, '--force_yml', 'name=shared', cwd=checkout)
+    done = run_ranks(TEST, '-opt', path, *PYTORCH, '--force_yml', 'name=shared', cwd=checkout)
     assert done.returncode == 0, done.stderr
     row = re.findall(r'^pictures +(.*)$', done.stderr, re.MULTILINE)
     assert [line.split() for line in row] == [[f'{value:.4f}' for value in figures['pictures'].values()]]

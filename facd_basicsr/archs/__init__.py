@@ -3,11 +3,16 @@
 import importlib
 from pathlib import Path
 
+from basicsr.archs.edsr_arch import EDSR
+from basicsr.archs.rcan_arch import RCAN
+
 from .edsr_student_arch import EDSRStudent
 from .rcan_student_arch import RCANStudent
 from .regressor_arch import DeepRegressor
 
+CONVOLUTIONAL = (EDSR, EDSRStudent, RCAN, RCANStudent)  # these very classes: a class derived from one may add anything
+
 for _file in sorted(Path(__file__).parent.glob('*_arch.py')):
     importlib.import_module(f'{__name__}.{_file.stem}')
 
-__all__ = ['DeepRegressor', 'EDSRStudent', 'RCANStudent']
+__all__ = ['CONVOLUTIONAL', 'DeepRegressor', 'EDSRStudent', 'RCANStudent']

@@ -55,7 +55,8 @@ def read_pixels(path: Path) -> tuple[np.ndarray, bytes | None]:
             image.load()
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             # Pillow drops the low byte of 16-bit colours
-            pixels = _sixteen_bit(path, gray) if deep else _eight_bit(image, gray)
+            transparent = image.info.get('transparency')
+            pixels = _sixteen_bit(path, gray, transparent) if deep else _eight_bit(image, gray)
             profile = image.info.get('icc_profile')
     if profile is not None and profile[16:20] != (b'GRAY' if gray else b'RGB '):
         profile = None
@@ -106,7 +107,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """As :func:`images_in`, with those of its folders and theirs; hidden folders are left out. May be none."""
+    """As :func:`images_in`, with those of its folders and theirs, but for hidden ones and links. May be none."""
     folders = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink() and path.name[0] != '.']
     own = [path for path in folder.iterdir() if path not in folders and _is_named_as_image(path)]
     return sorted([*own, *(path for inner in folders for path in images_below(inner))])
@@ -150,12 +151,17 @@ def _eight_bit(image: Image.Image, gray: bool) -> np.ndarray:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def _sixteen_bit(path: Path, gray: bool) -> np.ndarray:
-    """uint16 (H, W, 1 to 4) of a file with 16 bits a channel."""
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+def _sixteen_bit(path: Path, gray: bool, transparent: int | tuple[int, int, int] | None) -> np.ndarray:
+    """uint16 (H, W, 1 to 4) of a file with 16 bits a channel, one value of which may stand for transparency."""
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # of images with too many pixels
+        raise UserError(f'{path}: OpenCV does not decode it ({" ".join(str(error).split())})') from error
     if pixels is None or pixels.dtype != np.uint16:
         found = 'not decoded' if pixels is None else pixels.dtype
         raise UserError(f'{path}: {found}; accepted: integers of 8 or 16 bits a channel')
+    if pixels.ndim == 2 and transparent is not None:  # of colours cv2 makes the alpha channel itself
+        return np.dstack([pixels, np.where(pixels == transparent, 0, 65535).astype(np.uint16)])
     if pixels.ndim == 2:
         return pixels[:, :, None]
     # of gray and alpha cv2 makes four channels, three of them gray

@@ -1,52 +1,25 @@
 """Writes a trained student as files that other programs read, each loaded back and compared."""
 
 import dataclasses
-import io
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from facd_basicsr.deploy.description import Description
-from facd_basicsr.deploy.graphs import OPSET, channels, halved, onnx_bytes, program_bytes, read_program
-from facd_basicsr.deploy.student import METADATA, Student, read_student
+from facd_basicsr.deploy.formats import FORMATS, STEP, Format
+from facd_basicsr.deploy.graphs import channels
+from facd_basicsr.deploy.student import Student
 from facd_basicsr.engine.whole_files import written_together
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.tiling import reach_of
+from facd_basicsr.evaluation.tiling import reach_or_none
 
-STEP = 1 / 255  # of 8 bits, in [0, 1]
-ROUNDING = 0.01 * STEP  # thirty times as much as float32 graphs were measured to differ by
 TILE = 64  # in which the reach is put to the test
 # Images, height, width to compare at, none that a graph is traced at; the second for those whose sizes must be even
 COMPARED = (((2, 24, 40), (1, 33, 17)), ((2, 64, 80), (1, 48, 32)))
 
 Example = tuple[Tensor, Tensor]  # images (N, C, h, w) in [0, 1] and the student's output for them
-
-
-@dataclass(frozen=True)
-class Format:
-    """A kind of file.
-
-    Attributes:
-        suffix: of its name, after the stem.
-        content: of the file.
-        load: what runs a written file, by name; raises ValueError, worded as the end of "it would", where its content
-            is not the student's.
-        holds: what it is, and what of it was compared beside its output.
-        instead: what a user can do where the network does not fit it.
-        tolerance: how far its output may be from the student's, of a range of 1; of float16 only that it is finite.
-    """
-
-    suffix: str
-    content: Callable[[Student], bytes]
-    load: Callable[[Path, Student], dict[str, nn.Module]]
-    holds: str
-    instead: str
-    tolerance: float = ROUNDING
 
 
 @dataclass(frozen=True)
@@ -69,10 +42,7 @@ class Written:
 def measured(student: Student, psnr: dict[str, float]) -> Student:
     """The student, its description complete with its reach, if it has one, and with figures, if there are any."""
     description = student.description
-    try:
-        reach = reach_of(student.net, channels(description), description.scale, TILE)
-    except UserError:  # it looks at the whole image
-        reach = None
+    reach = reach_or_none(student.net, channels(description), description.scale, TILE)
     return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))
 
 
@@ -118,7 +88,7 @@ def _write(student: Student, format: Format, path: Path, partial: Path, examples
     partial.write_bytes(format.content(student))
     try:
         nets = format.load(partial, student)
-        differences = {name: _difference(net, examples, format.tolerance) for name, net in nets.items()}
+        differences = {name: _difference(net, examples, format) for name, net in nets.items()}
     except UserError:
         raise
     except ValueError as error:
@@ -126,7 +96,7 @@ def _write(student: Student, format: Format, path: Path, partial: Path, examples
     return Written(path, partial.stat().st_size, format.holds, differences)
 
 
-def _difference(net: nn.Module, examples: Sequence[Example], tolerance: float) -> float:
+def _difference(net: nn.Module, examples: Sequence[Example], format: Format) -> float:
     """The largest between its output and the student's, of a range of 1.
 
     Raises:
@@ -144,10 +114,10 @@ def _difference(net: nn.Module, examples: Sequence[Example], tolerance: float) -
         if not sr.isfinite().all():
             raise ValueError(f'make numbers that are not finite of {size}')
         difference = float((sr - expected).abs().max())
-        if difference > tolerance:
+        if difference > format.tolerance:
             raise ValueError(
-                f'differ by {difference / STEP:.2g} of an 8-bit step, more than rounding ({tolerance / STEP:.2g}), on '
-                f'{size}: a graph does not decide by the size, as the network may'
+                f'differ by {difference / STEP:.2g} of an 8-bit step, more than rounding '
+                f'({format.tolerance / STEP:.2g}), on {size}: {format.cause}'
             )
         largest = max(largest, difference)
     return largest
@@ -170,85 +140,3 @@ def _examples(student: Student) -> list[Example]:
         f'network_g: {student.description.architecture} does not run on images of {sizes[0][1]} x {sizes[0][2]} '
         f'({" ".join(str(refusal).split())}); accepted: a network that does'
     ) from refusal
-
-
-def _state_dict(student: Student) -> dict[str, Tensor]:
-    return {
-        key: value.detach().clone(memory_format=torch.contiguous_format)
-        for key, value in student.net.state_dict().items()
-    }
-
-
-def _pth(student: Student) -> bytes:
-    buffer = io.BytesIO()
-    torch.save({'params': _state_dict(student), METADATA: student.description.as_metadata()}, buffer)
-    return buffer.getvalue()
-
-
-def _safetensors(student: Student) -> bytes:
-    return safetensors.torch.save(_state_dict(student), {'format': 'pt', **student.description.as_metadata()})
-
-
-def _onnx(student: Student) -> bytes:
-    return onnx_bytes(student.net, student.description, half=False)
-
-
-def _onnx_fp16(student: Student) -> bytes:
-    return onnx_bytes(student.net, student.description, half=True)
-
-
-def _program(student: Student) -> bytes:
-    return program_bytes(student.net, student.description)
-
-
-def _load_weights(path: Path, student: Student) -> dict[str, nn.Module]:
-    read = _read(path, student)
-    own = student.net.state_dict()
-    changed = [key for key, value in read.net.state_dict().items() if not torch.equal(value, own[key])]
-    if changed:
-        raise ValueError(f'not read back as it was written ({changed[0]})')
-    return {'torch': read.net}
-
-
-def _load_onnx(path: Path, student: Student) -> dict[str, nn.Module]:
-    return {'onnxruntime': _read(path, student).net}
-
-
-def _load_onnx_fp16(path: Path, student: Student) -> dict[str, nn.Module]:
-    # onnxruntime has few float16 operators for CPUs; the others it calculates in float32, where nothing overflows
-    return {**_load_onnx(path, student), 'torch in float16': halved(student.net)}
-
-
-def _load_program(path: Path, student: Student) -> dict[str, nn.Module]:
-    net, description = read_program(path)
-    _check_description(description, student)
-    return {'torch.export.load': net}
-
-
-def _read(path: Path, student: Student) -> Student:
-    read = read_student(path, where='-o')
-    _check_description(read.description, student)
-    return read
-
-
-def _check_description(found: Description | None, student: Student) -> None:
-    if found != student.description:
-        raise ValueError(f'say {found} of itself instead of {student.description}')
-
-
-STEADY = 'one with the same output for the same image'  # any other reason is found before outputs are compared
-BASIC = (
-    Format('.pth', _pth, _load_weights, "BasicSR's checkpoint, loaded strictly, weights equal", STEADY),
-    Format('.safetensors', _safetensors, _load_weights, 'loaded strictly, weights equal', STEADY),
-)
-ONNX = Format('.onnx', _onnx, _load_onnx, f'ONNX, opset {OPSET}', '--no-onnx')
-ONNX_FP16 = Format(
-    '_fp16.onnx',
-    _onnx_fp16,
-    _load_onnx_fp16,
-    f'ONNX, opset {OPSET}, float16 between float32 images',
-    '--no-fp16',
-    math.inf,
-)
-TORCH_EXPORT = Format('.pt2', _program, _load_program, "torch.export's program", 'no --torch-export')
-FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)

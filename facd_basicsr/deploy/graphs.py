@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
+from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.deploy.description import Description
 from facd_basicsr.deploy.onnx_network import INSTALL
 from facd_basicsr.deploy.student import METADATA
@@ -122,7 +123,7 @@ def read_program(path: Path) -> tuple[nn.Module, Description | None]:
 
 def channels(description: Description) -> int:
     """Of the network's input."""
-    return description.arguments.get('num_in_ch', 3)
+    return input_channels(description.network)
 
 
 def _example(description: Description) -> Tensor:

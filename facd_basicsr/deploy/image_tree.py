@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facd_basicsr.data.images import IMAGE_SUFFIXES, images_below
-from facd_basicsr.deploy.photograph import FORMATS
+from facd_basicsr.deploy.image_file import FORMATS
 from facd_basicsr.errors import UserError
 
 
@@ -41,11 +41,21 @@ def pairs_of(inputs: Sequence[Path], out: Path, suffix: str | None) -> list[Pair
             raise UserError(f'--format: {suffix[1:]}, but --out is {out}; accepted: one and the same')
         pairs = [Pair(inputs[0], out)]
     else:
-        if out.exists() and not out.is_dir():
-            raise UserError(f'--out: {out} is a file; accepted: a folder, or for one image a new file')
+        _check_folder(out)
         pairs = [pair for path in inputs for pair in _pairs_of(path, out, suffix or '.png')]
     _check_names(pairs)
     return pairs
+
+
+def _check_folder(out: Path) -> None:
+    if out.is_dir():
+        return
+    if out.exists():
+        raise UserError(f'--out: {out} is a file; accepted: a folder, or for one image a new file')
+    if out.suffix.lower() in FORMATS:
+        raise UserError(f'--out: {out} is the name of one file; accepted for several, or a folder of them: a folder')
+    if out.suffix.lower() in IMAGE_SUFFIXES:
+        raise UserError(f'--out: {out}; accepted: a folder, or for one image a name that ends in {", ".join(FORMATS)}')
 
 
 def _pairs_of(path: Path, out: Path, suffix: str) -> list[Pair]:

@@ -52,5 +52,16 @@ class OnnxNetwork(nn.Module):
         self._dtype = torch.float16 if self._input.type == 'tensor(float16)' else torch.float32
 
     def forward(self, lq: Tensor) -> Tensor:
+        """
+        Raises:
+            RuntimeError: it does not run on images of this size, as of torch's networks.
+            MemoryError: it takes more than there is.
+        """
         feed = {self._input.name: lq.to('cpu', self._dtype).contiguous().numpy()}
-        return torch.from_numpy(self._session.run([self._output.name], feed)[0]).float()
+        try:
+            (output,) = self._session.run([self._output.name], feed)
+        except MemoryError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions have no public class
+            raise RuntimeError(str(error)) from error
+        return torch.from_numpy(output).float()

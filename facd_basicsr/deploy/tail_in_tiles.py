@@ -6,6 +6,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from torch import Tensor, nn
 
+from facd_basicsr.archs import CONVOLUTIONAL
 from facd_basicsr.evaluation.tiling import reach_of, tiled
 
 TILE = 128  # LQ pixels: 64 features of x4 take 160 MB
@@ -29,7 +30,8 @@ class InTiles(nn.Module):
 
 
 def has_tail(net: nn.Module) -> bool:
-    return isinstance(net, EDSR | RCAN)
+    """Whether its output is ``conv_last(upsample(features))``, which nobody knows of a class derived from these."""
+    return type(net) in CONVOLUTIONAL
 
 
 def with_tail_in_tiles(net: EDSR | RCAN, scale: int) -> nn.Module:

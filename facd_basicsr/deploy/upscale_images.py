@@ -4,18 +4,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from functools import partial
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from facd_basicsr.data.images import damage_named, read_pixels
+from facd_basicsr.deploy.image_file import check_size, encoded
 from facd_basicsr.deploy.image_tree import Pair
-from facd_basicsr.deploy.photograph import check_size, encoded
 from facd_basicsr.deploy.upscale_record import UpscaleRecord
-from facd_basicsr.deploy.upscaler import Upscaler
+from facd_basicsr.deploy.upscaler import RefusedSizeError, Upscaler
 from facd_basicsr.engine.execution import tf32_of
-from facd_basicsr.engine.whole_files import write_whole
+from facd_basicsr.engine.whole_files import give_name, write_partial
 from facd_basicsr.errors import UserError
 
 
@@ -30,7 +30,8 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[Pair], jobs: int, record:
         record: where every file is noted; None: nowhere.
 
     Returns:
-        How many images were left out: not readable, or too large for the format or for the memory.
+        How many images were left out: not readable, too large for the format or for the memory, or of a size that the
+        network does not take.
 
     Raises:
         OSError: a file can't be written. As with Ctrl-C, what was begun ends at once and leaves nothing.
@@ -39,6 +40,7 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[Pair], jobs: int, record:
     skipped = 0
     with (
         _shared_cores(jobs),
+        _of_any_size(),
         tf32_of('fp32'),  # TF32 rounds more than a step of 16 bits
         tqdm(total=len(pairs), unit='image', dynamic_ncols=True, disable=None) as bar,
         ThreadPoolExecutor(jobs) as threads,
@@ -70,20 +72,39 @@ def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: 
 
     with damage_named(pair.source):
         # its line first, or it would not be of what is read
-        note = None if record is None else partial(record.begin, pair, record.line(pair))
+        line = None if record is None else record.line(pair)
     try:
         pixels, profile = read_pixels(pair.source)
         height, width = (upscaler.scale * side for side in pixels.shape[:2])
         check_size(height, width, suffix, f'{pair.source}: x{upscaler.scale}')
-        content, lost = encoded(upscaler.upscale(pixels, show), profile, suffix)
+        parts, lost = encoded(upscaler.upscale(pixels, show), profile, suffix)
+        pair.target.parent.mkdir(parents=True, exist_ok=True)
+        partial = write_partial(pair.target, parts)
     except MemoryError as error:
-        helps = f'a --tile smaller than {upscaler.tile}' if upscaler.tile else 'a smaller image or --tile'
-        raise UserError(f'{pair.source}: takes more memory than there is; accepted: --jobs 1, or {helps}') from error
-    pair.target.parent.mkdir(parents=True, exist_ok=True)
-    if note is not None:
-        note()
-    write_whole(pair.target, content)
+        raise UserError(
+            f'{pair.source}: takes more memory than there is; accepted: --jobs 1, {upscaler.less_memory}, or a smaller '
+            'image'
+        ) from error
+    except RefusedSizeError as error:
+        raise UserError(
+            f'{pair.source}: the network does not run on {width // upscaler.scale}x{height // upscaler.scale} pixels '
+            f'({error}); accepted: an image of a size that it takes'
+        ) from error
+    if record is None or line is None:
+        give_name(partial, pair.target)
+    else:
+        record.finish(pair, line, partial)
     return lost
+
+
+@contextmanager
+def _of_any_size() -> Iterator[None]:
+    """Pillow refuses images of more than 179 megapixels, in case a stranger has sent them: here the user names them."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 @contextmanager

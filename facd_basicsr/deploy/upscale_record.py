@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -11,6 +12,7 @@ from facd_basicsr.data.download import sha256_of
 from facd_basicsr.data.record import files_of
 from facd_basicsr.deploy.description import Description
 from facd_basicsr.deploy.image_tree import Pair
+from facd_basicsr.engine.whole_files import flush_folder, named, partial_of
 from facd_basicsr.errors import UserError
 
 RECORD = 'upscale.jsonl'
@@ -59,22 +61,38 @@ class UpscaleRecord:
                 )
         return [pair for pair in pairs if not (pair.target.exists() and self._is_of_the_image_as_it_is(pair))]
 
-    def begin(self, pair: Pair, line: dict[str, Any]) -> None:
-        """Called when a file is about to get its name: first the line, so that no file is ever without its own.
+    def finish(self, pair: Pair, line: dict[str, Any], partial: Path) -> None:
+        """Gives a file its name, after its line, so that no file is ever without one.
+
+        Between the two the last line is of the new file and the name may be an older one's. What says so, also if the
+        process is killed there, is the new file under its temporary name beside it.
 
         Args:
             line: from :meth:`line`, as it was when the image was read.
+            partial: the file, all written, from :func:`facd_basicsr.engine.whole_files.write_partial`.
+
+        Raises:
+            OSError: the line can't be written, and only the older file and its line are left; or the file can't get
+                its name, and keeps the temporary one.
         """
-        pair.target.unlink(missing_ok=True)  # or the line would be of an older one, for a moment
-        with self._turn, self._path.open('a', encoding='utf-8') as file:
-            file.write(json.dumps(line) + '\n')
+        try:
+            with self._turn, self._path.open('a', encoding='utf-8') as file:
+                file.write(json.dumps(line) + '\n')
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            partial.unlink()
+            raise named(error, self._path) from error
+        partial.replace(pair.target)
+        flush_folder(pair.target.parent)
 
     def line(self, pair: Pair) -> dict[str, Any]:
         """What is recorded of a pair."""
         return {'file': self._name(pair), 'image': files_of([pair.source])[0], **self._student}
 
     def _is_of_the_image_as_it_is(self, pair: Pair) -> bool:
-        return self._lines[self._name(pair)]['image'] == self.line(pair)['image']
+        interrupted = partial_of(pair.target).exists()  # the last line may not be this file's
+        return not interrupted and self._lines[self._name(pair)]['image'] == self.line(pair)['image']
 
     def _name(self, pair: Pair) -> str:
         return pair.target.relative_to(self._folder).as_posix()
@@ -82,16 +100,17 @@ class UpscaleRecord:
     def _read(self) -> dict[str, dict[str, Any]]:
         if not self._path.exists():
             return {}
-        text = self._path.read_text(encoding='utf-8')
-        if not text.endswith('\n'):  # a line that was cut short, which the next one must not join
+        content = self._path.read_bytes()
+        if not content.endswith(b'\n'):  # a line that was cut short, which the next one must not join
             with self._path.open('a', encoding='utf-8') as file:
                 file.write('\n')
-        return {line['file']: line for line in map(_parsed, text.splitlines()) if line.keys() >= KEYS}
+        return {line['file']: line for line in map(_parsed, content.splitlines()) if line.keys() >= KEYS}
 
 
-def _parsed(line: str) -> dict[str, Any]:
+def _parsed(line: bytes) -> dict[str, Any]:
+    """Empty of what :meth:`UpscaleRecord.finish` has not written, or not all of."""
     try:
         parsed = json.loads(line)
-    except ValueError:
+    except ValueError:  # no JSON, or no text
         return {}
-    return parsed if isinstance(parsed, dict) else {}
+    return parsed if isinstance(parsed, dict) and isinstance(parsed.get('file'), str) else {}

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import nullcontext
@@ -12,16 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
+from facd_basicsr.data.free_memory import free_memory
 from facd_basicsr.data.images import without_alpha
 from facd_basicsr.deploy.onnx_network import OnnxNetwork
 from facd_basicsr.deploy.student import Student
 from facd_basicsr.deploy.tail_in_tiles import has_tail, with_tail_in_tiles
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.tiling import reach_of, tiled
+from facd_basicsr.evaluation.tiling import reach_of, tiles
 
 TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
 TILE_WITHOUT_TAIL = 256  # of other networks, which hold all their features at once: 1.6 GB by onnxruntime
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: BT.601's, as Pillow makes gray of colours
+
+
+class RefusedSizeError(Exception):
+    """A network does not run on an image, or a tile, of this size. The message is the network's reason."""
 
 
 class Upscaler:
@@ -36,6 +42,7 @@ class Upscaler:
     Attributes:
         scale: upscaling factor.
         tile: 0: whole images.
+        less_memory: what would take less memory than this, as messages say it after "accepted".
 
     Raises:
         UserError: the student is not of colour images.
@@ -54,8 +61,10 @@ class Upscaler:
         net = student.net.to(self._device)
         self.tile = (TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile
         reach = description.reach if isinstance(net, OnnxNetwork) else self._measured_reach(net)
-        if reach is None:
+        self.less_memory = f'a --tile smaller than {self.tile}' if self.tile else 'no --tile 0'
+        if reach is None and self.tile:
             self.tile = 0
+            self.less_memory = f'another student (--tile does not help, {description.architecture} needs whole images)'
         self._reach = max(1, reach or 0)  # 1: alpha's neighbours
         self._net = with_tail_in_tiles(net, self.scale) if has_tail(net) and tile != 0 else net
         # a GPU gains nothing from several at once, and each takes its memory
@@ -79,20 +88,27 @@ class Upscaler:
 
         Raises:
             MemoryError: it takes more than there is.
+            RefusedSizeError: the network does not run on it.
             CancelledError: :meth:`cancel` was called.
         """
         colours, alpha = without_alpha(pixels)
+        height, width, channels = pixels.shape
+        shape = (height * self.scale, width * self.scale, channels)
+        free = free_memory()
+        if free is not None and free < math.prod(shape) * pixels.itemsize:  # Linux would give it, and then kill
+            raise MemoryError
+        output = np.empty(shape, pixels.dtype)
         try:
-            planes = [self._run(colours, show)]
+            self._run(colours, output[:, :, : colours.shape[2]], show)
             if alpha is not None and alpha.min() == alpha.max():
-                planes.append(np.full((*planes[0].shape[:2], 1), alpha.max()))
+                output[:, :, -1] = alpha.max()
             elif alpha is not None:
-                planes.append(self._run(alpha, show, is_alpha=True))
+                self._run(alpha, output[:, :, -1:], show, is_alpha=True)
         except RuntimeError as error:
-            if 'alloc' not in str(error):  # so torch says it, of the CPU's and a GPU's memory
+            if not _is_lack_of_memory(error):
                 raise
             raise MemoryError from error
-        return np.dstack(planes)
+        return output
 
     def cancel(self) -> None:
         """Ends what other threads are running, within a layer of the network."""
@@ -110,34 +126,40 @@ class Upscaler:
         except UserError:  # it looks at the whole image
             return None
 
-    def _run(self, channels: np.ndarray, show: Callable[[int, int], None], is_alpha: bool = False) -> np.ndarray:
+    def _run(
+        self, channels: np.ndarray, output: np.ndarray, show: Callable[[int, int], None], is_alpha: bool = False
+    ) -> None:
         """(H, W, 1 or 3) -> (H * scale, W * scale, 1 or 3)."""
         top = np.iinfo(channels.dtype).max
-        whole = np.uint8 if channels.dtype == np.uint8 else np.int32  # torch has too little of uint16
-        lq = torch.from_numpy(channels.transpose(2, 0, 1).astype(whole))[None]
-        in_tiles = 0 < self.tile < max(lq.shape[2:])
-        tiles = math.prod(math.ceil(side / self.tile) for side in lq.shape[2:]) if in_tiles else 1
+        whole = torch.uint8 if channels.dtype == np.uint8 else torch.int32  # torch has too little of uint16
+        lq = torch.from_numpy(channels.transpose(2, 0, 1).copy())[None]  # Pillow's are read-only, which torch has not
+        tile = self.tile or max(lq.shape[2:])
+        count = math.prod(math.ceil(side / tile) for side in lq.shape[2:])
         numbers = itertools.count(1)
 
         def finished(part: Tensor) -> Tensor:
             """A part of the image, as integers: (1, C, h, w) -> (1, C, h * scale, w * scale)."""
-            show(next(numbers), tiles)
+            show(next(numbers), count)
             self._check_cancelled()
             with self._turn:
-                output = self._output(part.to(self._device).float() / top, is_alpha)
-                return (output * top).round().to('cpu', part.dtype)
+                return self._output(part.float().to(self._device) / top, is_alpha).mul_(top).round_().to('cpu', whole)
 
         with torch.inference_mode():
-            if in_tiles:
-                output = tiled(finished, lq, self.scale, self.tile, self._reach)
-            else:
-                output = finished(lq)
-        return output[0].permute(1, 2, 0).numpy().astype(channels.dtype)
+            for rows, columns, part in tiles(finished, lq, self.scale, tile, self._reach):
+                output[rows, columns] = part[0].permute(1, 2, 0).numpy()
 
     def _output(self, lq: Tensor, is_alpha: bool) -> Tensor:
         """(1, 1 or 3, h, w) -> (1, 1 or 3, h * scale, w * scale), all in [0, 1]."""
         rgb = lq.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)  # which is faster on a CPU
-        output = self._net(rgb)
+        try:
+            output = self._net(rgb)
+        except (RuntimeError, AssertionError) as error:  # AssertionError: RRDBNet's
+            if _is_lack_of_memory(error):
+                raise
+            raise RefusedSizeError(_reason(error)) from error
+        expected = (1, 3, *(self.scale * side for side in lq.shape[2:]))
+        if output.shape != expected:
+            raise RefusedSizeError(f'gives {tuple(output.shape)} instead of {expected}')
         if lq.shape[1] == 1:
             output = (output * output.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
         if is_alpha:
@@ -145,3 +167,12 @@ class Upscaler:
             least, most = (interpolate(bound, scale_factor=self.scale) for bound in (lowest, highest))
             output = output.clamp(least, most)
         return output.clamp(0, 1)
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    return 'alloc' in str(error)  # so torch says it, of the CPU's and a GPU's, and onnxruntime
+
+
+def _reason(error: Exception) -> str:
+    """What an error says in one line; of one that says nothing the line of code that it is from."""
+    return ' '.join(str(error).split()) or traceback.extract_tb(error.__traceback__)[-1].line or type(error).__name__

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.data.described_dataset import dataset_of
 from facd_basicsr.engine.distributed import Ranks
 from facd_basicsr.engine.feeding import feed_without_waiting
@@ -85,7 +86,7 @@ def reach_in_tiles(model: BaseModel, own_validation: bool) -> int:
     if own_validation or not runs_as_basicsr(model):
         raise UserError(f'val.tile: {tile} for {opt["model_type"]}, which tests in its own way; accepted: no val.tile')
     net = model.get_bare_model(model.net_g)
-    return reach_of(net, opt['network_g'].get('num_in_ch', 3), opt['scale'], tile)
+    return reach_of(net, input_channels(opt['network_g']), opt['scale'], tile)
 
 
 def validate(

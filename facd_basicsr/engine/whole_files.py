@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,56 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: with the file's name; nothing of it is left.
     """
-    partial = path.with_name(PARTIAL + path.name)
+    give_name(write_partial(path, [content]), path)
+
+
+def partial_of(path: Path) -> Path:
+    """The temporary name of a file that is being written."""
+    return path.with_name(PARTIAL + path.name)
+
+
+def write_partial(path: Path, parts: Iterable[bytes | memoryview]) -> Path:
+    """The first half of :func:`write_whole`, for a content in parts: all of it is on the disk, under a temporary name.
+
+    Raises:
+        OSError: with the file's name; nothing of it is left, as after any error of what makes the parts.
+    """
+    partial = partial_of(path)
     try:
         with partial.open('wb') as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise named(error, path) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return partial
+
+
+def give_name(partial: Path, path: Path) -> None:
+    """The second half of :func:`write_whole`.
+
+    Raises:
+        OSError: with the file's name; nothing of ``partial`` is left.
+    """
+    try:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        number = error.errno or errno.EIO
-        raise OSError(number, os.strerror(number), str(path)) from error
-    _flush_folder(path.parent)
+        raise named(error, path) from error
+    flush_folder(path.parent)
 
 
-def _flush_folder(folder: Path) -> None:
+def named(error: OSError, path: Path) -> OSError:
+    """The same with a file's name, which errors of writing lack."""
+    number = error.errno or errno.EIO
+    return OSError(number, os.strerror(number), str(path))
+
+
+def flush_folder(folder: Path) -> None:
     """Without this the new name itself may be lost with the machine's power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -75,7 +110,7 @@ def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     Raises:
         OSError: they can not be flushed to the disk or renamed.
     """
-    partials = [path.with_name(PARTIAL + path.name) for path in paths]
+    partials = [partial_of(path) for path in paths]
     try:
         yield partials
         for partial in partials:
@@ -86,7 +121,7 @@ def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     finally:
         for partial in partials:
             partial.unlink(missing_ok=True)
-    _flush_folder(paths[0].parent)
+    flush_folder(paths[0].parent)
 
 
 def check_whole(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Large images in tiles: a network's output of each part, with as much around it as the network sees."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +22,27 @@ def tiled(net: Callable[[Tensor], Tensor], lq: Tensor, scale: int, tile: int, re
         tile: pixels of ``lq`` per side whose output is kept of each run.
         reach: pixels of ``lq`` around them that go in too, from :func:`reach_of`.
     """
-    height, width = lq.shape[2:]
-    rows = [
-        torch.cat([_part(net, lq, scale, (top, left), tile, reach) for left in range(0, width, tile)], dim=3)
-        for top in range(0, height, tile)
-    ]
-    return torch.cat(rows, dim=2)
+    parts = tiles(net, lq, scale, tile, reach)
+    first = next(parts)
+    output = first[2].new_empty(*first[2].shape[:2], *(scale * side for side in lq.shape[2:]))
+    for rows, columns, part in itertools.chain([first], parts):
+        output[:, :, rows, columns] = part
+    return output
 
 
-def _part(
-    net: Callable[[Tensor], Tensor], lq: Tensor, scale: int, corner: tuple[int, int], tile: int, reach: int
-) -> Tensor:
-    starts = [max(0, first - reach) for first in corner]
-    (top, left), (y, x) = starts, corner
-    output = net(lq[:, :, top : y + tile + reach, left : x + tile + reach])
-    y, x = (scale * (first - start) for first, start in zip(corner, starts))
-    return output[:, :, y : y + scale * tile, x : x + scale * tile]
+def tiles(
+    net: Callable[[Tensor], Tensor], lq: Tensor, scale: int, tile: int, reach: int
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The tiles of :func:`tiled`, one after the other: rows and columns of the output, and what is there."""
+    for top, left in itertools.product(*(range(0, side, tile) for side in lq.shape[2:])):
+        y, x = max(0, top - reach), max(0, left - reach)
+        output = net(lq[:, :, y : top + tile + reach, x : left + tile + reach])
+        rows, columns = (slice(scale * first, scale * (first + tile)) for first in (top, left))
+        yield rows, columns, output[:, :, _moved(rows, -scale * y), _moved(columns, -scale * x)]
+
+
+def _moved(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
 
 
 def reach_of(net: nn.Module, channels: int, scale: int, tile: int) -> int:
@@ -59,17 +65,24 @@ def reach_of(net: nn.Module, channels: int, scale: int, tile: int) -> int:
     device = next(net.parameters()).device
     # not cuDNN: of its algorithms some mix more pixels than they should, which then are no numbers either
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=False), torch.random.fork_rng(devices=[]):
-        reach = max(_reach(net, channels, scale, upright, device) for upright in (False, True))
-        for upright in (False, True):
-            lq = _turned(torch.rand(1, channels, STRIP, tile + reach + STRIP).to(device), upright)
-            try:
-                parts, whole = tiled(net, lq, scale, tile, reach), net(lq)
-            except (RuntimeError, AssertionError) as error:
-                raise _refusal(net, f'does not run on tiles of every size ({" ".join(str(error).split())})') from error
-            if not torch.allclose(parts, whole, rtol=TOLERANCE, atol=TOLERANCE):
-                raise _refusal(net, 'has an output that depends on where a tile begins')
+        try:
+            reach = max(_reach(net, channels, scale, upright, device) for upright in (False, True))
+            for upright in (False, True):
+                lq = _turned(torch.rand(1, channels, STRIP, tile + reach + STRIP).to(device), upright)
+                if not torch.allclose(tiled(net, lq, scale, tile, reach), net(lq), rtol=TOLERANCE, atol=TOLERANCE):
+                    raise _refusal(net, 'has an output that depends on where a tile begins')
+        except (RuntimeError, AssertionError) as error:
+            raise _refusal(net, f'does not run on tiles of every size ({" ".join(str(error).split())})') from error
     net.train(training)
     return reach
+
+
+def reach_or_none(net: nn.Module, channels: int, scale: int, tile: int) -> int | None:
+    """As :func:`reach_of`; None of a network that can not be run in tiles."""
+    try:
+        return reach_of(net, channels, scale, tile)
+    except UserError:
+        return None
 
 
 def _reach(net: nn.Module, channels: int, scale: int, upright: bool, device: torch.device) -> int:

@@ -16,7 +16,7 @@ DISTANCES = ('l1', 'l2')
 
 
 def hint_loss(student_feat: Tensor, teacher_feat: Tensor, distance: str = 'l1') -> Tensor:
-    """mean |r(F^S) - F^T| (``l1``), or half its square (``l2``, equation 3 of FitNets).
+    """mean |r(F^S) - F^T| (``l1``), or half its square (``l2``, FitNets' own).
 
     Args:
         student_feat: r(F^S), (N, C, H, W).

@@ -4,16 +4,13 @@ from typing import Any, cast
 
 import torch
 from basicsr.archs import build_network
-from basicsr.archs.edsr_arch import EDSR
-from basicsr.archs.rcan_arch import RCAN
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from facd_basicsr.archs.edsr_student_arch import EDSRStudent
-from facd_basicsr.archs.rcan_student_arch import RCANStudent
+from facd_basicsr.archs import CONVOLUTIONAL
 from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
@@ -29,7 +26,6 @@ from facd_basicsr.losses.terms import sum_of
 
 PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
 SMALL_PROBE_SIZE = 8  # where nothing depends on it; CSD's VGG halves an x2 output of it four times
-CONVOLUTIONAL = (EDSR, EDSRStudent, RCAN, RCANStudent)  # these very classes: a class derived from one may add anything
 # float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
 # below its normal numbers (6e-5). With torch's 2**16 the gradient of conv_last's weights, up to 24 in the first
 # iterations of the paper's students, is above its largest (65504): the first steps would be lost to halving.

@@ -1,10 +1,11 @@
-"""Which keys each block accepts, by tables, signatures and sources: check.py checks it, reference.py prints it."""
+"""Which keys each block accepts, by tables, signatures and sources, for check.py and docs/options_page.py."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.utils.file_client import FileClient
 
 from facd_basicsr.options import arguments, keys
@@ -82,7 +83,8 @@ def train_keys(model: type) -> Keys:
 
 def loss_keys(loss: type) -> Keys:
     """Of a loss, beside ``type``."""
-    return signature_keys(loss, known=arguments.LOSS_KEYS)
+    known = {**arguments.LOSS_KEYS, **(arguments.PERCEPTUAL_KEYS if loss is PerceptualLoss else {})}
+    return signature_keys(loss, known=known)
 
 
 def optimizer_keys(optimizer: type) -> Keys:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
 from basicsr.models import lr_scheduler
 
 from facd_basicsr.options.keys import NUMBER
@@ -20,6 +21,14 @@ LOSS_KEYS = {
     # none would leave no scalar to minimise
     'reduction': Key((str,), choices=('mean', 'sum'), meaning='over all elements of the batch')
 }
+PERCEPTUAL_KEYS = {
+    'layer_weights': Key((dict,)),
+    'vgg_type': Key((str,), choices=tuple(f'{name}{suffix}' for name in VGG_LAYERS for suffix in ('', '_bn'))),
+    'criterion': Key(  # BasicSR's `l2` asks torch for a name that it does not have
+        (str,), choices=('l1', 'fro'), meaning='distance of features; `fro`: the Frobenius norm of the difference'
+    ),
+}
+OF_TENSORS = ('calculate_psnr_pt', 'calculate_ssim_pt')  # metrics of what validation does not have
 METRIC_KEYS = {
     'crop_border': Key(
         (int,), required=True, least=0, meaning='pixels left out at each side; published figures: `scale`'

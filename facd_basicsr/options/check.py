@@ -38,6 +38,7 @@ from facd_basicsr.options.accepted import (
 from facd_basicsr.options.blocks import check_block, check_type, did_you_mean, listed
 from facd_basicsr.options.execution import check_execution
 from facd_basicsr.options.inherit import BASE
+from facd_basicsr.options.perceptual import check_vgg_layers
 
 
 def check(opt: dict[str, Any], is_train: bool) -> None:
@@ -171,6 +172,9 @@ def _check_metrics(opt: dict[str, Any]) -> None:
         check_type(where, block, (dict,))
         check_block(where, block, keys.METRIC, complete=False)
         metric = _registered(METRIC_REGISTRY, f'{where}.type', block['type'])
+        if block['type'] in arguments.OF_TENSORS:
+            fitting = listed(name for name, _ in METRIC_REGISTRY if name not in arguments.OF_TENSORS)
+            raise UserError(f'{where}.type: {block["type"]} is of tensors, not of images; accepted: {fitting}')
         check_block(where, block, metric_keys(metric))
         for phase, dataset_opt in opt['datasets'].items():
             if phase != 'train' and 'dataroot_gt' not in dataset_opt and dataset_opt['type'] == 'SingleImageDataset':
@@ -189,6 +193,7 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
             _check_call(f'train.{key}', block, LOSS_REGISTRY, loss_keys)
+            check_vgg_layers(f'train.{key}', block)
             distills = issubclass(LOSS_REGISTRY.get(block['type']), DistillLoss)
             if distills != (key == 'distill_opt'):
                 losses = [name for name, loss in LOSS_REGISTRY if issubclass(loss, DistillLoss)]

@@ -27,7 +27,7 @@ class Key:
         meaning: what it does, in Markdown; where it may be left out and has no default, also what happens then. Of a
             class's argument that has none here, the class's docstring says it.
         default: the value that leaving it out stands for; ``...``: there is none. Said for the reader only: the code
-            that reads the key applies it, and tests/options/test_reference.py compares.
+            that reads the key applies it, and tests/test_options_page.py compares.
     """
 
     types: tuple[type, ...] = ()

@@ -11,6 +11,7 @@ import click
 import torch
 from torch import Tensor, nn
 
+from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.cli import SeveralValues
 from facd_basicsr.engine.logs import DeferredLog, versions
 from facd_basicsr.errors import UserError
@@ -103,7 +104,7 @@ def _networks(model: Any, opt: dict[str, Any]) -> str:
     nets = {'student': (model.get_bare_model(model.net_g), lambda lq: lq)}
     if isinstance(model, FACDModel):
         nets['teacher'] = model.teacher.net, model.teacher.padded
-    num_in_ch = opt['network_g'].get('num_in_ch', 3)
+    num_in_ch = input_channels(opt['network_g'])
     rows = [
         [name, type(net).__name__, f'{parameters(net):,}', _flops(net, opt['scale'], num_in_ch, pad)]
         for name, (net, pad) in nets.items()

@@ -1,14 +1,17 @@
 """``facd export``: a trained student as files that other programs read."""
 
+import shlex
 from pathlib import Path
 
 import click
 
-from facd_basicsr.deploy.export import BASIC, ONNX, ONNX_FP16, STEP, TORCH_EXPORT, Written, export, measured, paths_of
+from facd_basicsr.deploy.export import Written, export, measured, paths_of
+from facd_basicsr.deploy.formats import BASIC, ONNX, ONNX_FP16, STEP, TORCH_EXPORT
 from facd_basicsr.deploy.graphs import require_onnx
 from facd_basicsr.deploy.student import Student, read_student
 from facd_basicsr.deploy.validated import psnr_of
 from facd_basicsr.errors import UserError, disk_complaints
+from facd_basicsr.evaluation.complexity import parameters
 
 CHECKPOINTS = ('.pth', '.pt', '.safetensors')
 
@@ -56,17 +59,16 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         written = export(student, stem, formats)
     for file in written:
         click.echo(_line(file))
-    click.echo(f'facd upscale IN -o OUT --student {stem}.safetensors')
+    click.echo(f'facd upscale IN -o OUT --student {shlex.quote(f"{stem}.safetensors")}')
 
 
 def _title(student: Student) -> str:
     description = student.description
-    parameters = sum(parameter.numel() for parameter in student.net.parameters())
     reach = 'at the whole image' if description.reach is None else f'{description.reach} pixels far'
     psnr = ', '.join(f'{name} {value:.2f} dB' for name, value in description.psnr.items()) or 'not known'
     return (
-        f'{description.architecture} x{description.scale}: {parameters:,} parameters; looks {reach}; PSNR-Y in '
-        f'validation: {psnr}'
+        f'{description.architecture} x{description.scale}: {parameters(student.net):,} parameters; looks {reach}; '
+        f'PSNR-Y in validation: {psnr}'
     )
 
 

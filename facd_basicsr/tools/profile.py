@@ -2,228 +2,23 @@
 
 import json
 import logging
-import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from basicsr.archs import build_network
 from basicsr.utils import get_root_logger
-from torch import Tensor, nn
-from tqdm import tqdm
 
 from facd_basicsr.cli import SeveralValues
-from facd_basicsr.distill.teacher import build_teacher
-from facd_basicsr.engine.logs import machine, versions
+from facd_basicsr.engine.whole_files import write_whole
 from facd_basicsr.errors import UserError, disk_complaints
-from facd_basicsr.evaluation.complexity import (
-    LQ_SIZE,
-    OUTPUT_SIZE,
-    flops,
-    footprint,
-    latencies_ms,
-    parameters,
-    peak_gpu_memory,
-)
-from facd_basicsr.evaluation.methods import device_of
+from facd_basicsr.evaluation.cost_tables import cost_tables
+from facd_basicsr.evaluation.costs import costs
 from facd_basicsr.evaluation.table import markdown_table, text_table
-from facd_basicsr.options import load_options
-from facd_basicsr.options.parse import read_options
-
-LIMIT = 30  # seconds; on two CPU cores one forward of EDSR 256 x 32 takes as long
-PROGRESS = '{desc} run {n_fmt} of {total_fmt}, {elapsed}'  # with the run that has just begun
-# Of a network's row: what it is called, with its unit, and how much of the plain number the unit is.
-COLUMNS = {
-    'parameters': ('parameters [M]', 1e6, 3),
-    'multiply_adds': ('mult-adds [G]', 1e9, 2),
-    'activations': ('activations [M]', 1e6, 2),
-    'memory': ('memory [MiB]', 2**20, 1),
-    'gpu_memory': ('GPU memory [MiB]', 2**20, 1),
-    'runs': ('runs', 1, 0),
-    'latency_ms': ('latency [ms]', 1, 1),
-}
-NOTES = {
-    'multiply_adds': "mult-adds: of convolutions and matrix products, each counted once, which NTIRE's tables call "
-    'FLOPs. FLOPs elsewhere in facd are two for each.',
-    'activations': 'activations: elements of the outputs of all convolutions.',
-    'memory': 'memory: weights, input and features at the peak of a forward, counted, without workspaces of libraries.',
-    'gpu_memory': "GPU memory: by torch.cuda.max_memory_allocated, as in NTIRE's tables, with workspaces.",
-    'latency_ms': 'latency: of one image in float32, random weights, the networks in turn: median of so many runs.',
-}
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network to be profiled.
-
-    Attributes:
-        net: in eval mode, float32, on the device.
-        num_in_ch: channels of its input.
-        pad: what makes an image, (N, C, H, W), one that it takes.
-    """
-
-    net: nn.Module
-    num_in_ch: int = 3
-    pad: Callable[[Tensor], Tensor] = lambda lq: lq
-
-
-def profile(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str, Any]:
-    """Counts and measures the networks of an option file at 256x256 input and at 1280x720 output.
-
-    Args:
-        option_file: for train.py, whose teacher is profiled too, or for test.py. Data and checkpoints need not be
-            there, but for that of a teacher without ``network`` block.
-        overrides: as ``--force_yml`` has them.
-        repeats: runs of which a latency is the median; 0: nothing runs.
-
-    Returns:
-        Plain data. Sizes are (height, width), memory is in bytes.
-
-    Raises:
-        UserError: the option file is not accepted, or a network does not take such an image.
-    """
-    is_train = 'train' in read_options(option_file, overrides)
-    opt = load_options(option_file, overrides, is_train, with_data=False, with_weights=False)
-    device, scale = device_of([opt]), opt['scale']
-    networks = _networks(opt, device)
-    sizes = [LQ_SIZE, (OUTPUT_SIZE[0] // scale, OUTPUT_SIZE[1] // scale)]
-    settings = []
-    turns = len(sizes) * len(networks) * (repeats + 1)
-    with tqdm(total=turns, bar_format=PROGRESS, disable=not repeats) as bar:
-        for size in sizes:
-            found = {name: _counted(name, network, size, scale) for name, network in networks.items()}
-            if repeats:
-                _measure(networks, size, device, repeats, found, bar)
-            settings.append({'input': list(size), 'output': [side * scale for side in size], 'networks': found})
-    return {
-        'option_file': option_file,
-        'force_yml': list(overrides),
-        'scale': scale,
-        'device': device.type,
-        'machine': machine(device.type == 'cuda'),
-        'threads': torch.get_num_threads(),
-        'versions': versions(),
-        'settings': settings,
-    }
-
-
-def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
-    """The teacher, where there is one, and the student. Costs do not depend on weights, so these are random."""
-    blocks = {'teacher': opt.get('teacher', {}).get('network'), 'student': opt['network_g']}
-    networks = {
-        name: Network(build_network(block), block.get('num_in_ch', 3)) for name, block in blocks.items() if block
-    }
-    if 'teacher' in opt and 'teacher' not in networks:
-        what = {key: value for key, value in opt['teacher'].items() if key in ('weights', 'format', 'sha256')}
-        teacher = build_teacher(what, opt['scale'])
-        networks = {'teacher': Network(teacher.net, pad=teacher.padded), **networks}
-    for network in networks.values():
-        network.net.eval().to(device)
-    return networks
-
-
-def _counted(name: str, network: Network, size: tuple[int, int], scale: int) -> dict[str, Any]:
-    output_size = (size[0] * scale, size[1] * scale)
-    with _refusals_named(name, network, size):
-        flop_count = flops(network.net, scale, output_size, network.num_in_ch, network.pad)
-        left = footprint(network.net, size, network.num_in_ch, network.pad)
-    return {
-        'network': type(network.net).__name__,
-        'parameters': parameters(network.net),
-        'multiply_adds': flop_count // 2,
-        'flops': flop_count,
-        'activations': left.activations,
-        'memory': left.memory,
-    }
-
-
-def _measure(
-    networks: dict[str, Network],
-    size: tuple[int, int],
-    device: torch.device,
-    repeats: int,
-    found: dict[str, dict[str, Any]],
-    bar: tqdm,
-) -> None:
-    """Adds to ``found`` what running the networks tells."""
-
-    def tell(name: str) -> None:
-        bar.n += 1
-        bar.set_description(f'{_of(size)}, {name}')
-
-    inputs = {}
-    for name, network in networks.items():
-        inputs[name] = network.pad(torch.rand(1, network.num_in_ch, *size, device=device))
-        if device.type == 'cuda':
-            with _refusals_named(name, network, size):
-                found[name]['gpu_memory'] = peak_gpu_memory(network.net, inputs[name].clone())
-    times = latencies_ms({name: (networks[name].net, lq) for name, lq in inputs.items()}, repeats, LIMIT, tell)
-    for name, milliseconds in times.items():
-        found[name] |= {'latency_ms': round(statistics.median(milliseconds), 2), 'runs': len(milliseconds)}
-
-
-@contextmanager
-def _refusals_named(name: str, network: Network, size: tuple[int, int]) -> Iterator[None]:
-    """Says whose forward failed. The network's own words are all there is to say what it accepts."""
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-        raise UserError(
-            f'{name}: {type(network.net).__name__} does not take an image of {_of(size)} ({reason}); accepted: a '
-            'network that does, where it fits into memory'
-        ) from error
-
-
-def _of(size: Sequence[int]) -> str:
-    height, width = size
-    return f'{width}x{height}'
-
-
-def tables(result: dict[str, Any], table: Callable[[Sequence[str], Sequence[Sequence[str]]], str]) -> str:
-    """The tables of a profile and what they say, as text.
-
-    Args:
-        result: from :func:`profile`.
-        table: what makes a table of a header and rows.
-    """
-    columns = {key: column for key, column in COLUMNS.items() if key in result['settings'][0]['networks']['student']}
-    where = f'{result["machine"]}, {result["threads"]} threads' if result['device'] == 'cpu' else result['machine']
-    parts = [f'{result["option_file"]}, x{result["scale"]}; {where}; {result["versions"]}.']
-    for setting in result['settings']:
-        networks = setting['networks']
-        rows = [
-            [
-                name,
-                found['network'],
-                *(f'{found[key] / unit:,.{digits}f}' for key, (_, unit, digits) in columns.items()),
-            ]
-            for name, found in networks.items()
-        ]
-        if 'teacher' in networks:
-            ratios = [_ratio(networks, key) if key != 'runs' else '' for key in columns]
-            rows.append(['teacher / student', '', *ratios])
-        header = [_title(setting), 'network', *(title for title, _, _ in columns.values())]
-        parts.append(table(header, rows))
-    notes = [note for key, note in NOTES.items() if key in columns]
-    return '\n\n'.join([*parts, '\n'.join(notes)])
-
-
-def _title(setting: dict[str, Any]) -> str:
-    return f'{_of(setting["input"])} -> {_of(setting["output"])}'
-
-
-def _ratio(networks: dict[str, dict[str, Any]], key: str) -> str:
-    return f'{networks["teacher"][key] / networks["student"][key]:.2f}'
-
 
 FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
     '.json': lambda result: json.dumps(result, indent=1),
-    '.md': lambda result: tables(result, markdown_table),
+    '.md': lambda result: cost_tables(result, markdown_table),
 }
 
 
@@ -232,7 +27,9 @@ FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
 @click.option(
     '--repeats', default=5, show_default=True, type=click.IntRange(0), help='Runs per latency; 0: count, run nothing.'
 )
-@click.option('--out', type=click.Path(path_type=Path), help='File to write as well, .json or .md.')
+@click.option(
+    '--out', type=click.Path(path_type=Path), help='File to write as well, .json or .md; one of that name is replaced.'
+)
 @click.option(
     '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help="Override options, as train.py's."
 )
@@ -249,11 +46,11 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
     """
     if out is not None and out.suffix not in FORMATS:
         raise UserError(f'--out: {out}; accepted: a name that ends in {", ".join(FORMATS)}')
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f'--out: no such folder: {out.parent}')
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UserError(f'--out: {out}; accepted: a file name in a folder that is there')
     get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
-    result = profile(option_file, overrides, repeats)
-    click.echo(tables(result, text_table))
+    result = costs(option_file, overrides, repeats)
+    click.echo(cost_tables(result, text_table))
     if out is not None:
         with disk_complaints():
-            out.write_text(FORMATS[out.suffix](result) + '\n', encoding='utf-8')
+            write_whole(out, (FORMATS[out.suffix](result) + '\n').encode())

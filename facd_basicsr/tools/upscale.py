@@ -14,6 +14,8 @@ from facd_basicsr.deploy.upscale_record import UpscaleRecord, student_id
 from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.errors import UserError, disk_complaints
 
+LEFT_OUT = 3  # exit code; 1 is Python's for a crash, 2 for what a user can mend
+
 
 def _unfinished(pairs: list[Pair], record: UpscaleRecord | None) -> list[Pair]:
     if record is not None:
@@ -37,8 +39,9 @@ def _unfinished(pairs: list[Pair], record: UpscaleRecord | None) -> list[Pair]:
 @click.option(
     '--tile',
     type=click.IntRange(0),
-    help='Pixels of IN per side that run at once; fewer take less memory and more time. 0: whole images.  '
-    '[default: 512; 256 for ONNX and networks other than EDSR and RCAN]',
+    help='Pixels of IN per side that run at once; fewer take less memory and more time. 0: whole images, as '
+    'RCAN and others that look at the whole image run with any number.  [default: 512; 256 for ONNX and networks '
+    'other than EDSR]',
 )
 @click.option(
     '--jobs',
@@ -62,7 +65,8 @@ def command(
 
     Gray, alpha, 16 bits a channel and colour profile are kept, and images turned as their EXIF orientation says. The
     files are named as the images, and lie below OUT as these below IN. The same command again makes what is missing
-    and what has changed. An image that can't be read is named and left out; then the exit code is 1. docs/upscale.md
+    and what has changed. An image that can't be read is named and left out; then the exit code is 3. Links to folders
+    inside IN are not followed. docs/upscale.md
 
     \b
     Example:
@@ -78,4 +82,4 @@ def command(
         skipped = upscale_images(Upscaler(found, tile), pending, jobs, record) if pending else 0
     upscaled, already = len(pending) - skipped, len(pairs) - len(pending)
     click.echo(f'{out}: {upscaled} upscaled, {already} already there, {skipped} skipped')
-    sys.exit(1 if skipped else 0)
+    sys.exit(LEFT_OUT if skipped else 0)

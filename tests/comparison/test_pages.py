@@ -1,11 +1,10 @@
 """The tables in the project's pages are those of the committed results."""
 
-import importlib.util
 import json
 import re
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, imported_script
 
 from facd_basicsr.comparison.pages import filled
 
@@ -26,9 +25,7 @@ def test_the_readme_has_a_table_of_results():
 
 
 def test_the_costs_of_the_papers_trainings_are_the_committed_ones():
-    spec = importlib.util.spec_from_file_location('gpu_hours', REPOSITORY / 'benchmarks' / 'gpu_hours.py')
-    gpu_hours = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpu_hours)
+    gpu_hours = imported_script(REPOSITORY / 'benchmarks' / 'gpu_hours.py')
     costs = json.loads((REPOSITORY / 'benchmarks' / 'results' / 'gpu_hours.json').read_text())['trainings']
     page = (REPOSITORY / 'docs' / 'reproduce.md').read_text(encoding='utf-8')
     assert gpu_hours.filled(page, costs) == page

@@ -1,5 +1,8 @@
 import io
+import struct
+import zlib
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -71,6 +74,22 @@ def test_16_bits_of_every_channel_are_read(tmp_path, suffix, channels):
     assert read.dtype == np.uint16 and np.array_equal(read, pixels[:, :, order])
 
 
+@pytest.mark.parametrize(('kind', 'value'), [(0, (300,)), (2, (300, 4, 65535))])  # PNG's numbers of gray and RGB
+def test_a_transparent_value_of_16_bits_is_alpha(tmp_path, kind, value):
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack('>I', len(body)) + name + body + struct.pack('>I', zlib.crc32(name + body))
+
+    other = tuple(level ^ 1 for level in value)
+    chunks = [
+        (b'IHDR', struct.pack('>IIBBBBB', 2, 1, 16, kind, 0, 0, 0)),
+        (b'tRNS', struct.pack(f'>{len(value)}H', *value)),
+        (b'IDAT', zlib.compress(b'\0' + struct.pack(f'>{2 * len(value)}H', *value, *other))),
+        (b'IEND', b''),
+    ]
+    (tmp_path / 'a.png').write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*each) for each in chunks))
+    assert read_pixels(tmp_path / 'a.png')[0].tolist() == [[[*value, 0], [*other, 65535]]]
+
+
 def test_the_profile_is_read_unless_it_is_of_other_channels(tmp_path):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
     for mode, kept in (('RGB', True), ('P', True), ('L', False), ('CMYK', False)):
@@ -91,7 +110,7 @@ def test_every_orientation_is_turned_as_pillow_turns_it(tmp_path, orientation):
 
 @pytest.mark.parametrize('suffix', ['png', 'tif'])
 @pytest.mark.parametrize('channels', [1, 3, 4])
-def test_16_bits_are_are_rounded_to_8(tmp_path, suffix, channels):
+def test_16_bits_are_rounded_to_8(tmp_path, suffix, channels):
     values = np.array([0, 128, 129, 257, 385, 386, 65406, 65407, 65535], np.uint16)
     # 128 / 257 is just below one half, 129 / 257 just above
     rounded = [0, 0, 1, 1, 1, 2, 254, 255, 255]
@@ -197,6 +216,13 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
         read_bgr(tmp_path / 'bomb.png')
 
 
+def test_what_opencv_refuses_to_decode_is_refused_by_name(tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((4, 4), np.uint16))
+    monkeypatch.setattr(cv2, 'imdecode', Mock(side_effect=cv2.error('pixels <= CV_IO_MAX_IMAGE_PIXELS')))
+    with pytest.raises(UserError, match=r'a\.png: OpenCV does not decode it \(pixels <= CV_IO_MAX_IMAGE_PIXELS\)'):
+        read_pixels(tmp_path / 'a.png')
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(['png', 'jpeg', 'bmp', 'tiff', 'webp']),
@@ -235,12 +261,15 @@ def test_images_of_a_folder_are_found_by_their_suffix(tmp_path):
         images_in(tmp_path / 'empty')
 
 
-def test_images_are_found_in_all_folders_below(tmp_path):
+def test_images_are_found_in_all_folders_below_but_for_those_of_links(tmp_path):
     for name in ('b.png', 'inner/a.JPG', 'inner/deep/c.webp', '.hidden/d.png', 'inner/.e.png', 'inner/notes.txt'):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = [path.relative_to(tmp_path).as_posix() for path in images_below(tmp_path)]
     assert found == ['b.png', 'inner/a.JPG', 'inner/deep/c.webp']
+    (tmp_path / 'outside').symlink_to(tmp_path / 'inner')  # it might be one that it lies in
+    (tmp_path / 'link.png').symlink_to(tmp_path / 'b.png')
+    assert [path.name for path in images_below(tmp_path)] == ['b.png', 'a.JPG', 'c.webp', 'link.png']
     assert images_below(tmp_path / '.hidden') == [tmp_path / '.hidden' / 'd.png']
 
 

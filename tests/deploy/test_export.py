@@ -1,5 +1,6 @@
 """Every format of two students, written once; what other programs make of the files."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -18,8 +19,9 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import REPOSITORY, STUDENT, changed, write_yml
 
 from facd_basicsr.deploy.description import Description, describe
-from facd_basicsr.deploy.export import BASIC, FORMATS, ONNX, ONNX_FP16, STEP, export, measured, paths_of
-from facd_basicsr.deploy.graphs import read_program, require_onnx
+from facd_basicsr.deploy.export import export, measured, paths_of
+from facd_basicsr.deploy.formats import BASIC, FORMATS, ONNX, ONNX_FP16, STEP, TORCH_EXPORT
+from facd_basicsr.deploy.graphs import onnx_bytes, read_program, require_onnx
 from facd_basicsr.deploy.student import METADATA, Student, read_student
 from facd_basicsr.distill.layouts import DIV2K_MEAN
 from facd_basicsr.distill.teacher import build_teacher
@@ -134,6 +136,19 @@ def test_an_rcan_opens_in_spandrel_after_facd_convert(folders, suffix, tmp_path)
     torch.testing.assert_close(descriptor(lq.clone()), expected('RCAN', lq).clamp(0, 1), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize('name', NETWORKS)
+def test_a_student_of_scale_3_is_exported_as_the_others(name, tmp_path):
+    student = student_of({**NETWORKS[name][0], 'upscale': 3})
+    formats = [*BASIC, ONNX, ONNX_FP16]
+    export(measured(student, {}), tmp_path / 'student', formats)
+    lq = torch.rand(SIZES[1])
+    for format in formats:
+        read = read_student(tmp_path / f'student{format.suffix}')
+        found = read.net(lq)
+        assert (read.description.scale, found.shape) == (3, (1, 3, 51, 99))
+        torch.testing.assert_close(found, student.net(lq), rtol=0, atol=STEP if format is ONNX_FP16 else 0.01 * STEP)
+
+
 SNIPPETS = re.findall(
     r'```python\n(.*?)```', (REPOSITORY / 'docs' / 'deploy.md').read_text(encoding='utf-8'), re.DOTALL
 )
@@ -213,6 +228,35 @@ def test_float16_that_overflows_is_refused_where_onnxruntime_would_not_notice(tm
     assert [path.name for path in tmp_path.iterdir()] == ['float32.onnx']
 
 
+@pytest.mark.parametrize('half', [False, True])
+def test_a_graph_of_finite_garbage_is_refused(half, tmp_path):
+    """Signs that are flipped from the input of the upsampler on: as finite as before."""
+
+    def of_another(student: Student) -> bytes:
+        net = copy.deepcopy(student.net)
+        net.conv_after_body.weight.neg_()
+        return onnx_bytes(net, student.description, half)
+
+    student = student_of(STUDENT)
+    damaged = dataclasses.replace(ONNX_FP16 if half else ONNX, content=of_another)
+    with pytest.raises(UserError, match=r'.onnx would differ by [\d.e+]+ of an 8-bit step, more than rounding'):
+        export(student, tmp_path / 'student', [damaged])
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_that_cancel_lose_more_in_float16_than_rounding(tmp_path):
+    student = student_of(STUDENT)
+    student.net.conv_first.bias.add_(3e4)  # where float16 has steps of 16
+    student.net.conv_after_body.weight.zero_()
+    student.net.upsample[0].bias.sub_(3e4 * student.net.upsample[0].weight.sum((1, 2, 3)))
+    message = (
+        r'_fp16.onnx would differ by .* of an 8-bit step, more than rounding \(4\), on images of 24 x 40: float16 has '
+        r'three digits, too few for its features; accepted: --no-fp16'
+    )
+    with pytest.raises(UserError, match=message):
+        export(student, tmp_path / 'student', [ONNX_FP16])
+
+
 @ARCH_REGISTRY.register()
 class DarkerWhenLarge(EDSR):
     """Decides by the image's size, as windows of attention do."""
@@ -244,6 +288,37 @@ def test_a_network_of_even_sizes_is_compared_at_even_sizes(tmp_path):
     student = measured(student_of({'type': 'EvenSizes', **ARGUMENTS}), {})
     (written,) = export(student, tmp_path / 'student', [ONNX])
     assert 0 <= written.differences['onnxruntime'] < 0.01 * STEP
+
+
+SWINIR = {
+    'type': 'SwinIR', 'img_size': 16, 'window_size': 4, 'embed_dim': 12, 'depths': [2], 'num_heads': [2],
+    'mlp_ratio': 2, 'upscale': 2, 'upsampler': 'pixelshuffledirect', 'resi_connection': '1conv',
+}  # fmt: skip
+RRDBNET = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': 2, 'num_feat': 4, 'num_block': 1}
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ('network', 'format', 'refusal'),
+    [
+        pytest.param(SWINIR, ONNX, 'a graph does not decide by the size, .*accepted: --no-onnx', marks=SLOW),
+        (SWINIR, ONNX_FP16, 'SwinIR can not be written as ONNX .*accepted: --no-fp16'),
+        pytest.param(SWINIR, TORCH_EXPORT, 'SwinIR can not be written as torch.export', marks=SLOW),
+        (RRDBNET, ONNX, None),
+        pytest.param(RRDBNET, TORCH_EXPORT, 'RRDBNet can not be written as .*accepted: no --torch-export', marks=SLOW),
+    ],
+    ids=['SwinIR-onnx', 'SwinIR-fp16', 'SwinIR-pt2', 'RRDBNet-onnx', 'RRDBNet-pt2'],
+)
+def test_other_networks_are_refused_where_the_page_says_so(network, format, refusal, tmp_path):
+    torch.manual_seed(0)
+    net = build_network(network).eval().requires_grad_(False)
+    student = Student(net, describe(network, 2))
+    if refusal is None:
+        export(student, tmp_path / 'student', [format])
+        return
+    with pytest.raises(UserError, match=refusal):
+        export(student, tmp_path / 'student', [format])
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_that_are_taken_or_mistaken_are_refused(tmp_path):

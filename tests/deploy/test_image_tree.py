@@ -34,8 +34,14 @@ def test_one_image_becomes_a_file_or_lies_in_a_folder(root):
     assert targets('x.png', out='y.jpg') == {'x.png': 'y.jpg'}
     assert targets('x.png', out='y.jpeg', suffix='.jpg') == {'x.png': 'y.jpeg'}
     assert targets('x.png', out='other') == {'x.png': 'other/x.png'}
-    assert targets('x.png', 'in/a.jpg', out='y.png') == {'x.png': 'y.png/x.png', 'in/a.jpg': 'y.png/a.png'}
     assert not is_one_file([Path('in')], Path('y.png'))
+
+
+def test_a_folder_that_is_there_may_have_any_name(root):
+    Path('y.png').mkdir()
+    assert targets('x.png', 'in/a.jpg', out='y.png') == {'x.png': 'y.png/x.png', 'in/a.jpg': 'y.png/a.png'}
+    assert targets('x.png', out='y.png') == {'x.png': 'y.png/x.png'}
+    assert targets('in/a.jpg', out='v1.5') == {'in/a.jpg': 'v1.5/a.png'}
 
 
 def test_what_was_made_in_a_folder_inside_is_not_made_again(root):
@@ -48,6 +54,10 @@ def test_what_was_made_in_a_folder_inside_is_not_made_again(root):
         (['absent.png'], 'out', None, r'^IN: no such file or folder: absent.png$'),
         (['x.png'], 'y.png', '.jpg', r'^--format: jpg, but --out is y.png; accepted: one and the same'),
         (['in'], 'x.png', None, r'^--out: x.png is a file; accepted: a folder'),
+        (['x.png', 'in/a.jpg'], 'y.png', None, r'^--out: y.png is the name of one file; accepted for several, or'),
+        (['in'], 'y.WEBP', None, r'^--out: y.WEBP is the name of one file; accepted for several, or a folder of them:'),
+        (['x.png'], 'y.tif', None, r'^--out: y.tif; accepted: a folder, or .* ends in \.png, \.jpg, \.jpeg, \.webp$'),
+        (['x.png'], 'y.bmp', '.png', r'^--out: y.bmp; accepted: a folder, or for one image'),
         (['in'], 'in', None, r'^--out: in is IN; accepted: another folder'),
         (['x.png'], 'x.png', None, r'^--out: x.png would overwrite an image of IN'),
         (['x.png'], '.', None, r'^--out: x.png would overwrite an image of IN'),

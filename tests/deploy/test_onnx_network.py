@@ -63,6 +63,12 @@ def test_a_gpu_is_taken_but_no_engine_is_built(available, chosen, monkeypatch, t
     assert asked == chosen
 
 
+def test_what_onnxruntime_does_not_run_is_a_runtime_error_as_of_torch(tmp_path):
+    net = OnnxNetwork(doubling(tmp_path / 'a.onnx', TensorProto.FLOAT), 'IN')
+    with pytest.raises(RuntimeError, match='Got invalid dimensions for input'):
+        net(torch.rand(1, 1, 4, 4))
+
+
 def test_a_file_that_is_no_onnx_or_takes_more_than_an_image_is_refused_in_a_line(tmp_path):
     (tmp_path / 'a.onnx').write_bytes(np.arange(100, dtype=np.uint8).tobytes())
     with pytest.raises(UserError, match=r"IN: .*a.onnx can't be read as ONNX \(.*\); accepted: a file by facd export"):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from conftest import STUDENT, picture
+from PIL import Image
 
 from facd_basicsr.deploy import upscale_images as module
 from facd_basicsr.deploy.description import describe
@@ -74,9 +75,54 @@ def test_an_image_that_takes_too_much_memory_is_left_out_with_what_helps(upscale
 
     monkeypatch.setattr(upscaler, '_output', short_of_memory)
     assert upscale_images(upscaler, pairs_to(tmp_path / 'out', sources), 1, None) == 1
-    expected = '1.png: takes more memory than there is; accepted: --jobs 1, or a --tile smaller than 16'
+    expected = (
+        '1.png: takes more memory than there is; accepted: --jobs 1, a --tile smaller than 16, or a smaller image'
+    )
     assert expected in capsys.readouterr().err
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['0.png']
+
+
+def test_an_image_may_have_more_pixels_than_pillow_takes_of_strangers(upscaler, tmp_path, monkeypatch):
+    sources = written(tmp_path, 2)
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    assert upscale_images(upscaler, pairs_to(tmp_path / 'out', sources), 1, None) == 0
+    assert Image.MAX_IMAGE_PIXELS == 100  # again: training reads no such images
+
+
+def test_an_image_for_whose_output_memory_is_short_is_not_begun(upscaler, tmp_path, monkeypatch, capsys):
+    sources = written(tmp_path, 2)  # of 16x24 and 24x24, three channels and x2
+    monkeypatch.setattr('facd_basicsr.deploy.upscaler.free_memory', lambda: 16 * 24 * 12)
+    assert upscale_images(upscaler, pairs_to(tmp_path / 'out', sources), 1, None) == 1
+    assert '1.png: takes more memory than there is' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('tile', [0, 16])
+def test_an_image_of_a_size_that_the_network_does_not_take_is_left_out_with_its_reason(tile, tmp_path, capsys):
+    block = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': 2, 'num_feat': 4, 'num_block': 1}
+    net = build_network({**block, 'num_grow_ch': 4}).eval().requires_grad_(False)
+    for name, width in (('odd', 17), ('even', 18)):
+        cv2.imwrite(str(tmp_path / f'{name}.png'), np.zeros((12, width), np.uint8))
+    pairs = pairs_to(tmp_path / 'out', [tmp_path / 'odd.png', tmp_path / 'even.png'])
+    assert upscale_images(Upscaler(Student(net, describe(block, 2)), tile), pairs, 1, None) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f'skipped: {tmp_path}/odd.png: the network does not run on 17x12 pixels (assert hh % scale == 0 and '
+        'hw % scale == 0); accepted: an image of a size that it takes'
+    )
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['even.png']
+
+
+def test_a_network_of_another_scale_than_its_file_says_is_told_of_every_image(tmp_path, capsys):
+    net = build_network(STUDENT).eval().requires_grad_(False)
+    upscaler = Upscaler(Student(net, describe({**STUDENT, 'upscale': 4}, 4)), 0)
+    assert upscale_images(upscaler, pairs_to(tmp_path / 'out', written(tmp_path, 2)), 1, None) == 2
+    assert '(gives (1, 3, 32, 48) instead of (1, 3, 64, 96))' in capsys.readouterr().err
+
+
+def test_an_error_of_the_program_itself_is_not_passed_over(upscaler, tmp_path, monkeypatch):
+    monkeypatch.setattr(upscaler, '_output', lambda *_: {}['absent'])
+    with pytest.raises(KeyError, match='absent'):
+        upscale_images(upscaler, pairs_to(tmp_path / 'out', written(tmp_path, 2)), 2, None)
 
 
 @pytest.mark.parametrize('error', [KeyboardInterrupt, OSError(28, 'No space left on device')])

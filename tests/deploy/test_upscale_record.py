@@ -1,11 +1,14 @@
 import json
+import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from facd_basicsr.deploy.description import Description
 from facd_basicsr.deploy.image_tree import Pair
 from facd_basicsr.deploy.upscale_record import RECORD, UpscaleRecord, student_id
+from facd_basicsr.engine.whole_files import write_partial
 from facd_basicsr.errors import UserError
 
 STUDENT = {'student': 'a.pth', 'sha256': 'aa'}
@@ -13,8 +16,7 @@ STUDENT = {'student': 'a.pth', 'sha256': 'aa'}
 
 def finish(record: UpscaleRecord, pair: Pair) -> None:
     pair.target.parent.mkdir(parents=True, exist_ok=True)
-    record.begin(pair, record.line(pair))
-    pair.target.write_text('upscaled')
+    record.finish(pair, record.line(pair), write_partial(pair.target, [pair.source.read_bytes()]))
 
 
 @pytest.fixture
@@ -46,11 +48,42 @@ def test_a_changed_image_is_unfinished_until_it_is_recorded_again(tmp_path, pair
     assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs[:1]) == []
 
 
-def test_a_process_killed_before_a_file_has_its_name_leaves_no_older_one(tmp_path, pairs):
+@pytest.mark.parametrize(('owner', 'step'), [(Path, 'open'), (os, 'fsync'), (Path, 'replace')])
+def test_a_process_killed_before_a_file_has_its_name_leaves_the_older_one_which_is_not_taken_for_it(
+    owner, step, tmp_path, pairs, monkeypatch
+):
     finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[0])
     pairs[0].source.write_text('changed')
     record = UpscaleRecord(tmp_path / 'out', STUDENT)
-    record.begin(pairs[0], record.line(pairs[0]))
+    partial = write_partial(pairs[0].target, [b'changed'])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # as a kill: nothing is tidied up
+        patch.setattr(owner, step, Mock(side_effect=KeyboardInterrupt))
+        record.finish(pairs[0], record.line(pairs[0]), partial)
+    assert pairs[0].target.read_text() == 'a.png'
+    assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs[:1]) == pairs[:1]
+    finish(record, pairs[0])
+    assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs[:1]) == []
+    assert pairs[0].target.read_text() == 'changed'
+
+
+def test_a_line_that_finds_the_disk_full_leaves_the_older_file_with_its_own(tmp_path, pairs, monkeypatch):
+    finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[0])
+    record = UpscaleRecord(tmp_path / 'out', {'student': 'b.pth', 'sha256': 'bb'})
+    partial = write_partial(pairs[0].target, [b'changed'])
+    with monkeypatch.context() as patch, pytest.raises(OSError, match='No space left') as caught:
+        patch.setattr(Path, 'open', Mock(side_effect=OSError(28, 'No space left on device')))
+        record.finish(pairs[0], record.line(pairs[0]), partial)
+    assert caught.value.filename == str(tmp_path / 'out' / RECORD)
+    assert pairs[0].target.read_text() == 'a.png' and not partial.exists()
+    assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs[:1]) == []
+
+
+def test_a_file_that_can_not_get_its_name_is_not_taken_for_the_older_one(tmp_path, pairs, monkeypatch):
+    finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[0])
+    record = UpscaleRecord(tmp_path / 'out', STUDENT)
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(Path, 'replace', Mock(side_effect=PermissionError))
+        finish(record, pairs[0])
     assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs[:1]) == pairs[:1]
 
 
@@ -65,14 +98,14 @@ def test_files_of_another_student_and_of_nobody_are_refused(tmp_path, pairs):
     assert record.unfinished(pairs[1:]) == pairs[1:]
 
 
-@pytest.mark.parametrize('cut', ['{"file": "b.p', '[]\n', '{"file": "a.png"}\n'])
+@pytest.mark.parametrize('cut', ['{"file": "b.p', '[]\n', '{"file": "a.png"}\n', '{"file": "\udcff"}\n', '\0\udcff\0'])
 def test_a_line_that_was_cut_short_is_passed_over_and_the_next_one_whole(tmp_path, pairs, cut):
     finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[0])
-    with (tmp_path / 'out' / RECORD).open('a') as file:
+    with (tmp_path / 'out' / RECORD).open('a', errors='surrogateescape') as file:  # the last two are no UTF-8
         file.write(cut)
     finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[1])
     assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs) == []
-    assert json.loads((tmp_path / 'out' / RECORD).read_text().splitlines()[-1])['file'] == 'sub/b.png'
+    assert json.loads((tmp_path / 'out' / RECORD).read_bytes().splitlines()[-1])['file'] == 'sub/b.png'
 
 
 def test_a_student_is_told_by_its_weights_and_how_they_are_run(tmp_path):

@@ -1,7 +1,11 @@
+import re
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
+from basicsr.archs.edsr_arch import EDSR
 from conftest import STUDENT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,7 +81,7 @@ def test_tiles_of_edsr_and_rcan_join_to_the_whole_image_but_for_rounding(
         image = Upscaler(found, tile).upscale(pixels, unseen)
         level = (whole[0].permute(1, 2, 0).clamp(0, 1) * 255).numpy()
     sure = np.abs(level % 1 - 0.5) > 1e-3  # where 2e-6 of the range do not decide between two levels
-    assert sure.mean() > 0.98
+    assert np.count_nonzero(~sure) <= 5 + 0.02 * sure.size  # a few by chance, of small images too
     assert np.array_equal(image[sure], level.round()[sure])
     assert image.shape == level.shape and np.abs(image - level).max() < 0.51
 
@@ -108,6 +112,27 @@ def test_a_network_with_its_tail_in_tiles_has_the_same_parameters_and_the_studen
     net = with_tail_in_tiles(found.net, 2)
     assert {id(parameter) for parameter in net.parameters()} == {id(p) for p in found.net.parameters()}
     assert not net.training and isinstance(found.net.conv_last, nn.Conv2d)
+
+
+class Activated(EDSR):
+    """EDSR with an activation between upsampler and last convolution, which moving the latter would pass over."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.conv_first(x)
+        features = self.conv_after_body(self.body(features)) + features
+        return self.conv_last(nn.functional.leaky_relu(self.upsample(features), -1))
+
+
+def test_a_network_derived_from_edsr_gives_what_its_own_forward_says():
+    torch.manual_seed(0)
+    net = Activated(3, 3, num_feat=4, num_block=1, upscale=2, img_range=1.0).eval()
+    pixels = noise(20, 30, 3)
+    with torch.inference_mode():
+        own = net(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0)
+    for tile in (0, 8, None):
+        image = Upscaler(student_of(net, 2), tile).upscale(pixels, unseen)
+        assert np.abs(image - (own.clamp(0, 1) * 255).numpy()).max() < 0.51
+    assert own.std() > 0.05
 
 
 def test_a_network_without_a_reach_runs_whole_images():
@@ -164,6 +189,17 @@ def test_alpha_stays_within_what_is_near_and_a_constant_one_as_it_is(channels, d
         assert (upscaler.upscale(pixels, unseen)[:, :, -1] == value).all()
 
 
+@pytest.mark.parametrize('channels', [3, 4])
+def test_an_image_takes_the_memory_of_its_own_size_once(channels):
+    pixels = noise(100, 100, channels, dtype=np.uint16)
+    upscaler = Upscaler(student_of(Nearest(), 2), 16)
+    tracemalloc.start()  # of numpy's arrays; torch's are tiles
+    image = upscaler.upscale(pixels, unseen)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < image.nbytes + 2 * pixels.nbytes
+
+
 def test_what_other_threads_run_is_cancelled_inside_the_network():
     found = student(STUDENT)
     upscaler = Upscaler(found)
@@ -179,6 +215,19 @@ def test_a_lack_of_memory_is_told_from_other_errors(monkeypatch):
         monkeypatch.setattr(upscaler, '_output', lambda *_, said=said: (_ for _ in ()).throw(RuntimeError(said)))
         with pytest.raises(error):
             upscaler.upscale(noise(8, 8, 3), unseen)
+
+
+@pytest.mark.parametrize(
+    ('block', 'tile', 'advice'),
+    [
+        (STUDENT, None, 'a --tile smaller than 512'),
+        (STUDENT, 0, 'no --tile 0'),
+        (RCAN, 8, r'another student \(--tile does not help, RCAN needs whole images\)'),
+        (RCAN, 0, 'no --tile 0'),  # its tail would be in tiles
+    ],
+)
+def test_what_takes_less_memory_is_true_of_the_network(block, tile, advice):
+    assert re.fullmatch(advice, Upscaler(student(block), tile).less_memory)
 
 
 def test_a_network_of_one_channel_is_refused():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.tiling import reach_of, tiled
+from facd_basicsr.evaluation.tiling import reach_of, reach_or_none, tiled
 
 RCAN = {'type': 'RCANStudent', 'num_feat': 4, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2}
 
@@ -73,6 +73,7 @@ def test_a_network_that_looks_at_the_whole_image_is_refused_by_the_name_of_what_
     message = rf'^val.tile: RCANStudent looks at the whole image, or farther than 512 pixels {where}; accepted for such'
     with pytest.raises(UserError, match=message):
         reach_of(build_network(RCAN), 3, 2, 32)
+    assert reach_or_none(build_network(RCAN), 3, 2, 32) is None
 
 
 def test_a_network_that_looks_too_far_is_refused():
@@ -99,6 +100,18 @@ def test_a_network_whose_output_depends_on_where_a_tile_begins_is_refused():
         reach_of(Checkered(), 3, 1, 16)
 
 
+class Windowed(nn.Module):
+    """Sees 5 x 5 pixels at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[2] % 5 == 0
+        return x * self.weight
+
+
 class Even(nn.Module):
     """Halves the image and doubles it, with a reach of 3 that makes the sizes of tiles odd."""
 
@@ -110,8 +123,8 @@ class Even(nn.Module):
         return nn.functional.pixel_shuffle(self.conv(nn.functional.pixel_unshuffle(x, 2)), 2)
 
 
-def test_a_network_that_does_not_take_tiles_of_every_size_is_refused():
-    with pytest.raises(
-        UserError, match=r'val.tile: Even does not run on tiles of every size \(.*\); accepted .* no val'
-    ):
-        reach_of(Even(), 3, 1, 16)
+@pytest.mark.parametrize('net', [Even(), Windowed()])
+def test_a_network_that_does_not_take_tiles_of_every_size_is_refused(net):
+    message = rf'val.tile: {type(net).__name__} does not run on tiles of every size \(.*\); accepted .* no val'
+    with pytest.raises(UserError, match=message):
+        reach_of(net, 3, 1, 16)

@@ -75,7 +75,7 @@ def loss_of(net: nn.Module, part: dict[str, torch.Tensor], name: str) -> dict[st
 
 
 def worker(folder: Path) -> None:
-    """One rank's share of the work; torchrun starts it from this file."""
+    """One rank's share of the work; it is started from this file."""
     dist.init_process_group('gloo')
     rank = dist.get_rank()
     share = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
@@ -91,11 +91,10 @@ def worker(folder: Path) -> None:
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    from conftest import run  # not at the top: torchrun's workers import this file without pytest's path
+    from processes import run_ranks  # not at the top: the workers import this file without pytest's path
 
     folder = tmp_path_factory.mktemp('ranks')
-    torchrun = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={RANKS}')
-    done = run(*torchrun, __file__, folder, cwd=folder)
+    done = run_ranks(__file__, folder, cwd=folder, size=RANKS)
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f'{rank}.pth', weights_only=True) for rank in range(RANKS)]
 

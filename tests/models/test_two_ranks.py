@@ -52,7 +52,7 @@ def step(option_file: Path, loss: str, share: slice, execution: dict | None = No
 
 
 def worker(option_file: Path) -> None:
-    """One rank's share of the work; torchrun starts it from this file."""
+    """One rank's share of the work; it is started from this file."""
     dist.init_process_group('gloo')
     rank = dist.get_rank()
     share = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
@@ -65,7 +65,7 @@ def worker(option_file: Path) -> None:
 
 @pytest.fixture(scope='module')
 def option_file(data: Path, teacher_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import tiny_train_opt, write_yml  # not at the top: torchrun's workers have no pytest's path
+    from conftest import tiny_train_opt, write_yml  # not at the top: the workers have no pytest's path
 
     opt = tiny_train_opt(data, teacher_weights)
     opt['datasets']['train']['batch_size_per_gpu'] = N // RANKS
@@ -74,10 +74,9 @@ def option_file(data: Path, teacher_weights: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope='module')
 def ranks(option_file: Path) -> list[dict]:
-    from conftest import run
+    from processes import run_ranks
 
-    torchrun = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={RANKS}')
-    done = run(*torchrun, __file__, option_file, cwd=option_file.parent)
+    done = run_ranks(__file__, option_file, cwd=option_file.parent, size=RANKS)
     assert done.returncode == 0, done.stderr
     return [torch.load(option_file.parent / f'{rank}.pth', weights_only=True) for rank in range(RANKS)]
 

@@ -1,4 +1,5 @@
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,13 @@ def test_the_command_says_of_each_file_what_it_was_compared_with(checkpoint, tmp
     again = CliRunner().invoke(command, [str(tmp_path / 'student.safetensors'), '-o', str(tmp_path / 'b'), '--no-onnx'])
     assert again.exit_code == 0, again.output
     assert {path.name for path in tmp_path.glob('b*')} == {'b.pth', 'b.safetensors'}
+
+
+def test_the_command_that_comes_next_can_be_pasted_into_a_shell(checkpoint, tmp_path):
+    done = CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / "my student's"), '--no-onnx'])
+    assert done.exit_code == 0, done.output
+    *_, student = shlex.split(done.output.splitlines()[-1])
+    assert Path(student).is_file()
 
 
 @pytest.mark.parametrize(

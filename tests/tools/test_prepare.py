@@ -176,12 +176,12 @@ def test_what_the_disk_says_is_one_line(photographs, tmp_path):
 
 
 def test_held_out_images_are_a_set_of_their_own_and_not_in_the_training_pairs(photographs, tmp_path):
-    done = prepare('folder', photographs, '--scale', 2, '--crop', 48, '--hold-out', 2, '--name', 'SET')
+    done = prepare('folder', photographs, '--scale', 2, '--crop', 48, '--hold-out', 2, '--name', 'SET', '--workers', 1)
     assert done.exit_code == 0, done.output
     held_out = {path.stem for path in (tmp_path / 'SET_val' / 'GTmod12').iterdir()}
     assert held_out == {path.stem for path in (tmp_path / 'SET_val' / 'LRbicx2').iterdir()} == {'0', '1'}
     assert {key.split('_')[0] for key in decoded(tmp_path / 'SET_HR_sub.lmdb')} == {'gray'}
-    again = prepare('folder', photographs, '--scale', 2, '--crop', 48, '--hold-out', 2, '--name', 'SET')
+    again = prepare('folder', photographs, '--scale', 2, '--crop', 48, '--hold-out', 2, '--name', 'SET', '--workers', 1)
     assert again.exit_code == 0 and again.output.count('already there') == 2
 
 

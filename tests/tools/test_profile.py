@@ -4,34 +4,25 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner
-from conftest import STUDENT, TEACHER, changed, run, write_yml
+from conftest import STUDENT, TEACHER, run
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, parameters
-from facd_basicsr.tools import profile as tool
-from facd_basicsr.tools.profile import command, profile
-
-
-@pytest.fixture
-def absent(train_opt: dict, tmp_path: Path) -> Path:
-    """A train file that names neither data nor a teacher's checkpoint that is there."""
-    train_opt['datasets']['train']['dataroot_gt'] = '/absent/HR.lmdb'
-    train_opt['path']['pretrain_network_g'] = '/absent/net_g.pth'
-    return write_yml(changed(train_opt, 'teacher.weights', '/absent/teacher.pth'), tmp_path / 'train.yml')
+from facd_basicsr.evaluation import costs
+from facd_basicsr.evaluation.complexity import OUTPUT_SIZE
+from facd_basicsr.tools.profile import command
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that a test can run, and not only count."""
-    monkeypatch.setattr(tool, 'LQ_SIZE', (8, 10))
-    monkeypatch.setattr(tool, 'OUTPUT_SIZE', (16, 20))
+    monkeypatch.setattr(costs, 'LQ_SIZE', (8, 10))
+    monkeypatch.setattr(costs, 'OUTPUT_SIZE', (16, 20))
 
 
-def test_the_command_counts_teacher_and_student_without_data_or_checkpoints(absent, tmp_path):
+def test_the_command_counts_teacher_and_student_without_data_or_checkpoints(no_data, tmp_path):
     out = tmp_path / 'costs.json'
-    done = run('-m', 'facd_basicsr.cli', 'profile', '-opt', absent, '--repeats', '0', '--out', out, cwd=tmp_path)
+    done = run('-m', 'facd_basicsr.cli', 'profile', '-opt', no_data, '--repeats', '0', '--out', out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for text in ('256x256 -> 512x512', '640x360 -> 1280x720', 'teacher / student', 'call FLOPs', 'two for each'):
         assert text in done.stdout, text
@@ -50,19 +41,11 @@ def test_the_command_counts_teacher_and_student_without_data_or_checkpoints(abse
     assert ntire['networks']['student']['network'] == STUDENT['type']
 
 
-def test_a_test_file_has_the_student_alone_and_latencies_are_measured(test_opt, small, tmp_path):
-    option_file = write_yml(changed(test_opt, 'path.pretrain_network_g', '/absent.pth'), tmp_path / 'test.yml')
-    result = profile(str(option_file), [], repeats=2)
-    assert [list(setting['networks']) for setting in result['settings']] == [['student'], ['student']]
-    for setting in result['settings']:
-        assert setting['networks']['student']['runs'] == 2
-        assert setting['networks']['student']['latency_ms'] >= 0
-    assert result['settings'][0]['output'] == [16, 20]
-
-
-def test_markdown_has_the_table_of_the_console(absent, small, tmp_path):
+def test_markdown_has_the_table_of_the_console(no_data, small, tmp_path):
     done = CliRunner().invoke(
-        command, ['-opt', str(absent), '--repeats', '1', '--out', str(tmp_path / 'costs.md')], catch_exceptions=False
+        command,
+        ['-opt', str(no_data), '--repeats', '1', '--out', str(tmp_path / 'costs.md')],
+        catch_exceptions=False,
     )
     assert '10x8, student' in done.stderr or '10x8, student' in done.output  # the progress
     text = (tmp_path / 'costs.md').read_text()
@@ -71,55 +54,32 @@ def test_markdown_has_the_table_of_the_console(absent, small, tmp_path):
     assert 'median of so many runs' in text
 
 
-def test_a_size_that_the_scale_does_not_divide_is_rounded_down(train_opt, tmp_path):
-    opt = changed(changed(train_opt, 'scale', 3), 'network_g.upscale', 3)
-    opt['teacher']['network'] = {**TEACHER, 'upscale': 3}
-    result = profile(str(write_yml(opt, tmp_path / 'opt.yml')), [], repeats=0)
-    assert result['settings'][1]['input'] == [240, 426] and result['settings'][1]['output'] == [720, 1278]
-
-
-def test_a_student_of_gray_images_is_fed_them(test_opt, small, tmp_path):
-    opt = changed(test_opt, 'path.pretrain_network_g', '/absent.pth')
-    opt['network_g'] = {'type': 'MSRResNet', 'num_in_ch': 1, 'num_feat': 4, 'num_block': 1, 'upscale': 2}
-    result = profile(str(write_yml(opt, tmp_path / 'opt.yml')), [], repeats=0)
-    assert result['settings'][0]['networks']['student']['activations'] == 80 * (4 + 8 + 16) + 4 * 80 * (4 + 3)
-
-
-def test_a_teacher_without_network_block_needs_its_checkpoint(absent):
-    with pytest.raises(UserError, match=r'train.yml: teacher.weights: no such file: /absent/teacher.pth'):
-        profile(str(absent), ['teacher:network=~', 'teacher={weights: /absent/teacher.pth}'], repeats=0)
-
-
-def test_a_teacher_that_spandrel_recognises_gets_images_of_its_sizes(train_opt, small, tmp_path):
-    pytest.importorskip('spandrel')
-    from spandrel.architectures.SwinIR import SwinIR
-
-    net = SwinIR(
-        img_size=16, window_size=8, embed_dim=12, depths=[2], num_heads=[2], mlp_ratio=2, upscale=2,
-        upsampler='pixelshuffledirect', resi_connection='1conv',
-    )  # fmt: skip
-    torch.save({'params': net.state_dict()}, tmp_path / 'swinir.pth')
-    opt = changed(train_opt, 'teacher', {'weights': str(tmp_path / 'swinir.pth'), 'precision': 'bf16'})
-    result = profile(str(write_yml(opt, tmp_path / 'opt.yml')), [], repeats=1)
-    teacher = result['settings'][0]['networks']['teacher']
-    assert (teacher['network'], teacher['parameters'], teacher['runs']) == ('SwinIR', parameters(net), 1)
-    # 8 x 10 is run as 16 x 16: conv_first, one of the group, conv_after_body, upsample to 12
-    assert teacher['activations'] == 16 * 16 * (3 * 12 + 12)
-
-
 @pytest.mark.parametrize(
     ('out', 'complaint'),
     [
         ('costs.csv', r'--out: costs.csv; accepted: a name that ends in .json, .md'),
-        ('no/a.md', 'no such folder: no'),
+        ('no/a.md', r'--out: no/a.md; accepted: a file name in a folder that is there'),
+        ('folder.md', r'--out: folder.md; accepted: a file name in a folder that is there'),
     ],
 )
-def test_where_nothing_can_be_written_is_said_before_anything_runs(out, complaint, absent):
+def test_where_nothing_can_be_written_is_said_before_anything_runs(out, complaint, no_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('folder.md').mkdir()
     with pytest.raises(UserError, match=complaint):
-        command.main(['-opt', str(absent), '--out', out], standalone_mode=False)
+        command.main(['-opt', str(no_data), '--out', out], standalone_mode=False)
 
 
-def test_a_network_that_does_not_take_such_an_image_is_refused_in_its_own_words(absent, small, monkeypatch):
-    monkeypatch.setattr(tool, 'LQ_SIZE', (0, 8))
-    with pytest.raises(UserError, match=r'^teacher: EDSR does not take an image of 8x0 \(RuntimeError: .*; accepted: '):
-        profile(str(absent), [], repeats=0)
+def test_what_was_there_stays_until_the_new_one_is_whole(no_data, small, tmp_path, monkeypatch):
+    out = tmp_path / 'costs.json'
+    out.write_text('of yesterday')
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr('os.fsync', full)
+    with pytest.raises(UserError, match=r'costs.json: No space left on device'):
+        command.main(['-opt', str(no_data), '--repeats', '0', '--out', str(out)], standalone_mode=False)
+    assert out.read_text() == 'of yesterday' and not list(tmp_path.glob('.partial*'))
+    monkeypatch.undo()
+    command.main(['-opt', str(no_data), '--repeats', '0', '--out', str(out)], standalone_mode=False)
+    assert json.loads(out.read_text())['settings']

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -59,7 +60,7 @@ def test_a_folder_with_a_damaged_image_is_upscaled_without_it(student, photograp
     (photographs / 'inner' / 'cut.png').write_bytes((photographs / 'gray.png').read_bytes()[:60])
     command = ('-m', 'facd_basicsr.cli', 'upscale', photographs, '-o', tmp_path / 'out', '-s', student)
     done = run(*command, cwd=checkout)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 3, done.stderr
     assert done.stdout == f'{tmp_path / "out"}: 6 upscaled, 0 already there, 1 skipped\n'
     (line,) = done.stderr.splitlines()
     assert line.startswith(f'skipped: {photographs}/inner/cut.png: not a readable image (')
@@ -84,13 +85,13 @@ def test_a_command_that_was_killed_is_completed_by_the_same_command(student, pho
 import os, signal
 from facd_basicsr.deploy import upscale_images
 from facd_cli import main
-write_whole = upscale_images.write_whole
-def killed_at_the_third(path, content):
+write_partial = upscale_images.write_partial
+def killed_at_the_third(path, parts):
     if len(list(path.parents[path.parent.name == 'inner'].rglob('*.png'))) == 2:
-        path.with_name(f'.partial_{path.name}').write_bytes(content[:50])
+        path.with_name(f'.partial_{path.name}').write_bytes(b''.join(parts)[:50])
         os.kill(os.getpid(), signal.SIGKILL)
-    write_whole(path, content)
-upscale_images.write_whole = killed_at_the_third
+    return write_partial(path, parts)
+upscale_images.write_partial = killed_at_the_third
 main()
 """
     done = subprocess.run([sys.executable, '-c', code, *command], cwd=REPOSITORY, capture_output=True, text=True)
@@ -103,6 +104,19 @@ main()
     invoke(photographs, '-o', whole, '-s', student)
     for path in whole.rglob('*.png'):
         assert path.read_bytes() == (out / path.relative_to(whole)).read_bytes()
+
+
+@pytest.mark.parametrize('step', ['write', 'fsync'])
+def test_a_full_disk_leaves_the_files_that_were_to_be_overwritten(step, student, photographs, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    invoke(photographs / 'gray.png', '-o', out, '-s', student)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    fails = Mock(side_effect=OSError(28, 'No space left on device'))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r'out/gray\.png: No space left .* again$'):
+        patch.setattr('facd_basicsr.deploy.image_file._chunk' if step == 'write' else 'os.fsync', fails)
+        invoke(photographs / 'gray.png', '-o', out, '-s', student, '--overwrite')
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert ': 0 upscaled, 1 already there' in invoke(photographs / 'gray.png', '-o', out, '-s', student).output
 
 
 def test_what_has_changed_is_made_again_and_other_students_are_not_mixed_in(student, photographs, tmp_path):

@@ -1,6 +1,6 @@
 """The tables of docs/options.md, from what the option check goes by.
 
-    python -m facd_basicsr.options.reference --into docs/options.md
+    python docs/options_page.py --into docs/options.md
 
 A table of the page stands between ``<!-- options: BLOCK -->`` or ``<!-- options: BLOCK TYPE -->`` and ``<!-- end -->``;
 :func:`tables` says which there are. The rest of the page is written by hand.
@@ -24,8 +24,8 @@ from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 
-from facd_basicsr.comparison.pages import with_blocks
 from facd_basicsr.errors import UserError, disk_complaints, run_command
+from facd_basicsr.evaluation.page_blocks import with_blocks
 from facd_basicsr.evaluation.table import markdown_table
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.models import FACDModel
@@ -198,7 +198,7 @@ def with_tables(page: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(main)))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--into', type=Path, required=True, help='the page, docs/options.md')
     page = parser.parse_args().into
     with disk_complaints():

@@ -1,8 +1,9 @@
-"""The bytes of the file that an upscaled photograph is written to."""
+"""Image files as ``facd upscale`` writes them: PNG, JPEG and WebP."""
 
 import io
 import struct
 import zlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ JPEG = {'quality': 95, 'subsampling': 0}  # no colours at half the size
 WEBP = {'lossless': True, 'exact': True}  # exact: also the colours of transparent pixels
 PNG_START = b'\x89PNG\r\n\x1a\n'
 PNG_KINDS = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's number of the kind of image, by its channels
+BLOCK = 2**22  # bytes of pixels that are compressed at a time; a PNG's chunk has less than 2**31
 UP = 2  # PNG's number of the filter that leaves what differs from the row above
 
 
@@ -29,7 +31,7 @@ def check_size(height: int, width: int, suffix: str, where: str) -> None:
         raise UserError(f'{where}: {width}x{height} pixels; accepted by {name}: {LONGEST[name]} a side; PNG takes more')
 
 
-def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[bytes, list[str]]:
+def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[Iterable[bytes | memoryview], list[str]]:
     """A file's content: lossless PNG or WebP, or JPEG.
 
     Args:
@@ -38,7 +40,8 @@ def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[byt
         suffix: one of ``FORMATS``.
 
     Returns:
-        The content, and what the format could not keep of the image, a sentence each.
+        The content in parts, of which a PNG's are made one by one, and what the format could not keep of the image, a
+        sentence each.
     """
     name = FORMATS[suffix]
     if name == 'PNG':
@@ -56,7 +59,7 @@ def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[byt
     Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)).save(
         buffer, name, icc_profile=profile, **(JPEG if name == 'JPEG' else WEBP)
     )
-    return buffer.getvalue(), lost
+    return [buffer.getbuffer()], lost
 
 
 def _on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -65,22 +68,32 @@ def _on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return (colours * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
 
 
-def _png(pixels: np.ndarray, profile: bytes | None) -> bytes:
+def _png(pixels: np.ndarray, profile: bytes | None) -> Iterator[bytes]:
     """Of all channels and both depths; neither Pillow nor cv2 writes 16 bits of all of them, or cv2 a profile.
 
     https://www.w3.org/TR/png-3/
     """
     height, width, channels = pixels.shape
-    depth = 8 * pixels.itemsize
-    rows = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder('>')).view(np.uint8).reshape(height, -1)
-    filtered = np.empty((height, 1 + rows.shape[1]), np.uint8)
-    filtered[:, 0] = UP
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # modulo 256, as PNG has it
+    depth, length = 8 * pixels.itemsize, width * channels * pixels.itemsize
     header = struct.pack('>IIBBBBB', width, height, depth, PNG_KINDS[channels], 0, 0, 0)
-    colour = [] if profile is None else [_chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(profile))]
-    content = zlib.compress(filtered.data)
-    return b''.join([PNG_START, _chunk(b'IHDR', header), *colour, _chunk(b'IDAT', content), _chunk(b'IEND', b'')])
+    yield PNG_START + _chunk(b'IHDR', header)
+    if profile is not None:
+        yield _chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(profile))
+    compressor = zlib.compressobj()
+    above = np.zeros(length, np.uint8)
+    at_once = max(1, BLOCK // length)
+    for first in range(0, height, at_once):
+        block = np.ascontiguousarray(pixels[first : first + at_once], pixels.dtype.newbyteorder('>'))
+        rows = block.view(np.uint8).reshape(-1, length)
+        filtered = np.empty((len(rows), 1 + length), np.uint8)
+        filtered[:, 0] = UP
+        np.subtract(rows[0], above, out=filtered[0, 1:])  # modulo 256, as PNG has it
+        np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+        above = rows[-1]
+        content = compressor.compress(filtered.data)
+        if content:  # of what compresses well it may keep all for later
+            yield _chunk(b'IDAT', content)
+    yield _chunk(b'IDAT', compressor.flush()) + _chunk(b'IEND', b'')
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:

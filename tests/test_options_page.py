@@ -11,7 +11,7 @@ import basicsr
 import pytest
 import torch
 from basicsr.utils.dist_util import init_dist
-from conftest import REPOSITORY, run
+from conftest import REPOSITORY, imported_script, run
 
 from facd_basicsr.engine.execution import Execution
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
@@ -21,12 +21,13 @@ from facd_basicsr.options.blocks import check_block
 from facd_basicsr.options.check import check
 from facd_basicsr.options.dry_run import dry_run
 from facd_basicsr.options.inherit import merged
-from facd_basicsr.options.reference import table, tables, value_words, with_tables
 from facd_basicsr.options.signatures import Key
 
+SCRIPT = REPOSITORY / 'docs' / 'options_page.py'
+options_page = imported_script(SCRIPT)
 PAGE = REPOSITORY / 'docs' / 'options.md'
 TEXT = PAGE.read_text(encoding='utf-8')
-MADE = tables()
+MADE = options_page.tables()
 EXAMPLES = re.findall(r'```yaml\n(.*?)```', TEXT, flags=re.DOTALL)
 TABLES = {name: own for name, own in vars(keys).items() if isinstance(own, dict) and name.isupper()}
 TABLES = {name: own for name, own in TABLES.items() if all(isinstance(key, Key) for key in own.values())}
@@ -53,7 +54,7 @@ def unexplained(text: str) -> list[str]:
     reason='Adam has other keys in another torch than that of the page',
 )
 def test_the_page_has_the_tables_of_the_code_as_it_is_now():
-    assert with_tables(TEXT) == TEXT, 'stale: python -m facd_basicsr.options.reference --into docs/options.md'
+    assert options_page.with_tables(TEXT) == TEXT, 'stale: python docs/options_page.py --into docs/options.md'
 
 
 def test_every_table_is_on_the_page_once_and_in_the_order_of_an_option_file():
@@ -66,10 +67,8 @@ def test_every_key_has_a_meaning_and_says_what_leaving_it_out_means(name):
 
 
 def test_a_key_without_a_meaning_is_noticed():
-    assert unexplained(table({'a': Key(), 'b': Key(meaning='said'), 'c': Key(meaning='Left out: nothing')})) == [
-        '`a`',
-        '`b`',
-    ]
+    own = {'a': Key(), 'b': Key(meaning='said'), 'c': Key(meaning='Left out: nothing')}
+    assert unexplained(options_page.table(own)) == ['`a`', '`b`']
 
 
 @pytest.mark.parametrize('name', TABLES)
@@ -86,7 +85,7 @@ def test_a_table_says_value_place_and_default_of_each_key():
     number = Key((int,), required=True, least=1, below=9, meaning='a | b')
     train = {'a': number, 'b': Key((str,), choices=('x', 'y'), default='x', meaning='c')}
     test = {'b': Key((str,), required=True, choices=('x', 'y'), meaning='c')}
-    assert table(train, test) == (
+    assert options_page.table(train, test) == (
         '| key | value | in | if left out | meaning |\n'
         '| --- | --- | --- | --- | --- |\n'
         '| `a` | a whole number, 1 or more, less than 9 | train | **required** | a \\| b |\n'
@@ -95,19 +94,20 @@ def test_a_table_says_value_place_and_default_of_each_key():
 
 
 def test_lists_say_what_is_in_them():
-    assert value_words(Key((list, type(None)), items=(int, float), least=0)) == 'a list of numbers or `~`, 0 or more'
-    assert value_words(Key((list,), items=(int,))) == 'a list of whole numbers'
+    numbers = Key((list, type(None)), items=(int, float), least=0)
+    assert options_page.value_words(numbers) == 'a list of numbers or `~`, 0 or more'
+    assert options_page.value_words(Key((list,), items=(int,))) == 'a list of whole numbers'
 
 
 def test_a_mark_of_no_table_is_refused_by_its_name():
     with pytest.raises(UserError, match=r'^<!-- options: trian -->: accepted: file, top, datasets, '):
-        with_tables('<!-- options: trian -->\n<!-- end -->')
+        options_page.with_tables('<!-- options: trian -->\n<!-- end -->')
 
 
 def test_a_stale_page_is_made_anew_by_the_command(tmp_path):
     page = tmp_path / 'options.md'
     page.write_text(TEXT.replace('iterations after which training ends', 'something else'), encoding='utf-8')
-    done = run('-m', 'facd_basicsr.options.reference', '--into', page, cwd=REPOSITORY)
+    done = run(SCRIPT, '--into', page, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     assert '| iterations after which training ends |' in page.read_text(encoding='utf-8')
 
@@ -124,7 +124,7 @@ def test_every_example_is_accepted_as_a_part_of_a_complete_file(example):
 
 # Defaults: what the tables say beside what applies it.
 
-NOT_READERS = {'check', 'paths', 'dry_run', 'execution', 'reference', 'accepted', 'keys', 'arguments'}
+NOT_READERS = {'check', 'paths', 'dry_run', 'execution', 'accepted', 'keys', 'arguments'}
 BASICSR = (
     *('data/__init__.py', 'data/paired_image_dataset.py', 'models/base_model.py', 'models/sr_model.py'),
     *('utils/logger.py', 'utils/misc.py'),

@@ -1,0 +1,159 @@
+"""What the networks of an option file cost, for the two sizes that efficient super-resolution papers state it for."""
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from facd_basicsr.archs.input_channels import input_channels
+from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.engine.logs import machine, versions
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.complexity import (
+    LQ_SIZE,
+    OUTPUT_SIZE,
+    flops,
+    footprint,
+    latencies_ms,
+    parameters,
+    peak_gpu_memory,
+)
+from facd_basicsr.evaluation.methods import device_of
+from facd_basicsr.options import load_options
+from facd_basicsr.options.parse import read_options
+
+LIMIT = 30  # seconds; on two CPU cores one forward of EDSR 256 x 32 takes as long
+PROGRESS = '{desc} run {n_fmt} of {total_fmt}, {elapsed}'  # with the run that has just begun
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to be profiled.
+
+    Attributes:
+        net: in eval mode, float32, on the device.
+        num_in_ch: channels of its input.
+        pad: what makes an image, (N, C, H, W), one that it takes.
+    """
+
+    net: nn.Module
+    num_in_ch: int = 3
+    pad: Callable[[Tensor], Tensor] = lambda lq: lq
+
+
+def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str, Any]:
+    """Counts and measures the networks of an option file at 256x256 input and at 1280x720 output.
+
+    Args:
+        option_file: for train.py, whose teacher is profiled too, or for test.py. Data and checkpoints need not be
+            there, but for that of a teacher without ``network`` block.
+        overrides: as ``--force_yml`` has them.
+        repeats: runs of which a latency is the median; 0: nothing runs.
+
+    Returns:
+        Plain data. Sizes are (height, width), memory is in bytes.
+
+    Raises:
+        UserError: the option file is not accepted, or a network does not take such an image.
+    """
+    is_train = 'train' in read_options(option_file, overrides)
+    opt = load_options(option_file, overrides, is_train, with_data=False, with_weights=False)
+    device, scale = device_of([opt]), opt['scale']
+    networks = _networks(opt, device)
+    sizes = [LQ_SIZE, (OUTPUT_SIZE[0] // scale, OUTPUT_SIZE[1] // scale)]
+    settings = []
+    turns = len(sizes) * len(networks) * (repeats + 1)
+    with tqdm(total=turns, bar_format=PROGRESS, disable=not repeats) as bar:
+        for size in sizes:
+            found = {name: _counted(name, network, size, scale) for name, network in networks.items()}
+            if repeats:
+                _measure(networks, size, device, repeats, found, bar)
+            settings.append({'input': list(size), 'output': [side * scale for side in size], 'networks': found})
+    return {
+        'option_file': option_file,
+        'force_yml': list(overrides),
+        'scale': scale,
+        'device': device.type,
+        'machine': machine(device.type == 'cuda'),
+        'threads': torch.get_num_threads(),
+        'versions': versions(),
+        'settings': settings,
+    }
+
+
+def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
+    """The teacher, where there is one, and the student. Costs do not depend on weights, so these are random."""
+    blocks = {'teacher': opt.get('teacher', {}).get('network'), 'student': opt['network_g']}
+    networks = {name: Network(build_network(block), input_channels(block)) for name, block in blocks.items() if block}
+    if 'teacher' in opt and 'teacher' not in networks:
+        what = {key: value for key, value in opt['teacher'].items() if key in ('weights', 'format', 'sha256')}
+        teacher = build_teacher(what, opt['scale'])
+        networks = {'teacher': Network(teacher.net, pad=teacher.padded), **networks}
+    for network in networks.values():
+        network.net.eval().to(device)
+    return networks
+
+
+def _counted(name: str, network: Network, size: tuple[int, int], scale: int) -> dict[str, Any]:
+    output_size = (size[0] * scale, size[1] * scale)
+    with _refusals_named(name, network, size):
+        flop_count = flops(network.net, scale, output_size, network.num_in_ch, network.pad)
+        left = footprint(network.net, size, network.num_in_ch, network.pad)
+    return {
+        'network': type(network.net).__name__,
+        'parameters': parameters(network.net),
+        'multiply_adds': flop_count // 2,
+        'flops': flop_count,
+        'activations': left.activations,
+        'memory': left.memory,
+    }
+
+
+def _measure(
+    networks: dict[str, Network],
+    size: tuple[int, int],
+    device: torch.device,
+    repeats: int,
+    found: dict[str, dict[str, Any]],
+    bar: tqdm,
+) -> None:
+    """Adds to ``found`` what running the networks tells."""
+
+    def tell(name: str) -> None:
+        bar.n += 1
+        bar.set_description(f'{words_of(size)}, {name}')
+
+    inputs = {}
+    for name, network in networks.items():
+        inputs[name] = network.pad(torch.rand(1, network.num_in_ch, *size, device=device))
+        if device.type == 'cuda':
+            with _refusals_named(name, network, size):
+                found[name]['gpu_memory'] = peak_gpu_memory(network.net, inputs[name].clone())
+    times = latencies_ms({name: (networks[name].net, lq) for name, lq in inputs.items()}, repeats, LIMIT, tell)
+    for name, milliseconds in times.items():
+        found[name] |= {'latency_ms': round(statistics.median(milliseconds), 2), 'runs': len(milliseconds)}
+
+
+@contextmanager
+def _refusals_named(name: str, network: Network, size: tuple[int, int]) -> Iterator[None]:
+    """Says whose forward failed. The network's own words are all there is to say what it accepts."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
+        raise UserError(
+            f'{name}: {type(network.net).__name__} does not take an image of {words_of(size)} ({reason}); accepted: a '
+            'network that does, where it fits into memory'
+        ) from error
+
+
+def words_of(size: Sequence[int]) -> str:
+    """A size (height, width) as people say it: width first."""
+    height, width = size
+    return f'{width}x{height}'
