@@ -6,17 +6,11 @@ from typing import Any
 
 import torch
 from basicsr.archs import build_network
-from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
-from basicsr.archs.vgg_arch import insert_bn
-from basicsr.losses.basic_loss import PerceptualLoss
-from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss, build_loss
 from facd_basicsr.options.arguments import OPTIMIZERS, SCHEDULERS
-from facd_basicsr.options.blocks import check_type, did_you_mean
-from facd_basicsr.options.keys import NUMBER
 
 Block = dict[str, Any]
 PROBE_CHANNELS = 64  # of network_r, whose real ones are read off the taps
@@ -36,9 +30,7 @@ def dry_run(opt: Block, is_train: bool) -> None:
         return
     if 'network' in opt.get('teacher', {}):
         construct('teacher.network', opt['teacher']['network'], _network)
-    # perceptual_opt downloads a VGG when it is built, a distillation loss only when it is prepared.
-    if opt['train'].get('perceptual_opt') is not None:
-        _check_vgg_layers(opt['train']['perceptual_opt'])
+    # Not perceptual_opt: it downloads a VGG when it is built, a distillation loss only when it is prepared.
     for key in ('distill_opt', 'pixel_opt'):
         if opt['train'].get(key) is not None:
             loss = construct(f'train.{key}', opt['train'][key], build_loss)
@@ -61,20 +53,6 @@ def _check_loss_fits(loss: DistillLoss, opt: Block) -> None:
         )
     if loss.regressor == 'always' and 'network_r' not in opt:
         raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
-
-
-def _check_vgg_layers(block: Block) -> None:
-    """BasicSR's PerceptualLoss alone is known to read layers so."""
-    if LOSS_REGISTRY.get(block['type']) is not PerceptualLoss:
-        return
-    where, vgg, weights = 'train.perceptual_opt.layer_weights', block.get('vgg_type', 'vgg19'), block['layer_weights']
-    layers = insert_bn(VGG_LAYERS[vgg.removesuffix('_bn')]) if vgg.endswith('_bn') else VGG_LAYERS[vgg]
-    if not weights:
-        raise UserError(f'{where}: {{}}; accepted: a weight for one layer or more, e.g. {{conv5_4: 1.0}}')
-    for layer, weight in weights.items():
-        if layer not in layers:
-            raise UserError(f'{where}.{layer}: no layer of {vgg}{did_you_mean(str(layer), layers)}')
-        check_type(f'{where}.{layer}', weight, NUMBER)
 
 
 def construct(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
