@@ -1,6 +1,7 @@
 """``facd report``: a training as one HTML page."""
 
 import logging
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,30 +14,56 @@ from facd_basicsr.errors import UserError, disk_complaints
 from facd_basicsr.evaluation.benchmark_sets import Pair
 from facd_basicsr.experiment.run_folder import read_run_folder
 from facd_basicsr.report.page import page
-from facd_basicsr.report.results import results_of
+from facd_basicsr.report.results import Results, results_of
+
+OURS = b'<meta name="generator" content="facd report">'  # in the head of page.html
 
 
-def report(run_dir: Path, out: Path | None) -> Path:
+def report(run_dir: Path, out: Path | None, table: bool = True) -> Path:
     """Writes the page of a training.
 
     Args:
         run_dir: the folder that train.py made.
-        out: the file; ``report.html`` in the folder if None.
+        out: the file, a new one or a report that it takes the place of; if None ``report.html`` in the folder, whatever
+            it is.
+        table: whether networks are run, for table and crops.
 
     Returns:
         The file.
 
     Raises:
-        UserError: it is no such folder, or the file can't be written.
+        UserError: it is no such folder, or the file can't be written; before any network is run.
     """
-    out = out or run_dir / 'report.html'
-    if out.is_dir() or not (out.parent.is_dir() or out.parent == run_dir):
-        raise UserError(f'--out: {out}; accepted: a file name in a folder that is there')
+    if out is None:
+        out = run_dir / 'report.html'
+    else:
+        _check_target(out)
     run = read_run_folder(run_dir)
-    text = page(run, results_of(run, _progress))
+    _check_writable(out)
+    results = results_of(run, _progress) if table else Results(notes=['No table and no crops: --no-table.'])
+    text = page(run, results)
     with disk_complaints():
         write_whole(out, text.encode())
     return out
+
+
+def _check_target(out: Path) -> None:
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f'--out: {out}; accepted: a file name in a folder that is there')
+    if out.exists():
+        with disk_complaints(), out.open('rb') as file:
+            if OURS not in file.read(2000):
+                raise UserError(f'--out: {out} is there already, and no report; accepted: a new file, or a report')
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UserError(
+            f'--out: {out} can not be written ({error.strerror}); accepted: a file in a folder that can'
+        ) from error
 
 
 def _progress(images: Iterable[Pair], count: int) -> Iterable[Pair]:
@@ -46,7 +73,13 @@ def _progress(images: Iterable[Pair], count: int) -> Iterable[Pair]:
 @click.command()
 @click.argument('run_dir', metavar='RUN_DIR', type=click.Path(path_type=Path))
 @click.option('--out', type=click.Path(path_type=Path), help='HTML file to write; default: RUN_DIR/report.html')
-def command(run_dir: Path, out: Path | None) -> None:
+@click.option(
+    '--table/--no-table',
+    default=True,
+    show_default=True,
+    help='Table and crops, for which student and teacher upscale every validation image.',
+)
+def command(run_dir: Path, out: Path | None, table: bool) -> None:
     """A training as one HTML page: curves, table, crops with a slider, options, environment.
 
     RUN_DIR is what train.py made, experiments/NAME, of a run that is finished, stopped or still going. The page needs
@@ -57,5 +90,5 @@ def command(run_dir: Path, out: Path | None) -> None:
       facd report experiments/FACD_EDSR_x4
     """
     get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
-    written = report(run_dir, out)
+    written = report(run_dir, out, table)
     click.echo(f'{written}: {written.stat().st_size / 2**20:.1f} MiB')

@@ -218,6 +218,31 @@ def test_the_command_writes_where_it_is_told(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['page.html']
 
 
+def test_a_report_is_made_again_and_other_files_are_left_alone(folder, tmp_path):
+    page, other = tmp_path / 'page.html', tmp_path / 'thesis.html'
+    other.write_text('<!DOCTYPE html>\n<title>mine</title>')
+    for _ in range(2):
+        result = CliRunner().invoke(facd, ['report', str(folder), '--out', str(page), '--no-table'])
+        assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(facd, ['report', str(folder), '--out', str(other)])
+    assert f'--out: {other} is there already, and no report; accepted: a new file, or a report' in str(result.exception)
+    assert other.read_text().endswith('mine</title>')
+
+
+def test_without_the_table_no_network_is_run(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr('facd_basicsr.tools.report.results_of', None)
+    result = CliRunner().invoke(facd, ['report', str(folder), '--no-table', '--out', str(tmp_path / 'page.html')])
+    text = (tmp_path / 'page.html').read_text(encoding='utf-8')
+    assert result.exit_code == 0 and 'No table and no crops: --no-table.' in text and text.count('<svg') == 8
+
+
+@pytest.mark.skipif(not Path('/proc/version').is_file(), reason='no folder in which nobody can make files')
+def test_a_target_that_can_not_be_written_is_found_before_networks_are_run(folder, monkeypatch):
+    monkeypatch.setattr('facd_basicsr.tools.report.results_of', None)
+    result = CliRunner().invoke(facd, ['report', str(folder), '--out', '/proc/page.html'])
+    assert re.fullmatch(r'--out: /proc/page.html can not be written \(.*\); accepted: .*', str(result.exception))
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
