@@ -10,7 +10,7 @@ from threading import Lock
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from facd_basicsr.archs.input_channels import input_channels
