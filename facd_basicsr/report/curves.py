@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 8, 38  # around the axes
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 8, 38  # around the axes
 COLOURS = 4  # of the page's style
 POINTS = 240  # of a line that are drawn as they are; of more, the least and largest of each of half as many parts
 MARKED = 40  # a line of fewer points, that are exact, has a mark at each

@@ -2,12 +2,10 @@
 
 import copy
 import dataclasses
-import json
 import re
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import pytest
 import safetensors
 import torch
@@ -149,7 +147,7 @@ def test_a_student_of_scale_3_is_exported_as_the_others(name, tmp_path):
         torch.testing.assert_close(found, student.net(lq), rtol=0, atol=STEP if format is ONNX_FP16 else 0.01 * STEP)
 
 
-SNIPPETS = re.findall(
+HEAD, *SNIPPETS = re.findall(
     r'```python\n(.*?)```', (REPOSITORY / 'docs' / 'deploy.md').read_text(encoding='utf-8'), re.DOTALL
 )
 
@@ -158,15 +156,17 @@ SNIPPETS = re.findall(
 def test_a_snippet_of_the_page_gives_the_students_output(folders, snippet, monkeypatch):
     monkeypatch.chdir(folders['EDSR'])
     lq = torch.rand(1, 3, 7, 10)
-    scope = {'json': json, 'torch': torch, 'Path': Path, 'EDSR': EDSR, 'safetensors': safetensors, 'lq': lq}
-    scope['onnxruntime'] = onnxruntime
     sr = expected('EDSR', lq)
     if 'spandrel' in snippet:
-        scope['spandrel'] = pytest.importorskip('spandrel')
+        pytest.importorskip('spandrel')
         monkeypatch.chdir(folders['RCAN'])
         sr = expected('RCAN', lq).clamp(0, 1)
         convert(Path('student.pth'), Path('student_spandrel.pth'), 'rcan', 255.0, DIV2K_MEAN)
-    exec(snippet, scope)
+    scope: dict = {}
+    with torch.enable_grad():  # as where the page's reader begins
+        exec(HEAD, scope)
+        scope['lq'] = lq
+        exec(snippet, scope)
     Path('student_spandrel.pth').unlink(missing_ok=True)
     torch.testing.assert_close(torch.as_tensor(scope['sr']), sr, rtol=0, atol=STEP if 'fp16' in snippet else 2e-6)
 
