@@ -28,8 +28,10 @@ from facd_basicsr.data.lmdb_pairs import write_lmdbs
 REPOSITORY = Path(facd_basicsr.__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / 'shared' / 'data'
 
-# Those that tests start are not measured: tracing would take them longer than what they are started for.
-os.environ.pop('COVERAGE_PROCESS_CONFIG', None)
+# Those that tests start are not measured: tracing would take them longer than what they are started for. The process
+# that starts pytest-xdist's workers reads this file first, and must pass it on to them.
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.pop('COVERAGE_PROCESS_CONFIG', None)
 
 settings.register_profile('untimed', deadline=None)  # a busy machine is no failure
 settings.load_profile('untimed')
