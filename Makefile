@@ -49,6 +49,8 @@ install: $(INSTALLED)
 
 # basicsr's sdist builds without isolation only, once torch, numpy and cython are there: its isolated build would
 # install a second torch. On Python >= 3.13 it also needs requirements/basicsr_build (see there).
+# editable_mode: by a plain path. Otherwise, in the folder around a clone that is called facd_basicsr, Python takes
+# the clone itself for the package.
 # opencv-python needs libGL and libxcb from the system. Where they are missing, its headless twin, the same cv2
 # module without windows, takes its place.
 $(INSTALLED): setup.py requirements/constraints.txt requirements/basicsr_build/sitecustomize.py
@@ -58,7 +60,7 @@ $(INSTALLED): setup.py requirements/constraints.txt requirements/basicsr_build/s
 	$(INSTALL) --upgrade pip
 	$(INSTALL) torch torchvision numpy cython setuptools wheel
 	PYTHONPATH=$(CURDIR)/requirements/basicsr_build $(INSTALL) --no-build-isolation basicsr
-	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	$(INSTALL) --no-build-isolation --config-settings editable_mode=compat --editable '.[dev]'
 	$(BIN)/python -c 'import cv2' 2>/dev/null || \
 	  { $(PIP) uninstall --yes opencv-python && $(INSTALL) opencv-python-headless; }
 	touch $(INSTALLED)

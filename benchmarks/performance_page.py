@@ -8,6 +8,7 @@ A block of the page begins with ``<!-- benchmark: PART FILE -->`` and ends with 
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,7 @@ def ratio(a: float, b: float) -> str:
 
 
 def split(result: Result) -> str:
-    total = sum(result['split'].values())
+    total = math.fsum(result['split'].values())
     rows = [[part, ms(seconds), f'{100 * seconds / total:.1f} %'] for part, seconds in result['split'].items()]
     return markdown_table([f'part of FACD {result["split_of"]}', 'ms', 'share'], rows)
 
@@ -158,7 +159,7 @@ def validation(result: Result) -> str:
     for student, found in result['students'].items():
         for who, seconds in found['seconds'].items():
             of_parts = found['processor_seconds_by_part'][who]
-            metrics = sum(value for part, value in of_parts.items() if part not in ('reading', 'forward'))
+            metrics = math.fsum(value for part, value in of_parts.items() if part not in ('reading', 'forward'))
             parts = [f'{value:.2f}' for value in (of_parts['forward'], metrics, of_parts['reading'])]
             cells = [f'{seconds:.2f}', f'{found["processor_seconds"][who]:.2f}', *parts]
             rows.append([f'{student}, {who}', *cells, *(['', ''] if who == 'BasicSR' else _gain(found))])

@@ -52,8 +52,19 @@ def run_command(command: Callable[[], object]) -> None:
 
 
 def _say(line: str) -> None:
-    """At once, or several processes get between each other's lines and their ends."""
+    """At once, or several processes get between each other's lines and their ends; as the last line, where stdout and
+    stderr are one file, after what BasicSR has printed."""
+    sys.stdout.flush()
     sys.stderr.write(f'{line}\n')
+
+
+@contextmanager
+def advising(advice: str) -> Iterator[None]:
+    """Ends the line of a :class:`UserError` in what else can be done."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f'{error}; {advice}') from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from facd_basicsr.data.download import download
 from facd_basicsr.data.images import images_in, read_bgr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.data.record import are_finished
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, advising
 
 OFFICIAL_URL = 'https://data.vision.ee.ethz.ch/cvl/DIV2K/'
 HR = 'DIV2K_train_HR'
@@ -71,7 +71,8 @@ def _archive(name: str, out: Path, url: str) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     # a mirror may have packed the images anew
     digest = SHA256[name] if url == OFFICIAL_URL else None
-    download(f'{url.rstrip("/")}/{name}', out / name, 'DIV2K', digest)
+    with advising(f'put the archive into {out}, or name a mirror or a folder by --url (datasets/README.md)'):
+        download(f'{url.rstrip("/")}/{name}', out / name, 'DIV2K', digest)
     return out / name
 
 

@@ -17,7 +17,7 @@ from facd_basicsr.distill.checkpoints import LIGHTNING, load_any_state_dict, loa
 from facd_basicsr.distill.layouts import LAYOUTS, network_block, recognise, to_basicsr
 from facd_basicsr.engine.execution import PRECISIONS, Execution
 from facd_basicsr.engine.winograd import Winograd, gains
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, advising
 
 FORMATS = ('auto', *LAYOUTS, 'spandrel')
 PAGE = 'docs/teachers.md describes the teacher block'
@@ -135,7 +135,8 @@ def local_weights(teacher_opt: dict[str, Any]) -> Path:
     """
     weights, sha256 = teacher_opt['weights'], teacher_opt.get('sha256')
     if is_url(weights):
-        return cached(weights, 'teacher.weights', sha256)
+        with advising('or bring the file and name it: --force_yml teacher:weights=FILE (docs/teachers.md)'):
+            return cached(weights, 'teacher.weights', sha256)
     path = Path(weights)
     if sha256 is not None and not (digest := sha256_of(path)).startswith(sha256.lower()):
         raise UserError(

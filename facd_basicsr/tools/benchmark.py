@@ -107,8 +107,22 @@ def _write(path: Path, text: str) -> None:
 
 
 @click.command(cls=SeveralValues)
-@click.option('-opt', '--opt', 'option_files', multiple=True, required=True, help='test file; one for each method')
-@click.option('--teacher', 'train_file', metavar='TRAIN_YML', help='train file: its teacher, and feature PSNR to it')
+@click.option(
+    '-opt',
+    '--opt',
+    'option_files',
+    type=click.Path(),
+    multiple=True,
+    required=True,
+    help='test file; one for each method',
+)
+@click.option(
+    '--teacher',
+    'train_file',
+    type=click.Path(),
+    metavar='TRAIN_YML',
+    help='train file: its teacher, and feature PSNR to it',
+)
 @click.option('--out', type=click.Path(path_type=Path), help='folder to write to; default: results/benchmark_TIME')
 @click.option(
     '--gray-as-colour',

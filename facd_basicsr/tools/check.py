@@ -213,7 +213,7 @@ def _block(title: str, table: str) -> Iterator[str]:
 
 
 @click.command(cls=SeveralValues)
-@click.option('-opt', '--opt', 'option_file', required=True, help='Option file of a training.')
+@click.option('-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Option file of a training.')
 @click.option(
     '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help="Override options, as train.py's."
 )

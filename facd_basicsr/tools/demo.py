@@ -27,7 +27,7 @@ from facd_basicsr.data.images import read_bgr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.distill.checkpoints import load_state_dict
 from facd_basicsr.distill.teacher import build_teacher
-from facd_basicsr.errors import run_command
+from facd_basicsr.errors import Stopped, run_command
 from facd_basicsr.evaluation.complexity import flops, latency_ms, parameters
 from facd_basicsr.evaluation.figure import largest_error, side_by_side
 from facd_basicsr.evaluation.quality import as_input, bicubic, score, upscale
@@ -99,7 +99,10 @@ def run_training(option_file: Path, iterations: int | None, title: str) -> float
     args = parser().parse_args(['-opt', str(option_file), '--force_yml', *overrides])
     start = time.perf_counter()
     with tqdm(total=total, desc=title, unit='it', mininterval=0.5, dynamic_ncols=True) as bar:
-        train(args, root=OUT, console=False, on_iteration=lambda iteration: bar.update(iteration - bar.n))
+        try:
+            train(args, root=OUT, console=False, on_iteration=lambda iteration: bar.update(iteration - bar.n))
+        except Stopped:  # which says how train.py goes on; the demo begins anew
+            raise KeyboardInterrupt from None
     return time.perf_counter() - start
 
 

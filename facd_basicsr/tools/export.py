@@ -18,7 +18,9 @@ CHECKPOINTS = ('.pth', '.pt', '.safetensors')
 
 @click.command()
 @click.argument('checkpoint', type=click.Path(path_type=Path))
-@click.option('-opt', '--opt', 'option_file', metavar='FILE', help="Its training's or a test's option file.")
+@click.option(
+    '-opt', '--opt', 'option_file', type=click.Path(), metavar='FILE', help="Its training's or a test's option file."
+)
 @click.option(
     '-o',
     '--out',

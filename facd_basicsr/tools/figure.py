@@ -92,8 +92,18 @@ def command() -> None:
 
 
 @command.command(cls=SeveralValues)
-@click.option('-opt', '--opt', 'option_files', multiple=True, required=True, help='test file; one for each method')
-@click.option('--teacher', 'train_file', metavar='TRAIN_YML', help='train file whose teacher has a column')
+@click.option(
+    '-opt',
+    '--opt',
+    'option_files',
+    type=click.Path(),
+    multiple=True,
+    required=True,
+    help='test file; one for each method',
+)
+@click.option(
+    '--teacher', 'train_file', type=click.Path(), metavar='TRAIN_YML', help='train file whose teacher has a column'
+)
 @set_option
 @click.option('--image', multiple=True, help='look in this image only, named without suffix; may be repeated')
 @click.option(
@@ -141,8 +151,10 @@ def crops(
 
 
 @command.command('teacher-map', cls=SeveralValues)
-@click.option('-opt', '--opt', 'option_file', required=True, help="the student's test file")
-@click.option('--teacher', 'train_file', required=True, metavar='TRAIN_YML', help='train file with the teacher')
+@click.option('-opt', '--opt', 'option_file', type=click.Path(), required=True, help="the student's test file")
+@click.option(
+    '--teacher', 'train_file', type=click.Path(), required=True, metavar='TRAIN_YML', help='train file with the teacher'
+)
 @set_option
 @click.option('--image', multiple=True, help='this image only, named without suffix; may be repeated')
 @click.option(

@@ -23,7 +23,9 @@ FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 @click.command(cls=SeveralValues)
-@click.option('-opt', '--opt', 'option_file', required=True, help='Option file for train.py or test.py.')
+@click.option(
+    '-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Option file for train.py or test.py.'
+)
 @click.option(
     '--repeats', default=5, show_default=True, type=click.IntRange(0), help='Runs per latency; 0: count, run nothing.'
 )

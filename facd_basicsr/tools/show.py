@@ -36,7 +36,9 @@ def show(option_file: str, overrides: Sequence[str]) -> str:
 
 
 @click.command(cls=SeveralValues)
-@click.option('-opt', '--opt', 'option_file', required=True, help='Option file for train.py or test.py.')
+@click.option(
+    '-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Option file for train.py or test.py.'
+)
 @click.option(
     '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help="Override options, as train.py's."
 )

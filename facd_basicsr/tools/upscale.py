@@ -33,7 +33,11 @@ def _unfinished(pairs: list[Pair], record: UpscaleRecord | None) -> list[Pair]:
     '-s', '--student', required=True, type=click.Path(path_type=Path), help='.pth, .pt, .safetensors or .onnx.'
 )
 @click.option(
-    '-opt', '--opt', 'option_file', help="The student's train or test file, where neither it nor its folder tells."
+    '-opt',
+    '--opt',
+    'option_file',
+    type=click.Path(),
+    help="The student's train or test file, where neither it nor its folder tells.",
 )
 @click.option('--format', 'kind', type=click.Choice(['png', 'jpg', 'webp']), help='Of the files.  [default: png]')
 @click.option(
