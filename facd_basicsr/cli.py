@@ -7,7 +7,18 @@ import click
 
 from facd_cli import COMMANDS, facd, main
 
-__all__ = ['COMMANDS', 'SeveralValues', 'facd', 'main']
+__all__ = ['COMMANDS', 'SeveralValues', 'facd', 'main', 'test_files_option']
+
+# for a SeveralValues of checkpoints side by side
+test_files_option = click.option(
+    '-opt',
+    '--opt',
+    'option_files',
+    type=click.Path(),
+    multiple=True,
+    required=True,
+    help='test file; one for each method',
+)
 
 
 class SeveralValues(click.Command):

@@ -14,7 +14,7 @@ import click
 from basicsr.utils import get_root_logger, get_time_str
 from tqdm import tqdm
 
-from facd_basicsr.cli import SeveralValues
+from facd_basicsr.cli import SeveralValues, test_files_option
 from facd_basicsr.engine.logs import versions
 from facd_basicsr.errors import UserError, disk_complaints
 from facd_basicsr.evaluation import benchmark as tables
@@ -107,15 +107,7 @@ def _write(path: Path, text: str) -> None:
 
 
 @click.command(cls=SeveralValues)
-@click.option(
-    '-opt',
-    '--opt',
-    'option_files',
-    type=click.Path(),
-    multiple=True,
-    required=True,
-    help='test file; one for each method',
-)
+@test_files_option
 @click.option(
     '--teacher',
     'train_file',

@@ -14,7 +14,7 @@ from basicsr.utils import get_root_logger
 from PIL import Image
 from tqdm import tqdm
 
-from facd_basicsr.cli import SeveralValues
+from facd_basicsr.cli import SeveralValues, test_files_option
 from facd_basicsr.errors import UserError, disk_complaints
 from facd_basicsr.evaluation.benchmark_sets import build_sets, select
 from facd_basicsr.evaluation.crops import Crop, chosen_crop, crop_psnr, find_crops
@@ -92,15 +92,7 @@ def command() -> None:
 
 
 @command.command(cls=SeveralValues)
-@click.option(
-    '-opt',
-    '--opt',
-    'option_files',
-    type=click.Path(),
-    multiple=True,
-    required=True,
-    help='test file; one for each method',
-)
+@test_files_option
 @click.option(
     '--teacher', 'train_file', type=click.Path(), metavar='TRAIN_YML', help='train file whose teacher has a column'
 )
