@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from facd_basicsr.engine.execution import tf32_of
 from facd_basicsr.errors import UserError
 
 STRIP = 16  # pixels: across the direction in which the reach is measured
@@ -63,8 +64,14 @@ def reach_of(net: nn.Module, channels: int, scale: int, tile: int) -> int:
     training = net.training
     net.eval()
     device = next(net.parameters()).device
-    # not cuDNN: of its algorithms some mix more pixels than they should, which then are no numbers either
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=False), torch.random.fork_rng(devices=[]):
+    # not cuDNN: of its algorithms some mix more pixels than they should, which then are no numbers either; not TF32,
+    # which rounds more than the tolerance
+    with (
+        torch.no_grad(),
+        tf32_of('fp32'),
+        torch.backends.cudnn.flags(enabled=False),
+        torch.random.fork_rng(devices=[]),
+    ):
         try:
             reach = max(_reach(net, channels, scale, upright, device) for upright in (False, True))
             for upright in (False, True):
