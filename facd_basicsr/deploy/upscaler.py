@@ -150,6 +150,7 @@ class Upscaler:
         try:
             output = self._net(rgb)
         except (RuntimeError, AssertionError) as error:  # AssertionError: RRDBNet's
+            traceback.clear_frames(error.__traceback__)  # they hold features, as long as anybody keeps the error
             if _is_lack_of_memory(error):
                 raise
             raise RefusedSizeError(_reason(error)) from error
@@ -166,7 +167,7 @@ class Upscaler:
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
-    return 'alloc' in str(error)  # so torch says it, of the CPU's and a GPU's, and onnxruntime
+    return 'alloc' in str(error).lower()  # so torch says it, of the CPU's and a GPU's, cuDNN and onnxruntime
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 import re
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -211,10 +212,29 @@ def test_what_other_threads_run_is_cancelled_inside_the_network():
 
 def test_a_lack_of_memory_is_told_from_other_errors(monkeypatch):
     upscaler = Upscaler(student(STUDENT))
-    for said, error in (("DefaultCPUAllocator: can't allocate memory", MemoryError), ('a bug', RuntimeError)):
+    cases = {
+        "DefaultCPUAllocator: can't allocate memory": MemoryError,
+        'cuDNN error: CUDNN_STATUS_ALLOC_FAILED': MemoryError,
+        'a bug': RuntimeError,
+    }
+    for said, error in cases.items():
         monkeypatch.setattr(upscaler, '_output', lambda *_, said=said: (_ for _ in ()).throw(RuntimeError(said)))
         with pytest.raises(error):
             upscaler.upscale(noise(8, 8, 3), unseen)
+
+
+def test_an_error_that_is_kept_keeps_no_features():
+    features = []
+
+    class TooLarge(Nearest):
+        def forward(self, x: Tensor) -> Tensor:
+            held = x + 1
+            features.append(weakref.ref(held))
+            raise RuntimeError("can't allocate memory")
+
+    with pytest.raises(MemoryError) as kept:
+        Upscaler(student_of(TooLarge(), 2), 0).upscale(noise(8, 8, 3), unseen)
+    assert kept.value.__cause__ is not None and [feature() for feature in features] == [None]
 
 
 @pytest.mark.parametrize(
