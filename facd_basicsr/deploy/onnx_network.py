@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from facd_basicsr.errors import UserError
 
 INSTALL = "`pip install 'facd_basicsr[onnx]'`"
-# not all that onnxruntime has: TensorRT builds an engine, for minutes, for each size of image
-PROVIDERS = ('CUDAExecutionProvider', 'CPUExecutionProvider')
+# Not all that onnxruntime has: TensorRT builds an engine, for minutes, for each size of image. TF32, CUDA's default,
+# rounds more than what facd export takes for rounding.
+PROVIDERS = {'CUDAExecutionProvider': {'use_tf32': '0'}, 'CPUExecutionProvider': {}}
 
 
 class OnnxNetwork(nn.Module):
@@ -35,7 +36,8 @@ class OnnxNetwork(nn.Module):
             raise UserError(f'{where}: {path} needs onnxruntime, which is not installed; accepted: {INSTALL}')
         import onnxruntime
 
-        providers = [name for name in PROVIDERS if name in onnxruntime.get_available_providers()]
+        available = onnxruntime.get_available_providers()
+        providers = [(name, options) for name, options in PROVIDERS.items() if name in available]
         try:
             self._session = onnxruntime.InferenceSession(str(path), providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no public class
