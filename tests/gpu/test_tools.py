@@ -168,21 +168,21 @@ def test_onnx_runs_on_the_gpu_as_exactly_as_torch_on_the_cpu(tmp_path):
 
 
 @pytest.fixture
-def test_file(test_opt: dict, tmp_path: Path) -> str:
+def student_file(test_opt: dict, tmp_path: Path) -> str:
     torch.manual_seed(0)
     torch.save({'params': build_network(STUDENT).state_dict()}, tmp_path / 'net_g.pth')
     opt = changed(changed(test_opt, 'num_gpu', 'auto'), 'path.pretrain_network_g', str(tmp_path / 'net_g.pth'))
     return str(write_yml(opt, tmp_path / 'student.yml'))
 
 
-def test_figures_of_benchmark_and_test_py_are_the_cpus(test_file, train_opt, tmp_path):
+def test_figures_of_benchmark_and_test_py_are_the_cpus(student_file, train_opt, tmp_path):
     train_file = str(write_yml(changed(train_opt, 'num_gpu', 'auto'), tmp_path / 'train.yml'))
     results = {}
     for num_gpu in ('auto', '0'):
         out, override = tmp_path / num_gpu, f'num_gpu={num_gpu}'
-        table = benchmark([test_file], [override], train_file, out)
+        table = benchmark([student_file], [override], train_file, out)
         results[num_gpu] = json.loads((out / 'results.json').read_text())
-        args = parser().parse_args(['-opt', test_file, '--force_yml', override])
+        args = parser().parse_args(['-opt', student_file, '--force_yml', override])
         by_test_py = evaluate(args, tmp_path / f'test_{num_gpu}', console=False)['pictures']
         assert table['tiny_test']['pictures'] == pytest.approx(by_test_py, abs=DB)
     assert [results[num_gpu]['device'] for num_gpu in ('auto', '0')] == ['cuda', 'cpu']
