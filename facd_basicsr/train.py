@@ -33,6 +33,7 @@ from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position, naming_a_full_disk
 from facd_basicsr.engine.damaged_images import DamagedImages
 from facd_basicsr.engine.distributed import Ranks, ended_at_once, naming_a_lost_rank
+from facd_basicsr.engine.execution import set_deterministic
 from facd_basicsr.engine.logs import DeferredLog, machine, tensorboard, versions
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
@@ -65,9 +66,9 @@ def train(
         LostRankError: another process of the group has ended.
         Stopped: a signal has ended it, with everything saved.
     """
-    torch.backends.cudnn.benchmark = True
     with ending_set_up(), naming_killed_workers():
         opt = parse_options(args, is_train=True, root=root)
+        set_deterministic(opt.get('deterministic', False))
         with DeferredLog(opt['rank'], console) as log, naming_a_lost_rank():
             log.info(versions())
             log.info(f'Machine: {machine()}, {torch.get_num_threads()} CPU threads.')

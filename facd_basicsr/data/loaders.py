@@ -118,10 +118,20 @@ def naming_killed_workers() -> Iterator[None]:
 
 def _prefetched(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any] | Exception]:
     if opt['datasets']['train'].get('prefetch_mode') == 'cuda':
-        return iter(CUDAPrefetcher(loader, opt).next, None)
+        return _copied_ahead(CUDAPrefetcher(loader, opt))
     if isinstance(loader, PrefetchDataLoader):
         return PrefetchGenerator(_ending_in_its_error(DataLoader.__iter__(loader)), loader.num_prefetch_queue)
     return iter(loader)
+
+
+def _copied_ahead(prefetcher: CUDAPrefetcher) -> Iterator[dict[str, Any]]:
+    """Batches that were copied on the prefetcher's stream. Their memory must not be taken for another copy before the
+    step's stream, which the allocator does not know of, is done with them."""
+    for batch in iter(prefetcher.next, None):
+        for value in batch.values():
+            if isinstance(value, torch.Tensor) and value.is_cuda:
+                value.record_stream(torch.cuda.current_stream())
+        yield batch
 
 
 def _without_errors(items: Iterator[dict[str, Any] | Exception]) -> Iterator[dict[str, Any]]:

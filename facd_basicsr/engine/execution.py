@@ -3,6 +3,7 @@
 Where weights and losses are concerned nothing changes: they stay float32, and so do validation and checkpoints.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
@@ -125,6 +126,17 @@ class Execution:
             raise UserError(
                 f'{block}.channels_last: true, which this network does not take ({reason}); accepted: false'
             ) from error
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """For all of the process: GPU algorithms that give the same bits in every run, or the fastest that cuDNN finds.
+
+    An operation that has no such algorithm is named in a warning by torch, and is run all the same.
+    """
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # torch asks for it; 24 MiB
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
 
 
 def set_tf32(precision: str | None) -> None:

@@ -1,7 +1,8 @@
-"""What BasicSR's models lack: saves that are whole, validation by all ranks, and processes without GPUs."""
+"""What BasicSR's models lack: saves that are whole, validation by all ranks, processes without GPUs, and for SRModel
+the ways to run a network that FACDModel has."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,25 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from facd_basicsr.data.described_dataset import dataset_of
+from facd_basicsr.engine.execution import Execution, set_tf32
+from facd_basicsr.engine.feeding import feed_without_waiting
+from facd_basicsr.engine.nonfinite import TellsItsSteps
 from facd_basicsr.engine.validation import reach_in_tiles, validate
 from facd_basicsr.engine.whole_files import save_whole
 from facd_basicsr.errors import UserError
+from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.losses.terms import sum_of
 
+# float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
+# below its normal numbers (6e-5). With torch's 2**16 the gradient of conv_last's weights, up to 24 in the first
+# iterations of the paper's students, is above its largest (65504): the first steps would be lost to halving.
+LOSS_SCALE = 2.0**10
 # What a scheduler has counted. The rest of its state is its options: BasicSR lets a state's overrule the option file's.
 SCHEDULER_PROGRESS = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
 
@@ -156,6 +167,79 @@ class SafeModel(BaseModel):
             self._log_validation_metric_values(current_iter, name, tb_logger)
 
 
+class SafeSRModel(TellsItsSteps, SafeModel, SRModel):
+    """SRModel, run as ``train.precision``, ``train.channels_last`` and ``train.compile`` say, as FACDModel runs its
+    student: what a distillation is compared with differs from it by the loss alone. Without these keys it computes what
+    SRModel does. Nothing is read back from the device in a step.
+    """
+
+    feed_data = feed_without_waiting
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self._execution_g = Execution.of(opt.get('train', {}))
+        super().__init__(opt)
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        # the student's, called from SRModel.__init__; before DDP, whose buckets keep the strides they find
+        return super().model_to_device(self._execution_g.lay_out(net))
+
+    def init_training_settings(self) -> None:
+        self._init_precision(self._execution_g.precision)
+        super().init_training_settings()
+        self._run_student: Callable[..., Any] = self._execution_g.compiled(run_network, 'train.compile')
+
+    def _init_precision(self, *precisions: str | None) -> None:
+        """Of the networks that are trained: not fp32 and tf32 at once, which the option check refuses."""
+        for precision in precisions:
+            set_tf32(precision)
+        # only float16 has so small a range that the loss must be scaled
+        self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        with self._execution_g.autocast(self.device), self._execution_g.naming_layout_errors('train'):
+            output = self._run_student(self.net_g, self._execution_g.laid_out(self.lq))
+        self.output = at_least_float32(output)
+        logs: dict[str, Tensor] = {}
+        if self.cri_pix:
+            logs['l_pix'] = self.cri_pix(self.output, self.gt)
+        if self.cri_perceptual:
+            l_percep, l_style = self.cri_perceptual(self.output, self.gt)
+            logs |= {name: term for name, term in (('l_percep', l_percep), ('l_style', l_style)) if term is not None}
+        self._step(logs)
+
+    def _step(self, logs: dict[str, Tensor]) -> None:
+        """Minimises the sum of the terms ``l_*``."""
+        l_total = sum_of(value for name, value in logs.items() if name.startswith('l_'))
+        self.optimizer_g.zero_grad()
+        with self._execution_g.naming_compile_errors('train.compile'):  # a backward is compiled when it is first run
+            self.scaler.scale(l_total).backward()
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
+        self._logs = {name: value.detach() for name, value in logs.items()}
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def training_state(self) -> dict[str, Any]:
+        return {**super().training_state(), 'scaler': self.scaler.state_dict()}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        if resume_state.get('scaler') and self.scaler.is_enabled():
+            self.scaler.load_state_dict(resume_state['scaler'])
+
+    def own_terms(self) -> dict[str, Tensor]:
+        return self._logs
+
+    def get_current_log(self) -> dict[str, float]:
+        """The last step's terms. Reduced here, not in every step: each value read back waits for the device."""
+        return self.reduce_loss_dict(self._logs)
+
+
+def run_network(net: nn.Module, x: Any) -> Any:
+    """What is compiled: the network is an argument, so that its wrapper for several processes may be in its place."""
+    return net(x)
+
+
 def _settings(optimizer: Optimizer) -> dict[str, Any]:
     """What the option file says of an optimizer, as far as it does not change in training."""
     group = optimizer.param_groups[0]
@@ -185,7 +269,9 @@ def _plain(value: Any) -> Any:
 def build_model(opt: dict[str, Any]) -> SafeModel:
     """As BasicSR's: the model of ``model_type``, as a :class:`SafeModel`."""
     cls = MODEL_REGISTRY.get(opt['model_type'])
-    if not issubclass(cls, SafeModel):
+    if cls is SRModel:
+        cls = type(cls.__name__, (SafeSRModel,), {})
+    elif not issubclass(cls, SafeModel):
         # a model that has a validation of its own keeps it
         validations = {name: getattr(cls, name) for name in ('dist_validation', 'nondist_validation')}
         is_basicsrs = all(method is getattr(SRModel, name) for name, method in validations.items())

@@ -4,11 +4,9 @@ from typing import Any, cast
 
 import torch
 from basicsr.archs import build_network
-from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
-from torch.amp import GradScaler
 
 from facd_basicsr.archs import CONVOLUTIONAL
 from facd_basicsr.archs.input_channels import input_channels
@@ -16,25 +14,18 @@ from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
-from facd_basicsr.engine.execution import Execution, set_tf32, tf32_of
-from facd_basicsr.engine.feeding import feed_without_waiting
-from facd_basicsr.engine.nonfinite import TellsItsSteps
-from facd_basicsr.engine.safe_model import SafeModel
+from facd_basicsr.engine.execution import Execution, tf32_of
+from facd_basicsr.engine.safe_model import SafeModel, SafeSRModel, run_network
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.losses.terms import sum_of
 
 PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
 SMALL_PROBE_SIZE = 8  # where nothing depends on it; CSD's VGG halves an x2 output of it four times
-# float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
-# below its normal numbers (6e-5). With torch's 2**16 the gradient of conv_last's weights, up to 24 in the first
-# iterations of the paper's students, is above its largest (65504): the first steps would be lost to halving.
-LOSS_SCALE = 2.0**10
 
 
 @MODEL_REGISTRY.register()
-class FACDModel(TellsItsSteps, SafeModel, SRModel):
+class FACDModel(SafeSRModel):
     """Trains ``net_g``, the student, against a frozen teacher.
 
     Option blocks beyond SRModel's: ``teacher`` (docs/teachers.md), ``train.distill_opt`` (the loss), and for a loss
@@ -51,22 +42,12 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         UserError: taps, teacher, regressors or batch size do not fit together.
     """
 
-    feed_data = feed_without_waiting
-
-    def __init__(self, opt: dict[str, Any]) -> None:
-        self._execution_g = Execution.of(opt.get('train', {}))
-        super().__init__(opt)
-
-    def model_to_device(self, net: nn.Module) -> nn.Module:
-        # the student's, called from SRModel.__init__; before DDP, whose buckets keep the strides they find
-        return super().model_to_device(self._execution_g.lay_out(net))
-
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         self.net_g.train()
         self._init_ema(train_opt.get('ema_decay', 0))
         self._execution_r = Execution.of(train_opt, suffix='_r')
-        self._init_precision()
+        self._init_precision(self._execution_g.precision, self._execution_r.precision)
 
         loss = cast(DistillLoss, build_loss(train_opt['distill_opt']))
         self.cri_distill = loss.prepare().to(self.device)
@@ -81,7 +62,8 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')
         self.teacher_taps = Taps(self.teacher.net, [tap['teacher'] for tap in taps], 'teacher')
         self.net_r = self._build_regressors()
-        self._run_student, self._run_regressors, self._run_teacher = self.student_taps.run, _run, self.teacher_taps.run
+        self._run_student, self._run_teacher = self.student_taps.run, self.teacher_taps.run
+        self._run_regressors = run_network
         self._try_loss(train_opt)
         self._compile()
 
@@ -101,14 +83,10 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
                 self.model_ema(0)
             self.net_g_ema.eval()
 
-    def _init_precision(self) -> None:
-        precisions = {self._execution_g.precision, self._execution_r.precision}
-        for precision in precisions:  # not fp32 and tf32 at once, which the option check refuses
-            set_tf32(precision)
-        if 'tf32' in precisions | {self.opt['teacher'].get('precision')} and self.device.type == 'cpu':
+    def _init_precision(self, *precisions: str | None) -> None:
+        super()._init_precision(*precisions)
+        if 'tf32' in {*precisions, self.opt['teacher'].get('precision')} and self.device.type == 'cpu':
             get_root_logger().warning('precision: tf32 is of GPUs; on this CPU it is fp32.')
-        # only float16 has so small a range that the loss must be scaled
-        self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
 
     def probe_taps(self, size: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The student's and the teacher's features, (1, C_j, h, w) each, of a flat patch; before the regressors.
@@ -139,7 +117,7 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
         load_path = self.opt['path'].get('pretrain_network_r')
         if load_path is not None:
             self._load_regressors(net_r, load_path)
-        return super().model_to_device(self._execution_r.lay_out(net_r)).train()
+        return SafeModel.model_to_device(self, self._execution_r.lay_out(net_r)).train()  # not in the student's format
 
     def _patch_size(self) -> int:
         """Height and width of LQ in training."""
@@ -217,40 +195,10 @@ class FACDModel(TellsItsSteps, SafeModel, SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
-        l_total = sum_of(value for name, value in logs.items() if name.startswith('l_'))
-        self.optimizer_g.zero_grad()
-        # a backward is compiled when it is first run
-        with (
-            self._execution_g.naming_compile_errors('train.compile'),
-            self._execution_r.naming_compile_errors('train.compile_r'),
-        ):
-            self.scaler.scale(l_total).backward()
-        self.scaler.step(self.optimizer_g)
-        self.scaler.update()
-        self._logs = {name: value.detach() for name, value in logs.items()}
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
-
-    def training_state(self) -> dict[str, Any]:
-        return {**super().training_state(), 'scaler': self.scaler.state_dict()}
-
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
-        super().resume_training(resume_state)
-        if resume_state.get('scaler') and self.scaler.is_enabled():
-            self.scaler.load_state_dict(resume_state['scaler'])
-
-    def own_terms(self) -> dict[str, Tensor]:
-        return self._logs
-
-    def get_current_log(self) -> dict[str, float]:
-        """The last step's terms. Reduced here, not in every step: each value read back waits for the device."""
-        return self.reduce_loss_dict(self._logs)
+        with self._execution_r.naming_compile_errors('train.compile_r'):
+            self._step(logs)
 
     def save(self, epoch: int, current_iter: int) -> None:
         if self.net_r is not None:
             self.save_network(self.net_r, 'net_r', current_iter)
         super().save(epoch, current_iter)
-
-
-def _run(net: nn.Module, x: Any) -> Any:
-    return net(x)

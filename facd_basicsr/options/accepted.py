@@ -6,6 +6,7 @@ from typing import Any
 
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.losses.basic_loss import PerceptualLoss
+from basicsr.models.sr_model import SRModel
 from basicsr.utils.file_client import FileClient
 
 from facd_basicsr.options import arguments, keys
@@ -78,6 +79,8 @@ def train_keys(model: type) -> Keys:
     own = {key: keys.TRAIN_KEYS.get(key, Key()) for key in sorted(keys_read(model, 'train_opt'))}
     if 'distill_opt' in own:
         own |= keys.EXECUTION_TRAIN
+    elif model is SRModel:
+        own |= keys.EXECUTION
     return {**own, **keys.TRAIN}
 
 

@@ -213,6 +213,7 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
     if opt['logger'].get('keep_best') and not has_metrics:
         raise UserError('logger.keep_best: true; accepted with val.metrics and datasets.val')
     check_block('dist_params', opt.get('dist_params', {}), keys.DIST_PARAMS)
+    check_execution(opt)
     if 'distill_opt' in accepted:
         _check_distillation(opt)
 
@@ -242,7 +243,6 @@ def _check_distillation(opt: dict[str, Any]) -> None:
     if 'distill_opt' not in opt['train']:
         raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     _check_teacher(opt)
-    check_execution(opt)
     loss = opt['train']['distill_opt']['type']
     if not LOSS_REGISTRY.get(loss).reads_features:
         for key in ('taps', 'network_r'):

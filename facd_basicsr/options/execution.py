@@ -8,12 +8,12 @@ from facd_basicsr.options.blocks import check_block
 
 
 def check_execution(opt: dict[str, Any]) -> None:
-    """Checks ``train`` and ``teacher`` of a distillation's option dict, whose keys are known.
+    """Checks ``train`` and ``teacher`` of an option dict, whose keys are known.
 
     Raises:
         UserError: values that do not go together, or a key of regressors that there are not.
     """
-    train_opt, teacher_opt = opt['train'], opt['teacher']
+    train_opt, teacher_opt = opt['train'], opt.get('teacher', {})
     for where, block in (('train', train_opt), ('teacher', teacher_opt)):
         for key in ('compile', 'compile_r'):
             if block.get(key) is not None:

@@ -62,6 +62,11 @@ TOP_TRAIN = {
     'val': Key((dict, type(None)), default=None, meaning='metrics and images of validation; `~`: none'),
     'logger': Key((dict,), required=True, meaning='log and checkpoints'),
     'dist_params': Key((dict,), default={}, meaning='of the process group, with a launcher'),
+    'deterministic': Key(
+        (bool,),
+        default=False,
+        meaning='the same bits in every run on a GPU, by slower algorithms; a CPU gives them anyway',
+    ),
 }
 TOP_TEST = {'val': Key((dict,), required=True, meaning='metrics and images of the test')}
 # What a model reads beyond these; another that it reads accepts any value, or if it is a network a block.

@@ -124,7 +124,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     model = training.model
     batch = next(iter(training.loaders.train))
     size = len(batch['lq'])
-    estimate, words = _memory_estimate(model, batch)
+    estimate, words = memory_estimate(model, batch)
     room, name = _room(model.device)
     yield f'memory       estimate for a batch of {size}: {words}'
     yield f'             {name} has {_bytes(room)}'
@@ -133,6 +133,8 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
         raise UserError(f'memory: about {_bytes(estimate)} are needed, {name} has {_bytes(room)}; {advice}')
     try:
         _step(model, batch)
+        if model.device.type == 'cuda':  # what came before, the gate's images and cuDNN's trials, is not training's
+            torch.cuda.reset_peak_memory_stats(model.device)
         seconds = _step(model, batch)
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(f'memory: a batch of {size} does not fit into {name}; {advice}') from error
@@ -144,7 +146,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
+def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
     """Bytes that training with this batch needs, and what they are for."""
     trained = [p for optimizer in model.optimizers for group in optimizer.param_groups for p in group['params']]
     size = len(batch['lq'])
