@@ -138,7 +138,7 @@ def train_all(
     Args:
         comparison: whose runs.
         folder: with their option files.
-        jobs: processes at a time. With GPUs each has one of its own, in turn; without, they share the CPU's cores.
+        jobs: processes at a time, each on a GPU in turn if there are some. They share the CPU's cores.
         lock: from :func:`locked`.
         finished: makes the record of a trained run, from what ``trained`` holds.
 
@@ -182,9 +182,10 @@ def train_all(
 
 
 def threads_of(jobs: int) -> int:
-    """How many CPU threads each of ``jobs`` trainings has: OMP_NUM_THREADS, or an equal share; with GPUs, all."""
-    own = torch.cuda.is_available() or 'OMP_NUM_THREADS' in os.environ
-    return torch.get_num_threads() if own else max(1, (os.cpu_count() or 1) // jobs)
+    """How many CPU threads each of ``jobs`` runs has: OMP_NUM_THREADS, or an equal share."""
+    if 'OMP_NUM_THREADS' in os.environ:
+        return torch.get_num_threads()
+    return max(1, (os.cpu_count() or 1) // jobs)
 
 
 def _is_scored(run: Run, comparison: Comparison, folder: Folder) -> bool:
@@ -203,13 +204,11 @@ def _score(run: Run, folder: Folder, finished: Callable[[Run, dict[str, Any]], d
 
 
 def _start(run: Run, folder: Folder, slot: int, threads: int, lock: int) -> subprocess.Popen:
-    env = dict(os.environ)
+    env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
     gpus = torch.cuda.device_count()
     if gpus:
         visible = env.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(gpus)))).split(',')
         env['CUDA_VISIBLE_DEVICES'] = visible[slot % gpus]
-    else:
-        env['OMP_NUM_THREADS'] = str(threads)
     command = [sys.executable, '-m', 'facd_basicsr.train', '-opt', str(folder.option_file(run))]
     if folder.output(run).is_file():  # begun before, by this comparison
         command.append('--auto_resume')

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.data.described_dataset import dataset_of
 from facd_basicsr.engine.execution import Execution, set_tf32
 from facd_basicsr.engine.feeding import feed_without_waiting
@@ -186,7 +187,17 @@ class SafeSRModel(TellsItsSteps, SafeModel, SRModel):
     def init_training_settings(self) -> None:
         self._init_precision(self._execution_g.precision)
         super().init_training_settings()
+        if self._execution_g.compile is not None:
+            self._run_once()
         self._run_student: Callable[..., Any] = self._execution_g.compiled(run_network, 'train.compile')
+
+    @torch.no_grad()
+    def _run_once(self) -> None:
+        """What a network moves to the device in its first forward, as EDSR its ``mean``, must not be moved by a CUDA
+        graph, whose memory the next run takes again."""
+        net = self.get_bare_model(self.net_g).eval()
+        net(torch.full((1, input_channels(self.opt['network_g']), 16, 16), 0.5, device=self.device))
+        net.train()
 
     def _init_precision(self, *precisions: str | None) -> None:
         """Of the networks that are trained: not fp32 and tf32 at once, which the option check refuses."""

@@ -1,12 +1,11 @@
 """FACDModel's and SRModel's step on a GPU."""
 
-import logging
 from pathlib import Path
 
 import pytest
 import torch
 from basicsr.archs import build_network
-from basicsr.utils import set_random_seed
+from basicsr.utils import get_root_logger, set_random_seed
 from conftest import changed, write_yml
 
 from facd_basicsr.data.loaders import batches, build_loaders
@@ -127,7 +126,7 @@ def test_twenty_steps_wait_for_nothing(parsed, train_opt, tmp_path, method, exec
 def test_a_step_that_is_not_finite_changes_nothing_and_is_reported_after_the_next(
     parsed, train_opt, tmp_path, caplog, monkeypatch, precision
 ):
-    monkeypatch.setattr(logging.getLogger('basicsr'), 'propagate', True)
+    monkeypatch.setattr(get_root_logger(), 'propagate', True)
     model = build_model(parsed(run_as(train_opt, {'precision': precision})))
     guard = NonFiniteGuard(model, folder=tmp_path)
     assert model.optimizer_g.param_groups[0]['fused']
@@ -161,6 +160,7 @@ def test_batches_copied_ahead_are_those_of_the_loader(parsed, train_opt, workers
         loaders = build_loaders(opt)
         loaders.sampler.set_position(0, 0)
         found[mode] = list(batches(loaders.train, opt))
+        del loaders  # an LMDB is opened once in a process
     assert len(found[None]) > 3
     assert found[None][0]['lq'].is_pinned()
     for mode, items in found.items():
