@@ -121,8 +121,8 @@ def test_costs_have_a_gpus_memory_and_latency(no_data, tmp_path):
     assert (result['device'], result['machine']) == ('cuda', torch.cuda.get_device_name())
     for setting in result['settings']:
         for found in setting['networks'].values():
-                # workspaces; the few bytes of a mean that is no buffer are the CPU's
-                assert found['memory'] - 64 <= found['gpu_memory'] < found['memory'] + 2**30
+            # workspaces; the few bytes of a mean that is no buffer are the CPU's
+            assert found['memory'] - 64 <= found['gpu_memory'] < found['memory'] + 2**30
             assert found['latency_ms'] > 0 and found['runs'] == 3
 
 
