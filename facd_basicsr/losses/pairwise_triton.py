@@ -16,7 +16,7 @@ MAX_HEIGHT = 16  # samples of a, and of b, that a program compares at a time
 MAX_WIDTH = 512  # elements of a sample at a time
 # Tiles of which ptxas keeps every value in registers, with enough left for other warps.
 FORWARD_SUMS, FORWARD_WARPS = 8192, 4
-BACKWARD_SUMS, BACKWARD_WARPS, BACKWARD_B = 2048, 8, 2
+BACKWARD_SUMS, BACKWARD_WARPS = 4096, 4
 PROGRAMS = 1024  # about as many forward, each with sums of its own to store
 
 
@@ -47,27 +47,27 @@ def _sum_kernel(  # type: ignore[no-untyped-def]  # Triton reads a kernel's anno
 @triton.jit
 def _gradient_kernel(  # type: ignore[no-untyped-def]  # as above
     a, b, grad, out, n, m, size, stride_a, stride_b, tiles,
-    height_a: tl.constexpr, height_b: tl.constexpr, width: tl.constexpr,
+    height_a: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """Sums grad[i, k] * sign(a[i] - b[k]) over all k, for width elements of height_a samples of a."""
     program = tl.program_id(0)
     rows_a = (program % tiles) * height_a + tl.arange(0, height_a)
-    rows_b = tl.arange(0, height_b)
     column = (program // tiles) * width + tl.arange(0, width)
     inside = column[None, :] < size
     mask_a = (rows_a[:, None] < n) & inside
     at = rows_a[:, None].to(tl.int64) * size + column[None, :]
     a_tile = tl.load(a + at, mask=mask_a, other=0.0).to(tl.float32)
     sums = tl.zeros((height_a, width), dtype=tl.float32)
-    for first in range(0, m, height_b):
-        k = first + rows_b
-        b_at = k[:, None].to(tl.int64) * size + column[None, :]
-        b_tile = tl.load(b + b_at, mask=(k[:, None] < m) & inside, other=0.0).to(tl.float32)
-        g_at = rows_a[:, None] * stride_a + k[None, :] * stride_b
-        g = tl.load(grad + g_at, mask=(rows_a[:, None] < n) & (k[None, :] < m), other=0.0)[:, :, None]
-        difference = a_tile[:, None, :] - b_tile[None, :, :]
+    b += column[None, :]
+    grad += rows_a[:, None] * stride_a
+    for _ in range(m):  # a sample of b at a time: tiles of three dimensions are shuffled through shared memory
+        b_row = tl.load(b, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(grad, mask=rows_a[:, None] < n, other=0.0)
+        difference = a_tile - b_row
         # 0 for equal elements and for nan, as cdist's
-        sums += tl.sum(tl.where(difference > 0, g, tl.where(difference < 0, -g, 0.0)), axis=1)
+        sums += tl.where(difference > 0, g, tl.where(difference < 0, -g, 0.0))
+        b += size
+        grad += stride_b
     tl.store(out + at, sums.to(out.dtype.element_ty), mask=mask_a)
 
 
@@ -123,7 +123,7 @@ def _gradient(a: Tensor, b: Tensor, grad: Tensor) -> Tensor:
     out = torch.empty_like(a)
     with _on(a):
         _gradient_kernel[(tiles * triton.cdiv(size, width),)](
-            a, b, grad, out, n, m, size, *grad.stride(), tiles, height, BACKWARD_B, width, num_warps=BACKWARD_WARPS
+            a, b, grad, out, n, m, size, *grad.stride(), tiles, height, width, num_warps=BACKWARD_WARPS
         )
     return out
 

@@ -152,8 +152,11 @@ def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
     size = len(batch['lq'])
     few, more = min(SMALL, size), min(LARGE, size)
     kept = {samples: _activations(model, batch, samples, trained) for samples in {few, more}}
-    slope = (kept[more] - kept[few]) / (more - few) if more > few else kept[few] / few
-    activations = kept[few] + slope * (size - few)
+    total = {samples: sum(found) for samples, found in kept.items()}
+    slope = (total[more] - total[few]) / (more - few) if more > few else total[few] / few
+    activations = total[few] + slope * (size - few)
+    # when the backward begins, the gradients of the largest layer's output and input and cuDNN's workspace are there too
+    activations += 3 * max(kept[more]) * size / more
     # a weight, its gradient and Adam's two moments
     weights = sum(4 * p.numel() * p.element_size() for p in trained)
     frozen = 0
@@ -161,15 +164,15 @@ def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
         frozen = sum(p.numel() * p.element_size() for p in model.teacher.parameters())
     return (
         activations + weights + frozen,
-        f'{_bytes(activations)} of features for the backward pass, {_bytes(weights + frozen)} of weights, gradients '
-        'and Adam',
+        f'{_bytes(activations)} of features and gradients, {_bytes(weights + frozen)} of weights, gradients and Adam',
     )
 
 
-def _activations(model: Any, batch: dict[str, Any], samples: int, trained: Sequence[nn.Parameter]) -> int:
+def _activations(model: Any, batch: dict[str, Any], samples: int, trained: Sequence[nn.Parameter]) -> list[int]:
+    """Bytes of each feature that a step of some samples keeps for its backward."""
     with saved_activations(trained) as kept:
         _step(model, {key: value[:samples] for key, value in batch.items()})
-    return sum(kept.values())
+    return [*kept.values(), 0]
 
 
 def _step(model: Any, batch: dict[str, Any]) -> float:
