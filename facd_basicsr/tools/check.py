@@ -155,7 +155,7 @@ def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
     total = {samples: sum(found) for samples, found in kept.items()}
     slope = (total[more] - total[few]) / (more - few) if more > few else total[few] / few
     activations = total[few] + slope * (size - few)
-    # when the backward begins, the gradients of the largest layer's output and input and cuDNN's workspace are there too
+    # when the backward begins: the gradients of the largest layer's output and input, and cuDNN's workspace
     activations += 3 * max(kept[more]) * size / more
     # a weight, its gradient and Adam's two moments
     weights = sum(4 * p.numel() * p.element_size() for p in trained)
