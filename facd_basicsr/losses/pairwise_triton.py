@@ -16,7 +16,7 @@ MAX_HEIGHT = 16  # samples of a, and of b, that a program compares at a time
 MAX_WIDTH = 512  # elements of a sample at a time
 # Tiles of which ptxas keeps every value in registers, with enough left for other warps.
 FORWARD_SUMS, FORWARD_WARPS = 8192, 4
-BACKWARD_SUMS, BACKWARD_WARPS = 4096, 4
+BACKWARD_SUMS, BACKWARD_WARPS = 2048, 8
 PROGRAMS = 1024  # about as many forward, each with sums of its own to store
 
 
