@@ -9,8 +9,8 @@ from facd_basicsr.errors import UserError
 
 # Of the blocks and keys at the top of an option file, in the order in which the files of options/ have them.
 ORDER = (
-    *('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'find_unused_parameters', 'datasets', 'network_g'),
-    *('teacher', 'taps', 'network_r', 'path', 'train', 'val', 'logger', 'dist_params'),
+    *('name', 'model_type', 'scale', 'num_gpu', 'manual_seed', 'deterministic', 'find_unused_parameters'),
+    *('datasets', 'network_g', 'teacher', 'taps', 'network_r', 'path', 'train', 'val', 'logger', 'dist_params'),
 )
 MAX_DEPTH = 50  # blocks within blocks; option files have five
 MAX_BITS = 1000  # of a whole number; longer ones are no floats, and the longest Python refuses to write out

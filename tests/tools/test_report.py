@@ -14,11 +14,15 @@ from conftest import REPOSITORY, changed, run, tiny_train_opt
 from PIL import Image
 from runs import run as train
 
-from facd_basicsr.cli import facd
+pytest.importorskip('selenium')
 
-webdriver = pytest.importorskip('selenium.webdriver', reason='no selenium')
-ActionChains, Keys, By = webdriver.ActionChains, webdriver.Keys, webdriver.common.by.By
-Service, Select = webdriver.chrome.service.Service, webdriver.support.ui.Select
+from selenium import webdriver
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+from facd_basicsr.cli import facd
 
 NAME = '<img src=x onerror="x.y"> &amp; tiny'  # a folder name; as markup it would be an error in the console
 CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
