@@ -42,7 +42,7 @@ test-all: lint
 	$(call PYTEST,-m 'slow or not slow')
 
 test-gpu: $(INSTALLED)
-	$(BIN)/python -m pytest -m gpu -rs
+	$(BIN)/python -m pytest -m gpu -rs --numprocesses 5
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -122,10 +122,8 @@ def test_images_of_one_shape_in_a_batch_have_the_figures_that_they_have_alone(op
     monkeypatch.setattr(
         validation, '_by_shape', lambda samples, pixels, group=validation._by_shape: group(samples, 960)
     )
-    feed_data = SRModel.feed_data
-    monkeypatch.setattr(
-        SRModel, 'feed_data', lambda self, data: batches.append(len(data['lq'])) or feed_data(self, data)
-    )
+    feed_data = model.feed_data
+    monkeypatch.setattr(model, 'feed_data', lambda data: batches.append(len(data['lq'])) or feed_data(data))
     assert by_image(model, loader) == pytest.approx(alone, abs=ROUNDING)
     assert batches == [2, 1, 2, 1]  # 24 x 20 of which two are 960 pixels, 16 x 28, 20 x 20
 

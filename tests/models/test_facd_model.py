@@ -537,3 +537,29 @@ def test_an_infinite_term_is_caught_though_its_gradient_is_finite(build, train_o
     guard.after_step(batch(), 2)
     assert guard.state_dict() == {'in_a_row': 0, 'skipped': 1}
     assert all(torch.isfinite(value).all() for value in model.net_g_ema.state_dict().values())
+
+
+@pytest.mark.parametrize('execution', [{}, {'precision': 'bf16'}, {'channels_last': True}, {'precision': 'fp16'}])
+def test_srmodel_alone_is_run_as_its_options_say_and_otherwise_as_basicsrs(build, train_opt, execution):
+    for key in ('teacher', 'taps', 'network_r'):
+        del train_opt[key]
+    del train_opt['train']['distill_opt']
+    train_opt['train'] |= {'pixel_opt': {'type': 'L1Loss'}, **execution}
+    set_random_seed(0)
+    model = build(changed(train_opt, 'model_type', 'SRModel'))
+    opt = copy.deepcopy(model.opt)  # BasicSR's has taken the types out of it
+    opt['train']['optim_g']['type'], opt['train']['scheduler']['type'] = 'Adam', 'MultiStepLR'
+    basicsrs = MODEL_REGISTRY.get('SRModel')(opt)
+    basicsrs.net_g.load_state_dict(model.net_g.state_dict())
+    seen = []
+    model.net_g.body[0].conv2.register_forward_hook(lambda _, __, output: seen.append(output))
+    step(model, 2)
+    step(basicsrs, 2)
+    dtype = {'bf16': torch.bfloat16, 'fp16': torch.float16}.get(execution.get('precision'), torch.float32)
+    assert {output.dtype for output in seen} == {dtype}
+    assert all(is_channels_last(output) == execution.get('channels_last', False) for output in seen)
+    for key, value in basicsrs.net_g.state_dict().items():
+        if execution:
+            assert (model.net_g.state_dict()[key] - value).abs().max() <= 4.1e-3, key  # of Adam's two steps of 1e-3
+        else:
+            assert torch.equal(model.net_g.state_dict()[key], value), key
