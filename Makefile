@@ -3,7 +3,7 @@
 # make lint  style (ruff) and types (mypy)
 # make test-all  also the slow tests, with a real pretrained teacher (120 MB)
 # make test-gpu  the tests that need a CUDA GPU; without one they are skipped
-# make benchmarks  every measurement of docs/performance.md, on a GPU if there is one
+# make benchmarks  every measurement of docs/performance.md, on a GPU if there is one; in parts: benchmarks-loss, ...
 # make results-gpu  the comparisons of Table 2 on GPUs (docs/reproduce.md)
 # PYTHON=python3.12 make ... chooses the interpreter of a new .venv
 
@@ -88,22 +88,35 @@ results-gpu: $(INSTALLED)
 	$(call COMPARE,RCAN,2)
 	$(call COMPARE,RCAN,4)
 
-# Every measurement of docs/performance.md, on a GPU if there is one. A CPU takes smaller patches, or it would take hours.
+# Every measurement of docs/performance.md, on a GPU if there is one, in parts that each end within 8 minutes on a GPU or
+# on two cores. What a part of the steps has not measured by then its JSON names as missing. A CPU takes smaller patches.
 # Of data that is not prepared (datasets/README.md) nothing is measured.
-RESULTS ?= benchmarks/results
-STEP = $(BIN)/python benchmarks/distillation_step.py options/train/$(1).yml --out $(RESULTS)/$(2).json
+# Without a .venv: make benchmarks-loss INSTALLED= BIN=FOLDER, where FOLDER/python has what the project needs.
+RESULTS ?= benchmarks/results$(if $(shell nvidia-smi -L 2>/dev/null | grep ^GPU),/gpu)
+MEASURE = mkdir -p $(RESULTS) && $(BIN)/python benchmarks/$(1).py $(2) --out $(RESULTS)/$(or $(3),$(1)).json
+BENCHMARKS := $(addprefix benchmarks-,ceilings step-EDSR step-RCAN step-mini loss growth scaling start-up validation data)
+# of pairs from facd prepare: folder and name, scale, patch
+PAIRS = --gt $(1)_HR_sub.lmdb --lq $(1)_LR_bicubic_X$(2)_sub.lmdb --scale $(2) --gt-size $(3)
 DIV2K := datasets/DIV2K/DIV2K_train
+PHOTOGRAPHS := datasets/gpu/TRAIN
+DATA ?= $(if $(wildcard $(DIV2K)_HR_sub.lmdb),$(call PAIRS,$(DIV2K),4,192),\
+  $(if $(wildcard $(PHOTOGRAPHS)_HR_sub.lmdb),$(call PAIRS,$(PHOTOGRAPHS),2,96)))
 
-benchmarks: $(INSTALLED)
-	mkdir -p $(RESULTS)
-	$(BIN)/python benchmarks/ceilings.py --out $(RESULTS)/ceilings.json
-	$(call STEP,FACD_EDSR_x4,step_EDSR_x4)
-	$(call STEP,FACD_RCAN_x4,step_RCAN_x4)
-	$(call STEP,mini/FACD_EDSR16x4_x2,step_mini_x2)
-	$(BIN)/python benchmarks/loss.py --out $(RESULTS)/loss.json
-	$(BIN)/python benchmarks/cost_growth.py options/train/mini/FACD_EDSR16x4_x2.yml --out $(RESULTS)/cost_growth.json
-	$(BIN)/python benchmarks/scaling.py --out $(RESULTS)/scaling.json
-	$(BIN)/python benchmarks/start_up.py --out $(RESULTS)/start_up.json
-	test ! -d datasets/Set14/LRbicx4 || $(BIN)/python benchmarks/validation.py --out $(RESULTS)/validation.json
-	test ! -d $(DIV2K)_HR_sub.lmdb || $(BIN)/python benchmarks/data_loading.py --gt $(DIV2K)_HR_sub.lmdb \
-	  --lq $(DIV2K)_LR_bicubic_X4_sub.lmdb --scale 4 --gt-size 192 --out $(RESULTS)/data_loading.json
+.PHONY: $(BENCHMARKS)
+benchmarks: $(BENCHMARKS)
+$(BENCHMARKS): $(INSTALLED)
+
+benchmarks-ceilings benchmarks-loss benchmarks-scaling:
+	$(call MEASURE,$(@:benchmarks-%=%))
+benchmarks-step-EDSR benchmarks-step-RCAN:
+	$(call MEASURE,distillation_step,options/train/FACD_$(@:benchmarks-step-%=%)_x4.yml,step_$(@:benchmarks-step-%=%)_x4)
+benchmarks-step-mini:
+	$(call MEASURE,distillation_step,options/train/mini/FACD_EDSR16x4_x2.yml,step_mini_x2)
+benchmarks-growth:
+	$(call MEASURE,cost_growth,options/train/mini/FACD_EDSR16x4_x2.yml)
+benchmarks-start-up:
+	$(call MEASURE,start_up)
+benchmarks-validation:
+	test ! -d datasets/Set14/LRbicx4 || { $(call MEASURE,validation); }
+benchmarks-data:
+	$(if $(strip $(DATA)),$(call MEASURE,data_loading,$(DATA)))

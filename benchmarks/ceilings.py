@@ -20,19 +20,19 @@ from facd_basicsr.engine.execution import tf32_of
 from facd_basicsr.engine.logs import versions
 from facd_basicsr.evaluation.table import text_table
 
-TURNS = 7
+WARM_UP, TURNS = (5, 20) if torch.cuda.is_available() else (2, 7)  # a GPU's clocks rise first
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Median of several turns, after two that warm up."""
+    """Median of several turns, after some that warm up."""
     times = []
-    for _ in range(2 + TURNS):
+    for _ in range(WARM_UP + TURNS):
         start = time.perf_counter()
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    return statistics.median(times[WARM_UP:])
 
 
 def copy_bandwidth(device: torch.device) -> float:

@@ -3,7 +3,8 @@
     python benchmarks/cost_growth.py options/train/mini/FACD_EDSR16x4_x2.yml --out benchmarks/results/cost_growth.json
 
 Every setting runs in a process of its own, for its peak memory: of the GPU, or the process's beyond what it held before
-its first step. Two processes share the batch and the threads of one (CPU), or take a GPU each.
+its first step. Two processes share the batch and the threads of one (CPU), or take a GPU each. The file is written
+after each group of settings.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 from distillation_models import options, ours, random_batch, with_execution
 from peak_memory import extra_mib
+from recorder import Recorder
 
 from facd_basicsr.comparison.record import machine
 from facd_basicsr.engine.distributed import init_dist
@@ -52,6 +54,8 @@ def measure(option_file: Path, batch: int, patch: int, turns: int, execution: di
 
         def steps() -> None:
             for turn in range(1, WARM_UP + turns + 1):
+                if on_gpu and turn == WARM_UP + 1:
+                    torch.cuda.reset_peak_memory_stats()  # before, cuDNN has tried algorithms that need more
                 start = time.perf_counter()
                 trained.step(data, turn)
                 if on_gpu:
@@ -62,7 +66,7 @@ def measure(option_file: Path, batch: int, patch: int, turns: int, execution: di
     return {'seconds': round(statistics.median(seconds[WARM_UP:]), 5), 'peak_gib': round(peak, 3)}
 
 
-def run_alone(args: argparse.Namespace, batch: int, patch: int, processes: int = 1) -> dict[str, Any]:
+def run_alone(args: argparse.Namespace, batch: int, patch: int, processes: int) -> dict[str, Any]:
     """:func:`measure` in processes of their own. Of several, rank 0's figures."""
     threads = torch.get_num_threads() // processes or 1
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
@@ -98,23 +102,24 @@ def main() -> None:
 
     if args.out is None:
         arguments.error('--out: missing')
-    by_batch = [run_alone(args, batch, PATCH) for batch in args.batches]
-    by_patch = [run_alone(args, BATCH, patch) for patch in args.patches]
-    gpus = torch.cuda.device_count()
-    counts = (1, 2) if gpus != 1 else (1,)
-    by_processes = [run_alone(args, BATCH, PATCH, processes) for _ in range(3) for processes in counts]
-    results = {
+    counts = (1, 2) if torch.cuda.device_count() != 1 else (1,)
+    groups = {
+        'by_batch': [(batch, PATCH, 1) for batch in args.batches],
+        'by_patch': [(BATCH, patch, 1) for patch in args.patches],
+        'by_processes': 3 * [(BATCH, PATCH, processes) for processes in counts],
+    }
+    recorder = Recorder(args.out, groups)
+    results: dict[str, Any] = {
         'option_file': str(args.option_file),
         'execution': args.execution,
         'turns': args.turns,
         'machine': machine(),
         'threads': torch.get_num_threads(),
         'versions': versions(),
-        'by_batch': by_batch,
-        'by_patch': by_patch,
-        'by_processes': by_processes,
     }
-    args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    for group, settings in groups.items():
+        results[group] = [run_alone(args, *setting) for setting in settings]
+        recorder.write(group, results)
     header = ['batch', 'patch', 'processes', 'ms', 'GiB']
     cells = [
         [
@@ -124,7 +129,8 @@ def main() -> None:
             f'{1000 * run["seconds"]:.0f}',
             str(run['peak_gib']),
         ]
-        for run in (*by_batch, *by_patch, *by_processes)
+        for group in groups
+        for run in results[group]
     ]
     print(text_table(header, cells))
 

@@ -3,17 +3,19 @@
     python benchmarks/distillation_step.py options/train/FACD_EDSR_x4.yml \
         --out benchmarks/results/step_EDSR_x4.json
 
-All models are built first and then take turns, one step each on the same random batch, so that whatever else the
-machine does disturbs all alike. Medians of the turns.
+For each execution, the way in which networks are run, a group of models is built, takes turns of one step each on the
+same random batch, so that whatever else the machine does disturbs all alike, and is released. Student alone and naive
+are in the turns of every group. Medians of the turns, and of the ratios within a turn. The file is written after each
+group: its `missing` names the executions that are not in it.
 
 - `student alone`: BasicSR's SRModel. `naive`: naive_distillation.py, eager float32.
-- `FACD`: FACDModel with the check of losses that are not finite, in each precision and memory format.
+- `FACD`: FACDModel with the check of losses that are not finite.
 - `floor`: the teacher's forward without taps and a step of the student alone, run in the same way: what no
   distillation can do without.
 """
 
 import argparse
-import json
+import gc
 import statistics
 import tempfile
 import time
@@ -29,6 +31,7 @@ from basicsr.models.base_model import BaseModel
 from distillation_models import Ours, executions, naive, options, ours, random_batch, student_alone, with_execution
 from gpu_hours import step_flops
 from naive_distillation import NaiveDistillationModel  # noqa: F401  registers itself
+from recorder import LIMIT, Recorder
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -38,7 +41,10 @@ from facd_basicsr.engine.logs import versions
 from facd_basicsr.evaluation.table import text_table
 from facd_basicsr.models import FACDModel
 
-WARM_UP = 3 if torch.cuda.is_available() else 1  # turns whose time is left out; CUDA graphs are recorded in the second
+# Turns whose time is left out: in them cuDNN looks for its fastest algorithms, torch.compile compiles, and CUDA graphs
+# are recorded, in the second.
+WARM_UP = 3 if torch.cuda.is_available() else 1
+LEAST = 20 if torch.cuda.is_available() else 1  # turns after them
 SPLIT = ('data', 'student', 'regressors', 'teacher', 'loss', 'backward', 'optimizer')
 
 
@@ -119,75 +125,131 @@ class Laps:
         self._last = now
 
 
+def take_turns(
+    opt: dict[str, Any], name: str, others: dict[str, BaseModel], args: argparse.Namespace, end: float
+) -> tuple[list[dict[str, float]], dict[str, list[float]]]:
+    """Seconds of every step of an execution's turns, and of the parts of FACD's step if it is ``args.split``.
+
+    Args:
+        opt: of the distillation.
+        name: of the execution.
+        others: models that take turns with it.
+        args: the command line's.
+        end: when to take no more turns than :data:`LEAST`, by ``time.perf_counter``.
+    """
+    execution = executions()[name]
+    batch = random_batch(opt)
+    runs: dict[str, tuple[str | None, Callable[[int], None]]] = {}  # TF32 or not, and a step
+    for other, model in others.items():
+        runs[other] = None, lambda turn, model=model: step(model, batch, turn)
+    with tempfile.TemporaryDirectory() as folder, tf32_of(None):  # a model sets TF32 for all of the process
+        trained = ours(with_execution(opt, execution), Path(folder))
+        runs[f'FACD {name}'] = execution['precision'], lambda turn: trained.step(batch, turn)
+        bare = ours(with_execution(opt, {**execution, 'compile': None}), Path(folder))
+        run_floor = floor(bare.model, Execution.of(execution))
+        runs[f'floor {name}'] = execution['precision'], lambda _: run_floor(batch)
+        laps = Laps(ours(with_execution(opt, execution), Path(folder))) if name == args.split else None
+
+    turns: list[dict[str, float]] = []
+    least = min(LEAST, args.turns)
+    while len(turns) < WARM_UP + least or (len(turns) < WARM_UP + args.turns and time.perf_counter() < end):
+        turns.append({})
+        for run_name, (precision, run) in runs.items():
+            with tf32_of(precision):
+                synchronize()
+                start = time.perf_counter()
+                run(len(turns))
+                synchronize()
+                turns[-1][run_name] = time.perf_counter() - start
+        if laps is not None:
+            with tf32_of(execution['precision']):
+                laps.step(batch, len(turns))
+    return turns[WARM_UP:], {} if laps is None else {part: times[WARM_UP:] for part, times in laps.seconds.items()}
+
+
+def release() -> None:
+    """Gives back what a group has held; its models are in cycles of references."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def summary(turns: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians of each step's seconds, and of its ratios to the others of the same turn."""
+    names = list(dict.fromkeys(name for turn in turns for name in turn))
+    seconds = {name: [turn[name] for turn in turns if name in turn] for name in names}
+
+    def ratio(above: str, below: str) -> float:
+        return round(
+            statistics.median(turn[above] / turn[below] for turn in turns if above in turn and below in turn), 4
+        )
+
+    return {
+        'turns': min(map(len, seconds.values())),  # the fewest of any step
+        'seconds': {name: round(statistics.median(times), 5) for name, times in seconds.items()},
+        'min_max': {name: [round(f(times), 5) for f in (min, max)] for name, times in seconds.items()},
+        'times_faster': {name: ratio('naive', name) for name in names},
+        'to_floor': {name: ratio(name, name.replace('FACD', 'floor')) for name in names if name.startswith('FACD')},
+    }
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument('option_file', type=Path)
     arguments.add_argument('--batch', type=int, default=16)
-    patch = 48 if torch.cuda.is_available() else 24  # the paper's; a CPU takes a minute for that
+    on_gpu = torch.cuda.is_available()
+    patch = 48 if on_gpu else 24  # the paper's; a CPU takes a minute for that
     arguments.add_argument('--patch', type=int, default=patch, help='height and width of LQ')
-    arguments.add_argument('--turns', type=int, default=5)
+    arguments.add_argument('--turns', type=int, default=LEAST if on_gpu else 5, help='of an execution, at most')
+    arguments.add_argument('--seconds', type=int, default=LIMIT, help='after which the run ends with what it has')
     arguments.add_argument('--executions', nargs='+', default=list(executions()), choices=list(executions()))
-    arguments.add_argument('--split', default='fp32, channels_last', help='the execution whose parts are timed')
+    split = 'bf16, channels_last' if on_gpu else 'fp32, channels_last'
+    arguments.add_argument('--split', default=split, help='the execution whose parts are timed')
     arguments.add_argument('--out', type=Path, required=True)
     args = arguments.parse_args()
     torch.backends.cudnn.benchmark = True  # as train.py
+    end = time.perf_counter() + args.seconds
+    recorder = Recorder(args.out, args.executions, args.seconds)
 
     with tempfile.TemporaryDirectory() as folder:
         opt = options(args.option_file, Path(folder), args.batch, args.patch)
-        batch = random_batch(opt)
-        runs: dict[str, tuple[str | None, Callable[[int], None]]] = {}  # TF32 or not, and a step
-        with tf32_of(None):  # each model sets it for all of the process; afterwards it is torch's own again
-            for name, build in (('student alone', student_alone), ('naive', naive)):
-                model = build(opt)
-                runs[name] = None, lambda turn, model=model: step(model, batch, turn)
-            for name, execution in ((name, executions()[name]) for name in args.executions):
-                trained = ours(with_execution(opt, execution), Path(folder))
-                runs[f'FACD {name}'] = execution['precision'], lambda turn, trained=trained: trained.step(batch, turn)
-                bare = ours(with_execution(opt, {**execution, 'compile': None}), Path(folder))
-                run_floor = floor(bare.model, Execution.of(execution))
-                runs[f'floor {name}'] = execution['precision'], lambda _, run=run_floor: run(batch)
-            laps = Laps(ours(with_execution(opt, executions()[args.split]), Path(folder)))
+        gflop = round(step_flops(opt) / 1e9, 6)  # convolutions and matrix products, forward and backward
+        others = {'student alone': student_alone(opt), 'naive': naive(opt)}
+        turns: list[dict[str, float]] = []
+        parts: dict[str, float] = {}
+        for index, name in enumerate(args.executions):
+            now = time.perf_counter()
+            share = (end - now) / (len(args.executions) - index)
+            of_group, laps = take_turns(opt, name, others, args, now + share)
+            release()
+            turns += of_group
+            parts |= {part: round(statistics.median(times), 5) for part, times in laps.items()}
+            results = {
+                'option_file': str(args.option_file),
+                'batch': args.batch,
+                'patch': args.patch,
+                'machine': machine(),
+                'threads': torch.get_num_threads(),
+                'versions': versions(),
+                'gflop': gflop,
+                **summary(turns),
+                'split_of': args.split,
+                'split': parts,
+            }
+            recorder.write(name, results)
+            print(f'{name}: {len(of_group)} turns, {time.perf_counter() - now:.0f} s', flush=True)
 
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(1, WARM_UP + args.turns + 1):
-            for name, (precision, run) in runs.items():
-                with tf32_of(precision):
-                    synchronize()
-                    start = time.perf_counter()
-                    run(turn)
-                    synchronize()
-                    seconds[name].append(time.perf_counter() - start)
-            with tf32_of(executions()[args.split]['precision']):
-                laps.step(batch, turn)
-            print(f'turn {turn}: {sum(times[-1] for times in seconds.values()):.1f} s', flush=True)
-
-    medians = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
-    results = {
-        'option_file': str(args.option_file),
-        'batch': args.batch,
-        'patch': args.patch,
-        'turns': args.turns,
-        'machine': machine(),
-        'threads': torch.get_num_threads(),
-        'versions': versions(),
-        'gflop': round(step_flops(opt) / 1e9, 6),  # convolutions and matrix products, forward and backward
-        'seconds': {name: round(value, 5) for name, value in medians.items()},
-        'min_max': {name: [round(f(times[WARM_UP:]), 5) for f in (min, max)] for name, times in seconds.items()},
-        'split_of': args.split,
-        'split': {part: round(statistics.median(times[WARM_UP:]), 5) for part, times in laps.seconds.items()},
-    }
-    args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
-    print(text_table(['step', 'ms', 'naive / it', 'it / floor'], list(rows(results['seconds']))))
-    total = sum(results['split'].values())
-    parts = [[part, f'{1000 * value:.1f}', f'{100 * value / total:.1f} %'] for part, value in results['split'].items()]
-    print('\n' + text_table([f'part of FACD {args.split}', 'ms', 'share'], parts))
+    print(text_table(['step', 'ms', 'naive / it', 'it / floor'], list(rows(results))))
+    total = sum(parts.values())
+    cells = [[part, f'{1000 * value:.1f}', f'{100 * value / total:.1f} %'] for part, value in parts.items()]
+    print('\n' + text_table([f'part of FACD {args.split}', 'ms', 'share'], cells))
 
 
-def rows(seconds: dict[str, float]) -> Any:
-    for name, value in seconds.items():
-        floor_of = seconds.get(name.replace('FACD', 'floor')) if name.startswith('FACD') else None
-        ratio = f'{value / floor_of:.3f}' if floor_of else ''
-        yield [name, f'{1000 * value:.1f}', f'{seconds["naive"] / value:.2f}', ratio]
+def rows(results: dict[str, Any]) -> Any:
+    for name, value in results['seconds'].items():
+        to_floor = results['to_floor'].get(name)
+        faster = f'{results["times_faster"][name]:.2f}'
+        yield [name, f'{1000 * value:.1f}', faster, f'{to_floor:.3f}' if to_floor else '']
 
 
 if __name__ == '__main__':

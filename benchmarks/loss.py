@@ -5,7 +5,8 @@
 Three taps of random features. The variants take turns in one process, so that whatever else the machine does disturbs
 all alike; medians. Extra memory is the peak above what there was before the step: the gradients of the student's
 features, which every variant has to give, and what it needs beside them. On the CPU each variant is measured in a
-process of its own. On a GPU the bandwidth reached is compared with that of a copy.
+process of its own. On a GPU the bandwidth reached is compared with that of a copy, also for features that are larger
+than its L2 cache. The file is written after each part.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import facd_basicsr  # noqa: F401  must come before basicsr
@@ -25,6 +27,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 # isort: split
 import torch
 from peak_memory import extra_mib
+from recorder import Recorder
 from torch import Tensor
 
 from facd_basicsr.comparison.record import machine
@@ -36,6 +39,7 @@ from facd_basicsr.losses.pairwise import cdist_by_column, own_and_later_l1, pair
 LAYER_WEIGHTS = (0.5, 0.3, 0.2)
 SWEEP_CHANNELS, SWEEP_SIZE = 64, 24
 SWEEP = (4, 8, 16, 32, 64)
+WARM_UP = 3  # turns whose time is left out
 MIB = 2**20
 
 
@@ -80,16 +84,16 @@ class Case:
 
 
 def milliseconds(case: Case, variants: Iterable[str], turns: int, device: str) -> dict[str, float]:
-    """Medians of a whole step, the first turn left out."""
+    """Medians of a whole step."""
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-    for _ in range(1 + turns):
+    for _ in range(WARM_UP + turns):
         for variant, times in seconds.items():
             start = time.perf_counter()
             case.step(variant)
             if device == 'cuda':
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
-    return {variant: round(1000 * statistics.median(times[1:]), 3) for variant, times in seconds.items()}
+    return {variant: round(1000 * statistics.median(times[WARM_UP:]), 3) for variant, times in seconds.items()}
 
 
 def differences(case: Case, variant: str) -> dict[str, float]:
@@ -130,7 +134,7 @@ def on_device(work: Callable[[], object], turns: int) -> float:
     """Median seconds on the GPU itself: work is queued behind other work, so that it waits for no launch."""
     filler = torch.randn(8192, 8192, device='cuda')
     seconds = []
-    for _ in range(1 + turns):
+    for _ in range(WARM_UP + turns):
         for _ in range(4):
             filler @ filler
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -139,22 +143,29 @@ def on_device(work: Callable[[], object], turns: int) -> float:
         end.record()
         torch.cuda.synchronize()
         seconds.append(start.elapsed_time(end) / 1000)
-    return statistics.median(seconds[1:])
+    return statistics.median(seconds[WARM_UP:])
 
 
-def bandwidth(case: Case, turns: int) -> dict[str, float]:
-    """GB/s of the distances, forward and backward, and of a copy. Student and teacher are read twice at least, and
-    the student's gradient is written."""
-    student, teacher = case.student[0], case.teacher[0]
-    ours = on_device(lambda: torch.autograd.grad(pairwise_l1(student, teacher).sum(), student), turns)
-    moved = 5 * student.numel() * student.element_size()
+def bandwidth(args: argparse.Namespace) -> dict[str, Any]:
+    """GB/s of a copy and of the distances of one tap, forward and backward, at the full size and at four times as many
+    elements: of what fits into L2, backward need not read from memory what forward has read. Student and teacher are
+    read twice at least, and the student's gradient is written."""
     source = torch.empty(2**28, device='cuda')
     target = torch.empty_like(source)
-    copy = on_device(lambda: target.copy_(source), turns)
-    found = {'distances': moved / ours / 1e9, 'copy': 2 * source.numel() * 4 / copy / 1e9}
-    return {key: round(value, 1) for key, value in found.items()} | {
-        'share': round(found['distances'] / found['copy'], 3)
-    }
+    copy = 2 * source.nbytes / on_device(lambda: target.copy_(source), args.turns) / 1e9
+    found = []
+    for size in (args.size, 2 * args.size):
+        shape = (args.batch, args.channels, size, size)
+        student, teacher = torch.randn(shape, device='cuda', requires_grad=True), torch.randn(shape, device='cuda')
+        seconds = on_device(
+            lambda student=student, teacher=teacher: torch.autograd.grad(pairwise_l1(student, teacher).sum(), student),
+            args.turns,
+        )
+        rate = 5 * student.nbytes / seconds / 1e9
+        rates = {'distances': round(rate, 1), 'share': round(rate / copy, 3)}
+        found.append({'size': size, 'feature_mib': round(student.nbytes / MIB, 1), **rates})
+    l2 = torch.cuda.get_device_properties(0).L2_cache_size / MIB
+    return {'copy': round(copy, 1), 'l2_mib': round(l2, 1), 'by_size': found}
 
 
 def shape(args: argparse.Namespace) -> tuple[int, int, int]:
@@ -167,7 +178,7 @@ def main() -> None:
     arguments.add_argument('--channels', type=int, default=256)
     arguments.add_argument('--size', type=int, default=48)
     arguments.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
-    arguments.add_argument('--turns', type=int, default=5)
+    arguments.add_argument('--turns', type=int, default=20 if torch.cuda.is_available() else 5)
     arguments.add_argument('--threads', type=int, default=torch.get_num_threads())
     arguments.add_argument('--out', type=Path, required=True)
     arguments.add_argument('--memory-of', choices=VARIANTS, help=argparse.SUPPRESS)
@@ -181,44 +192,49 @@ def main() -> None:
         return
 
     variants = [variant for variant in VARIANTS if device == 'cuda' or variant != 'ours by cdist']
+    recorder = Recorder(args.out, ['memory', 'time', 'differences', *(['bandwidth'] if device == 'cuda' else [])])
     used = {
         variant: memory(variant, args, device) if device == 'cuda' else memory_in_own_process(variant, args)
         for variant in variants
     }
     case = Case(*shape(args), device)
-    ms = milliseconds(case, variants, args.turns, device)
     full = {variant: used[variant]['full'][args.batch] for variant in variants}
-    results = {
+    results: dict[str, Any] = {
         'taps': len(LAYER_WEIGHTS),
         **{key: getattr(args, key) for key in ('batch', 'channels', 'size', 'threads', 'turns')},
         'machine': machine(),
         'device': torch.cuda.get_device_name() if device == 'cuda' else 'cpu',
         'load_average': os.getloadavg()[0],  # of the last minute, this benchmark's own share included
         'versions': versions(),
-        'ms': ms,
         'extra_mib': full,
         'gradients_mib': round(sum(feat.numel() for feat in case.student) * 4 / MIB, 1),
-        'times_faster_than_literal': {v: round(ms['literal broadcast'] / ms[v], 1) for v in variants},
         'times_less_memory_than_literal': {v: round(full['literal broadcast'] / full[v], 1) for v in variants},
-        'relative_differences_to_literal': {v: differences(case, v) for v in variants[:-1]},
         'sweep': {
             'channels': SWEEP_CHANNELS,
             'size': SWEEP_SIZE,
             'extra_mib': {variant: used[variant]['sweep'] for variant in variants},
             'grows_with_batch_to_the_power_of': {variant: growth(used[variant]['sweep']) for variant in variants},
         },
-        'gb_per_second': bandwidth(case, 4 * args.turns) if device == 'cuda' else None,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    recorder.write('memory', results)
+    ms = milliseconds(case, variants, args.turns, device)
+    faster = {v: round(ms['literal broadcast'] / ms[v], 1) for v in variants}
+    results |= {'ms': ms, 'times_faster_than_literal': faster}
+    recorder.write('time', results)
+    results['relative_differences_to_literal'] = {v: differences(case, v) for v in variants[:-1]}
+    recorder.write('differences', results)
+    if device == 'cuda':
+        results['gb_per_second'] = found = bandwidth(args)
+        recorder.write('bandwidth', results)
+        print(
+            *(f'{by["feature_mib"]} MiB: {by["distances"]} GB/s of {found["copy"]}' for by in found['by_size']),
+            sep='\n',
+        )
     rows = [
-        [v, f'{ms[v]:.1f}', f'{results["times_faster_than_literal"][v]:.1f}', f'{full[v]:.0f}']
-        + [f'{used[v]["sweep"][n]:.0f}' for n in SWEEP]
+        [v, f'{ms[v]:.2f}', f'{faster[v]:.1f}', f'{full[v]:.0f}'] + [f'{used[v]["sweep"][n]:.0f}' for n in SWEEP]
         for v in variants
     ]
     print(text_table(['variant', 'ms', 'faster', 'extra MiB', *(f'N = {n}' for n in SWEEP)], rows))
-    if results['gb_per_second']:
-        print('{distances} GB/s of {copy} GB/s'.format(**results['gb_per_second']))
 
 
 if __name__ == '__main__':

@@ -3,7 +3,8 @@
     python benchmarks/performance_page.py --into docs/performance.md
 
 A block of the page begins with ``<!-- benchmark: PART FILE -->`` and ends with ``<!-- end -->``. PART is one of
-``PARTS``, FILE the name of a result without ``.json``. A plot is written beside the page as PNG.
+``PARTS``, FILE the name of a result without ``.json``, or of the folder for ``goals``. A plot is written beside the
+page as PNG. What is in ``gpu/``, of GPUs, may be missing.
 """
 
 import argparse
@@ -30,13 +31,14 @@ Result = dict[str, Any]
 
 def ms(seconds: float) -> str:
     value = 1000 * seconds
-    return f'{value:.0f}' if value >= 100 else f'{value:.1f}'
+    return f'{value:.0f}' if value >= 100 else f'{value:.1f}' if value >= 1 else f'{value:.2f}'
 
 
 def machine_line(result: Result) -> str:
     """Where a result is from, and under what it was measured."""
-    threads = result.get('threads')
-    return f'{result["machine"]}{f", {threads} threads" if threads else ""}; {result["versions"]}.'
+    threads, missing = result.get('threads'), '; '.join(result.get('missing', []))
+    what = f'not measured, for lack of time: {missing}; ' if missing else ''
+    return f'{what}{result["machine"]}{f", {threads} threads" if threads else ""}; {result["versions"]}.'
 
 
 def ceilings(result: Result) -> str:
@@ -48,17 +50,28 @@ def ceilings(result: Result) -> str:
 def step(result: Result) -> str:
     """Every step with its ratio to the baseline and to its floor."""
     seconds = result['seconds']
-    rows = [
-        [name, ms(seconds[name]), ratio(seconds['naive'], seconds[name]), '', ''] for name in ('student alone', 'naive')
-    ]
-    for name in [name.removeprefix('FACD ') for name in seconds if name.startswith('FACD')]:
-        ours, floor = seconds[f'FACD {name}'], seconds[f'floor {name}']
-        rate = f'{result["gflop"] / ours / 1000:.3f}'
-        rows.append([f'FACD {name}', ms(ours), ratio(seconds['naive'], ours), f'{ours / floor:.2f}', rate])
+    faster, to_floor = step_ratios(result)
+    rows = []
+    for name in [name for name in seconds if not name.startswith('floor')]:
+        of_ours = [f'{to_floor[name]:.2f}', f'{tflop_s(result, name):.3g}'] if name in to_floor else ['', '']
+        rows.append([name, ms(seconds[name]), f'{faster[name]:.2f}', *of_ours])
     header = ['step', 'ms', 'times faster than naive', 'to its floor', 'TFLOP/s']
     what = f'`{result["option_file"]}`, batch {result["batch"]}, LQ patches of {result["patch"]} x {result["patch"]}, '
     what += f'medians of {result["turns"]}; {machine_line(result)}'
     return f'{markdown_table(header, rows)}\n\n{what}'
+
+
+def step_ratios(result: Result) -> tuple[dict[str, float], dict[str, float]]:
+    """How many times each step is faster than naive, and FACD's time over its floor's. Of files without the medians of
+    a turn's ratios, ratios of the medians."""
+    seconds = result['seconds']
+    faster = {name: seconds['naive'] / value for name, value in seconds.items()}
+    floors = {name: seconds[name] / seconds[f'floor{name[4:]}'] for name in seconds if name.startswith('FACD')}
+    return result.get('times_faster', faster), result.get('to_floor', floors)
+
+
+def tflop_s(result: Result, name: str) -> float:
+    return result['gflop'] / result['seconds'][name] / 1000
 
 
 def ratio(a: float, b: float) -> str:
@@ -75,7 +88,7 @@ def loss(result: Result) -> str:
     rows = [
         [
             variant,
-            f'{milliseconds:.0f}',
+            ms(milliseconds / 1000),
             f'{result["times_faster_than_literal"][variant]:.1f}',
             f'{result["extra_mib"][variant]:.0f}',
             f'{result["times_less_memory_than_literal"][variant]:.1f}',
@@ -90,7 +103,32 @@ def loss(result: Result) -> str:
     )
     what += f'columns at C = {result["sweep"]["channels"]}, {result["sweep"]["size"]} x {result["sweep"]["size"]}. '
     what += f'{result["gradients_mib"]} MiB are the gradients of the features, which every way has to give. '
+    for found in (result.get('gb_per_second') or {'by_size': []})['by_size']:
+        l2 = result['gb_per_second'].get('l2_mib')
+        what += f'One tap of {found["feature_mib"]} MiB{f" (L2 cache: {l2})" if l2 else ""}: '
+        what += f'{found["distances"]:.0f} GB/s, a copy {result["gb_per_second"]["copy"]:.0f}. '
     return f'{markdown_table(header, rows)}\n\n{what}{machine_line(result)}'
+
+
+def goals(results: dict[str, Result]) -> str:
+    """What was aimed at on a GPU beside what its results, by their files' names, say."""
+    rows = []
+    for name, result in results.items():
+        if not name.startswith('step_'):
+            continue
+        what = f'{Path(result["option_file"]).stem}: '
+        faster = {name: value for name, value in step_ratios(result)[0].items() if name.startswith('FACD')}
+        best = max(faster, key=faster.__getitem__)
+        rows.append([f'{what}times faster than naive', '5', f'{faster[best]:.2f}', best])
+        if 'ceilings' in results:
+            share = tflop_s(result, best) / results['ceilings']['tflop_s']['bf16']
+            rows.append([f'{what}share of the matrix rate in bf16', '50 %', f'{100 * share:.0f} %', best])
+    if 'gb_per_second' in results.get('loss', {}):
+        found = results['loss']['gb_per_second']['by_size'][-1]
+        share, where = f'{100 * found["share"]:.0f} %', f'features of {found["feature_mib"]} MiB'
+        rows.append(['distances: share of the copy bandwidth', '60 %', share, where])
+    machines = ', '.join(dict.fromkeys(result['machine'] for result in results.values() if 'machine' in result))
+    return f'{markdown_table(["aim", "wanted", "reached", "by"], rows)}\n\n{machines}.'
 
 
 def growth(result: Result) -> str:
@@ -183,6 +221,7 @@ def start_up(result: Result) -> str:
 
 
 PARTS: dict[str, Callable[[Result], str]] = {
+    'goals': goals,
     'ceilings': ceilings,
     'step': step,
     'split': split,
@@ -229,6 +268,13 @@ def _save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
+def load(path: Path) -> Result:
+    """A result, or those of a folder by their names."""
+    if path.is_dir():
+        return {file.stem: load(file) for file in sorted(path.glob('*.json'))}
+    return json.loads(path.read_text(encoding='utf-8'))
+
+
 def filled(page: str, results: Path, plots: Path | None = None) -> str:
     """The page with every block made anew.
 
@@ -243,15 +289,19 @@ def filled(page: str, results: Path, plots: Path | None = None) -> str:
 
     def content(found: re.Match) -> str:
         part, name = found['part'], found['name']
-        path = results / f'{name}.json'
+        path = results / name if part == 'goals' else results / f'{name}.json'
         if part not in PARTS:
             raise UserError(f'<!-- benchmark: {part} {name} -->: accepted: {", ".join(PARTS)}')
-        if not path.is_file():
+        if not path.exists() and name.split('/')[0] == 'gpu':
+            return 'Not measured.'
+        if not path.exists():
             raise UserError(f'<!-- benchmark: {part} {name} -->: there is no {path}')
-        result = json.loads(path.read_text(encoding='utf-8'))
+        result = load(path)
+        if result.get('missing') and part not in ('step', 'split'):
+            raise UserError(f'{path} lacks {", ".join(result["missing"])}; accepted: a whole one, or none in gpu/')
         text = PARTS[part](result)
         if part in PLOTS:
-            plot = f'performance_{part}_{name}.png'
+            plot = f'performance_{part}_{name.replace("/", "_")}.png'
             text += f'\n\n![{part} of {name}]({plot})'
             if plots is not None:
                 PLOTS[part](result, plots / plot)

@@ -43,6 +43,7 @@ def main() -> None:
     arguments.add_argument('--out', type=Path, required=True)
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True  # as train.py
     comparison = read_comparison(args.comparison)
     models = build(comparison)
     train_opt = comparison.methods[comparison.baseline]['datasets']['train']

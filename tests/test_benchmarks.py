@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import re
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -138,7 +139,7 @@ def test_distillation_step_compares_a_step_with_its_floor_and_with_the_baseline(
     option_file = write_yml(with_paper_loss(train_opt), tmp_path / 'opt.yml')
     out = tmp_path / 'step.json'
     script = REPOSITORY / 'benchmarks' / 'distillation_step.py'
-    arguments = ['--batch', '2', '--patch', '8', '--turns', '1', '--executions', 'fp32', 'bf16, channels_last']
+    arguments = ['--batch', '2', '--patch', '8', '--turns', '2', '--executions', 'fp32', 'bf16, channels_last']
     done = run(script, option_file, *arguments, '--split', 'fp32', '--out', out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
@@ -147,7 +148,8 @@ def test_distillation_step_compares_a_step_with_its_floor_and_with_the_baseline(
     assert list(result['split']) == ['data', 'student', 'regressors', 'teacher', 'loss', 'backward', 'optimizer']
     parts = dict(result['split'])
     assert parts.pop('data') >= 0 and min(parts.values()) > 0 and result['gflop'] > 0
-    assert f'{result["seconds"]["FACD fp32"] / result["seconds"]["floor fp32"]:.3f}' in done.stdout
+    assert f'{result["to_floor"]["FACD fp32"]:.3f}' in done.stdout
+    assert result['missing'] == [] and result['times_faster']['naive'] == 1
 
 
 @pytest.mark.slow
@@ -214,7 +216,77 @@ def test_the_performance_page_is_made_of_the_committed_results():
     blocks = re.findall(r'<!-- benchmark: (\S+) (\S+) -->', text)
     assert {part for part, _ in blocks} == set(page.PARTS)
     for part, name in blocks:
-        assert part not in page.PLOTS or (REPOSITORY / 'docs' / f'performance_{part}_{name}.png').is_file()
-    for wrong, message in (('steps loss', 'accepted: ceilings'), ('loss los', 'there is no')):
+        there = name == 'gpu' or (page.RESULTS / f'{name}.json').is_file()
+        assert there or name.startswith('gpu/')
+        plot = REPOSITORY / 'docs' / f'performance_{part}_{name.replace("/", "_")}.png'
+        assert part not in page.PLOTS or not there or plot.is_file()
+    for wrong, message in (('steps loss', 'accepted: goals, ceilings'), ('loss los', 'there is no')):
         with pytest.raises(UserError, match=message):
             page.filled(f'<!-- benchmark: {wrong} -->\n<!-- end -->', page.RESULTS)
+
+
+def test_the_performance_page_sets_goals_of_a_gpu_beside_what_its_results_say(tmp_path):
+    page = benchmark('performance_page')
+    blocks = '<!-- benchmark: goals gpu -->\n<!-- end -->\n<!-- benchmark: step gpu/step_EDSR_x4 -->\n<!-- end -->\n'
+    blocks += '<!-- benchmark: loss gpu/loss -->\n<!-- end -->\n'
+    assert page.filled(blocks, tmp_path).count('Not measured.') == 3
+    card = {'machine': 'NVIDIA H100', 'threads': 16, 'versions': 'torch 2'}
+    runs = ('naive', 'FACD bf16', 'floor bf16', 'FACD tf32', 'floor tf32')
+    results = {
+        'ceilings': card | {'copy_gb_s': 3000, 'tflop_s': {'bf16': 800}},
+        'step_EDSR_x4': card
+        | {'option_file': 'options/train/FACD_EDSR_x4.yml', 'batch': 16, 'patch': 48, 'turns': 20, 'gflop': 4000}
+        | {'missing': ['fp32'], 'seconds': dict(zip(runs, (0.08, 0.01, 0.008, 0.04, 0.03)))}
+        | {'times_faster': dict(zip(runs, (1, 7.5, 9, 2.5, 3))), 'to_floor': {'FACD bf16': 1.2, 'FACD tf32': 1.3}},
+        'loss': card
+        | {'batch': 16, 'channels': 256, 'size': 48, 'gradients_mib': 108.0}
+        | {key: {'ours': 0.5} for key in ('ms', 'extra_mib', 'times_faster_than_literal')}
+        | {'times_less_memory_than_literal': {'ours': 9}}
+        | {'sweep': {'channels': 64, 'size': 24, 'extra_mib': {'ours': {'4': 1.0}}}}
+        | {
+            'gb_per_second': {
+                'copy': 3000.0,
+                'l2_mib': 50.0,
+                'by_size': [
+                    {'size': 48, 'feature_mib': 36.0, 'distances': 2900.0, 'share': 0.967},
+                    {'size': 96, 'feature_mib': 144.0, 'distances': 2100.0, 'share': 0.7},
+                ],
+            }
+        },
+    }
+    (tmp_path / 'gpu').mkdir()
+    for name, result in results.items():
+        (tmp_path / 'gpu' / f'{name}.json').write_text(json.dumps(result))
+    found = page.filled(blocks, tmp_path)
+    for line in (
+        '| FACD_EDSR_x4: times faster than naive | 5 | 7.50 | FACD bf16 |',
+        '| FACD_EDSR_x4: share of the matrix rate in bf16 | 50 % | 50 % | FACD bf16 |',
+        '| distances: share of the copy bandwidth | 60 % | 70 % | features of 144.0 MiB |',
+        '| FACD bf16 | 10.0 | 7.50 | 1.20 | 400 |',
+        'not measured, for lack of time: fp32; NVIDIA H100',
+        'One tap of 144.0 MiB (L2 cache: 50.0): 2100 GB/s, a copy 3000.',
+    ):
+        assert line in found, found
+    (tmp_path / 'gpu' / 'loss.json').write_text('{"missing": ["bandwidth"]}')
+    with pytest.raises(UserError, match='lacks bandwidth'):
+        page.filled(blocks, tmp_path)
+
+
+def test_a_recorder_ends_its_process_in_time_with_a_file_that_names_what_is_missing(tmp_path):
+    out = tmp_path / 'results' / 'out.json'
+    lines = f"""
+        import sys, time
+        sys.path.insert(0, {str(REPOSITORY / 'benchmarks')!r})
+        from pathlib import Path
+        from recorder import Recorder
+        recorder = Recorder(Path({str(out)!r}), ['a', 'b'], 1)
+        if len(sys.argv) > 1:
+            recorder.write('a', {{'value': 3}})
+        time.sleep(60)
+    """
+    script = tmp_path / 'script.py'
+    script.write_text(textwrap.dedent(lines))
+    done = run(script, cwd=tmp_path)
+    assert done.returncode == 1 and 'missing: a; b' in done.stdout and not out.exists()
+    assert run(script, 'write', cwd=tmp_path).returncode == 0
+    assert json.loads(out.read_text()) == {'missing': ['b'], 'value': 3}

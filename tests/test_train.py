@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from basicsr.archs import build_network
-from basicsr.models.sr_model import SRModel
 from conftest import STUDENT, write_yml
 from runs import assert_same, log_text, result
 
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
+from facd_basicsr.engine.safe_model import SafeSRModel
 from facd_basicsr.errors import UserError, run_command
 from facd_basicsr.models import FACDModel
 from facd_basicsr.options import load_yaml, parser, read_option_file
@@ -140,7 +140,7 @@ def without_ground_truth(monkeypatch: pytest.MonkeyPatch, model: type, iteration
     monkeypatch.setattr(model, 'optimize_parameters', poisoned)
 
 
-@pytest.mark.parametrize(('model', 'term'), [(FACDModel, 'l_sr'), (SRModel, 'l_pix')])
+@pytest.mark.parametrize(('model', 'term'), [(FACDModel, 'l_sr'), (SafeSRModel, 'l_pix')])
 def test_a_step_that_is_not_finite_is_skipped_and_the_run_ends_well(train_opt, tmp_path, monkeypatch, model, term):
     opt = train_opt if model is FACDModel else student_alone(train_opt)
     without_ground_truth(monkeypatch, model, {2})

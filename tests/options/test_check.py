@@ -232,7 +232,7 @@ def test_how_regressors_run_is_refused_where_there_are_none(train_opt):
     assert refusal(train_opt) == 'train.compile_r: given, but there is no network_r; accepted: no compile_r'
 
 
-def test_what_is_done_about_losses_that_are_not_finite_is_for_every_model_and_precision_only_for_distillation(
+def test_what_is_done_about_losses_that_are_not_finite_and_precision_are_for_every_model_that_is_known(
     train_opt,
 ):
     train_opt['train'] |= {'nonfinite': {'action': 'fatal'}, 'precision': 'bf16'}
@@ -240,8 +240,8 @@ def test_what_is_done_about_losses_that_are_not_finite_is_for_every_model_and_pr
     alone = {k: v for k, v in train_opt.items() if k not in ('teacher', 'taps', 'network_r')}
     alone = {**alone, 'model_type': 'SRModel', 'train': {**train_opt['train'], 'pixel_opt': {'type': 'L1Loss'}}}
     del alone['train']['distill_opt']
-    assert 'train.precision: unknown key' in refusal(alone)
-    check(changed(alone, 'train.precision', ...), is_train=True)
+    check(alone, is_train=True)
+    assert 'train.precision_r: unknown key' in refusal(changed(alone, 'train.precision_r', 'bf16'))  # no regressors
 
 
 def test_float16_whose_scale_fails_a_step_now_and_then_needs_a_limit_above_one(train_opt):

@@ -97,7 +97,8 @@ def test_an_option_file_is_accepted_and_its_numbers_agree(path):
         assert f'x{scale}' in lq.lower() or 'demo' in name(path)
         assert Path(dataset['dataroot_lq']).parent == Path(dataset['dataroot_gt']).parent
         files = 'lmdb' if dataset['dataroot_lq'].endswith('.lmdb') else 'disk'
-        assert dataset['io_backend']['type'] == ('memory' if 'fast' in path.stem and files == 'lmdb' else files)
+        in_memory = files == 'lmdb' and ('fast' in path.stem or path.parent.name == 'gpu')
+        assert dataset['io_backend']['type'] == ('memory' if in_memory else files)
 
 
 @pytest.mark.parametrize('path', TRAIN + TEST, ids=name)
