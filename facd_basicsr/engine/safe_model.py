@@ -203,6 +203,8 @@ class SafeSRModel(TellsItsSteps, SafeModel, SRModel):
         """Of the networks that are trained: not fp32 and tf32 at once, which the option check refuses."""
         for precision in precisions:
             set_tf32(precision)
+        if 'tf32' in {*precisions, self.opt.get('teacher', {}).get('precision')} and self.device.type == 'cpu':
+            get_root_logger().warning('precision: tf32 is of GPUs; on this CPU it is fp32.')
         # only float16 has so small a range that the loss must be scaled
         self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
 

@@ -83,11 +83,6 @@ class FACDModel(SafeSRModel):
                 self.model_ema(0)
             self.net_g_ema.eval()
 
-    def _init_precision(self, *precisions: str | None) -> None:
-        super()._init_precision(*precisions)
-        if 'tf32' in {*precisions, self.opt['teacher'].get('precision')} and self.device.type == 'cpu':
-            get_root_logger().warning('precision: tf32 is of GPUs; on this CPU it is fp32.')
-
     def probe_taps(self, size: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The student's and the teacher's features, (1, C_j, h, w) each, of a flat patch; before the regressors.
 
