@@ -19,9 +19,9 @@ from basicsr.utils import bgr2ycbcr
 from basicsr.utils.matlab_functions import imresize
 
 from facd_basicsr.data.bicubic import bicubic_lr
-from facd_basicsr.engine.logs import versions
-from facd_basicsr.evaluation.quality import bicubic, score
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.environment import versions
+from facd_basicsr.evaluation.tables import text_table
+from facd_basicsr.runtime.metrics import bicubic, score
 
 # bicubic's Y-PSNR at x2, x3, x4, as SRCNN, VDSR and most papers since have it
 PUBLISHED = {'Set5': [33.66, 30.39, 28.42], 'Set14': [30.24, 27.55, 26.00]}

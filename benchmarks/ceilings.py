@@ -15,10 +15,10 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 # isort: split
 import torch
 
-from facd_basicsr.comparison.record import machine
-from facd_basicsr.engine.execution import tf32_of
-from facd_basicsr.engine.logs import versions
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.comparison.run_record import machine
+from facd_basicsr.environment import versions
+from facd_basicsr.evaluation.tables import text_table
+from facd_basicsr.runtime.execution import tf32_of
 
 WARM_UP, TURNS = (5, 20) if torch.cuda.is_available() else (2, 7)  # a GPU's clocks rise first
 

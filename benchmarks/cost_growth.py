@@ -27,10 +27,10 @@ from distillation_models import options, ours, random_batch, with_execution
 from peak_memory import extra_mib
 from recorder import Recorder
 
-from facd_basicsr.comparison.record import machine
-from facd_basicsr.engine.distributed import init_dist
-from facd_basicsr.engine.logs import versions
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.comparison.run_record import machine
+from facd_basicsr.engine.launch import init_dist
+from facd_basicsr.environment import versions
+from facd_basicsr.evaluation.tables import text_table
 
 BATCHES = (4, 8, 16, 32, 64)
 PATCHES = (24, 48, 72, 96)

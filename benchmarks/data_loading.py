@@ -29,10 +29,10 @@ import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.data_sampler import EnlargedSampler
 
-from facd_basicsr.comparison.record import machine
+from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.data.loaders import batches, build_loaders
-from facd_basicsr.engine.logs import versions
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.environment import versions
+from facd_basicsr.evaluation.tables import text_table
 
 BASELINE = 'BasicSR, lmdb'
 SOURCES = {BASELINE: 'lmdb', 'lmdb': 'lmdb', 'disk': 'disk', 'memory': 'memory'}

@@ -12,8 +12,8 @@ from basicsr.utils import set_random_seed
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
-from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.models import FACDModel
+from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import read_option_file
 
 # How networks are run: `train`'s keys, which hold for the teacher too, but for `teacher`'s own. Those that take minutes

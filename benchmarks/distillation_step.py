@@ -35,11 +35,11 @@ from recorder import LIMIT, Recorder
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from facd_basicsr.comparison.record import machine
-from facd_basicsr.engine.execution import Execution, tf32_of
-from facd_basicsr.engine.logs import versions
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.comparison.run_record import machine
+from facd_basicsr.environment import versions
+from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models import FACDModel
+from facd_basicsr.runtime.execution import Execution, tf32_of
 
 # Turns whose time is left out: in them cuDNN looks for its fastest algorithms, torch.compile compiles, and CUDA graphs
 # are recorded, in the second.

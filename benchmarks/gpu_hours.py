@@ -20,10 +20,10 @@ import torch
 from basicsr.archs import build_network
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
+from facd_basicsr.comparison.summary import with_blocks
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
-from facd_basicsr.evaluation.page_blocks import with_blocks
-from facd_basicsr.evaluation.table import markdown_table
+from facd_basicsr.evaluation.tables import markdown_table
 from facd_basicsr.losses import DistillState, build_loss
 from facd_basicsr.options import read_option_file
 

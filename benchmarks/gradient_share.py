@@ -23,9 +23,9 @@ from basicsr.data import build_dataset
 from torch import Tensor
 
 from facd_basicsr.comparison.plan import Run, read_comparison
-from facd_basicsr.comparison.record import checkpoint_of
-from facd_basicsr.engine.safe_model import build_model
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.comparison.run_record import checkpoint_of
+from facd_basicsr.evaluation.tables import text_table
+from facd_basicsr.models.safe_model import build_model
 
 BATCHES = 10
 BODY = ('conv_first', 'body')  # what comes before the last tap

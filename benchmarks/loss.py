@@ -30,9 +30,9 @@ from peak_memory import extra_mib
 from recorder import Recorder
 from torch import Tensor
 
-from facd_basicsr.comparison.record import machine
-from facd_basicsr.engine.logs import versions
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.comparison.run_record import machine
+from facd_basicsr.environment import versions
+from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.losses import contrastive
 from facd_basicsr.losses.pairwise import cdist_by_column, own_and_later_l1, pairwise_l1
 

@@ -21,9 +21,9 @@ matplotlib.use('Agg')
 
 from matplotlib import pyplot as plt
 
+from facd_basicsr.comparison.summary import with_blocks
 from facd_basicsr.errors import UserError, run_command
-from facd_basicsr.evaluation.page_blocks import with_blocks
-from facd_basicsr.evaluation.table import markdown_table
+from facd_basicsr.evaluation.tables import markdown_table
 
 RESULTS = Path(__file__).resolve().parent / 'results'
 Result = dict[str, Any]

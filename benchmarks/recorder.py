@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from facd_basicsr.engine.whole_files import write_whole
+from facd_basicsr.files.atomic import write_whole
 
 LIMIT = 450  # seconds; with Python's start a part of `make benchmarks` ends within 8 minutes
 

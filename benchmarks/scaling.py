@@ -22,7 +22,7 @@ from gpu_hours import OPTIONS, step_flops
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.evaluation.complexity import parameters
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.options import read_option_file
 
 FILES = ('FACD_EDSR_x4', 'FACD_RCAN_x4')

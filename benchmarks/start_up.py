@@ -30,13 +30,13 @@ import numpy as np
 import torch
 from distillation_models import random_teacher
 
-from facd_basicsr.comparison.record import machine
+from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.data.bicubic import with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
-from facd_basicsr.engine.logs import versions
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.environment import versions
+from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.options import read_option_file
-from facd_basicsr.options.plain_yaml import option_text
+from facd_basicsr.options.option_files import option_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPTION_FILES = ('options/train/mini/FACD_EDSR16x4_x2.yml', 'options/train/FACD_EDSR_x4.yml')

@@ -28,12 +28,12 @@ from basicsr.utils import tensor2img
 from torch import nn
 from torch.utils.data import DataLoader
 
-from facd_basicsr.comparison.record import machine
-from facd_basicsr.engine.logs import versions
-from facd_basicsr.engine.safe_model import SafeModel, build_model
-from facd_basicsr.engine.validation import ValidationNetwork
-from facd_basicsr.evaluation.fast_metrics import scores, to_image
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.comparison.run_record import machine
+from facd_basicsr.environment import versions
+from facd_basicsr.evaluation.tables import text_table
+from facd_basicsr.models.safe_model import SafeModel, build_model
+from facd_basicsr.models.validation import ValidationNetwork
+from facd_basicsr.runtime.metrics import scores, to_image
 
 SCALE = 4
 STUDENTS = {'EDSR 64x16': (64, 16), 'EDSR 16x4': (16, 4)}  # the paper's, and a small one

@@ -24,15 +24,14 @@ from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 
+from facd_basicsr.comparison.summary import with_blocks
 from facd_basicsr.errors import UserError, disk_complaints, run_command
-from facd_basicsr.evaluation.page_blocks import with_blocks
-from facd_basicsr.evaluation.table import markdown_table
+from facd_basicsr.evaluation.tables import markdown_table
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.models import FACDModel
-from facd_basicsr.options import accepted, arguments, keys
-from facd_basicsr.options.accepted import Keys
-from facd_basicsr.options.blocks import bounds, choice_names, type_names
-from facd_basicsr.options.plain_yaml import ORDER, OptionDumper
+from facd_basicsr.options import option_check, schema
+from facd_basicsr.options.option_check import Keys, bounds, choice_names, type_names
+from facd_basicsr.options.option_files import ORDER, OptionDumper
 from facd_basicsr.options.signatures import Key
 
 HEADER = ('key', 'value', 'in', 'if left out', 'meaning')
@@ -47,41 +46,41 @@ AS_IN = 'as in '  # another class, whose docstring then says it
 def tables() -> dict[str, str]:
     """Every table of the page, by the words of its mark."""
     train, test = (
-        _of_models(functools.partial(accepted.top_keys, is_train=is_train), ORDER) for is_train in (True, False)
+        _of_models(functools.partial(option_check.top_keys, is_train=is_train), ORDER) for is_train in (True, False)
     )
-    in_train = [*keys.TRAIN, *keys.TRAIN_KEYS, *keys.EXECUTION_TRAIN]
-    schedulers = {name: cls for name, cls in arguments.SCHEDULERS.items() if name != SYNONYM}
+    in_train = [*schema.TRAIN, *schema.TRAIN_KEYS, *schema.EXECUTION_TRAIN]
+    schedulers = {name: cls for name, cls in schema.SCHEDULERS.items() if name != SYNONYM}
     return {
-        'file': _in_both(keys.FILE),
+        'file': _in_both(schema.FILE),
         'top': table(train, test),
-        'datasets': table({**keys.DATASET, **keys.DATASET_TRAIN}, keys.DATASET),
+        'datasets': table({**schema.DATASET, **schema.DATASET_TRAIN}, schema.DATASET),
         **{
             f'datasets {dataset.__name__}': _dataset_table(dataset)
             for dataset in (PairedImageDataset, SingleImageDataset)
         },
-        'datasets.*.io_backend lmdb': _in_both(accepted.io_backend_keys('lmdb')),
-        **{f'network_g {name}': _in_both(accepted.network_keys(ARCH_REGISTRY.get(name))) for name in NETWORKS},
-        'teacher': table(keys.TEACHER),
-        'teacher.expect': table(keys.EXPECT),
-        'taps': table(keys.TAP),
-        'network_r DeepRegressor': table(accepted.regressor_keys(ARCH_REGISTRY.get('DeepRegressor'))),
+        'datasets.*.io_backend lmdb': _in_both(option_check.io_backend_keys('lmdb')),
+        **{f'network_g {name}': _in_both(option_check.network_keys(ARCH_REGISTRY.get(name))) for name in NETWORKS},
+        'teacher': table(schema.TEACHER),
+        'teacher.expect': table(schema.EXPECT),
+        'taps': table(schema.TAP),
+        'network_r DeepRegressor': table(option_check.regressor_keys(ARCH_REGISTRY.get('DeepRegressor'))),
         'path': table(
-            accepted.path_keys(['network_g', 'network_r'], is_train=True),
-            accepted.path_keys(['network_g'], is_train=False),
+            option_check.path_keys(['network_g', 'network_r'], is_train=True),
+            option_check.path_keys(['network_g'], is_train=False),
         ),
-        'train': table(_of_models(accepted.train_keys, in_train)),
-        'compile': table(keys.COMPILE),
-        'train.nonfinite': table(keys.NONFINITE),
-        **{f'train.optim_g {name}': table(accepted.optimizer_keys(cls)) for name, cls in arguments.OPTIMIZERS.items()},
-        **{f'train.scheduler {name}': table(accepted.scheduler_keys(cls)) for name, cls in schedulers.items()},
+        'train': table(_of_models(option_check.train_keys, in_train)),
+        'compile': table(schema.COMPILE),
+        'train.nonfinite': table(schema.NONFINITE),
+        **{f'train.optim_g {name}': table(option_check.optimizer_keys(cls)) for name, cls in schema.OPTIMIZERS.items()},
+        **{f'train.scheduler {name}': table(option_check.scheduler_keys(cls)) for name, cls in schedulers.items()},
         **{f'train.pixel_opt {name}': table(_loss_keys(name)) for name in IMAGE_LOSSES},
         'train.perceptual_opt PerceptualLoss': table(_loss_keys('PerceptualLoss')),
         **{f'train.distill_opt {name}': _distillation(name) for name in distillation_losses()},
-        'val': table(keys.VAL_TRAIN, keys.VAL_TEST),
+        'val': table(schema.VAL_TRAIN, schema.VAL_TEST),
         **{f'val.metrics {name}': _metric_table(name) for name in METRICS},
-        'logger': table(keys.LOGGER),
-        'logger.wandb': table(keys.WANDB),
-        'dist_params': table(keys.DIST_PARAMS),
+        'logger': table(schema.LOGGER),
+        'logger.wandb': table(schema.WANDB),
+        'dist_params': table(schema.DIST_PARAMS),
     }
 
 
@@ -139,7 +138,7 @@ def _in_both(own: Keys) -> str:
 
 
 def _metric_table(name: str) -> str:
-    own = accepted.metric_keys(METRIC_REGISTRY.get(name))
+    own = option_check.metric_keys(METRIC_REGISTRY.get(name))
     return _in_both({argument: key for argument, key in own.items() if argument != 'type'})
 
 
@@ -154,11 +153,13 @@ def _of_models(keys_of: Callable[[type], Keys], order: Iterable[str]) -> Keys:
 
 
 def _dataset_table(dataset: type) -> str:
-    return table(*(_ordered(accepted.dataset_keys(dataset, training), keys.DATASET_KEYS) for training in (True, False)))
+    return table(
+        *(_ordered(option_check.dataset_keys(dataset, training), schema.DATASET_KEYS) for training in (True, False))
+    )
 
 
 def _loss_keys(name: str) -> Keys:
-    own = accepted.loss_keys(LOSS_REGISTRY.get(name))
+    own = option_check.loss_keys(LOSS_REGISTRY.get(name))
     return {argument: replace(key, meaning=_followed(argument, key.meaning)) for argument, key in own.items()}
 
 

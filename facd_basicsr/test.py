@@ -19,13 +19,14 @@ from basicsr.utils.options import dict2str
 
 from facd_basicsr.data.loaders import build_ordered_dataset
 from facd_basicsr.data.seeded_dataset import NamingDataset
-from facd_basicsr.distill.checkpoints import check_pretrained
-from facd_basicsr.engine.distributed import Ranks, ended_at_once, naming_a_lost_rank
-from facd_basicsr.engine.logs import DeferredLog, versions
-from facd_basicsr.engine.safe_model import build_model
+from facd_basicsr.engine.launch import ended_at_once, naming_a_lost_rank
+from facd_basicsr.engine.logs import DeferredLog
+from facd_basicsr.environment import versions
 from facd_basicsr.errors import data_complaints, run_command
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.evaluation.tables import text_table
+from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import parse_options, parser
+from facd_basicsr.runtime.processes import Ranks
 
 FOLDERS = ('results_root', 'log', 'visualization')
 

@@ -26,24 +26,25 @@ import torch
 from basicsr.utils import get_time_str, make_exp_dirs, mkdir_and_rename, set_random_seed
 from basicsr.utils.options import dict2str
 
-from facd_basicsr.data.described_dataset import dataset_of
+from facd_basicsr.data.damaged_images import DamagedImages
 from facd_basicsr.data.loaders import Loaders, build_loaders, naming_killed_workers
-from facd_basicsr.distill.checkpoints import check_pretrained
+from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position, naming_a_full_disk
-from facd_basicsr.engine.damaged_images import DamagedImages
-from facd_basicsr.engine.distributed import Ranks, ended_at_once, naming_a_lost_rank
-from facd_basicsr.engine.execution import set_deterministic
-from facd_basicsr.engine.logs import DeferredLog, machine, tensorboard, versions
+from facd_basicsr.engine.launch import ended_at_once, naming_a_lost_rank
+from facd_basicsr.engine.logs import DeferredLog, tensorboard
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.resume import describe, load_resume_state, resume_random, resumed_position
-from facd_basicsr.engine.safe_model import SafeModel, build_model
 from facd_basicsr.engine.signals import ending_set_up, leave_to_the_main_process
-from facd_basicsr.engine.whole_files import remove_partial, write_whole
+from facd_basicsr.environment import machine, versions
 from facd_basicsr.errors import UserError, data_complaints, run_command
+from facd_basicsr.files.atomic import remove_partial, write_whole
+from facd_basicsr.models.safe_model import SafeModel, build_model, check_pretrained
 from facd_basicsr.options import parse_options, parser
-from facd_basicsr.options.inherit import complete_text
+from facd_basicsr.options.option_files import complete_text
+from facd_basicsr.runtime.execution import set_deterministic
+from facd_basicsr.runtime.processes import Ranks
 
 
 def train(

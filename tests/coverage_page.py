@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from facd_basicsr.comparison.pages import with_blocks
+from facd_basicsr.comparison.summary import with_blocks
 from facd_basicsr.errors import UserError, run_command
-from facd_basicsr.evaluation.table import markdown_table
+from facd_basicsr.evaluation.tables import markdown_table
 
 COUNTS = ('num_statements', 'covered_lines', 'num_branches', 'covered_branches')
 

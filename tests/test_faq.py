@@ -15,9 +15,9 @@ from basicsr.archs import build_network
 from basicsr.utils import mkdir_and_rename
 from conftest import REPOSITORY, TEACHER, changed, tiny_train_opt, write_yml
 
-from facd_basicsr.data.download import download
 from facd_basicsr.data.loaders import naming_killed_workers
 from facd_basicsr.errors import Stopped, UserError
+from facd_basicsr.files.download import download
 from facd_basicsr.options import load_options, parser
 from facd_basicsr.train import train
 
@@ -166,7 +166,7 @@ WRITTEN = {
         'CUDA out of memory. Tried to allocate ',
         Path(torch.__file__).parent / 'lib' / 'libc10_cuda.so',
     ),
-    'Another rank has ended': ('another rank has ended, or is out of reach (', 'facd_basicsr/engine/distributed.py'),
+    'Another rank has ended': ('another rank has ended, or is out of reach (', 'facd_basicsr/engine/launch.py'),
 }
 
 

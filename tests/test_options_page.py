@@ -13,15 +13,14 @@ import torch
 from basicsr.utils.dist_util import init_dist
 from conftest import REPOSITORY, imported_script, run
 
-from facd_basicsr.engine.execution import Execution
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.errors import UserError
-from facd_basicsr.options import accepted, arguments, keys, load_yaml, read_option_file
-from facd_basicsr.options.blocks import check_block
-from facd_basicsr.options.check import check
-from facd_basicsr.options.dry_run import dry_run
-from facd_basicsr.options.inherit import merged
+from facd_basicsr.options import load_yaml, option_check, read_option_file, schema
+from facd_basicsr.options.build import dry_run
+from facd_basicsr.options.option_check import check, check_block
+from facd_basicsr.options.option_files import merged
 from facd_basicsr.options.signatures import Key
+from facd_basicsr.runtime.execution import Execution
 
 SCRIPT = REPOSITORY / 'docs' / 'options_page.py'
 options_page = imported_script(SCRIPT)
@@ -29,7 +28,7 @@ PAGE = REPOSITORY / 'docs' / 'options.md'
 TEXT = PAGE.read_text(encoding='utf-8')
 MADE = options_page.tables()
 EXAMPLES = re.findall(r'```yaml\n(.*?)```', TEXT, flags=re.DOTALL)
-TABLES = {name: own for name, own in vars(keys).items() if isinstance(own, dict) and name.isupper()}
+TABLES = {name: own for name, own in vars(schema).items() if isinstance(own, dict) and name.isupper()}
 TABLES = {name: own for name, own in TABLES.items() if all(isinstance(key, Key) for key in own.values())}
 
 
@@ -77,7 +76,7 @@ def test_every_key_of_every_table_of_the_check_has_a_meaning(name):
 
 
 def test_every_optimizer_and_scheduler_is_named():
-    for name in (*arguments.OPTIMIZERS, *arguments.SCHEDULERS):
+    for name in (*schema.OPTIMIZERS, *schema.SCHEDULERS):
         assert f'`{name}`' in TEXT
 
 
@@ -159,12 +158,12 @@ def asked_for(node: ast.AST) -> tuple[ast.AST | None, ast.AST | None]:
 
 # held to a signature below, or with no code that names a default
 NONE_READ = {
-    **dict.fromkeys((*keys.NONFINITE, *keys.EXECUTION, *keys.COMPILE, 'backend'), 'a signature'),
+    **dict.fromkeys((*schema.NONFINITE, *schema.EXECUTION, *schema.COMPILE, 'backend'), 'a signature'),
     **dict.fromkeys(('meta_info_file', 'color'), 'compared with one value, and ~ is as good as missing'),
 }
 STATED = {
     (name, key): own
-    for name, block in {**TABLES, 'PATHS': accepted.path_keys(['network_g', 'network_r'], True)}.items()
+    for name, block in {**TABLES, 'PATHS': option_check.path_keys(['network_g', 'network_r'], True)}.items()
     for key, own in block.items()
     if own.default is not ... and name != 'PATH_NETWORK' and key not in NONE_READ
 }
@@ -182,10 +181,10 @@ def test_a_default_is_the_one_that_the_code_which_reads_the_key_applies(place, k
 @pytest.mark.parametrize(
     ('block', 'target'),
     [
-        (keys.NONFINITE, NonFiniteGuard),
-        (keys.EXECUTION, Execution),
-        ({'backend': keys.DIST_PARAMS['backend']}, init_dist),
-        ({key: own for key, own in keys.COMPILE.items() if key != 'mode'}, torch.compile),  # whose None means default
+        (schema.NONFINITE, NonFiniteGuard),
+        (schema.EXECUTION, Execution),
+        ({'backend': schema.DIST_PARAMS['backend']}, init_dist),
+        ({key: own for key, own in schema.COMPILE.items() if key != 'mode'}, torch.compile),  # whose None means default
     ],
 )
 def test_a_default_is_that_of_the_signature_which_the_block_is_passed_to(block, target):

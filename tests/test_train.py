@@ -12,9 +12,9 @@ from conftest import STUDENT, write_yml
 from runs import assert_same, log_text, result
 
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
-from facd_basicsr.engine.safe_model import SafeSRModel
 from facd_basicsr.errors import UserError, run_command
 from facd_basicsr.models import FACDModel
+from facd_basicsr.models.safe_model import SafeSRModel
 from facd_basicsr.options import load_yaml, parser, read_option_file
 from facd_basicsr.train import train
 

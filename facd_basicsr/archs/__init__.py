@@ -6,9 +6,8 @@ from pathlib import Path
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 
-from .edsr_student_arch import EDSRStudent
-from .rcan_student_arch import RCANStudent
 from .regressor_arch import DeepRegressor
+from .student_arch import EDSRStudent, RCANStudent
 
 CONVOLUTIONAL = (EDSR, EDSRStudent, RCAN, RCANStudent)  # these very classes: a class derived from one may add anything
 

@@ -8,14 +8,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.options import load_yaml
-from facd_basicsr.options.blocks import check_block, check_type
-from facd_basicsr.options.check import check
-from facd_basicsr.options.inherit import BASE, merged, read_option_file
-from facd_basicsr.options.keys import EXECUTION
-from facd_basicsr.options.paths import check_paths
+from facd_basicsr.options.option_check import check, check_block, check_type
+from facd_basicsr.options.option_files import BASE, merged, read_option_file
+from facd_basicsr.options.schema import EXECUTION
 from facd_basicsr.options.signatures import Key
 
 KEYS = {

@@ -16,10 +16,10 @@ import torch
 
 from facd_basicsr.comparison.plan import Comparison, Run
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.benchmark import to_json
+from facd_basicsr.evaluation.tables import to_json
 from facd_basicsr.options import load_yaml
+from facd_basicsr.options.option_files import option_text
 from facd_basicsr.options.parse import load_options, root_path
-from facd_basicsr.options.plain_yaml import option_text
 
 POLL = 0.2  # seconds between looks at the processes
 SHOWN = 3  # keys that a message about changed options names

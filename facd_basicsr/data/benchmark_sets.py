@@ -8,10 +8,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from facd_basicsr.data.bicubic import METHOD, with_bicubic_lr
-from facd_basicsr.data.images import IMAGE_SUFFIXES, image_size, images_in, is_gray, read_bgr, write_png
 from facd_basicsr.data.record import are_finished, files_of, open_partial
-from facd_basicsr.data.workers import results_of
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size, images_in, is_gray, read_bgr, write_png
+from facd_basicsr.files.parallel import results_of
 
 MULTIPLE = 12  # of 2, 3 and 4, so that every scale is tested on the same ground truth
 HR_FOLDERS = ('hr', 'gt', 'original')

@@ -11,15 +11,15 @@ import numpy as np
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils import get_root_logger, imfrombytes
 
-from facd_basicsr.data.free_memory import free_memory
-from facd_basicsr.data.images import image_size
-from facd_basicsr.data.integrity import opened_lmdb
+from facd_basicsr.data.damaged_images import opened_lmdb
 from facd_basicsr.data.lmdb_pairs import meta_info_shapes
 from facd_basicsr.data.seeded_dataset import UNREADABLE
 from facd_basicsr.data.shared_block import SharedBlock, new_block, one_for_each_machine
-from facd_basicsr.data.threads import in_threads
-from facd_basicsr.engine.distributed import Ranks
+from facd_basicsr.environment import free_memory
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.images import image_size
+from facd_basicsr.files.parallel import in_threads
+from facd_basicsr.runtime.processes import Ranks
 
 SIDES = ('gt', 'lq')
 ROW = (len(SIDES), 3)  # of the table: offset, height and width of each side; a height of 0: there are no pixels

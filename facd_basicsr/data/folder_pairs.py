@@ -8,10 +8,10 @@ import numpy as np
 
 from facd_basicsr.data.benchmark_sets import write_set
 from facd_basicsr.data.bicubic import METHOD, with_bicubic_lr
-from facd_basicsr.data.images import image_size, images_in, read_bgr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.data.record import are_finished, files_of
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.images import image_size, images_in, read_bgr
 
 
 def prepare_folders(

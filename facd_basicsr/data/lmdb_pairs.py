@@ -20,9 +20,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from facd_basicsr.data.record import are_finished, open_partial, partial_of
-from facd_basicsr.data.sub_images import boxes
-from facd_basicsr.data.workers import results_of
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.parallel import results_of
 
 # Reads one source image: the scales that are asked for -> {scale: BGR uint8 (H / scale, W / scale, 3)}, 1 for HR. It
 # is called in other processes, so it must be picklable.
@@ -194,3 +193,22 @@ def _alone(path: Path) -> Iterator[None]:
                 lock.unlink(missing_ok=True)
     except Timeout as error:
         raise UserError(f'{path}: another process is writing it') from error
+
+
+def sub_images(size: int, crop: int, step: int) -> list[tuple[int, int]]:
+    """Start and end along one axis of overlapping crops that cover it, the last one flush with the end."""
+    if size <= crop:
+        return [(0, size)]
+    starts = list(range(0, size - crop + 1, step))
+    if starts[-1] != size - crop:
+        starts.append(size - crop)
+    return [(start, start + crop) for start in starts]
+
+
+def boxes(height: int, width: int, crop: int, step: int) -> list[tuple[int, int, int, int]]:
+    """Top, bottom, left, right of an image's sub-images, row by row, which is how BasicSR numbers them."""
+    return [
+        (top, bottom, left, right)
+        for top, bottom in sub_images(height, crop, step)
+        for left, right in sub_images(width, crop, step)
+    ]

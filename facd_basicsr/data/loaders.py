@@ -11,12 +11,11 @@ from basicsr.data.prefetch_dataloader import CUDAPrefetcher, PrefetchDataLoader,
 from torch.utils.data import DataLoader
 
 from facd_basicsr.data.decoded_pairs import decoded_pairs
-from facd_basicsr.data.described_dataset import DescribedDataset
 from facd_basicsr.data.memory_pairs import MemoryPairs, file_backend, is_in_memory
 from facd_basicsr.data.resumable_sampler import ResumableSampler
-from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
-from facd_basicsr.engine.distributed import Ranks
+from facd_basicsr.data.seeded_dataset import DescribedDataset, NamingDataset, SeededDataset
 from facd_basicsr.errors import UserError
+from facd_basicsr.runtime.processes import Ranks
 
 
 @dataclass

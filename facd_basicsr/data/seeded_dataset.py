@@ -3,17 +3,36 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, cast
 
 import cv2
 import lmdb
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from facd_basicsr.data.damage import complaint_about
-from facd_basicsr.data.described_dataset import DescribedDataset
+from facd_basicsr.data.damaged_images import complaint_about
 from facd_basicsr.errors import UserError
+
+
+class DescribedDataset(Protocol):
+    """A dataset that has a length and its option block.
+
+    Attributes:
+        opt: the block of ``datasets``.
+    """
+
+    opt: dict[str, Any]
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+
+def dataset_of(loader: DataLoader) -> DescribedDataset:
+    """The dataset of a loader that :func:`facd_basicsr.data.loaders.build_loaders` or BasicSR has built."""
+    return cast(DescribedDataset, loader.dataset)
+
 
 # What BasicSR's datasets raise for an image that can't be decoded (None.astype, frombuffer(None)), is not there, or is
 # too small or of another size than its pair.

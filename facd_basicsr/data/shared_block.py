@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from facd_basicsr.engine.distributed import Ranks
 from facd_basicsr.errors import UserError
+from facd_basicsr.runtime.processes import Ranks
 
 Address = tuple[int, int, int]  # a process, its file descriptor, bytes
 CLOSE_ON_EXEC = 1  # MFD_CLOEXEC

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from facd_basicsr.archs.input_channels import input_channels
-from facd_basicsr.deploy.description import Description
 from facd_basicsr.deploy.onnx_network import INSTALL
-from facd_basicsr.deploy.student import METADATA
+from facd_basicsr.deploy.student import METADATA, Description
 from facd_basicsr.errors import UserError
 
 OPSET = 17  # read by onnxruntime 1.12 (2022) and everything later

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from facd_basicsr.data.images import IMAGE_SUFFIXES, images_below
-from facd_basicsr.deploy.image_file import FORMATS
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.images import FORMATS, IMAGE_SUFFIXES, images_below
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
 from facd_basicsr.archs.input_channels import input_channels
-from facd_basicsr.data.free_memory import free_memory
-from facd_basicsr.data.images import without_alpha
+from facd_basicsr.archs.tail_in_tiles import has_tail, with_tail_in_tiles
 from facd_basicsr.deploy.onnx_network import OnnxNetwork
 from facd_basicsr.deploy.student import Student
-from facd_basicsr.deploy.tail_in_tiles import has_tail, with_tail_in_tiles
+from facd_basicsr.environment import free_memory
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.tiling import reach_or_none, tiles
+from facd_basicsr.files.images import without_alpha
+from facd_basicsr.runtime.tiling import reach_or_none, tiles
 
 TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
 TILE_WITHOUT_TAIL = 256  # of other networks, which hold all their features at once: 1.6 GB by onnxruntime
@@ -84,7 +84,7 @@ class Upscaler:
         alpha as gray, and stays within what it is in the pixel and its neighbours, so that what is opaque remains so.
 
         Args:
-            pixels: uint8 or uint16 (H, W, C), as of :func:`facd_basicsr.data.images.read_pixels`.
+            pixels: uint8 or uint16 (H, W, C), as of :func:`facd_basicsr.files.images.read_pixels`.
             show: is told before each tile its number and how many there are; alpha has its own.
 
         Returns:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.quality import score
+from facd_basicsr.runtime.metrics import score
 
 COLOUR_MARGIN = 0.005  # dB
 COLOUR_IMAGES = 5  # as many as Set5 has: fewer may be better in the wrong order by chance

@@ -12,12 +12,12 @@ from basicsr.archs.rcan_arch import RCAN
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from facd_basicsr.data.download import cached, is_url, sha256_of
-from facd_basicsr.distill.checkpoints import LIGHTNING, load_any_state_dict, load_exactly, without_prefix
 from facd_basicsr.distill.layouts import LAYOUTS, network_block, recognise, to_basicsr
-from facd_basicsr.engine.execution import PRECISIONS, Execution
 from facd_basicsr.engine.winograd import Winograd, gains
 from facd_basicsr.errors import UserError, advising
+from facd_basicsr.files.download import cached, is_url, sha256_of
+from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, load_exactly, without_prefix
+from facd_basicsr.runtime.execution import PRECISIONS, Execution
 
 FORMATS = ('auto', *LAYOUTS, 'spandrel')
 PAGE = 'docs/teachers.md describes the teacher block'

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from facd_basicsr.data.resumable_sampler import ResumableSampler
-from facd_basicsr.engine.distributed import Ranks
-from facd_basicsr.engine.random_state import random_state
-from facd_basicsr.engine.safe_model import SafeModel
-from facd_basicsr.engine.whole_files import save_whole, write_whole
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.atomic import save_whole, write_whole
+from facd_basicsr.models.safe_model import SafeModel
+from facd_basicsr.runtime.processes import Ranks
+from facd_basicsr.runtime.rng import random_state
 
 LATEST = 'latest'  # a file in training_states with the name of the state that was written last
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

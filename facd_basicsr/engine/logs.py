@@ -3,14 +3,10 @@
 import contextlib
 import logging
 import logging.handlers
-import platform
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import basicsr.version
-import torch
-import torchvision
 from basicsr.utils import get_root_logger, init_wandb_logger
 from basicsr.utils.dist_util import master_only
 
@@ -108,25 +104,3 @@ def tensorboard(opt: dict[str, Any], start_iter: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter  # not for those who don't use it: it takes a while
 
     return SummaryWriter(str(Path(opt['root_path'], 'tb_logger', opt['name'])), purge_step=start_iter + 1)
-
-
-def versions() -> str:
-    """The versions a result depends on, in one line."""
-    return (
-        f'Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, '
-        f'basicsr {basicsr.version.__version__}'
-    )
-
-
-def machine(on_gpu: bool | None = None) -> str:
-    """The GPU, or the processor.
-
-    Args:
-        on_gpu: whether the GPU is meant; None: if there is one.
-    """
-    if torch.cuda.is_available() if on_gpu is None else on_gpu:
-        return torch.cuda.get_device_name()
-    cpuinfo = Path('/proc/cpuinfo')
-    lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.is_file() else []
-    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return models[0] if models else platform.processor() or platform.machine()

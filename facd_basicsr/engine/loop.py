@@ -9,17 +9,17 @@ from typing import Any, NoReturn
 from basicsr.utils import AvgTimer, MessageLogger
 from torch.utils.data import DataLoader
 
-from facd_basicsr.data.described_dataset import dataset_of
+from facd_basicsr.data.damaged_images import DamagedImages
 from facd_basicsr.data.loaders import Loaders, batches
+from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.engine.checkpoint import Checkpoints, Position
-from facd_basicsr.engine.damaged_images import DamagedImages
-from facd_basicsr.engine.distributed import Ranks
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
-from facd_basicsr.engine.random_state import preserved_random_state
-from facd_basicsr.engine.safe_model import SafeModel
 from facd_basicsr.engine.signals import StopSignals, held_back
 from facd_basicsr.errors import Stopped
+from facd_basicsr.models.safe_model import SafeModel
+from facd_basicsr.runtime.processes import Ranks
+from facd_basicsr.runtime.rng import preserved_random_state
 
 
 class TrainingLoop:
@@ -211,7 +211,7 @@ class TrainingLoop:
 class Interruptible:
     """A validation loader that raises ``Stopped`` in the place of the next image.
 
-    Several ranks have to agree: they take ``dataset`` and ``stop`` and share them out (engine/validation.py).
+    Several ranks have to agree: they take ``dataset`` and ``stop`` and share them out (models/validation.py).
     """
 
     def __init__(self, loader: DataLoader, stop: Callable[[], bool]) -> None:

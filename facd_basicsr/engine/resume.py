@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from basicsr.utils.misc import check_resume
 
-from facd_basicsr.data.download import sha256_of
 from facd_basicsr.data.resumable_sampler import ResumableSampler
 from facd_basicsr.engine.checkpoint import LATEST, Position, state_iterations
-from facd_basicsr.engine.distributed import Ranks
-from facd_basicsr.engine.random_state import restore_random_state
-from facd_basicsr.engine.whole_files import check_whole
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.atomic import check_whole
+from facd_basicsr.files.download import sha256_of
+from facd_basicsr.runtime.processes import Ranks
+from facd_basicsr.runtime.rng import restore_random_state
 
 torch.serialization.add_safe_globals([Counter])  # BasicSR's schedulers keep their milestones in one
 

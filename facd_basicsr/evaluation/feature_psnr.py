@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facd_basicsr.distill.checkpoints import load_exactly, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import Method
+from facd_basicsr.files.state_dicts import load_exactly, load_state_dict
 from facd_basicsr.losses import DistillLoss, build_loss
 
 PEAK = 255.0

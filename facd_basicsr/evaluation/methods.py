@@ -13,14 +13,14 @@ from basicsr.utils import tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
-from facd_basicsr.data.download import sha256_of
-from facd_basicsr.distill.checkpoints import basicsr_param_keys, load_exactly, load_state_dict
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import Teacher, build_teacher, local_weights
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import parameters
-from facd_basicsr.evaluation.quality import as_input, bicubic
+from facd_basicsr.files.download import sha256_of
+from facd_basicsr.files.state_dicts import basicsr_param_keys, load_exactly, load_state_dict
 from facd_basicsr.options import load_options
+from facd_basicsr.runtime.metrics import as_input, bicubic
 
 BICUBIC, TEACHER = 'bicubic', 'teacher'
 

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facd_basicsr.evaluation.benchmark_sets import Pair
-from facd_basicsr.evaluation.figure import Box
+from facd_basicsr.evaluation.figures import Box
 from facd_basicsr.evaluation.methods import Method
-from facd_basicsr.evaluation.quality import as_input
+from facd_basicsr.evaluation.test_sets import Pair
 from facd_basicsr.losses.image import teacher_is_right
 from facd_basicsr.losses.pairwise import sample_l1
+from facd_basicsr.runtime.metrics import as_input
 
 
 @dataclass(frozen=True)

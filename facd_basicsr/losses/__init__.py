@@ -3,9 +3,7 @@
 import importlib
 from pathlib import Path
 
-from .build import build_loss
-from .distill_loss import DistillLoss
-from .distill_state import DistillState
+from .base import DistillLoss, DistillState, build_loss
 from .facd_loss import FACDLoss
 
 for _file in sorted(Path(__file__).parent.glob('*_loss.py')):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from facd_basicsr.losses.cross_rank import all_samples, total
 from facd_basicsr.losses.pairwise import own_and_later_l1, pairwise_l1
+from facd_basicsr.runtime.processes import all_samples, total
 
 NEGATIVES = ('upper', 'all', 'per_anchor')
 

@@ -8,13 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses.checks import check_batch, check_not_negative, check_positive
-from facd_basicsr.losses.cross_rank import all_samples, ranks, total
-from facd_basicsr.losses.distill_loss import DistillLoss
-from facd_basicsr.losses.distill_state import DistillState
+from facd_basicsr.losses.base import DistillLoss, DistillState, check_batch, check_not_negative, check_positive, sum_of
 from facd_basicsr.losses.pairwise import at_least_float32, pairwise_l1, sample_l1
-from facd_basicsr.losses.terms import sum_of
 from facd_basicsr.losses.vgg import ENDS, WEIGHTS, VGGFeatures, load_vgg
+from facd_basicsr.runtime.processes import all_samples, ranks, total
 
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 

@@ -6,10 +6,17 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses.checks import check_batch, check_choice, check_not_negative, check_positive, check_weights
+from facd_basicsr.losses.base import (
+    REGRESSOR,
+    DistillLoss,
+    DistillState,
+    check_batch,
+    check_choice,
+    check_not_negative,
+    check_positive,
+    check_weights,
+)
 from facd_basicsr.losses.contrastive import NEGATIVES, contrastive_loss
-from facd_basicsr.losses.distill_loss import REGRESSOR, DistillLoss
-from facd_basicsr.losses.distill_state import DistillState
 from facd_basicsr.losses.image import image_loss, indicator
 
 

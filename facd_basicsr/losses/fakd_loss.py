@@ -8,12 +8,16 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from facd_basicsr.losses.checks import check_not_negative, check_positive, check_weights
-from facd_basicsr.losses.distill_loss import DistillLoss
-from facd_basicsr.losses.distill_state import DistillState
+from facd_basicsr.losses.base import (
+    DistillLoss,
+    DistillState,
+    check_not_negative,
+    check_positive,
+    check_weights,
+    sum_of,
+)
 from facd_basicsr.losses.pairwise import at_least_float32, full_precision
 from facd_basicsr.losses.teacher_supervision_loss import supervision
-from facd_basicsr.losses.terms import sum_of
 
 ROWS = 2**22  # entries of the affinities, over the batch, that are there at a time: 16 MiB each
 

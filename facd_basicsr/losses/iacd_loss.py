@@ -3,10 +3,15 @@
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from facd_basicsr.losses.checks import check_batch, check_choice, check_not_negative, check_positive
+from facd_basicsr.losses.base import (
+    DistillLoss,
+    DistillState,
+    check_batch,
+    check_choice,
+    check_not_negative,
+    check_positive,
+)
 from facd_basicsr.losses.contrastive import NEGATIVES, contrastive_loss
-from facd_basicsr.losses.distill_loss import DistillLoss
-from facd_basicsr.losses.distill_state import DistillState
 from facd_basicsr.losses.image import image_loss, indicator
 
 

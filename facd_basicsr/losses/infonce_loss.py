@@ -7,13 +7,20 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from facd_basicsr.losses.checks import check_batch, check_choice, check_not_negative, check_positive, check_weights
-from facd_basicsr.losses.cross_rank import all_samples
-from facd_basicsr.losses.distill_loss import REGRESSOR, DistillLoss
-from facd_basicsr.losses.distill_state import DistillState
+from facd_basicsr.losses.base import (
+    REGRESSOR,
+    DistillLoss,
+    DistillState,
+    check_batch,
+    check_choice,
+    check_not_negative,
+    check_positive,
+    check_weights,
+    sum_of,
+)
 from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.pairwise import at_least_float32, full_precision
-from facd_basicsr.losses.terms import sum_of
+from facd_basicsr.runtime.processes import all_samples
 
 
 def infonce(student_feat: Tensor, teacher_feat: Tensor, alpha: Tensor, temperature: float = 0.07) -> Tensor:

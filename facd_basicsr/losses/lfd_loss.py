@@ -5,12 +5,18 @@ from collections.abc import Sequence
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from facd_basicsr.losses.checks import check_choice, check_not_negative, check_positive, check_weights
-from facd_basicsr.losses.distill_loss import REGRESSOR, DistillLoss
-from facd_basicsr.losses.distill_state import DistillState
+from facd_basicsr.losses.base import (
+    REGRESSOR,
+    DistillLoss,
+    DistillState,
+    check_choice,
+    check_not_negative,
+    check_positive,
+    check_weights,
+    sum_of,
+)
 from facd_basicsr.losses.fitnet_loss import hint_loss
 from facd_basicsr.losses.teacher_supervision_loss import supervision
-from facd_basicsr.losses.terms import sum_of
 
 
 def lfd_loss(

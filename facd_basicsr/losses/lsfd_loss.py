@@ -7,12 +7,10 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from facd_basicsr.losses.checks import check_weights
-from facd_basicsr.losses.distill_state import DistillState
+from facd_basicsr.losses.base import DistillState, check_weights, sum_of
 from facd_basicsr.losses.lfd_loss import LFDLoss
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.losses.teacher_supervision_loss import supervision
-from facd_basicsr.losses.terms import sum_of
 
 
 def attention(student: Tensor, teacher: Tensor, size: Sequence[int], eps: float = 1e-8) -> Tensor:

@@ -4,9 +4,7 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from facd_basicsr.losses.checks import check_positive
-from facd_basicsr.losses.distill_loss import DistillLoss
-from facd_basicsr.losses.distill_state import DistillState
+from facd_basicsr.losses.base import DistillLoss, DistillState, check_positive
 from facd_basicsr.losses.image import image_loss
 
 

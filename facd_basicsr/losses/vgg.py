@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg19
 
-from facd_basicsr.data.download import cached, is_url
-from facd_basicsr.distill.checkpoints import check_fit, load_any_state_dict
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.download import cached, is_url
+from facd_basicsr.files.state_dicts import check_fit, load_any_state_dict
 
 WEIGHTS = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'  # torchvision's VGG19_Weights.IMAGENET1K_V1
 WHERE = 'train.distill_opt.vgg_weights'

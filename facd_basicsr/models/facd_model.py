@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from facd_basicsr.archs import CONVOLUTIONAL
 from facd_basicsr.archs.input_channels import input_channels
-from facd_basicsr.distill.checkpoints import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
-from facd_basicsr.engine.execution import Execution, tf32_of
-from facd_basicsr.engine.safe_model import SafeModel, SafeSRModel, run_network
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.models.safe_model import SafeModel, SafeSRModel, run_network
+from facd_basicsr.runtime.execution import Execution, tf32_of
 
 PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
 SMALL_PROBE_SIZE = 8  # where nothing depends on it; CSD's VGG halves an x2 output of it four times

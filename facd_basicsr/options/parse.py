@@ -10,13 +10,12 @@ import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.dist_util import get_dist_info
 
-from facd_basicsr.engine.distributed import init_dist
+from facd_basicsr.data.paths import check_paths
+from facd_basicsr.engine.launch import init_dist
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.check import check
-from facd_basicsr.options.dry_run import dry_run
-from facd_basicsr.options.inherit import read_option_file
-from facd_basicsr.options.paths import check_paths
-from facd_basicsr.options.plain_yaml import load_yaml
+from facd_basicsr.options.build import dry_run
+from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_files import load_yaml, read_option_file
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 

@@ -1,25 +1,107 @@
 """The table and the crops of a page: a run's networks on its validation sets, scored as ``facd benchmark`` scores."""
 
-from collections.abc import Callable, Iterable
+import base64
+import io
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
+from PIL import Image
 
-from facd_basicsr.data.download import cached_path, is_url
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
+from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.benchmark import Means, Table, means, quality_table, scored
-from facd_basicsr.evaluation.benchmark_sets import Pair, build_sets, pairs
+from facd_basicsr.evaluation.figures import Crop, as_picture, best_of, crop_psnr, differing_windows, marked
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
-from facd_basicsr.experiment.run_folder import RunFolder
-from facd_basicsr.options.dry_run import dry_run
-from facd_basicsr.options.lone_network import check_lone_network
-from facd_basicsr.options.paths import check_paths
-from facd_basicsr.report.gallery import Gallery, ShownCrop
+from facd_basicsr.evaluation.tables import Means, Table, means, quality_table, scored
+from facd_basicsr.evaluation.test_sets import Pair, build_sets, pairs
+from facd_basicsr.files.download import cached_path, is_url
+from facd_basicsr.options.build import check_lone_network, dry_run
+from facd_basicsr.runs.run_folder import RunFolder
+
+CROPS = 4
+SIZE, LEAST_SIZE = 96, 8  # of a crop in pixels of GT; smaller than the first where an image has no room for it
+WHOLE = (240, 160)  # width and height that an image's thumbnail fits in
+
+
+@dataclass(frozen=True)
+class View:
+    """A crop as one method has it: the method's name, what is said of it, and the PNG as a data URI."""
+
+    name: str
+    caption: str
+    image: str
+
+
+@dataclass(frozen=True)
+class ShownCrop:
+    """A crop: its image and where in it, a thumbnail of the image with the crop's outline, and all views of it."""
+
+    title: str
+    size: int
+    whole: str
+    views: list[View]
+
+
+class Gallery:
+    """Takes images one by one and has the crops at their end: as :func:`facd_basicsr.evaluation.figures.find_crops`
+    chooses, but that no image is kept and none is upscaled again.
+
+    Args:
+        student: the name of what is compared with bicubic.
+        scale: upscaling factor, and the border that is left out.
+    """
+
+    def __init__(self, student: str, scale: int) -> None:
+        self._compared, self._scale = (BICUBIC, student), scale
+        self._by_image: list[list[tuple[float, ShownCrop]]] = []
+
+    def look(self, pair: Pair, outputs: Mapping[str, np.ndarray]) -> None:
+        """Keeps an image's windows if they may be among those that are shown.
+
+        Args:
+            pair: the image.
+            outputs: by method, the upscaled LQ, BGR uint8 (H, W, 3).
+        """
+        size = min(SIZE, min(pair.gt.shape[:2]) - 2 * self._scale)
+        if size < LEAST_SIZE:
+            return
+        compared = [outputs[name] for name in self._compared]
+        windows = differing_windows(compared, pair, self._scale, size, CROPS)
+        if len(self._by_image) == CROPS:  # more images than that show their best window only
+            firsts = [image[0][0] for image in self._by_image]
+            least = max(index for index, first in enumerate(firsts) if first == min(firsts))
+            if windows[0][0] <= firsts[least]:
+                return
+            del self._by_image[least]
+        self._by_image.append([(difference, _shown(crop, outputs)) for difference, crop in windows])
+
+    def crops(self) -> list[ShownCrop]:
+        """Up to ``CROPS``; none where all images were too small."""
+        return best_of(self._by_image, CROPS)
+
+
+def _shown(crop: Crop, outputs: Mapping[str, np.ndarray]) -> ShownCrop:
+    pair = crop.pair
+    box = (crop.left, crop.top, crop.left + crop.size, crop.top + crop.size)
+    views = [
+        View(name, f'{crop_psnr(sr, crop):.2f} dB', png_uri(as_picture(crop.of(sr)))) for name, sr in outputs.items()
+    ]
+    views.append(View('HR', 'ground truth', png_uri(as_picture(crop.of(pair.gt)))))
+    return ShownCrop(f'{pair.set}/{pair.image}', crop.size, png_uri(marked(pair.gt, box, WHOLE)), views)
+
+
+def png_uri(picture: Image.Image) -> str:
+    """A picture as the ``src`` of an ``img``."""
+    buffer = io.BytesIO()
+    picture.save(buffer, 'PNG', optimize=True)
+    return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
 
 STUDENT = 'student'
 
@@ -51,7 +133,7 @@ def results_of(run: RunFolder, progress: Progress = lambda images, count: images
     What can't be had, data or weights that are no longer there or damaged, is said in the notes.
 
     Args:
-        run: from :func:`facd_basicsr.experiment.run_folder.read_run_folder`.
+        run: from :func:`facd_basicsr.runs.run_folder.read_run_folder`.
         progress: wraps the images of all sets, which are gone through once; it is told how many.
     """
     result = Results()

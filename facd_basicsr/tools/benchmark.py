@@ -15,13 +15,13 @@ from basicsr.utils import get_root_logger, get_time_str
 from tqdm import tqdm
 
 from facd_basicsr.cli import SeveralValues, test_files_option
-from facd_basicsr.engine.logs import versions
+from facd_basicsr.environment import versions
 from facd_basicsr.errors import UserError, disk_complaints
-from facd_basicsr.evaluation import benchmark as tables
-from facd_basicsr.evaluation.benchmark_sets import Pair, build_sets, pairs
+from facd_basicsr.evaluation import tables as tables
 from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import load_methods
-from facd_basicsr.evaluation.table import LATEX_RULES, latex_table, markdown_table, text_table
+from facd_basicsr.evaluation.tables import LATEX_RULES, latex_table, markdown_table, text_table
+from facd_basicsr.evaluation.test_sets import Pair, build_sets, pairs
 from facd_basicsr.options.parse import root_path
 
 

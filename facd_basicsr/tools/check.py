@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.cli import SeveralValues
-from facd_basicsr.engine.logs import DeferredLog, versions
+from facd_basicsr.data.paths import check_whole_dataset
+from facd_basicsr.engine.logs import DeferredLog
+from facd_basicsr.environment import versions
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import flops, parameters, saved_activations
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models import FACDModel
 from facd_basicsr.options import complete_options, load_options, parser
-from facd_basicsr.options.paths import check_whole_dataset
 from facd_basicsr.train import Training, set_up
 
 GIB = 2**30

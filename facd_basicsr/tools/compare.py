@@ -11,10 +11,9 @@ import click
 import torch
 from basicsr.utils import get_root_logger
 
-from facd_basicsr.comparison.curves import draw_curves
-from facd_basicsr.comparison.pages import filled
 from facd_basicsr.comparison.plan import Comparison, read_comparison, shortened
-from facd_basicsr.comparison.record import (
+from facd_basicsr.comparison.run import Folder, locked, read_records, train_all, write_option_files
+from facd_basicsr.comparison.run_record import (
     checkpoint_of,
     latencies,
     reference_records,
@@ -22,22 +21,22 @@ from facd_basicsr.comparison.record import (
     student_of,
     teacher_of,
 )
-from facd_basicsr.comparison.report import (
+from facd_basicsr.comparison.summary import (
     by_method,
     caption,
     cost_table,
+    draw_curves,
     feature_notes,
     feature_table,
+    filled,
     quality_table,
     to_csv,
 )
-from facd_basicsr.comparison.run import Folder, locked, read_records, train_all, write_option_files
 from facd_basicsr.errors import UserError, disk_complaints
-from facd_basicsr.evaluation.benchmark import to_json
-from facd_basicsr.evaluation.benchmark_sets import build_sets, pairs
-from facd_basicsr.evaluation.crops import find_crops
+from facd_basicsr.evaluation.figures import find_crops
 from facd_basicsr.evaluation.methods import BICUBIC, Method
-from facd_basicsr.evaluation.table import LATEX_RULES, latex_table, markdown_table, text_table
+from facd_basicsr.evaluation.tables import LATEX_RULES, latex_table, markdown_table, text_table, to_json
+from facd_basicsr.evaluation.test_sets import build_sets, pairs
 from facd_basicsr.options.parse import root_path
 from facd_basicsr.tools.figure import draw_crops
 

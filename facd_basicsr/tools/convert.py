@@ -8,9 +8,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from facd_basicsr.distill.checkpoints import LIGHTNING, load_any_state_dict, without_prefix
 from facd_basicsr.distill.layouts import DIV2K_MEAN, LAYOUTS, from_basicsr, network_block, recognise, to_basicsr
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, without_prefix
 
 SUFFIXES = ('.pth', '.pt', '.safetensors')
 

@@ -23,16 +23,16 @@ from torch import nn
 from tqdm import tqdm
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
-from facd_basicsr.data.images import read_bgr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
-from facd_basicsr.distill.checkpoints import load_state_dict
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import Stopped, run_command
 from facd_basicsr.evaluation.complexity import flops, latency_ms, parameters
-from facd_basicsr.evaluation.figure import largest_error, side_by_side
-from facd_basicsr.evaluation.quality import as_input, bicubic, score, upscale
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.evaluation.figures import largest_error, side_by_side
+from facd_basicsr.evaluation.tables import text_table
+from facd_basicsr.files.images import read_bgr
+from facd_basicsr.files.state_dicts import load_state_dict
 from facd_basicsr.options import PACKAGE_PARENT, parser, read_option_file
+from facd_basicsr.runtime.metrics import as_input, bicubic, score, upscale
 from facd_basicsr.train import train
 
 SCALE = 2

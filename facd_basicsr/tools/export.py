@@ -5,13 +5,22 @@ from pathlib import Path
 
 import click
 
-from facd_basicsr.deploy.export import Written, export, measured, paths_of
-from facd_basicsr.deploy.formats import BASIC, ONNX, ONNX_FP16, STEP, TORCH_EXPORT
+from facd_basicsr.deploy.export_formats import (
+    BASIC,
+    ONNX,
+    ONNX_FP16,
+    STEP,
+    TORCH_EXPORT,
+    Written,
+    export,
+    measured,
+    paths_of,
+)
 from facd_basicsr.deploy.graphs import require_onnx
 from facd_basicsr.deploy.student import Student, read_student
-from facd_basicsr.deploy.validated import psnr_of
 from facd_basicsr.errors import UserError, disk_complaints
 from facd_basicsr.evaluation.complexity import parameters
+from facd_basicsr.runs.run_folder import psnr_of
 
 CHECKPOINTS = ('.pth', '.pt', '.safetensors')
 

@@ -16,12 +16,11 @@ from tqdm import tqdm
 
 from facd_basicsr.cli import SeveralValues, test_files_option
 from facd_basicsr.errors import UserError, disk_complaints
-from facd_basicsr.evaluation.benchmark_sets import build_sets, select
-from facd_basicsr.evaluation.crops import Crop, chosen_crop, crop_psnr, find_crops
-from facd_basicsr.evaluation.figure import enlarge, grid, marked, tinted
+from facd_basicsr.evaluation.figures import Crop, chosen_crop, crop_psnr, enlarge, find_crops, grid, marked, tinted
 from facd_basicsr.evaluation.methods import Method, load_methods
-from facd_basicsr.evaluation.table import text_table
+from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.evaluation.teacher_map import TeacherMap, teacher_map
+from facd_basicsr.evaluation.test_sets import build_sets, select
 
 CELL = 192  # pixels of the picture for a crop, about
 

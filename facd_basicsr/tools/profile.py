@@ -10,11 +10,10 @@ import click
 from basicsr.utils import get_root_logger
 
 from facd_basicsr.cli import SeveralValues
-from facd_basicsr.engine.whole_files import write_whole
 from facd_basicsr.errors import UserError, disk_complaints
-from facd_basicsr.evaluation.cost_tables import cost_tables
-from facd_basicsr.evaluation.costs import costs
-from facd_basicsr.evaluation.table import markdown_table, text_table
+from facd_basicsr.evaluation.costs import cost_tables, costs
+from facd_basicsr.evaluation.tables import markdown_table, text_table
+from facd_basicsr.files.atomic import write_whole
 
 FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
     '.json': lambda result: json.dumps(result, indent=1),

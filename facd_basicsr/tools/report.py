@@ -9,12 +9,12 @@ import click
 from basicsr.utils import get_root_logger
 from tqdm import tqdm
 
-from facd_basicsr.engine.whole_files import write_whole
 from facd_basicsr.errors import UserError, disk_complaints
-from facd_basicsr.evaluation.benchmark_sets import Pair
-from facd_basicsr.experiment.run_folder import read_run_folder
+from facd_basicsr.evaluation.test_sets import Pair
+from facd_basicsr.files.atomic import write_whole
 from facd_basicsr.report.page import page
 from facd_basicsr.report.results import Results, results_of
+from facd_basicsr.runs.run_folder import read_run_folder
 
 OURS = b'<meta name="generator" content="facd report">'  # in the head of page.html
 

@@ -7,10 +7,9 @@ import click
 
 from facd_basicsr.cli import SeveralValues
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.check import check
-from facd_basicsr.options.inherit import lineage
+from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_files import lineage, option_text
 from facd_basicsr.options.parse import read_options
-from facd_basicsr.options.plain_yaml import option_text
 
 
 def show(option_file: str, overrides: Sequence[str]) -> str:

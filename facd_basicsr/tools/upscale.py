@@ -9,8 +9,7 @@ from basicsr.utils import get_root_logger
 
 from facd_basicsr.deploy.image_tree import Pair, is_one_file, pairs_of
 from facd_basicsr.deploy.student import read_student
-from facd_basicsr.deploy.upscale_images import upscale_images
-from facd_basicsr.deploy.upscale_record import UpscaleRecord, student_id
+from facd_basicsr.deploy.upscale_images import UpscaleRecord, student_id, upscale_images
 from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.errors import UserError, disk_complaints
 

@@ -6,7 +6,7 @@ import re
 import pytest
 from conftest import REPOSITORY, imported_script
 
-from facd_basicsr.comparison.pages import filled
+from facd_basicsr.comparison.summary import filled
 
 PAGES = [REPOSITORY / 'README.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
 MARK = re.compile(r'<!-- facd compare: (\S+) \S+ -->')

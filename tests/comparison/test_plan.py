@@ -10,9 +10,9 @@ from facd_basicsr.comparison.plan import read_comparison, shortened
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml, parse_options, parser
-from facd_basicsr.options.check import check
-from facd_basicsr.options.dry_run import dry_run
-from facd_basicsr.options.inherit import merged, read_option_file
+from facd_basicsr.options.build import dry_run
+from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_files import merged, read_option_file
 from facd_basicsr.train import set_up
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from facd_basicsr.comparison.statistics import holm, paired_difference, spread
+from facd_basicsr.comparison.summary import holm, paired_difference, spread
 
 
 def test_the_standard_deviation_has_one_degree_less_than_values():

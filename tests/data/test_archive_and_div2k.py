@@ -14,9 +14,8 @@ from conftest import decoded, picture
 
 from facd_basicsr.cli import facd
 from facd_basicsr.data import div2k
-from facd_basicsr.data.archive import unpack
 from facd_basicsr.data.bicubic import bicubic_lr
-from facd_basicsr.data.div2k import prepare_div2k
+from facd_basicsr.data.div2k import prepare_div2k, unpack
 from facd_basicsr.errors import UserError
 
 

@@ -7,8 +7,8 @@ from conftest import picture
 
 from facd_basicsr.data.benchmark_sets import prepare_benchmarks
 from facd_basicsr.data.bicubic import bicubic_lr
+from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.paths import check_paths
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_an_interrupted_set_is_not_there_and_is_continued(root, tmp_path, monkey
             raise KeyboardInterrupt
         write_png(path, image)
 
-    from facd_basicsr.data.images import write_png
+    from facd_basicsr.files.images import write_png
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr('facd_basicsr.data.benchmark_sets.write_png', interrupted)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
-from facd_basicsr.data.sub_images import boxes, sub_images
+from facd_basicsr.data.lmdb_pairs import boxes, sub_images
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.quality import bicubic, score
+from facd_basicsr.runtime.metrics import bicubic, score
 
 
 def test_lr_of_a_line_is_that_of_the_antialiased_kernel_rounded():

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, default_collate
 from facd_basicsr.data import decoded_pairs
 from facd_basicsr.data.loaders import build_ordered_dataset
 from facd_basicsr.data.memory_pairs import MemoryPairs
+from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.paths import check_whole_dataset
 
 MEMORY = {'type': 'memory'}
 MEAN_STD = {'mean': [0.45, 0.44, 0.4], 'std': [0.5, 1.0, 0.3]}

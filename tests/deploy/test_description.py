@@ -5,7 +5,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from conftest import STUDENT
 
-from facd_basicsr.deploy.description import Description, describe
+from facd_basicsr.deploy.student import Description, describe
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,19 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import REPOSITORY, STUDENT, changed, write_yml
 
-from facd_basicsr.deploy.description import Description, describe
-from facd_basicsr.deploy.export import export, measured, paths_of
-from facd_basicsr.deploy.formats import BASIC, FORMATS, ONNX, ONNX_FP16, STEP, TORCH_EXPORT
+from facd_basicsr.deploy.export_formats import (
+    BASIC,
+    FORMATS,
+    ONNX,
+    ONNX_FP16,
+    STEP,
+    TORCH_EXPORT,
+    export,
+    measured,
+    paths_of,
+)
 from facd_basicsr.deploy.graphs import onnx_bytes, read_program, require_onnx
-from facd_basicsr.deploy.student import METADATA, Student, read_student
+from facd_basicsr.deploy.student import METADATA, Description, Student, describe, read_student
 from facd_basicsr.distill.layouts import DIV2K_MEAN
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError

@@ -12,8 +12,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import nn
 
-from facd_basicsr.deploy.description import describe
-from facd_basicsr.deploy.student import METADATA, Student, read_student
+from facd_basicsr.deploy.student import METADATA, Student, describe, read_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.tools.show import show
 

@@ -9,9 +9,8 @@ from conftest import STUDENT, picture
 from PIL import Image
 
 from facd_basicsr.deploy import upscale_images as module
-from facd_basicsr.deploy.description import describe
 from facd_basicsr.deploy.image_tree import Pair
-from facd_basicsr.deploy.student import Student
+from facd_basicsr.deploy.student import Student, describe
 from facd_basicsr.deploy.upscale_images import upscale_images
 from facd_basicsr.deploy.upscaler import Upscaler
 

@@ -5,11 +5,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from facd_basicsr.deploy.description import Description
 from facd_basicsr.deploy.image_tree import Pair
-from facd_basicsr.deploy.upscale_record import RECORD, UpscaleRecord, student_id
-from facd_basicsr.engine.whole_files import write_partial
+from facd_basicsr.deploy.student import Description
+from facd_basicsr.deploy.upscale_images import RECORD, UpscaleRecord, student_id
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.atomic import write_partial
 
 STUDENT = {'student': 'a.pth', 'sha256': 'aa'}
 

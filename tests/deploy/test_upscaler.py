@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from facd_basicsr.deploy import tail_in_tiles
-from facd_basicsr.deploy.description import Description, describe
-from facd_basicsr.deploy.student import Student
-from facd_basicsr.deploy.tail_in_tiles import InTiles, with_tail_in_tiles
+from facd_basicsr.archs import tail_in_tiles
+from facd_basicsr.archs.tail_in_tiles import InTiles, with_tail_in_tiles
+from facd_basicsr.deploy.student import Description, Student, describe
 from facd_basicsr.deploy.upscaler import CancelledError, Upscaler
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.quality import upscale
+from facd_basicsr.runtime.metrics import upscale
 
 RCAN = {'type': 'RCANStudent', 'num_feat': 4, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2}
 

@@ -12,8 +12,8 @@ from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.distill.gate import _is_better, check_teacher, teacher_psnr_y
 from facd_basicsr.distill.teacher import Teacher, build_teacher
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.quality import as_input
 from facd_basicsr.options import parser
+from facd_basicsr.runtime.metrics import as_input
 from facd_basicsr.tools.demo import OPTIONS, SCALE, TEACHER_WEIGHTS, options, photograph
 from facd_basicsr.train import train
 

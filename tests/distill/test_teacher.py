@@ -16,10 +16,10 @@ from distill.official_networks import official_edsr, official_rcan
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from facd_basicsr.distill.checkpoints import load_state_dict
 from facd_basicsr.distill.teacher import Teacher, build_teacher
 from facd_basicsr.engine.winograd import gains
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.state_dicts import load_state_dict
 
 SCALE = TEACHER['upscale']
 

@@ -20,8 +20,9 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 
 from facd_basicsr.engine import nonfinite
-from facd_basicsr.engine.nonfinite import NonFiniteGuard, TellsItsSteps
+from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.errors import UserError
+from facd_basicsr.models.safe_model import TellsItsSteps
 
 NAN, INF = float('nan'), float('inf')
 

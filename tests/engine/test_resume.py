@@ -7,10 +7,10 @@ import torch
 
 from facd_basicsr.data.resumable_sampler import ResumableSampler
 from facd_basicsr.engine.checkpoint import Position
-from facd_basicsr.engine.distributed import Ranks
 from facd_basicsr.engine.resume import load_resume_state, newest_first, resumed_position
-from facd_basicsr.engine.whole_files import save_whole
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.atomic import save_whole
+from facd_basicsr.runtime.processes import Ranks
 
 
 def opt_for(folder: Path, auto_resume: bool = True, resume_state: Path | None = None) -> dict:

@@ -4,14 +4,7 @@ from basicsr.archs.srresnet_arch import MSRResNet
 from torch import Tensor, nn
 
 from facd_basicsr.archs import EDSRStudent
-from facd_basicsr.evaluation.complexity import (
-    flops,
-    footprint,
-    latencies_ms,
-    latency_ms,
-    parameters,
-    peak_gpu_memory,
-)
+from facd_basicsr.evaluation.complexity import flops, footprint, latencies_ms, latency_ms, parameters, peak_gpu_memory
 
 
 def test_parameters_and_flops_of_a_convolution_equal_values_worked_by_hand():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.benchmark_sets import Pair
-from facd_basicsr.evaluation.crops import Crop, chosen_crop, crop_psnr, find_crops
+from facd_basicsr.evaluation.figures import Crop, chosen_crop, crop_psnr, find_crops
+from facd_basicsr.evaluation.test_sets import Pair
 
 
 class Painted:

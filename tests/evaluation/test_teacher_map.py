@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from facd_basicsr.evaluation.benchmark_sets import Pair
 from facd_basicsr.evaluation.teacher_map import teacher_map
+from facd_basicsr.evaluation.test_sets import Pair
 
 
 class Flat:

@@ -10,9 +10,9 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from states import save_vgg, summed, widened
 from torch import Tensor
 
-from facd_basicsr.engine.execution import tf32_of
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 from facd_basicsr.losses.pairwise import fused_sums, own_and_later_l1, pairwise_l1
+from facd_basicsr.runtime.execution import tf32_of
 
 pytestmark = pytest.mark.gpu
 

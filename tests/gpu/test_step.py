@@ -9,11 +9,11 @@ from basicsr.utils import get_root_logger, set_random_seed
 from conftest import changed, write_yml
 
 from facd_basicsr.data.loaders import batches, build_loaders
-from facd_basicsr.engine.execution import tf32_of
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
-from facd_basicsr.engine.random_state import random_state, restore_random_state
-from facd_basicsr.engine.safe_model import build_model
+from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import parse_options, parser
+from facd_basicsr.runtime.execution import tf32_of
+from facd_basicsr.runtime.rng import random_state, restore_random_state
 from facd_basicsr.tools.check import memory_estimate
 
 pytestmark = pytest.mark.gpu

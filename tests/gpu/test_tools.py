@@ -13,20 +13,18 @@ from conftest import STUDENT, changed, write_yml
 from torch import nn
 
 from facd_basicsr.data.bicubic import bicubic_lr
-from facd_basicsr.deploy.description import Description, describe
-from facd_basicsr.deploy.export import export, measured
-from facd_basicsr.deploy.formats import BASIC, ONNX, ONNX_FP16, TORCH_EXPORT
+from facd_basicsr.deploy.export_formats import BASIC, ONNX, ONNX_FP16, TORCH_EXPORT, export, measured
 from facd_basicsr.deploy.onnx_network import OnnxNetwork
-from facd_basicsr.deploy.student import Student, read_student
+from facd_basicsr.deploy.student import Description, Student, describe, read_student
 from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.distill.gate import check_teacher, teacher_psnr_y
 from facd_basicsr.distill.teacher import build_teacher
-from facd_basicsr.engine.execution import tf32_of
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.costs import costs
-from facd_basicsr.evaluation.quality import as_input
-from facd_basicsr.evaluation.tiling import reach_of
 from facd_basicsr.options import parser
+from facd_basicsr.runtime.execution import tf32_of
+from facd_basicsr.runtime.metrics import as_input
+from facd_basicsr.runtime.tiling import reach_of
 from facd_basicsr.test import test as evaluate
 from facd_basicsr.tools.benchmark import benchmark
 from facd_basicsr.tools.check import check

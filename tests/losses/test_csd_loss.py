@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torchvision.models import vgg19
 
-from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, build_loss, vgg
 from facd_basicsr.losses.csd_loss import CSDLoss, csd_loss
+from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import load_options, parse_options, parser
 
 WHERE = 'train.distill_opt.vgg_weights: '
@@ -175,7 +175,7 @@ def test_without_a_network_the_address_that_was_tried_is_named(monkeypatch, tmp_
         assert sha256 == 'dcbb9e9d'
         raise UserError(f'{where}: {url}: no connection')
 
-    monkeypatch.setattr('facd_basicsr.data.download.download', offline)
+    monkeypatch.setattr('facd_basicsr.files.download.download', offline)
     with pytest.raises(UserError, match=re.escape(f'{WHERE}{vgg.WEIGHTS}: no connection; accepted: ')):
         CSDLoss().prepare()
 

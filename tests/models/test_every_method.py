@@ -10,9 +10,9 @@ from states import save_vgg
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
-from facd_basicsr.engine.safe_model import build_model
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
+from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import parse_options, parser
 
 LOSSES = {

@@ -15,11 +15,11 @@ from torch.amp import GradScaler
 from facd_basicsr.archs.regressor_arch import DeepRegressor
 from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
-from facd_basicsr.engine.safe_model import build_model
-from facd_basicsr.engine.validation import runs_as_basicsr
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses.facd_loss import FACDLoss
 from facd_basicsr.models import FACDModel
+from facd_basicsr.models.safe_model import build_model
+from facd_basicsr.models.validation import runs_as_basicsr
 from facd_basicsr.options import parse_options, parser
 
 

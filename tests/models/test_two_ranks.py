@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from facd_basicsr.engine.distributed import end_process
-from facd_basicsr.engine.safe_model import build_model
+from facd_basicsr.engine.launch import end_process
 from facd_basicsr.models import FACDModel
+from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import parse_options, parser
 
 N, RANKS = 6, 2

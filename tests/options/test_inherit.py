@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.inherit import complete_text, lineage, merged, read_option_file
+from facd_basicsr.options.option_files import complete_text, lineage, load_yaml, merged, read_option_file
 from facd_basicsr.options.parse import load_options
-from facd_basicsr.options.plain_yaml import load_yaml
 
 RULES = {
     'a block is merged key by key': ({'a': {'x': 1, 'y': 2}}, {'a': {'y': 3, 'z': 4}}, {'a': {'x': 1, 'y': 3, 'z': 4}}),

@@ -6,9 +6,9 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 import pytest
 from conftest import STUDENT
 
-from facd_basicsr.deploy.description import describe
+from facd_basicsr.deploy.student import describe
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.lone_network import build_lone_network, check_lone_network
+from facd_basicsr.options.build import build_lone_network, check_lone_network
 
 
 @pytest.mark.parametrize(

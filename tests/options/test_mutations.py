@@ -14,10 +14,10 @@ from conftest import REPOSITORY, STUDENT, tiny_test_opt, tiny_train_opt, write_y
 
 from facd_basicsr.comparison import plan
 from facd_basicsr.errors import UserError
-from facd_basicsr.options import dry_run as dry_run_module
+from facd_basicsr.options import build as dry_run_module
 from facd_basicsr.options import load_yaml, parser, read_option_file
-from facd_basicsr.options.check import check
-from facd_basicsr.options.dry_run import dry_run
+from facd_basicsr.options.build import dry_run
+from facd_basicsr.options.option_check import check
 from facd_basicsr.test import test as run_test
 from facd_basicsr.train import train
 

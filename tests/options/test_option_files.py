@@ -18,8 +18,8 @@ from facd_basicsr.distill.taps import Taps
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import build_loss
 from facd_basicsr.options import load_yaml, read_option_file
-from facd_basicsr.options.check import check
-from facd_basicsr.options.inherit import lineage
+from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_files import lineage
 
 TRAIN = sorted(REPOSITORY.glob('options/train/**/*.yml')) + sorted(REPOSITORY.glob('demo/*.yml'))
 TEST = sorted(REPOSITORY.glob('options/test/**/*.yml'))

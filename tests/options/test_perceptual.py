@@ -3,7 +3,7 @@ import re
 import pytest
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.check import check
+from facd_basicsr.options.option_check import check
 
 
 def perceptual(train_opt: dict, **keys: object) -> dict:

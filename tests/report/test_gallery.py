@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facd_basicsr.evaluation.benchmark_sets import Pair
-from facd_basicsr.report.gallery import CROPS, Gallery, png_uri
+from facd_basicsr.evaluation.test_sets import Pair
+from facd_basicsr.report.results import CROPS, Gallery, png_uri
 
 GRAY = np.full((40, 60, 3), 100, np.uint8)
 

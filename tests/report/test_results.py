@@ -8,10 +8,10 @@ from conftest import changed, tiny_test_opt, tiny_train_opt, write_yml
 from runs import run as train
 from torch import nn
 
-from facd_basicsr.evaluation.benchmark_sets import build_sets
-from facd_basicsr.experiment.run_folder import read_run_folder
+from facd_basicsr.evaluation.test_sets import build_sets
 from facd_basicsr.report.page import page
 from facd_basicsr.report.results import results_of
+from facd_basicsr.runs.run_folder import read_run_folder
 from facd_basicsr.tools.benchmark import benchmark
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from facd_basicsr.cli import facd
 from facd_basicsr.data.bicubic import bicubic_lr
+from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError, disk_complaints
-from facd_basicsr.options.paths import check_paths
 
 
 @pytest.fixture

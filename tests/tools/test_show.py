@@ -6,7 +6,7 @@ from conftest import REPOSITORY, run, write_yml
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml, read_option_file
-from facd_basicsr.options.check import check
+from facd_basicsr.options.option_check import check
 from facd_basicsr.tools.show import show
 
 

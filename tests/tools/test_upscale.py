@@ -19,10 +19,9 @@ from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
 from facd_basicsr.cli import facd
-from facd_basicsr.data.images import read_pixels
-from facd_basicsr.deploy.description import Description, describe
-from facd_basicsr.deploy.student import METADATA
+from facd_basicsr.deploy.student import METADATA, Description, describe
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.images import read_pixels
 
 
 @pytest.fixture
@@ -113,7 +112,7 @@ def test_a_full_disk_leaves_the_files_that_were_to_be_overwritten(step, student,
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     fails = Mock(side_effect=OSError(28, 'No space left on device'))
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r'out/gray\.png: No space left .* again$'):
-        patch.setattr('facd_basicsr.deploy.image_file._chunk' if step == 'write' else 'os.fsync', fails)
+        patch.setattr('facd_basicsr.files.images._chunk' if step == 'write' else 'os.fsync', fails)
         invoke(photographs / 'gray.png', '-o', out, '-s', student, '--overwrite')
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert ': 0 upscaled, 1 already there' in invoke(photographs / 'gray.png', '-o', out, '-s', student).output

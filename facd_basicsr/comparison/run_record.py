@@ -1,0 +1,119 @@
+"""What a finished run came to, as plain data: scores, costs, curves."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facd_basicsr.comparison.plan import Comparison, Run
+from facd_basicsr.environment import machine, versions
+from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latencies_ms, parameters
+from facd_basicsr.evaluation.feature_psnr import tap_features
+from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
+from facd_basicsr.evaluation.tables import evaluate, means
+from facd_basicsr.evaluation.test_sets import build_sets, pairs
+from facd_basicsr.options.parse import root_path
+from facd_basicsr.runs.tensorboard import read_curves
+
+DIGITS = 4
+TURNS = 5  # in which latencies are measured
+
+
+def checkpoint_of(run: Run) -> Path:
+    """The trained student's checkpoint."""
+    return root_path() / 'experiments' / run.opt['name'] / 'models' / 'net_g_latest.pth'
+
+
+def student_of(run: Run) -> Method:
+    """The trained student, its average over iterations (EMA) where there is one, as a method of the run's name.
+
+    Raises:
+        UserError: its checkpoint is not there or does not fit.
+    """
+    key = 'params_ema' if run.opt['train'].get('ema_decay', 0) > 0 else 'params'
+    path = {'pretrain_network_g': str(checkpoint_of(run)), 'param_key_g': key}
+    opt = {**run.opt, 'name': run.method, 'path': path}
+    return build_student(f'methods.{run.method}', opt, device_of([opt]))
+
+
+def teacher_of(comparison: Comparison) -> Method | None:
+    """The comparison's teacher; None where no method has one."""
+    for method, opt in comparison.methods.items():
+        if 'teacher' in opt:
+            return build_teacher_method(f'methods.{method}', opt, device_of([opt]))
+    return None
+
+
+def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dict[str, Any]:
+    """The record of a trained run: what the report is made of.
+
+    Args:
+        run: trained.
+        comparison: that it belongs to.
+        trained: under which conditions: ``jobs`` at a time with ``threads`` each.
+    """
+    student, teacher = student_of(run), teacher_of(comparison)
+    notes = []
+    tapped = run.opt if 'taps' in run.opt else next((o for o in comparison.methods.values() if 'taps' in o), None)
+    if teacher is not None and tapped is not None:
+        notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teacher, [student])]
+    # features are compared with the teacher's
+    methods = [student] if teacher is None or student.taps is None else [student, teacher]
+    curves, seconds_per_iter = read_curves(root_path() / 'tb_logger' / run.opt['name'])
+    iterations = run.opt['train']['total_iter']
+    return {
+        'method': run.method,
+        'seed': run.seed,
+        'iterations': iterations,
+        'seconds_per_iter': seconds_per_iter,
+        'train_seconds': None if seconds_per_iter is None else seconds_per_iter * iterations,
+        **trained,
+        'machine': machine(),
+        'versions': versions(),
+        **_size(student),
+        'through_regressors': student.regressors is not None,
+        'test': comparison.test_opt['datasets'],
+        **_scores(comparison, methods, student.name),
+        'notes': notes,
+        'curves': curves,
+    }
+
+
+def reference_records(comparison: Comparison) -> list[dict[str, Any]]:
+    """Bicubic and the teacher, which are not trained here."""
+    records = [{'method': BICUBIC, **_scores(comparison, [Method(BICUBIC, comparison.scale)], BICUBIC)}]
+    teacher = teacher_of(comparison)
+    if teacher is not None:
+        records.append({'method': teacher.name, **_size(teacher), **_scores(comparison, [teacher], teacher.name)})
+    return records
+
+
+def latencies(comparison: Comparison) -> dict[str, float]:
+    """{method: milliseconds of one 1280 x 720 output} of the teacher and of every method's first trained student.
+
+    To be measured when nothing else is running.
+    """
+    methods = [] if (teacher := teacher_of(comparison)) is None else [teacher]
+    seen = set()
+    for run in comparison.runs():
+        if run.method not in seen and checkpoint_of(run).is_file():
+            seen.add(run.method)
+            methods.append(student_of(run))
+    height, width = (side // comparison.scale for side in OUTPUT_SIZE)
+    nets = {method.name: (method.network, torch.zeros(1, 3, height, width, device=method.device)) for method in methods}
+    return {name: round(statistics.median(times), 2) for name, times in latencies_ms(nets, TURNS).items()}
+
+
+def _size(method: Method) -> dict[str, Any]:
+    return {'parameters': parameters(method.network), 'flops': flops(method.bare, method.scale)}
+
+
+def _scores(comparison: Comparison, methods: Sequence[Method], name: str) -> dict[str, Any]:
+    images = [
+        {key: round(value, DIGITS) if isinstance(value, float) else value for key, value in record.items()}
+        for record in evaluate(methods, pairs(build_sets(comparison.test_opt)))
+        if record['method'] == name
+    ]
+    return {'means': means(images)[name], 'images': images}

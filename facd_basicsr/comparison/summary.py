@@ -1,0 +1,371 @@
+"""Differences between methods, seed by seed, and whether they are more than seeds differ."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.tables import NONE, Table, markdown_table
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation (n - 1 in the denominator) of values; without a deviation where there is one."""
+
+    mean: float
+    sd: float | None
+    n: int
+
+
+class Difference(NamedTuple):
+    """A method minus the baseline over the seeds that both have.
+
+    Attributes:
+        mean: of the differences.
+        sd: of the differences, n - 1 in the denominator; None where there is one.
+        n: how many seeds.
+        p: of Student's paired t-test, two-sided; None where there is one seed or a value is not finite. 0 where all
+            differences are equal.
+    """
+
+    mean: float
+    sd: float | None
+    n: int
+    p: float | None
+
+
+def spread(values: Sequence[float]) -> Spread:
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Spread(float(np.mean(values)), sd, len(values))
+
+
+def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
+    """Of {seed: value} of a method and of the baseline; None where they have no seed in common."""
+    differences = [values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]
+    if not differences:
+        return None
+    mean, sd, n = spread(differences)
+    if sd is None or not math.isfinite(mean):
+        p = None
+    elif sd == 0:
+        p = 1.0 if mean == 0 else 0.0
+    else:
+        p = float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))
+    return Difference(mean, sd, n, p)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction for several tests at once; None stays None.
+
+    The chance that any of the differences called significant at a level is none stays below that level.
+    """
+    order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        adjusted[index] = largest
+    return adjusted
+
+
+LEVELS = ((0.01, '**'), (0.05, '*'))
+METRICS = {'psnr_y': 3, 'ssim_y': 4, 'psnr_rgb': 3, 'feature_psnr': 3}  # digits after the point
+
+
+def by_method(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The runs' records by method, in the comparison's order, without methods that have none yet."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for record in results['runs']:
+        found.setdefault(record['method'], []).append(record)
+    return {method: found[method] for method in results['methods'] if method in found}
+
+
+def quality_table(results: Mapping[str, Any], metric: str = 'psnr_y') -> Table:
+    """Methods x sets: mean and standard deviation over seeds, and the paired difference to the baseline.
+
+    Differences are marked by Holm-corrected paired t-tests, over the methods of a set; the best student is bold.
+    """
+    runs, digits = by_method(results), METRICS[metric]
+    sets = list(results['references'][0]['means'])
+    rows = []
+    bold = set()
+    for record in results['references']:
+        cells = []
+        for name in sets:
+            value = record['means'][name].get(metric)
+            cells += [NONE if value is None else f'{value:.{digits}f}', NONE]
+        rows.append([record['method'], NONE, *cells])
+    first = len(rows)
+    rows += [[method, str(len(records))] for method, records in runs.items()]
+    for column, name in enumerate(sets):
+        values = {method: _by_seed(records, name, metric) for method, records in runs.items()}
+        differences = {
+            method: None if method == results['baseline'] else paired_difference(found, values[results['baseline']])
+            for method, found in values.items()
+            if results['baseline'] in values
+        }
+        corrected = holm([difference and difference.p for difference in differences.values()])
+        marks = dict(zip(differences, map(_mark, corrected)))
+        shown = {}
+        for row, (method, found) in enumerate(values.items(), start=first):
+            if not found:
+                rows[row] += [NONE, NONE]
+                continue
+            mean, sd, _ = spread(list(found.values()))
+            shown[row] = round(mean, digits)
+            difference = differences.get(method)
+            rows[row].append(f'{mean:.{digits}f}' + ('' if sd is None else f' ± {sd:.{digits}f}'))
+            rows[row].append(NONE if difference is None else f'{difference.mean:+.{digits}f}{marks[method]}')
+        if len(shown) > 1:
+            bold |= {(row, 2 + 2 * column) for row, mean in shown.items() if mean == max(shown.values())}
+    header = ['method', 'seeds', *(title for _ in sets for title in ('mean ± sd', f'to {results["baseline"]}'))]
+    return Table(header, rows, ['', '', *(name for name in sets for _ in range(2))], bold)
+
+
+def cost_table(results: Mapping[str, Any]) -> Table:
+    """Methods x parameters, FLOPs, latency, iterations, milliseconds an iteration and minutes of training."""
+    runs = by_method(results)
+    rows = [
+        [record['method'], *_network_cost(record, results), NONE, NONE, NONE, NONE]
+        for record in results['references']
+        if 'parameters' in record
+    ]
+    seconds = {method: _mean(records, 'train_seconds') for method, records in runs.items()}
+    base = seconds.get(results['baseline'])
+    for method, records in runs.items():
+        per_iter, total = _mean(records, 'seconds_per_iter'), seconds[method]
+        rows.append(
+            [
+                method,
+                *_network_cost(records[0], results),
+                f'{records[0]["iterations"]:,}',
+                NONE if per_iter is None else f'{1000 * per_iter:.0f}',
+                NONE if total is None else f'{total / 60:.1f}',
+                NONE if not (total and base) else f'{total / base:.2f}',
+            ]
+        )
+    header = ['method', 'parameters', 'GFLOPs', 'ms/image', 'iterations', 'ms/iteration', 'minutes', 'to baseline']
+    return Table(header, rows, [''] * len(header), set())
+
+
+def feature_table(results: Mapping[str, Any]) -> Table | None:
+    """Table 4, the PSNR of features to the teacher's, and whether a regressor comes before; None where no run has it.
+
+    The paper holds features with and without regressors not to be comparable.
+    """
+    runs = by_method(results)
+    have = [method for method, records in runs.items() if any(_features(record) for record in records)]
+    if not have:
+        return None
+    table = quality_table(
+        {**results, 'references': results['references'][:1], 'methods': have, 'baseline': None}, 'feature_psnr'
+    )
+    means = [[cell for column, cell in enumerate(row) if column < 2 or column % 2 == 0] for row in table.rows[1:]]
+    rows = [
+        [*row[:2], 'regressors' if runs[row[0]][0]['through_regressors'] else 'as they are', *row[2:]] for row in means
+    ]
+    sets = table.groups[2::2]
+    bold = {(row - 1, 3 + (column - 2) // 2) for row, column in table.bold}
+    return Table(['method', 'seeds', 'features', *sets], rows, [''] * (3 + len(sets)), bold)
+
+
+def feature_notes(results: Mapping[str, Any]) -> list[str]:
+    """Why a method has no feature PSNR, or what to know of it; a line each, in the words of its first seed."""
+    return [note for records in by_method(results).values() for note in records[0]['notes']]
+
+
+def caption(results: Mapping[str, Any]) -> str:
+    """What a reader must know of the tables, in a few sentences."""
+    runs, baseline = results['runs'], results['baseline']
+    seeds = sorted({run['seed'] for run in runs})
+    notes = []
+    if len(seeds) > 1:
+        notes.append(
+            f'Mean ± standard deviation over seeds {", ".join(map(str, seeds))}. "to {baseline}" is the mean of the '
+            'differences seed by seed; * and ** are p < 0.05 and p < 0.01 of paired t-tests, corrected by Holm over '
+            'the methods of each set.'
+        )
+    else:
+        notes.append(f'One seed, {", ".join(map(str, seeds))}, so nothing is said of significance.')
+    notes.append(f'Methods of a seed have the same initial weights, data order and settings as {baseline}.')
+    for method, keys in results['differing'].items():
+        notes.append(f'{method} differs from it in {", ".join(keys)}.')
+    machines = ', '.join(dict.fromkeys(run['machine'] for run in runs))
+    jobs, threads = (max((run[key] for run in runs), default=1) for key in ('jobs', 'threads'))
+    notes.append(
+        'FLOPs (two for each multiply-add) and ms/image are of one 1280x720 output. ms/iteration is the median between '
+        f'log lines; minutes are iterations times that: {machines}, {jobs} training{"s" * (jobs > 1)} at a time, '
+        f'{threads} CPU thread{"s" * (threads > 1)} each.'
+    )
+    return ' '.join(notes)
+
+
+def to_csv(results: Mapping[str, Any]) -> str:
+    """One line for each method, seed and set."""
+    text = io.StringIO()
+    costs = ('iterations', 'seconds_per_iter', 'train_seconds', 'parameters', 'flops')
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['method', 'seed', 'set', *METRICS, *costs])
+    for record in [*results['references'], *results['runs']]:
+        for name, found in record['means'].items():
+            writer.writerow(
+                [
+                    record['method'],
+                    record.get('seed', ''),
+                    name,
+                    *(_blank(found.get(metric)) for metric in METRICS),
+                    *(_blank(record.get(cost)) for cost in costs),
+                ]
+            )
+    return text.getvalue()
+
+
+def _by_seed(records: Sequence[Mapping[str, Any]], name: str, metric: str) -> dict[int, float]:
+    """{seed: value}, without values that are not finite, which JSON has as none."""
+    values = {record['seed']: record['means'][name].get(metric) for record in records}
+    return {seed: value for seed, value in values.items() if value is not None}
+
+
+def _mark(p: float | None) -> str:
+    return '' if p is None else next((mark for level, mark in LEVELS if p < level), '')
+
+
+def _network_cost(record: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
+    ms = results['latency_ms'].get(record['method'])
+    return [f'{record["parameters"]:,}', f'{record["flops"] / 1e9:.1f}', NONE if ms is None else f'{ms:.0f}']
+
+
+def _mean(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [record[key] for record in records if record[key] is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _features(record: Mapping[str, Any]) -> bool:
+    return any('feature_psnr' in found for found in record['means'].values())
+
+
+def _blank(value: Any) -> Any:
+    return '' if value is None else value
+
+
+# What a page or table.md may show of a comparison, as Markdown.
+PARTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    'quality': lambda results: markdown_table(*quality_table(results)),
+    'cost': lambda results: markdown_table(*cost_table(results)),
+    'features': lambda results: markdown_table(*table) if (table := feature_table(results)) else NONE,
+    'feature_notes': lambda results: '\n'.join(f'- {note}' for note in feature_notes(results)) or NONE,
+    'caption': caption,
+}
+
+
+END = '<!-- end -->'
+
+
+def with_blocks(page: str, mark: str, content: Callable[[re.Match], str]) -> tuple[str, int]:
+    """The page with what stands between the marks made anew, and the number of blocks.
+
+    Args:
+        page: Markdown.
+        mark: a pattern of the line that begins a block, which ends with :data:`END`.
+        content: what stands in the block whose first line has matched.
+    """
+
+    def block(found: re.Match) -> str:
+        return f'{found["mark"]}\n\n{content(found)}\n\n{END}'
+
+    return re.subn(rf'(?P<mark>{mark})\n.*?{END}', block, page, flags=re.DOTALL)
+
+
+def filled(page: str, results: Mapping[str, Any]) -> str:
+    """The page with every block of this comparison made anew.
+
+    A block begins with a line ``<!-- facd compare: NAME PART -->``, PART being one of :data:`PARTS`, and ends with
+    ``<!-- end -->``.
+
+    Args:
+        page: Markdown.
+        results: what results.json holds.
+
+    Raises:
+        UserError: the page has no block of this comparison, or one of an unknown part.
+    """
+
+    def content(found: re.Match) -> str:
+        part = found['part']
+        if part not in PARTS:
+            raise UserError(f'<!-- facd compare: {results["name"]} {part} -->: accepted: {", ".join(PARTS)}')
+        return PARTS[part](results)
+
+    text, count = with_blocks(page, rf'<!-- facd compare: {re.escape(results["name"])} (?P<part>\S+) -->', content)
+    if count == 0:
+        raise UserError(
+            f'no block of the comparison {results["name"]}; accepted: a page with a line '
+            f'<!-- facd compare: {results["name"]} quality --> and after it {END}'
+        )
+    return text
+
+
+BINS = 20  # points that are drawn of the share of rejected patches
+
+
+ALPHA, VALIDATION = 'alpha', 'metrics/'
+
+
+def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
+    """Validation PSNR-Y by iterations and by training time, and the share of rejected patches (Fig. 2).
+
+    A line is the mean over seeds, the band around it their range.
+
+    Args:
+        records: the records of every method, one for each seed.
+        title: above the picture.
+    """
+    tags = [tag for runs in records.values() for run in runs for tag in run['curves']]
+    validation = next((tag for tag in tags if tag.startswith(VALIDATION) and tag.endswith('/psnr_y')), None)
+    panels = []
+    if validation is not None:
+        name = validation.split('/')[1]
+        panels.append((validation, f'PSNR-Y on {name}, dB', 'iterations', lambda run: 1.0))
+        if all(run['seconds_per_iter'] for runs in records.values() for run in runs):
+            minutes = ('minutes of training', lambda run: run['seconds_per_iter'] / 60)
+            panels.append((validation, f'PSNR-Y on {name}, dB', *minutes))
+    if ALPHA in tags:
+        panels.append((ALPHA, 'share of rejected patches', 'iterations', lambda run: 1.0))
+    figure = Figure(figsize=(6 * max(1, len(panels)), 4.5), layout='constrained')
+    figure.suptitle(title)
+    for axes, (tag, label, x_label, unit) in zip(np.atleast_1d(figure.subplots(1, max(1, len(panels)))), panels):
+        for method, runs in records.items():
+            drawn = [run for run in runs if tag in run['curves']]
+            if not drawn or (tag == ALPHA and all(value == 1 for run in drawn for _, value in run['curves'][tag])):
+                continue
+            steps, y = _common(drawn, tag)
+            x = steps * np.mean([unit(run) for run in drawn])
+            if tag == ALPHA:  # of single batches: a share of few samples, so neighbours are averaged
+                x, y = (_averaged(values, BINS) for values in (x, 1 - y))
+            (line,) = axes.plot(x, y.mean(0), label=method)
+            axes.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.15)
+        axes.set(xlabel=x_label, ylabel=label)
+        axes.legend(fontsize='small')
+    return figure
+
+
+def _common(runs: Sequence[Mapping[str, Any]], tag: str) -> tuple[np.ndarray, np.ndarray]:
+    """The iterations at which all runs have a value, and the values, (seeds, points).
+
+    A training that was killed loses the last lines that TensorBoard had not written yet.
+    """
+    by_step = [{step: value for step, value in run['curves'][tag] if value is not None} for run in runs]
+    steps = sorted(set.intersection(*(set(points) for points in by_step)))
+    return np.array(steps), np.array([[points[step] for step in steps] for points in by_step])
+
+
+def _averaged(values: np.ndarray, bins: int) -> np.ndarray:
+    """Means of neighbours along the last axis, so that at most ``bins`` are left."""
+    parts = np.array_split(values, min(bins, values.shape[-1]), axis=-1)
+    return np.stack([part.mean(-1) for part in parts], axis=-1)

@@ -1,0 +1,199 @@
+"""Whether what an option file names is there and fits, checked before anything is created."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from facd_basicsr.data.damaged_images import check_files, check_lmdb, opened_lmdb
+from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes
+from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
+from facd_basicsr.errors import UserError
+from facd_basicsr.files.download import is_url
+from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size
+
+TEACHER_PAGE = 'docs/teachers.md says where teachers come from'
+CHECKPOINT_PAGE = 'train it first (the option files under options/train/ name their command)'
+TRAIN_PAIRS_OPENED = 100  # opening every file of a large training folder would take minutes on a network disk
+
+
+def check_paths(opt: dict[str, Any], is_train: bool) -> None:
+    """Checks that data, teacher and checkpoints exist and that LQ and GT fit. Expands ``~`` in their paths.
+
+    Raises:
+        UserError: with the option key, the path, and what provides it.
+    """
+    for phase, dataset_opt in opt['datasets'].items():
+        with _refusals_named(f'datasets.{phase}'):
+            _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
+    if is_train and 'teacher' in opt and not is_url(opt['teacher']['weights']):
+        opt['teacher']['weights'] = _expanded(opt['teacher']['weights'])
+        _check_file('teacher.weights', Path(opt['teacher']['weights']), TEACHER_PAGE)
+    for key, value in opt['path'].items():
+        if value is not None and (key.startswith('pretrain_network') or key == 'resume_state'):
+            opt['path'][key] = _expanded(value)
+            _check_file(f'path.{key}', Path(opt['path'][key]), CHECKPOINT_PAGE)
+
+
+def check_whole_dataset(phase: str, dataset_opt: dict[str, Any], scale: int) -> str:
+    """Pairs every image of a set and reads each whole, where :func:`check_paths` looks at names, sizes and samples.
+
+    Args:
+        phase: the set's name in ``datasets``.
+        dataset_opt: its block.
+        scale: the option file's.
+
+    Returns:
+        What there is, as text.
+
+    Raises:
+        UserError: naming the set and the first file that is missing, damaged, of a wrong size or too small.
+    """
+    where = f'datasets.{phase}'
+    training = phase == 'train'
+    _check_dataset(where, dataset_opt, scale, training, every=True)
+    roots = _roots(dataset_opt)
+    if file_backend(dataset_opt) == 'lmdb':
+        counts = [check_lmdb(Path(dataset_opt[key]), f'{where}.{key}') for key in roots]
+    else:
+        if len(roots) == 2:
+            files = [list(paths) for paths in zip(*_folder_pairs(dataset_opt))]
+        else:
+            files = [_files(Path(dataset_opt[key])) for key in roots]
+        counts = [check_files(paths, f'{where}.{key}') for key, paths in zip(roots, files)]
+    if not counts:
+        return f'{dataset_opt["name"]} is a {dataset_opt["type"]}, whose files are not known here'
+    kind = 'pairs' if len(counts) == 2 else 'images'
+    return f'{counts[0]} {kind} of {dataset_opt["name"]}, every file read'
+
+
+def _check_left_over(where: str, dataset_opt: dict[str, Any], pairs: list[tuple[Path, Path]]) -> None:
+    left_over = set(_files(Path(dataset_opt['dataroot_lq']))) - {lq for _, lq in pairs}
+    if left_over:
+        raise UserError(f'{where}: {min(left_over)} has no counterpart in {dataset_opt["dataroot_gt"]}; {DATA_PAGE}')
+
+
+def _roots(dataset_opt: dict[str, Any]) -> list[str]:
+    return [key for key in ('dataroot_gt', 'dataroot_lq') if key in dataset_opt]
+
+
+def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training: bool, every: bool = False) -> None:
+    roots = _roots(dataset_opt)
+    is_lmdb = file_backend(dataset_opt) == 'lmdb'
+    accepted = 'memory: two LMDBs or two folders of images' if is_in_memory(dataset_opt) else None
+    for key in roots:
+        dataset_opt[key] = _expanded(dataset_opt[key])
+        with _refusals_named(f'{where}.{key}'):
+            (_check_lmdb if is_lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]), accepted)
+    if dataset_opt.get('meta_info_file') is not None:
+        _check_file(f'{where}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
+    if len(roots) == 2:
+        if is_lmdb:
+            gt, lq = (
+                {name: shape[:2] for name, shape in meta_info_shapes(Path(dataset_opt[key]), f'{where}.{key}').items()}
+                for key in roots
+            )
+        else:
+            pairs = _folder_pairs(dataset_opt)
+            if dataset_opt.get('meta_info_file') is None:
+                _check_left_over(f'{where}.dataroot_lq', dataset_opt, pairs)
+            if training and not every:
+                pairs = pairs[:: max(1, len(pairs) // TRAIN_PAIRS_OPENED)]
+            gt = {gt.name: _image_size(f'{where}.dataroot_gt', gt) for gt, _ in pairs}
+            lq = {gt.name: _image_size(f'{where}.dataroot_lq', lq) for gt, lq in pairs}
+        _check_pairs(where, dataset_opt, gt, lq, scale, training)
+
+
+def _check_lmdb(where: str, path: Path, accepted: str | None) -> None:
+    if not path.is_dir():
+        raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
+    if path.suffix != '.lmdb':
+        accepted = accepted or 'lmdb: a folder whose name ends in .lmdb; for images, type: disk'
+        raise UserError(f'{where}: {path}; accepted with io_backend {accepted}')
+    for name in ('data.mdb', 'meta_info.txt'):
+        if not (path / name).is_file():
+            raise UserError(f'{where}: {path} has no {name}, so it is not a finished LMDB; {DATA_PAGE}')
+    with opened_lmdb(path, where):
+        pass
+
+
+def _check_folder(where: str, path: Path, accepted: str | None) -> None:
+    if not path.is_dir():
+        raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
+    if path.suffix == '.lmdb':
+        accepted = accepted or 'disk: a folder of images; for an LMDB, type: lmdb'
+        raise UserError(f'{where}: {path}; accepted with io_backend {accepted}')
+    files = _files(path)
+    if not files:
+        raise UserError(f'{where}: {path} holds no files; {DATA_PAGE}')
+    for file in files:  # BasicSR takes every file of the folder for an image
+        if file.suffix.lower() not in IMAGE_SUFFIXES:
+            raise UserError(f'{where}: {file} is no image; accepted in this folder: images only')
+
+
+def _files(folder: Path) -> list[Path]:
+    """What BasicSR takes for the images of a folder."""
+    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith('.'))
+
+
+def _folder_pairs(dataset_opt: dict[str, Any]) -> list[tuple[Path, Path]]:
+    """The files of GT and of LQ, as BasicSR pairs their names."""
+    gt_root, lq_root = Path(dataset_opt['dataroot_gt']), Path(dataset_opt['dataroot_lq'])
+    if dataset_opt.get('meta_info_file') is not None:
+        lines = Path(dataset_opt['meta_info_file']).read_text(encoding='utf-8').splitlines()
+        names = [line.split(' ')[0] for line in lines]
+    else:
+        names = [file.name for file in _files(gt_root)]
+    template = dataset_opt.get('filename_tmpl', '{}')
+    return [(gt_root / name, lq_root / (template.format(Path(name).stem) + Path(name).suffix)) for name in names]
+
+
+def _image_size(where: str, path: Path) -> tuple[int, int]:
+    _check_file(where, path, DATA_PAGE)
+    try:
+        return image_size(path)
+    except UserError as error:
+        raise UserError(f'{where}: {error}') from error
+
+
+def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, scale: int, training: bool) -> None:
+    """Checks that GT and LQ have the same keys, LQ ``scale`` times smaller, and GT no smaller than a patch."""
+    for key in sorted(gt.keys() ^ lq.keys())[:1]:
+        raise UserError(
+            f'{where}.dataroot_lq: {dataset_opt["dataroot_lq"]} and dataroot_gt differ in {key}; {DATA_PAGE}'
+        )
+    for key, size in gt.items():
+        # In validation BasicSR crops a GT whose size is no multiple of the scale; in training it must match.
+        rest = [gt_length - scale * lq_length for gt_length, lq_length in zip(size, lq[key])]
+        if not all(0 <= length < (1 if training else scale) for length in rest):
+            raise UserError(
+                f'{where}.dataroot_lq: {key} is {lq[key]} for a GT of {size} (height, width); accepted: LQ for scale '
+                f'{scale}'
+            )
+        if training and min(size) < dataset_opt.get('gt_size', 0):
+            raise UserError(
+                f'{where}.gt_size: {dataset_opt["gt_size"]}, but {key} in {dataset_opt["dataroot_gt"]} is {size} '
+                '(height, width); accepted: the smallest image or less (facd prepare folder: --min-size leaves out)'
+            )
+
+
+def _check_file(where: str, path: Path, page: str) -> None:
+    with _refusals_named(where):
+        if not path.is_file():
+            raise UserError(f'{where}: no such file: {path}; {page}')
+
+
+def _expanded(path: str) -> str:
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:  # the home of a user that is not there: no such file
+        return path
+
+
+@contextmanager
+def _refusals_named(where: str) -> Iterator[None]:
+    """Says of which option key the disk speaks: a folder may not be read, a name is too long, a list is no text."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f'{where}: can not be read ({error}); {DATA_PAGE}') from error

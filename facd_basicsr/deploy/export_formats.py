@@ -1,0 +1,260 @@
+"""The kinds of files that ``facd export`` writes: their content, and what runs a file that was written."""
+
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from facd_basicsr.deploy.graphs import OPSET, channels, halved, onnx_bytes, program_bytes, read_program
+from facd_basicsr.deploy.student import METADATA, Description, Student, read_student
+from facd_basicsr.errors import UserError
+from facd_basicsr.files.atomic import written_together
+from facd_basicsr.runtime.tiling import reach_or_none
+
+STEP = 1 / 255  # of 8 bits, in [0, 1]
+ROUNDING = 0.01 * STEP  # thirty times as much as float32 graphs were measured to differ by
+# Float16's. Measured: 0.1 to 0.44, EDSR 256 x 32 and features up to 18,000 included, for it grows with how much of them
+# cancels and not with their size. Where the largest is 4, the root mean square is 0.7: 0.05 dB of a PSNR of 32.
+HALF_ROUNDING = 4 * STEP
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        suffix: of its name, after the stem.
+        content: of the file.
+        load: what runs a written file, by name; raises ValueError, worded as the end of "it would", where its content
+            is not the student's.
+        holds: what it is, and what of it was compared beside its output.
+        instead: what a user can do where the network does not fit it.
+        cause: why its output may be another than the student's.
+        tolerance: how far it may be from that, of a range of 1.
+    """
+
+    suffix: str
+    content: Callable[[Student], bytes]
+    load: Callable[[Path, Student], dict[str, nn.Module]]
+    holds: str
+    instead: str
+    cause: str
+    tolerance: float = ROUNDING
+
+
+def _state_dict(student: Student) -> dict[str, Tensor]:
+    return {
+        key: value.detach().clone(memory_format=torch.contiguous_format)
+        for key, value in student.net.state_dict().items()
+    }
+
+
+def _pth(student: Student) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({'params': _state_dict(student), METADATA: student.description.as_metadata()}, buffer)
+    return buffer.getvalue()
+
+
+def _safetensors(student: Student) -> bytes:
+    return safetensors.torch.save(_state_dict(student), {'format': 'pt', **student.description.as_metadata()})
+
+
+def _onnx(student: Student) -> bytes:
+    return onnx_bytes(student.net, student.description, half=False)
+
+
+def _onnx_fp16(student: Student) -> bytes:
+    return onnx_bytes(student.net, student.description, half=True)
+
+
+def _program(student: Student) -> bytes:
+    return program_bytes(student.net, student.description)
+
+
+def _load_weights(path: Path, student: Student) -> dict[str, nn.Module]:
+    read = _read(path, student)
+    own = student.net.state_dict()
+    changed = [key for key, value in read.net.state_dict().items() if not torch.equal(value, own[key])]
+    if changed:
+        raise ValueError(f'not read back as it was written ({changed[0]})')
+    return {'torch': read.net}
+
+
+def _load_onnx(path: Path, student: Student) -> dict[str, nn.Module]:
+    return {'onnxruntime': _read(path, student).net}
+
+
+def _load_onnx_fp16(path: Path, student: Student) -> dict[str, nn.Module]:
+    # onnxruntime has few float16 operators for CPUs, and calculates the others in float32, where nothing overflows and
+    # little is rounded. So the file is compared by it, and for the rest the same network by torch.
+    return {**_load_onnx(path, student), 'torch in float16': halved(student.net)}
+
+
+def _load_program(path: Path, student: Student) -> dict[str, nn.Module]:
+    net, description = read_program(path)
+    _check_description(description, student)
+    return {'torch.export.load': net}
+
+
+def _read(path: Path, student: Student) -> Student:
+    read = read_student(path, where='-o')
+    _check_description(read.description, student)
+    return read
+
+
+def _check_description(found: Description | None, student: Student) -> None:
+    if found != student.description:
+        raise ValueError(f'say {found} of itself instead of {student.description}')
+
+
+STEADY = 'one with the same output for the same image'  # any other reason is found before outputs are compared
+WEIGHTS = 'weights and arguments do not tell all of it'
+BASIC = (
+    Format('.pth', _pth, _load_weights, "BasicSR's checkpoint, loaded strictly, weights equal", STEADY, WEIGHTS),
+    Format('.safetensors', _safetensors, _load_weights, 'loaded strictly, weights equal', STEADY, WEIGHTS),
+)
+GRAPH = 'a graph does not decide by the size, as the network may'
+ONNX = Format('.onnx', _onnx, _load_onnx, f'ONNX, opset {OPSET}', '--no-onnx', GRAPH)
+ONNX_FP16 = Format(
+    '_fp16.onnx',
+    _onnx_fp16,
+    _load_onnx_fp16,
+    f'ONNX, opset {OPSET}, float16 between float32 images',
+    '--no-fp16',
+    'float16 has three digits, too few for its features',
+    HALF_ROUNDING,
+)
+TORCH_EXPORT = Format('.pt2', _program, _load_program, "torch.export's program", 'no --torch-export', GRAPH)
+FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)
+
+
+TILE = 64  # in which the reach is put to the test
+# Images, height, width to compare at, none that a graph is traced at; the second for those whose sizes must be even
+COMPARED = (((2, 24, 40), (1, 33, 17)), ((2, 64, 80), (1, 48, 32)))
+
+Example = tuple[Tensor, Tensor]  # images (N, C, h, w) in [0, 1] and the student's output for them
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was written, loaded back and compared.
+
+    Attributes:
+        path: its name.
+        size: bytes.
+        holds: what it is, and what of it was compared beside its output.
+        differences: {what ran it: the largest between its output and the student's, of a range of 1}.
+    """
+
+    path: Path
+    size: int
+    holds: str
+    differences: dict[str, float]
+
+
+def measured(student: Student, psnr: dict[str, float]) -> Student:
+    """The student, its description complete with its reach, if it has one, and with figures, if there are any."""
+    description = student.description
+    reach = reach_or_none(student.net, channels(description), description.scale, TILE)
+    return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))
+
+
+def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
+    """The files that would be written.
+
+    Raises:
+        UserError: one is there already, there is no folder for them, or the stem is a file's whole name.
+    """
+    if not stem.parent.is_dir():
+        raise UserError(f'-o: no such folder: {stem.parent}')
+    if stem.suffix in {format.suffix for format in FORMATS}:
+        raise UserError(f'-o: {stem}; accepted: a name without suffix, as {stem.with_suffix("")}, for several files')
+    if stem.is_dir():
+        raise UserError(f'-o: {stem} is a folder; accepted: the name of files in it, as {stem / "student"}')
+    paths = [stem.with_name(stem.name + format.suffix) for format in formats]
+    there = [str(path) for path in paths if path.exists()]
+    if there:
+        raise UserError(f'-o: {", ".join(there)} is there already; accepted: the name of new files')
+    return paths
+
+
+def export(student: Student, stem: Path, formats: Sequence[Format]) -> list[Written]:
+    """Writes all files or, when one of them fails, none.
+
+    Args:
+        student: what :func:`measured` gives.
+        stem: the files' path without suffix.
+        formats: some of ``FORMATS``.
+
+    Raises:
+        UserError: as of :func:`paths_of`; a format has no words for the network; or a file does not hold the student.
+        OSError: the disk is full.
+    """
+    paths, examples = paths_of(stem, formats), _examples(student)
+    with written_together(paths) as partials:
+        return [
+            _write(student, format, path, partial, examples) for format, path, partial in zip(formats, paths, partials)
+        ]
+
+
+def _write(student: Student, format: Format, path: Path, partial: Path, examples: Sequence[Example]) -> Written:
+    partial.write_bytes(format.content(student))
+    try:
+        nets = format.load(partial, student)
+        differences = {name: _difference(net, examples, format) for name, net in nets.items()}
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f'-o: {path} would {error}; accepted: {format.instead}') from error
+    return Written(path, partial.stat().st_size, format.holds, differences)
+
+
+def _difference(net: nn.Module, examples: Sequence[Example], format: Format) -> float:
+    """The largest between its output and the student's, of a range of 1.
+
+    Raises:
+        ValueError: it is too large, or there is none; worded as the end of "it would".
+    """
+    largest = 0.0
+    for lq, expected in examples:
+        size = f'images of {lq.shape[2]} x {lq.shape[3]}'
+        try:
+            sr = net(lq)
+        except Exception as error:  # what onnxruntime and exported programs raise has no class in common
+            raise ValueError(f'not run on {size}: {" ".join(str(error).split())}') from error
+        if sr.shape != expected.shape:
+            raise ValueError(f'make {tuple(sr.shape)} instead of {tuple(expected.shape)} of {size}')
+        if not sr.isfinite().all():
+            raise ValueError(f'make numbers that are not finite of {size}')
+        difference = float((sr - expected).abs().max())
+        if difference > format.tolerance:
+            raise ValueError(
+                f'differ by {difference / STEP:.2g} of an 8-bit step, more than rounding '
+                f'({format.tolerance / STEP:.2g}), on {size}: {format.cause}'
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _examples(student: Student) -> list[Example]:
+    """Random images of the first sizes that the student takes.
+
+    Raises:
+        UserError: it takes none.
+    """
+    for sizes in COMPARED:
+        generator = torch.Generator().manual_seed(0)
+        images = [torch.rand(n, channels(student.description), h, w, generator=generator) for n, h, w in sizes]
+        try:
+            return [(lq, student.net(lq.clone())) for lq in images]
+        except (RuntimeError, AssertionError) as error:  # AssertionError: RRDBNet's
+            refusal = error
+    raise UserError(
+        f'network_g: {student.description.architecture} does not run on images of {sizes[0][1]} x {sizes[0][2]} '
+        f'({" ".join(str(refusal).split())}); accepted: a network that does'
+    ) from refusal

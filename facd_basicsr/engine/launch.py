@@ -1,0 +1,127 @@
+"""The processes of a training: starting their group, and what they have to agree on."""
+
+import atexit
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from basicsr.utils.dist_util import init_dist as basicsr_init_dist
+
+from facd_basicsr.engine.rendezvous import end_before_joining, join
+from facd_basicsr.errors import LostRankError, UserError
+
+
+def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
+    """BasicSR's ``init_dist``, except that without GPUs it uses gloo, where BasicSR divides by the GPU count.
+
+    Args:
+        launcher: ``pytorch`` (torchrun) or ``slurm``.
+        on_gpu: whether the run uses GPUs.
+        dist_params: the option file's ``dist_params``.
+
+    Raises:
+        UserError: the launcher's environment is missing, or it has started more processes than there are GPUs.
+        LostRankError: the processes can't reach each other.
+    """
+    processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 0)), torch.cuda.device_count()  # of this machine
+    if on_gpu and processes > gpus:
+        raise UserError(
+            f'--launcher: {launcher}, with {processes} processes on a machine with {gpus} GPUs; accepted: '
+            f'--nproc_per_node={gpus} or less, or any number without GPUs (num_gpu: 0)'
+        )
+    if launcher == 'slurm' and 'MASTER_PORT' in os.environ:  # a job's own comes before the option file's
+        dist_params = {key: value for key, value in dist_params.items() if key != 'port'}
+    try:
+        with naming_a_lost_rank():
+            if launcher == 'slurm':
+                if on_gpu:
+                    basicsr_init_dist(launcher, **dist_params)
+                else:
+                    _take_environment_from_slurm(dist_params.get('port'))
+                    dist.init_process_group('gloo')
+            elif on_gpu:
+                # torchrun sets the port itself, and BasicSR would pass it on to init_process_group
+                params = {key: value for key, value in dist_params.items() if key != 'port'}
+                basicsr_init_dist(launcher, **params, **join())
+            else:
+                dist.init_process_group('gloo', **join())
+    except (KeyError, ValueError, OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f'--launcher: {launcher}, but the launcher has not set its environment ({error}); accepted: start it as '
+            '`torchrun --nproc_per_node=N facd_basicsr/train.py --launcher pytorch -opt FILE`, or by srun'
+        ) from error
+
+
+def _take_environment_from_slurm(port: int | None) -> None:
+    """As basicsr/utils/dist_util.py:41, whose lines for GPUs divide by their number."""
+    rank, world_size, nodes = (os.environ[f'SLURM_{name}'] for name in ('PROCID', 'NTASKS', 'NODELIST'))
+    hosts = subprocess.run(['scontrol', 'show', 'hostname', nodes], capture_output=True, text=True, check=True).stdout
+    os.environ |= {'RANK': rank, 'WORLD_SIZE': world_size, 'MASTER_ADDR': hosts.split()[0]}
+    os.environ['MASTER_PORT'] = str(port) if port else os.environ.get('MASTER_PORT', '29500')
+
+
+# What c10d and NCCL say of a process that has ended or can't be reached.
+GONE = re.compile(r'clos|reset|remote|time(d )?out|abort|broken pipe|connect', re.IGNORECASE)
+
+
+def lost_rank(error: RuntimeError) -> bool:
+    """Whether an error says that a process of the group has gone, and not what is wrong in this one.
+
+    gloo's are plain RuntimeErrors, which name the file of its connections. NCCL's other errors, of memory for example,
+    are this process's own.
+    """
+    if isinstance(error, dist.DistError):
+        return GONE.search(str(error)) is not None
+    return 'gloo/transport' in str(error)
+
+
+@contextmanager
+def naming_a_lost_rank() -> Iterator[None]:
+    """Turns the error by which another process's end is noticed into a :class:`LostRankError`; others stay."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not lost_rank(error):
+            raise
+        said = ' '.join(str(error).split())[:200]
+        raise LostRankError(f'another rank has ended, or is out of reach ({said})') from error
+
+
+@contextmanager
+def ended_at_once() -> Iterator[None]:
+    """For entry points: a process of several ends without the interpreter's tidying up, and is not waited for.
+
+    torch's threads hold what the last collectives worked on, and now and then need the interpreter to let it go: when
+    it is no longer there the process is aborted, with another exit code, and in torch 2.4 one that ends its group may
+    wait for them for ever.
+    """
+    code = 0
+    try:
+        yield
+    except BaseException as error:
+        if not dist.is_initialized():
+            end_before_joining()
+            raise
+        status = error.code if isinstance(error, SystemExit) else 1
+        code = status if isinstance(status, int) else int(status is not None)  # as Python's own end
+        if not isinstance(error, SystemExit):
+            sys.excepthook(*sys.exc_info())
+    if dist.is_initialized():
+        end_process(code)
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends this process as :func:`ended_at_once` says."""
+    for worker in multiprocessing.active_children():
+        worker.kill()  # DataLoader's, which leave other signals to this process
+    atexit._run_exitfuncs()  # such as wandb's
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

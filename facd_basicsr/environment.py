@@ -1,0 +1,81 @@
+"""The machine: its processor or GPU, the versions of what results depend on, and free memory."""
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import basicsr.version
+import torch
+import torchvision
+
+# Of control groups, version 2 and 1: limit, use, and what of the use is only a copy of files.
+NAMES = (
+    ('memory.max', 'memory.current', ('inactive_file', 'active_file')),
+    ('memory.limit_in_bytes', 'memory.usage_in_bytes', ('total_inactive_file', 'total_active_file')),
+)
+
+
+def free_memory(proc: Path = Path('/proc'), groups: Path = Path('/sys/fs/cgroup')) -> int | None:
+    """Bytes that this process may still take: what the machine has left, or its control group (a container, a job).
+
+    None where neither is told, which only Linux does.
+    """
+    rooms = [*_machine(proc / 'meminfo'), *_groups(proc / 'self' / 'cgroup', groups)]
+    return min(rooms, default=None)
+
+
+def _machine(meminfo: Path) -> Iterator[int]:
+    for line in _lines(meminfo):
+        if line.startswith('MemAvailable:'):
+            yield int(line.split()[1]) * 1024
+
+
+def _groups(own: Path, root: Path) -> Iterator[int]:
+    """What is left of each limit: a group's, and of those that it is part of."""
+    for line in _lines(own):
+        _, controllers, path = line.split(':', 2)
+        if controllers and 'memory' not in controllers.split(','):
+            continue
+        top = root / 'memory' if controllers else root
+        group = top / path.lstrip('/')
+        for folder in (group, *group.parents):
+            yield from _room(folder)
+            if folder == top:
+                break
+
+
+def _room(folder: Path) -> Iterator[int]:
+    for limit_name, use_name, cache_names in NAMES:
+        limit, use = (''.join(_lines(folder / name)) for name in (limit_name, use_name))
+        if limit.isdecimal() and use.isdecimal():
+            stat = dict(line.split() for line in _lines(folder / 'memory.stat'))
+            yield int(limit) - int(use) + sum(int(stat.get(name, 0)) for name in cache_names)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def versions() -> str:
+    """The versions a result depends on, in one line."""
+    return (
+        f'Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, '
+        f'basicsr {basicsr.version.__version__}'
+    )
+
+
+def machine(on_gpu: bool | None = None) -> str:
+    """The GPU, or the processor.
+
+    Args:
+        on_gpu: whether the GPU is meant; None: if there is one.
+    """
+    if torch.cuda.is_available() if on_gpu is None else on_gpu:
+        return torch.cuda.get_device_name()
+    cpuinfo = Path('/proc/cpuinfo')
+    lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.is_file() else []
+    models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -1,0 +1,283 @@
+"""Tables of text, Markdown, LaTeX and HTML."""
+
+import csv
+import html
+import io
+import itertools
+import json
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.complexity import parameters
+from facd_basicsr.evaluation.feature_psnr import feature_scores
+from facd_basicsr.evaluation.methods import TEACHER, Method
+from facd_basicsr.evaluation.test_sets import Pair
+from facd_basicsr.runtime.metrics import score
+
+Cell = tuple[int, int]  # row, column
+
+# For the head of a file of latex_table's: nothing with booktabs, and without that package plain lines.
+LATEX_RULES = r"""\providecommand{\toprule}{\hline}
+\providecommand{\midrule}{\hline}
+\providecommand{\bottomrule}{\hline}
+\providecommand{\cmidrule}[1]{\cline{#1}}"""
+LATEX_SPECIAL = {
+    '\\': r'\textbackslash{}',
+    '~': r'\textasciitilde{}',
+    '^': r'\textasciicircum{}',
+    **{character: f'\\{character}' for character in '&%$#_{}'},
+}
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = ()) -> str:
+    """Aligned columns, the first to the left, the others to the right, with a rule under the header.
+
+    Args:
+        header: each column's title.
+        rows: the cells.
+        groups: a title for each column that neighbours share, empty for none; goes above the header.
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    for title, start, end in _spans(groups):
+        widths[end - 1] += max(0, len(title) - _joined(widths[start:end]))
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths)))
+        return '  '.join([first, *others])
+
+    above = ['  '.join(title.center(_joined(widths[start:end])) for title, start, end in _spans(groups)).rstrip()]
+    return '\n'.join([*(above if groups else []), line(header), '  '.join('-' * w for w in widths), *map(line, rows)])
+
+
+def markdown_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    groups: Sequence[str] = (),
+    bold: Collection[Cell] = (),
+    numbers: bool = True,
+) -> str:
+    """As :func:`text_table` for Markdown, where a column's title begins with its group's. ``bold``: (row, column).
+
+    Not ``numbers``: all columns are text, to the left.
+    """
+    titles = [f'{group} {title}'.strip() for group, title in zip(groups or [''] * len(header), header)]
+    cells = [
+        [f'**{_md(cell)}**' if (i, j) in bold else _md(cell) for j, cell in enumerate(row)]
+        for i, row in enumerate(rows)
+    ]
+    rule = ['---', *['---:' if numbers else '---'] * (len(header) - 1)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in [list(map(_md, titles)), rule, *cells])
+
+
+def latex_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), bold: Collection[Cell] = ()
+) -> str:
+    """As :func:`markdown_table` for LaTeX: a ``tabular`` with booktabs' rules, which ``LATEX_RULES`` replace."""
+    lines = [rf'\begin{{tabular}}{{l{"r" * (len(header) - 1)}}}', r'\toprule']
+    if groups:
+        spans = list(_spans(groups))
+        titles = [
+            rf'\multicolumn{{{end - start}}}{{c}}{{{_tex(title)}}}' if title else '' for title, start, end in spans
+        ]
+        lines.append(_latex_line(titles))
+        lines.append(' '.join(rf'\cmidrule{{{start + 1}-{end}}}' for title, start, end in spans if title))
+    lines += [_latex_line(map(_tex, header)), r'\midrule']
+    for i, row in enumerate(rows):
+        cells = (rf'\textbf{{{_tex(cell)}}}' if (i, j) in bold else _tex(cell) for j, cell in enumerate(row))
+        lines.append(_latex_line(cells))
+    return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}'])
+
+
+def html_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), bold: Collection[Cell] = ()
+) -> str:
+    """As :func:`markdown_table` for HTML, with the groups' titles above their columns; every cell is escaped."""
+    lines = []
+    if groups:
+        spans = [
+            f'<th scope="colgroup" colspan="{end - start}">{html.escape(title)}</th>' if title else '<td></td>'
+            for title, start, end in _spans(groups)
+        ]
+        lines.append(f'<tr>{"".join(spans)}</tr>')
+    lines.append(f'<tr>{"".join(f"""<th scope="col">{html.escape(title)}</th>""" for title in header)}</tr>')
+    body = []
+    for i, (first, *others) in enumerate(rows):
+        cells = [
+            f'<td><b>{html.escape(cell)}</b></td>' if (i, j) in bold else f'<td>{html.escape(cell)}</td>'
+            for j, cell in enumerate(others, start=1)
+        ]
+        body.append(f'<tr><th scope="row">{html.escape(first)}</th>{"".join(cells)}</tr>')
+    return '\n'.join(['<table>', '<thead>', *lines, '</thead>', '<tbody>', *body, '</tbody>', '</table>'])
+
+
+def _latex_line(cells: Iterable[str]) -> str:
+    return rf'{" & ".join(cells)} \\'
+
+
+def _spans(groups: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+    """(title, first column, column after the last); columns without a title stand alone."""
+    for _, group in itertools.groupby(enumerate(groups), lambda item: item[1] or item[0]):
+        columns = [column for column, _ in group]
+        start, end = columns[0], columns[-1] + 1
+        yield groups[start], start, end
+
+
+def _joined(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _md(cell: str) -> str:
+    return cell.replace('|', r'\|')
+
+
+def _tex(cell: str) -> str:
+    return ''.join(LATEX_SPECIAL.get(character, character) for character in cell)
+
+
+# metric: title, digits after the point
+QUALITY = {'psnr_y': ('PSNR-Y', 3), 'ssim_y': ('SSIM-Y', 4), 'psnr_rgb': ('PSNR-RGB', 3)}
+NONE = '-'
+
+Means = dict[str, dict[str, dict[str, float]]]  # method, set, metric
+
+
+class Table(NamedTuple):
+    """What :mod:`facd_basicsr.evaluation.tables` writes."""
+
+    header: list[str]
+    rows: list[list[str]]
+    groups: list[str]
+    bold: set[Cell]
+
+
+def evaluate(methods: Sequence[Method], images: Iterable[Pair]) -> Iterator[dict[str, Any]]:
+    """Scores every method on every image, one record for each.
+
+    Images are 8-bit, rounded, without ``scale`` pixels of border: see :func:`facd_basicsr.runtime.metrics.score`.
+
+    Args:
+        methods: those with taps are compared with the teacher's features, if the teacher is among them with taps.
+        images: the images of all sets.
+
+    Yields:
+        ``method``, ``set``, ``image``, ``psnr_y`` and ``psnr_rgb`` in dB, ``ssim_y``, and for a student with taps
+        what :func:`facd_basicsr.evaluation.feature_psnr.feature_scores` gives, unless the image's size keeps a tap
+        from being read. PSNR of equal images is infinite.
+    """
+    ordered = sorted(methods, key=lambda method: method.name != TEACHER)  # its features are needed by the others
+    for pair in images:
+        records: dict[str, dict[str, Any]] = {}
+        teacher_feats: tuple[Tensor, ...] = ()
+        for method in ordered:
+            try:
+                sr, feats = method.upscale_with_features(pair.lq)
+            except UserError:  # of an image's size only: taps were tried before
+                sr, feats = method.upscale(pair.lq), ()
+            record = scored(method.name, pair, sr, method.scale)
+            if method.name == TEACHER:
+                teacher_feats = feats
+            elif feats and teacher_feats:
+                record |= feature_scores(feats, teacher_feats)
+            records[method.name] = record
+        yield from (records[method.name] for method in methods)
+
+
+def scored(method: str, pair: Pair, sr: np.ndarray, scale: int) -> dict[str, Any]:
+    """The record of a method's image, BGR uint8 (H, W, 3): ``method``, ``set``, ``image`` and the three metrics."""
+    figures = {key: float(value) for key, value in score(sr, pair.gt, scale, pair.gray).items()}
+    return {'method': method, 'set': pair.set, 'image': pair.image, **figures}
+
+
+def means(records: Sequence[dict[str, Any]]) -> Means:
+    """The mean over a set's images of every metric, for each method and set."""
+    values: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for record in records:
+        of_set = values.setdefault(record['method'], {}).setdefault(record['set'], {})
+        for metric in record.keys() - {'method', 'set', 'image'}:
+            of_set.setdefault(metric, []).append(record[metric])
+    return {
+        method: {
+            name: {metric: float(np.mean(by_image)) for metric, by_image in sorted(metrics.items())}
+            for name, metrics in sets.items()
+        }
+        for method, sets in values.items()
+    }
+
+
+def quality_table(methods: Sequence[Method], mean: Means) -> Table:
+    """Methods x sets of PSNR-Y, SSIM-Y and PSNR-RGB, with the parameters."""
+    columns = [(name, metric, *QUALITY[metric]) for name in mean[methods[0].name] for metric in QUALITY]
+    counts = [NONE if method.net is None else f'{parameters(method.net):,}' for method in methods]
+    table = _table(methods, mean, columns)
+    return Table(
+        [*table.header[:1], 'parameters', *table.header[1:]],
+        [[name, count, *cells] for (name, *cells), count in zip(table.rows, counts)],
+        ['', *table.groups],
+        {(row, column + 1) for row, column in table.bold},
+    )
+
+
+def feature_table(methods: Sequence[Method], mean: Means, points: int) -> Table:
+    """Students x sets of the feature PSNR at each of the matching points, the shallowest first, and their mean."""
+    metrics = {f'feature_psnr_{j}': f'point {j}' for j in range(1, points + 1)} | {'feature_psnr': 'mean'}
+    columns = [(name, metric, title, 3) for name in mean[methods[0].name] for metric, title in metrics.items()]
+    return _table([method for method in methods if is_student(method)], mean, columns)
+
+
+def _table(methods: Sequence[Method], mean: Means, columns: Sequence[tuple[str, str, str, int]]) -> Table:
+    """A row for each method, a column for each (set, metric, title, digits); the best student's cells are bold."""
+
+    def cell(method: Method, name: str, metric: str, digits: int) -> str:
+        value = mean[method.name][name].get(metric)
+        return NONE if value is None else f'{value:.{digits}f}'
+
+    rows = [
+        [method.name, *(cell(method, name, metric, digits) for name, metric, _, digits in columns)]
+        for method in methods
+    ]
+    students = [row for row, method in enumerate(methods) if is_student(method)]
+    bold = set()
+    for column in range(1, len(columns) + 1):
+        figures = {row: float(rows[row][column]) for row in students if rows[row][column] != NONE}
+        if len(figures) > 1:
+            bold |= {(row, column) for row, figure in figures.items() if figure == max(figures.values())}
+    return Table(
+        ['method', *(title for _, _, title, _ in columns)], rows, ['', *(name for name, _, _, _ in columns)], bold
+    )
+
+
+def is_student(method: Method) -> bool:
+    return method.net is not None and method.name != TEACHER
+
+
+def to_csv(records: Sequence[dict[str, Any]]) -> str:
+    """One line for each method and image; an infinite PSNR is ``inf``, and what there is not is empty."""
+    text = io.StringIO()
+    longest = max(records, key=len)
+    writer = csv.DictWriter(text, _ordered(longest), restval='', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def _ordered(record: dict[str, Any]) -> list[str]:
+    first = ['method', 'set', 'image', *QUALITY]
+    return [*first, *(key for key in record if key not in first)]
+
+
+def to_json(results: dict[str, Any]) -> str:
+    """Indented JSON; numbers that it has no word for, an infinite PSNR, are ``null``."""
+    return json.dumps(_finite(results), indent=1, allow_nan=False) + '\n'
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,1 +1,0 @@
-"""What a training has left in `experiments/NAME`, read back: its log, its options as they were run, its networks."""

@@ -1,0 +1,269 @@
+"""Image files of every kind, as they are and as the 8-bit BGR that training reads."""
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image, ImageFile
+
+from facd_basicsr.errors import UserError
+
+IMAGE_SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'}
+# what Pillow raises for damaged files, according to where the damage is
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def read_bgr(path: Path) -> np.ndarray:
+    """An image file, or the first frame of it, as BGR uint8 (H, W, 3), turned as its EXIF orientation says.
+
+    Gray and 1-bit become three equal channels, a palette its colours, CMYK Pillow's RGB; 16 bits are rounded to 8.
+
+    Raises:
+        UserError: as :func:`read_pixels`, or it has transparent pixels.
+    """
+    pixels, _ = read_pixels(path)
+    colours, alpha = without_alpha(eight_bits(pixels))
+    if alpha is not None and alpha.min() < 255:
+        raise UserError(f'{path}: has transparent pixels; accepted: opaque images')
+    return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3))[:, :, ::-1])
+
+
+def read_pixels(path: Path) -> tuple[np.ndarray, bytes | None]:
+    """An image file, or the first frame of it, with all its channels and bits, turned as its EXIF orientation says.
+
+    Returns:
+        Gray, gray and alpha, RGB or RGBA: uint8 or uint16 (H, W, 1 to 4). 1-bit is gray, a palette its colours, CMYK
+        Pillow's RGB. And the ICC profile; None without, or if it is of other channels, as a CMYK image's.
+
+    Raises:
+        UserError: the file is missing, empty, cut short, damaged, no image, or has more than 16 bits a channel.
+    """
+    # Pillow, as cv2 fills what a file that was cut short lacks with gray and does not say so
+    with damage_named(path):
+        with Image.open(path) as image:
+            if image.format == 'PNG':
+                image.verify()  # the checksum of every chunk, which decoding does not look at
+        with Image.open(path) as image:
+            deep = image.mode[0] in 'IF' or re.search(r'RGBA?;16|LA;16', str(image.tile)) is not None
+            gray = _has_brightness_only(image)
+            image.load()
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            # Pillow drops the low byte of 16-bit colours
+            transparent = image.info.get('transparency')
+            pixels = _sixteen_bit(path, gray, transparent) if deep else _eight_bit(image, gray)
+            profile = image.info.get('icc_profile')
+    if profile is not None and profile[16:20] != (b'GRAY' if gray else b'RGB '):
+        profile = None
+    return _turned(pixels, orientation), profile
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """uint8 as it is, uint16 rounded to uint8."""
+    return pixels if pixels.dtype == np.uint8 else ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def without_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """(H, W, 1 to 4) -> gray (H, W, 1) or RGB (H, W, 3), and alpha (H, W, 1) or None."""
+    channels = pixels.shape[2]
+    return (pixels, None) if channels % 2 else (pixels[:, :, : channels - 1], pixels[:, :, channels - 1 :])
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) by the file's header, turned as the EXIF orientation says, but of PNG.
+
+    Raises:
+        UserError: the file is missing, empty or no image.
+    """
+    with damage_named(path), Image.open(path) as image:
+        # of a PNG Pillow would decode all to look for EXIF
+        lying = image.format in ('JPEG', 'MPO', 'WEBP') and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def is_gray(file: Path | IO[bytes]) -> bool:
+    """Whether an image file has one channel of brightness, with or without transparency, by its header."""
+    with Image.open(file) as image:
+        return _has_brightness_only(image)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files of a folder by their suffixes, sorted. Hidden files are left out.
+
+    Raises:
+        UserError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f'{folder}: no such folder')
+    paths = [path for path in folder.iterdir() if _is_named_as_image(path)]
+    if not paths:
+        raise UserError(f'{folder}: no images; accepted: {", ".join(sorted(IMAGE_SUFFIXES))}')
+    return sorted(paths)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """As :func:`images_in`, with those of its folders and theirs, but for hidden ones and links. May be none."""
+    folders = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink() and path.name[0] != '.']
+    own = [path for path in folder.iterdir() if path not in folders and _is_named_as_image(path)]
+    return sorted([*own, *(path for inner in folders for path in images_below(inner))])
+
+
+def _is_named_as_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != '.'
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes BGR uint8 (H, W, 3), under a temporary name until the file is whole."""
+    partial = path.with_name(f'.partial_{path.name}')
+    partial.write_bytes(cv2.imencode('.png', image)[1].tobytes())
+    partial.replace(path)
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Turns what Pillow says about a damaged file into a :class:`UserError` that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f'{path}: no such file') from error
+    except DAMAGED as error:
+        empty = path.is_file() and path.stat().st_size == 0
+        reason = 'the file is empty' if empty else ' '.join(str(error).split())
+        raise UserError(f'{path}: not a readable image ({reason})') from error
+
+
+def _has_brightness_only(image: ImageFile.ImageFile) -> bool:
+    """Of an image that is not loaded yet. Gray and alpha of 16 bits are RGBA to Pillow."""
+    one_channel = len(image.getbands()) == 1 and image.mode != 'P'
+    return one_channel or image.mode == 'LA' or 'LA;16' in str(image.tile)
+
+
+def _eight_bit(image: Image.Image, gray: bool) -> np.ndarray:
+    """uint8 (H, W, 1 to 4)."""
+    pixels = np.asarray(image.convert(('L' if gray else 'RGB') + 'A' * image.has_transparency_data))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _sixteen_bit(path: Path, gray: bool, transparent: int | tuple[int, int, int] | None) -> np.ndarray:
+    """uint16 (H, W, 1 to 4) of a file with 16 bits a channel, one value of which may stand for transparency."""
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:  # of images with too many pixels
+        raise UserError(f'{path}: OpenCV does not decode it ({" ".join(str(error).split())})') from error
+    if pixels is None or pixels.dtype != np.uint16:
+        found = 'not decoded' if pixels is None else pixels.dtype
+        raise UserError(f'{path}: {found}; accepted: integers of 8 or 16 bits a channel')
+    if pixels.ndim == 2 and transparent is not None:  # of colours cv2 makes the alpha channel itself
+        return np.dstack([pixels, np.where(pixels == transparent, 0, 65535).astype(np.uint16)])
+    if pixels.ndim == 2:
+        return pixels[:, :, None]
+    # of gray and alpha cv2 makes four channels, three of them gray
+    return np.dstack([pixels[:, :, 2:3] if gray else pixels[:, :, 2::-1], pixels[:, :, 3:]])
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """An image (H, W, C) upright, by its EXIF orientation, 1 to 8; others are taken for 1."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WebP'}  # by suffix
+LONGEST = {'PNG': 2**31 - 1, 'JPEG': 65500, 'WebP': 16383}  # pixels of a side
+JPEG = {'quality': 95, 'subsampling': 0}  # no colours at half the size
+WEBP = {'lossless': True, 'exact': True}  # exact: also the colours of transparent pixels
+PNG_START = b'\x89PNG\r\n\x1a\n'
+PNG_KINDS = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's number of the kind of image, by its channels
+BLOCK = 2**22  # bytes of pixels that are compressed at a time; a PNG's chunk has less than 2**31
+UP = 2  # PNG's number of the filter that leaves what differs from the row above
+
+
+def check_size(height: int, width: int, suffix: str, where: str) -> None:
+    """
+    Raises:
+        UserError: the format, by its suffix, has no images as large.
+    """
+    name = FORMATS[suffix]
+    if max(height, width) > LONGEST[name]:
+        raise UserError(f'{where}: {width}x{height} pixels; accepted by {name}: {LONGEST[name]} a side; PNG takes more')
+
+
+def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[Iterable[bytes | memoryview], list[str]]:
+    """A file's content: lossless PNG or WebP, or JPEG.
+
+    Args:
+        pixels: as of :func:`facd_basicsr.files.images.read_pixels`, upright.
+        profile: the ICC profile; None: none.
+        suffix: one of ``FORMATS``.
+
+    Returns:
+        The content in parts, of which a PNG's are made one by one, and what the format could not keep of the image, a
+        sentence each.
+    """
+    name = FORMATS[suffix]
+    if name == 'PNG':
+        return _png(pixels, profile), []
+    lost = [] if pixels.dtype == np.uint8 else [f'{name} has 8 bits a channel: rounded from 16']
+    pixels = eight_bits(pixels)
+    if name == 'JPEG':
+        colours, alpha = without_alpha(pixels)
+        if alpha is not None and alpha.min() < 255:
+            lost.append('JPEG has no transparency: laid on white')
+            colours = _on_white(colours, alpha)
+        pixels = colours
+    buffer = io.BytesIO()
+    # Pillow: gray is (H, W), and makes colours of it where the format has no gray
+    Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)).save(
+        buffer, name, icc_profile=profile, **(JPEG if name == 'JPEG' else WEBP)
+    )
+    return [buffer.getbuffer()], lost
+
+
+def _on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 1 or 3) and (H, W, 1) -> uint8 as colours."""
+    opacity = alpha.astype(np.float32) / 255
+    return (colours * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
+
+
+def _png(pixels: np.ndarray, profile: bytes | None) -> Iterator[bytes]:
+    """Of all channels and both depths; neither Pillow nor cv2 writes 16 bits of all of them, or cv2 a profile.
+
+    https://www.w3.org/TR/png-3/
+    """
+    height, width, channels = pixels.shape
+    depth, length = 8 * pixels.itemsize, width * channels * pixels.itemsize
+    header = struct.pack('>IIBBBBB', width, height, depth, PNG_KINDS[channels], 0, 0, 0)
+    yield PNG_START + _chunk(b'IHDR', header)
+    if profile is not None:
+        yield _chunk(b'iCCP', b'ICC profile\0\0' + zlib.compress(profile))
+    compressor = zlib.compressobj()
+    above = np.zeros(length, np.uint8)
+    at_once = max(1, BLOCK // length)
+    for first in range(0, height, at_once):
+        block = np.ascontiguousarray(pixels[first : first + at_once], pixels.dtype.newbyteorder('>'))
+        rows = block.view(np.uint8).reshape(-1, length)
+        filtered = np.empty((len(rows), 1 + length), np.uint8)
+        filtered[:, 0] = UP
+        np.subtract(rows[0], above, out=filtered[0, 1:])  # modulo 256, as PNG has it
+        np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+        above = rows[-1]
+        content = compressor.compress(filtered.data)
+        if content:  # of what compresses well it may keep all for later
+            yield _chunk(b'IDAT', content)
+    yield _chunk(b'IDAT', compressor.flush()) + _chunk(b'IEND', b'')
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack('>I', len(content)) + kind + content + struct.pack('>I', zlib.crc32(kind + content))

@@ -1,0 +1,98 @@
+"""Work on many files in threads: reading them, and what Pillow, OpenCV and zlib do outside the interpreter's lock."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+import cv2
+from tqdm import tqdm
+
+from facd_basicsr.errors import UserError
+
+THREADS = os.cpu_count() or 1
+
+Item = TypeVar('Item')
+
+
+def in_threads(work: Callable[[Item], object], items: Sequence[Item], title: str) -> int:
+    """Calls ``work`` with every item, under a progress bar if there is a terminal. Returns their number."""
+    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(items), desc=title, unit='image', disable=None) as bar:
+        for batch in _batches(items, 64 * THREADS):  # map submits all that it is given at once
+            for _ in pool.map(work, batch):
+                bar.update()
+    return len(items)
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+Result = TypeVar('Result')
+
+
+@contextmanager
+def results_of(calls: Mapping[str, Callable[[], Result]], workers: int) -> Iterator[Iterator[tuple[str, Result]]]:
+    """(key, result) of every call in their order, a few of them made ahead by ``workers`` processes.
+
+    Args:
+        calls: without arguments and, if ``workers`` is more than 1, picklable.
+        workers: 1: this process alone.
+
+    Raises:
+        UserError: a worker was killed.
+    """
+    if workers == 1 or len(calls) < 2:
+        yield ((key, call()) for key, call in calls.items())
+        return
+    # spawn: forking a process that has used torch's or OpenCV's threads can hang
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), initializer=_start_worker)
+
+    def results() -> Iterator[tuple[str, Result]]:
+        ahead: deque = deque()
+        for key, call in calls.items():
+            with _ctrl_c_blocked():  # a process that this starts inherits it: Ctrl-C is for the main one alone
+                ahead.append((key, pool.submit(call)))
+            if len(ahead) > 2 * workers:  # all at once would fill the memory
+                first, future = ahead.popleft()
+                yield first, future.result()
+        for key, future in ahead:
+            yield key, future.result()
+
+    try:
+        yield results()
+    except BrokenExecutor as error:
+        raise UserError(
+            '--workers: a worker process was killed, by lack of memory perhaps; the same command with fewer continues'
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _start_worker() -> None:
+    """No worker outlives the main process, however that ends."""
+    cv2.setNumThreads(1)
+    main = multiprocessing.parent_process()
+
+    def follow() -> None:
+        main.join()  # type: ignore[union-attr]  # a worker has a parent
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,358 @@
+"""What BasicSR's models lack: saves that are whole, validation by all ranks, processes without GPUs, and for SRModel
+the ways to run a network that FACDModel has."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from facd_basicsr.archs.input_channels import input_channels
+from facd_basicsr.data.seeded_dataset import dataset_of
+from facd_basicsr.errors import UserError
+from facd_basicsr.files.atomic import save_whole
+from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_state_dict
+from facd_basicsr.losses.base import sum_of
+from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.models.validation import feed_without_waiting, reach_in_tiles, validate
+from facd_basicsr.runtime.execution import Execution, set_tf32
+
+# float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
+# below its normal numbers (6e-5). With torch's 2**16 the gradient of conv_last's weights, up to 24 in the first
+# iterations of the paper's students, is above its largest (65504): the first steps would be lost to halving.
+LOSS_SCALE = 2.0**10
+# What a scheduler has counted. The rest of its state is its options: BasicSR lets a state's overrule the option file's.
+SCHEDULER_PROGRESS = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
+
+
+class TellsItsSteps(ABC):
+    """What a model may tell :class:`NonFiniteGuard` that BasicSR's models do not.
+
+    Attributes:
+        scaler: the loss scaling of float16, disabled in other precisions.
+        optimizers, device: as every model of BasicSR has them.
+    """
+
+    scaler: GradScaler
+    optimizers: list[Optimizer]
+    device: torch.device
+
+    @abstractmethod
+    def own_terms(self) -> dict[str, Tensor]:
+        """The last step's terms on this rank. ``get_current_log`` has their means over the ranks, on rank 0 only."""
+
+
+class SafeModel(BaseModel):
+    """To be inherited before a BasicSR model; :func:`build_model` does it for those that do not.
+
+    Attributes:
+        saved: {file name: SHA-256} of the networks that were saved since it was emptied.
+        reach: how far the network sees beyond the tiles of ``val.tile``; 0 without tiles.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.saved: dict[str, str] = {}
+        super().__init__(opt)
+        self.reach = reach_in_tiles(self, type(self).nondist_validation is not SafeModel.nondist_validation)
+
+    @master_only
+    def save_network(
+        self,
+        net: nn.Module | Sequence[nn.Module],
+        net_label: str,
+        current_iter: int | str,
+        param_key: str | Sequence[str] = 'params',
+    ) -> None:
+        """As BasicSR's, but whole or not at all, where BasicSR gives up after three errors and trains on.
+
+        Raises:
+            OSError: the disk is full, or may not be written.
+        """
+        nets = [net] if isinstance(net, nn.Module) else net
+        param_keys = [param_key] if isinstance(param_key, str) else param_key
+        content = {
+            key: {name: value.cpu() for name, value in self.get_bare_model(net).state_dict().items()}
+            for net, key in zip(nets, param_keys)
+        }
+        name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
+        self.saved[name] = save_whole(content, Path(self.opt['path']['models'], name))
+
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Nothing: engine/checkpoint.py writes it, with the loop's part and after all networks."""
+
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
+        """As BasicSR's, and fused on a GPU if the option file does not choose: it then skips steps without being told
+        to by the host (engine/nonfinite.py), and its step is one kernel."""
+        if self.device.type == 'cuda' and kwargs.get('fused') is None and kwargs.get('foreach') is None:
+            kwargs['fused'] = True
+        return super().get_optimizer(optim_type, params, lr, **kwargs)
+
+    def training_state(self) -> dict[str, Any]:
+        """What goes on in training beside the networks, as ``weights_only`` loading accepts it."""
+        best = getattr(self, 'best_metric_results', {})  # BasicSR's, from its first validation on
+        return {
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'best_metric_results': {
+                name: {metric: {**found, 'val': float(found['val'])} for metric, found in metrics.items()}
+                for name, metrics in best.items()
+            },
+        }
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Restores :meth:`training_state`.
+
+        Raises:
+            UserError: it is of other networks or another optimizer.
+        """
+        settings = [_settings(optimizer) for optimizer in self.optimizers]
+        try:
+            for optimizer, state in zip(self.optimizers, resume_state['optimizers'], strict=True):
+                optimizer.load_state_dict(_with_implementation(optimizer, state))
+                _lay_out_as_parameters(optimizer)
+            for scheduler, state in zip(self.schedulers, resume_state['schedulers'], strict=True):
+                scheduler.load_state_dict({key: state[key] for key in SCHEDULER_PROGRESS if key in state})
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f'path.resume_state: {self.opt["path"]["resume_state"]} does not fit the networks and optimizers of '
+                f'the option file ({" ".join(str(error).split())}); accepted: a state of the same'
+            ) from error
+        for own, optimizer in zip(settings, self.optimizers):
+            for key, value in _settings(optimizer).items():
+                if key in own and own[key] != value:
+                    get_root_logger().warning(
+                        f'train.optim_g.{key}: {own[key]} in the option file, but the resumed optimizer goes on with '
+                        f'{value}.'
+                    )
+        self._resume_best(resume_state.get('best_metric_results', {}))
+
+    def _resume_best(self, results: dict[str, dict[str, Any]]) -> None:
+        """Restores the best figures of the sets whose metrics are still those of the option file."""
+        metrics = (self.opt.get('val') or {}).get('metrics') or {}
+        better = {metric: metric_opt.get('better', 'higher') for metric, metric_opt in metrics.items()}
+        kept = {
+            name: {metric: found[metric] for metric in metrics}
+            for name, found in results.items()
+            if {metric: best['better'] for metric, best in found.items()} == better
+        }
+        if kept:
+            self.best_metric_results = kept
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """As BasicSR's, which asks CUDA for a device even in a run without GPUs."""
+        if self.opt['dist'] and self.device.type == 'cpu':
+            return DistributedDataParallel(net, find_unused_parameters=self.opt.get('find_unused_parameters', False))
+        return super().model_to_device(net)
+
+    @master_only
+    def print_network(self, net: nn.Module) -> None:
+        """One line. BasicSR's prints every layer: 600 lines for an RCAN."""
+        params = sum(p.numel() for p in net.parameters())
+        get_root_logger().info(f'Network: {type(self.get_bare_model(net)).__name__}, with parameters: {params:,d}')
+
+    def dist_validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+        """As ``nondist_validation``, the images shared out to the ranks; BasicSR's makes the others wait for rank 0."""
+        self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
+
+    def nondist_validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+        """As BasicSR's, in less time. The figures do not depend on the number of ranks: they are summed in the order of
+        the images.
+
+        Raises:
+            Stopped: on all ranks, when the loader's ``stop`` has ended it on one.
+        """
+        name, metrics = dataset_of(dataloader).opt['name'], self.opt['val'].get('metrics') or {}
+        by_image = validate(self, self.reach, dataloader, current_iter, save_img)
+        if not metrics:
+            return
+        self._initialize_best_metric_results(name)
+        self.metric_results = {metric: sum(values) / len(by_image) for metric, values in zip(metrics, zip(*by_image))}
+        for metric, value in self.metric_results.items():
+            self._update_best_metric_result(name, metric, value, current_iter)
+        if self.opt['rank'] == 0:
+            self._log_validation_metric_values(current_iter, name, tb_logger)
+
+
+class SafeSRModel(TellsItsSteps, SafeModel, SRModel):
+    """SRModel, run as ``train.precision``, ``train.channels_last`` and ``train.compile`` say, as FACDModel runs its
+    student: what a distillation is compared with differs from it by the loss alone. Without these keys it computes what
+    SRModel does. Nothing is read back from the device in a step.
+    """
+
+    feed_data = feed_without_waiting
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self._execution_g = Execution.of(opt.get('train', {}))
+        super().__init__(opt)
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        # the student's, called from SRModel.__init__; before DDP, whose buckets keep the strides they find
+        return super().model_to_device(self._execution_g.lay_out(net))
+
+    def init_training_settings(self) -> None:
+        self._init_precision(self._execution_g.precision)
+        super().init_training_settings()
+        if self._execution_g.compile is not None:
+            self._run_once()
+        self._run_student: Callable[..., Any] = self._execution_g.compiled(run_network, 'train.compile')
+
+    @torch.no_grad()
+    def _run_once(self) -> None:
+        """What a network moves to the device in its first forward, as EDSR its ``mean``, must not be moved by a CUDA
+        graph, whose memory the next run takes again."""
+        net = self.get_bare_model(self.net_g).eval()
+        net(torch.full((1, input_channels(self.opt['network_g']), 16, 16), 0.5, device=self.device))
+        net.train()
+
+    def _init_precision(self, *precisions: str | None) -> None:
+        """Of the networks that are trained: not fp32 and tf32 at once, which the option check refuses."""
+        for precision in precisions:
+            set_tf32(precision)
+        if 'tf32' in {*precisions, self.opt.get('teacher', {}).get('precision')} and self.device.type == 'cpu':
+            get_root_logger().warning('precision: tf32 is of GPUs; on this CPU it is fp32.')
+        # only float16 has so small a range that the loss must be scaled
+        self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        with self._execution_g.autocast(self.device), self._execution_g.naming_layout_errors('train'):
+            output = self._run_student(self.net_g, self._execution_g.laid_out(self.lq))
+        self.output = at_least_float32(output)
+        logs: dict[str, Tensor] = {}
+        if self.cri_pix:
+            logs['l_pix'] = self.cri_pix(self.output, self.gt)
+        if self.cri_perceptual:
+            l_percep, l_style = self.cri_perceptual(self.output, self.gt)
+            logs |= {name: term for name, term in (('l_percep', l_percep), ('l_style', l_style)) if term is not None}
+        self._step(logs)
+
+    def _step(self, logs: dict[str, Tensor]) -> None:
+        """Minimises the sum of the terms ``l_*``."""
+        l_total = sum_of(value for name, value in logs.items() if name.startswith('l_'))
+        self.optimizer_g.zero_grad()
+        with self._execution_g.naming_compile_errors('train.compile'):  # a backward is compiled when it is first run
+            self.scaler.scale(l_total).backward()
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
+        self._logs = {name: value.detach() for name, value in logs.items()}
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def training_state(self) -> dict[str, Any]:
+        return {**super().training_state(), 'scaler': self.scaler.state_dict()}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        if resume_state.get('scaler') and self.scaler.is_enabled():
+            self.scaler.load_state_dict(resume_state['scaler'])
+
+    def own_terms(self) -> dict[str, Tensor]:
+        return self._logs
+
+    def get_current_log(self) -> dict[str, float]:
+        """The last step's terms. Reduced here, not in every step: each value read back waits for the device."""
+        return self.reduce_loss_dict(self._logs)
+
+
+def run_network(net: nn.Module, x: Any) -> Any:
+    """What is compiled: the network is an argument, so that its wrapper for several processes may be in its place."""
+    return net(x)
+
+
+def _settings(optimizer: Optimizer) -> dict[str, Any]:
+    """What the option file says of an optimizer, as far as it does not change in training."""
+    group = optimizer.param_groups[0]
+    settings = {key: value for key, value in group.items() if key not in ('params', 'lr', 'initial_lr')}
+    return {'lr': group.get('initial_lr', group['lr']), **{key: _plain(value) for key, value in settings.items()}}
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Gives a state's moments the memory format of their parameters, which may be another than when it was saved: fused
+    kernels take both as they lie in memory."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def _with_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state, to be worked on by the kernels of this one: it may be of another device."""
+    own = {key: value for key, value in optimizer.param_groups[0].items() if key in ('foreach', 'fused')}
+    return {**state, 'param_groups': [{**group, **own} for group in state['param_groups']]}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value  # of betas a state may make the other
+
+
+def build_model(opt: dict[str, Any]) -> SafeModel:
+    """As BasicSR's: the model of ``model_type``, as a :class:`SafeModel`."""
+    cls = MODEL_REGISTRY.get(opt['model_type'])
+    if cls is SRModel:
+        cls = type(cls.__name__, (SafeSRModel,), {})
+    elif not issubclass(cls, SafeModel):
+        # a model that has a validation of its own keeps it
+        validations = {name: getattr(cls, name) for name in ('dist_validation', 'nondist_validation')}
+        is_basicsrs = all(method is getattr(SRModel, name) for name, method in validations.items())
+        cls = type(cls.__name__, (SafeModel, cls), {} if is_basicsrs else validations)
+    model = cls(copy.deepcopy(opt))  # they take keys out of it
+    get_root_logger().info(f'Model [{cls.__name__}] is created.')
+    return model
+
+
+def check_pretrained(opt: dict[str, Any]) -> list[str]:
+    """Checks every checkpoint that BasicSR's ``load_network`` will be asked to load, before anything is created.
+
+    The regressors' is checked by the model, which builds them once the taps' channels are known.
+
+    Args:
+        opt: from :func:`facd_basicsr.options.parse_options`, after
+            :func:`facd_basicsr.engine.resume.load_resume_state`.
+
+    Returns:
+        For each network with ``strict_load`` off, how much of it will be loaded, in a line.
+
+    Raises:
+        UserError: a checkpoint can't be read, does not fit its network under ``strict_load``, or without it has
+            nothing for the network, which would go on with random weights.
+    """
+    found = []
+    for key in [key for key in opt if key.startswith('network_') and key != 'network_r']:
+        suffix = key.removeprefix('network_')
+        where, path = f'path.pretrain_{key}', opt['path'].get(f'pretrain_{key}')
+        if path is None:
+            continue
+        param_key = opt['path'].get(f'param_key_{suffix}', 'params')
+        state_dict = load_state_dict(path, where, basicsr_param_keys(param_key))
+        with torch.device('meta'):
+            net = build_network(opt[key])
+        if opt['path'].get(f'strict_load_{suffix}', True):
+            check_fit(net, state_dict, f'{where}: {path}')
+        else:
+            found.append(_partial_fit(net, state_dict, f'{where}: {path}', f'strict_load_{suffix}'))
+    return found
+
+
+def _partial_fit(net: nn.Module, state_dict: dict[str, Tensor], where: str, strict_key: str) -> str:
+    """How much of a network BasicSR takes from a state dict without ``strict``: what fits by name and shape."""
+    expected = dict(net.named_parameters())
+    fitting = [value for key, value in expected.items() if key in state_dict and state_dict[key].shape == value.shape]
+    if not any(value.dim() > 1 for value in fitting):  # a bias or two fits by chance
+        raise UserError(
+            f'{where} has no weight that fits {type(net).__name__} by name and shape; accepted with {strict_key}: '
+            'false: a checkpoint that has one'
+        )
+    loaded, total = (sum(value.numel() for value in values) for values in (fitting, expected.values()))
+    return f'{where}: {loaded:,} of the {total:,} parameters of {type(net).__name__} are loaded ({strict_key}: false).'

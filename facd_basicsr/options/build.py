@@ -1,0 +1,155 @@
+"""Builds what an option file describes without memory or data, to find values that its classes refuse."""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from torch import nn
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.losses import DistillLoss, build_loss
+from facd_basicsr.options.option_check import check_network
+from facd_basicsr.options.schema import OPTIMIZERS, SCHEDULERS
+
+Block = dict[str, Any]
+PROBE_CHANNELS = 64  # of network_r, whose real ones are read off the taps
+
+
+def dry_run(opt: Block, is_train: bool) -> None:
+    """Constructs networks on the meta device, losses, optimizer and scheduler from a checked option dict.
+
+    Raises:
+        UserError: a class refuses its options, with the key or the block, and what the class said; or the loss does
+            not fit taps and regressors.
+    """
+    for key in [key for key in opt if key.startswith('network_')]:
+        channels: Block = {'num_in_ch': PROBE_CHANNELS, 'num_out_ch': PROBE_CHANNELS} if key == 'network_r' else {}
+        construct(key, opt[key], partial(_network, **channels))
+    if not is_train:
+        return
+    if 'network' in opt.get('teacher', {}):
+        construct('teacher.network', opt['teacher']['network'], _network)
+    # Not perceptual_opt: it downloads a VGG when it is built, a distillation loss only when it is prepared.
+    for key in ('distill_opt', 'pixel_opt'):
+        if opt['train'].get(key) is not None:
+            loss = construct(f'train.{key}', opt['train'][key], build_loss)
+            if key == 'distill_opt':
+                _check_loss_fits(loss, opt)
+    optimizer = construct('train.optim_g', opt['train']['optim_g'], _optimizer)
+    construct('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
+
+
+def _check_loss_fits(loss: DistillLoss, opt: Block) -> None:
+    """What a loss's defaults may disagree with: the number of taps, and whether there are regressors."""
+    if not loss.reads_features:
+        return
+    taps = len(opt['taps'])
+    layer_weights = getattr(loss, 'layer_weights', None)
+    weights = taps if layer_weights is None else len(layer_weights)
+    if weights != taps:
+        raise UserError(
+            f'train.distill_opt.layer_weights: {weights} weights for {taps} taps; accepted: one weight per tap'
+        )
+    if loss.regressor == 'always' and 'network_r' not in opt:
+        raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
+
+
+def construct(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
+    """``build(block)``, and in whose block it failed. A class's own words are all there is to say what it accepts.
+
+    Args:
+        where: what names the block, for messages.
+        block: with the class's ``type`` and its arguments.
+        build: makes it.
+
+    Raises:
+        UserError: it fails, whatever its class raises.
+    """
+    try:
+        return build(block)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        for key in block:
+            if key != 'type' and _builds({k: v for k, v in block.items() if k != key}, build):
+                raise UserError(f'{where}.{key}: {block[key]!r}; not accepted by {block["type"]} ({reason})') from error
+        raise UserError(f'{where}: its class does not take these values ({reason})') from error
+
+
+def _builds(block: Block, build: Callable[[Block], Any]) -> bool:
+    try:
+        build(block)
+    except Exception:
+        return False
+    return True
+
+
+def _network(block: Block, **channels: Any) -> nn.Module:
+    with torch.device('meta'):
+        return build_network({**block, **channels})
+
+
+def _optimizer(block: Block) -> torch.optim.Optimizer:
+    return OPTIMIZERS[block['type']]([torch.zeros(1, requires_grad=True)], **_arguments(block))
+
+
+def _scheduler(block: Block, optimizer: torch.optim.Optimizer) -> Any:
+    return SCHEDULERS[block['type']](optimizer, **_arguments(block))
+
+
+def _arguments(block: Block) -> Block:
+    return {key: value for key, value in block.items() if key != 'type'}
+
+
+WORD = re.compile(r'[\w+-]{0,64}')  # an activation's name, an upsampler's
+
+
+def check_lone_network(where: str, network_opt: dict[str, Any], scale: int) -> None:
+    """Checks a network's ``type`` and arguments, and that it is built without any other file.
+
+    BasicSR's SpyNet, for one, loads whatever file ``load_path`` names, and runs the code that is in it.
+
+    Args:
+        where: what names the block, for messages.
+        network_opt: the block.
+        scale: upscaling factor.
+
+    Raises:
+        UserError: the class or an argument is unknown, or an argument is not a number, true, false, a word that is no
+            file's name, nothing, or a list of numbers.
+    """
+    check_network(where, network_opt, scale)
+    for key, value in network_opt.items():
+        if not (_is_number(value) or _is_word(value) or _is_list_of_numbers(value) or value is None):
+            raise UserError(
+                f'{where}.{key}: {str(value)[:80]!r}; accepted: a number, true or false, a list of numbers, or a word '
+                'that is no file'
+            )
+
+
+def build_lone_network(where: str, network_opt: dict[str, Any], scale: int) -> nn.Module:
+    """The network, checked.
+
+    Raises:
+        UserError: as of :func:`check_lone_network`, or its class refuses the values.
+    """
+    check_lone_network(where, network_opt, scale)
+    return construct(where, network_opt, build_network)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < math.inf  # which NaN is not
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and WORD.fullmatch(value) is not None and not os.path.lexists(value)
+
+
+def _is_list_of_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_number(item) or _is_list_of_numbers(item) for item in value)

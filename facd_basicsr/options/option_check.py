@@ -1,0 +1,531 @@
+"""Checking one block of options, and saying what is accepted."""
+
+import difflib
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
+from basicsr.archs.vgg_arch import insert_bn
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.losses.basic_loss import PerceptualLoss
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.file_client import FileClient
+from basicsr.utils.registry import (
+    ARCH_REGISTRY,
+    DATASET_REGISTRY,
+    LOSS_REGISTRY,
+    METRIC_REGISTRY,
+    MODEL_REGISTRY,
+    Registry,
+)
+
+from facd_basicsr.distill.layouts import LAYOUTS
+from facd_basicsr.errors import UserError
+from facd_basicsr.files.download import DIGEST
+from facd_basicsr.losses import DistillLoss
+from facd_basicsr.options import schema
+from facd_basicsr.options.option_files import BASE
+from facd_basicsr.options.schema import NUMBER
+from facd_basicsr.options.signatures import Key, keys_read, signature_keys
+
+
+def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complete: bool = True) -> None:
+    """Checks one mapping: required keys, types and, if ``complete``, that it has no key beyond ``keys``."""
+    check_type(where or 'the file', block, (dict,))
+    dot = f'{where}.' if where else ''
+    if complete:
+        for key in block:
+            if key not in keys:
+                raise UserError(f'{dot}{key}: unknown key{did_you_mean(str(key), keys)}')
+    for key, accepted in keys.items():
+        if key in block:
+            check_type(dot + key, block[key], accepted.types)
+            if isinstance(block[key], list) and accepted.items:
+                for index, item in enumerate(block[key]):
+                    check_type(f'{dot}{key}[{index}]', item, accepted.items)
+                    _check_bounds(f'{dot}{key}[{index}]', item, accepted)
+            else:
+                _check_bounds(dot + key, block[key], accepted)
+            if accepted.choices and block[key] not in accepted.choices:
+                raise UserError(f'{dot}{key}: {block[key]!r}; accepted: {", ".join(choice_names(accepted))}')
+        elif accepted.required:
+            raise UserError(f'{dot}{key}: missing; accepted: {type_names(accepted.types)}')
+
+
+def check_type(where: str, value: Any, types: tuple[type, ...]) -> None:
+    fits = isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
+    if types and not fits:
+        raise UserError(f'{where}: {value!r}; accepted: {type_names(types)}')
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f'{where}: {value!r}; accepted: a finite number')
+
+
+def _check_bounds(where: str, value: Any, accepted: Key) -> None:
+    if not isinstance(value, (int, float)):
+        return
+    kept = accepted.least is None or value >= accepted.least
+    kept &= accepted.above is None or value > accepted.above
+    kept &= accepted.below is None or value < accepted.below
+    if not kept:
+        raise UserError(f'{where}: {value}; accepted: {", ".join(bounds(accepted))}')
+
+
+def bounds(accepted: Key) -> list[str]:
+    """The bounds of a number, in words."""
+    named = (('{} or more', accepted.least), ('more than {}', accepted.above), ('less than {}', accepted.below))
+    return [words.format(bound) for words, bound in named if bound is not None]
+
+
+def choice_names(accepted: Key) -> list[str]:
+    """The values that there are, as an option file has them."""
+    return ['~' if choice is None else choice for choice in accepted.choices]
+
+
+def type_names(types: tuple[type, ...]) -> str:
+    """Types of YAML values, in words."""
+    names = {
+        str: 'text',
+        int: 'a whole number',
+        float: 'a number',
+        bool: 'true or false',
+        list: 'a list',
+        dict: 'a block of keys',
+        type(None): 'nothing (~)',
+    }
+    return ' or '.join(names[t] for t in types if t is not int or float not in types) or 'any value'
+
+
+def did_you_mean(name: str, accepted: Iterable[str]) -> str:
+    """The nearest accepted name and all of them, as the end of a message."""
+    accepted = sorted(accepted)
+    close = difflib.get_close_matches(name, accepted, n=1, cutoff=0.0)
+    return (f'; did you mean {close[0]!r}?' if close else '') + f' Accepted: {listed(accepted)}'
+
+
+def listed(names: Iterable[str]) -> str:
+    return ', '.join(sorted(map(str, names)))
+
+
+Keys = dict[str, Key]
+
+
+def top_keys(model: type, is_train: bool) -> Keys:
+    """Of the file itself, ``base`` aside, for a model."""
+    accepted = {**schema.TOP, **(schema.TOP_TRAIN if is_train else schema.TOP_TEST)}
+    read = keys_read(model, 'opt')
+    if is_train:
+        accepted |= {key: _model_key(key) for key in sorted(read - accepted.keys() - schema.DERIVED)}
+    return accepted | {key: _model_key(key) for key in sorted(read - schema.TOP.keys()) if key.startswith('network_')}
+
+
+def _model_key(key: str) -> Key:
+    return schema.TOP_MODEL.get(key, Key((dict,) if key.startswith('network_') else ()))
+
+
+def dataset_keys(dataset: type, training: bool) -> Keys:
+    """Of a set in ``datasets``; ``training``: of ``datasets.train``."""
+    required = schema.DATASET_REQUIRED.get(dataset.__name__, set())
+    if training:
+        required = required | schema.DATASET_REQUIRED_TRAIN.get(dataset.__name__, set())
+    read = keys_read(dataset, 'opt') - schema.DERIVED
+    own = {key: replace(schema.DATASET_KEYS.get(key, Key()), required=key in required) for key in sorted(read)}
+    return {**own, **schema.DATASET, **(schema.DATASET_TRAIN if training else {})}
+
+
+def io_backends(dataset: type, is_train: bool) -> tuple[str, ...]:
+    """The types of ``io_backend`` that a dataset can have."""
+    return schema.IO_BACKENDS_TRAIN if is_train and dataset is PairedImageDataset else schema.IO_BACKENDS
+
+
+def io_backend_keys(backend: str) -> Keys:
+    """Of an ``io_backend``, beside ``type``."""
+    if backend == 'memory':
+        return {}
+    # a dataset fills in the LMDB's folders itself
+    return signature_keys(FileClient._backends[backend], supplied=('db_paths', 'client_keys'))
+
+
+def network_keys(network: type) -> Keys:
+    """Of ``network_g`` or ``teacher.network``, beside ``type``; a default of ``upscale`` does not count."""
+    own = signature_keys(network, known=schema.NETWORK_KEYS)
+    return {name: replace(key, default=...) if name == 'upscale' else key for name, key in own.items()}
+
+
+def regressor_keys(network: type) -> Keys:
+    """Of ``network_r``, beside ``type``: channels are read off the taps."""
+    return signature_keys(network, supplied=('num_in_ch', 'num_out_ch'), known=schema.REGRESSOR_KEYS)
+
+
+def path_keys(networks: Iterable[str], is_train: bool) -> Keys:
+    """Of ``path``, for the ``network_*`` blocks of a file."""
+    accepted = dict(schema.PATH)
+    for network in networks:
+        suffix = network.removeprefix('network_')
+        accepted |= {f'{prefix}_{suffix}': key for prefix, key in schema.PATH_NETWORK.items()}
+    if not is_train:
+        pretrained = schema.PATH_NETWORK['pretrain_network']
+        accepted['pretrain_network_g'] = replace(pretrained, types=(str,), required=True)
+    return accepted
+
+
+def train_keys(model: type) -> Keys:
+    """Of ``train``, for a model."""
+    own = {key: schema.TRAIN_KEYS.get(key, Key()) for key in sorted(keys_read(model, 'train_opt'))}
+    if 'distill_opt' in own:
+        own |= schema.EXECUTION_TRAIN
+    elif model is SRModel:
+        own |= schema.EXECUTION
+    return {**own, **schema.TRAIN}
+
+
+def loss_keys(loss: type) -> Keys:
+    """Of a loss, beside ``type``."""
+    known = {**schema.LOSS_KEYS, **(schema.PERCEPTUAL_KEYS if loss is PerceptualLoss else {})}
+    return signature_keys(loss, known=known)
+
+
+def optimizer_keys(optimizer: type) -> Keys:
+    """Of ``train.optim_g``, beside ``type``."""
+    return signature_keys(optimizer, supplied=('params',), known=schema.OPTIM_KEYS)
+
+
+def scheduler_keys(scheduler: type) -> Keys:
+    """Of ``train.scheduler``, beside ``type``."""
+    return signature_keys(scheduler, supplied=('optimizer',), known=schema.SCHEDULER_KEYS)
+
+
+def metric_keys(metric: Callable[..., Any]) -> Keys:
+    """Of an entry of ``val.metrics``."""
+    own = signature_keys(metric, supplied=('img', 'img2'), known=schema.METRIC_KEYS)
+    return {**own, **schema.METRIC}
+
+
+def check_execution(opt: dict[str, Any]) -> None:
+    """Checks ``train`` and ``teacher`` of an option dict, whose keys are known.
+
+    Raises:
+        UserError: values that do not go together, or a key of regressors that there are not.
+    """
+    train_opt, teacher_opt = opt['train'], opt.get('teacher', {})
+    for where, block in (('train', train_opt), ('teacher', teacher_opt)):
+        for key in ('compile', 'compile_r'):
+            if block.get(key) is not None:
+                check_block(f'{where}.{key}', block[key], schema.COMPILE)
+    _check_regressors(train_opt, 'network_r' in opt)
+    if teacher_opt.get('winograd'):
+        for key, fits in (('precision', 'fp32'), ('compile', None), ('channels_last', False)):
+            if teacher_opt.get(key, fits) != fits:
+                raise UserError(
+                    f'teacher.winograd: true, with {key}: {teacher_opt[key]}; accepted: one of them, for both say how '
+                    'convolutions run'
+                )
+
+
+def _check_regressors(train_opt: dict[str, Any], are_there: bool) -> None:
+    for key in schema.EXECUTION:
+        if f'{key}_r' in train_opt and not are_there:
+            raise UserError(f'train.{key}_r: given, but there is no network_r; accepted: no {key}_r')
+    precision, precision_r = (train_opt.get(key) for key in ('precision', 'precision_r'))
+    # they share a backward, and torch has one setting for all of it
+    if precision_r in ('fp32', 'tf32') and precision not in (precision_r, 'bf16', 'fp16'):
+        raise UserError(
+            f'train.precision_r: {precision_r}; accepted with train.precision: {precision_r}, bf16 or fp16, here '
+            f'{precision or "not given"}'
+        )
+
+
+def check_vgg_layers(where: str, block: dict[str, Any]) -> None:
+    """Compares the layers of a block whose keys are checked with those that its VGG has. Other losses pass.
+
+    Raises:
+        UserError: there is none, it is of another VGG, or its weight is no number.
+    """
+    if LOSS_REGISTRY.get(block['type']) is not PerceptualLoss:
+        return
+    where, vgg, weights = f'{where}.layer_weights', block.get('vgg_type', 'vgg19'), block['layer_weights']
+    layers = VGG_LAYERS[vgg.removesuffix('_bn')]
+    if vgg.endswith('_bn'):
+        layers = insert_bn(layers)
+    if not weights:
+        raise UserError(f'{where}: {{}}; accepted: a weight for one layer or more, e.g. {{conv5_4: 1.0}}')
+    for layer, weight in weights.items():
+        if layer not in layers:
+            raise UserError(f'{where}.{layer}: no layer of {vgg}{did_you_mean(str(layer), layers)}')
+        check_type(f'{where}.{layer}', weight, NUMBER)
+
+
+def check(opt: dict[str, Any], is_train: bool) -> None:
+    """Checks every key of an option dict as it stands in the file, against tables and signatures.
+
+    Args:
+        opt: what the YAML file holds, with the command line's overrides.
+        is_train: whether it is meant for train.py or for test.py.
+
+    Raises:
+        UserError: a key is unknown, missing, of the wrong type, or disagrees with another.
+    """
+    for key in difflib.get_close_matches(BASE, map(str, opt)):  # without its base all else is missing too
+        raise UserError(f'{key}: unknown key; did you mean {BASE!r}?')
+    check_block('', opt, schema.TOP, complete=False)
+    if is_train and 'train' not in opt:
+        raise UserError('train: missing; accepted: a file for training such as those in options/train/')
+    if not is_train and 'train' in opt:
+        raise UserError('train: this is a file for train.py; accepted: a test file such as those in options/test/')
+    model = _registered(MODEL_REGISTRY, 'model_type', opt['model_type'])
+    check_block('', opt, top_keys(model, is_train))
+
+    _check_top_values(opt)
+    _check_datasets(opt, is_train)
+    for key, network_opt in opt.items():
+        if key.startswith('network_'):
+            check_network(key, network_opt, opt['scale'], regressor_keys if key == 'network_r' else network_keys)
+    networks = [key for key in opt if key.startswith('network_')]
+    check_block('path', opt['path'], path_keys(networks, is_train))
+    if opt.get('val') is not None:
+        check_block('val', opt['val'], schema.VAL_TRAIN if is_train else schema.VAL_TEST)
+        _check_metrics(opt)
+    if is_train:
+        _check_train(opt, model)
+
+
+def _check_top_values(opt: dict[str, Any]) -> None:
+    name, num_gpu = opt['name'], opt['num_gpu']
+    _check_folder_name('name', name)
+    if num_gpu != 'auto' and not (isinstance(num_gpu, int) and num_gpu >= 0):
+        raise UserError(f'num_gpu: {num_gpu!r}; accepted: auto, or a number from 0')
+
+
+def _check_folder_name(where: str, name: str) -> None:
+    if not name or '/' in name or name.startswith('.'):
+        raise UserError(f'{where}: {name!r}; accepted: a folder name')
+
+
+def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
+    phases = ('train', 'val') if is_train else ('test', 'val')
+    for name, dataset_opt in opt['datasets'].items():
+        where = f'datasets.{name}'
+        phase = str(name).split('_')[0]
+        if phase not in phases or (phase == 'train' and name != 'train'):
+            several = phases[-1] if is_train else f'{phases[0]} and {phases[1]}'
+            raise UserError(f'{where}: unknown set; accepted: {", ".join(phases)}, and {several} with _1, _2, ...')
+        check_type(where, dataset_opt, (dict,))
+        check_block(where, dataset_opt, schema.DATASET, complete=False)
+        dataset = _registered(DATASET_REGISTRY, f'{where}.type', dataset_opt['type'])
+        training = phase == 'train'
+        check_block(where, dataset_opt, dataset_keys(dataset, training))
+        _check_io_backend(where, dataset_opt, dataset, is_train)
+        gt_size = dataset_opt.get('gt_size')
+        if gt_size is not None and gt_size % opt['scale']:
+            raise UserError(f'{where}.gt_size: {gt_size}; accepted: a multiple of scale, {opt["scale"]}')
+        if dataset_opt.get('prefetch_mode') == 'cuda' and not dataset_opt.get('pin_memory'):
+            raise UserError(f'{where}.prefetch_mode: cuda; accepted with pin_memory: true only')
+        if training and dataset_opt.get('prefetch_mode') == 'cpu' and dataset_opt['num_worker_per_gpu'] == 0:
+            # its thread would seed the generators that the model draws from
+            raise UserError(f'{where}.prefetch_mode: cpu; accepted with num_worker_per_gpu: 1 or more')
+        _check_template(f'{where}.filename_tmpl', dataset_opt.get('filename_tmpl', '{}'))
+        if dataset_opt.get('persistent_workers') and not dataset_opt.get('num_worker_per_gpu'):
+            raise UserError(f'{where}.persistent_workers: true; accepted with num_worker_per_gpu: 1 or more')
+        _check_folder_name(f'{where}.name', dataset_opt['name'])
+    names = [dataset_opt['name'] for dataset_opt in opt['datasets'].values()]
+    for name in {name for name in names if names.count(name) > 1}:
+        raise UserError(f'datasets: {name!r} is the name of several sets; accepted: a name for each')
+    if phases[0] not in {str(name).split('_')[0] for name in opt['datasets']}:
+        raise UserError(
+            f'datasets.{phases[0]}: missing; accepted: a {phases[0]} set beside {listed(opt["datasets"]) or "nothing"}'
+        )
+
+
+def _check_template(where: str, template: str) -> None:
+    try:
+        name = template.format('0001')
+    except (LookupError, ValueError, AttributeError):
+        name = ''
+    if '0001' not in name:
+        raise UserError(f'{where}: {template!r}; accepted: text with {{}} for the name of the GT, e.g. {{}}x4')
+
+
+def _check_io_backend(where: str, dataset_opt: dict[str, Any], dataset: type, is_train: bool) -> None:
+    where, block = f'{where}.io_backend', dataset_opt.get('io_backend')
+    if block is None:
+        return
+    check_block(where, block, schema.TYPE, complete=False)
+    backends = schema.IO_BACKENDS_TRAIN if is_train else schema.IO_BACKENDS
+    if block['type'] not in backends:
+        raise UserError(f'{where}.type: {block["type"]!r}; accepted: {listed(backends)}')
+    if block['type'] not in (own := io_backends(dataset, is_train)):
+        raise UserError(f'{where}.type: {block["type"]}; accepted with {dataset_opt["type"]}: {listed(own)}')
+    check_block(where, block, {**schema.TYPE, **io_backend_keys(block['type'])})
+
+
+def check_network(
+    where: str, network_opt: dict[str, Any], scale: int, keys_of: Callable[[type], Keys] = network_keys
+) -> None:
+    """Checks a block with a network's ``type`` and its keys.
+
+    Args:
+        where: what names the block, for messages.
+        network_opt: the block.
+        scale: upscaling factor of the data.
+        keys_of: the keys that a network's class accepts.
+
+    Raises:
+        UserError: a key is unknown, missing or of the wrong type, or ``upscale`` is not ``scale``.
+    """
+    accepted = _check_call(where, network_opt, ARCH_REGISTRY, keys_of)
+    upscale = network_opt.get('upscale')
+    if upscale is None and 'upscale' in accepted:
+        raise UserError(f'{where}.upscale: missing; accepted: {scale}, the scale of this file')
+    if upscale is not None and upscale != scale:
+        raise UserError(f'{where}.upscale: {upscale}; accepted: {scale}, the scale of this file')
+
+
+def _check_metrics(opt: dict[str, Any]) -> None:
+    for name, block in (opt['val'].get('metrics') or {}).items():
+        where = f'val.metrics.{name}'
+        check_type(where, block, (dict,))
+        check_block(where, block, schema.METRIC, complete=False)
+        metric = _registered(METRIC_REGISTRY, f'{where}.type', block['type'])
+        if block['type'] in schema.OF_TENSORS:
+            fitting = listed(name for name, _ in METRIC_REGISTRY if name not in schema.OF_TENSORS)
+            raise UserError(f'{where}.type: {block["type"]} is of tensors, not of images; accepted: {fitting}')
+        check_block(where, block, metric_keys(metric))
+        for phase, dataset_opt in opt['datasets'].items():
+            if phase != 'train' and 'dataroot_gt' not in dataset_opt and dataset_opt['type'] == 'SingleImageDataset':
+                raise UserError(f'{where}: datasets.{phase} has no ground truth; accepted: no metrics, or dataroot_gt')
+
+
+def _check_train(opt: dict[str, Any], model: type) -> None:
+    train_opt = opt['train']
+    accepted = train_keys(model)
+    check_block('train', train_opt, accepted)
+    _check_choice('train.optim_g', train_opt['optim_g'], schema.OPTIMIZERS, optimizer_keys)
+    _check_choice('train.scheduler', train_opt['scheduler'], schema.SCHEDULERS, scheduler_keys)
+    periods = train_opt['scheduler'].get('periods')
+    if periods is not None and sum(periods) < train_opt['total_iter']:
+        raise UserError(f'train.scheduler.periods: {periods}; accepted: a sum of total_iter or more')
+    for key, block in train_opt.items():
+        if key.endswith('_opt') and block is not None:
+            _check_call(f'train.{key}', block, LOSS_REGISTRY, loss_keys)
+            check_vgg_layers(f'train.{key}', block)
+            distills = issubclass(LOSS_REGISTRY.get(block['type']), DistillLoss)
+            if distills != (key == 'distill_opt'):
+                losses = [name for name, loss in LOSS_REGISTRY if issubclass(loss, DistillLoss)]
+                fitting = listed(losses) if key == 'distill_opt' else 'a loss of images'
+                raise UserError(f'train.{key}.type: {block["type"]!r}; accepted: {fitting}')
+    if 'pixel_opt' in accepted and not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt')):
+        raise UserError('train.pixel_opt: missing; accepted: a loss, e.g. {type: L1Loss}, here or as perceptual_opt')
+    _check_nonfinite(train_opt)
+    _check_logger(opt['logger'])
+    for where, value in (
+        ('logger.save_checkpoint_freq', opt['logger']['save_checkpoint_freq']),
+        ('val.val_freq', (opt.get('val') or {}).get('val_freq', 1)),
+    ):
+        if value % 1:  # 5e3 is a float
+            raise UserError(f'{where}: {value}; accepted: a whole number')
+    has_metrics = bool((opt.get('val') or {}).get('metrics')) and len(opt['datasets']) > 1
+    if opt['logger'].get('keep_best') and not has_metrics:
+        raise UserError('logger.keep_best: true; accepted with val.metrics and datasets.val')
+    check_block('dist_params', opt.get('dist_params', {}), schema.DIST_PARAMS)
+    check_execution(opt)
+    if 'distill_opt' in accepted:
+        _check_distillation(opt)
+
+
+def _check_nonfinite(train_opt: dict[str, Any]) -> None:
+    block = train_opt.get('nonfinite', {})
+    check_block('train.nonfinite', block, schema.NONFINITE)
+    for key in ('precision', 'precision_r'):
+        # its loss scale grows until a step fails, again and again
+        if train_opt.get(key) == 'fp16' and block.get('limit', 2) < 2:
+            raise UserError(f'train.nonfinite.limit: 1; accepted with train.{key}: fp16: 2 or more')
+
+
+def _check_logger(logger_opt: dict[str, Any]) -> None:
+    check_block('logger', logger_opt, schema.LOGGER)
+    wandb = logger_opt.get('wandb') or {}
+    check_block('logger.wandb', wandb, schema.WANDB)
+    if wandb.get('project') and not (logger_opt['use_tb_logger'] and importlib.util.find_spec('wandb')):
+        raise UserError(
+            f'logger.wandb.project: {wandb["project"]!r}; accepted with use_tb_logger: true and wandb installed'
+        )
+
+
+def _check_distillation(opt: dict[str, Any]) -> None:
+    if 'teacher' not in opt:
+        raise UserError('teacher: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
+    if 'distill_opt' not in opt['train']:
+        raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
+    _check_teacher(opt)
+    loss = opt['train']['distill_opt']['type']
+    if not LOSS_REGISTRY.get(loss).reads_features:
+        for key in ('taps', 'network_r'):
+            if key in opt:
+                raise UserError(f'{key}: given, but {loss} compares images only; accepted: no {key}')
+        return
+    if 'taps' not in opt:
+        raise UserError('taps: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
+    if not opt['taps']:
+        raise UserError('taps: []; accepted: at least one {student: PATH, teacher: PATH}')
+    for index, tap in enumerate(opt['taps']):
+        check_type(f'taps[{index}]', tap, (dict,))
+        check_block(f'taps[{index}]', tap, schema.TAP)
+    weights = opt['train']['distill_opt'].get('layer_weights')
+    if weights is not None and len(weights) != len(opt['taps']):
+        raise UserError(
+            f'train.distill_opt.layer_weights: {weights} for {len(opt["taps"])} taps; accepted: one weight per tap'
+        )
+
+
+def _check_teacher(opt: dict[str, Any]) -> None:
+    teacher_opt = opt['teacher']
+    check_block('teacher', teacher_opt, schema.TEACHER)
+    layout_format = teacher_opt.get('format', 'auto')
+    if 'network' in teacher_opt:
+        check_network('teacher.network', teacher_opt['network'], opt['scale'])
+        if layout_format == 'spandrel':
+            raise UserError('teacher.network: accepted with format: spandrel: none, for spandrel reads it off the file')
+    elif layout_format in LAYOUTS:
+        raise UserError(f'teacher.network: missing; accepted with format: {layout_format}: {{type: EDSR, ...}}')
+    sha256 = teacher_opt.get('sha256', '0' * 64)
+    if not (isinstance(sha256, str) and re.fullmatch(DIGEST, sha256)):
+        raise UserError(f'teacher.sha256: {teacher_opt["sha256"]!r}; accepted: 8 to 64 hexadecimal digits, in quotes')
+    if 'expect' in teacher_opt:
+        check_block('teacher.expect', teacher_opt['expect'], schema.EXPECT)
+        sets = [name for name in opt['datasets'] if name != 'train']
+        if teacher_opt['expect']['dataset'] not in sets:
+            found = teacher_opt['expect']['dataset']
+            raise UserError(
+                f'teacher.expect.dataset: {found!r}; accepted: {listed(sets) or "val, once there is a datasets.val"}'
+            )
+        dataset_type = opt['datasets'][teacher_opt['expect']['dataset']]['type']
+        if dataset_type == 'SingleImageDataset':
+            raise UserError(f'teacher.expect.dataset: a {dataset_type}, without GT; accepted: a set of pairs')
+
+
+def _check_call(where: str, block: dict[str, Any], registry: Registry, keys_of: Callable[[Any], Keys]) -> Keys:
+    """Checks a block with ``type`` and keyword arguments against what is registered under that type: the keys."""
+    check_type(where, block, (dict,))
+    check_block(where, block, schema.TYPE, complete=False)
+    accepted = {**schema.TYPE, **keys_of(_registered(registry, f'{where}.type', block['type']))}
+    check_block(where, block, accepted)
+    return accepted
+
+
+def _check_choice(
+    where: str, block: dict[str, Any], choices: Mapping[str, type], keys_of: Callable[[Any], Keys]
+) -> None:
+    """As _check_call, for what is not in a registry."""
+    check_block(where, block, schema.TYPE, complete=False)
+    if block['type'] not in choices:
+        raise UserError(f'{where}.type: {block["type"]!r}; accepted: {listed(choices)}')
+    check_block(where, block, {**schema.TYPE, **keys_of(choices[block['type']])})
+
+
+def _registered(registry: Registry, where: str, name: str) -> Any:
+    if name not in registry and f'{name}_basicsr' not in registry:  # the suffix that BasicSR's registries try too
+        raise UserError(f'{where}: {name!r} is not registered{did_you_mean(name, registry.keys())}')
+    return registry.get(name)

@@ -1,0 +1,395 @@
+"""The keys of an option file's blocks, where no signature or source says what they are; arguments.py has the others."""
+
+from dataclasses import replace
+
+import torch
+from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
+from basicsr.models import lr_scheduler
+
+from facd_basicsr.distill.teacher import FORMATS
+from facd_basicsr.engine.nonfinite import ACTIONS
+from facd_basicsr.options.signatures import Key
+from facd_basicsr.runtime.execution import PRECISIONS
+
+NUMBER = (int, float)
+OPTIONAL_STR = (str, type(None))
+COUNT = Key((int,), least=1)
+
+# Filled in by facd_basicsr.options or by BasicSR, so not for the option file.
+DERIVED = {'dist', 'rank', 'world_size', 'is_train', 'auto_resume', 'root_path', 'seed_drawn', 'phase', 'scale'}
+
+# Taken out when the file is read, before anything is checked.
+FILE = {
+    'base': Key(
+        (str,),
+        meaning='the option file that this one is based on, relative to the folder of this one. Left out: the file '
+        'stands alone',
+    )
+}
+TOP = {
+    'name': Key(
+        (str,),
+        required=True,
+        meaning='of the experiment, and of its folder below `experiments` (training) or `results` (testing). With '
+        '`debug` in it nothing goes to TensorBoard, every iteration is logged, and every 8 saved and validated',
+    ),
+    'model_type': Key(
+        (str,),
+        required=True,
+        meaning='a model registered with BasicSR: `FACDModel` distils; `SRModel` trains a network alone, and tests any',
+    ),
+    'scale': Key((int,), required=True, least=1, meaning='upscaling factor of data and networks'),
+    'num_gpu': Key(
+        (int, str),
+        required=True,
+        meaning='`auto`: one GPU if there is one, with `--launcher` all; `0`: CPU; several only with `--launcher`',
+    ),
+    'manual_seed': Key(
+        (int, type(None)),
+        least=0,
+        below=2**31,  # for processes add to it and numpy's seeds have 32 bits
+        default=None,
+        meaning='seed of weights, order of the data, crops and flips; `~` draws one, which a resumed run keeps',
+    ),
+    'datasets': Key((dict,), required=True, meaning='the sets, by phase'),
+    'network_g': Key((dict,), required=True, meaning='the network that is trained or tested: the student'),
+    'path': Key((dict,), required=True, meaning='checkpoints to begin from'),
+    'find_unused_parameters': Key(
+        (bool,),
+        default=False,
+        meaning='of DistributedDataParallel, with a launcher: whether a network may have parameters that a step does '
+        'not use',
+    ),
+}
+TOP_TRAIN = {
+    'train': Key((dict,), required=True, meaning='iterations, optimizer and losses; its presence makes a train file'),
+    'val': Key((dict, type(None)), default=None, meaning='metrics and images of validation; `~`: none'),
+    'logger': Key((dict,), required=True, meaning='log and checkpoints'),
+    'dist_params': Key((dict,), default={}, meaning='of the process group, with a launcher'),
+    'deterministic': Key(
+        (bool,),
+        default=False,
+        meaning='the same bits in every run on a GPU, by slower algorithms; a CPU gives them anyway',
+    ),
+}
+TOP_TEST = {'val': Key((dict,), required=True, meaning='metrics and images of the test')}
+# What a model reads beyond these; another that it reads accepts any value, or if it is a network a block.
+TOP_MODEL = {
+    'teacher': Key((dict,), meaning='the frozen network that is learnt from. Required with `FACDModel`'),
+    'taps': Key(
+        (list,),
+        meaning='pairs of features to compare. Required by a loss that reads features, refused by others',
+    ),
+    'network_r': Key(
+        (dict,),
+        meaning='the regressor of each tap. Required where the loss asks for one, refused where no tap needs it',
+    ),
+}
+DATASET = {
+    'name': Key((str,), required=True, meaning='what the log calls it, a folder name; another for each set'),
+    'type': Key((str,), required=True, meaning='a dataset registered with BasicSR, which reads the other keys'),
+    'pin_memory': Key(
+        (bool,), meaning='page-locked memory for copies to a GPU. Left out: `true` for training on GPUs, else `false`'
+    ),
+    'persistent_workers': Key(
+        (bool,), default=False, meaning='keep the worker processes from epoch to epoch; with `num_worker_per_gpu` only'
+    ),
+    'prefetch_mode': Key(
+        OPTIONAL_STR,
+        choices=(None, 'cpu', 'cuda'),
+        default=None,
+        meaning='of training batches. `cpu`: fetched by a thread, needs workers; `cuda`: copied to the GPU ahead, '
+        'needs `pin_memory: true`',
+    ),
+    'num_prefetch_queue': replace(COUNT, default=1, meaning='batches that `prefetch_mode: cpu` keeps ready'),
+}
+DATASET_TRAIN = {
+    'num_worker_per_gpu': Key(
+        (int,),
+        required=True,
+        least=0,
+        meaning='processes that read images, for each GPU or process; `0`: none',
+    ),
+    'batch_size_per_gpu': Key((int,), required=True, least=1, meaning='samples of a batch, for each GPU or process'),
+    'dataset_enlarge_ratio': replace(COUNT, default=1, meaning='how often an epoch has each image'),
+    'use_shuffle': Key((bool,), meaning='accepted as in files of BasicSR. Left out or not, the order is random'),
+    'skip_damaged': Key(
+        (bool,),
+        default=False,
+        meaning='take another image in the place of one that can not be read, where otherwise training ends there',
+    ),
+}
+# What datasets read from their block; a key of a registered dataset that is not here accepts any value.
+DATASET_KEYS = {
+    'dataroot_gt': Key((str,), meaning='ground truth: a folder of images, or an LMDB, whose name ends in `.lmdb`'),
+    'dataroot_lq': Key((str,), meaning='low-quality images, `scale` times smaller: as `dataroot_gt`'),
+    'meta_info_file': Key(
+        OPTIONAL_STR,
+        default=None,
+        meaning='text file whose lines begin with the name of an image and a blank; `~`: every file. Not with LMDBs',
+    ),
+    'filename_tmpl': Key(
+        (str,), default='{}', meaning='name of an LQ file without suffix; `{}` is that of its GT. Not with LMDBs'
+    ),
+    'io_backend': Key((dict,), meaning='how the images are stored'),
+    'gt_size': replace(
+        COUNT,
+        meaning='side of training patches in GT pixels, a multiple of `scale`. Left out of other sets, of whole images',
+    ),
+    'use_hflip': Key((bool,), meaning='flip half of the training patches horizontally. Left out of other sets'),
+    'use_rot': Key(
+        (bool,), meaning='flip half of the training patches vertically, and transpose half. Left out of other sets'
+    ),
+    'color': Key(OPTIONAL_STR, default=None, meaning='`y`: the Y channel alone; any other value: RGB'),
+    'mean': Key(
+        (list, type(None)), items=NUMBER, default=None, meaning='of each channel in [0, 1], subtracted from LQ and GT'
+    ),
+    'std': Key((list, type(None)), items=NUMBER, default=None, meaning='of each channel: LQ and GT are divided by it'),
+}
+DATASET_REQUIRED = {
+    'PairedImageDataset': {'dataroot_gt', 'dataroot_lq', 'io_backend'},
+    'SingleImageDataset': {'dataroot_lq', 'io_backend'},
+}
+DATASET_REQUIRED_TRAIN = {'PairedImageDataset': {'gt_size', 'use_hflip', 'use_rot'}}
+TYPE = {'type': Key((str,), required=True, meaning='what the other keys of the block are for')}
+PATH = {
+    'resume_state': Key(
+        OPTIONAL_STR,
+        default=None,
+        meaning='the `.state` file of this experiment to go on from, or `latest`; `--auto_resume` goes before it',
+    ),
+    'ignore_resume_networks': Key(
+        (list, str),
+        meaning='networks, such as `network_g`, that are not taken from the state that is resumed. Left out: all are',
+    ),
+}
+# Of every `network_*` block: `_g`, and in training by FACDModel `_r`.
+PATH_NETWORK = {
+    'pretrain_network': Key(OPTIONAL_STR, default=None, meaning='checkpoint to begin from; `~`: random weights'),
+    'param_key': Key(
+        OPTIONAL_STR,
+        default='params',
+        meaning='entry of that file: `params`, or `params_ema`, the moving average; `~`: the whole file',
+    ),
+    'strict_load': Key(
+        (bool,),
+        default=True,
+        meaning='whether it must fit exactly; if not, what fits by name and shape is loaded, and the log says so',
+    ),
+}
+TRAIN = {
+    'total_iter': Key((int,), required=True, least=1, meaning='iterations after which training ends'),
+    'warmup_iter': Key(
+        (int,), least=-1, default=-1, meaning='iterations over which the learning rate rises linearly; `-1`: none'
+    ),
+    'optim_g': Key((dict,), required=True, meaning='optimizer of the student, and of the regressors with it'),
+    'scheduler': Key((dict,), required=True, meaning='course of the learning rate'),
+    'nonfinite': Key((dict,), default={}, meaning='what is done about a loss or gradient that is not finite'),
+}
+NONFINITE = {
+    'action': Key((str,), choices=ACTIONS, default='skip', meaning='`skip` the step, or `fatal`: end the training'),
+    'limit': replace(
+        COUNT, default=10, meaning='so many such steps in a row end the training in any case; with `fp16` 2 or more'
+    ),
+}
+# How a network is run, of the teacher and in `train` of the student, or with _r of the regressors.
+EXECUTION = {
+    'precision': Key(
+        (str,),
+        choices=tuple(PRECISIONS),
+        meaning="of convolutions and products. Left out: torch's own float32, which uses TF32 in a GPU's convolutions",
+    ),
+    'channels_last': Key(
+        (bool,), default=False, meaning='memory format (N, H, W, C) of weights and activations; changes rounding only'
+    ),
+    'compile': Key((dict, type(None)), default=None, meaning='run by `torch.compile`, with these options; `~`: not'),
+}
+EXECUTION_TRAIN = {
+    **EXECUTION,
+    **{
+        f'{key}_r': replace(accepted, default=..., meaning=f'of the regressors. Left out: as `{key}`')
+        for key, accepted in EXECUTION.items()
+    },
+}
+# Of torch.compile, whose signature differs from release to release.
+COMPILE = {
+    'mode': Key(
+        (str,),
+        choices=('default', 'reduce-overhead', 'max-autotune', 'max-autotune-no-cudagraphs'),
+        default='default',
+        meaning='what is weighed against the time to compile; `reduce-overhead` uses CUDA graphs',
+    ),
+    'dynamic': Key(
+        (bool, type(None)),
+        default=None,
+        meaning='one kernel for all shapes; `~`: once a second shape was met; `false`: one for each shape',
+    ),
+    'fullgraph': Key((bool,), default=False, meaning='refuse a network that can not be compiled as a whole'),
+}
+TRAIN_KEYS = {
+    'ema_decay': Key(
+        NUMBER,
+        least=0,
+        below=1,
+        default=0,
+        meaning='of a moving average of the weights, validated in their place and saved as `params_ema`; `0`: none',
+    ),
+    'distill_opt': Key((dict,), meaning='the distillation loss. Required with `FACDModel`, unknown to others'),
+    'pixel_opt': Key((dict,), meaning='`SRModel`: a loss of images. Required unless there is `perceptual_opt`'),
+    'perceptual_opt': Key((dict,), meaning='`SRModel`: a loss of VGG features. Left out: none'),
+}
+VAL = {
+    'metrics': Key((dict, type(None)), default=None, meaning='figures, each under a name that is yours to choose'),
+    'pbar': Key((bool,), default=False, meaning='a progress bar over the images'),
+    'save_img': Key(
+        (bool,), required=True, meaning="write the results as PNG to the experiment's folder `visualization`"
+    ),
+    'tile': Key(
+        (int,),
+        least=16,  # what is smaller consists of overlap
+        meaning='LQ pixels; larger images are upscaled in parts of so many. Left out: whole',
+    ),
+}
+VAL_TRAIN = {
+    **VAL,
+    'val_freq': Key(
+        NUMBER,
+        required=True,
+        least=1,
+        meaning='iterations between validations, a whole number; the end of training has one',
+    ),
+}
+VAL_TEST = {
+    **VAL,
+    'suffix': Key(OPTIONAL_STR, required=True, meaning='of saved images, `IMAGE_SUFFIX.png`; `~`: the `name`'),
+}
+LOGGER = {
+    'print_freq': Key((int,), required=True, least=1, meaning='iterations between lines of progress'),
+    'save_checkpoint_freq': Key(
+        NUMBER, required=True, least=1, meaning='iterations between checkpoints, networks and state; a whole number'
+    ),
+    'use_tb_logger': Key((bool,), required=True, meaning='write TensorBoard curves to `tb_logger/NAME`'),
+    'wandb': Key((dict, type(None)), default=None, meaning='curves on Weights & Biases, which must be installed'),
+    'keep_last': replace(COUNT, meaning='checkpoints that stay. Left out: all'),
+    'keep_best': Key(
+        (bool,),
+        default=False,
+        meaning='also keep `net_*_best.pth`, best by the first metric on the first validation set, which must be there',
+    ),
+}
+WANDB = {
+    'project': Key(OPTIONAL_STR, default=None, meaning='where the run appears, with `use_tb_logger`; `~`: nowhere'),
+    'resume_id': Key(OPTIONAL_STR, default=None, meaning='the run of an earlier process to go on with; `~`: a new one'),
+}
+TEACHER = {
+    'network': Key(
+        (dict,),
+        meaning='its architecture, as `network_g`; not with `format: spandrel`. Left out: spandrel recognises it',
+    ),
+    'weights': Key((str,), required=True, meaning='a `.pth`, `.pt` or `.safetensors` file, or the address of one'),
+    'format': Key((str,), choices=FORMATS, default='auto', meaning="the file's key layout; `auto` recognises it"),
+    'sha256': Key(  # of any type: a number if it lacks its quotes
+        meaning="the file's digest in quotes, or its first 8 hexadecimal digits or more. Left out: for an address the "
+        'digits in its file name, if it carries some'
+    ),
+    **EXECUTION,
+    'winograd': Key(
+        (bool,),
+        default=False,
+        meaning="3x3 convolutions of a float32 teacher by Winograd's algorithm, on a CPU; not beside the three above",
+    ),
+    'expect': Key((dict,), meaning='what it must score before training starts. Left out: not looked at'),
+}
+EXPECT = {
+    'dataset': Key((str,), required=True, meaning='a set of pairs in `datasets`, such as `val`'),
+    'psnr_y': Key(NUMBER, required=True, meaning='dB of Y, 8 bits, `scale` pixels of border cropped'),
+    'tolerance': Key(NUMBER, required=True, above=0, meaning='dB, to either side'),
+}
+TAP = {
+    'student': Key((str,), required=True, meaning='module path in `network_g`'),
+    'teacher': Key((str,), required=True, meaning='module path in the teacher'),
+}
+METRIC = {
+    'type': Key((str,), required=True, meaning='a metric registered with BasicSR'),
+    'better': Key((str,), choices=('higher', 'lower'), default='higher', meaning='which value is the best'),
+}
+DIST_PARAMS = {
+    'backend': Key(
+        (str,), choices=('nccl', 'gloo'), default='nccl', meaning='between GPUs; without them always `gloo`'
+    ),
+    'port': Key(
+        (int,),
+        least=1,
+        below=2**16,
+        meaning='of the first node, with `--launcher slurm`; `MASTER_PORT` goes before it. Left out: 29500',
+    ),
+}
+
+IO_BACKENDS = ('disk', 'lmdb')  # not memcached, which imports a module from a folder that the file names
+IO_BACKENDS_TRAIN = (*IO_BACKENDS, 'memory')  # in a test every image is read once
+
+
+SIZE = Key((int,), least=1, below=10_000)  # with more a network is not built in any time
+NETWORK_KEYS = {
+    **dict.fromkeys(('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'num_group'), SIZE),
+    'squeeze_factor': SIZE,
+    'upscale': replace(SIZE, meaning='Required: the `scale` of the file. EDSR and RCAN: 3 or a power of 2'),
+    'img_range': Key(NUMBER, above=0),
+}
+REGRESSOR_KEYS = {'num_feat': replace(SIZE, least=0), 'num_layer': SIZE}
+LOSS_KEYS = {
+    # none would leave no scalar to minimise
+    'reduction': Key((str,), choices=('mean', 'sum'), meaning='over all elements of the batch')
+}
+PERCEPTUAL_KEYS = {
+    'layer_weights': Key((dict,)),
+    'vgg_type': Key((str,), choices=tuple(f'{name}{suffix}' for name in VGG_LAYERS for suffix in ('', '_bn'))),
+    'criterion': Key(  # BasicSR's `l2` asks torch for a name that it does not have
+        (str,), choices=('l1', 'fro'), meaning='distance of features; `fro`: the Frobenius norm of the difference'
+    ),
+}
+OF_TENSORS = ('calculate_psnr_pt', 'calculate_ssim_pt')  # metrics of what validation does not have
+METRIC_KEYS = {
+    'crop_border': Key(
+        (int,), required=True, least=0, meaning='pixels left out at each side; published figures: `scale`'
+    ),
+    # RGB is 1.7 to 2.2 dB lower: which is meant, is to be said
+    'test_y_channel': Key((bool,), required=True, meaning='`true`: of Y of YCbCr, as published; `false`: of RGB'),
+    'input_order': Key((str,), choices=('HWC',), meaning='as the images are: leave it out'),
+}
+OPTIM_KEYS = {
+    'lr': Key(NUMBER, required=True, above=0, meaning='learning rate, before warm-up and scheduler'),
+    'betas': Key(
+        (list,), items=NUMBER, least=0, below=1, meaning='decay of the moving averages of gradient and its square'
+    ),
+    'eps': Key(NUMBER, least=0, meaning='added to the denominator'),
+    'weight_decay': Key(NUMBER, least=0, meaning='factor of the weights that is added to their gradient'),
+    'amsgrad': Key((bool,), meaning='divide by the largest second moment so far'),
+    'foreach': Key(
+        (bool, type(None)), meaning='one kernel for many parameters; `~`: as torch chooses, on GPUs `fused` instead'
+    ),
+    'maximize': Key((bool,), meaning='climb instead: no use here'),
+    'capturable': Key((bool,), meaning='may be recorded in a CUDA graph: no use here'),
+    'differentiable': Key((bool,), meaning='gradients through the step itself: no use here'),
+    'fused': Key((bool, type(None)), meaning='the step as one kernel; `~`: `true` on GPUs unless `foreach` is given'),
+    'decoupled_weight_decay': Key((bool,), meaning='weight decay as in AdamW, past the moments'),
+}
+ITERATIONS = Key((list,), required=True, items=(int,), least=1)
+SCHEDULER_KEYS = {
+    'milestones': replace(ITERATIONS, meaning='iterations at which the learning rate is multiplied by `gamma`'),
+    'gamma': Key(NUMBER, above=0, meaning='that factor'),
+    'restarts': Key(
+        (list,), items=(int,), least=0, meaning='iterations at which it becomes `lr` times the weight of that restart'
+    ),
+    'periods': replace(ITERATIONS, meaning='iterations of each cosine; together `total_iter` or more'),
+    'restart_weights': Key((list,), items=NUMBER, least=0, meaning='factor on `lr` of each restart or period'),
+    'eta_min': Key(NUMBER, least=0, meaning='learning rate at the end of each cosine'),
+    'last_epoch': Key((int,), meaning="torch's counter of steps: leave it out"),
+}
+
+OPTIMIZERS = {'Adam': torch.optim.Adam}  # all that BasicSR's get_optimizer knows
+SCHEDULERS = {
+    'MultiStepLR': lr_scheduler.MultiStepRestartLR,
+    'MultiStepRestartLR': lr_scheduler.MultiStepRestartLR,
+    'CosineAnnealingRestartLR': lr_scheduler.CosineAnnealingRestartLR,
+}

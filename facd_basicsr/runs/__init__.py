@@ -1,0 +1,1 @@
+"""A run's folder, ``experiments/NAME``, read back."""

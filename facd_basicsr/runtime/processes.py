@@ -1,0 +1,110 @@
+"""What the processes of a run tell each other: sums and samples for losses, and plain Python values.
+
+All are the identity in a single process. With :func:`total` and :func:`all_samples`, R ranks
+of N/R samples have the value and, under DistributedDataParallel's averaging, the gradient of one process with N.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from basicsr.utils.dist_util import get_dist_info
+from torch import Tensor
+
+
+def ranks() -> int:
+    """The number of processes that share a batch."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_samples(x: Tensor) -> tuple[Tensor, int]:
+    """Every rank's ``x`` along the batch axis, without gradient, and the index of this rank's first sample.
+
+    Args:
+        x: (n, ...), the same shape on every rank.
+
+    Returns:
+        (R * n, ...) and rank * n.
+    """
+    if ranks() == 1:
+        return x.detach(), 0
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(ranks())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.cat(parts), dist.get_rank() * x.shape[0]
+
+
+class _Total(torch.autograd.Function):
+    """What torch.distributed.nn.functional.all_reduce did, which is deprecated without a successor in torch 2.4."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+        summed = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        return _Total.apply(gradient)
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum of ``x`` over ranks. Its backward sums the ranks' gradients, which DDP's averaging then divides by R."""
+    return _Total.apply(x) if ranks() > 1 else x
+
+
+Value = TypeVar('Value')
+
+
+@functools.cache
+def _gloo_group() -> dist.ProcessGroup:
+    """One for the process's life, which all ranks make together."""
+    return cast(dist.ProcessGroup, dist.new_group(backend='gloo'))  # this rank is in it, as all are
+
+
+class Ranks:
+    """What the processes of a training tell each other beside gradients. Alone, each method is the identity.
+
+    Over gloo, so that no GPU is waited for.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = get_dist_info()
+        self._group = _gloo_group() if self.size > 1 else None
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's value, on every rank; plain Python values only."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, self._group)
+        return values
+
+    def from_first(self, value: Value) -> Value:
+        """Rank 0's value."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.gather(None)
+
+    def begin_any(self, flag: Callable[[], bool]) -> Callable[[], bool]:
+        """Begins to ask whether any rank's flag is set; the answer is there when what is returned is called.
+
+        Meanwhile the processes go on: asked at the beginning of an iteration and called at its end, it costs nothing.
+        """
+        if self.size == 1:
+            return flag
+        flags = torch.tensor(int(flag()))
+        work = dist.all_reduce(flags, dist.ReduceOp.MAX, self._group, async_op=True)
+
+        def answer() -> bool:
+            work.wait()
+            return bool(flags)
+
+        return answer

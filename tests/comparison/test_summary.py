@@ -1,0 +1,122 @@
+import csv
+import io
+
+import pytest
+
+from facd_basicsr.comparison.summary import caption, cost_table, feature_table, filled, quality_table, to_csv
+from facd_basicsr.errors import UserError
+
+
+def record(method: str, seed: int, psnr: float, **more: object) -> dict:
+    scores = {'psnr_y': psnr, 'ssim_y': 0.9, 'psnr_rgb': psnr - 2}
+    return {
+        'method': method,
+        'seed': seed,
+        'iterations': 1000,
+        'seconds_per_iter': 0.06,
+        'train_seconds': 60.0,
+        'jobs': 1,
+        'threads': 2,
+        'machine': 'a machine',
+        'parameters': 12345,
+        'flops': 2_000_000_000,
+        'through_regressors': True,
+        'notes': [],
+        'means': {'Set5': scores},
+        'curves': {},
+    } | more
+
+
+@pytest.fixture
+def results() -> dict:
+    """Student 36.0, 36.2, 36.4; FACD 0.1, 0.2, 0.3 above; TS the same as the student; Half has one seed."""
+    base = [36.0, 36.2, 36.4]
+    runs = [record('Student', seed, value) for seed, value in enumerate(base)]
+    runs += [record('FACD', seed, value + 0.1 * (seed + 1), train_seconds=150.0) for seed, value in enumerate(base)]
+    runs += [record('TS', seed, value + 0.2 + 0.001 * seed) for seed, value in enumerate(base)]
+    runs += [record('Half', 1, 36.1)]
+    scores = {'Set5': {'psnr_y': 33.7, 'ssim_y': 0.8, 'psnr_rgb': 31.0}}
+    return {
+        'name': 'tiny',
+        'scale': 2,
+        'baseline': 'Student',
+        'differing': {'Half': ['train.total_iter']},
+        'latency_ms': {'FACD': 5.0},
+        'methods': ['Student', 'FACD', 'TS', 'Half', 'Waiting'],
+        'references': [{'method': 'bicubic', 'means': scores}],
+        'runs': runs,
+    }
+
+
+def test_the_table_has_means_deviations_and_marked_paired_differences(results):
+    header, rows, groups, bold = quality_table(results)
+    assert header == ['method', 'seeds', 'mean ± sd', 'to Student'] and groups == ['', '', 'Set5', 'Set5']
+    assert rows == [
+        ['bicubic', '-', '33.700', '-'],
+        ['Student', '3', '36.200 ± 0.200', '-'],
+        # t = 0.2 / (0.1 / sqrt 3) = 3.46, p = 0.074
+        ['FACD', '3', '36.400 ± 0.300', '+0.200'],
+        # differences 0.2, 0.201, 0.202: p = 8e-6, twice that by Holm
+        ['TS', '3', '36.401 ± 0.201', '+0.201**'],
+        ['Half', '1', '36.100', '-0.100'],
+    ]
+    assert bold == {(3, 2)}
+
+
+def test_costs_are_per_method_with_time_relative_to_the_baseline(results):
+    header, rows, *_ = cost_table(results)
+    assert header[-3:] == ['ms/iteration', 'minutes', 'to baseline']
+    assert rows[1] == ['FACD', '12,345', '2.0', '5', '1,000', '60', '2.5', '2.50']
+
+
+def test_features_are_shown_of_methods_that_have_them_only(results):
+    assert feature_table(results) is None
+    for run in results['runs']:
+        if run['method'] == 'FACD':
+            run['means']['Set5']['feature_psnr'] = 30.0 + run['seed']
+    table = feature_table(results)
+    assert table.header == ['method', 'seeds', 'features', 'Set5']
+    assert table.rows == [['FACD', '3', 'regressors', '31.000 ± 1.000']]
+
+
+def test_the_caption_names_seeds_and_machine(results):
+    results['runs'][3]['jobs'] = 2
+    text = caption(results)
+    assert 'seeds 0, 1, 2' in text and 'a machine, 2 trainings at a time, 2 CPU threads each' in text
+    assert 'Half differs from it in train.total_iter.' in text
+
+
+def test_one_seed_has_no_deviation_and_says_so(results):
+    results['runs'] = [run for run in results['runs'] if run['seed'] == 1]
+    assert quality_table(results).rows[2] == ['FACD', '1', '36.400', '+0.200']
+    assert caption(results).startswith('One seed, 1, so nothing is said of significance.')
+
+
+def test_what_json_has_no_number_for_is_a_dash_and_does_not_touch_other_methods(results):
+    for run in results['runs']:
+        if run['method'] == 'FACD':
+            run['means']['Set5']['psnr_y'] = None
+    rows = quality_table(results).rows
+    assert rows[2] == ['FACD', '3', '-', '-'] and rows[3][3] == '+0.201**'
+
+
+def test_the_csv_has_a_line_for_every_method_seed_and_set(results):
+    rows = list(csv.DictReader(io.StringIO(to_csv(results))))
+    assert len(rows) == 1 + len(results['runs'])
+    assert (rows[0]['method'], rows[0]['seed'], rows[0]['psnr_y']) == ('bicubic', '', '33.7')
+    assert (rows[4]['method'], rows[4]['seed'], float(rows[4]['psnr_y'])) == ('FACD', '0', pytest.approx(36.1))
+
+
+def test_a_page_gets_its_blocks_anew_and_keeps_the_rest(results):
+    page = 'before\n<!-- facd compare: tiny caption -->\nold\n<!-- end -->\nafter\n'
+    text = filled(page, results)
+    assert text.startswith('before\n') and text.endswith('\nafter\n') and 'old' not in text
+    assert caption(results) in text
+    assert filled(text, results) == text
+
+
+def test_a_page_without_a_place_or_with_an_unknown_part_is_refused(results):
+    with pytest.raises(UserError, match=r'no block of the comparison tiny'):
+        filled('<!-- facd compare: other quality -->\n<!-- end -->', results)
+    with pytest.raises(UserError, match=r'tiny qualty -->: accepted: quality, cost, features, feature_notes, caption'):
+        filled('<!-- facd compare: tiny qualty -->\n<!-- end -->', results)

@@ -1,0 +1,244 @@
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from basicsr.models.base_model import BaseModel
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import MODEL_REGISTRY
+from conftest import METRICS, STUDENT, write_yml
+from runs import assert_same
+
+from facd_basicsr.data.loaders import build_loaders
+from facd_basicsr.engine.loop import Interruptible
+from facd_basicsr.errors import Stopped, UserError
+from facd_basicsr.models import FACDModel
+from facd_basicsr.models.safe_model import SafeModel, build_model
+from facd_basicsr.options import parse_options, parser
+
+
+@pytest.fixture
+def build(tmp_path: Path):
+    """Builds the model of an option dict as train.py does, with its folders."""
+
+    def _build(opt: dict) -> SafeModel:
+        args = parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'opt.yml'))])
+        complete = parse_options(args, is_train=True, root=tmp_path)
+        Path(complete['path']['models']).mkdir(parents=True, exist_ok=True)
+        return build_model(complete)
+
+    return _build
+
+
+@pytest.fixture
+def alone(train_opt: dict) -> dict:
+    """A student alone, which is BasicSR's own model, with its average."""
+    for key in ('teacher', 'taps', 'network_r'):
+        del train_opt[key]
+    train_opt['model_type'] = 'SRModel'
+    del train_opt['train']['distill_opt']
+    train_opt['train'] |= {'pixel_opt': {'type': 'L1Loss'}, 'ema_decay': 0.9}
+    return train_opt
+
+
+def step(model: SafeModel, first: int, last: int) -> None:
+    for iteration in range(first, last + 1):
+        generator = torch.Generator().manual_seed(iteration)
+        lq, gt = (torch.rand(3, 3, size, size, generator=generator) for size in (8, 16))
+        model.update_learning_rate(iteration)
+        model.feed_data({'lq': lq, 'gt': gt})
+        model.optimize_parameters(iteration)
+
+
+def stored(model: SafeModel, folder: Path) -> dict:
+    """The training state after it was a file."""
+    torch.save(model.training_state(), folder / 'state')
+    return torch.load(folder / 'state', weights_only=True)
+
+
+def test_basicsrs_model_becomes_a_safe_one_of_the_same_name(build, alone):
+    model = build(alone)
+    assert isinstance(model, SafeModel) and isinstance(model, SRModel)
+    assert type(model).__name__ == 'SRModel'
+
+
+def test_a_model_that_is_safe_stays_what_it_is(build, train_opt):
+    assert type(build(train_opt)) is FACDModel
+
+
+def test_networks_are_saved_with_basicsrs_content(build, alone):
+    model = build(alone)
+    step(model, 1, 2)
+    model.save(0, 2)
+    folder = Path(model.opt['path']['models'])
+    BaseModel.save_network(model, [model.net_g, model.net_g_ema], 'basicsr', 2, ['params', 'params_ema'])
+    found, expected = (torch.load(folder / f'{name}_2.pth', weights_only=True) for name in ('net_g', 'basicsr'))
+    assert_same(found, expected)
+    assert list(found) == ['params', 'params_ema']
+    assert not torch.equal(found['params']['conv_first.weight'], found['params_ema']['conv_first.weight'])
+    model.save_network(model.net_g, 'alone', -1)
+    assert_same(torch.load(folder / 'alone_latest.pth', weights_only=True), {'params': expected['params']})
+
+
+def test_saved_has_the_digest_of_every_network_and_basicsrs_state_is_not_written(build, train_opt):
+    model = build(train_opt)
+    model.save(0, 3)
+    assert set(model.saved) == {'net_g_3.pth', 'net_r_3.pth'}
+    assert sorted(path.name for path in Path(model.opt['path']['experiments_root']).rglob('*.*')) == sorted(model.saved)
+
+
+def test_a_training_state_and_its_networks_are_all_that_training_goes_on_from(build, train_opt, tmp_path):
+    train_opt['train']['ema_decay'] = 0.9
+    model = build(train_opt)
+    step(model, 1, 3)
+    model.best_metric_results = {'val': best_of(METRICS)}
+    model.save(0, 3)
+    state = stored(model, tmp_path)
+
+    for net in 'gr':
+        train_opt['path'][f'pretrain_network_{net}'] = str(Path(model.opt['path']['models'], f'net_{net}_3.pth'))
+    other = build(train_opt)
+    other.resume_training(state)
+    assert_same(other.training_state(), state)
+    for one in (model, other):
+        step(one, 4, 5)
+    assert_same(other.training_state(), model.training_state())
+    for net in ('net_g', 'net_g_ema', 'net_r'):
+        assert_same(getattr(other, net).state_dict(), getattr(model, net).state_dict())
+
+
+@pytest.mark.parametrize(
+    ('before', 'after'),
+    [
+        ({'type': 'MultiStepLR', 'milestones': [3], 'gamma': 0.5}, {'milestones': [3, 6, 8]}),
+        ({'type': 'MultiStepLR', 'milestones': [3, 6], 'gamma': 0.5}, {'milestones': [3]}),
+        ({'type': 'CosineAnnealingRestartLR', 'periods': [5], 'restart_weights': [1]}, {'periods': [10]}),
+    ],
+)
+def test_after_a_resume_the_schedule_is_the_option_files_and_not_the_states(build, alone, tmp_path, before, after):
+    def rates(model: SafeModel) -> list[float]:
+        found = []
+        for iteration in range(6, 10):
+            step(model, iteration, iteration)
+            found += model.get_current_learning_rate()
+        return found
+
+    alone['train']['scheduler'] = before
+    model = build(alone)
+    step(model, 1, 5)
+    state = stored(model, tmp_path)
+    alone['train']['scheduler'] = {**before, **after}
+    resumed, never_stopped = build(alone), build(alone)
+    resumed.resume_training(state)
+    step(never_stopped, 1, 5)
+    assert rates(resumed) == rates(never_stopped)
+
+
+@pytest.mark.parametrize(
+    ('given', 'device', 'fused'),
+    [
+        ({}, 'cuda', True),
+        ({'fused': None, 'foreach': None}, 'cuda', True),
+        ({'foreach': True}, 'cuda', None),
+        ({'fused': False}, 'cuda', False),
+        ({}, 'cpu', None),
+        ({'fused': True}, 'cpu', True),
+    ],
+)
+def test_an_optimizer_is_fused_on_a_gpu_unless_the_option_file_chooses(build, alone, given, device, fused):
+    model = build(alone)
+    model.device = torch.device(device)  # of its parameters, which do not matter here
+    optimizer = model.get_optimizer('Adam', list(model.net_g.parameters()), 1e-3, **given)
+    assert [group['fused'] for group in optimizer.param_groups] == [fused]
+
+
+@pytest.mark.parametrize(('before', 'after'), [(True, None), (None, True)])
+def test_a_resumed_optimizer_works_as_this_option_file_says_in_float16_too(
+    build, train_opt, tmp_path, monkeypatch, before, after
+):
+    train_opt['train']['precision'] = 'fp16'
+    train_opt['train']['optim_g']['fused'] = before
+    model = build(train_opt)
+    step(model, 1, 3)
+    state = stored(model, tmp_path)
+    train_opt['train']['optim_g']['fused'] = after
+    resumed = build(train_opt)
+    monkeypatch.setattr('facd_basicsr.models.safe_model.get_root_logger', lambda: pytest.fail('a warning'))
+    resumed.resume_training(state)
+    assert [group['fused'] for group in resumed.optimizer_g.param_groups] == [after]
+    resumed.net_g.load_state_dict(model.net_g.state_dict())
+    resumed.net_r.load_state_dict(model.net_r.state_dict())
+    for one in (model, resumed):
+        step(one, 4, 5)
+    ours, theirs = (one.optimizer_g.state_dict()['state'] for one in (resumed, model))
+    for index, values in theirs.items():
+        assert values['step'] == 5
+        torch.testing.assert_close(ours[index], values)
+
+
+def best_of(metrics: Iterable[str]) -> dict:
+    return {metric: {'better': 'higher', 'val': 30.5, 'iter': 2} for metric in metrics}
+
+
+def test_best_figures_of_other_metrics_than_the_option_files_begin_anew(build, alone):
+    model = build(alone)
+    state = model.training_state()
+    model.resume_training({**state, 'best_metric_results': {'val': best_of(['psnr_y'])}})
+    assert model.training_state()['best_metric_results'] == {}
+    reordered = {'val': best_of(reversed(METRICS))}
+    model.resume_training({**state, 'best_metric_results': reordered})
+    assert list(model.best_metric_results['val']) == list(METRICS)  # the first one is keep_best's
+
+
+def test_an_optimizer_that_goes_on_with_other_settings_than_the_option_files_says_so(build, alone, monkeypatch):
+    state = build(alone).training_state()
+    lines: list[str] = []
+    logger = SimpleNamespace(warning=lines.append, info=lambda line: None)
+    monkeypatch.setattr('facd_basicsr.models.safe_model.get_root_logger', lambda: logger)
+    build(alone).resume_training(state)
+    assert lines == []
+    alone['train']['optim_g'] |= {'lr': 1e-5, 'betas': [0.5, 0.999]}
+    build(alone).resume_training(state)
+    assert lines == [
+        'train.optim_g.lr: 1e-05 in the option file, but the resumed optimizer goes on with 0.001.',
+        'train.optim_g.betas: [0.5, 0.999] in the option file, but the resumed optimizer goes on with [0.9, 0.999].',
+    ]
+
+
+def test_a_model_with_a_validation_of_its_own_keeps_it():
+    own = type('OwnValidation', (SRModel,), {'dist_validation': lambda self, *_: 'own'})
+    MODEL_REGISTRY._obj_map['OwnValidation'] = own
+    try:
+        opt = {'model_type': 'OwnValidation', 'num_gpu': 0, 'is_train': False, 'dist': False, 'path': {}}
+        model = build_model({**opt, 'network_g': STUDENT})
+    finally:
+        del MODEL_REGISTRY._obj_map['OwnValidation']
+    assert model.dist_validation() == 'own' and isinstance(model, SafeModel)
+
+
+def gathered_with(theirs: list | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank of two, which gives these values."""
+
+    monkeypatch.setattr('facd_basicsr.models.validation.Ranks.gather', lambda self, own: [own, theirs])
+
+
+@pytest.mark.parametrize(('stopped_here', 'theirs'), [(True, []), (False, None)])
+def test_validation_by_several_ranks_ends_on_all_when_one_is_stopped(build, alone, monkeypatch, stopped_here, theirs):
+    model = build(alone)
+    model.opt |= {'dist': True, 'rank': 0, 'world_size': 2}
+    gathered_with(theirs, monkeypatch)
+    loader = Interruptible(build_loaders(model.opt).val['val'], lambda: stopped_here)
+    network = model.net_g
+    with pytest.raises(Stopped):
+        model.validation(loader, 1, None, False)
+    assert model.net_g is network and not hasattr(model, 'metric_results')
+
+
+def test_a_state_of_another_optimizer_is_refused_in_one_line(build, alone):
+    model = build(alone)
+    model.opt['path']['resume_state'] = '5.state'
+    state = model.training_state()
+    for wrong in ({**state, 'schedulers': []}, {**state, 'optimizers': [{'state': {}, 'param_groups': []}]}):
+        with pytest.raises(UserError, match=r'^path.resume_state: 5.state does not fit the networks .*; accepted: a'):
+            model.resume_training(wrong)

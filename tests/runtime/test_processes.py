@@ -1,0 +1,133 @@
+"""Reading 11 of the design: R ranks of N/R samples have the loss and the gradient of one process with N."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import facd_basicsr  # noqa: F401  must come before basicsr, in torchrun's workers too
+
+# isort: split
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from facd_basicsr.engine.launch import end_process
+from facd_basicsr.losses import DistillLoss, DistillState
+from facd_basicsr.losses.contrastive import NEGATIVES
+from facd_basicsr.losses.csd_loss import csd_loss
+from facd_basicsr.losses.facd_loss import facd_loss
+from facd_basicsr.losses.fakd_loss import fakd_loss
+from facd_basicsr.losses.fitnet_loss import fitnet_loss
+from facd_basicsr.losses.iacd_loss import iacd_loss
+from facd_basicsr.losses.infonce_loss import infonce_loss
+from facd_basicsr.losses.lfd_loss import lfd_loss
+from facd_basicsr.losses.lsfd_loss import lsfd_loss
+from facd_basicsr.losses.teacher_supervision_loss import TeacherSupervisionLoss
+from facd_basicsr.runtime.processes import all_samples, total
+
+N, RANKS = 6, 2
+
+
+def features(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """In the place of a VGG."""
+    return x.tanh(), torch.nn.functional.avg_pool2d(x, 2)
+
+
+# by the name of the loss and what is varied
+LOSSES = {
+    **{f'FACDLoss {kind}': partial(facd_loss, layer_weights=[1.0], negatives=kind) for kind in NEGATIVES},
+    **{f'IACDLoss {kind}': partial(iacd_loss, negatives=kind) for kind in NEGATIVES},
+    'InfoNCELoss': partial(infonce_loss, layer_weights=[1.0], adaptive=True),
+    # as many negatives as one rank has samples, more, and more than there are
+    **{
+        f'CSDLoss {k}': partial(csd_loss, features=features, layer_weights=[0.3, 0.7], num_negatives=k)
+        for k in (3, 4, 10)
+    },
+    'FAKDLoss': partial(fakd_loss, layer_weights=[1.0]),
+    'FitNetLoss': partial(fitnet_loss, layer_weights=[1.0]),
+    'LFDLoss': partial(lfd_loss, layer_weights=[1.0]),
+    'LSFDLoss': partial(lsfd_loss, layer_weights=[1.0]),
+    'TeacherSupervisionLoss': TeacherSupervisionLoss(),
+}
+
+
+def batch() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = {'x': 4, 'teacher': 4, 'gt': 4, 'teacher_feat': 4, 'lq': 2}
+    return {name: torch.rand(N, 3, s, s, generator=generator, dtype=torch.float64) for name, s in sizes.items()}
+
+
+def student() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.PReLU(), nn.Conv2d(3, 3, 1)).double()
+
+
+def loss_of(net: nn.Module, part: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    output = net(part['x'])
+    state = DistillState(output, part['teacher'], part['gt'], part['lq'], (output * 3,), (part['teacher_feat'],))
+    logs = LOSSES[name](state)
+    sum(value for key, value in logs.items() if key.startswith('l_')).backward()
+    return {key: value.detach() for key, value in logs.items()}
+
+
+def worker(folder: Path) -> None:
+    """One rank's share of the work; it is started from this file."""
+    dist.init_process_group('gloo')
+    rank = dist.get_rank()
+    share = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
+    part = {name: tensor[share] for name, tensor in batch().items()}
+    results = {}
+    for name in LOSSES:
+        net = DistributedDataParallel(student())
+        logs = loss_of(net, part, name)
+        results[name] = {'grad': [p.grad for p in net.parameters()], 'logs': logs}
+    torch.save(results, folder / f'{rank}.pth')
+    end_process(0)
+
+
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    from processes import run_ranks  # not at the top: the workers import this file without pytest's path
+
+    folder = tmp_path_factory.mktemp('ranks')
+    done = run_ranks(__file__, folder, cwd=folder, size=RANKS)
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f'{rank}.pth', weights_only=True) for rank in range(RANKS)]
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_two_ranks_have_the_loss_and_gradient_of_one_process_with_the_whole_batch(ranks, name):
+    net = student()
+    logs = loss_of(net, batch(), name)
+    for key, value in logs.items():
+        found = [rank[name]['logs'][key] for rank in ranks]
+        # means over a rank's own samples are the ranks' to average, as DDP does with gradients and BasicSR with logs
+        torch.testing.assert_close(sum(found) / RANKS, value, rtol=1e-9, atol=0)
+        if key in ('l_facd', 'l_iacd', 'l_csd', 'r', 'r_1', 'r_2'):
+            torch.testing.assert_close(found, [value] * RANKS, rtol=1e-9, atol=0)
+    for rank in ranks:
+        torch.testing.assert_close(rank[name]['grad'], [p.grad for p in net.parameters()], rtol=1e-9, atol=1e-12)
+
+
+def test_every_registered_loss_is_among_them():
+    registered = {
+        name
+        for name, loss in LOSS_REGISTRY
+        if issubclass(loss, DistillLoss) and loss.__module__.startswith('facd_basicsr.losses.')
+    }
+    assert registered == {name.split()[0] for name in LOSSES}
+
+
+def test_in_one_process_both_are_the_identity():
+    x = torch.rand(3, 2, requires_grad=True)
+    samples, first = all_samples(x)
+    assert torch.equal(samples, x) and not samples.requires_grad and first == 0
+    assert total(x) is x
+
+
+if __name__ == '__main__':
+    worker(Path(sys.argv[1]))

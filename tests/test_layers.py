@@ -1,0 +1,79 @@
+"""The package is built in layers: a room, which is a folder or a module at the top, imports only rooms below it."""
+
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / 'facd_basicsr'
+
+# From the ground up. Rooms of one line import nothing from each other.
+LAYERS = [
+    ['compat', 'errors', 'environment'],
+    ['files'],
+    ['runtime'],
+    ['archs'],
+    ['losses'],
+    ['distill'],
+    ['data'],
+    ['models'],
+    ['engine'],
+    ['options'],
+    ['runs'],
+    ['evaluation'],
+    ['comparison', 'report', 'deploy'],
+    ['cli', 'train', 'test'],
+    ['tools'],
+]
+LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+MODULES = sorted(path for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__init__.py')
+
+
+def imported(path: Path) -> Iterator[str]:
+    """What a module imports of the package, with dots: at the top, in functions and for type checking alike."""
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            base = path.relative_to(PACKAGE.parent).parts[: -node.level]
+            names = ['.'.join([*base, *filter(None, [node.module]), alias.name]) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f'{node.module}.{alias.name}' for alias in node.names]
+        else:
+            continue
+        yield from (name for name in names if name.startswith('facd_basicsr.'))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix('').parts[0]
+
+
+def breaking(path: Path, names: Iterator[str]) -> list[str]:
+    """The imports that lead upwards, as arrows."""
+    own = room_of(path)
+    return [
+        f'{path.relative_to(PACKAGE)} -> {name}'
+        for name in names
+        if (room := name.split('.')[1]) in LEVELS and room != own and LEVELS[room] >= LEVELS[own]
+    ]
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_rooms_below_its_own(path):
+    assert room_of(path) in LEVELS
+    assert not breaking(path, imported(path))
+
+
+def test_an_arrow_that_leads_upwards_is_named(tmp_path):
+    module = PACKAGE / 'losses' / 'new_loss.py'
+    assert breaking(module, iter(['facd_basicsr.engine.loop.TrainingLoop', 'facd_basicsr.errors.UserError'])) == [
+        'losses/new_loss.py -> facd_basicsr.engine.loop.TrainingLoop'
+    ]
+    assert breaking(PACKAGE / 'report' / 'page.py', iter(['facd_basicsr.deploy.student.Student']))
+
+
+def test_no_two_modules_have_the_same_name():
+    counts = Counter(path.stem for path in MODULES if path.stem != '__init__')
+    assert [name for name, count in counts.items() if count > 1] == []
