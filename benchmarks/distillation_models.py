@@ -21,11 +21,6 @@ from facd_basicsr.options import read_option_file
 EXECUTIONS: dict[str, dict[str, Any]] = {
     'fp32': {'precision': 'fp32'},
     'fp32, channels_last': {'precision': 'fp32', 'channels_last': True},
-    'fp32, channels_last, Winograd teacher': {
-        'precision': 'fp32',
-        'channels_last': True,
-        'teacher': {'channels_last': False, 'winograd': True},
-    },
     'bf16': {'precision': 'bf16'},
     'bf16, channels_last': {'precision': 'bf16', 'channels_last': True},
     'fp32, channels_last, compiled': {'precision': 'fp32', 'channels_last': True, 'compile': {}},

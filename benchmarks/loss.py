@@ -34,7 +34,7 @@ from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.losses import contrastive
-from facd_basicsr.losses.pairwise import cdist_by_column, own_and_later_l1, pairwise_l1
+from facd_basicsr.losses.pairwise import cdist_by_column, pairwise_l1, pairwise_l1_triu
 
 LAYER_WEIGHTS = (0.5, 0.3, 0.2)
 SWEEP_CHANNELS, SWEEP_SIZE = 64, 24
@@ -54,7 +54,7 @@ def by_cdist(a: Tensor, b: Tensor, _: int) -> Tensor:
 
 # (N, C, H, W) x (N, C, H, W) and the number of the first sample -> (N, N)
 VARIANTS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    'ours': own_and_later_l1,
+    'ours': pairwise_l1_triu,
     'ours by cdist': by_cdist,
     'literal broadcast': literal,
 }
@@ -75,7 +75,7 @@ class Case:
 
     def step(self, variant: str) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The term and its gradients."""
-        with mock.patch.object(contrastive, 'own_and_later_l1', VARIANTS[variant]):
+        with mock.patch.object(contrastive, 'pairwise_l1_triu', VARIANTS[variant]):
             loss = sum(
                 w * contrastive.contrastive_loss(student, teacher, self.alpha)[0]
                 for w, student, teacher in zip(LAYER_WEIGHTS, self.student, self.teacher)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from facd_basicsr.files.atomic import write_whole
+from facd_basicsr.files.atomic import atomic_write
 
 LIMIT = 450  # seconds; with Python's start a part of `make benchmarks` ends within 8 minutes
 
@@ -34,7 +34,7 @@ class Recorder:
         """All results so far, of which a part has become complete."""
         self._missing.remove(part)
         content = json.dumps({'missing': self._missing, **results}, indent=1) + '\n'
-        write_whole(self._path, content.encode())
+        atomic_write(self._path, content.encode())
         self._exit_code = 0
         if not self._missing:
             signal.alarm(0)

@@ -25,7 +25,7 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 
 from facd_basicsr.comparison.summary import with_blocks
-from facd_basicsr.errors import UserError, disk_complaints, run_command
+from facd_basicsr.errors import UserError, reraise_disk_errors, run_command
 from facd_basicsr.evaluation.tables import markdown_table
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.models import FACDModel
@@ -202,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--into', type=Path, required=True, help='the page, docs/options.md')
     page = parser.parse_args().into
-    with disk_complaints():
+    with reraise_disk_errors():
         page.write_text(with_tables(page.read_text(encoding='utf-8')), encoding='utf-8')
 
 

@@ -15,7 +15,7 @@ NAMES = (
 )
 
 
-def free_memory(proc: Path = Path('/proc'), groups: Path = Path('/sys/fs/cgroup')) -> int | None:
+def available_memory(proc: Path = Path('/proc'), groups: Path = Path('/sys/fs/cgroup')) -> int | None:
     """Bytes that this process may still take: what the machine has left, or its control group (a container, a job).
 
     None where neither is told, which only Linux does.

@@ -21,7 +21,7 @@ class UserError(ValueError):
 SAVED = 75  # sysexits.h: EX_TEMPFAIL, "try again later"
 
 
-class LostRankError(Exception):
+class PeerFailedError(Exception):
     """Another process of the group has ended, and says itself why; here nothing is wrong."""
 
 
@@ -32,7 +32,7 @@ class Stopped(BaseException):  # as KeyboardInterrupt: nothing went wrong, and n
 def run_command(command: Callable[[], object]) -> None:
     """Runs an entry point.
 
-    A :class:`UserError` becomes one line on stderr and exit code 2, :class:`LostRankError` one line and 1,
+    A :class:`UserError` becomes one line on stderr and exit code 2, :class:`PeerFailedError` one line and 1,
     :class:`Stopped` the exit code ``SAVED``, Ctrl-C 130.
     """
     try:
@@ -40,7 +40,7 @@ def run_command(command: Callable[[], object]) -> None:
     except UserError as error:
         _say(f'error: {error}')
         sys.exit(2)
-    except LostRankError as error:
+    except PeerFailedError as error:
         _say(f'error: {error}')
         sys.exit(1)
     except Stopped as stopped:
@@ -68,7 +68,7 @@ def advising(advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def data_complaints() -> Iterator[None]:
+def reraise_data_errors() -> Iterator[None]:
     """Turns what BasicSR's datasets say about their data, assertions mostly, into a :class:`UserError`."""
     try:
         yield
@@ -80,7 +80,7 @@ def data_complaints() -> Iterator[None]:
 
 
 @contextmanager
-def disk_complaints() -> Iterator[None]:
+def reraise_disk_errors() -> Iterator[None]:
     """Turns what the disk says, that it is full or may not be written, into a :class:`UserError`."""
     try:
         yield

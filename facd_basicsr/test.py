@@ -19,10 +19,10 @@ from basicsr.utils.options import dict2str
 
 from facd_basicsr.data.loaders import build_ordered_dataset
 from facd_basicsr.data.seeded_dataset import NamingDataset
-from facd_basicsr.engine.launch import ended_at_once, naming_a_lost_rank
+from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
-from facd_basicsr.errors import data_complaints, run_command
+from facd_basicsr.errors import reraise_data_errors, run_command
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import parse_options, parser
@@ -44,16 +44,16 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
 
     Raises:
         UserError: an option, path or checkpoint is not accepted; then no folder was made.
-        LostRankError: another process of the group has ended.
+        PeerFailedError: another process of the group has ended.
     """
     opt = parse_options(args, is_train=False, root=root)
-    with DeferredLog(opt['rank'], console) as log, naming_a_lost_rank():
+    with DeferredLog(opt['rank'], console) as log, reraise_peer_failure():
         ranks = Ranks()
         log.info(versions())
         log.info(dict2str(opt))
         for line in check_pretrained(opt):
             log.info(line)
-        with data_complaints():
+        with reraise_data_errors():
             loaders = [
                 build_dataloader(NamingDataset(build_ordered_dataset(dataset_opt)), dataset_opt)
                 for _, dataset_opt in sorted(opt['datasets'].items())
@@ -75,7 +75,7 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
 
 
 def main() -> None:
-    with ended_at_once():
+    with exit_without_teardown():
         run_command(lambda: test(parser().parse_args()))
 
 

@@ -27,19 +27,19 @@ from basicsr.utils import get_time_str, make_exp_dirs, mkdir_and_rename, set_ran
 from basicsr.utils.options import dict2str
 
 from facd_basicsr.data.damaged_images import DamagedImages
-from facd_basicsr.data.loaders import Loaders, build_loaders, naming_killed_workers
+from facd_basicsr.data.loaders import Loaders, build_loaders, reraise_killed_worker
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.distill.gate import check_teacher
-from facd_basicsr.engine.checkpoint import Position, naming_a_full_disk
-from facd_basicsr.engine.launch import ended_at_once, naming_a_lost_rank
+from facd_basicsr.engine.checkpoint import Position, reraise_disk_full
+from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure
 from facd_basicsr.engine.logs import DeferredLog, tensorboard
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
-from facd_basicsr.engine.resume import describe, load_resume_state, resume_random, resumed_position
-from facd_basicsr.engine.signals import ending_set_up, leave_to_the_main_process
+from facd_basicsr.engine.resume import describe, load_resume_state, resume_rng, resumed_position
+from facd_basicsr.engine.signals import stop_on_signal, worker_ignore_signals
 from facd_basicsr.environment import machine, versions
-from facd_basicsr.errors import UserError, data_complaints, run_command
-from facd_basicsr.files.atomic import remove_partial, write_whole
+from facd_basicsr.errors import UserError, reraise_data_errors, run_command
+from facd_basicsr.files.atomic import atomic_write, remove_unfinished
 from facd_basicsr.models.safe_model import SafeModel, build_model, check_pretrained
 from facd_basicsr.options import parse_options, parser
 from facd_basicsr.options.option_files import complete_text
@@ -64,18 +64,18 @@ def train(
     Raises:
         UserError: an option, path, checkpoint or its combination is not accepted, then no folder was made; or an
             image, the disk or a loss did not let it go on.
-        LostRankError: another process of the group has ended.
+        PeerFailedError: another process of the group has ended.
         Stopped: a signal has ended it, with everything saved.
     """
-    with ending_set_up(), naming_killed_workers():
+    with stop_on_signal(), reraise_killed_worker():
         opt = parse_options(args, is_train=True, root=root)
         set_deterministic(opt.get('deterministic', False))
-        with DeferredLog(opt['rank'], console) as log, naming_a_lost_rank():
+        with DeferredLog(opt['rank'], console) as log, reraise_peer_failure():
             log.info(versions())
             log.info(f'Machine: {machine()}, {torch.get_num_threads()} CPU threads.')
             log.info(dict2str(opt))
             training = set_up(opt, log)
-            with naming_a_full_disk(Path(opt['path']['training_states'])):
+            with reraise_disk_full(Path(opt['path']['training_states'])):
                 _train(opt, training, args.opt, log, on_iteration)
 
 
@@ -109,9 +109,9 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
         set_random_seed(opt['manual_seed'] + ranks.rank)
     for line in check_pretrained(opt):
         log.info(line)
-    with data_complaints():
+    with reraise_data_errors():
         loaders = build_loaders(opt)
-    loaders.train.worker_init_fn = leave_to_the_main_process
+    loaders.train.worker_init_fn = worker_ignore_signals
     log.info(
         f'{len(dataset_of(loaders.train))} training images, {loaders.sampler.batches} iterations an epoch, '
         f'{opt["train"]["total_iter"]} iterations; {ranks.size} processes with batches of {loaders.train.batch_size}.'
@@ -145,7 +145,7 @@ def _train(
     damaged = DamagedImages(opt['datasets']['train'].get('skip_damaged', False), training.ranks, log.warning)
     if training.resume_state is not None:
         guard.load_state_dict(training.resume_state.get('nonfinite', {}))
-        resume_random(training.resume_state, training.ranks)
+        resume_rng(training.resume_state, training.ranks)
     model, loaders, ranks = training.model, training.loaders, training.ranks
     TrainingLoop(opt, model, loaders, ranks, position, guard, damaged, log, tb_logger, on_iteration).run()
 
@@ -188,17 +188,17 @@ def _make_folders(opt: dict[str, Any], option_file: Path, in_place: bool) -> Non
     if in_place:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            remove_partial(folder)
+            remove_unfinished(folder)
     else:
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
         if opt['logger']['use_tb_logger'] and 'debug' not in opt['name']:
             mkdir_and_rename(str(Path(opt['root_path'], 'tb_logger', opt['name'])))
     command = f'# {time.asctime()}\n# {" ".join(sys.argv)}\n\n'
-    write_whole(Path(opt['path']['experiments_root'], option_file.name), (command + text).encode())
+    atomic_write(Path(opt['path']['experiments_root'], option_file.name), (command + text).encode())
 
 
 def main() -> None:
-    with ended_at_once():
+    with exit_without_teardown():
         run_command(lambda: train(parser().parse_args()))
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from facd_basicsr.environment import free_memory
+from facd_basicsr.environment import available_memory
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def system(tmp_path):
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
-        return free_memory(tmp_path / 'proc', tmp_path / 'groups')
+        return available_memory(tmp_path / 'proc', tmp_path / 'groups')
 
     return ask
 
@@ -59,4 +59,4 @@ def test_where_nothing_is_told_it_is_not_known(system):
 
 
 def test_here_it_is_known():
-    assert not Path('/proc/meminfo').exists() or free_memory() > 0
+    assert not Path('/proc/meminfo').exists() or available_memory() > 0

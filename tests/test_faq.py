@@ -15,7 +15,7 @@ from basicsr.archs import build_network
 from basicsr.utils import mkdir_and_rename
 from conftest import REPOSITORY, TEACHER, changed, tiny_train_opt, write_yml
 
-from facd_basicsr.data.loaders import naming_killed_workers
+from facd_basicsr.data.loaders import reraise_killed_worker
 from facd_basicsr.errors import Stopped, UserError
 from facd_basicsr.files.download import download
 from facd_basicsr.options import load_options, parser
@@ -95,7 +95,7 @@ def networks_without_states(desk: Desk) -> None:
 
 
 def a_killed_worker(desk: Desk) -> None:
-    with naming_killed_workers():
+    with reraise_killed_worker():
         raise RuntimeError('DataLoader worker (pid 4711) is killed by signal: Killed. ')
 
 
@@ -117,7 +117,7 @@ def plain_basicsr(desk: Desk) -> None:
 
 
 def images_larger_than_memory(desk: Desk) -> None:
-    desk.monkeypatch.setattr('facd_basicsr.data.decoded_pairs.free_memory', lambda: 1000)
+    desk.monkeypatch.setattr('facd_basicsr.data.decoded_pairs.available_memory', lambda: 1000)
     tiny('datasets.train.io_backend', {'type': 'memory'})(desk)
 
 

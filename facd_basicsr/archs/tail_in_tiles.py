@@ -7,7 +7,7 @@ from basicsr.archs.rcan_arch import RCAN
 from torch import Tensor, nn
 
 from facd_basicsr.archs import CONVOLUTIONAL
-from facd_basicsr.runtime.tiling import reach_of, tiled
+from facd_basicsr.runtime.tiling import receptive_field_radius, tiled
 
 TILE = 128  # LQ pixels: 64 features of x4 take 160 MB
 
@@ -23,7 +23,7 @@ class InTiles(nn.Module):
         super().__init__()
         self.net = net
         self._scale, self._tile = scale, tile
-        self._reach = reach_of(net, channels, scale, tile)
+        self._reach = receptive_field_radius(net, channels, scale, tile)
 
     def forward(self, x: Tensor) -> Tensor:
         return tiled(self.net, x, self._scale, self._tile, self._reach)

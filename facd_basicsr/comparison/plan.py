@@ -232,7 +232,7 @@ def _resolved(where: str, block: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _teacher(opt: dict[str, Any]) -> dict[str, Any]:
     """Which one it is, without how it is run and what is expected of it."""
-    return {key: value for key, value in opt['teacher'].items() if key not in ('expect', 'winograd', *EXECUTION)}
+    return {key: value for key, value in opt['teacher'].items() if key not in ('expect', *EXECUTION)}
 
 
 def _value(opt: dict[str, Any], location: str) -> Any:

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes, png_shape
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.images import DAMAGED, damage_named
+from facd_basicsr.files.images import DAMAGED, reraise_damaged
 from facd_basicsr.files.parallel import in_threads
 from facd_basicsr.runtime.processes import Ranks
 
@@ -31,7 +31,7 @@ def check_files(paths: Sequence[Path], where: str) -> int:
 
     def check(path: Path) -> None:
         try:
-            with damage_named(path), Image.open(path) as image:
+            with reraise_damaged(path), Image.open(path) as image:
                 read_whole(image)
         except UserError as error:
             raise UserError(f'{where}: {error}') from error
@@ -103,7 +103,7 @@ def read_whole(image: Image.Image) -> None:
         image.load()
 
 
-def complaint_about(dataset: Any, index: int, error: Exception) -> str:
+def describe_damage(dataset: Any, index: int, error: Exception) -> str:
     """The file of a sample that is damaged and what is wrong with it, found by reading its files once more.
 
     BasicSR's datasets say ``'NoneType' object has no attribute 'astype'``.

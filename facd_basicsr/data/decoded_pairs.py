@@ -14,8 +14,8 @@ from basicsr.utils import get_root_logger, imfrombytes
 from facd_basicsr.data.damaged_images import opened_lmdb
 from facd_basicsr.data.lmdb_pairs import meta_info_shapes
 from facd_basicsr.data.seeded_dataset import UNREADABLE
-from facd_basicsr.data.shared_block import SharedBlock, new_block, one_for_each_machine
-from facd_basicsr.environment import free_memory
+from facd_basicsr.data.shared_block import SharedBlock, create_once_per_node, new_block
+from facd_basicsr.environment import available_memory
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import image_size
 from facd_basicsr.files.parallel import in_threads
@@ -62,7 +62,7 @@ def decoded_pairs(dataset: PairedImageDataset, ranks: Ranks) -> DecodedPairs:
     Raises:
         UserError: they need more memory than there is, or what holds them can't be read.
     """
-    block = one_for_each_machine(lambda: _decode_all(dataset), ranks)
+    block = create_once_per_node(lambda: _decode_all(dataset), ranks)
     return DecodedPairs(block, len(dataset))
 
 
@@ -80,7 +80,7 @@ def _decode_all(dataset: PairedImageDataset) -> SharedBlock:
     sizes = _sizes(dataset, where)
     ends = np.cumsum(sizes).reshape(sizes.shape)
     needed = _table_bytes(len(dataset)) + int(ends.flat[-1])
-    free = free_memory()
+    free = available_memory()
     refusal = f'{where}: memory: {name} needs {needed / GB:.1f} GB decoded'
     others = 'accepted: lmdb or disk, or fewer images (with memory, whole ones serve as well as overlapping sub-images)'
     if free is not None and needed > free:

@@ -102,7 +102,7 @@ def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]
 
 
 @contextmanager
-def naming_killed_workers() -> Iterator[None]:
+def reraise_killed_worker() -> Iterator[None]:
     """Turns what torch says when a worker process was killed, wherever in the main thread, into a UserError."""
     try:
         yield

@@ -24,7 +24,7 @@ def check_paths(opt: dict[str, Any], is_train: bool) -> None:
         UserError: with the option key, the path, and what provides it.
     """
     for phase, dataset_opt in opt['datasets'].items():
-        with _refusals_named(f'datasets.{phase}'):
+        with _reraise(f'datasets.{phase}'):
             _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
     if is_train and 'teacher' in opt and not is_url(opt['teacher']['weights']):
         opt['teacher']['weights'] = _expanded(opt['teacher']['weights'])
@@ -83,7 +83,7 @@ def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training
     accepted = 'memory: two LMDBs or two folders of images' if is_in_memory(dataset_opt) else None
     for key in roots:
         dataset_opt[key] = _expanded(dataset_opt[key])
-        with _refusals_named(f'{where}.{key}'):
+        with _reraise(f'{where}.{key}'):
             (_check_lmdb if is_lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]), accepted)
     if dataset_opt.get('meta_info_file') is not None:
         _check_file(f'{where}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
@@ -178,7 +178,7 @@ def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, sc
 
 
 def _check_file(where: str, path: Path, page: str) -> None:
-    with _refusals_named(where):
+    with _reraise(where):
         if not path.is_file():
             raise UserError(f'{where}: no such file: {path}; {page}')
 
@@ -191,7 +191,7 @@ def _expanded(path: str) -> str:
 
 
 @contextmanager
-def _refusals_named(where: str) -> Iterator[None]:
+def _reraise(where: str) -> Iterator[None]:
     """Says of which option key the disk speaks: a folder may not be read, a name is too long, a list is no text."""
     try:
         yield

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from facd_basicsr.data.damaged_images import complaint_about
+from facd_basicsr.data.damaged_images import describe_damage
 from facd_basicsr.errors import UserError
 
 
@@ -58,12 +58,12 @@ class SeededDataset(Dataset):
         self.dataset = dataset
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
-        with _generators_put_back():
+        with _preserve_rng_state():
             return self._sample(*sample)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         """A batch, as torch's loaders ask for it: to put the generators back takes longer than to crop a patch."""
-        with _generators_put_back():
+        with _preserve_rng_state():
             return [self._sample(index, seed) for index, seed in samples]
 
     def _sample(self, index: int, seed: int) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class SeededDataset(Dataset):
             try:
                 return {**self.dataset[index], 'damaged': '\n'.join(complaints)}
             except UNREADABLE as error:
-                complaints[complaint_about(self.dataset, index, error)] = None
+                complaints[describe_damage(self.dataset, index, error)] = None
                 index = random.randrange(len(self.dataset))
         raise UserError(f'datasets.train: {TRIES} images in a row can not be read: {"; ".join(complaints)}')
 
@@ -92,7 +92,7 @@ class NamingDataset(Dataset):
         try:
             return self.dataset[index]
         except UNREADABLE as error:
-            raise UserError(f'datasets: {complaint_about(self.dataset, index, error)}') from error
+            raise UserError(f'datasets: {describe_damage(self.dataset, index, error)}') from error
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -106,7 +106,7 @@ def _seed(seed: int) -> None:
 
 
 @contextmanager
-def _generators_put_back() -> Iterator[None]:
+def _preserve_rng_state() -> Iterator[None]:
     """Those that :func:`_seed` seeds are afterwards as they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:

@@ -73,7 +73,7 @@ def attach(address: Address) -> SharedBlock:
     return SharedBlock(content, address)
 
 
-def one_for_each_machine(make: Callable[[], SharedBlock], ranks: Ranks) -> SharedBlock:
+def create_once_per_node(make: Callable[[], SharedBlock], ranks: Ranks) -> SharedBlock:
     """The block of the first rank on this machine, which alone makes it. To be called by all ranks.
 
     Raises:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from facd_basicsr.deploy.graphs import OPSET, channels, halved, onnx_bytes, program_bytes, read_program
 from facd_basicsr.deploy.student import METADATA, Description, Student, read_student
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.atomic import written_together
-from facd_basicsr.runtime.tiling import reach_or_none
+from facd_basicsr.files.atomic import atomic_write_group
+from facd_basicsr.runtime.tiling import receptive_field_radius_or_none
 
 STEP = 1 / 255  # of 8 bits, in [0, 1]
 ROUNDING = 0.01 * STEP  # thirty times as much as float32 graphs were measured to differ by
@@ -160,7 +160,7 @@ class Written:
 def measured(student: Student, psnr: dict[str, float]) -> Student:
     """The student, its description complete with its reach, if it has one, and with figures, if there are any."""
     description = student.description
-    reach = reach_or_none(student.net, channels(description), description.scale, TILE)
+    reach = receptive_field_radius_or_none(student.net, channels(description), description.scale, TILE)
     return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))
 
 
@@ -196,7 +196,7 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> list[Writ
         OSError: the disk is full.
     """
     paths, examples = paths_of(stem, formats), _examples(student)
-    with written_together(paths) as partials:
+    with atomic_write_group(paths) as partials:
         return [
             _write(student, format, path, partial, examples) for format, path, partial in zip(formats, paths, partials)
         ]

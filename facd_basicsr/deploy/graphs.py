@@ -59,7 +59,7 @@ def onnx_bytes(net: nn.Module, description: Description, half: bool) -> bytes:
         TemporaryDirectory() as folder,
         warnings.catch_warnings(),
         torch.no_grad(),
-        _naming_errors(description, 'ONNX', '--no-fp16' if half else '--no-onnx'),
+        _reraise_export_errors(description, 'ONNX', '--no-fp16' if half else '--no-onnx'),
     ):
         path = str(Path(folder, 'graph.onnx'))
         warnings.simplefilter('ignore')  # that the exporter is the old one, and what else it has to say of its trace
@@ -101,7 +101,7 @@ def program_bytes(net: nn.Module, description: Description) -> bytes:
     """
     dynamic = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
     buffer = io.BytesIO()
-    with torch.no_grad(), _naming_errors(description, "torch.export's program", 'no --torch-export'):
+    with torch.no_grad(), _reraise_export_errors(description, "torch.export's program", 'no --torch-export'):
         example = (_example(description),)
         program = torch.export.export(_traceable(net), example, dynamic_shapes=(dynamic,), strict=False)
         torch.export.save(program, buffer, extra_files={METADATA: json.dumps(description.as_metadata())})
@@ -143,7 +143,7 @@ def _traceable(net: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _naming_errors(description: Description, what: str, accepted: str) -> Iterator[None]:
+def _reraise_export_errors(description: Description, what: str, accepted: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the exporters, and the networks that they run, raise errors of any class

@@ -49,7 +49,7 @@ class Description:
         arguments: every argument of it, defaults too; but those that are classes, which text can't hold.
         scale: upscaling factor.
         reach: how far from a pixel it looks, in LQ pixels: the overlap with which tiles join without seams
-            (:func:`facd_basicsr.runtime.tiling.reach_of`); None: at the whole image, or not measured.
+            (:func:`facd_basicsr.runtime.tiling.receptive_field_radius`); None: at the whole image, or not measured.
         name: the training's.
         option_file: name of the option file it was trained by.
         option_sha256: SHA-256 of that file's options as ``facd show -opt FILE`` prints them, without the comment above:

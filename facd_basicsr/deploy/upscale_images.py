@@ -20,9 +20,9 @@ from facd_basicsr.deploy.image_tree import Pair
 from facd_basicsr.deploy.student import Description
 from facd_basicsr.deploy.upscaler import RefusedSizeError, Upscaler
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.atomic import flush_folder, give_name, named, partial_of, write_partial
+from facd_basicsr.files.atomic import fsync_directory, named, partial_of, rename_into_place, write_partial
 from facd_basicsr.files.download import sha256_of
-from facd_basicsr.files.images import check_size, damage_named, encoded, read_pixels
+from facd_basicsr.files.images import check_size, encoded, read_pixels, reraise_damaged
 from facd_basicsr.runtime.execution import tf32_of
 
 RECORD = 'upscale.jsonl'
@@ -94,7 +94,7 @@ class UpscaleRecord:
             partial.unlink()
             raise named(error, self._path) from error
         partial.replace(pair.target)
-        flush_folder(pair.target.parent)
+        fsync_directory(pair.target.parent)
 
     def line(self, pair: Pair) -> dict[str, Any]:
         """What is recorded of a pair."""
@@ -177,7 +177,7 @@ def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: 
         if tiles > 1:
             bar.set_postfix_str(f'{pair.source.name}: tile {tile} of {tiles}')
 
-    with damage_named(pair.source):
+    with reraise_damaged(pair.source):
         # its line first, or it would not be of what is read
         line = None if record is None else record.line(pair)
     try:
@@ -198,7 +198,7 @@ def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: 
             f'({error}); accepted: an image of a size that it takes'
         ) from error
     if record is None or line is None:
-        give_name(partial, pair.target)
+        rename_into_place(partial, pair.target)
     else:
         record.finish(pair, line, partial)
     return lost

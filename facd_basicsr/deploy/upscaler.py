@@ -17,10 +17,10 @@ from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.archs.tail_in_tiles import has_tail, with_tail_in_tiles
 from facd_basicsr.deploy.onnx_network import OnnxNetwork
 from facd_basicsr.deploy.student import Student
-from facd_basicsr.environment import free_memory
+from facd_basicsr.environment import available_memory
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import without_alpha
-from facd_basicsr.runtime.tiling import reach_or_none, tiles
+from facd_basicsr.runtime.tiling import receptive_field_radius_or_none, tiles
 
 TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
 TILE_WITHOUT_TAIL = 256  # of other networks, which hold all their features at once: 1.6 GB by onnxruntime
@@ -64,7 +64,7 @@ class Upscaler:
         self.tile = (TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile
         reach = description.reach
         if not isinstance(net, OnnxNetwork):
-            reach = reach_or_none(net, 3, self.scale, self.tile) if self.tile else None
+            reach = receptive_field_radius_or_none(net, 3, self.scale, self.tile) if self.tile else None
         self.less_memory = f'a --tile smaller than {self.tile}' if self.tile else 'no --tile 0'
         if reach is None and self.tile:
             self.tile = 0
@@ -98,7 +98,7 @@ class Upscaler:
         colours, alpha = without_alpha(pixels)
         height, width, channels = pixels.shape
         shape = (height * self.scale, width * self.scale, channels)
-        free = free_memory()
+        free = available_memory()
         if free is not None and free < math.prod(shape) * pixels.itemsize:  # Linux would give it, and then kill
             raise MemoryError
         output = np.empty(shape, pixels.dtype)

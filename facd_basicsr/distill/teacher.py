@@ -1,7 +1,6 @@
 """The frozen teacher: find its weights, recognise their layout, build, load strictly, freeze."""
 
 import importlib.util
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.distill.layouts import LAYOUTS, network_block, recognise, to_basicsr
-from facd_basicsr.engine.winograd import Winograd, gains
 from facd_basicsr.errors import UserError, advising
 from facd_basicsr.files.download import cached, is_url, sha256_of
 from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, load_exactly, without_prefix
@@ -34,7 +32,6 @@ class Teacher(nn.Module):
         net: the network; taps name its modules.
         scale: its upscaling factor.
         execution: how it runs, whatever the student does. Compiling it is the caller's.
-        winograd: whether its wide 3x3 convolutions take Winograd's algorithm, on a CPU that has it.
         size_multiple: height and width that the network takes are multiples of this; others are padded for it.
         min_size: the least height and width that it takes.
     """
@@ -44,7 +41,6 @@ class Teacher(nn.Module):
         net: nn.Module,
         scale: int,
         execution: Execution = Execution(),  # noqa: B008  frozen
-        winograd: bool = False,
         size_multiple: int = 1,
         min_size: int = 1,
     ) -> None:
@@ -52,7 +48,6 @@ class Teacher(nn.Module):
         self.net = execution.lay_out(net.requires_grad_(False))
         self.execution = execution
         self.eval()
-        self.winograd = winograd and gains(net)
         self._scale = scale
         self._size_multiple = size_multiple
         self._min_size = min_size
@@ -65,8 +60,7 @@ class Teacher(nn.Module):
         height, width = lq.shape[2:]
         padded = self.execution.laid_out(self.padded(lq.clone()))  # a copy: spandrel's RCAN changes its input in place
         expected = (len(lq), lq.shape[1], padded.shape[2] * self._scale, padded.shape[3] * self._scale)
-        convolutions = Winograd() if self.winograd else nullcontext()
-        with torch.no_grad(), self.execution.autocast(lq.device), convolutions:
+        with torch.no_grad(), self.execution.autocast(lq.device):
             sr = self.net(padded)
         if not isinstance(sr, Tensor) or sr.shape != expected:
             found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
@@ -92,8 +86,7 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
 
     Args:
         teacher_opt: ``weights`` (a file or URL) and, by default none, ``network`` (as a ``network_g`` block; without
-            it spandrel recognises the network), ``format`` (``auto``), ``sha256``, ``precision``, ``channels_last`` and
-            ``winograd``.
+            it spandrel recognises the network), ``format`` (``auto``), ``sha256``, ``precision`` and ``channels_last``.
         scale: the option file's.
 
     Raises:
@@ -103,9 +96,9 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     where = f'teacher.weights: {teacher_opt["weights"]}'
     state_dict = _read(teacher_opt)
     layout_format, network_opt = teacher_opt.get('format', 'auto'), teacher_opt.get('network')
-    execution, winograd = Execution.of(teacher_opt), teacher_opt.get('winograd', False)
+    execution = Execution.of(teacher_opt)
     if network_opt is not None:
-        return Teacher(_build_registered(network_opt, state_dict, layout_format, where), scale, execution, winograd)
+        return Teacher(_build_registered(network_opt, state_dict, layout_format, where), scale, execution)
     bare = without_prefix(state_dict, LIGHTNING)
     found = recognise(bare)
     if layout_format == 'auto' and found is not None and found[0] != 'rcan':
@@ -114,7 +107,7 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
             f'{_block(bare, found[0], where)}, where res_scale is as it was trained (EDSR '
             f'256 x 32: 0.1, EDSR 64 x 16 and RCAN: 1); {PAGE}'
         )
-    return _build_by_spandrel(state_dict, scale, execution, winograd, where)
+    return _build_by_spandrel(state_dict, scale, execution, where)
 
 
 def _read(teacher_opt: dict[str, Any]) -> dict[str, Tensor]:
@@ -181,9 +174,7 @@ def _check_mean(net: EDSR | RCAN, shift: Tensor, where: str) -> None:
         )
 
 
-def _build_by_spandrel(
-    state_dict: dict[str, Tensor], scale: int, execution: Execution, winograd: bool, where: str
-) -> Teacher:
+def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Execution, where: str) -> Teacher:
     """Any of spandrel's architectures, recognised by its keys and shapes."""
     if importlib.util.find_spec('spandrel') is None:
         raise UserError(
@@ -218,7 +209,7 @@ def _build_by_spandrel(
         )
     # The network itself: called through its descriptor it would be clamped and in inference mode.
     size = descriptor.size_requirements
-    return Teacher(descriptor.model, scale, execution, winograd, size.multiple_of, size.minimum)
+    return Teacher(descriptor.model, scale, execution, size.multiple_of, size.minimum)
 
 
 def _block(state_dict: dict[str, Tensor], layout: str, where: str) -> str:

@@ -10,10 +10,10 @@ from typing import Any
 
 from facd_basicsr.data.resumable_sampler import ResumableSampler
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.atomic import save_whole, write_whole
+from facd_basicsr.files.atomic import atomic_torch_save, atomic_write
 from facd_basicsr.models.safe_model import SafeModel
 from facd_basicsr.runtime.processes import Ranks
-from facd_basicsr.runtime.rng import random_state
+from facd_basicsr.runtime.rng import rng_state
 
 LATEST = 'latest'  # a file in training_states with the name of the state that was written last
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -63,9 +63,9 @@ class Checkpoints:
             parts: further entries of the state.
 
         Raises:
-            OSError: of a full disk, for :func:`naming_a_full_disk`; the checkpoints before this one are as they were.
+            OSError: of a full disk, for :func:`reraise_disk_full`; the checkpoints before this one are as they were.
         """
-        random = self._ranks.gather(random_state())
+        random = self._ranks.gather(rng_state())
         if self._ranks.rank != 0:
             return
         model.saved.clear()
@@ -82,8 +82,8 @@ class Checkpoints:
             **parts,
         }
         path = self._states / f'{position.iteration}.state'
-        save_whole(state, path)
-        write_whole(self._states / LATEST, f'{path.name}\n'.encode())
+        atomic_torch_save(state, path)
+        atomic_write(self._states / LATEST, f'{path.name}\n'.encode())
         self.remove_old(position.iteration)
 
     def save_networks(self, model: SafeModel, position: Position, name: int | str) -> None:
@@ -109,7 +109,7 @@ class Checkpoints:
 
 
 @contextmanager
-def naming_a_full_disk(states: Path) -> Iterator[None]:
+def reraise_disk_full(states: Path) -> Iterator[None]:
     """Turns the errors of a full disk into one that says what is left; others stay.
 
     Args:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from basicsr.utils.dist_util import init_dist as basicsr_init_dist
 
 from facd_basicsr.engine.rendezvous import end_before_joining, join
-from facd_basicsr.errors import LostRankError, UserError
+from facd_basicsr.errors import PeerFailedError, UserError
 
 
 def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
@@ -28,7 +28,7 @@ def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
 
     Raises:
         UserError: the launcher's environment is missing, or it has started more processes than there are GPUs.
-        LostRankError: the processes can't reach each other.
+        PeerFailedError: the processes can't reach each other.
     """
     processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 0)), torch.cuda.device_count()  # of this machine
     if on_gpu and processes > gpus:
@@ -39,7 +39,7 @@ def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
     if launcher == 'slurm' and 'MASTER_PORT' in os.environ:  # a job's own comes before the option file's
         dist_params = {key: value for key, value in dist_params.items() if key != 'port'}
     try:
-        with naming_a_lost_rank():
+        with reraise_peer_failure():
             if launcher == 'slurm':
                 if on_gpu:
                     basicsr_init_dist(launcher, **dist_params)
@@ -71,7 +71,7 @@ def _take_environment_from_slurm(port: int | None) -> None:
 GONE = re.compile(r'clos|reset|remote|time(d )?out|abort|broken pipe|connect', re.IGNORECASE)
 
 
-def lost_rank(error: RuntimeError) -> bool:
+def is_peer_failure(error: RuntimeError) -> bool:
     """Whether an error says that a process of the group has gone, and not what is wrong in this one.
 
     gloo's are plain RuntimeErrors, which name the file of its connections. NCCL's other errors, of memory for example,
@@ -83,19 +83,19 @@ def lost_rank(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def naming_a_lost_rank() -> Iterator[None]:
-    """Turns the error by which another process's end is noticed into a :class:`LostRankError`; others stay."""
+def reraise_peer_failure() -> Iterator[None]:
+    """Turns the error by which another process's end is noticed into a :class:`PeerFailedError`; others stay."""
     try:
         yield
     except RuntimeError as error:
-        if not lost_rank(error):
+        if not is_peer_failure(error):
             raise
         said = ' '.join(str(error).split())[:200]
-        raise LostRankError(f'another rank has ended, or is out of reach ({said})') from error
+        raise PeerFailedError(f'another rank has ended, or is out of reach ({said})') from error
 
 
 @contextmanager
-def ended_at_once() -> Iterator[None]:
+def exit_without_teardown() -> Iterator[None]:
     """For entry points: a process of several ends without the interpreter's tidying up, and is not waited for.
 
     torch's threads hold what the last collectives worked on, and now and then need the interpreter to let it go: when
@@ -114,11 +114,11 @@ def ended_at_once() -> Iterator[None]:
         if not isinstance(error, SystemExit):
             sys.excepthook(*sys.exc_info())
     if dist.is_initialized():
-        end_process(code)
+        exit_now(code)
 
 
-def end_process(code: int) -> NoReturn:
-    """Ends this process as :func:`ended_at_once` says."""
+def exit_now(code: int) -> NoReturn:
+    """Ends this process as :func:`exit_without_teardown` says."""
     for worker in multiprocessing.active_children():
         worker.kill()  # DataLoader's, which leave other signals to this process
     atexit._run_exitfuncs()  # such as wandb's

@@ -10,7 +10,7 @@ from typing import Any
 from basicsr.utils import get_root_logger, init_wandb_logger
 from basicsr.utils.dist_util import master_only
 
-from facd_basicsr.errors import LostRankError, Stopped, UserError
+from facd_basicsr.errors import PeerFailedError, Stopped, UserError
 
 FORMAT = '%(asctime)s %(levelname)s: %(message)s'
 
@@ -54,7 +54,7 @@ class DeferredLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._file is not None and isinstance(error, (Exception, Stopped)):
-            known = (LostRankError, Stopped, UserError)
+            known = (PeerFailedError, Stopped, UserError)
             self._write_last(self._file, error, None if isinstance(error, known) else traceback)
         for handler in (self._held, self._file):
             if handler is not None:

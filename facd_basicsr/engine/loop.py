@@ -15,11 +15,11 @@ from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.engine.checkpoint import Checkpoints, Position
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
-from facd_basicsr.engine.signals import StopSignals, held_back
+from facd_basicsr.engine.signals import StopSignals, signals_blocked
 from facd_basicsr.errors import Stopped
 from facd_basicsr.models.safe_model import SafeModel
 from facd_basicsr.runtime.processes import Ranks
-from facd_basicsr.runtime.rng import preserved_random_state
+from facd_basicsr.runtime.rng import preserve_rng_state
 
 
 class TrainingLoop:
@@ -141,7 +141,7 @@ class TrainingLoop:
         while position.iteration < self._total_iter:
             self._loaders.sampler.set_position(position.epoch, position.batches)
             missing = self._total_iter - position.iteration
-            with held_back():  # or a signal would end the workers before they have learnt to ignore it
+            with signals_blocked():  # or a signal would end the workers before they have learnt to ignore it
                 rest = batches(self._loaders.train, self._opt)
             yield from itertools.islice(rest, missing)
             if position.iteration < self._total_iter:
@@ -186,7 +186,7 @@ class TrainingLoop:
         """Leaves the random numbers alone, so that it may be done again after a resume."""
         self._guard.settle()
         try:
-            with preserved_random_state():
+            with preserve_rng_state():
                 for loader in self._loaders.val.values():
                     self._model.validation(
                         Interruptible(loader, self._is_stop_requested),

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.atomic import save_whole
-from facd_basicsr.models.safe_model import TellsItsSteps
+from facd_basicsr.files.atomic import atomic_torch_save
+from facd_basicsr.models.safe_model import ReportsLossTerms
 from facd_basicsr.runtime.processes import Ranks
 
 
@@ -46,7 +46,7 @@ class Steps:
         return [p for parameters, finite in self._flags for p, good in zip(parameters, finite.tolist()) if not good]
 
 
-class SkippedSteps(ABC):
+class SkipNonFiniteSteps(ABC):
     """Hooks on optimizers which let them skip such steps."""
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -70,7 +70,7 @@ class SkippedSteps(ABC):
         """At the gradients of an optimizer that is about to make its step."""
 
 
-class SkippedByHost(SkippedSteps):
+class SkipOnHost(SkipNonFiniteSteps):
     """Takes the gradients away from such a step. For any optimizer; reads one value back in each step."""
 
     def _look(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
@@ -85,7 +85,7 @@ class SkippedByHost(SkippedSteps):
             p.grad = None  # to an optimizer, a parameter that had no part in the loss
 
 
-class SkippedByDevice(SkippedSteps):
+class SkipOnDevice(SkipNonFiniteSteps):
     """Has a fused optimizer skip such a step by itself, as ``GradScaler`` does, so that nothing is read back."""
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -112,7 +112,7 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
-def skip_by_themselves(optimizers: Sequence[Optimizer]) -> bool:
+def all_fused(optimizers: Sequence[Optimizer]) -> bool:
     """Whether all are fused: the others know no ``found_inf``."""
     return all(group.get('fused') for optimizer in optimizers for group in optimizer.param_groups)
 
@@ -169,8 +169,8 @@ class NonFiniteGuard:
         self._skipped = 0
         self._saved = 0
         late = model.device.type == 'cuda' if late is None else late
-        self._late = late and isinstance(model, TellsItsSteps) and skip_by_themselves(model.optimizers)
-        self._steps = (SkippedByDevice if self._late else SkippedByHost)(model.optimizers)
+        self._late = late and isinstance(model, ReportsLossTerms) and all_fused(model.optimizers)
+        self._steps = (SkipOnDevice if self._late else SkipOnHost)(model.optimizers)
         self._pending: Iteration | None = None
         for key, loss in vars(model).items():
             if key.startswith('cri_') and isinstance(loss, nn.Module):
@@ -211,7 +211,7 @@ class NonFiniteGuard:
         terms = iteration.terms()
         bad_terms = [name for name, value in terms.items() if not math.isfinite(value)]
         images: list[str] = [key for key in ('lq', 'gt') if key in data and not torch.isfinite(data[key]).all()]
-        here = bad_terms + images if isinstance(self._model, TellsItsSteps) else images
+        here = bad_terms + images if isinstance(self._model, ReportsLossTerms) else images
         ranks = Ranks().gather({'bad': bad_terms + images, 'here': here, 'files': _files(data)})
         bad = list(dict.fromkeys(name for rank in ranks for name in rank['bad']))
         if bad or iteration.scale is None:
@@ -251,14 +251,14 @@ class NonFiniteGuard:
         self._in_a_row, self._skipped = state.get('in_a_row', 0), state.get('skipped', 0)
 
     def _terms(self) -> Callable[[], dict[str, float]]:
-        if not isinstance(self._model, TellsItsSteps):
+        if not isinstance(self._model, ReportsLossTerms):
             return lambda: dict(self._model.get_current_log())
-        terms = self._model.own_terms()
+        terms = self._model.loss_terms()
         return lambda: {name: value.mean().item() for name, value in terms.items()}
 
     def _scale(self) -> Tensor | None:
         """The loss scale if there is one, not read back as ``get_scale`` does."""
-        if isinstance(self._model, TellsItsSteps) and self._model.scaler.is_enabled():
+        if isinstance(self._model, ReportsLossTerms) and self._model.scaler.is_enabled():
             return self._model.scaler.scale(torch.ones((), device=self._model.device))
         return None
 
@@ -281,7 +281,7 @@ class NonFiniteGuard:
         paths = {key: list(data[key]) for key in ('lq_path', 'gt_path') if key in data}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            save_whole({'iteration': current_iter, 'terms': terms, **batch, **paths}, path)
+            atomic_torch_save({'iteration': current_iter, 'terms': terms, **batch, **paths}, path)
         except OSError as error:
             return f'batch not saved: {" ".join(str(error).split())}'
         self._saved += 1

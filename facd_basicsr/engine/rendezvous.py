@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from facd_basicsr.errors import LostRankError
+from facd_basicsr.errors import PeerFailedError
 
 JOINED, ENDED = b'joined', b'ended'
 TO_TELL = timedelta(seconds=10)
@@ -25,7 +25,7 @@ def join() -> dict[str, Any]:
         What ``init_process_group`` is to be given, so that there is no second connection to torchrun's store.
 
     Raises:
-        LostRankError: one has ended before.
+        PeerFailedError: one has ended before.
     """
     if not _by_torchrun():
         return {}
@@ -34,7 +34,7 @@ def join() -> dict[str, Any]:
     _joined.append(rank)
     for other in range(size):
         if store.get(_key(other)) == ENDED:
-            raise LostRankError(f'another rank, {other}, has ended before the first iteration')
+            raise PeerFailedError(f'another rank, {other}, has ended before the first iteration')
     return {'store': store, 'rank': rank, 'world_size': size}
 
 

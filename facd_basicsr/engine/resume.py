@@ -16,10 +16,10 @@ from basicsr.utils.misc import check_resume
 from facd_basicsr.data.resumable_sampler import ResumableSampler
 from facd_basicsr.engine.checkpoint import LATEST, Position, state_iterations
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.atomic import check_whole
+from facd_basicsr.files.atomic import verify_checksums
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.runtime.processes import Ranks
-from facd_basicsr.runtime.rng import restore_random_state
+from facd_basicsr.runtime.rng import restore_rng_state
 
 torch.serialization.add_safe_globals([Counter])  # BasicSR's schedulers keep their milestones in one
 
@@ -81,7 +81,7 @@ def read_state(path: Path, models: Path) -> dict[str, Any]:
         DamagedStateError: it or a network is missing, cut short or altered, or carries code.
     """
     try:
-        check_whole(path)
+        verify_checksums(path)
         state = torch.load(path, map_location='cpu', weights_only=True)
         iteration, *_ = (state[key] for key in ('iter', 'epoch', 'optimizers', 'schedulers'))
         networks = state.get('networks', {})
@@ -168,11 +168,11 @@ def resumed_position(state: dict[str, Any], sampler: ResumableSampler) -> tuple[
     return position, differences
 
 
-def resume_random(state: dict[str, Any], ranks: Ranks) -> None:
+def resume_rng(state: dict[str, Any], ranks: Ranks) -> None:
     """Restores this rank's generators, if the state has them and as many ranks as there are now."""
     random = state.get('random', [])
     if len(random) == ranks.size:
-        restore_random_state(random[ranks.rank])
+        restore_rng_state(random[ranks.rank])
 
 
 def describe(state: dict[str, Any], path: str, position: Position) -> str:

@@ -14,7 +14,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM announces pr
 ONE = 1.0  # seconds: what arrives sooner is the same signal, from the terminal and from torchrun for example
 
 
-def leave_to_the_main_process(worker_id: int) -> None:
+def worker_ignore_signals(worker_id: int) -> None:
     """For DataLoader's workers: Ctrl-C and SLURM signal all of a job's processes, and the main one still needs them.
 
     SIGTERM is heeded from the main process alone, which ends its workers by it.
@@ -38,7 +38,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Signals wait until its end. Processes that are started inside begin with them held back as well."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
@@ -48,7 +48,7 @@ def held_back() -> Iterator[None]:
 
 
 @contextmanager
-def ending_set_up() -> Iterator[None]:
+def stop_on_signal() -> Iterator[None]:
     """Where there is nothing to save a signal ends the process as soon as Python hears of it.
 
     Raises:

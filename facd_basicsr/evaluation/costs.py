@@ -102,7 +102,7 @@ def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
 
 def _counted(name: str, network: Network, size: tuple[int, int], scale: int) -> dict[str, Any]:
     output_size = (size[0] * scale, size[1] * scale)
-    with _refusals_named(name, network, size):
+    with _reraise(name, network, size):
         flop_count = flops(network.net, scale, output_size, network.num_in_ch, network.pad)
         left = footprint(network.net, size, network.num_in_ch, network.pad)
     return {
@@ -133,7 +133,7 @@ def _measure(
     for name, network in networks.items():
         inputs[name] = network.pad(torch.rand(1, network.num_in_ch, *size, device=device))
         if device.type == 'cuda':
-            with _refusals_named(name, network, size):
+            with _reraise(name, network, size):
                 found[name]['gpu_memory'] = peak_gpu_memory(network.net, inputs[name].clone())
     times = latencies_ms({name: (networks[name].net, lq) for name, lq in inputs.items()}, repeats, LIMIT, tell)
     for name, milliseconds in times.items():
@@ -141,7 +141,7 @@ def _measure(
 
 
 @contextmanager
-def _refusals_named(name: str, network: Network, size: tuple[int, int]) -> Iterator[None]:
+def _reraise(name: str, network: Network, size: tuple[int, int]) -> Iterator[None]:
     """Says whose forward failed. The network's own words are all there is to say what it accepts."""
     try:
         yield

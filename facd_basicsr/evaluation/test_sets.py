@@ -13,7 +13,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils import tensor2img
 
 from facd_basicsr.data.seeded_dataset import NamingDataset
-from facd_basicsr.errors import UserError, data_complaints
+from facd_basicsr.errors import UserError, reraise_data_errors
 from facd_basicsr.files.images import is_gray
 from facd_basicsr.options.option_check import did_you_mean
 
@@ -52,7 +52,7 @@ def build_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
                     'compared; test.py evaluates others'
                 )
         dataset_opt = copy.deepcopy(block) | {'phase': phase.split('_')[0], 'scale': opt['scale']}
-        with data_complaints():
+        with reraise_data_errors():
             dataset = build_dataset(dataset_opt)
         if not isinstance(dataset, PairedImageDataset):
             raise UserError(f'datasets.{phase}.type: {block["type"]}; accepted here: PairedImageDataset')

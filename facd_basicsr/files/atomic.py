@@ -15,7 +15,7 @@ import torch
 PARTIAL = '.partial_'  # before the name of a file that is being written
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def atomic_write(path: Path, content: bytes | memoryview) -> None:
     """Writes a file under a temporary name, flushes it to the disk and then gives it its name.
 
     Whenever the process is killed or the machine loses power, ``path`` is what it was before or all of ``content``.
@@ -23,7 +23,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: with the file's name; nothing of it is left.
     """
-    give_name(write_partial(path, [content]), path)
+    rename_into_place(write_partial(path, [content]), path)
 
 
 def partial_of(path: Path) -> Path:
@@ -32,7 +32,7 @@ def partial_of(path: Path) -> Path:
 
 
 def write_partial(path: Path, parts: Iterable[bytes | memoryview]) -> Path:
-    """The first half of :func:`write_whole`, for a content in parts: all of it is on the disk, under a temporary name.
+    """The first half of :func:`atomic_write`, for a content in parts: all of it is on the disk, under a temporary name.
 
     Raises:
         OSError: with the file's name; nothing of it is left, as after any error of what makes the parts.
@@ -52,8 +52,8 @@ def write_partial(path: Path, parts: Iterable[bytes | memoryview]) -> Path:
     return partial
 
 
-def give_name(partial: Path, path: Path) -> None:
-    """The second half of :func:`write_whole`.
+def rename_into_place(partial: Path, path: Path) -> None:
+    """The second half of :func:`atomic_write`.
 
     Raises:
         OSError: with the file's name; nothing of ``partial`` is left.
@@ -63,7 +63,7 @@ def give_name(partial: Path, path: Path) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise named(error, path) from error
-    flush_folder(path.parent)
+    fsync_directory(path.parent)
 
 
 def named(error: OSError, path: Path) -> OSError:
@@ -72,7 +72,7 @@ def named(error: OSError, path: Path) -> OSError:
     return OSError(number, os.strerror(number), str(path))
 
 
-def flush_folder(folder: Path) -> None:
+def fsync_directory(folder: Path) -> None:
     """Without this the new name itself may be lost with the machine's power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -84,7 +84,7 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def save_whole(content: Any, path: Path) -> str:
+def atomic_torch_save(content: Any, path: Path) -> str:
     """As ``torch.save``, whole or not at all.
 
     torch.save itself ends the process when the disk is full, or says no more than ``unexpected pos``.
@@ -93,16 +93,16 @@ def save_whole(content: Any, path: Path) -> str:
         The file's SHA-256.
 
     Raises:
-        OSError: as :func:`write_whole`.
+        OSError: as :func:`atomic_write`.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_whole(path, buffer.getbuffer())
+    atomic_write(path, buffer.getbuffer())
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
 @contextmanager
-def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+def atomic_write_group(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Temporary names for files of one folder, which get their own when all of them are written and checked.
 
     After an error nothing of them is left.
@@ -121,10 +121,10 @@ def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     finally:
         for partial in partials:
             partial.unlink(missing_ok=True)
-    flush_folder(paths[0].parent)
+    fsync_directory(paths[0].parent)
 
 
-def check_whole(path: Path) -> None:
+def verify_checksums(path: Path) -> None:
     """Compares every record of a file by ``torch.save`` with its checksum; ``torch.load`` does not.
 
     Raises:
@@ -136,7 +136,7 @@ def check_whole(path: Path) -> None:
         raise zipfile.BadZipFile(f'the checksum of {damaged} differs')
 
 
-def remove_partial(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
     """Removes what a killed process left unfinished."""
     for path in folder.glob(f'{PARTIAL}*'):
         path.unlink()

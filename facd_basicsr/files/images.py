@@ -46,7 +46,7 @@ def read_pixels(path: Path) -> tuple[np.ndarray, bytes | None]:
         UserError: the file is missing, empty, cut short, damaged, no image, or has more than 16 bits a channel.
     """
     # Pillow, as cv2 fills what a file that was cut short lacks with gray and does not say so
-    with damage_named(path):
+    with reraise_damaged(path):
         with Image.open(path) as image:
             if image.format == 'PNG':
                 image.verify()  # the checksum of every chunk, which decoding does not look at
@@ -81,7 +81,7 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: the file is missing, empty or no image.
     """
-    with damage_named(path), Image.open(path) as image:
+    with reraise_damaged(path), Image.open(path) as image:
         # of a PNG Pillow would decode all to look for EXIF
         lying = image.format in ('JPEG', 'MPO', 'WEBP') and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.width, image.height) if lying else (image.height, image.width)
@@ -126,7 +126,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def reraise_damaged(path: Path) -> Iterator[None]:
     """Turns what Pillow says about a damaged file into a :class:`UserError` that names it."""
     try:
         yield

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from facd_basicsr.losses.pairwise import own_and_later_l1, pairwise_l1
-from facd_basicsr.runtime.processes import all_samples, total
+from facd_basicsr.losses.pairwise import pairwise_l1, pairwise_l1_triu
+from facd_basicsr.runtime.processes import all_gather_samples, total
 
 NEGATIVES = ('upper', 'all', 'per_anchor')
 
@@ -34,9 +34,9 @@ def contrastive_loss(
     Returns:
         The loss, a scalar, and r = mean positive distance / mean negative distance, without gradient.
     """
-    teachers, first = all_samples(teacher_feat)  # (N', C, H, W), N' = samples on all ranks
+    teachers, first = all_gather_samples(teacher_feat)  # (N', C, H, W), N' = samples on all ranks
     if negatives == 'upper':  # then no other pairs count
-        d = own_and_later_l1(student_feat, teachers, first)  # (N, C, H, W) x (N', C, H, W) -> (N, N')
+        d = pairwise_l1_triu(student_feat, teachers, first)  # (N, C, H, W) x (N', C, H, W) -> (N, N')
     else:
         d = pairwise_l1(student_feat, teachers)
     n, n_all = d.shape

@@ -11,7 +11,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.losses.base import DistillLoss, DistillState, check_batch, check_not_negative, check_positive, sum_of
 from facd_basicsr.losses.pairwise import at_least_float32, pairwise_l1, sample_l1
 from facd_basicsr.losses.vgg import ENDS, WEIGHTS, VGGFeatures, load_vgg
-from facd_basicsr.runtime.processes import all_samples, ranks, total
+from facd_basicsr.runtime.processes import all_gather_samples, ranks, total
 
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
@@ -58,7 +58,7 @@ def csd_loss(
         UserError: fewer than two samples.
     """
     check_batch(state, 'CSDLoss')
-    lq = at_least_float32(all_samples(state.lq)[0][:num_negatives])  # (K, C, h, w)
+    lq = at_least_float32(all_gather_samples(state.lq)[0][:num_negatives])  # (K, C, h, w)
     with torch.no_grad():
         negatives = F.interpolate(lq, size=state.student.shape[2:], mode='bicubic')  # (K, C, H, W), not clamped
         teacher_feats, negative_feats = (

@@ -20,7 +20,7 @@ from facd_basicsr.losses.base import (
 )
 from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.pairwise import at_least_float32, full_precision
-from facd_basicsr.runtime.processes import all_samples
+from facd_basicsr.runtime.processes import all_gather_samples
 
 
 def infonce(student_feat: Tensor, teacher_feat: Tensor, alpha: Tensor, temperature: float = 0.07) -> Tensor:
@@ -36,7 +36,7 @@ def infonce(student_feat: Tensor, teacher_feat: Tensor, alpha: Tensor, temperatu
         Scalar; log of the number of samples where nothing is told apart. Its mean over ranks is one process's.
     """
     with full_precision(student_feat):
-        teachers, first = all_samples(at_least_float32(teacher_feat))  # (N', C, H, W)
+        teachers, first = all_gather_samples(at_least_float32(teacher_feat))  # (N', C, H, W)
         s = F.normalize(at_least_float32(student_feat).flatten(1), dim=1)  # (N, D)
         t = F.normalize(teachers.flatten(1), dim=1)  # (N', D)
         similarity = s @ t.T / temperature  # (N, D) x (D, N') -> (N, N')

@@ -9,7 +9,7 @@ from basicsr.utils import get_root_logger
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-ROWS = 4  # samples that share their columns in own_and_later_l1
+ROWS = 4  # samples that share their columns in pairwise_l1_triu
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def pairwise_l1(a: Tensor, b: Tensor) -> Tensor:
     return _l1_sums(a, b) / a.shape[1]
 
 
-def own_and_later_l1(a: Tensor, b: Tensor, first: int) -> Tensor:
+def pairwise_l1_triu(a: Tensor, b: Tensor, first: int) -> Tensor:
     """As :func:`pairwise_l1`, but most entries (i, k) with k < first + i are 0: a third less work on a CPU.
 
     Args:

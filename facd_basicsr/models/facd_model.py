@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import torch
 from basicsr.archs import build_network
-from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
@@ -52,11 +51,6 @@ class FACDModel(SafeSRModel):
         loss = cast(DistillLoss, build_loss(train_opt['distill_opt']))
         self.cri_distill = loss.prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
-        if self.opt['teacher'].get('winograd') and not (self.teacher.winograd and self.device.type == 'cpu'):
-            get_root_logger().warning(
-                'teacher.winograd: true changes nothing here; it is for CPUs with NNPACK, and 3x3 convolutions of 64 '
-                'channels or more.'
-            )
         student = self.get_bare_model(self.net_g)
         taps = self.opt.get('taps', [])
         self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')
@@ -90,9 +84,9 @@ class FACDModel(SafeSRModel):
             size: height and width of LQ; the training patch's if None.
         """
         lq = self._flat(1, size or self._patch_size())
-        with torch.no_grad(), self._execution_g.naming_layout_errors('train'):
+        with torch.no_grad(), self._execution_g.reraise_layout_errors('train'):
             _, student_feats = self.student_taps.run(self.get_bare_model(self.net_g), self._execution_g.laid_out(lq))
-        with self.teacher.execution.naming_layout_errors('teacher'):
+        with self.teacher.execution.reraise_layout_errors('teacher'):
             _, teacher_feats = self.teacher_taps.run(self.teacher, lq)
         return student_feats, teacher_feats
 
@@ -190,7 +184,7 @@ class FACDModel(SafeSRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
-        with self._execution_r.naming_compile_errors('train.compile_r'):
+        with self._execution_r.reraise_compile_errors('train.compile_r'):
             self._step(logs)
 
     def save(self, epoch: int, current_iter: int) -> None:

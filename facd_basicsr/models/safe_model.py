@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader
 from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.atomic import save_whole
+from facd_basicsr.files.atomic import atomic_torch_save
 from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.losses.base import sum_of
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.models.validation import feed_without_waiting, reach_in_tiles, validate
+from facd_basicsr.models.validation import feed_data_non_blocking, validate, validated_receptive_field
 from facd_basicsr.runtime.execution import Execution, set_tf32
 
 # float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
@@ -38,7 +38,7 @@ LOSS_SCALE = 2.0**10
 SCHEDULER_PROGRESS = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
 
 
-class TellsItsSteps(ABC):
+class ReportsLossTerms(ABC):
     """What a model may tell :class:`NonFiniteGuard` that BasicSR's models do not.
 
     Attributes:
@@ -51,7 +51,7 @@ class TellsItsSteps(ABC):
     device: torch.device
 
     @abstractmethod
-    def own_terms(self) -> dict[str, Tensor]:
+    def loss_terms(self) -> dict[str, Tensor]:
         """The last step's terms on this rank. ``get_current_log`` has their means over the ranks, on rank 0 only."""
 
 
@@ -66,7 +66,7 @@ class SafeModel(BaseModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.saved: dict[str, str] = {}
         super().__init__(opt)
-        self.reach = reach_in_tiles(self, type(self).nondist_validation is not SafeModel.nondist_validation)
+        self.reach = validated_receptive_field(self, type(self).nondist_validation is not SafeModel.nondist_validation)
 
     @master_only
     def save_network(
@@ -88,7 +88,7 @@ class SafeModel(BaseModel):
             for net, key in zip(nets, param_keys)
         }
         name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
-        self.saved[name] = save_whole(content, Path(self.opt['path']['models'], name))
+        self.saved[name] = atomic_torch_save(content, Path(self.opt['path']['models'], name))
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Nothing: engine/checkpoint.py writes it, with the loop's part and after all networks."""
@@ -186,13 +186,13 @@ class SafeModel(BaseModel):
             self._log_validation_metric_values(current_iter, name, tb_logger)
 
 
-class SafeSRModel(TellsItsSteps, SafeModel, SRModel):
+class SafeSRModel(ReportsLossTerms, SafeModel, SRModel):
     """SRModel, run as ``train.precision``, ``train.channels_last`` and ``train.compile`` say, as FACDModel runs its
     student: what a distillation is compared with differs from it by the loss alone. Without these keys it computes what
     SRModel does. Nothing is read back from the device in a step.
     """
 
-    feed_data = feed_without_waiting
+    feed_data = feed_data_non_blocking
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self._execution_g = Execution.of(opt.get('train', {}))
@@ -227,7 +227,7 @@ class SafeSRModel(TellsItsSteps, SafeModel, SRModel):
         self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
 
     def optimize_parameters(self, current_iter: int) -> None:
-        with self._execution_g.autocast(self.device), self._execution_g.naming_layout_errors('train'):
+        with self._execution_g.autocast(self.device), self._execution_g.reraise_layout_errors('train'):
             output = self._run_student(self.net_g, self._execution_g.laid_out(self.lq))
         self.output = at_least_float32(output)
         logs: dict[str, Tensor] = {}
@@ -242,7 +242,7 @@ class SafeSRModel(TellsItsSteps, SafeModel, SRModel):
         """Minimises the sum of the terms ``l_*``."""
         l_total = sum_of(value for name, value in logs.items() if name.startswith('l_'))
         self.optimizer_g.zero_grad()
-        with self._execution_g.naming_compile_errors('train.compile'):  # a backward is compiled when it is first run
+        with self._execution_g.reraise_compile_errors('train.compile'):  # a backward is compiled when it is first run
             self.scaler.scale(l_total).backward()
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
@@ -258,7 +258,7 @@ class SafeSRModel(TellsItsSteps, SafeModel, SRModel):
         if resume_state.get('scaler') and self.scaler.is_enabled():
             self.scaler.load_state_dict(resume_state['scaler'])
 
-    def own_terms(self) -> dict[str, Tensor]:
+    def loss_terms(self) -> dict[str, Tensor]:
         return self._logs
 
     def get_current_log(self) -> dict[str, float]:

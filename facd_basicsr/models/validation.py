@@ -18,14 +18,13 @@ from tqdm import tqdm
 
 from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.data.seeded_dataset import dataset_of
-from facd_basicsr.engine.winograd import Winograd, gains
 from facd_basicsr.errors import Stopped, UserError
 from facd_basicsr.runtime.metrics import scores, to_image
 from facd_basicsr.runtime.processes import Ranks
-from facd_basicsr.runtime.tiling import reach_of, tiled
+from facd_basicsr.runtime.tiling import receptive_field_radius, tiled
 
 
-def feed_without_waiting(self: SRModel, data: dict[str, Any]) -> None:
+def feed_data_non_blocking(self: SRModel, data: dict[str, Any]) -> None:
     """As ``SRModel.feed_data``, but that copies from pinned memory are not waited for."""
     self.lq = data['lq'].to(self.device, non_blocking=True)
     if 'gt' in data:
@@ -41,8 +40,7 @@ SCORED_LATER = 4  # images that may wait for their figures
 
 
 class ValidationNetwork(nn.Module):
-    """A network as validation runs it: in tiles if asked for, and on the CPU in the layout or by the algorithm that is
-    fastest there.
+    """A network as validation runs it: in tiles if asked for, and on the CPU in channels_last.
 
     Input (N, C, h, w); output (N, C, h * scale, w * scale).
 
@@ -54,7 +52,6 @@ class ValidationNetwork(nn.Module):
         super().__init__()
         self.net = net
         self._scale, self._tile, self._reach = scale, tile, reach
-        self._winograd = gains(net)
 
     def forward(self, lq: Tensor) -> Tensor:
         if self._tile and max(lq.shape[2:]) > self._tile:
@@ -62,22 +59,19 @@ class ValidationNetwork(nn.Module):
         return self._run(lq)
 
     def _run(self, lq: Tensor) -> Tensor:
-        if lq.device.type != 'cpu':
-            return self.net(lq)
-        if self._winograd:
-            with Winograd():
-                return self.net(lq)
-        return self.net(lq.contiguous(memory_format=torch.channels_last))
+        if lq.device.type == 'cpu':  # where this layout is the faster one
+            lq = lq.contiguous(memory_format=torch.channels_last)
+        return self.net(lq)
 
 
 def runs_as_basicsr(model: BaseModel) -> bool:
     """Whether an image passes through a model as through SRModel, so that batches, tiles and layouts are allowed."""
     methods = {name: getattr(type(model), name, None) for name in ('feed_data', 'test', 'get_current_visuals')}
-    fed = methods.pop('feed_data') in (SRModel.feed_data, feed_without_waiting)
+    fed = methods.pop('feed_data') in (SRModel.feed_data, feed_data_non_blocking)
     return fed and all(method is getattr(SRModel, name) for name, method in methods.items())
 
 
-def reach_in_tiles(model: BaseModel, own_validation: bool) -> int:
+def validated_receptive_field(model: BaseModel, own_validation: bool) -> int:
     """How far a model's network sees beyond the tiles of ``val.tile``; 0 without tiles.
 
     Args:
@@ -93,7 +87,7 @@ def reach_in_tiles(model: BaseModel, own_validation: bool) -> int:
     if own_validation or not runs_as_basicsr(model):
         raise UserError(f'val.tile: {tile} for {opt["model_type"]}, which tests in its own way; accepted: no val.tile')
     net = model.get_bare_model(model.net_g)
-    return reach_of(net, input_channels(opt['network_g']), opt['scale'], tile)
+    return receptive_field_radius(net, input_channels(opt['network_g']), opt['scale'], tile)
 
 
 def validate(
@@ -103,7 +97,7 @@ def validate(
 
     Args:
         model: SRModel or a model that passes images as it does.
-        reach: from :func:`reach_in_tiles`.
+        reach: from :func:`validated_receptive_field`.
         loader: of batches of one.
         current_iter, save_img: as ``nondist_validation`` has them.
 

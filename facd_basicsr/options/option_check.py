@@ -216,13 +216,6 @@ def check_execution(opt: dict[str, Any]) -> None:
             if block.get(key) is not None:
                 check_block(f'{where}.{key}', block[key], schema.COMPILE)
     _check_regressors(train_opt, 'network_r' in opt)
-    if teacher_opt.get('winograd'):
-        for key, fits in (('precision', 'fp32'), ('compile', None), ('channels_last', False)):
-            if teacher_opt.get(key, fits) != fits:
-                raise UserError(
-                    f'teacher.winograd: true, with {key}: {teacher_opt[key]}; accepted: one of them, for both say how '
-                    'convolutions run'
-                )
 
 
 def _check_regressors(train_opt: dict[str, Any], are_there: bool) -> None:

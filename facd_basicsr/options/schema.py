@@ -293,11 +293,6 @@ TEACHER = {
         'digits in its file name, if it carries some'
     ),
     **EXECUTION,
-    'winograd': Key(
-        (bool,),
-        default=False,
-        meaning="3x3 convolutions of a float32 teacher by Winograd's algorithm, on a CPU; not beside the three above",
-    ),
     'expect': Key((dict,), meaning='what it must score before training starts. Left out: not looked at'),
 }
 EXPECT = {

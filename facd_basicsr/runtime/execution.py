@@ -79,17 +79,17 @@ class Execution:
         """
         if self.compile is None:
             return function
-        with self.naming_compile_errors(where):
+        with self.reraise_compile_errors(where):
             compiled = torch.compile(function, **self.compile)
 
         def run(*args: Any) -> Any:
-            with self.naming_compile_errors(where):
+            with self.reraise_compile_errors(where):
                 return compiled(*args)
 
         return cast(Function, run)
 
     @contextmanager
-    def naming_compile_errors(self, where: str) -> Iterator[None]:
+    def reraise_compile_errors(self, where: str) -> Iterator[None]:
         """Turns what torch.compile raises into a UserError, where there is something compiled."""
         if self.compile is None:
             yield
@@ -115,7 +115,7 @@ class Execution:
         )
 
     @contextmanager
-    def naming_layout_errors(self, block: str) -> Iterator[None]:
+    def reraise_layout_errors(self, block: str) -> Iterator[None]:
         """Turns the error of a network that can not take channels_last into a UserError."""
         try:
             yield

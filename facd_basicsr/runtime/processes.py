@@ -1,6 +1,6 @@
 """What the processes of a run tell each other: sums and samples for losses, and plain Python values.
 
-All are the identity in a single process. With :func:`total` and :func:`all_samples`, R ranks
+All are the identity in a single process. With :func:`total` and :func:`all_gather_samples`, R ranks
 of N/R samples have the value and, under DistributedDataParallel's averaging, the gradient of one process with N.
 """
 
@@ -19,7 +19,7 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def all_samples(x: Tensor) -> tuple[Tensor, int]:
+def all_gather_samples(x: Tensor) -> tuple[Tensor, int]:
     """Every rank's ``x`` along the batch axis, without gradient, and the index of this rank's first sample.
 
     Args:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 
-def random_state() -> dict[str, Any]:
+def rng_state() -> dict[str, Any]:
     """The generators' states: Python's, NumPy's, torch's, and that of this process's GPU if it has used one."""
     name, keys, *rest = cast('tuple[str, np.ndarray, int, int, float]', np.random.get_state())
     state: dict[str, Any] = {'python': random.getstate(), 'numpy': (name, keys.tolist(), *rest)}
@@ -22,8 +22,8 @@ def random_state() -> dict[str, Any]:
     return state
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Sets the generators to what :func:`random_state` gave."""
+def restore_rng_state(state: dict[str, Any]) -> None:
+    """Sets the generators to what :func:`rng_state` gave."""
     random.setstate(state['python'])
     name, keys, *rest = state['numpy']
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
@@ -33,10 +33,10 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def preserved_random_state() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """Leaves the generators as they were."""
-    state = random_state()
+    state = rng_state()
     try:
         yield
     finally:
-        restore_random_state(state)
+        restore_rng_state(state)

@@ -21,7 +21,7 @@ def tiled(net: Callable[[Tensor], Tensor], lq: Tensor, scale: int, tile: int, re
         net: (N, C, h, w) -> (N, C, h * scale, w * scale) for all h and w.
         scale: its upscaling factor.
         tile: pixels of ``lq`` per side whose output is kept of each run.
-        reach: pixels of ``lq`` around them that go in too, from :func:`reach_of`.
+        reach: pixels of ``lq`` around them that go in too, from :func:`receptive_field_radius`.
     """
     parts = tiles(net, lq, scale, tile, reach)
     first = next(parts)
@@ -46,7 +46,7 @@ def _moved(part: slice, by: int) -> slice:
     return slice(part.start + by, part.stop + by)
 
 
-def reach_of(net: nn.Module, channels: int, scale: int, tile: int) -> int:
+def receptive_field_radius(net: nn.Module, channels: int, scale: int, tile: int) -> int:
     """How far from a pixel, in pixels of the input, a network looks: the overlap with which tiles join without seams.
 
     Nothing is assumed of its weights: a pixel that is no number makes all of the output that depends on it no number.
@@ -84,10 +84,10 @@ def reach_of(net: nn.Module, channels: int, scale: int, tile: int) -> int:
     return reach
 
 
-def reach_or_none(net: nn.Module, channels: int, scale: int, tile: int) -> int | None:
-    """As :func:`reach_of`; None of a network that can not be run in tiles."""
+def receptive_field_radius_or_none(net: nn.Module, channels: int, scale: int, tile: int) -> int | None:
+    """As :func:`receptive_field_radius`; None of a network that can not be run in tiles."""
     try:
-        return reach_of(net, channels, scale, tile)
+        return receptive_field_radius(net, channels, scale, tile)
     except UserError:
         return None
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from facd_basicsr.cli import SeveralValues, test_files_option
 from facd_basicsr.environment import versions
-from facd_basicsr.errors import UserError, disk_complaints
+from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation import tables as tables
 from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import load_methods
@@ -140,5 +140,5 @@ def command(
     """
     out = out or root_path() / 'results' / f'benchmark_{get_time_str()}'
     get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
-    with disk_complaints():
+    with reraise_disk_errors():
         benchmark(option_files, force_yml, train_file, out, gray_as_colour)

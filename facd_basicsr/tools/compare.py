@@ -32,7 +32,7 @@ from facd_basicsr.comparison.summary import (
     quality_table,
     to_csv,
 )
-from facd_basicsr.errors import UserError, disk_complaints
+from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation.figures import find_crops
 from facd_basicsr.evaluation.methods import BICUBIC, Method
 from facd_basicsr.evaluation.tables import LATEX_RULES, latex_table, markdown_table, text_table, to_json
@@ -165,8 +165,8 @@ def command(file: Path, jobs: int | None, iterations: int | None, pages: tuple[P
     if pages or file.suffix == '.json':
         if file.suffix != '.json' or not pages:
             raise UserError(f'{file}: accepted: a comparison file, or a results.json with --into PAGE.md')
-        with disk_complaints():
+        with reraise_disk_errors():
             fill_pages(file, pages)
         return
-    with disk_complaints():
+    with reraise_disk_errors():
         compare(file, jobs or max(1, torch.cuda.device_count()), iterations)

@@ -18,7 +18,7 @@ from facd_basicsr.deploy.export_formats import (
 )
 from facd_basicsr.deploy.graphs import require_onnx
 from facd_basicsr.deploy.student import Student, read_student
-from facd_basicsr.errors import UserError, disk_complaints
+from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.runs.run_folder import psnr_of
 
@@ -66,7 +66,7 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
     paths_of(stem, formats)
     student = measured(read_student(checkpoint, option_file, 'CHECKPOINT'), psnr_of(checkpoint))
     click.echo(_title(student))
-    with disk_complaints():
+    with reraise_disk_errors():
         written = export(student, stem, formats)
     for file in written:
         click.echo(_line(file))

@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from facd_basicsr.cli import SeveralValues, test_files_option
-from facd_basicsr.errors import UserError, disk_complaints
+from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation.figures import Crop, chosen_crop, crop_psnr, enlarge, find_crops, grid, marked, tinted
 from facd_basicsr.evaluation.methods import Method, load_methods
 from facd_basicsr.evaluation.tables import text_table
@@ -67,7 +67,7 @@ def draw_teacher_maps(student: Method, teacher: Method, maps: Sequence[TeacherMa
 
 
 def save(picture: Image.Image, out: Path) -> None:
-    with disk_complaints():
+    with reraise_disk_errors():
         picture.save(out)
     print(f'{out}: {picture.width}x{picture.height}')
 
@@ -75,7 +75,7 @@ def save(picture: Image.Image, out: Path) -> None:
 def check_out(out: Path) -> None:
     if out.suffix != '.png' or out.is_dir():
         raise UserError(f'--out: {out}; accepted: a file name that ends in .png')
-    with disk_complaints():
+    with reraise_disk_errors():
         out.parent.mkdir(parents=True, exist_ok=True)
 
 

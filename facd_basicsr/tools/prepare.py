@@ -12,7 +12,7 @@ from facd_basicsr.cli import SeveralValues
 from facd_basicsr.data.benchmark_sets import prepare_benchmarks
 from facd_basicsr.data.div2k import OFFICIAL_URL, prepare_div2k
 from facd_basicsr.data.folder_pairs import prepare_folders
-from facd_basicsr.errors import disk_complaints
+from facd_basicsr.errors import reraise_disk_errors
 
 Command = TypeVar('Command', bound=Callable[..., Any])
 
@@ -62,7 +62,7 @@ def div2k(scales: list[int], out: Path, url: str, workers: int) -> None:
     Example:
       facd prepare div2k --scale 2 3 4
     """
-    with disk_complaints():
+    with reraise_disk_errors():
         prepare_div2k(scales, out, url, workers)
 
 
@@ -102,7 +102,7 @@ def folder(
     name = folders[0].resolve().name.removesuffix('_HR') if name is None else name
     unit = math.lcm(*scales)
     step = max(unit, crop // 2 // unit * unit) if step is None else step
-    with disk_complaints():
+    with reraise_disk_errors():
         prepare_folders(folders, scales, out, name, crop, step, min_size, workers, hold_out)
 
 
@@ -120,5 +120,5 @@ def benchmarks(root: Path, scales: list[int], out: Path, workers: int) -> None:
     Example:
       facd prepare benchmarks downloads/benchmark
     """
-    with disk_complaints():
+    with reraise_disk_errors():
         prepare_benchmarks(root, out, scales, workers)

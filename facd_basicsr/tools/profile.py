@@ -10,10 +10,10 @@ import click
 from basicsr.utils import get_root_logger
 
 from facd_basicsr.cli import SeveralValues
-from facd_basicsr.errors import UserError, disk_complaints
+from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation.costs import cost_tables, costs
 from facd_basicsr.evaluation.tables import markdown_table, text_table
-from facd_basicsr.files.atomic import write_whole
+from facd_basicsr.files.atomic import atomic_write
 
 FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
     '.json': lambda result: json.dumps(result, indent=1),
@@ -53,5 +53,5 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
     result = costs(option_file, overrides, repeats)
     click.echo(cost_tables(result, text_table))
     if out is not None:
-        with disk_complaints():
-            write_whole(out, (FORMATS[out.suffix](result) + '\n').encode())
+        with reraise_disk_errors():
+            atomic_write(out, (FORMATS[out.suffix](result) + '\n').encode())

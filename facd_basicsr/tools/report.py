@@ -9,9 +9,9 @@ import click
 from basicsr.utils import get_root_logger
 from tqdm import tqdm
 
-from facd_basicsr.errors import UserError, disk_complaints
+from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation.test_sets import Pair
-from facd_basicsr.files.atomic import write_whole
+from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.report.page import page
 from facd_basicsr.report.results import Results, results_of
 from facd_basicsr.runs.run_folder import read_run_folder
@@ -42,8 +42,8 @@ def report(run_dir: Path, out: Path | None, table: bool = True) -> Path:
     _check_writable(out)
     results = results_of(run, _progress) if table else Results(notes=['No table and no crops: --no-table.'])
     text = page(run, results)
-    with disk_complaints():
-        write_whole(out, text.encode())
+    with reraise_disk_errors():
+        atomic_write(out, text.encode())
     return out
 
 
@@ -51,7 +51,7 @@ def _check_target(out: Path) -> None:
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f'--out: {out}; accepted: a file name in a folder that is there')
     if out.exists():
-        with disk_complaints(), out.open('rb') as file:
+        with reraise_disk_errors(), out.open('rb') as file:
             if OURS not in file.read(2000):
                 raise UserError(f'--out: {out} is there already, and no report; accepted: a new file, or a report')
 

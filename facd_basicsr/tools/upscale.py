@@ -11,7 +11,7 @@ from facd_basicsr.deploy.image_tree import Pair, is_one_file, pairs_of
 from facd_basicsr.deploy.student import read_student
 from facd_basicsr.deploy.upscale_images import UpscaleRecord, student_id, upscale_images
 from facd_basicsr.deploy.upscaler import Upscaler
-from facd_basicsr.errors import UserError, disk_complaints
+from facd_basicsr.errors import UserError, reraise_disk_errors
 
 LEFT_OUT = 3  # exit code; 1 is Python's for a crash, 2 for what a user can mend
 
@@ -79,7 +79,7 @@ def command(
     get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
     pairs = pairs_of(inputs, out, kind and f'.{kind}')
     found = read_student(student, option_file, '--student')
-    with disk_complaints():
+    with reraise_disk_errors():
         record = None if is_one_file(inputs, out) else UpscaleRecord(out, student_id(student, found.description))
         pending = pairs if overwrite else _unfinished(pairs, record)
         skipped = upscale_images(Upscaler(found, tile), pending, jobs, record) if pending else 0

@@ -204,11 +204,11 @@ def test_a_damaged_validation_image_is_named(own_folders):
 
 @pytest.mark.parametrize(('free', 'fits'), [(6 * 3 * (48 * 48 + 24 * 24) + 6 * 48, True), (0, False)])
 def test_images_that_do_not_fit_are_refused_before_they_are_decoded(data, monkeypatch, free, fits):
-    monkeypatch.setattr(decoded_pairs, 'free_memory', lambda: free)
+    monkeypatch.setattr(decoded_pairs, 'available_memory', lambda: free)
     block = block_of(data, ('HR.lmdb', 'LR.lmdb'), io_backend=MEMORY)
     if fits:  # to the byte
         build_ordered_dataset(block)
-        monkeypatch.setattr(decoded_pairs, 'free_memory', lambda: free - 1)
+        monkeypatch.setattr(decoded_pairs, 'available_memory', lambda: free - 1)
     monkeypatch.setattr(decoded_pairs, 'imfrombytes', None)
     with pytest.raises(
         UserError,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from facd_basicsr.data import shared_block
-from facd_basicsr.data.shared_block import SharedBlock, attach, new_block, one_for_each_machine
+from facd_basicsr.data.shared_block import SharedBlock, attach, create_once_per_node, new_block
 from facd_basicsr.errors import UserError
 
 
@@ -88,7 +88,7 @@ def on_ranks(size: int, make: Callable[[int], SharedBlock]) -> list:
 
     def work(rank: int) -> SharedBlock | UserError:
         try:
-            return one_for_each_machine(lambda: make(rank), ThreadRanks(rank, group))
+            return create_once_per_node(lambda: make(rank), ThreadRanks(rank, group))
         except UserError as error:
             return error
 

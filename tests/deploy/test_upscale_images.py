@@ -90,7 +90,7 @@ def test_an_image_may_have_more_pixels_than_pillow_takes_of_strangers(upscaler, 
 
 def test_an_image_for_whose_output_memory_is_short_is_not_begun(upscaler, tmp_path, monkeypatch, capsys):
     sources = written(tmp_path, 2)  # of 16x24 and 24x24, three channels and x2
-    monkeypatch.setattr('facd_basicsr.deploy.upscaler.free_memory', lambda: 16 * 24 * 12)
+    monkeypatch.setattr('facd_basicsr.deploy.upscaler.available_memory', lambda: 16 * 24 * 12)
     assert upscale_images(upscaler, pairs_to(tmp_path / 'out', sources), 1, None) == 1
     assert '1.png: takes more memory than there is' in capsys.readouterr().err
 

@@ -14,10 +14,9 @@ from basicsr.archs import build_network
 from conftest import TEACHER
 from distill.official_networks import official_edsr, official_rcan
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from facd_basicsr.distill.teacher import Teacher, build_teacher
-from facd_basicsr.engine.winograd import gains
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.state_dicts import load_state_dict
 
@@ -135,17 +134,6 @@ def test_the_teacher_has_its_own_precision_whatever_the_students(precision, dtyp
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert torch.equal(teacher(lq), alone)
     assert seen == [dtype, dtype] and alone.dtype == torch.float32
-
-
-@pytest.mark.skipif(not gains(nn.Conv2d(64, 64, 3)), reason='no NNPACK for this processor')
-def test_winograds_convolutions_change_a_wide_teacher_by_rounding_only(tmp_path):
-    network = {**TEACHER, 'num_feat': 64, 'num_block': 3}
-    torch.save({'params': build_network(network).state_dict()}, tmp_path / 'wide.pth')
-    opt = {'network': network, 'weights': str(tmp_path / 'wide.pth')}
-    lq = torch.rand(3, 3, 13, 10)
-    expected, found = (build_teacher({**opt, 'winograd': winograd}, SCALE)(lq) for winograd in (False, True))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert not torch.equal(found, expected)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused_with_what_differs(state_dict, tmp_path):

@@ -110,8 +110,8 @@ def killed_at_step(step: int) -> None:
     os.fsync = partial(counted, os.fsync)
     Path.replace = lambda path, target, replace=Path.replace: counted(replace, path, target)
     Path.unlink = lambda path, missing_ok=False, unlink=Path.unlink: counted(unlink, path, missing_ok)
-    write = atomic.write_whole
-    atomic.write_whole = partial(counted, write)
+    write = atomic.atomic_write
+    atomic.atomic_write = partial(counted, write)
 
 
 def killed_at_every(steps: range, opt: dict, folder: Path) -> None:
@@ -188,4 +188,4 @@ def test_a_disk_that_is_really_full_ends_the_run_in_a_line_and_leaves_the_last_c
     assert 'Traceback' not in done.stderr
     latest = (tmp_path / 'kept/tiny/training_states/latest').read_text().strip()
     assert latest in last_line
-    atomic.check_whole(tmp_path / 'kept/tiny/training_states' / latest)
+    atomic.verify_checksums(tmp_path / 'kept/tiny/training_states' / latest)

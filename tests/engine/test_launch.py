@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from facd_basicsr.engine import launch
-from facd_basicsr.errors import LostRankError, UserError
+from facd_basicsr.errors import PeerFailedError, UserError
 
 
 @pytest.mark.parametrize(
@@ -37,17 +37,17 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 
 def test_an_error_of_another_rank_is_told_from_one_of_this():
-    assert launch.lost_rank(RuntimeError('[/gloo/transport/tcp/pair.cc:553] Connection closed by peer'))
-    assert launch.lost_rank(torch.distributed.DistBackendError('NCCL communicator was aborted'))
-    assert not launch.lost_rank(torch.distributed.DistBackendError('ncclInvalidUsage: Duplicate GPU detected'))
-    assert not launch.lost_rank(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))
+    assert launch.is_peer_failure(RuntimeError('[/gloo/transport/tcp/pair.cc:553] Connection closed by peer'))
+    assert launch.is_peer_failure(torch.distributed.DistBackendError('NCCL communicator was aborted'))
+    assert not launch.is_peer_failure(torch.distributed.DistBackendError('ncclInvalidUsage: Duplicate GPU detected'))
+    assert not launch.is_peer_failure(RuntimeError('mat1 and mat2 shapes cannot be multiplied'))
 
 
 def test_a_lost_rank_is_named_in_one_line_and_other_errors_stay():
     message = r'^another rank has ended, or is out of reach \(\[gloo/transport/tcp/pair.cc:1\] Connection closed\)$'
-    with pytest.raises(LostRankError, match=message), launch.naming_a_lost_rank():
+    with pytest.raises(PeerFailedError, match=message), launch.reraise_peer_failure():
         raise RuntimeError('[gloo/transport/tcp/pair.cc:1]\nConnection closed')
-    with pytest.raises(RuntimeError, match=r'^mine$'), launch.naming_a_lost_rank():
+    with pytest.raises(RuntimeError, match=r'^mine$'), launch.reraise_peer_failure():
         raise RuntimeError('mine')
 
 

@@ -22,7 +22,7 @@ from basicsr.utils import get_root_logger
 from facd_basicsr.engine import nonfinite
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.errors import UserError
-from facd_basicsr.models.safe_model import TellsItsSteps
+from facd_basicsr.models.safe_model import ReportsLossTerms
 
 NAN, INF = float('nan'), float('inf')
 
@@ -56,7 +56,7 @@ class Plain(BaseModel):
         self.log_dict = self.reduce_loss_dict(self.terms)
 
 
-class Telling(TellsItsSteps, Plain):
+class Telling(ReportsLossTerms, Plain):
     """As FACDModel: says its own rank's terms, and has a scaler."""
 
     def __init__(self, fused: bool | None = None, **scaling: object) -> None:
@@ -70,18 +70,18 @@ class Telling(TellsItsSteps, Plain):
         self.scaler.step(self.optimizers[0])
         self.scaler.update()
 
-    def own_terms(self) -> dict[str, Tensor]:
+    def loss_terms(self) -> dict[str, Tensor]:
         return self.terms
 
 
-class Late(TellsItsSteps, Plain):
+class Late(ReportsLossTerms, Plain):
     """As Plain, but looked at when the next step has been queued."""
 
     def __init__(self) -> None:
         super().__init__(fused=True)
         self.scaler = torch.amp.GradScaler('cpu', enabled=False)
 
-    def own_terms(self) -> dict[str, Tensor]:
+    def loss_terms(self) -> dict[str, Tensor]:
         return self.terms
 
 

@@ -9,7 +9,7 @@ from facd_basicsr.data.resumable_sampler import ResumableSampler
 from facd_basicsr.engine.checkpoint import Position
 from facd_basicsr.engine.resume import load_resume_state, newest_first, resumed_position
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.atomic import save_whole
+from facd_basicsr.files.atomic import atomic_torch_save
 from facd_basicsr.runtime.processes import Ranks
 
 
@@ -30,11 +30,11 @@ def write_state(folder: Path, iteration: int) -> Path:
     networks = {}
     for net in 'gr':
         name = f'net_{net}_{iteration}.pth'
-        networks[name] = save_whole({'params': {'weight': torch.full((3,), float(iteration))}}, folder / name)
+        networks[name] = atomic_torch_save({'params': {'weight': torch.full((3,), float(iteration))}}, folder / name)
     path = folder / f'{iteration}.state'
     schedulers = [{'milestones': Counter([3])}]  # as BasicSR's
     state = {'epoch': 1, 'iter': iteration, 'optimizers': [], 'schedulers': schedulers, 'networks': networks}
-    save_whole(state, path)
+    atomic_torch_save(state, path)
     (folder / 'latest').write_text(f'{path.name}\n')
     return path
 

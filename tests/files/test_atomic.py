@@ -6,26 +6,32 @@ from pathlib import Path
 import pytest
 import torch
 
-from facd_basicsr.files.atomic import check_whole, remove_partial, save_whole, write_whole, written_together
+from facd_basicsr.files.atomic import (
+    atomic_torch_save,
+    atomic_write,
+    atomic_write_group,
+    remove_unfinished,
+    verify_checksums,
+)
 
 
 def test_a_file_is_written_and_replaced(tmp_path):
-    write_whole(tmp_path / 'file', b'first')
-    write_whole(tmp_path / 'file', b'second')
+    atomic_write(tmp_path / 'file', b'first')
+    atomic_write(tmp_path / 'file', b'second')
     assert (tmp_path / 'file').read_bytes() == b'second'
     assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
 @pytest.mark.parametrize(('owner', 'step'), [(os, 'fsync'), (Path, 'replace')])
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, owner, step):
-    write_whole(tmp_path / 'file', b'first')
+    atomic_write(tmp_path / 'file', b'first')
 
     def fail(*_: object) -> None:
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(owner, step, fail)
     with pytest.raises(OSError, match='No space left on device') as caught:
-        write_whole(tmp_path / 'file', b'second')
+        atomic_write(tmp_path / 'file', b'second')
     assert caught.value.filename == str(tmp_path / 'file')
     assert (tmp_path / 'file').read_bytes() == b'first'
     assert [path.name for path in tmp_path.iterdir()] == ['file']
@@ -45,41 +51,41 @@ def test_it_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_call_e
 
     monkeypatch.setattr(os, 'fsync', noted_fsync)
     monkeypatch.setattr(Path, 'replace', noted_replace)
-    write_whole(tmp_path / 'file', b'content')
+    atomic_write(tmp_path / 'file', b'content')
     assert steps == [f'flush {tmp_path}/.partial_file', f'name {tmp_path}/file', f'flush {tmp_path}']
 
 
 def test_what_is_saved_is_loaded_and_has_the_digest_that_is_returned(tmp_path):
-    digest = save_whole({'a': torch.arange(3)}, tmp_path / 'a.pth')
+    digest = atomic_torch_save({'a': torch.arange(3)}, tmp_path / 'a.pth')
     assert torch.equal(torch.load(tmp_path / 'a.pth', weights_only=True)['a'], torch.arange(3))
     assert digest == hashlib.sha256((tmp_path / 'a.pth').read_bytes()).hexdigest()
 
 
 def test_the_same_content_has_the_same_bytes_whatever_its_name(tmp_path):
-    digests = {save_whole({'a': torch.arange(3)}, tmp_path / name) for name in ('a.pth', 'b.state')}
+    digests = {atomic_torch_save({'a': torch.arange(3)}, tmp_path / name) for name in ('a.pth', 'b.state')}
     assert len(digests) == 1
 
 
 def test_an_altered_tensor_is_noticed_which_torch_loads_without_a_word(tmp_path):
     path = tmp_path / 'a.pth'
-    save_whole({'a': torch.full((50,), 7, dtype=torch.uint8)}, path)
-    check_whole(path)
+    atomic_torch_save({'a': torch.full((50,), 7, dtype=torch.uint8)}, path)
+    verify_checksums(path)
     path.write_bytes(path.read_bytes().replace(b'\7' * 50, b'\7' * 49 + b'\6'))
     assert torch.load(path, weights_only=True)['a'].sum() == 7 * 50 - 1
     with pytest.raises(zipfile.BadZipFile, match=r'the checksum of archive/data/0 differs'):
-        check_whole(path)
+        verify_checksums(path)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     for name in ('.partial_1.state', '1.state'):
         (tmp_path / name).touch()
-    remove_partial(tmp_path)
+    remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['1.state']
 
 
 def test_files_written_together_have_their_names_when_all_are_done(tmp_path):
     paths = [tmp_path / 'a', tmp_path / 'b']
-    with written_together(paths) as partials:
+    with atomic_write_group(paths) as partials:
         for partial, content in zip(partials, 'ab'):
             partial.write_text(content)
             assert not any(path.exists() for path in paths)
@@ -90,7 +96,7 @@ def test_files_written_together_have_their_names_when_all_are_done(tmp_path):
 def test_of_files_written_together_a_failure_leaves_none(tmp_path, missing):
     with (
         pytest.raises((RuntimeError, FileNotFoundError)),
-        written_together([tmp_path / 'a', tmp_path / 'b']) as partials,
+        atomic_write_group([tmp_path / 'a', tmp_path / 'b']) as partials,
     ):
         partials[0].write_text('a')
         if not missing:

@@ -11,7 +11,7 @@ from states import save_vgg, summed, widened
 from torch import Tensor
 
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
-from facd_basicsr.losses.pairwise import fused_sums, own_and_later_l1, pairwise_l1
+from facd_basicsr.losses.pairwise import fused_sums, pairwise_l1, pairwise_l1_triu
 from facd_basicsr.runtime.execution import tf32_of
 
 pytestmark = pytest.mark.gpu
@@ -194,9 +194,9 @@ def test_distances_to_own_and_later_samples_are_the_cpus(n, first, later, memory
     m = first + n + later
     a, b = features(n, 6 * 7 * 5).view(n, 6, 7, 5), features(m, 6 * 7 * 5, seed=1).view(m, 6, 7, 5)
     needed = torch.ones(n, m).triu(first)
-    expected = with_gradients(lambda a, b: own_and_later_l1(a, b, first), a.double(), b.double(), needed.double())
+    expected = with_gradients(lambda a, b: pairwise_l1_triu(a, b, first), a.double(), b.double(), needed.double())
     a, b = (x.to(DEVICE).contiguous(memory_format=memory_format) for x in (a, b))
-    found = with_gradients(lambda a, b: own_and_later_l1(a, b, first), a, b, needed.to(DEVICE))
+    found = with_gradients(lambda a, b: pairwise_l1_triu(a, b, first), a, b, needed.to(DEVICE))
     torch.testing.assert_close(found[0].cpu() * needed, expected[0].float() * needed)
     torch.testing.assert_close([x.cpu() for x in found[1:]], [x.float() for x in expected[1:]])
 

@@ -13,7 +13,7 @@ from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import parse_options, parser
 from facd_basicsr.runtime.execution import tf32_of
-from facd_basicsr.runtime.rng import random_state, restore_random_state
+from facd_basicsr.runtime.rng import restore_rng_state, rng_state
 from facd_basicsr.tools.check import memory_estimate
 
 pytestmark = pytest.mark.gpu
@@ -174,10 +174,10 @@ def test_batches_copied_ahead_are_those_of_the_loader(parsed, train_opt, workers
 
 def test_random_numbers_of_the_gpu_go_on_where_they_were():
     torch.rand(3, device='cuda')
-    state = random_state()
+    state = rng_state()
     expected = torch.rand(3, device='cuda')
     torch.rand(5, device='cuda')
-    restore_random_state(state)
+    restore_rng_state(state)
     assert torch.equal(torch.rand(3, device='cuda'), expected)
 
 

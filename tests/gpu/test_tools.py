@@ -24,7 +24,7 @@ from facd_basicsr.evaluation.costs import costs
 from facd_basicsr.options import parser
 from facd_basicsr.runtime.execution import tf32_of
 from facd_basicsr.runtime.metrics import as_input
-from facd_basicsr.runtime.tiling import reach_of
+from facd_basicsr.runtime.tiling import receptive_field_radius
 from facd_basicsr.test import test as evaluate
 from facd_basicsr.tools.benchmark import benchmark
 from facd_basicsr.tools.check import check
@@ -83,8 +83,8 @@ def test_the_reach_is_the_cpus_and_torchs_settings_are_left_as_they_were():
             before = flags.enabled, flags.benchmark, flags.allow_tf32, torch.backends.cuda.matmul.allow_tf32
             for block in (EDSR, {**EDSR, 'upscale': 3}):
                 net = student(block).net
-                of_cpu = reach_of(net, 3, block['upscale'], 64)
-                assert reach_of(net.cuda(), 3, block['upscale'], 64) == of_cpu == 12
+                of_cpu = receptive_field_radius(net, 3, block['upscale'], 64)
+                assert receptive_field_radius(net.cuda(), 3, block['upscale'], 64) == of_cpu == 12
             after = flags.enabled, flags.benchmark, flags.allow_tf32, torch.backends.cuda.matmul.allow_tf32
             assert after == before
 

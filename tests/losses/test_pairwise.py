@@ -7,7 +7,7 @@ from basicsr.utils import get_root_logger
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facd_basicsr.losses.pairwise import cdist_by_column, fused_sums, own_and_later_l1, pairwise_l1, sample_l1
+from facd_basicsr.losses.pairwise import cdist_by_column, fused_sums, pairwise_l1, pairwise_l1_triu, sample_l1
 
 
 def literal(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -30,7 +30,7 @@ def test_distances_to_own_and_later_samples_and_their_gradients_are_the_pairwise
     b = torch.randn(before + n + after, 2, 3, 4, generator=generator, dtype=torch.float64)
     needed = torch.ones(n, len(b)).triu(before)  # (i, k) with k >= before + i
     weight = needed * torch.randn(n, len(b), generator=generator, dtype=torch.float64)
-    found, expected = own_and_later_l1(a, b, before), pairwise_l1(a, b)
+    found, expected = pairwise_l1_triu(a, b, before), pairwise_l1(a, b)
     torch.testing.assert_close(found * needed, expected * needed)
     gradients = [torch.autograd.grad((weight * d).sum(), a)[0] for d in (found, expected)]
     torch.testing.assert_close(*gradients)

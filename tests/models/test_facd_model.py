@@ -1,6 +1,5 @@
 import copy
 import functools
-import logging
 import shutil
 from pathlib import Path
 
@@ -358,15 +357,6 @@ def test_each_network_has_its_own_memory_format_and_activations_follow(build, tr
         module.register_forward_hook(lambda _, __, output: seen.append(is_channels_last(output)))
     model.distill_state(**batch())
     assert seen == [student, regressors, teacher]
-
-
-def test_an_option_that_changes_nothing_here_is_said_in_the_log(build, train_opt, monkeypatch):
-    logger = logging.getLogger('of this test')
-    said = []
-    monkeypatch.setattr(logger, 'warning', said.append)
-    monkeypatch.setattr('facd_basicsr.models.facd_model.get_root_logger', lambda: logger)
-    build(changed(train_opt, 'teacher.winograd', True))  # a teacher of 6 channels
-    assert said == [said[0]] and said[0].startswith('teacher.winograd: true changes nothing here')
 
 
 def is_channels_last(x: torch.Tensor) -> bool:

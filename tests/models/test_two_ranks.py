@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from facd_basicsr.engine.launch import end_process
+from facd_basicsr.engine.launch import exit_now
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import parse_options, parser
@@ -60,7 +60,7 @@ def worker(option_file: Path) -> None:
     torch.compile = functools.partial(torch.compile, backend='aot_eager')  # captures graphs, needs no compiler
     found['compiled'] = step(option_file, 'FACDLoss', share, {'compile': {}, 'channels_last': True})
     torch.save(found, option_file.parent / f'{rank}.pth')
-    end_process(0)
+    exit_now(0)
 
 
 @pytest.fixture(scope='module')

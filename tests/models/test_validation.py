@@ -25,7 +25,7 @@ from facd_basicsr.test import test as run_test
 SIZES = [(48, 40), (32, 56), (48, 40), (40, 40), (48, 40), (32, 56)]  # of GT
 # dB of one image of 2,000 pixels, where each that is rounded to the next of the 8 bits counts 5e-5
 ROUNDING = 3e-4
-WIDE = {**STUDENT, 'num_feat': 64, 'num_block': 2}  # takes Winograd's convolutions
+WIDE = {**STUDENT, 'num_feat': 64, 'num_block': 2}
 RCAN = {'type': 'RCANStudent', 'num_feat': 4, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2}
 
 

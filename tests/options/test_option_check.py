@@ -218,14 +218,6 @@ def test_the_regressors_precision_must_go_with_the_students_in_one_backward(trai
     assert refusal(train_opt) == 'train.nonfinite.limit: 1; accepted with train.precision_r: fp16: 2 or more'
 
 
-@pytest.mark.parametrize(('key', 'value'), [('precision', 'bf16'), ('compile', {}), ('channels_last', True)])
-def test_winograds_convolutions_are_another_way_to_run_a_float32_teacher(train_opt, key, value):
-    train_opt['teacher'] |= {'winograd': True, 'precision': 'fp32', 'compile': None, 'channels_last': False}
-    check(train_opt, is_train=True)
-    train_opt['teacher'][key] = value
-    assert refusal(train_opt).startswith(f'teacher.winograd: true, with {key}: {value}; accepted: one of them')
-
-
 def test_how_regressors_run_is_refused_where_there_are_none(train_opt):
     train_opt['train']['compile_r'] = {}
     del train_opt['network_r']

@@ -15,7 +15,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from facd_basicsr.engine.launch import end_process
+from facd_basicsr.engine.launch import exit_now
 from facd_basicsr.losses import DistillLoss, DistillState
 from facd_basicsr.losses.contrastive import NEGATIVES
 from facd_basicsr.losses.csd_loss import csd_loss
@@ -27,7 +27,7 @@ from facd_basicsr.losses.infonce_loss import infonce_loss
 from facd_basicsr.losses.lfd_loss import lfd_loss
 from facd_basicsr.losses.lsfd_loss import lsfd_loss
 from facd_basicsr.losses.teacher_supervision_loss import TeacherSupervisionLoss
-from facd_basicsr.runtime.processes import all_samples, total
+from facd_basicsr.runtime.processes import all_gather_samples, total
 
 N, RANKS = 6, 2
 
@@ -86,7 +86,7 @@ def worker(folder: Path) -> None:
         logs = loss_of(net, part, name)
         results[name] = {'grad': [p.grad for p in net.parameters()], 'logs': logs}
     torch.save(results, folder / f'{rank}.pth')
-    end_process(0)
+    exit_now(0)
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +124,7 @@ def test_every_registered_loss_is_among_them():
 
 def test_in_one_process_both_are_the_identity():
     x = torch.rand(3, 2, requires_grad=True)
-    samples, first = all_samples(x)
+    samples, first = all_gather_samples(x)
     assert torch.equal(samples, x) and not samples.requires_grad and first == 0
     assert total(x) is x
 

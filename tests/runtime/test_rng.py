@@ -3,7 +3,7 @@ import random
 import numpy as np
 import torch
 
-from facd_basicsr.runtime.rng import preserved_random_state, random_state, restore_random_state
+from facd_basicsr.runtime.rng import preserve_rng_state, restore_rng_state, rng_state
 
 
 def draw() -> tuple[float, float, float, float]:
@@ -12,15 +12,15 @@ def draw() -> tuple[float, float, float, float]:
 
 def test_all_three_generators_go_on_from_a_state_that_was_saved(tmp_path):
     draw()  # leaves half of a pair of normal numbers in Python's and NumPy's
-    torch.save(random_state(), tmp_path / 'state')
+    torch.save(rng_state(), tmp_path / 'state')
     expected = [draw() for _ in range(3)]
     draw()
-    restore_random_state(torch.load(tmp_path / 'state', weights_only=True))
+    restore_rng_state(torch.load(tmp_path / 'state', weights_only=True))
     assert [draw() for _ in range(3)] == expected
 
 
 def test_what_is_drawn_inside_leaves_the_generators_alone():
-    state = random_state()
-    with preserved_random_state():
+    state = rng_state()
+    with preserve_rng_state():
         inside = draw()
-    assert random_state() == state and draw() == inside
+    assert rng_state() == state and draw() == inside

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.runtime.tiling import reach_of, reach_or_none, tiled
+from facd_basicsr.runtime.tiling import receptive_field_radius, receptive_field_radius_or_none, tiled
 
 RCAN = {'type': 'RCANStudent', 'num_feat': 4, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2}
 
@@ -27,18 +27,18 @@ def test_the_reach_is_that_of_the_convolutions():
         nn.Conv2d(2, 2, (5, 3), padding=(2, 1)),
         nn.Conv2d(2, 2, 3, padding=3, dilation=3),
     )
-    assert reach_of(net, 3, 2, 16) == 6
-    assert reach_of(Shuffled(nn.Conv2d(3, 2, 1)), 3, 2, 16) == 0
-    assert reach_of(Shuffled(nn.Conv2d(3, 2, (1, 101), padding=(0, 50))), 3, 2, 16) == 50
+    assert receptive_field_radius(net, 3, 2, 16) == 6
+    assert receptive_field_radius(Shuffled(nn.Conv2d(3, 2, 1)), 3, 2, 16) == 0
+    assert receptive_field_radius(Shuffled(nn.Conv2d(3, 2, (1, 101), padding=(0, 50))), 3, 2, 16) == 50
 
 
 def test_the_reach_of_edsr_does_not_depend_on_its_weights():
     net = build_network({**STUDENT, 'upscale': 4})
     # conv_first, 3 blocks of 2, conv_after_body, the first of the upsampler: 9 pixels; then 1/2 and 1/4: in the next
-    assert reach_of(net, 3, 4, 16) == 10
+    assert receptive_field_radius(net, 3, 4, 16) == 10
     for parameter in net.parameters():
         nn.init.zeros_(parameter)
-    assert net.training and reach_of(net, 3, 4, 16) == 10
+    assert net.training and receptive_field_radius(net, 3, 4, 16) == 10
 
 
 @settings(max_examples=15)
@@ -61,7 +61,7 @@ def test_tiles_join_to_the_whole_image(seed, height, width, tile, upscale):
 
 def test_with_less_than_the_reach_there_are_seams():
     net = Shuffled(*(nn.Conv2d(channels, 2, 3, padding=1) for channels in (3, 2, 2)))
-    reach = reach_of(net, 3, 2, 16)
+    reach = receptive_field_radius(net, 3, 2, 16)
     lq = torch.rand(1, 3, 24, 40)
     with torch.no_grad():
         assert torch.allclose(tiled(net, lq, 2, 16, reach), net(lq), atol=1e-6)
@@ -72,8 +72,8 @@ def test_a_network_that_looks_at_the_whole_image_is_refused_by_the_name_of_what_
     where = r'in body.0.residual_group.0.rcab.3.attention.0 \(AdaptiveAvgPool2d\)'
     message = rf'^val.tile: RCANStudent looks at the whole image, or farther than 512 pixels {where}; accepted for such'
     with pytest.raises(UserError, match=message):
-        reach_of(build_network(RCAN), 3, 2, 32)
-    assert reach_or_none(build_network(RCAN), 3, 2, 32) is None
+        receptive_field_radius(build_network(RCAN), 3, 2, 32)
+    assert receptive_field_radius_or_none(build_network(RCAN), 3, 2, 32) is None
 
 
 def test_a_network_that_looks_too_far_is_refused():
@@ -81,7 +81,7 @@ def test_a_network_that_looks_too_far_is_refused():
     with pytest.raises(
         UserError, match=r'^val.tile: Shuffled looks at the whole image, or farther than 512 pixels in 0 '
     ):
-        reach_of(far, 3, 2, 32)
+        receptive_field_radius(far, 3, 2, 32)
 
 
 class Checkered(nn.Module):
@@ -97,7 +97,7 @@ class Checkered(nn.Module):
 
 def test_a_network_whose_output_depends_on_where_a_tile_begins_is_refused():
     with pytest.raises(UserError, match='has an output that depends on where a tile begins'):
-        reach_of(Checkered(), 3, 1, 16)
+        receptive_field_radius(Checkered(), 3, 1, 16)
 
 
 class Windowed(nn.Module):
@@ -127,4 +127,4 @@ class Even(nn.Module):
 def test_a_network_that_does_not_take_tiles_of_every_size_is_refused(net):
     message = rf'val.tile: {type(net).__name__} does not run on tiles of every size \(.*\); accepted .* no val'
     with pytest.raises(UserError, match=message):
-        reach_of(net, 3, 1, 16)
+        receptive_field_radius(net, 3, 1, 16)

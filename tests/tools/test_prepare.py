@@ -12,7 +12,7 @@ from PIL import Image
 from facd_basicsr.cli import facd
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.data.paths import check_paths
-from facd_basicsr.errors import UserError, disk_complaints
+from facd_basicsr.errors import UserError, reraise_disk_errors
 
 
 @pytest.fixture
@@ -166,11 +166,11 @@ def test_what_the_disk_says_is_one_line(photographs, tmp_path):
     assert 'out: File exists; once that is mended, give the same command again' in refusal(
         'folder', photographs, '--scale', '2', '--out', tmp_path / 'out'
     )
-    with pytest.raises(UserError, match=r'^\[Errno 28\] No space left on device; once'), disk_complaints():
+    with pytest.raises(UserError, match=r'^\[Errno 28\] No space left on device; once'), reraise_disk_errors():
         raise OSError(28, 'No space left on device')
     with (
         pytest.raises(UserError, match=r'^mdb_txn_commit: Input/output error \(a full disk\?\)'),
-        disk_complaints(),
+        reraise_disk_errors(),
     ):
         raise lmdb.Error('mdb_txn_commit: Input/output error')
 
