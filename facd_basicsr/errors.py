@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import lmdb
 
@@ -58,6 +59,35 @@ def _say(line: str) -> None:
     sys.stderr.write(f'{line}\n')
 
 
+def one_line(error: BaseException, length: int | None = None) -> str:
+    """What an error says in one line, by default all of it; its class, if it says nothing."""
+    return (' '.join(str(error).split()) or type(error).__name__)[:length]
+
+
+Raised = TypeVar('Raised', bound=Exception)
+
+
+@contextmanager
+def reraise(
+    errors: type[Raised] | tuple[type[Raised], ...], translated: Callable[[Raised], Exception | None]
+) -> Iterator[None]:
+    """Turns errors of others into one of this package. A :class:`UserError` stays as it is.
+
+    Args:
+        errors: the classes that are looked at.
+        translated: gives the error to raise instead, or None for one that stays.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as error:
+        other = translated(error)
+        if other is None:
+            raise
+        raise other from error
+
+
 @contextmanager
 def advising(advice: str) -> Iterator[None]:
     """Ends the line of a :class:`UserError` in what else can be done."""
@@ -67,25 +97,22 @@ def advising(advice: str) -> Iterator[None]:
         raise UserError(f'{error}; {advice}') from error
 
 
-@contextmanager
-def reraise_data_errors() -> Iterator[None]:
+def reraise_data_errors() -> AbstractContextManager[None]:
     """Turns what BasicSR's datasets say about their data, assertions mostly, into a :class:`UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (AssertionError, ValueError, OSError, lmdb.Error) as error:
-        reason = ' '.join(str(error).split())
-        raise UserError(f'datasets: {reason}; datasets/README.md describes the layout') from error
+    return reraise(
+        (AssertionError, ValueError, OSError, lmdb.Error),
+        lambda error: UserError(f'datasets: {one_line(error)}; datasets/README.md describes the layout'),
+    )
 
 
-@contextmanager
-def reraise_disk_errors() -> Iterator[None]:
-    """Turns what the disk says, that it is full or may not be written, into a :class:`UserError`."""
-    try:
-        yield
-    except OSError as error:
-        named = f'{error.filename}: {error.strerror}' if error.filename else str(error)
-        raise UserError(f'{named}; once that is mended, give the same command again') from error
-    except lmdb.Error as error:  # which for a full disk may say no more than input/output error
-        raise UserError(f'{error} (a full disk?); once that is mended, give the same command again') from error
+def reraise_disk_errors() -> AbstractContextManager[None]:
+    """Turns what the disk says, that it is full or not writable, into a :class:`UserError`."""
+
+    def translated(error: Exception) -> UserError:
+        if isinstance(error, OSError):
+            reason = f'{error.filename}: {error.strerror}' if error.filename else str(error)
+        else:  # LMDB, which for a full disk may say no more than input/output error
+            reason = f'{error} (a full disk?)'
+        return UserError(f'{reason}; once that is fixed, give the same command again')
+
+    return reraise((OSError, lmdb.Error), translated)

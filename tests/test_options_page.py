@@ -29,7 +29,12 @@ TEXT = PAGE.read_text(encoding='utf-8')
 MADE = options_page.tables()
 EXAMPLES = re.findall(r'```yaml\n(.*?)```', TEXT, flags=re.DOTALL)
 TABLES = {name: own for name, own in vars(schema).items() if isinstance(own, dict) and name.isupper()}
-TABLES = {name: own for name, own in TABLES.items() if all(isinstance(key, Key) for key in own.values())}
+OF_ARGUMENTS = ('NETWORK', 'REGRESSOR', 'LOSS', 'PERCEPTUAL', 'METRIC', 'OPTIM', 'SCHEDULER')  # docstrings say the rest
+TABLES = {
+    name: own
+    for name, own in TABLES.items()
+    if all(isinstance(key, Key) for key in own.values()) and name.removesuffix('_KEYS') not in OF_ARGUMENTS
+}
 
 
 def rows(text: str) -> list[list[str]]:

@@ -17,6 +17,7 @@ import torch
 from facd_basicsr.comparison.plan import Comparison, Run
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.tables import to_json
+from facd_basicsr.files.atomic import atomic_path, atomic_write
 from facd_basicsr.options import load_yaml
 from facd_basicsr.options.option_files import option_text
 from facd_basicsr.options.parse import load_options, root_path
@@ -84,18 +85,16 @@ def write_option_files(comparison: Comparison, folder: Folder) -> None:
     for run in runs:
         path = folder.option_file(run)
         if not path.is_file():
-            partial = path.with_suffix('.partial')
-            partial.write_text(option_text(run.opt), encoding='utf-8')
-            if run.seed == comparison.seeds[0]:
-                _check(run, partial)
-            partial.replace(path)
+            with atomic_path(path) as partial:
+                partial.write_text(option_text(run.opt), encoding='utf-8')
+                if run.seed == comparison.seeds[0]:
+                    _check(run, partial)
 
 
 def _check(run: Run, path: Path) -> None:
     try:
         load_options(str(path), [], is_train=True)
     except UserError as error:
-        path.unlink()
         raise UserError(f'methods.{run.method}: {str(error).removeprefix(f"{path}: ")}') from error
 
 
@@ -157,7 +156,7 @@ def train_all(
                     continue
                 del running[slot]
                 if process.returncode == 0:
-                    _write(folder.trained(run), {'jobs': jobs, 'threads': threads})
+                    atomic_write(folder.trained(run), to_json({'jobs': jobs, 'threads': threads}))
                     _remove_numbered(root_path() / 'experiments' / run.opt['name'])
                     waiting.insert(0, run)  # to be scored
                 else:
@@ -198,7 +197,7 @@ def _is_scored(run: Run, comparison: Comparison, folder: Folder) -> bool:
 
 def _score(run: Run, folder: Folder, finished: Callable[[Run, dict[str, Any]], dict[str, Any]]) -> None:
     record = finished(run, json.loads(folder.trained(run).read_text(encoding='utf-8')))
-    _write(folder.record(run), record)
+    atomic_write(folder.record(run), to_json(record))
     scores = ', '.join(f'{name} {found["psnr_y"]:.3f} dB' for name, found in record['means'].items())
     print(f'{run.name}: {scores}', flush=True)
 
@@ -226,12 +225,6 @@ def _remove_numbered(experiment: Path) -> None:
 def _last_line(output: Path, returncode: int) -> str:
     lines = output.read_text(encoding='utf-8', errors='replace').strip().splitlines()
     return f'{lines[-1] if lines else "no output"} (exit code {returncode}; {output})'
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_text(to_json(content), encoding='utf-8')
-    partial.replace(path)
 
 
 def read_records(comparison: Comparison, folder: Folder) -> Iterator[dict[str, Any]]:

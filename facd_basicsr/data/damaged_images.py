@@ -10,7 +10,7 @@ import lmdb
 from PIL import Image, UnidentifiedImageError
 
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes, png_shape
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.images import DAMAGED, reraise_damaged
 from facd_basicsr.files.parallel import in_threads
 from facd_basicsr.runtime.processes import Ranks
@@ -88,7 +88,7 @@ def _check_images(env: lmdb.Environment, path: Path, where: str, shapes: dict[st
             with Image.open(io.BytesIO(png)) as image:
                 read_whole(image)
         except DAMAGED as error:
-            raise UserError(f'{where}: {path}: {key} is damaged ({" ".join(str(error).split())})') from error
+            raise UserError(f'{where}: {path}: {key} is damaged ({one_line(error)})') from error
         if shape != shapes[key]:
             raise UserError(f'{where}: {path}: {key} is {shape}, but its meta_info.txt says {shapes[key]}')
 
@@ -117,7 +117,7 @@ def describe_damage(dataset: Any, index: int, error: Exception) -> str:
         UserError: not the image, but what holds all of them can't be read.
         AttributeError, TypeError: the error itself, where all files are whole: it is a fault of the dataset's code.
     """
-    reason = ' '.join(str(error).split())
+    reason = one_line(error)
     if not (hasattr(dataset, 'paths') and hasattr(dataset, 'file_client')):
         if isinstance(error, (AttributeError, TypeError)):
             raise error
@@ -137,7 +137,7 @@ def describe_damage(dataset: Any, index: int, error: Exception) -> str:
         except UnidentifiedImageError:  # whose text has an address in memory, another one each time
             return f'{_name(dataset, client, path)}: not a readable image (of no known format)'
         except DAMAGED as damage:
-            return f'{_name(dataset, client, path)}: not a readable image ({" ".join(str(damage).split())})'
+            return f'{_name(dataset, client, path)}: not a readable image ({one_line(damage)})'
     if isinstance(error, (AttributeError, TypeError)):
         raise error
     return f'{_name(dataset, "gt", next(iter(sorted(paths.values()))))}: {reason}'

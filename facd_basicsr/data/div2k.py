@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.data.record import are_finished
-from facd_basicsr.errors import UserError, advising
+from facd_basicsr.errors import UserError, advising, one_line
+from facd_basicsr.files.atomic import atomic_path
 from facd_basicsr.files.download import download
 from facd_basicsr.files.images import images_in, read_bgr
 
@@ -40,7 +41,7 @@ def unpack(archive: Path, folder: Path) -> None:
     # the last two are zipfile's for a compression that it does not know, and for an encrypted member
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(
-            f'{archive}: damaged or no zip archive ({" ".join(str(error).split())}); delete it to get it again'
+            f'{archive}: damaged or no zip archive ({one_line(error)}); delete it to get it again'
         ) from error
 
 
@@ -48,10 +49,8 @@ def _unpack_member(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path)
     if path.is_file() and path.stat().st_size == member.file_size:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.partial_{path.name}')
-    with zipped.open(member) as source, partial.open('wb') as target:  # reading to the end checks the CRC
-        shutil.copyfileobj(source, target, 2**20)
-    partial.replace(path)
+    with zipped.open(member) as source, atomic_path(path) as partial, partial.open('wb') as target:
+        shutil.copyfileobj(source, target, 2**20)  # reading to the end checks the CRC
 
 
 OFFICIAL_URL = 'https://data.vision.ee.ethz.ch/cvl/DIV2K/'

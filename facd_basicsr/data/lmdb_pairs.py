@@ -19,8 +19,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from facd_basicsr.data.record import are_finished, open_partial, partial_of
+from facd_basicsr.data.record import are_finished, open_partial
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.atomic import atomic_write, partial_of
 from facd_basicsr.files.parallel import results_of
 
 # Reads one source image: the scales that are asked for -> {scale: BGR uint8 (H / scale, W / scale, 3)}, 1 for HR. It
@@ -176,7 +177,7 @@ def _write_meta_info(env: lmdb.Environment, folder: Path) -> int:
     with env.begin(buffers=True) as txn:  # without buffers each PNG would be read whole
         shapes = {bytes(key).decode('ascii'): png_shape(bytes(png[:HEADER])) for key, png in txn.cursor()}
     lines = [f'{key}.png ({h},{w},{c}) {COMPRESSION}\n' for key, (h, w, c) in shapes.items()]
-    (folder / 'meta_info.txt').write_text(''.join(lines), encoding='utf-8')
+    atomic_write(folder / 'meta_info.txt', ''.join(lines))
     env.sync(True)
     return len(lines)
 

@@ -1,7 +1,7 @@
 """Training and validation loaders of an option dict, by BasicSR's datasets and loader."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from facd_basicsr.data.decoded_pairs import decoded_pairs
 from facd_basicsr.data.memory_pairs import MemoryPairs, file_backend, is_in_memory
 from facd_basicsr.data.resumable_sampler import ResumableSampler
 from facd_basicsr.data.seeded_dataset import DescribedDataset, NamingDataset, SeededDataset
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.runtime.processes import Ranks
 
 
@@ -101,18 +101,18 @@ def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]
     return _without_errors(_prefetched(loader, opt))
 
 
-@contextmanager
-def reraise_killed_worker() -> Iterator[None]:
+def reraise_killed_worker() -> AbstractContextManager[None]:
     """Turns what torch says when a worker process was killed, wherever in the main thread, into a UserError."""
-    try:
-        yield
-    except RuntimeError as error:
+
+    def translated(error: RuntimeError) -> UserError | None:
         if 'DataLoader worker (pid' not in str(error):  # not "Caught ... in DataLoader worker", which has a traceback
-            raise
-        raise UserError(
-            f'datasets.train: {" ".join(str(error).split())}; perhaps memory or /dev/shm is full (fewer '
-            'num_worker_per_gpu need less), or an LMDB was cut short (facd check reads all of it)'
-        ) from error
+            return None
+        return UserError(
+            f'datasets.train: {one_line(error)}; perhaps memory or /dev/shm is full (fewer num_worker_per_gpu need '
+            'less), or an LMDB was cut short (facd check reads all of it)'
+        )
+
+    return reraise(RuntimeError, translated)
 
 
 def _prefetched(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any] | Exception]:

@@ -1,14 +1,13 @@
 """Whether what an option file names is there and fits, checked before anything is created."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from facd_basicsr.data.damaged_images import check_files, check_lmdb, opened_lmdb
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, reraise
 from facd_basicsr.files.download import is_url
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size
 
@@ -190,10 +189,8 @@ def _expanded(path: str) -> str:
         return path
 
 
-@contextmanager
-def _reraise(where: str) -> Iterator[None]:
+def _reraise(where: str) -> AbstractContextManager[None]:
     """Says of which option key the disk speaks: a folder may not be read, a name is too long, a list is no text."""
-    try:
-        yield
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'{where}: can not be read ({error}); {DATA_PAGE}') from error
+    return reraise(
+        (OSError, UnicodeDecodeError), lambda error: UserError(f'{where}: cannot be read ({error}); {DATA_PAGE}')
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.atomic import atomic_write, partial_of
 
 RECORD = 'prepare.json'
 
@@ -14,11 +15,6 @@ RECORD = 'prepare.json'
 def files_of(paths: Sequence[Path]) -> list[list]:
     """Name, size and time of change of files, for a record."""
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-
-
-def partial_of(path: Path) -> Path:
-    """Where an output is built until it is whole."""
-    return path.with_name(f'.partial_{path.name}')
 
 
 def are_finished(paths: Iterable[Path], record: dict[str, Any]) -> bool:
@@ -67,9 +63,7 @@ def open_partial(path: Path, record: dict[str, Any], forget: Callable[[Path, Seq
         if stale:
             forget(partial, stale)
     partial.mkdir(parents=True, exist_ok=True)
-    unfinished = partial / f'.{RECORD}'
-    unfinished.write_text(json.dumps(record), encoding='utf-8')
-    unfinished.replace(partial / RECORD)
+    atomic_write(partial / RECORD, json.dumps(record))
     return partial
 
 

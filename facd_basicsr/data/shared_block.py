@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.runtime.processes import Ranks
 
 Address = tuple[int, int, int]  # a process, its file descriptor, bytes
@@ -86,7 +86,7 @@ def create_once_per_node(make: Callable[[], SharedBlock], ranks: Ranks) -> Share
         try:
             block = make()
         except (UserError, OSError, MemoryError) as error:
-            complaint = ' '.join(str(error).split()) or type(error).__name__
+            complaint = one_line(error)
     answers = ranks.gather((complaint, None if block is None else block.address))
     for complaint, _ in answers:
         if complaint is not None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from facd_basicsr.deploy.graphs import OPSET, channels, halved, onnx_bytes, program_bytes, read_program
 from facd_basicsr.deploy.student import METADATA, Description, Student, read_student
-from facd_basicsr.errors import UserError
-from facd_basicsr.files.atomic import atomic_write_group
+from facd_basicsr.errors import UserError, one_line
+from facd_basicsr.files.atomic import atomic_paths
 from facd_basicsr.runtime.tiling import receptive_field_radius_or_none
 
 STEP = 1 / 255  # of 8 bits, in [0, 1]
@@ -196,7 +196,7 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> list[Writ
         OSError: the disk is full.
     """
     paths, examples = paths_of(stem, formats), _examples(student)
-    with atomic_write_group(paths) as partials:
+    with atomic_paths(paths) as partials:
         return [
             _write(student, format, path, partial, examples) for format, path, partial in zip(formats, paths, partials)
         ]
@@ -226,7 +226,7 @@ def _difference(net: nn.Module, examples: Sequence[Example], format: Format) -> 
         try:
             sr = net(lq)
         except Exception as error:  # what onnxruntime and exported programs raise has no class in common
-            raise ValueError(f'not run on {size}: {" ".join(str(error).split())}') from error
+            raise ValueError(f'not run on {size}: {one_line(error)}') from error
         if sr.shape != expected.shape:
             raise ValueError(f'make {tuple(sr.shape)} instead of {tuple(expected.shape)} of {size}')
         if not sr.isfinite().all():
@@ -256,5 +256,5 @@ def _examples(student: Student) -> list[Example]:
             refusal = error
     raise UserError(
         f'network_g: {student.description.architecture} does not run on images of {sizes[0][1]} x {sizes[0][2]} '
-        f'({" ".join(str(refusal).split())}); accepted: a network that does'
+        f'({one_line(refusal)}); accepted: a network that does'
     ) from refusal

@@ -5,8 +5,7 @@ import importlib.util
 import io
 import json
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.deploy.onnx_network import INSTALL
 from facd_basicsr.deploy.student import METADATA, Description
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line, reraise
 
 OPSET = 17  # read by onnxruntime 1.12 (2022) and everything later
 INPUT, OUTPUT = 'lq', 'sr'
@@ -142,12 +141,11 @@ def _traceable(net: nn.Module) -> nn.Module:
     return net
 
 
-@contextmanager
-def _reraise_export_errors(description: Description, what: str, accepted: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # the exporters, and the networks that they run, raise errors of any class
-        reason = ' '.join(str(error).split())[:200]
-        raise UserError(
-            f'network_g: {description.architecture} can not be written as {what} ({reason}); accepted: {accepted}'
-        ) from error
+def _reraise_export_errors(description: Description, what: str, accepted: str) -> AbstractContextManager[None]:
+    return reraise(
+        Exception,  # the exporters, and the networks that they run, raise errors of any class
+        lambda error: UserError(
+            f'network_g: {description.architecture} cannot be written as {what} ({one_line(error, 200)}); accepted: '
+            f'{accepted}'
+        ),
+    )

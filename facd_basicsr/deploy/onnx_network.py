@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
 
 INSTALL = "`pip install 'facd_basicsr[onnx]'`"
 # Not all that onnxruntime has: TensorRT builds an engine, for minutes, for each size of image. TF32, CUDA's default,
@@ -41,7 +41,7 @@ class OnnxNetwork(nn.Module):
         try:
             self._session = onnxruntime.InferenceSession(str(path), providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no public class
-            reason = ' '.join(str(error).split())
+            reason = one_line(error)
             raise UserError(
                 f"{where}: {path} can't be read as ONNX ({reason}); accepted: a file by facd export"
             ) from error

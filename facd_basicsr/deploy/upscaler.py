@@ -18,7 +18,7 @@ from facd_basicsr.archs.tail_in_tiles import has_tail, with_tail_in_tiles
 from facd_basicsr.deploy.onnx_network import OnnxNetwork
 from facd_basicsr.deploy.student import Student
 from facd_basicsr.environment import available_memory
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.images import without_alpha
 from facd_basicsr.runtime.tiling import receptive_field_radius_or_none, tiles
 
@@ -172,4 +172,6 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     """What an error says in one line; of one that says nothing the line of code that it is from."""
-    return ' '.join(str(error).split()) or traceback.extract_tb(error.__traceback__)[-1].line or type(error).__name__
+    return (
+        one_line(error) if str(error).strip() else traceback.extract_tb(error.__traceback__)[-1].line or one_line(error)
+    )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.distill.layouts import LAYOUTS, network_block, recognise, to_basicsr
-from facd_basicsr.errors import UserError, advising
+from facd_basicsr.errors import UserError, advising, one_line
 from facd_basicsr.files.download import cached, is_url, sha256_of
 from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, load_exactly, without_prefix
 from facd_basicsr.runtime.execution import PRECISIONS, Execution
@@ -191,7 +191,7 @@ def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Exe
             f'its architectures, or a teacher.network block; {PAGE}'
         ) from error
     except (RuntimeError, ValueError, LookupError, AssertionError) as error:  # its detection was mistaken
-        reason = ' '.join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f'{where}: spandrel can not build it ({reason}); accepted: a teacher.network block') from error
     name = descriptor.architecture.name
     if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose != 'SR' or descriptor.scale != scale:

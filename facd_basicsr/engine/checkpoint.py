@@ -2,14 +2,13 @@
 
 import errno
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from facd_basicsr.data.resumable_sampler import ResumableSampler
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, reraise
 from facd_basicsr.files.atomic import atomic_torch_save, atomic_write
 from facd_basicsr.models.safe_model import SafeModel
 from facd_basicsr.runtime.processes import Ranks
@@ -108,8 +107,7 @@ class Checkpoints:
                 path.unlink()
 
 
-@contextmanager
-def reraise_disk_full(states: Path) -> Iterator[None]:
+def reraise_disk_full(states: Path) -> AbstractContextManager[None]:
     """Turns the errors of a full disk into one that says what is left; others stay.
 
     Args:
@@ -118,21 +116,22 @@ def reraise_disk_full(states: Path) -> Iterator[None]:
     Raises:
         UserError: the disk is full.
     """
-    try:
-        yield
-    except OSError as error:
+
+    def translated(error: OSError) -> UserError | None:
         # the last is BasicSR's for an image of a validation, which does not say why
         if error.errno not in FULL and 'Failed in writing images' not in str(error):
-            raise
+            return None
         latest = states / LATEST
         left = 'there is no checkpoint yet'
         if latest.is_file():
             name = latest.read_text(encoding='utf-8', errors='replace').strip()
-            left = f'{name} and its networks are whole, and --auto_resume goes on from there'
-        raise UserError(
+            left = f'{name} and its networks are complete, and --auto_resume resumes from there'
+        return UserError(
             f'{error.filename or states.parent}: {error.strerror or error}; {left} once there is room '
             '(logger.keep_last bounds the number of checkpoints)'
-        ) from error
+        )
+
+    return reraise(OSError, translated)
 
 
 def state_iterations(folder: Path) -> list[int]:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from basicsr.utils.dist_util import init_dist as basicsr_init_dist
 
 from facd_basicsr.engine.rendezvous import end_before_joining, join
-from facd_basicsr.errors import PeerFailedError, UserError
+from facd_basicsr.errors import PeerFailedError, UserError, one_line, reraise
 
 
 def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
@@ -82,16 +82,15 @@ def is_peer_failure(error: RuntimeError) -> bool:
     return 'gloo/transport' in str(error)
 
 
-@contextmanager
-def reraise_peer_failure() -> Iterator[None]:
+def reraise_peer_failure() -> AbstractContextManager[None]:
     """Turns the error by which another process's end is noticed into a :class:`PeerFailedError`; others stay."""
-    try:
-        yield
-    except RuntimeError as error:
+
+    def translated(error: RuntimeError) -> PeerFailedError | None:
         if not is_peer_failure(error):
-            raise
-        said = ' '.join(str(error).split())[:200]
-        raise PeerFailedError(f'another rank has ended, or is out of reach ({said})') from error
+            return None
+        return PeerFailedError(f'another rank has ended, or is out of reach ({one_line(error, 200)})')
+
+    return reraise(RuntimeError, translated)
 
 
 @contextmanager

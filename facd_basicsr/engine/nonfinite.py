@@ -14,7 +14,7 @@ from basicsr.utils.dist_util import get_dist_info, master_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_torch_save
 from facd_basicsr.models.safe_model import ReportsLossTerms
 from facd_basicsr.runtime.processes import Ranks
@@ -283,7 +283,7 @@ class NonFiniteGuard:
             self._folder.mkdir(parents=True, exist_ok=True)
             atomic_torch_save({'iteration': current_iter, 'terms': terms, **batch, **paths}, path)
         except OSError as error:
-            return f'batch not saved: {" ".join(str(error).split())}'
+            return f'batch not saved: {one_line(error)}'
         self._saved += 1
         return f'batch saved as {path if world_size == 1 else path.with_name(f"iter_{current_iter}_rank*.pth")}'
 

@@ -15,7 +15,7 @@ from basicsr.utils.misc import check_resume
 
 from facd_basicsr.data.resumable_sampler import ResumableSampler
 from facd_basicsr.engine.checkpoint import LATEST, Position, state_iterations
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import verify_checksums
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.runtime.processes import Ranks
@@ -86,7 +86,7 @@ def read_state(path: Path, models: Path) -> dict[str, Any]:
         iteration, *_ = (state[key] for key in ('iter', 'epoch', 'optimizers', 'schedulers'))
         networks = state.get('networks', {})
     except UNREADABLE as error:
-        reason = ' '.join(str(error).split())[:100] or type(error).__name__
+        reason = one_line(error, 100)
         raise DamagedStateError(f'is no readable training state ({reason})') from error
     if not networks:  # by BasicSR, which does not say which networks there are
         networks = dict.fromkeys((file.name for file in models.glob(f'net_*_{iteration}.pth')), None)

@@ -1,8 +1,8 @@
 """What the networks of an option file cost, for the two sizes that efficient super-resolution papers state it for."""
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.environment import machine, versions
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.evaluation.complexity import (
     LQ_SIZE,
     OUTPUT_SIZE,
@@ -140,17 +140,16 @@ def _measure(
         found[name] |= {'latency_ms': round(statistics.median(milliseconds), 2), 'runs': len(milliseconds)}
 
 
-@contextmanager
-def _reraise(name: str, network: Network, size: tuple[int, int]) -> Iterator[None]:
+def _reraise(name: str, network: Network, size: tuple[int, int]) -> AbstractContextManager[None]:
     """Says whose forward failed. The network's own words are all there is to say what it accepts."""
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-        raise UserError(
-            f'{name}: {type(network.net).__name__} does not take an image of {words_of(size)} ({reason}); accepted: a '
-            'network that does, where it fits into memory'
-        ) from error
+    return reraise(
+        (RuntimeError, ValueError, TypeError, LookupError, AssertionError),
+        lambda error: UserError(
+            f'{name}: {type(network.net).__name__} does not take an image of {words_of(size)} '
+            f'({type(error).__name__}: {one_line(error, 300)}); accepted: a network that does, where it fits '
+            'into memory'
+        ),
+    )
 
 
 def words_of(size: Sequence[int]) -> str:

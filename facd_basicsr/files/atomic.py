@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes: a file is complete under its name or not there, whenever the process is killed."""
 
 import errno
 import hashlib
@@ -12,23 +12,56 @@ from typing import Any
 
 import torch
 
-PARTIAL = '.partial_'  # before the name of a file that is being written
+PARTIAL = '.partial_'  # before the name of a file or folder that is being written
 
 
-def atomic_write(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file under a temporary name, flushes it to the disk and then gives it its name.
+def partial_of(path: Path) -> Path:
+    """The temporary name of a file or folder that is being written."""
+    return path.with_name(PARTIAL + path.name)
+
+
+def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
+    """Writes a file under a temporary name, flushes it to the disk and renames it.
 
     Whenever the process is killed or the machine loses power, ``path`` is what it was before or all of ``content``.
+
+    Args:
+        content: text is written as UTF-8.
 
     Raises:
         OSError: with the file's name; nothing of it is left.
     """
-    rename_into_place(write_partial(path, [content]), path)
+    rename_into_place(write_partial(path, [content.encode() if isinstance(content, str) else content]), path)
 
 
-def partial_of(path: Path) -> Path:
-    """The temporary name of a file that is being written."""
-    return path.with_name(PARTIAL + path.name)
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """As :func:`atomic_write`, for what writes the file itself: gives the temporary name."""
+    with atomic_paths([path]) as (partial,):
+        yield partial
+
+
+@contextmanager
+def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Temporary names for files of one folder, which are renamed when all of them are written and checked.
+
+    After an error nothing of them is left.
+
+    Raises:
+        OSError: they cannot be flushed to the disk or renamed.
+    """
+    partials = [partial_of(path) for path in paths]
+    try:
+        yield partials
+        for partial in partials:
+            with partial.open('rb+') as file:
+                os.fsync(file.fileno())
+        for partial, path in zip(partials, paths):
+            partial.replace(path)
+    finally:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+    fsync_directory(paths[0].parent)
 
 
 def write_partial(path: Path, parts: Iterable[bytes | memoryview]) -> Path:
@@ -73,7 +106,7 @@ def named(error: OSError, path: Path) -> OSError:
 
 
 def fsync_directory(folder: Path) -> None:
-    """Without this the new name itself may be lost with the machine's power."""
+    """Flushes a folder to the disk: without it a new name may be lost when the machine loses power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -85,7 +118,7 @@ def fsync_directory(folder: Path) -> None:
 
 
 def atomic_torch_save(content: Any, path: Path) -> str:
-    """As ``torch.save``, whole or not at all.
+    """As ``torch.save``, atomically.
 
     torch.save itself ends the process when the disk is full, or says no more than ``unexpected pos``.
 
@@ -101,29 +134,6 @@ def atomic_torch_save(content: Any, path: Path) -> str:
     return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
-@contextmanager
-def atomic_write_group(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Temporary names for files of one folder, which get their own when all of them are written and checked.
-
-    After an error nothing of them is left.
-
-    Raises:
-        OSError: they can not be flushed to the disk or renamed.
-    """
-    partials = [partial_of(path) for path in paths]
-    try:
-        yield partials
-        for partial in partials:
-            with partial.open('rb+') as file:
-                os.fsync(file.fileno())
-        for partial, path in zip(partials, paths):
-            partial.replace(path)
-    finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
-    fsync_directory(paths[0].parent)
-
-
 def verify_checksums(path: Path) -> None:
     """Compares every record of a file by ``torch.save`` with its checksum; ``torch.load`` does not.
 
@@ -137,6 +147,6 @@ def verify_checksums(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a killed process left unfinished."""
+    """Removes the temporary files of a killed process."""
     for path in folder.glob(f'{PARTIAL}*'):
         path.unlink()

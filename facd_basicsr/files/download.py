@@ -14,7 +14,8 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
+from facd_basicsr.files.atomic import PARTIAL, fsync_directory, partial_of
 
 ATTEMPTS = 5  # in a row that bring nothing
 TIMEOUT = 30.0  # seconds without a byte
@@ -47,7 +48,7 @@ def download(
     if sha256 is not None and not re.fullmatch(DIGEST, sha256):
         raise UserError(f'{where}: sha256 {sha256!r}; accepted: 8 to 64 hexadecimal digits')
     lock = path.with_name(f'.{path.name}.lock')
-    part = path.with_name(f'.{path.name}.part')
+    part = partial_of(path)
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +57,7 @@ def download(
                     _fetch(url, part, where, pause)
                     _verify(part, path, where, sha256)
                     part.replace(path)
+                    fsync_directory(path.parent)
                     _forget(part)
                     lock.unlink(missing_ok=True)
                     return
@@ -146,7 +148,7 @@ def _reason(error: requests.RequestException) -> str:
         while innermost.__context__ is not None:
             innermost = innermost.__context__
         return f'no connection ({getattr(innermost, "strerror", None) or type(innermost).__name__})'
-    return ' '.join(str(error).split())
+    return one_line(error)
 
 
 def _attempt(url: str, part: Path, where: str) -> bool:
@@ -187,7 +189,14 @@ def _attempt(url: str, part: Path, where: str) -> bool:
         total = None if length is None else int(length)
         with (
             part.open('ab') as file,
-            tqdm(total=total, initial=start, desc=part.name[1:-5], unit='B', unit_scale=True, file=sys.stderr) as bar,
+            tqdm(
+                total=total,
+                initial=start,
+                desc=part.name.removeprefix(PARTIAL),
+                unit='B',
+                unit_scale=True,
+                file=sys.stderr,
+            ) as bar,
         ):
             for chunk in response.iter_content(CHUNK):
                 file.write(chunk)
@@ -198,7 +207,7 @@ def _attempt(url: str, part: Path, where: str) -> bool:
 
 
 def _verify(file: Path, path: Path, where: str, sha256: str | None) -> None:
-    """Checks the digest of ``path``, or of its ``.part``, which is deleted if it is another one."""
+    """Checks the digest of ``path``, or of its temporary file, which is deleted if it is another one."""
     if sha256 is None:
         return
     digest = sha256_of(file)

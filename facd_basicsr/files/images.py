@@ -5,7 +5,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line, reraise
+from facd_basicsr.files.atomic import atomic_write
 
 IMAGE_SUFFIXES = {'.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp'}
 # what Pillow raises for damaged files, according to where the damage is
@@ -119,25 +120,20 @@ def _is_named_as_image(path: Path) -> bool:
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Writes BGR uint8 (H, W, 3), under a temporary name until the file is whole."""
-    partial = path.with_name(f'.partial_{path.name}')
-    partial.write_bytes(cv2.imencode('.png', image)[1].tobytes())
-    partial.replace(path)
+    """Writes BGR uint8 (H, W, 3), atomically."""
+    atomic_write(path, cv2.imencode('.png', image)[1].tobytes())
 
 
-@contextmanager
-def reraise_damaged(path: Path) -> Iterator[None]:
+def reraise_damaged(path: Path) -> AbstractContextManager[None]:
     """Turns what Pillow says about a damaged file into a :class:`UserError` that names it."""
-    try:
-        yield
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f'{path}: no such file') from error
-    except DAMAGED as error:
+
+    def translated(error: Exception) -> UserError:
+        if isinstance(error, FileNotFoundError):
+            return UserError(f'{path}: no such file')
         empty = path.is_file() and path.stat().st_size == 0
-        reason = 'the file is empty' if empty else ' '.join(str(error).split())
-        raise UserError(f'{path}: not a readable image ({reason})') from error
+        return UserError(f'{path}: not a readable image ({"the file is empty" if empty else one_line(error)})')
+
+    return reraise((FileNotFoundError, *DAMAGED), translated)
 
 
 def _has_brightness_only(image: ImageFile.ImageFile) -> bool:
@@ -157,7 +153,7 @@ def _sixteen_bit(path: Path, gray: bool, transparent: int | tuple[int, int, int]
     try:
         pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:  # of images with too many pixels
-        raise UserError(f'{path}: OpenCV does not decode it ({" ".join(str(error).split())})') from error
+        raise UserError(f'{path}: OpenCV does not decode it ({one_line(error)})') from error
     if pixels is None or pixels.dtype != np.uint16:
         found = 'not decoded' if pixels is None else pixels.dtype
         raise UserError(f'{path}: {found}; accepted: integers of 8 or 16 bits a channel')

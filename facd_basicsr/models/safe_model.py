@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from facd_basicsr.archs.input_channels import input_channels
 from facd_basicsr.data.seeded_dataset import dataset_of
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_torch_save
 from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.losses.base import sum_of
@@ -128,7 +128,7 @@ class SafeModel(BaseModel):
         except (ValueError, KeyError) as error:
             raise UserError(
                 f'path.resume_state: {self.opt["path"]["resume_state"]} does not fit the networks and optimizers of '
-                f'the option file ({" ".join(str(error).split())}); accepted: a state of the same'
+                f'the option file ({one_line(error)}); accepted: a state of the same'
             ) from error
         for own, optimizer in zip(settings, self.optimizers):
             for key, value in _settings(optimizer).items():

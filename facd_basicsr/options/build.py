@@ -11,7 +11,7 @@ import torch
 from basicsr.archs import build_network
 from torch import nn
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.losses import DistillLoss, build_loss
 from facd_basicsr.options.option_check import check_network
 from facd_basicsr.options.schema import OPTIMIZERS, SCHEDULERS
@@ -75,7 +75,7 @@ def construct(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        reason = f'{type(error).__name__}: {one_line(error)}'
         for key in block:
             if key != 'type' and _builds({k: v for k, v in block.items() if k != key}, build):
                 raise UserError(f'{where}.{key}: {block[key]!r}; not accepted by {block["type"]} ({reason})') from error

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line, reraise
 
 # The dtype of each precision's autocast. tf32 rounds the factors of float32 products inside a GPU's matrix units.
 PRECISIONS = {'fp32': None, 'tf32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -108,24 +108,24 @@ class Execution:
 
     @staticmethod
     def _not_compiled(where: str, error: Exception) -> UserError:
-        reason = ' '.join(str(error).split())[:300]
+        reason = one_line(error, 300)
         return UserError(
             f'{where}: torch.compile failed ({reason}); accepted: no compile, or what it needs (on a CPU a C++ '
             'compiler, g++)'
         )
 
-    @contextmanager
-    def reraise_layout_errors(self, block: str) -> Iterator[None]:
-        """Turns the error of a network that can not take channels_last into a UserError."""
-        try:
-            yield
-        except RuntimeError as error:
+    def reraise_layout_errors(self, block: str) -> AbstractContextManager[None]:
+        """Turns the error of a network that cannot take channels_last into a UserError."""
+
+        def translated(error: RuntimeError) -> UserError | None:
             if not (self.channels_last and 'view' in str(error)):
-                raise
-            reason = ' '.join(str(error).split())[:200]
-            raise UserError(
+                return None
+            reason = one_line(error, 200)
+            return UserError(
                 f'{block}.channels_last: true, which this network does not take ({reason}); accepted: false'
-            ) from error
+            )
+
+        return reraise(RuntimeError, translated)
 
 
 def set_deterministic(deterministic: bool) -> None:

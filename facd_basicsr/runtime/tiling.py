@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.runtime.execution import tf32_of
 
 STRIP = 16  # pixels: across the direction in which the reach is measured
@@ -79,7 +79,7 @@ def receptive_field_radius(net: nn.Module, channels: int, scale: int, tile: int)
                 if not torch.allclose(tiled(net, lq, scale, tile, reach), net(lq), rtol=TOLERANCE, atol=TOLERANCE):
                     raise _refusal(net, 'has an output that depends on where a tile begins')
         except (RuntimeError, AssertionError) as error:
-            raise _refusal(net, f'does not run on tiles of every size ({" ".join(str(error).split())})') from error
+            raise _refusal(net, f'does not run on tiles of every size ({one_line(error)})') from error
     net.train(training)
     return reach
 

@@ -22,6 +22,7 @@ from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import load_methods
 from facd_basicsr.evaluation.tables import LATEX_RULES, latex_table, markdown_table, text_table
 from facd_basicsr.evaluation.test_sets import Pair, build_sets, pairs
+from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.options.parse import root_path
 
 
@@ -103,7 +104,7 @@ def _noting_gray(images: Iterable[Pair], notes: list[str], gray_as_colour: bool)
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding='utf-8')
+    atomic_write(path, text)
 
 
 @click.command(cls=SeveralValues)

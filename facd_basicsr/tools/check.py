@@ -16,7 +16,7 @@ from facd_basicsr.cli import SeveralValues
 from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.evaluation.complexity import flops, parameters, saved_activations
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models import FACDModel
@@ -117,7 +117,7 @@ def _flops(net: nn.Module, scale: int, num_in_ch: int, pad: Callable[[Tensor], T
     try:
         return f'{flops(net, scale, num_in_ch=num_in_ch, pad=pad) / 1e9:,.1f} G'
     except Exception as error:  # whatever a network does that can't be counted, it does not hinder training
-        return f'not counted ({" ".join(str(error).split())[:60]})'
+        return f'not counted ({one_line(error, 60)})'
 
 
 def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:

@@ -37,6 +37,7 @@ from facd_basicsr.evaluation.figures import find_crops
 from facd_basicsr.evaluation.methods import BICUBIC, Method
 from facd_basicsr.evaluation.tables import LATEX_RULES, latex_table, markdown_table, text_table, to_json
 from facd_basicsr.evaluation.test_sets import build_sets, pairs
+from facd_basicsr.files.atomic import atomic_path, atomic_write
 from facd_basicsr.options.parse import root_path
 from facd_basicsr.tools.figure import draw_crops
 
@@ -72,7 +73,7 @@ def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, A
             'latency_ms': latencies(comparison),
             'runs': list(read_records(comparison, folder)),
         }
-        (folder.root / 'results.json').write_text(to_json(results), encoding='utf-8')
+        atomic_write(folder.root / 'results.json', to_json(results))
         if results['runs']:
             write_report(results, folder.root)
             draw_pictures(comparison, results, folder.root)
@@ -94,9 +95,9 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     markdown = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in made.items()]
     markdown += [*(f'- {note}\n' for note in notes), f'{caption(results)}\n']
     latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in made.items()]
-    (folder / 'table.md').write_text('\n'.join(markdown), encoding='utf-8')
-    (folder / 'table.tex').write_text('\n'.join([f'{LATEX_RULES}\n', *latex]), encoding='utf-8')
-    (folder / 'table.csv').write_text(to_csv(results), encoding='utf-8')
+    atomic_write(folder / 'table.md', '\n'.join(markdown))
+    atomic_write(folder / 'table.tex', '\n'.join([f'{LATEX_RULES}\n', *latex]))
+    atomic_write(folder / 'table.csv', to_csv(results))
     for title, (header, rows, groups, _) in made.items():
         print(f'\n{title}\n\n{text_table(header, rows, groups)}')
     print('\n' + '\n'.join(notes))
@@ -105,14 +106,16 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
 
 def draw_pictures(comparison: Comparison, results: dict[str, Any], folder: Path) -> None:
     """curves.png of all seeds, and crops.png of the first seed's students whose checkpoints are there."""
-    draw_curves(by_method(results), f'{comparison.name}, x{comparison.scale}').savefig(folder / 'curves.png', dpi=110)
+    with atomic_path(folder / 'curves.png') as path:
+        draw_curves(by_method(results), f'{comparison.name}, x{comparison.scale}').savefig(path, dpi=110)
     runs = [run for run in comparison.runs() if run.seed == comparison.seeds[0] and checkpoint_of(run).is_file()]
     teacher = teacher_of(comparison)
     methods = [Method(BICUBIC, comparison.scale), *map(student_of, runs), *([] if teacher is None else [teacher])]
     images = list(pairs(build_sets(comparison.test_opt)))
     fitting = max(min(pair.gt.shape[:2]) for pair in images) - 2 * comparison.scale
     crops = find_crops(methods, images, min(CROP, fitting), CROPS)
-    draw_crops(methods, crops).save(folder / 'crops.png')
+    with atomic_path(folder / 'crops.png') as path:
+        draw_crops(methods, crops).save(path)
 
 
 def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
@@ -131,7 +134,7 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
             text = filled(page.read_text(encoding='utf-8'), results)
         except UserError as error:
             raise UserError(f'{page}: {error}') from error
-        page.write_text(text, encoding='utf-8')
+        atomic_write(page, text)
         print(f'{page}: {name}')
 
 

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from facd_basicsr.distill.layouts import DIV2K_MEAN, LAYOUTS, from_basicsr, network_block, recognise, to_basicsr
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
+from facd_basicsr.files.atomic import atomic_path
 from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, without_prefix
 
 SUFFIXES = ('.pth', '.pt', '.safetensors')
@@ -71,24 +72,21 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
 
 
 def _write(state_dict: dict[str, Tensor], target: Path, layout: str) -> None:
-    """Writes under a temporary name, and renames it once it reads back the same."""
-    partial = target.with_name(f'.partial_{target.name}')
+    """Writes atomically, once it reads back the same."""
     state_dict = {key: value.contiguous() for key, value in state_dict.items()}
     try:
-        if target.suffix == '.safetensors':
-            save_file(state_dict, partial)
-        else:
-            torch.save({'params': state_dict} if layout == 'basicsr' else state_dict, partial)
-        written = load_any_state_dict(partial, 'OUT')
-        if written.keys() != state_dict.keys() or not all(
-            torch.equal(written[key], state_dict[key]) for key in written
-        ):
-            raise UserError(f'OUT: {target} did not read back as it was written; accepted: a sound disk')
-        partial.rename(target)
+        with atomic_path(target) as partial:
+            if target.suffix == '.safetensors':
+                save_file(state_dict, partial)
+            else:
+                torch.save({'params': state_dict} if layout == 'basicsr' else state_dict, partial)
+            written = load_any_state_dict(partial, 'OUT')
+            if written.keys() != state_dict.keys() or not all(
+                torch.equal(written[key], state_dict[key]) for key in written
+            ):
+                raise UserError(f'OUT: {target}: verification failed after writing (disk error?)')
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
-        raise UserError(f'OUT: {target} can not be written ({" ".join(str(error).split())})') from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise UserError(f'OUT: {target} can not be written ({one_line(error)})') from error
 
 
 @click.command()

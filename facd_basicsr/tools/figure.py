@@ -21,6 +21,7 @@ from facd_basicsr.evaluation.methods import Method, load_methods
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.evaluation.teacher_map import TeacherMap, teacher_map
 from facd_basicsr.evaluation.test_sets import build_sets, select
+from facd_basicsr.files.atomic import atomic_path, atomic_write
 
 CELL = 192  # pixels of the picture for a crop, about
 
@@ -67,8 +68,8 @@ def draw_teacher_maps(student: Method, teacher: Method, maps: Sequence[TeacherMa
 
 
 def save(picture: Image.Image, out: Path) -> None:
-    with reraise_disk_errors():
-        picture.save(out)
+    with reraise_disk_errors(), atomic_path(out) as path:
+        picture.save(path)
     print(f'{out}: {picture.width}x{picture.height}')
 
 
@@ -217,7 +218,7 @@ def teacher_map_command(
         'share': lost / patches,
         'images': shares,
     }
-    out.with_suffix('.json').write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    atomic_write(out.with_suffix('.json'), json.dumps(results, indent=1) + '\n')
     print(f'{out.with_suffix(".json")}: the shares')
 
 

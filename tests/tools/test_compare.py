@@ -141,7 +141,7 @@ def test_the_pictures_show_every_method(finished, checkout):
 def in_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets ``facd compare`` run in this process, where Python need not start, and write into the checkout."""
     monkeypatch.chdir(checkout)
-    for module in ('tools.compare', 'comparison.run', 'comparison.record'):
+    for module in ('tools.compare', 'comparison.run', 'comparison.run_record'):
         monkeypatch.setattr(f'facd_basicsr.{module}.root_path', lambda: checkout)
 
 
