@@ -172,6 +172,5 @@ def _is_lack_of_memory(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     """What an error says in one line; of one that says nothing the line of code that it is from."""
-    return (
-        one_line(error) if str(error).strip() else traceback.extract_tb(error.__traceback__)[-1].line or one_line(error)
-    )
+    silent = not str(error).strip()
+    return (silent and traceback.extract_tb(error.__traceback__)[-1].line) or one_line(error)

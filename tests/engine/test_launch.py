@@ -49,11 +49,3 @@ def test_a_lost_rank_is_named_in_one_line_and_other_errors_stay():
         raise RuntimeError('[gloo/transport/tcp/pair.cc:1]\nConnection closed')
     with pytest.raises(RuntimeError, match=r'^mine$'), launch.reraise_peer_failure():
         raise RuntimeError('mine')
-
-
-def test_alone_ranks_ask_nobody():
-    ranks = launch.Ranks()
-    assert (ranks.rank, ranks.size) == (0, 1)
-    assert ranks.gather('x') == ['x'] and ranks.from_first('x') == 'x'
-    flags = iter([True])
-    assert ranks.begin_any(lambda: next(flags))() is True

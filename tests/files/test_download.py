@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.atomic import partial_of
 from facd_basicsr.files.download import cached, download
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
@@ -125,8 +126,8 @@ def test_a_connection_that_breaks_is_resumed_where_it_broke(server, tmp_path, va
 
 def break_off(path: Path) -> None:
     """Leaves the first 400,000 bytes, as a killed process does."""
-    path.with_name(f'.{path.name}.part').write_bytes(CONTENT[:400_000])
-    path.with_name(f'.{path.name}.part.version').write_text('"1"')
+    partial_of(path).write_bytes(CONTENT[:400_000])
+    partial_of(path).with_name(f'{partial_of(path).name}.version').write_text('"1"')
 
 
 def test_another_run_resumes_and_the_bar_starts_there(server, tmp_path, capsys):
@@ -155,7 +156,7 @@ def test_without_ranges_or_versions_a_broken_download_is_begun_anew(server, tmp_
 
 def test_what_was_whole_but_not_yet_renamed_is_taken(server, tmp_path):
     break_off(tmp_path / 'file.bin')
-    (tmp_path / '.file.bin.part').write_bytes(CONTENT)
+    (tmp_path / '.partial_file.bin').write_bytes(CONTENT)
     fetch(server, tmp_path / 'file.bin', SHA256)
     assert server.requests == [('bytes=1000000-', '"1"')]
 

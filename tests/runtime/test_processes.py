@@ -27,7 +27,7 @@ from facd_basicsr.losses.infonce_loss import infonce_loss
 from facd_basicsr.losses.lfd_loss import lfd_loss
 from facd_basicsr.losses.lsfd_loss import lsfd_loss
 from facd_basicsr.losses.teacher_supervision_loss import TeacherSupervisionLoss
-from facd_basicsr.runtime.processes import all_gather_samples, total
+from facd_basicsr.runtime.processes import Ranks, all_gather_samples, total
 
 N, RANKS = 6, 2
 
@@ -131,3 +131,11 @@ def test_in_one_process_both_are_the_identity():
 
 if __name__ == '__main__':
     worker(Path(sys.argv[1]))
+
+
+def test_alone_ranks_ask_nobody():
+    ranks = Ranks()
+    assert (ranks.rank, ranks.size) == (0, 1)
+    assert ranks.gather('x') == ['x'] and ranks.from_first('x') == 'x'
+    flags = iter([True])
+    assert ranks.begin_any(lambda: next(flags))() is True
