@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import lmdb
@@ -86,6 +87,15 @@ def reraise(
         if other is None:
             raise
         raise other from error
+
+
+@contextmanager
+def locating(where: str | Path) -> Iterator[None]:
+    """Begins the line of a :class:`UserError` with the file or key that it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f'{where}: {error}') from error
 
 
 @contextmanager

@@ -14,18 +14,18 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 
 # isort: split
 from basicsr.data import build_dataloader
-from basicsr.utils import get_time_str, make_exp_dirs
+from basicsr.utils import get_time_str, make_exp_dirs, set_random_seed
 from basicsr.utils.options import dict2str
 
 from facd_basicsr.data.loaders import build_ordered_dataset
 from facd_basicsr.data.seeded_dataset import NamingDataset
-from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure
+from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
 from facd_basicsr.errors import reraise_data_errors, run_command
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import build_model, check_pretrained
-from facd_basicsr.options import parse_options, parser
+from facd_basicsr.options import check_inputs, parse_options, parser
 from facd_basicsr.runtime.processes import Ranks
 
 FOLDERS = ('results_root', 'log', 'visualization')
@@ -47,6 +47,9 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         PeerFailedError: another process of the group has ended.
     """
     opt = parse_options(args, is_train=False, root=root)
+    start_ranks(opt, args.launcher)
+    check_inputs(opt, args.opt, is_train=False)
+    set_random_seed(opt['manual_seed'] + opt['rank'])
     with DeferredLog(opt['rank'], console) as log, reraise_peer_failure():
         ranks = Ranks()
         log.info(versions())

@@ -31,7 +31,7 @@ from facd_basicsr.data.loaders import Loaders, build_loaders, reraise_killed_wor
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position, reraise_disk_full
-from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure
+from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog, tensorboard
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
@@ -41,7 +41,7 @@ from facd_basicsr.environment import machine, versions
 from facd_basicsr.errors import UserError, reraise_data_errors, run_command
 from facd_basicsr.files.atomic import atomic_write, remove_unfinished
 from facd_basicsr.models.safe_model import SafeModel, build_model, check_pretrained
-from facd_basicsr.options import parse_options, parser
+from facd_basicsr.options import check_inputs, parse_options, parser
 from facd_basicsr.options.option_files import complete_text
 from facd_basicsr.runtime.execution import set_deterministic
 from facd_basicsr.runtime.processes import Ranks
@@ -69,6 +69,8 @@ def train(
     """
     with stop_on_signal(), reraise_killed_worker():
         opt = parse_options(args, is_train=True, root=root)
+        start_ranks(opt, args.launcher)
+        check_inputs(opt, args.opt, is_train=True)
         set_deterministic(opt.get('deterministic', False))
         with DeferredLog(opt['rank'], console) as log, reraise_peer_failure():
             log.info(versions())
@@ -106,7 +108,7 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
     if opt['seed_drawn']:
         drawn = opt['manual_seed'] if resume_state is None else resume_state.get('data', {}).get('seed')
         opt['manual_seed'] = ranks.from_first(drawn or opt['manual_seed'])
-        set_random_seed(opt['manual_seed'] + ranks.rank)
+    set_random_seed(opt['manual_seed'] + ranks.rank)
     for line in check_pretrained(opt):
         log.info(line)
     with reraise_data_errors():

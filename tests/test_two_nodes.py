@@ -61,13 +61,14 @@ def test_two_nodes_train_by_the_line_of_the_page(checkout, data, teacher_weights
 
 
 @pytest.mark.parametrize('node', [0, 1])
-def test_a_node_that_refuses_to_start_is_not_waited_for(checkout, data, teacher_weights, node):
+def test_a_node_that_lacks_the_data_is_not_waited_for(checkout, data, teacher_weights, node):
     opt = tiny_train_opt(data, teacher_weights) | {'name': 'refused'}
     files = [write_yml(opt, checkout / 'nodes.yml')] * 2
-    files[node] = checkout / 'absent.yml'
+    opt['datasets']['train']['dataroot_gt'] = str(checkout / 'absent.lmdb')
+    files[node] = write_yml(opt, checkout / 'lacking.yml')
     found = nodes(checkout, tuple(files))
     assert all(code != 0 for code, _ in found)
-    assert 'error: -opt: ' in found[node][1] and 'absent.yml: No such file' in found[node][1]
+    assert re.search(r'error: .*datasets\.train\.dataroot_gt: .*absent\.lmdb', found[node][1]), found[node][1]
     assert len(re.findall('^error: another rank', found[1 - node][1], re.MULTILINE)) == 1, found[1 - node][1]
     assert not (checkout / 'experiments/refused').exists()
 

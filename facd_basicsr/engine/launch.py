@@ -1,4 +1,4 @@
-"""The processes of a training: starting their group, and what they have to agree on."""
+"""The processes of a run: starting their group, noticing that one has ended, and ending."""
 
 import atexit
 import multiprocessing
@@ -14,8 +14,28 @@ import torch
 import torch.distributed as dist
 from basicsr.utils.dist_util import init_dist as basicsr_init_dist
 
-from facd_basicsr.engine.rendezvous import end_before_joining, join
 from facd_basicsr.errors import PeerFailedError, UserError, one_line, reraise
+from facd_basicsr.runtime.processes import Ranks
+
+
+def start_ranks(opt: dict[str, Any], launcher: str) -> None:
+    """Joins the process group, if there is one, and fills in ``rank`` and ``world_size``.
+
+    Before data and checkpoints are looked at: a rank that then ends, as its node lacks the data, breaks the
+    connections of the others, which end too.
+
+    Args:
+        opt: from :func:`facd_basicsr.options.parse_options`.
+        launcher: ``none``, ``pytorch`` (torchrun) or ``slurm``.
+
+    Raises:
+        UserError, PeerFailedError: as of :func:`init_dist`.
+    """
+    if opt['dist']:
+        init_dist(launcher, opt['num_gpu'] > 0, opt.get('dist_params', {}))
+    with reraise_peer_failure():
+        ranks = Ranks()  # connects all ranks by gloo too
+    opt['rank'], opt['world_size'] = ranks.rank, ranks.size
 
 
 def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
@@ -49,9 +69,9 @@ def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
             elif on_gpu:
                 # torchrun sets the port itself, and BasicSR would pass it on to init_process_group
                 params = {key: value for key, value in dist_params.items() if key != 'port'}
-                basicsr_init_dist(launcher, **params, **join())
+                basicsr_init_dist(launcher, **params)
             else:
-                dist.init_process_group('gloo', **join())
+                dist.init_process_group('gloo')
     except (KeyError, ValueError, OSError, subprocess.CalledProcessError) as error:
         raise UserError(
             f'--launcher: {launcher}, but the launcher has not set its environment ({error}); accepted: start it as '
@@ -106,7 +126,6 @@ def exit_without_teardown() -> Iterator[None]:
         yield
     except BaseException as error:
         if not dist.is_initialized():
-            end_before_joining()
             raise
         status = error.code if isinstance(error, SystemExit) else 1
         code = status if isinstance(status, int) else int(status is not None)  # as Python's own end

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.utils import set_random_seed
-from basicsr.utils.dist_util import get_dist_info
 
 from facd_basicsr.data.paths import check_paths
-from facd_basicsr.engine.launch import init_dist
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, locating
 from facd_basicsr.options.build import dry_run
 from facd_basicsr.options.option_check import check
 from facd_basicsr.options.option_files import load_yaml, read_option_file
@@ -92,6 +89,32 @@ def load_options(
         path: the option file.
         overrides: ``--force_yml`` entries.
         is_train: whether it is meant for train.py or for test.py.
+        with_data, with_weights: as :func:`check_inputs` takes them.
+
+    Raises:
+        UserError: with the file's name, and the key, value and what is accepted.
+    """
+    opt = _checked(path, overrides, is_train)
+    check_inputs(opt, path, is_train, with_data, with_weights)
+    return opt
+
+
+def _checked(path: str, overrides: Sequence[str], is_train: bool) -> dict[str, Any]:
+    opt = read_options(path, overrides)
+    with locating(path):
+        check(opt, is_train)
+    return opt
+
+
+def check_inputs(
+    opt: dict[str, Any], path: str, is_train: bool, with_data: bool = True, with_weights: bool = True
+) -> None:
+    """Checks that data and checkpoints exist, and that networks, losses and optimizers can be built.
+
+    Args:
+        opt: options whose keys are checked; ``~`` in its paths is expanded.
+        path: its option file.
+        is_train: whether it is meant for train.py or for test.py.
         with_data: whether its datasets must be there.
         with_weights: whether its checkpoints must be there; that of a teacher without ``network`` block is to tell
             what the teacher is, and must be there in any case.
@@ -99,14 +122,9 @@ def load_options(
     Raises:
         UserError: with the file's name, and the key, value and what is accepted.
     """
-    opt = read_options(path, overrides)
-    try:
-        check(opt, is_train)
+    with locating(path):
         check_paths(_needed(opt, with_data, with_weights), is_train)
         dry_run(opt, is_train)
-    except UserError as error:
-        raise UserError(f'{path}: {error}') from error
-    return opt
 
 
 def _needed(opt: dict[str, Any], with_data: bool, with_weights: bool) -> dict[str, Any]:
@@ -122,7 +140,9 @@ def _needed(opt: dict[str, Any], with_data: bool, with_weights: bool) -> dict[st
 
 
 def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = None) -> dict[str, Any]:
-    """The option dict that BasicSR's parts expect, from the command line. Starts the process group and seeds.
+    """The option dict that BasicSR's parts expect, from the command line: of one process until ``start_ranks``.
+
+    Only keys and their values are checked; :func:`check_inputs` looks at what they name.
 
     Args:
         args: from :func:`parser`.
@@ -130,9 +150,9 @@ def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = 
         root: where results go; :func:`root_path` if None.
 
     Raises:
-        UserError: an option, a path or their combination is not accepted.
+        UserError: an option or the combination of some is not accepted.
     """
-    return complete_options(load_options(args.opt, args.force_yml, is_train), args, is_train, root)
+    return complete_options(_checked(args.opt, args.force_yml, is_train), args, is_train, root)
 
 
 def complete_options(
@@ -153,14 +173,10 @@ def complete_options(
             f'{args.opt}: num_gpu: {opt["num_gpu"]} without --launcher; accepted: 1, or several by '
             f'`torchrun --nproc_per_node={opt["num_gpu"]} facd_basicsr/train.py --launcher pytorch -opt {args.opt}`'
         )
-    opt['dist'] = args.launcher != 'none'
-    if opt['dist']:
-        init_dist(args.launcher, opt['num_gpu'] > 0, opt.get('dist_params', {}))
-    opt['rank'], opt['world_size'] = get_dist_info()
+    opt |= {'dist': args.launcher != 'none', 'rank': 0, 'world_size': 1}
     opt['seed_drawn'] = opt.get('manual_seed') is None
     if opt['seed_drawn']:
         opt['manual_seed'] = random.randint(1, 10000)
-    set_random_seed(opt['manual_seed'] + opt['rank'])
 
     if args.debug and not opt['name'].startswith('debug'):
         opt['name'] = 'debug_' + opt['name']
