@@ -17,7 +17,7 @@ INSTALL := $(PIP) install --constraint requirements/constraints.txt
 .PHONY: demo test test-all test-gpu coverage-page lint install results-gpu benchmarks
 
 demo: $(INSTALLED)
-	$(BIN)/python -m facd_basicsr.tools.demo
+	$(BIN)/python demo/demo.py
 
 # Two processes, for most of the time goes into starting Python; a file's tests share what its fixtures made.
 # What they run of the package is in coverage/html and coverage/coverage.json.

@@ -28,7 +28,7 @@ from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import check_inputs, parse_options, parser
 from facd_basicsr.runtime.processes import Ranks
 
-FOLDERS = ('results_root', 'log', 'visualization')
+TEST_FOLDERS = ('results_root', 'log', 'visualization')
 
 
 def test(args: argparse.Namespace, root: Path | None = None, console: bool = True) -> dict[str, dict[str, float]]:
@@ -63,7 +63,7 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
             ]
         model = build_model(opt)
 
-        make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
+        make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in TEST_FOLDERS}})
         ranks.wait()  # or another would write images into a folder that is yet to be moved aside
         log.write_to(Path(opt['path']['log'], f'test_{opt["name"]}_{get_time_str()}.log'))
         metrics = list(opt['val'].get('metrics') or {})

@@ -35,7 +35,7 @@ from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failu
 from facd_basicsr.engine.logs import DeferredLog, tensorboard
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
-from facd_basicsr.engine.resume import describe, load_resume_state, resume_rng, resumed_position
+from facd_basicsr.engine.resume import describe_resume, load_resume_state, resume_rng, resumed_position
 from facd_basicsr.engine.signals import stop_on_signal, worker_ignore_signals
 from facd_basicsr.environment import machine, versions
 from facd_basicsr.errors import UserError, reraise_data_errors, run_command
@@ -159,7 +159,7 @@ def _position(opt: dict[str, Any], training: Training, log: DeferredLog) -> Posi
             log.info(f'--auto_resume: no state in {opt["path"]["training_states"]}: starting from iteration 0.')
         return Position()
     position, differences = resumed_position(training.resume_state, training.loaders.sampler)
-    log.info(describe(training.resume_state, opt['path']['resume_state'], position))
+    log.info(describe_resume(training.resume_state, opt['path']['resume_state'], position))
     for difference in differences:
         log.warning(f'Not as if it had never been stopped: {difference}.')
     if position.iteration >= opt['train']['total_iter']:
@@ -168,7 +168,7 @@ def _position(opt: dict[str, Any], training: Training, log: DeferredLog) -> Posi
 
 
 # make_exp_dirs makes a folder of every path that it does not know, the value of param_key_g for one.
-FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualization')
+RUN_FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualization')
 
 
 def _check_folders(opt: dict[str, Any]) -> None:
@@ -186,13 +186,13 @@ def _make_folders(opt: dict[str, Any], option_file: Path, in_place: bool) -> Non
         in_place: whether to go on in the folders that are there; otherwise they are moved aside.
     """
     text = complete_text(str(option_file))  # first: it may lie in the folder that is moved aside
-    folders = [Path(opt['path'][key]) for key in FOLDERS]
+    folders = [Path(opt['path'][key]) for key in RUN_FOLDERS]
     if in_place:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
     else:
-        make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in FOLDERS}})
+        make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in RUN_FOLDERS}})
         if opt['logger']['use_tb_logger'] and 'debug' not in opt['name']:
             mkdir_and_rename(str(Path(opt['root_path'], 'tb_logger', opt['name'])))
     command = f'# {time.asctime()}\n# {" ".join(sys.argv)}\n\n'

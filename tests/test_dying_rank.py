@@ -10,7 +10,7 @@ import cv2
 import pytest
 from conftest import decoded, tiny_train_opt, write_yml
 
-from facd_basicsr.data.resumable_sampler import ResumableSampler
+from facd_basicsr.data.loaders import ResumableSampler
 
 MINUTE = 60
 TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')

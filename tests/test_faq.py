@@ -117,7 +117,7 @@ def plain_basicsr(desk: Desk) -> None:
 
 
 def images_larger_than_memory(desk: Desk) -> None:
-    desk.monkeypatch.setattr('facd_basicsr.data.decoded_pairs.available_memory', lambda: 1000)
+    desk.monkeypatch.setattr('facd_basicsr.data.memory_pairs.available_memory', lambda: 1000)
     tiny('datasets.train.io_backend', {'type': 'memory'})(desk)
 
 

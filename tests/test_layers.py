@@ -74,6 +74,24 @@ def test_an_arrow_that_leads_upwards_is_named(tmp_path):
     assert breaking(PACKAGE / 'report' / 'page.py', iter(['facd_basicsr.deploy.student.Student']))
 
 
+def defined(path: Path) -> Iterator[str]:
+    """The public functions, classes and constants of a module."""
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        else:
+            continue
+        yield from (name for name in names if not name.startswith('_'))
+
+
 def test_no_two_modules_have_the_same_name():
     counts = Counter(path.stem for path in MODULES if path.stem != '__init__')
     assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_no_two_modules_define_the_same_public_name():
+    counts = Counter(name for path in MODULES for name in set(defined(path)))
+    every_command_has = {'command', 'main'}
+    assert {name for name, count in counts.items() if count > 1} <= every_command_has

@@ -17,7 +17,7 @@ from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml, option_check, read_option_file, schema
 from facd_basicsr.options.build import dry_run
-from facd_basicsr.options.option_check import check, check_block
+from facd_basicsr.options.option_check import check_block, check_options
 from facd_basicsr.options.option_files import merged
 from facd_basicsr.options.signatures import Key
 from facd_basicsr.runtime.execution import Execution
@@ -122,7 +122,7 @@ def test_every_example_is_accepted_as_a_part_of_a_complete_file(example):
     changes = load_yaml(example, 'docs/options.md')
     base = changes.pop('base', 'FACD_EDSR_x4.yml')
     opt = merged(read_option_file(str(REPOSITORY / 'options' / kind / base)), changes)
-    check(opt, is_train=kind == 'train')
+    check_options(opt, is_train=kind == 'train')
     dry_run({**opt, 'teacher': {}}, is_train=kind == 'train')  # its 43 M parameters are built by other tests
 
 

@@ -1,17 +1,38 @@
 """Networks, registered in BasicSR's ``ARCH_REGISTRY`` by being imported."""
 
 import importlib
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
+from basicsr.utils.registry import ARCH_REGISTRY
 
 from .regressor_arch import DeepRegressor
 from .student_arch import EDSRStudent, RCANStudent
 
+CHANNELS = ('num_in_ch', 'in_chans', 'in_channels')  # most networks', SwinIR's, RIDNet's
 CONVOLUTIONAL = (EDSR, EDSRStudent, RCAN, RCANStudent)  # these very classes: a class derived from one may add anything
 
 for _file in sorted(Path(__file__).parent.glob('*_arch.py')):
     importlib.import_module(f'{__name__}.{_file.stem}')
 
-__all__ = ['CONVOLUTIONAL', 'DeepRegressor', 'EDSRStudent', 'RCANStudent']
+
+def input_channels(network_opt: Mapping[str, Any]) -> int:
+    """Channels of a network's input, by its block in an option file, else by the default of its class, else 3.
+
+    Args:
+        network_opt: as ``network_g``. Its ``type`` may be one that is not registered, as an ONNX file's may.
+    """
+    parameters: Mapping[str, inspect.Parameter] = {}
+    with suppress(KeyError):
+        parameters = inspect.signature(ARCH_REGISTRY.get(network_opt['type'])).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    given = {**defaults, **network_opt}
+    return next((given[name] for name in CHANNELS if isinstance(given.get(name), int)), 3)
+
+
+__all__ = ['CONVOLUTIONAL', 'DeepRegressor', 'EDSRStudent', 'RCANStudent', 'input_channels']

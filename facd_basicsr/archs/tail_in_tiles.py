@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from facd_basicsr.archs import CONVOLUTIONAL
 from facd_basicsr.runtime.tiling import receptive_field_radius, tiled
 
-TILE = 128  # LQ pixels: 64 features of x4 take 160 MB
+TAIL_TILE = 128  # LQ pixels: 64 features of x4 take 160 MB
 
 
 class InTiles(nn.Module):
@@ -42,6 +42,6 @@ def with_tail_in_tiles(net: EDSR | RCAN, scale: int) -> nn.Module:
     """
     twin = copy.deepcopy(net, {id(parameter): parameter for parameter in net.parameters()})
     tail = nn.Sequential(twin.upsample, twin.conv_last)
-    twin.upsample = InTiles(tail, net.conv_last.in_channels, scale, TILE)
+    twin.upsample = InTiles(tail, net.conv_last.in_channels, scale, TAIL_TILE)
     twin.conv_last = nn.Identity()
     return twin.eval()

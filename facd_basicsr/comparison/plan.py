@@ -12,12 +12,12 @@ from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.options import load_yaml
-from facd_basicsr.options.option_check import check, check_block, check_type
+from facd_basicsr.options.option_check import check_block, check_options, check_type
 from facd_basicsr.options.option_files import BASE, merged, read_option_file
 from facd_basicsr.options.schema import EXECUTION
 from facd_basicsr.options.signatures import Key
 
-KEYS = {
+COMPARISON_KEYS = {
     'name': Key((str,), required=True),
     'seeds': Key((list,), required=True, items=(int,)),
     'baseline': Key((str,), required=True),
@@ -168,7 +168,7 @@ def read_comparison(path: Path) -> Comparison:
 
 
 def _comparison(content: dict[str, Any], path: Path) -> Comparison:
-    check_block('', content, KEYS)
+    check_block('', content, COMPARISON_KEYS)
     name, seeds, methods = content['name'], content['seeds'], content['methods']
     for key, value in [('name', name), *(('methods', method) for method in methods)]:
         if not (isinstance(value, str) and re.fullmatch(NAME, value)) or value in RESERVED:
@@ -199,7 +199,7 @@ def _method_options(method: str, block: Any, content: dict[str, Any], path: Path
     opt = merged(_resolved(where, block, path), content.get('common', {}))
     opt.setdefault('name', method)
     try:
-        check(opt, is_train=True)
+        check_options(opt, is_train=True)
     except UserError as error:
         raise UserError(f'{where}.{error}') from error
     return opt
@@ -209,7 +209,7 @@ def _test_options(block: dict[str, Any], path: Path) -> dict[str, Any]:
     """The options of the sets that are reported. They must be there; the file's checkpoint is not looked at."""
     opt = _resolved('test', block, path)
     try:
-        check(opt, is_train=False)
+        check_options(opt, is_train=False)
         check_paths({**opt, 'path': {}}, is_train=False)
     except UserError as error:
         raise UserError(f'test.{error}') from error

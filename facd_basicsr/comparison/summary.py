@@ -86,7 +86,7 @@ def by_method(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {method: found[method] for method in results['methods'] if method in found}
 
 
-def quality_table(results: Mapping[str, Any], metric: str = 'psnr_y') -> Table:
+def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Table:
     """Methods x sets: mean and standard deviation over seeds, and the paired difference to the baseline.
 
     Differences are marked by Holm-corrected paired t-tests, over the methods of a set; the best student is bold.
@@ -154,7 +154,7 @@ def cost_table(results: Mapping[str, Any]) -> Table:
     return Table(header, rows, [''] * len(header), set())
 
 
-def feature_table(results: Mapping[str, Any]) -> Table | None:
+def compared_features(results: Mapping[str, Any]) -> Table | None:
     """Table 4, the PSNR of features to the teacher's, and whether a regressor comes before; None where no run has it.
 
     The paper holds features with and without regressors not to be comparable.
@@ -163,7 +163,7 @@ def feature_table(results: Mapping[str, Any]) -> Table | None:
     have = [method for method, records in runs.items() if any(_features(record) for record in records)]
     if not have:
         return None
-    table = quality_table(
+    table = compared_quality(
         {**results, 'references': results['references'][:1], 'methods': have, 'baseline': None}, 'feature_psnr'
     )
     means = [[cell for column, cell in enumerate(row) if column < 2 or column % 2 == 0] for row in table.rows[1:]]
@@ -206,7 +206,7 @@ def caption(results: Mapping[str, Any]) -> str:
     return ' '.join(notes)
 
 
-def to_csv(results: Mapping[str, Any]) -> str:
+def records_csv(results: Mapping[str, Any]) -> str:
     """One line for each method, seed and set."""
     text = io.StringIO()
     costs = ('iterations', 'seconds_per_iter', 'train_seconds', 'parameters', 'flops')
@@ -256,9 +256,9 @@ def _blank(value: Any) -> Any:
 
 # What a page or table.md may show of a comparison, as Markdown.
 PARTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    'quality': lambda results: markdown_table(*quality_table(results)),
+    'quality': lambda results: markdown_table(*compared_quality(results)),
     'cost': lambda results: markdown_table(*cost_table(results)),
-    'features': lambda results: markdown_table(*table) if (table := feature_table(results)) else NONE,
+    'features': lambda results: markdown_table(*table) if (table := compared_features(results)) else NONE,
     'feature_notes': lambda results: '\n'.join(f'- {note}' for note in feature_notes(results)) or NONE,
     'caption': caption,
 }

@@ -11,7 +11,7 @@ from facd_basicsr.data.bicubic import METHOD, with_bicubic_lr
 from facd_basicsr.data.record import are_finished, files_of, open_partial
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size, images_in, is_gray, read_bgr, write_png
-from facd_basicsr.files.parallel import results_of
+from facd_basicsr.files.parallel import in_processes
 
 MULTIPLE = 12  # of 2, 3 and 4, so that every scale is tested on the same ground truth
 HR_FOLDERS = ('hr', 'gt', 'original')
@@ -86,7 +86,7 @@ def _write_set(images: Sequence[Path], path: Path, scales: Sequence[int], record
         targets = {scale: unfinished / folder / f'{image.stem}.png' for scale, folder in folders.items()}
         if not all(target.is_file() for target in targets.values()):
             calls[image.name] = partial(_write_image, image, targets)
-    with results_of(calls, workers) as results:
+    with in_processes(calls, workers) as results:
         for _ in tqdm(results, desc=path.name, total=len(images), initial=len(images) - len(calls), unit='image'):
             pass
     unfinished.rename(path)

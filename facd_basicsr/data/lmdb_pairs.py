@@ -22,7 +22,7 @@ from tqdm import tqdm
 from facd_basicsr.data.record import are_finished, open_partial
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.atomic import atomic_write, partial_of
-from facd_basicsr.files.parallel import results_of
+from facd_basicsr.files.parallel import in_processes
 
 # Reads one source image: the scales that are asked for -> {scale: BGR uint8 (H / scale, W / scale, 3)}, 1 for HR. It
 # is called in other processes, so it must be picklable.
@@ -120,7 +120,7 @@ def _fill(sources: Mapping[str, Source], folders: Mapping[int, Path], crop: int,
             stack.callback(env.close)
         todo = {key: source for key, source in sources.items() if not all(_holds(env, key) for env in envs.values())}
         calls = {key: partial(_encode, source, list(envs), crop, step) for key, source in todo.items()}
-        results = stack.enter_context(results_of(calls, workers))
+        results = stack.enter_context(in_processes(calls, workers))
         for key, parts in tqdm(
             results, total=len(sources), initial=len(sources) - len(todo), unit='image', disable=len(sources) < 2
         ):

@@ -9,7 +9,7 @@ from typing import Any
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.atomic import atomic_write, partial_of
 
-RECORD = 'prepare.json'
+PREPARE_RECORD = 'prepare.json'
 
 
 def files_of(paths: Sequence[Path]) -> list[list]:
@@ -33,7 +33,7 @@ def _is_finished(path: Path, record: dict[str, Any]) -> bool:
     if found == record:
         return True
     if found is None:
-        reason = f'without a {RECORD}, so not by this command'
+        reason = f'without a {PREPARE_RECORD}, so not by this command'
     else:
         keys = [key for key in record if found.get(key) != record[key]]
         reason = 'with other ' + ', '.join(
@@ -63,7 +63,7 @@ def open_partial(path: Path, record: dict[str, Any], forget: Callable[[Path, Seq
         if stale:
             forget(partial, stale)
     partial.mkdir(parents=True, exist_ok=True)
-    atomic_write(partial / RECORD, json.dumps(record))
+    atomic_write(partial / PREPARE_RECORD, json.dumps(record))
     return partial
 
 
@@ -74,6 +74,6 @@ def _settings(record: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / RECORD).read_text(encoding='utf-8'))
+        return json.loads((folder / PREPARE_RECORD).read_text(encoding='utf-8'))
     except (OSError, ValueError):
         return None

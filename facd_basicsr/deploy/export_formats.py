@@ -113,10 +113,10 @@ def _check_description(found: Description | None, student: Student) -> None:
 
 
 STEADY = 'one with the same output for the same image'  # any other reason is found before outputs are compared
-WEIGHTS = 'weights and arguments do not tell all of it'
+WEIGHTS_ALONE = 'weights and arguments do not tell all of it'
 BASIC = (
-    Format('.pth', _pth, _load_weights, "BasicSR's checkpoint, loaded strictly, weights equal", STEADY, WEIGHTS),
-    Format('.safetensors', _safetensors, _load_weights, 'loaded strictly, weights equal', STEADY, WEIGHTS),
+    Format('.pth', _pth, _load_weights, "BasicSR's checkpoint, loaded strictly, weights equal", STEADY, WEIGHTS_ALONE),
+    Format('.safetensors', _safetensors, _load_weights, 'loaded strictly, weights equal', STEADY, WEIGHTS_ALONE),
 )
 GRAPH = 'a graph does not decide by the size, as the network may'
 ONNX = Format('.onnx', _onnx, _load_onnx, f'ONNX, opset {OPSET}', '--no-onnx', GRAPH)
@@ -130,10 +130,10 @@ ONNX_FP16 = Format(
     HALF_ROUNDING,
 )
 TORCH_EXPORT = Format('.pt2', _program, _load_program, "torch.export's program", 'no --torch-export', GRAPH)
-FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)
+EXPORT_FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)
 
 
-TILE = 64  # in which the reach is put to the test
+TESTED_TILE = 64  # in which the reach is put to the test
 # Images, height, width to compare at, none that a graph is traced at; the second for those whose sizes must be even
 COMPARED = (((2, 24, 40), (1, 33, 17)), ((2, 64, 80), (1, 48, 32)))
 
@@ -160,7 +160,7 @@ class Written:
 def measured(student: Student, psnr: dict[str, float]) -> Student:
     """The student, its description complete with its reach, if it has one, and with figures, if there are any."""
     description = student.description
-    reach = receptive_field_radius_or_none(student.net, channels(description), description.scale, TILE)
+    reach = receptive_field_radius_or_none(student.net, channels(description), description.scale, TESTED_TILE)
     return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))
 
 
@@ -172,7 +172,7 @@ def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
     """
     if not stem.parent.is_dir():
         raise UserError(f'-o: no such folder: {stem.parent}')
-    if stem.suffix in {format.suffix for format in FORMATS}:
+    if stem.suffix in {format.suffix for format in EXPORT_FORMATS}:
         raise UserError(f'-o: {stem}; accepted: a name without suffix, as {stem.with_suffix("")}, for several files')
     if stem.is_dir():
         raise UserError(f'-o: {stem} is a folder; accepted: the name of files in it, as {stem / "student"}')
@@ -189,7 +189,7 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> list[Writ
     Args:
         student: what :func:`measured` gives.
         stem: the files' path without suffix.
-        formats: some of ``FORMATS``.
+        formats: some of ``EXPORT_FORMATS``.
 
     Raises:
         UserError: as of :func:`paths_of`; a format has no words for the network; or a file does not hold the student.

@@ -12,9 +12,8 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-from facd_basicsr.archs.input_channels import input_channels
-from facd_basicsr.deploy.onnx_network import INSTALL
-from facd_basicsr.deploy.student import METADATA, Description
+from facd_basicsr.archs import input_channels
+from facd_basicsr.deploy.student import INSTALL, METADATA, Description
 from facd_basicsr.errors import UserError, one_line, reraise
 
 OPSET = 17  # read by onnxruntime 1.12 (2022) and everything later

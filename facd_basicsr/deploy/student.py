@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,18 +15,78 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.utils.registry import ARCH_REGISTRY
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from facd_basicsr.archs.student_arch import EDSRStudent, RCANStudent
-from facd_basicsr.deploy.onnx_network import OnnxNetwork
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.state_dicts import load_any_state_dict, load_exactly
 from facd_basicsr.options.build import build_lone_network, check_lone_network
-from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_check import check_options
 from facd_basicsr.options.option_files import option_text
 from facd_basicsr.options.parse import read_options
 from facd_basicsr.options.signatures import default_arguments
 from facd_basicsr.runs.run_folder import run_of
+
+INSTALL = "`pip install 'facd_basicsr[onnx]'`"
+# Not all that onnxruntime has: TensorRT builds an engine, for minutes, for each size of image. TF32, CUDA's default,
+# rounds more than what facd export takes for rounding.
+PROVIDERS = {'CUDAExecutionProvider': {'use_tf32': '0'}, 'CPUExecutionProvider': {}}
+
+
+class OnnxNetwork(nn.Module):
+    """Runs an ONNX file on the CPU, or on a GPU where onnxruntime has CUDA.
+
+    Input (N, C, h, w) in [0, 1], any float type; output (N, C, h * scale, w * scale), float32, not clamped.
+
+    Args:
+        path: the file.
+        where: the option or argument that names it, for messages.
+
+    Attributes:
+        metadata: {name: text}, the file's own.
+
+    Raises:
+        UserError: onnxruntime is not installed, or does not read the file.
+    """
+
+    def __init__(self, path: Path, where: str) -> None:
+        super().__init__()
+        if importlib.util.find_spec('onnxruntime') is None:
+            raise UserError(f'{where}: {path} needs onnxruntime, which is not installed; accepted: {INSTALL}')
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        providers = [(name, options) for name, options in PROVIDERS.items() if name in available]
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), providers=providers)
+        except Exception as error:  # onnxruntime's exceptions have no public class
+            reason = one_line(error)
+            raise UserError(
+                f"{where}: {path} can't be read as ONNX ({reason}); accepted: a file by facd export"
+            ) from error
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or len(outputs) != 1:
+            found = ' and outputs '.join(', '.join(value.name for value in values) for values in (inputs, outputs))
+            raise UserError(f'{where}: {path} has inputs {found}; accepted: one of each')
+        (self._input,), (self._output,) = inputs, outputs
+        self._dtype = torch.float16 if self._input.type == 'tensor(float16)' else torch.float32
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """
+        Raises:
+            RuntimeError: it does not run on images of this size, as of torch's networks.
+            MemoryError: it takes more than there is.
+        """
+        feed = {self._input.name: lq.to('cpu', self._dtype).contiguous().numpy()}
+        try:
+            (output,) = self._session.run([self._output.name], feed)
+        except MemoryError:
+            raise
+        except Exception as error:  # onnxruntime's exceptions have no public class
+            raise RuntimeError(str(error)) from error
+        return torch.from_numpy(output).float()
+
 
 # Of these only the defaults differ, so that with every argument spelled out BasicSR's own class is the same network.
 STOCK = {EDSRStudent: EDSR, RCANStudent: RCAN}
@@ -102,7 +163,7 @@ def _is_figure(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e6  # which NaN is not
 
 
-def describe(network_opt: Mapping[str, Any], scale: int) -> Description:
+def describe_network(network_opt: Mapping[str, Any], scale: int) -> Description:
     """The description of a ``network_g`` block, complete with the defaults of its class."""
     cls = ARCH_REGISTRY.get(network_opt['type'])
     given = {key: value for key, value in network_opt.items() if key != 'type'}
@@ -113,7 +174,7 @@ def describe(network_opt: Mapping[str, Any], scale: int) -> Description:
 
 METADATA = 'metadata'  # beside `params` in a .pth; BasicSR and spandrel look at `params` only
 OPT = '--opt FILE, the option file of its training'
-SUFFIXES = ('.pth', '.pt', '.safetensors', '.onnx')
+STUDENT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.onnx')
 
 
 @dataclass(frozen=True)
@@ -145,8 +206,8 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
     """
     if not path.is_file():
         raise UserError(f'{where}: no such file: {path}')
-    if path.suffix not in SUFFIXES:
-        raise UserError(f'{where}: {path}; accepted: a name that ends in {", ".join(SUFFIXES)}')
+    if path.suffix not in STUDENT_SUFFIXES:
+        raise UserError(f'{where}: {path}; accepted: a name that ends in {", ".join(STUDENT_SUFFIXES)}')
     if path.suffix == '.onnx':
         if option_file is not None:
             raise UserError(f'--opt: {option_file}; accepted with {path}: none, for an ONNX file tells all itself')
@@ -170,7 +231,7 @@ def _description_of(path: Path, option_file: str | None, where: str) -> Descript
     if option_file is not None:
         opt = read_options(option_file, [])
         try:
-            check(opt, is_train='train' in opt)
+            check_options(opt, is_train='train' in opt)
         except UserError as error:
             raise UserError(f'{option_file}: {error}') from error
         description = _trained_by(opt, opt, option_file)
@@ -206,7 +267,7 @@ def _trained_by(opt: dict[str, Any], file: dict[str, Any], option_file: str) -> 
         option_file: its path.
     """
     return dataclasses.replace(
-        describe(opt['network_g'], opt['scale']),
+        describe_network(opt['network_g'], opt['scale']),
         name=str(opt['name']),
         option_file=Path(option_file).name,
         option_sha256=hashlib.sha256(option_text(file).encode()).hexdigest(),

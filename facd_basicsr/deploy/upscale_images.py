@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,17 +17,102 @@ from PIL import Image
 from tqdm import tqdm
 
 from facd_basicsr.data.record import files_of
-from facd_basicsr.deploy.image_tree import Pair
 from facd_basicsr.deploy.student import Description
 from facd_basicsr.deploy.upscaler import RefusedSizeError, Upscaler
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.atomic import fsync_directory, named, partial_of, rename_into_place, write_partial
 from facd_basicsr.files.download import sha256_of
-from facd_basicsr.files.images import check_size, encoded, read_pixels, reraise_damaged
+from facd_basicsr.files.images import (
+    IMAGE_FORMATS,
+    IMAGE_SUFFIXES,
+    check_size,
+    encoded,
+    images_below,
+    read_pixels,
+    reraise_damaged,
+)
 from facd_basicsr.runtime.execution import tf32_of
 
-RECORD = 'upscale.jsonl'
-KEYS = {'file', 'image', 'student', 'sha256'}  # of a line
+
+@dataclass(frozen=True)
+class UpscaleJob:
+    """An image and the file that it becomes, whose suffix is one of ``IMAGE_FORMATS``."""
+
+    source: Path
+    target: Path
+
+
+def is_one_file(inputs: Sequence[Path], out: Path) -> bool:
+    """Whether ``out`` is the name of a file, not of a folder."""
+    return len(inputs) == 1 and inputs[0].is_file() and out.suffix.lower() in IMAGE_FORMATS and not out.is_dir()
+
+
+def pairs_of(inputs: Sequence[Path], out: Path, suffix: str | None) -> list[UpscaleJob]:
+    """The images of all inputs, in order.
+
+    Args:
+        inputs: files, and folders whose images are taken with those of their folders.
+        out: a folder, in which the files lie as in the folders of the input; or see :func:`is_one_file`.
+        suffix: of the files; None: PNG, or what ``out`` says.
+
+    Raises:
+        UserError: an input is missing or without images, or a file would be two images' or an image itself.
+    """
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f'IN: no such file or folder: {path}')
+    if is_one_file(inputs, out):
+        if suffix not in (None, out.suffix.lower()) and IMAGE_FORMATS[suffix] != IMAGE_FORMATS[out.suffix.lower()]:
+            raise UserError(f'--format: {suffix[1:]}, but --out is {out}; accepted: one and the same')
+        pairs = [UpscaleJob(inputs[0], out)]
+    else:
+        _check_folder(out)
+        pairs = [pair for path in inputs for pair in _pairs_of(path, out, suffix or '.png')]
+    _check_names(pairs)
+    return pairs
+
+
+def _check_folder(out: Path) -> None:
+    if out.is_dir():
+        return
+    if out.exists():
+        raise UserError(f'--out: {out} is a file; accepted: a folder, or for one image a new file')
+    if out.suffix.lower() in IMAGE_FORMATS:
+        raise UserError(f'--out: {out} is the name of one file; accepted for several, or a folder of them: a folder')
+    if out.suffix.lower() in IMAGE_SUFFIXES:
+        raise UserError(
+            f'--out: {out}; accepted: a folder, or for one image a name that ends in {", ".join(IMAGE_FORMATS)}'
+        )
+
+
+def _pairs_of(path: Path, out: Path, suffix: str) -> list[UpscaleJob]:
+    if not path.is_dir():
+        return [UpscaleJob(path, out / f'{path.stem}{suffix}')]
+    if path.resolve() == out.resolve():
+        raise UserError(f'--out: {out} is IN; accepted: another folder, which may lie in it')
+    own = out.resolve()
+    images = [image for image in images_below(path) if own not in image.resolve().parents]  # what is made is not IN
+    if not images:
+        raise UserError(f'IN: {path}: no images; accepted: {", ".join(sorted(IMAGE_SUFFIXES))}')
+    return [UpscaleJob(image, out / image.relative_to(path).with_suffix(suffix)) for image in images]
+
+
+def _check_names(pairs: Sequence[UpscaleJob]) -> None:
+    sources = {pair.source.resolve() for pair in pairs}
+    found: dict[Path, Path] = {}
+    for pair in pairs:
+        if pair.target.resolve() in sources:
+            raise UserError(f'--out: {pair.target} would overwrite an image of IN; accepted: another folder')
+        if pair.target in found:
+            raise UserError(
+                f'IN: {found[pair.target]} and {pair.source} would both become {pair.target}; accepted: names that '
+                'differ in more than their suffix, or two commands with two --out'
+            )
+        found[pair.target] = pair.source
+
+
+UPSCALE_RECORD = 'upscale.jsonl'
+LINE_KEYS = {'file', 'image', 'student', 'sha256'}  # of a line
 OVERWRITE = 'accepted: another --out, or --overwrite, which makes all files of this command again'
 
 
@@ -48,11 +134,11 @@ class UpscaleRecord:
 
     def __init__(self, folder: Path, student: dict[str, str]) -> None:
         self._folder, self._student = folder, student
-        self._path = folder / RECORD
+        self._path = folder / UPSCALE_RECORD
         self._lines = self._read()
         self._turn = Lock()
 
-    def unfinished(self, pairs: Sequence[Pair]) -> list[Pair]:
+    def unfinished(self, pairs: Sequence[UpscaleJob]) -> list[UpscaleJob]:
         """Those whose files are not there, or made of an image that has changed since.
 
         Raises:
@@ -71,7 +157,7 @@ class UpscaleRecord:
                 )
         return [pair for pair in pairs if not (pair.target.exists() and self._is_of_the_image_as_it_is(pair))]
 
-    def finish(self, pair: Pair, line: dict[str, Any], partial: Path) -> None:
+    def finish(self, pair: UpscaleJob, line: dict[str, Any], partial: Path) -> None:
         """Gives a file its name, after its line, so that no file is ever without one.
 
         Between the two the last line is of the new file and the name may be an older one's. What says so, also if the
@@ -96,15 +182,15 @@ class UpscaleRecord:
         partial.replace(pair.target)
         fsync_directory(pair.target.parent)
 
-    def line(self, pair: Pair) -> dict[str, Any]:
+    def line(self, pair: UpscaleJob) -> dict[str, Any]:
         """What is recorded of a pair."""
         return {'file': self._name(pair), 'image': files_of([pair.source])[0], **self._student}
 
-    def _is_of_the_image_as_it_is(self, pair: Pair) -> bool:
+    def _is_of_the_image_as_it_is(self, pair: UpscaleJob) -> bool:
         interrupted = partial_of(pair.target).exists()  # the last line may not be this file's
         return not interrupted and self._lines[self._name(pair)]['image'] == self.line(pair)['image']
 
-    def _name(self, pair: Pair) -> str:
+    def _name(self, pair: UpscaleJob) -> str:
         return pair.target.relative_to(self._folder).as_posix()
 
     def _read(self) -> dict[str, dict[str, Any]]:
@@ -114,7 +200,7 @@ class UpscaleRecord:
         if not content.endswith(b'\n'):  # a line that was cut short, which the next one must not join
             with self._path.open('a', encoding='utf-8') as file:
                 file.write('\n')
-        return {line['file']: line for line in map(_parsed, content.splitlines()) if line.keys() >= KEYS}
+        return {line['file']: line for line in map(_parsed, content.splitlines()) if line.keys() >= LINE_KEYS}
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -126,7 +212,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) and isinstance(parsed.get('file'), str) else {}
 
 
-def upscale_images(upscaler: Upscaler, pairs: Sequence[Pair], jobs: int, record: UpscaleRecord | None) -> int:
+def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, record: UpscaleRecord | None) -> int:
     """Writes the file of each pair, whole or not at all, under a progress bar if there is a terminal.
 
     What a format can't keep of an image, and why an image is left out, is said in a line each on stderr.
@@ -169,7 +255,7 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[Pair], jobs: int, record:
     return skipped
 
 
-def _upscale(upscaler: Upscaler, pair: Pair, record: UpscaleRecord | None, bar: tqdm) -> list[str]:
+def _upscale(upscaler: Upscaler, pair: UpscaleJob, record: UpscaleRecord | None, bar: tqdm) -> list[str]:
     """One image; returns what its format could not keep."""
     suffix = pair.target.suffix.lower()
 

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from facd_basicsr.archs.input_channels import input_channels
+from facd_basicsr.archs import input_channels
 from facd_basicsr.archs.tail_in_tiles import has_tail, with_tail_in_tiles
-from facd_basicsr.deploy.onnx_network import OnnxNetwork
-from facd_basicsr.deploy.student import Student
+from facd_basicsr.deploy.student import OnnxNetwork, Student
 from facd_basicsr.environment import available_memory
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.images import without_alpha
 from facd_basicsr.runtime.tiling import receptive_field_radius_or_none, tiles
 
-TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
+DEFAULT_TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
 TILE_WITHOUT_TAIL = 256  # of other networks, which hold all their features at once: 1.6 GB by onnxruntime
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: BT.601's, as Pillow makes gray of colours
 
@@ -61,7 +60,7 @@ class Upscaler:
         if isinstance(student.net, OnnxNetwork):
             self._device = torch.device('cpu')  # it takes its input from there
         net = student.net.to(self._device)
-        self.tile = (TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile
+        self.tile = (DEFAULT_TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile
         reach = description.reach
         if not isinstance(net, OnnxNetwork):
             reach = receptive_field_radius_or_none(net, 3, self.scale, self.tile) if self.tile else None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from facd_basicsr.errors import UserError
 
-ACCEPTED = 'accepted: DeepRegressor, or another that maps channels and keeps height and width'
+REGRESSOR_ACCEPTED = 'accepted: DeepRegressor, or another that maps channels and keeps height and width'
 
 WANTED = {'always': 'at every tap', 'auto': 'where widths differ', 'never': 'at no tap'}
 
@@ -82,11 +82,11 @@ def _check_shapes(
             regressed = regressors.to(student_feats[0].device)(student_feats)
     except RuntimeError as error:
         raise UserError(
-            f'network_r.type: {network_opt["type"]} does not run on features ({error}); {ACCEPTED}'
+            f'network_r.type: {network_opt["type"]} does not run on features ({error}); {REGRESSOR_ACCEPTED}'
         ) from error
     for index, (feat, teacher) in enumerate(zip(regressed, teacher_feats)):
         if feat.shape != teacher.shape:
             raise UserError(
                 f'network_r.type: {network_opt["type"]} gives {tuple(feat.shape)} at taps[{index}], where the teacher '
-                f'has {tuple(teacher.shape)}; {ACCEPTED}'
+                f'has {tuple(teacher.shape)}; {REGRESSOR_ACCEPTED}'
             )

@@ -17,7 +17,7 @@ from facd_basicsr.files.download import cached, is_url, sha256_of
 from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, load_exactly, without_prefix
 from facd_basicsr.runtime.execution import PRECISIONS, Execution
 
-FORMATS = ('auto', *LAYOUTS, 'spandrel')
+WEIGHTS_FORMATS = ('auto', *LAYOUTS, 'spandrel')
 PAGE = 'docs/teachers.md describes the teacher block'
 
 

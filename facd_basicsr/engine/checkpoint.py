@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from facd_basicsr.data.resumable_sampler import ResumableSampler
+from facd_basicsr.data.loaders import ResumableSampler
 from facd_basicsr.errors import UserError, reraise
 from facd_basicsr.files.atomic import atomic_torch_save, atomic_write
 from facd_basicsr.models.safe_model import SafeModel

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from basicsr.utils.misc import check_resume
 
-from facd_basicsr.data.resumable_sampler import ResumableSampler
+from facd_basicsr.data.loaders import ResumableSampler
 from facd_basicsr.engine.checkpoint import LATEST, Position, state_iterations
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import verify_checksums
@@ -23,7 +23,7 @@ from facd_basicsr.runtime.rng import restore_rng_state
 
 torch.serialization.add_safe_globals([Counter])  # BasicSR's schedulers keep their milestones in one
 
-UNREADABLE = (
+UNREADABLE_STATE = (
     *(OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, NotImplementedError, struct.error, zlib.error),
     *(pickle.UnpicklingError, zipfile.BadZipFile),
 )
@@ -85,7 +85,7 @@ def read_state(path: Path, models: Path) -> dict[str, Any]:
         state = torch.load(path, map_location='cpu', weights_only=True)
         iteration, *_ = (state[key] for key in ('iter', 'epoch', 'optimizers', 'schedulers'))
         networks = state.get('networks', {})
-    except UNREADABLE as error:
+    except UNREADABLE_STATE as error:
         reason = one_line(error, 100)
         raise DamagedStateError(f'is no readable training state ({reason})') from error
     if not networks:  # by BasicSR, which does not say which networks there are
@@ -175,7 +175,7 @@ def resume_rng(state: dict[str, Any], ranks: Ranks) -> None:
         restore_rng_state(random[ranks.rank])
 
 
-def describe(state: dict[str, Any], path: str, position: Position) -> str:
+def describe_resume(state: dict[str, Any], path: str, position: Position) -> str:
     """What is resumed, in a line."""
     saved = f' (saved {time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(state["saved"]))})' if 'saved' in state else ''
     return f'Resuming from {path}{saved}: epoch {position.epoch}, iter {position.iteration}.'

@@ -11,7 +11,7 @@ from basicsr.archs import build_network
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from facd_basicsr.archs.input_channels import input_channels
+from facd_basicsr.archs import input_channels
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.environment import machine, versions
 from facd_basicsr.errors import UserError, one_line, reraise

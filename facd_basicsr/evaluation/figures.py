@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER, Method
-from facd_basicsr.evaluation.test_sets import Pair
-from facd_basicsr.runtime.metrics import luma, psnr
+from facd_basicsr.evaluation.test_sets import ImagePair
+from facd_basicsr.losses.image import teacher_is_right
+from facd_basicsr.losses.pairwise import sample_l1
+from facd_basicsr.runtime.metrics import as_input, luma, psnr
 
-MARGIN = 6
+PANEL_MARGIN = 6
 FONT_SIZE = 13
 LINE_HEIGHT = 16
 RED, YELLOW = (255, 40, 40), (255, 230, 0)  # RGB
@@ -73,18 +77,18 @@ def grid(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
         max(picture.height + len(caption) * LINE_HEIGHT for (_, picture), caption in zip(row, captions))
         for row, captions in zip(rows, lines)
     ]
-    size = (sum(widths) + MARGIN * (columns + 1), sum(heights) + MARGIN * (len(rows) + 1))
+    size = (sum(widths) + PANEL_MARGIN * (columns + 1), sum(heights) + PANEL_MARGIN * (len(rows) + 1))
     result = Image.new('RGB', size, 'white')
     draw = ImageDraw.Draw(result)
-    y = MARGIN
+    y = PANEL_MARGIN
     for row, captions, height in zip(rows, lines, heights):
-        x = MARGIN
+        x = PANEL_MARGIN
         for (_, picture), caption, width in zip(row, captions, widths):
             result.paste(picture, (x, y))
             for number, line in enumerate(caption):
                 draw.text((x, y + picture.height + number * LINE_HEIGHT), line, fill='black', font=font)
-            x += width + MARGIN
-        y += height + MARGIN
+            x += width + PANEL_MARGIN
+        y += height + PANEL_MARGIN
     return result
 
 
@@ -137,7 +141,7 @@ T = TypeVar('T')
 class Crop:
     """A square window of an image, in pixels of GT."""
 
-    pair: Pair
+    pair: ImagePair
     left: int
     top: int
     size: int
@@ -157,7 +161,7 @@ def crop_psnr(sr: np.ndarray, crop: Crop) -> float:
     return psnr(*(crop.of(luma(image, crop.pair.gray)) for image in (sr, crop.pair.gt)))
 
 
-def chosen_crop(pair: Pair, left: int, top: int, size: int) -> Crop:
+def chosen_crop(pair: ImagePair, left: int, top: int, size: int) -> Crop:
     """The window that a user names.
 
     Raises:
@@ -172,7 +176,7 @@ def chosen_crop(pair: Pair, left: int, top: int, size: int) -> Crop:
     return Crop(pair, left, top, size)
 
 
-def find_crops(methods: Sequence[Method], images: Iterable[Pair], size: int, count: int) -> list[Crop]:
+def find_crops(methods: Sequence[Method], images: Iterable[ImagePair], size: int, count: int) -> list[Crop]:
     """The windows in which the methods differ most, each from another image as long as there are images.
 
     The difference in a window is the largest minus the smallest, over the methods, of its mean squared error in Y.
@@ -212,7 +216,7 @@ def best_of(by_image: Sequence[Sequence[tuple[float, T]]], count: int) -> list[T
 
 
 def differing_windows(
-    outputs: Sequence[np.ndarray], pair: Pair, border: int, size: int, count: int
+    outputs: Sequence[np.ndarray], pair: ImagePair, border: int, size: int, count: int
 ) -> list[tuple[float, Crop]]:
     """(difference, window) of up to ``count`` windows that do not overlap, the largest difference first.
 
@@ -234,3 +238,67 @@ def differing_windows(
         windows.append((float(spread[top, left]), Crop(pair, left + border, top + border, size)))
         spread[max(0, top - size + 1) : top + size, max(0, left - size + 1) : left + size] = -1
     return windows
+
+
+@dataclass(frozen=True)
+class TeacherMap:
+    """One image's patches, by equation (1).
+
+    Attributes:
+        pair: the image.
+        boxes: the patches in pixels of GT, row by row.
+        loses: for each patch, whether the teacher's error is larger than the student's (alpha = 0).
+        student_error, teacher_error: for each patch the mean absolute error to GT, in 8-bit levels.
+    """
+
+    pair: ImagePair
+    boxes: list[Box]
+    loses: np.ndarray
+    student_error: np.ndarray
+    teacher_error: np.ndarray
+
+    @property
+    def share(self) -> float:
+        """Share of the patches in which the teacher loses, 0 to 1; NaN if the image is smaller than a patch."""
+        return float(self.loses.mean()) if self.boxes else float('nan')
+
+    def lost(self) -> list[Box]:
+        """The patches in which the teacher loses."""
+        return [box for box, loses in zip(self.boxes, self.loses) if loses]
+
+    def worst(self) -> int:
+        """Index of the patch in which the teacher is furthest behind the student."""
+        return int((self.teacher_error - self.student_error).argmax())
+
+
+def teacher_map(student: Method, teacher: Method, pair: ImagePair, patch: int) -> TeacherMap:
+    """Equation (1) on every patch of an image, by the loss's own indicator, on outputs that are not clamped.
+
+    Student and teacher upscale the whole image, as a user's would; in training they see each patch alone. Patches
+    do not overlap; what is left at the right and bottom is not counted.
+
+    Args:
+        student, teacher: the networks.
+        pair: the image.
+        patch: side of a patch in pixels of LQ.
+    """
+    gt_size = patch * student.scale
+    gt = as_input(pair.gt)
+    height, width = (length // gt_size * gt_size for length in gt.shape[2:])
+    boxes = [
+        (left, top, left + gt_size, top + gt_size)
+        for top in range(0, height, gt_size)
+        for left in range(0, width, gt_size)
+    ]
+    if not boxes:
+        return TeacherMap(pair, [], np.zeros(0, bool), np.zeros(0), np.zeros(0))
+    images = (student.output(pair.lq).cpu(), teacher.output(pair.lq).cpu(), gt)
+    sr_s, sr_t, gt_patches = (_patches(image, boxes) for image in images)
+    loses = teacher_is_right(sr_s, sr_t, gt_patches) == 0  # (N,)
+    student_error, teacher_error = (255 * sample_l1(sr, gt_patches) for sr in (sr_s, sr_t))  # (N,), (N,)
+    return TeacherMap(pair, boxes, loses.numpy(), student_error.numpy(), teacher_error.numpy())
+
+
+def _patches(image: Tensor, boxes: list[Box]) -> Tensor:
+    """(1, C, H, W) -> (N, C, gt_size, gt_size)."""
+    return torch.cat([image[:, :, top:bottom, left:right] for left, top, right, bottom in boxes])

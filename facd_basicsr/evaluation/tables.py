@@ -16,7 +16,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.feature_psnr import feature_scores
 from facd_basicsr.evaluation.methods import TEACHER, Method
-from facd_basicsr.evaluation.test_sets import Pair
+from facd_basicsr.evaluation.test_sets import ImagePair
 from facd_basicsr.runtime.metrics import score
 
 Cell = tuple[int, int]  # row, column
@@ -155,7 +155,7 @@ class Table(NamedTuple):
     bold: set[Cell]
 
 
-def evaluate(methods: Sequence[Method], images: Iterable[Pair]) -> Iterator[dict[str, Any]]:
+def evaluate(methods: Sequence[Method], images: Iterable[ImagePair]) -> Iterator[dict[str, Any]]:
     """Scores every method on every image, one record for each.
 
     Images are 8-bit, rounded, without ``scale`` pixels of border: see :func:`facd_basicsr.runtime.metrics.score`.
@@ -187,7 +187,7 @@ def evaluate(methods: Sequence[Method], images: Iterable[Pair]) -> Iterator[dict
         yield from (records[method.name] for method in methods)
 
 
-def scored(method: str, pair: Pair, sr: np.ndarray, scale: int) -> dict[str, Any]:
+def scored(method: str, pair: ImagePair, sr: np.ndarray, scale: int) -> dict[str, Any]:
     """The record of a method's image, BGR uint8 (H, W, 3): ``method``, ``set``, ``image`` and the three metrics."""
     figures = {key: float(value) for key, value in score(sr, pair.gt, scale, pair.gray).items()}
     return {'method': method, 'set': pair.set, 'image': pair.image, **figures}

@@ -19,7 +19,7 @@ from facd_basicsr.options.option_check import did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class ImagePair:
     """One image of a test set.
 
     Attributes:
@@ -60,7 +60,7 @@ def build_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
     return sets
 
 
-def pairs(sets: dict[str, PairedImageDataset]) -> Iterator[Pair]:
+def pairs(sets: dict[str, PairedImageDataset]) -> Iterator[ImagePair]:
     """Every image of every set as BasicSR's dataset reads it, in the order of GT's names.
 
     Raises:
@@ -78,10 +78,10 @@ def pairs(sets: dict[str, PairedImageDataset]) -> Iterator[Pair]:
                     f'{lq.shape[1]} x {lq.shape[0]} of its LQ'
                 )
             gray = is_gray(io.BytesIO(dataset.file_client.get(gt_path, 'gt')))
-            yield Pair(name, Path(gt_path).stem, lq, gt, gray)
+            yield ImagePair(name, Path(gt_path).stem, lq, gt, gray)
 
 
-def select(sets: dict[str, PairedImageDataset], set_name: str | None, images: Sequence[str] = ()) -> list[Pair]:
+def select(sets: dict[str, PairedImageDataset], set_name: str | None, images: Sequence[str] = ()) -> list[ImagePair]:
     """The images of one set or of all, by name.
 
     Args:

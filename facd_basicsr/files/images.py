@@ -176,7 +176,7 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WebP'}  # by suffix
+IMAGE_FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WebP'}  # by suffix
 LONGEST = {'PNG': 2**31 - 1, 'JPEG': 65500, 'WebP': 16383}  # pixels of a side
 JPEG = {'quality': 95, 'subsampling': 0}  # no colours at half the size
 WEBP = {'lossless': True, 'exact': True}  # exact: also the colours of transparent pixels
@@ -191,7 +191,7 @@ def check_size(height: int, width: int, suffix: str, where: str) -> None:
     Raises:
         UserError: the format, by its suffix, has no images as large.
     """
-    name = FORMATS[suffix]
+    name = IMAGE_FORMATS[suffix]
     if max(height, width) > LONGEST[name]:
         raise UserError(f'{where}: {width}x{height} pixels; accepted by {name}: {LONGEST[name]} a side; PNG takes more')
 
@@ -202,13 +202,13 @@ def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[Ite
     Args:
         pixels: as of :func:`facd_basicsr.files.images.read_pixels`, upright.
         profile: the ICC profile; None: none.
-        suffix: one of ``FORMATS``.
+        suffix: one of ``IMAGE_FORMATS``.
 
     Returns:
         The content in parts, of which a PNG's are made one by one, and what the format could not keep of the image, a
         sentence each.
     """
-    name = FORMATS[suffix]
+    name = IMAGE_FORMATS[suffix]
     if name == 'PNG':
         return _png(pixels, profile), []
     lost = [] if pixels.dtype == np.uint8 else [f'{name} has 8 bits a channel: rounded from 16']

@@ -40,7 +40,7 @@ Result = TypeVar('Result')
 
 
 @contextmanager
-def results_of(calls: Mapping[str, Callable[[], Result]], workers: int) -> Iterator[Iterator[tuple[str, Result]]]:
+def in_processes(calls: Mapping[str, Callable[[], Result]], workers: int) -> Iterator[Iterator[tuple[str, Result]]]:
     """(key, result) of every call in their order, a few of them made ahead by ``workers`` processes.
 
     Args:

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses.base import DistillLoss, DistillState, check_batch, check_not_negative, check_positive, sum_of
 from facd_basicsr.losses.pairwise import at_least_float32, pairwise_l1, sample_l1
-from facd_basicsr.losses.vgg import ENDS, WEIGHTS, VGGFeatures, load_vgg
+from facd_basicsr.losses.vgg import ENDS, VGG19_WEIGHTS, VGGFeatures, load_vgg
 from facd_basicsr.runtime.processes import all_gather_samples, ranks, total
 
 LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
@@ -110,7 +110,7 @@ class CSDLoss(DistillLoss):
         layer_weights: Sequence[float] = LAYER_WEIGHTS,
         img_range: float = 255.0,
         num_negatives: int = 10,
-        vgg_weights: str = WEIGHTS,
+        vgg_weights: str = VGG19_WEIGHTS,
         eps: float = 1e-7,
     ) -> None:
         super().__init__()

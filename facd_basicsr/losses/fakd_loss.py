@@ -19,7 +19,7 @@ from facd_basicsr.losses.base import (
 from facd_basicsr.losses.pairwise import at_least_float32, full_precision
 from facd_basicsr.losses.teacher_supervision_loss import supervision
 
-ROWS = 2**22  # entries of the affinities, over the batch, that are there at a time: 16 MiB each
+AFFINITY_ENTRIES = 2**22  # entries of the affinities, over the batch, that are there at a time: 16 MiB each
 
 
 class AffinityL1(torch.autograd.Function):
@@ -71,7 +71,7 @@ def affinity_loss(student_feat: Tensor, teacher_feat: Tensor, eps: float = 1e-7)
     """
     with full_precision(student_feat):
         s, t = (_unit_columns(feat, eps) for feat in (student_feat, teacher_feat.detach()))  # (N, C, HW)
-        return AffinityL1.apply(s, t, max(1, ROWS // (len(s) * s.shape[2])))
+        return AffinityL1.apply(s, t, max(1, AFFINITY_ENTRIES // (len(s) * s.shape[2])))
 
 
 def _unit_columns(feat: Tensor, eps: float) -> Tensor:

@@ -9,7 +9,7 @@ from basicsr.utils import get_root_logger
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-ROWS = 4  # samples that share their columns in pairwise_l1_triu
+ANCHOR_ROWS = 4  # samples that share their columns in pairwise_l1_triu
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -58,9 +58,9 @@ def pairwise_l1_triu(a: Tensor, b: Tensor, first: int) -> Tensor:
     if a.is_cuda:
         return pairwise_l1(a, b)  # in one kernel
     a, b = _as_rows(a, b)
-    starts = range(first, first + len(a), ROWS)
-    rows = [F.pad(_l1_sums(part, b[start:]), (start, 0)) for start, part in zip(starts, a.split(ROWS))]
-    return torch.cat(rows) / a.shape[1]  # of (ROWS, M) each
+    starts = range(first, first + len(a), ANCHOR_ROWS)
+    rows = [F.pad(_l1_sums(part, b[start:]), (start, 0)) for start, part in zip(starts, a.split(ANCHOR_ROWS))]
+    return torch.cat(rows) / a.shape[1]  # of (ANCHOR_ROWS, M) each
 
 
 def _as_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,12 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.files.download import cached, is_url
 from facd_basicsr.files.state_dicts import check_fit, load_any_state_dict
 
-WEIGHTS = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'  # torchvision's VGG19_Weights.IMAGENET1K_V1
+VGG19_WEIGHTS = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'  # torchvision's VGG19_Weights.IMAGENET1K_V1
 WHERE = 'train.distill_opt.vgg_weights'
 ENDS = (2, 7, 12, 21, 30)  # the slices end after relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
 ADVICE = (
-    f"accepted: torchvision's vgg19 as an address or a path; without a network, bring {WEIGHTS} here and name its path"
+    f"accepted: torchvision's vgg19 as an address or a path; without a network, bring {VGG19_WEIGHTS} here and name "
+    'its path'
 )
 
 

@@ -7,8 +7,7 @@ from basicsr.archs import build_network
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
-from facd_basicsr.archs import CONVOLUTIONAL
-from facd_basicsr.archs.input_channels import input_channels
+from facd_basicsr.archs import CONVOLUTIONAL, input_channels
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
@@ -19,7 +18,7 @@ from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.models.safe_model import SafeModel, SafeSRModel, run_network
 from facd_basicsr.runtime.execution import Execution, tf32_of
 
-PROBE_SIZE = 16  # of LQ, where the training set has no gt_size
+PROBE_LQ_SIZE = 16  # of LQ, where the training set has no gt_size
 SMALL_PROBE_SIZE = 8  # where nothing depends on it; CSD's VGG halves an x2 output of it four times
 
 
@@ -110,7 +109,7 @@ class FACDModel(SafeSRModel):
 
     def _patch_size(self) -> int:
         """Height and width of LQ in training."""
-        return self.opt['datasets']['train'].get('gt_size', PROBE_SIZE * self.opt['scale']) // self.opt['scale']
+        return self.opt['datasets']['train'].get('gt_size', PROBE_LQ_SIZE * self.opt['scale']) // self.opt['scale']
 
     def _probe_size(self) -> int:
         """Height and width of LQ that tell what training will meet.

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from facd_basicsr.archs.input_channels import input_channels
+from facd_basicsr.archs import input_channels
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_torch_save

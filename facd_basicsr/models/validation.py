@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from facd_basicsr.archs.input_channels import input_channels
+from facd_basicsr.archs import input_channels
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.errors import Stopped, UserError
 from facd_basicsr.runtime.metrics import scores, to_image

@@ -251,7 +251,7 @@ def check_vgg_layers(where: str, block: dict[str, Any]) -> None:
         check_type(f'{where}.{layer}', weight, NUMBER)
 
 
-def check(opt: dict[str, Any], is_train: bool) -> None:
+def check_options(opt: dict[str, Any], is_train: bool) -> None:
     """Checks every key of an option dict as it stands in the file, against tables and signatures.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError, locating
 from facd_basicsr.options.build import dry_run
-from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_check import check_options
 from facd_basicsr.options.option_files import load_yaml, read_option_file
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
@@ -102,7 +102,7 @@ def load_options(
 def _checked(path: str, overrides: Sequence[str], is_train: bool) -> dict[str, Any]:
     opt = read_options(path, overrides)
     with locating(path):
-        check(opt, is_train)
+        check_options(opt, is_train)
     return opt
 
 

@@ -6,7 +6,7 @@ import torch
 from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
 from basicsr.models import lr_scheduler
 
-from facd_basicsr.distill.teacher import FORMATS
+from facd_basicsr.distill.teacher import WEIGHTS_FORMATS
 from facd_basicsr.engine.nonfinite import ACTIONS
 from facd_basicsr.options.signatures import Key
 from facd_basicsr.runtime.execution import PRECISIONS
@@ -287,7 +287,9 @@ TEACHER = {
         meaning='its architecture, as `network_g`; not with `format: spandrel`. Left out: spandrel recognises it',
     ),
     'weights': Key((str,), required=True, meaning='a `.pth`, `.pt` or `.safetensors` file, or the address of one'),
-    'format': Key((str,), choices=FORMATS, default='auto', meaning="the file's key layout; `auto` recognises it"),
+    'format': Key(
+        (str,), choices=WEIGHTS_FORMATS, default='auto', meaning="the file's key layout; `auto` recognises it"
+    ),
     'sha256': Key(  # of any type: a number if it lacks its quotes
         meaning="the file's digest in quotes, or its first 8 hexadecimal digits or more. Left out: for an address the "
         'digits in its file name, if it carries some'

@@ -19,7 +19,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.figures import Crop, as_picture, best_of, crop_psnr, differing_windows, marked
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
 from facd_basicsr.evaluation.tables import Means, Table, means, quality_table, scored
-from facd_basicsr.evaluation.test_sets import Pair, build_sets, pairs
+from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, pairs
 from facd_basicsr.files.download import cached_path, is_url
 from facd_basicsr.options.build import check_lone_network, dry_run
 from facd_basicsr.runs.run_folder import RunFolder
@@ -61,7 +61,7 @@ class Gallery:
         self._compared, self._scale = (BICUBIC, student), scale
         self._by_image: list[list[tuple[float, ShownCrop]]] = []
 
-    def look(self, pair: Pair, outputs: Mapping[str, np.ndarray]) -> None:
+    def look(self, pair: ImagePair, outputs: Mapping[str, np.ndarray]) -> None:
         """Keeps an image's windows if they may be among those that are shown.
 
         Args:
@@ -105,7 +105,7 @@ def png_uri(picture: Image.Image) -> str:
 
 STUDENT = 'student'
 
-Progress = Callable[[Iterable[Pair], int], Iterable[Pair]]
+Progress = Callable[[Iterable[ImagePair], int], Iterable[ImagePair]]
 
 
 @dataclass
@@ -156,7 +156,7 @@ def _add_teacher(result: Results, run: RunFolder) -> None:
         result.notes.append(f'No teacher in table and crops: {error}.')
 
 
-def _score(result: Results, student: str, images: Iterable[Pair]) -> None:
+def _score(result: Results, student: str, images: Iterable[ImagePair]) -> None:
     """Fills in table and crops. Every method upscales every image once.
 
     Raises:

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 8, 38  # around the axes
 COLOURS = 4  # of the page's style
-POINTS = 240  # of a line that are drawn as they are; of more, the least and largest of each of half as many parts
+DRAWN_POINTS = 240  # of a line that are drawn as they are; of more, the least and largest of each of half as many parts
 MARKED = 40  # a line of fewer points, that are exact, has a mark at each
 SMOOTHED = 24  # a line with as many points is drawn with its moving average
 WINDOWS = 20  # the average is over this part of the points
@@ -67,11 +67,11 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most ``POINTS`` points of a curve, (N,) each: the least and the largest value of every part of it."""
-    if len(steps) <= POINTS:
+    """At most ``DRAWN_POINTS`` points of a curve, (N,) each: the least and the largest value of every part of it."""
+    if len(steps) <= DRAWN_POINTS:
         return steps, values
     kept = []
-    for part in np.array_split(np.arange(len(steps)), POINTS // 2):
+    for part in np.array_split(np.arange(len(steps)), DRAWN_POINTS // 2):
         kept += sorted({part[values[part].argmin()], part[values[part].argmax()]})
     return steps[kept], values[kept]
 

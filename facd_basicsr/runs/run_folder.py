@@ -10,13 +10,12 @@ from typing import Any
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.options.parse import read_options
-from facd_basicsr.runs.logged_options import as_run, changes, parsed
-from facd_basicsr.runs.train_log import FINISHED, TrainLog, read_logs
+from facd_basicsr.runs.train_log import FINISHED, TrainLog, as_run, changes, parsed, read_logs
 
-ACCEPTED = 'accepted: the folder that train.py made, experiments/NAME'
+RUN_FOLDER_ACCEPTED = 'accepted: the folder that train.py made, experiments/NAME'
 NEEDED = ('name', 'scale', 'model_type', 'network_g', 'datasets', 'path', 'train')
 # The time and the command line that train.py puts before the option file that it keeps; BasicSR's says what they are.
-KEPT = re.compile(r'# (?:GENERATE TIME: )?([^\n]*)\n(?:# CMD:\n)?# ([^\n]*)\n')
+OPTION_FILE_HEADER = re.compile(r'# (?:GENERATE TIME: )?([^\n]*)\n(?:# CMD:\n)?# ([^\n]*)\n')
 NUMBERED = re.compile(r'net_g_(\d+)\.pth')  # beside it a user may have files of any name
 
 
@@ -64,13 +63,13 @@ def read_run_folder(folder: Path, where: str = 'RUN_DIR') -> RunFolder:
             log that has them is not there.
     """
     if not folder.is_dir():
-        raise UserError(f'{where}: no such folder: {folder}; {ACCEPTED}')
+        raise UserError(f'{where}: no such folder: {folder}; {RUN_FOLDER_ACCEPTED}')
     option_file = _kept_last(_option_files(folder), where)
     if option_file is None:
-        raise UserError(f'{where}: {folder} has no option file; {ACCEPTED}')
+        raise UserError(f'{where}: {folder} has no option file; {RUN_FOLDER_ACCEPTED}')
     file = read_options(str(option_file), [])
     text = option_file.read_text(encoding='utf-8')
-    kept = KEPT.match(text)
+    kept = OPTION_FILE_HEADER.match(text)
     command = kept[2] if kept else ''
     log = read_logs(sorted(folder.glob('train_*.log')))  # the time is in their names
     logged = _logged_options(log)
@@ -82,7 +81,7 @@ def read_run_folder(folder: Path, where: str = 'RUN_DIR') -> RunFolder:
     opt = as_run(file, logged) if logged else file
     for key in NEEDED:
         if key not in opt:
-            raise UserError(f'{option_file}: {key}: missing; {ACCEPTED}')
+            raise UserError(f'{option_file}: {key}: missing; {RUN_FOLDER_ACCEPTED}')
     checkpoint, iteration = _newest(folder / 'models', log)
     return RunFolder(folder, option_file, text, command, file, opt, log, checkpoint, iteration)
 
@@ -118,7 +117,7 @@ def _kept_last(option_files: Sequence[Path], where: str) -> Path | None:
 
 
 def _kept_at(option_file: Path) -> datetime | None:
-    kept = KEPT.match(option_file.read_text(encoding='utf-8', errors='replace'))
+    kept = OPTION_FILE_HEADER.match(option_file.read_text(encoding='utf-8', errors='replace'))
     try:
         return datetime.strptime(kept[1], '%a %b %d %H:%M:%S %Y') if kept else None
     except ValueError:

@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator, ScalarEvent
 
-POINTS = 100  # of a curve that are kept; more are averaged
+KEPT_POINTS = 100  # of a curve that are kept; more are averaged
 
-Curve = list[list[float]]  # [iteration, value], ...
+ScalarCurve = list[list[float]]  # [iteration, value], ...
 
 
-def read_curves(tb_folder: Path) -> tuple[dict[str, Curve], float | None]:
+def read_curves(tb_folder: Path) -> tuple[dict[str, ScalarCurve], float | None]:
     """The scalars that a training wrote for TensorBoard.
 
     Args:
         tb_folder: ``tb_logger/NAME``.
 
     Returns:
-        Every scalar's curve, of at most ``POINTS`` points, and the median seconds of an iteration, from the times of
-        neighbouring log lines; None where there are too few.
+        Every scalar's curve, of at most ``KEPT_POINTS`` points, and the median seconds of an iteration, from the times
+        of neighbouring log lines; None where there are too few.
     """
     events = EventAccumulator(str(tb_folder), size_guidance={'scalars': 0})
     events.Reload()
@@ -40,6 +40,6 @@ def _last_of_each_step(events: Sequence[ScalarEvent]) -> list[ScalarEvent]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _thinned(events: Sequence[ScalarEvent]) -> Curve:
-    groups = np.array_split(np.array([[event.step, event.value] for event in events]), min(POINTS, len(events)))
+def _thinned(events: Sequence[ScalarEvent]) -> ScalarCurve:
+    groups = np.array_split(np.array([[event.step, event.value] for event in events]), min(KEPT_POINTS, len(events)))
     return [[float(group[-1, 0]), round(float(group[:, 1].mean()), 5)] for group in groups]

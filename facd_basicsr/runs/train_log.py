@@ -1,5 +1,6 @@
 """What the log files of a training say, put together over its interruptions."""
 
+import ast
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,9 +9,97 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from facd_basicsr.runs.logged_options import parsed
+from facd_basicsr.options.schema import DERIVED
 
-RECORD = re.compile(r'^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) ([A-Z]+): ', re.MULTILINE)
+LINE = re.compile(r'^( +)([^ :\[][^:]*):(\[$| ?)(.*)$')
+# What facd_basicsr.options.parse makes of the run's folder.
+LOGGED_FOLDERS = {'experiments_root', 'log', 'models', 'training_states', 'visualization'}
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """What BasicSR's ``dict2str`` has written: nested dicts, whose values are left as text.
+
+    Lines that it can not have written are passed over: a text with line breaks loses all but its first line. Of a text
+    that ends within a block there is nothing.
+    """
+    result: dict[str, Any] = {}
+    blocks = [result]
+    for line in text.split('\n'):
+        indent = len(line) - len(line.lstrip(' '))
+        depth = indent // 2
+        if line.strip() == ']' and depth == len(blocks) - 1:
+            blocks.pop()
+            continue
+        found = LINE.match(line)
+        if not found or depth != len(blocks):
+            continue
+        _, key, kind, value = found.groups()
+        if kind == '[':
+            blocks[-1][key] = {}
+            blocks.append(blocks[-1][key])
+        else:
+            blocks[-1][key] = value
+    return result if len(blocks) == 1 else {}
+
+
+def as_run(file: dict[str, Any], logged: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run, from its option file and its log.
+
+    Args:
+        file: what the file holds.
+        logged: from :func:`parsed`; what the file has too and is written alike has the file's type, other values are
+            read as Python writes them.
+    """
+    result = {}
+    for key, value in logged.items():
+        own = file.get(key, ...)
+        if isinstance(value, dict):
+            result[key] = as_run(own if isinstance(own, dict) else {}, value)
+        else:
+            result[key] = own if str(own) == value and own is not ... else _literal(value)
+    return result
+
+
+def changes(file: dict[str, Any], opt: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """What the command line changed: (key, the file's value or ``...``, the run's value or ``...``).
+
+    Args:
+        file: what the file holds.
+        opt: from :func:`as_run`.
+    """
+    ours, theirs = dict(_leaves(_without_filled_in(opt))), dict(_leaves(file))
+    keys = [*ours, *(key for key in theirs if key not in ours)]
+    found = [('.'.join(key), theirs.get(key, ...), ours.get(key, ...)) for key in keys]
+    return [change for change in found if change[1] != change[2]]
+
+
+def _without_filled_in(opt: dict[str, Any]) -> dict[str, Any]:
+    """Without what no option file says."""
+    result = {key: value for key, value in opt.items() if key not in DERIVED or key == 'scale'}
+    result['path'] = {key: value for key, value in opt.get('path', {}).items() if key not in LOGGED_FOLDERS}
+    result['datasets'] = {
+        name: {key: value for key, value in block.items() if key not in DERIVED}
+        for name, block in opt.get('datasets', {}).items()
+    }
+    return result
+
+
+def _leaves(opt: dict[str, Any], where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in opt.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*where, str(key)))
+        else:
+            yield (*where, str(key)), value
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+LOG_RECORD = re.compile(r'^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) ([A-Z]+): ', re.MULTILINE)
 FINISHED = 'finished'
 
 Curve = dict[int, float]  # iteration: value
@@ -97,7 +186,7 @@ def read_log(text: str) -> TrainLog:
 
 def _records(text: str) -> Iterator[tuple[datetime, str, str]]:
     """Time, level and message of every record, without what a full disk cut short."""
-    heads = list(RECORD.finditer(text.rpartition('\n')[0] + '\n'))
+    heads = list(LOG_RECORD.finditer(text.rpartition('\n')[0] + '\n'))
     ends = [head.start() for head in heads[1:]] + [text.rfind('\n')]
     for head, end in zip(heads, ends):
         time = datetime.strptime(head[1], '%Y-%m-%d %H:%M:%S,%f')
@@ -136,7 +225,7 @@ class _Reader:
         """The loop validates right after it has saved the networks as ``latest``, and right before as ``best``."""
         found = VALIDATION.match(message)
         if found:
-            metrics = METRIC.findall(message)
+            metrics = METRIC_LINE.findall(message)
             self._in_a_row[found[1]] = {metric: float(value) for metric, value, _, _ in metrics}
             self.log.best[found[1]] = {metric: (float(best), int(at)) for metric, _, best, at in metrics if best}
             return
@@ -191,7 +280,7 @@ class _Reader:
             iteration = max(-(-session.last // frequency), following) * frequency
         self._validated[name] = iteration
         curves = self.log.validation.setdefault(name, {})
-        for metric, value, _, _ in METRIC.findall(found.string):
+        for metric, value, _, _ in METRIC_LINE.findall(found.string):
             curves.setdefault(metric, {})[iteration] = float(value)
 
     def _take_up(self) -> None:
@@ -215,7 +304,7 @@ VERSIONS = re.compile(r'Python \S+, torch ')  # engine/logs.py
 TERM = re.compile(r'(\S+): (-?\d\.\d{4}e[-+]\d{2,3}|nan|-?inf)(?!\S)')
 FIGURE = r'-?\d+\.\d{4}|nan|-?inf'
 VALIDATION = re.compile(r'Validation (.*)')
-METRIC = re.compile(rf'\t # (.+): ({FIGURE})(?:\tBest: ({FIGURE}) @ (\d+) iter)?$', re.MULTILINE)
+METRIC_LINE = re.compile(rf'\t # (.+): ({FIGURE})(?:\tBest: ({FIGURE}) @ (\d+) iter)?$', re.MULTILINE)
 SAVED_LATEST, SAVED_BEST = 'Save the latest model.', 'Saving the best models:'  # engine/loop.py
 # What train.py and BasicSR's MessageLogger and SRModel write, and who takes it.
 TAKEN: tuple[tuple[re.Pattern, Callable[[_Reader, re.Match], None]], ...] = (

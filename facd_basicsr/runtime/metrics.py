@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 GAUSSIAN = cv2.getGaussianKernel(11, 1.5)
-MARGIN = 5  # of the Gaussian: it is not put where it would reach over the image
-ROWS = 64  # of SSIM at a time, whose maps stay in the processor's cache
+GAUSSIAN_RADIUS = 5  # of the Gaussian: it is not put where it would reach over the image
+SSIM_ROWS = 64  # of SSIM at a time, whose maps stay in the processor's cache
 UNIT = (np.arange(256, dtype=np.float32) / 255).astype(np.float64)  # BasicSR rounds these, and goes on in float64
 Y_OF_BGR = np.array([[24.966, 128.553, 65.481, 16.0]])
 
@@ -110,10 +110,10 @@ def ssim(image: np.ndarray, gt: np.ndarray) -> float:
     """SSIM of two images (H, W) or (H, W, C) in [0, 255], the mean over the channels; nan below 11 x 11."""
     if image.ndim == 3:
         return float(np.mean([ssim(image[..., i], gt[..., i]) for i in range(image.shape[2])]))
-    height, width = (max(0, size - 2 * MARGIN) for size in image.shape)
+    height, width = (max(0, size - 2 * GAUSSIAN_RADIUS) for size in image.shape)
     if height * width == 0:
         return float('nan')
-    bands = [np.s_[top : top + ROWS + 2 * MARGIN] for top in range(0, height, ROWS)]
+    bands = [np.s_[top : top + SSIM_ROWS + 2 * GAUSSIAN_RADIUS] for top in range(0, height, SSIM_ROWS)]
     return sum(_ssim_map(image[rows], gt[rows]).sum() for rows in bands) / (height * width)
 
 
@@ -126,7 +126,9 @@ def _ssim_map(image: np.ndarray, gt: np.ndarray) -> np.ndarray:
 
 
 def _blurred(plane: np.ndarray) -> np.ndarray:
-    return cv2.sepFilter2D(plane, -1, GAUSSIAN, GAUSSIAN)[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    return cv2.sepFilter2D(plane, -1, GAUSSIAN, GAUSSIAN)[
+        GAUSSIAN_RADIUS:-GAUSSIAN_RADIUS, GAUSSIAN_RADIUS:-GAUSSIAN_RADIUS
+    ]
 
 
 FAST = {calculate_psnr: psnr, calculate_ssim: ssim}  # by what is registered: another of the same name is not it

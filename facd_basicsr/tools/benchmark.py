@@ -21,7 +21,7 @@ from facd_basicsr.evaluation import tables as tables
 from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import load_methods
 from facd_basicsr.evaluation.tables import LATEX_RULES, latex_table, markdown_table, text_table
-from facd_basicsr.evaluation.test_sets import Pair, build_sets, pairs
+from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, pairs
 from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.options.parse import root_path
 
@@ -88,7 +88,7 @@ def benchmark(
     return mean
 
 
-def _noting_gray(images: Iterable[Pair], notes: list[str], gray_as_colour: bool) -> Iterator[Pair]:
+def _noting_gray(images: Iterable[ImagePair], notes: list[str], gray_as_colour: bool) -> Iterator[ImagePair]:
     for pair in images:
         if pair.gray and gray_as_colour:
             notes.append(

@@ -11,7 +11,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from facd_basicsr.archs.input_channels import input_channels
+from facd_basicsr.archs import input_channels
 from facd_basicsr.cli import SeveralValues
 from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.engine.logs import DeferredLog

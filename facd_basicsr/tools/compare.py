@@ -24,13 +24,13 @@ from facd_basicsr.comparison.run_record import (
 from facd_basicsr.comparison.summary import (
     by_method,
     caption,
+    compared_features,
+    compared_quality,
     cost_table,
     draw_curves,
     feature_notes,
-    feature_table,
     filled,
-    quality_table,
-    to_csv,
+    records_csv,
 )
 from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation.figures import find_crops
@@ -84,8 +84,8 @@ def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, A
 
 def tables(results: dict[str, Any]) -> dict[str, Any]:
     """{title: table} of a report."""
-    found = {f'PSNR-Y in dB, x{results["scale"]}': quality_table(results), 'Cost': cost_table(results)}
-    features = feature_table(results)
+    found = {f'PSNR-Y in dB, x{results["scale"]}': compared_quality(results), 'Cost': cost_table(results)}
+    features = compared_features(results)
     return found if features is None else {**found, f'Feature PSNR in dB, x{results["scale"]}': features}
 
 
@@ -97,7 +97,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in made.items()]
     atomic_write(folder / 'table.md', '\n'.join(markdown))
     atomic_write(folder / 'table.tex', '\n'.join([f'{LATEX_RULES}\n', *latex]))
-    atomic_write(folder / 'table.csv', to_csv(results))
+    atomic_write(folder / 'table.csv', records_csv(results))
     for title, (header, rows, groups, _) in made.items():
         print(f'\n{title}\n\n{text_table(header, rows, groups)}')
     print('\n' + '\n'.join(notes))

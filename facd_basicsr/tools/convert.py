@@ -13,7 +13,7 @@ from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_path
 from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, without_prefix
 
-SUFFIXES = ('.pth', '.pt', '.safetensors')
+CONVERTED_SUFFIXES = ('.pth', '.pt', '.safetensors')
 
 
 def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean: tuple[float, ...]) -> str:
@@ -38,8 +38,8 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
         raise UserError(f'OUT: no such folder: {target.parent}')
     if target.exists():
         raise UserError(f'OUT: {target} is there already; accepted: a new file')
-    if target.suffix not in SUFFIXES:
-        raise UserError(f'OUT: {target}; accepted: a name that ends in {", ".join(SUFFIXES)}')
+    if target.suffix not in CONVERTED_SUFFIXES:
+        raise UserError(f'OUT: {target}; accepted: a name that ends in {", ".join(CONVERTED_SUFFIXES)}')
     state_dict = without_prefix(load_any_state_dict(source, 'IN'), LIGHTNING)
     found = recognise(state_dict)
     if found is None:

@@ -16,10 +16,20 @@ from tqdm import tqdm
 
 from facd_basicsr.cli import SeveralValues, test_files_option
 from facd_basicsr.errors import UserError, reraise_disk_errors
-from facd_basicsr.evaluation.figures import Crop, chosen_crop, crop_psnr, enlarge, find_crops, grid, marked, tinted
+from facd_basicsr.evaluation.figures import (
+    Crop,
+    TeacherMap,
+    chosen_crop,
+    crop_psnr,
+    enlarge,
+    find_crops,
+    grid,
+    marked,
+    teacher_map,
+    tinted,
+)
 from facd_basicsr.evaluation.methods import Method, load_methods
 from facd_basicsr.evaluation.tables import text_table
-from facd_basicsr.evaluation.teacher_map import TeacherMap, teacher_map
 from facd_basicsr.evaluation.test_sets import build_sets, select
 from facd_basicsr.files.atomic import atomic_path, atomic_write
 

@@ -15,7 +15,7 @@ from facd_basicsr.evaluation.costs import cost_tables, costs
 from facd_basicsr.evaluation.tables import markdown_table, text_table
 from facd_basicsr.files.atomic import atomic_write
 
-FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
+TABLE_FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
     '.json': lambda result: json.dumps(result, indent=1),
     '.md': lambda result: cost_tables(result, markdown_table),
 }
@@ -45,8 +45,8 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
     Example:
       facd profile -opt options/train/FACD_EDSR_x4.yml
     """
-    if out is not None and out.suffix not in FORMATS:
-        raise UserError(f'--out: {out}; accepted: a name that ends in {", ".join(FORMATS)}')
+    if out is not None and out.suffix not in TABLE_FORMATS:
+        raise UserError(f'--out: {out}; accepted: a name that ends in {", ".join(TABLE_FORMATS)}')
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f'--out: {out}; accepted: a file name in a folder that is there')
     get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
@@ -54,4 +54,4 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
     click.echo(cost_tables(result, text_table))
     if out is not None:
         with reraise_disk_errors():
-            atomic_write(out, (FORMATS[out.suffix](result) + '\n').encode())
+            atomic_write(out, (TABLE_FORMATS[out.suffix](result) + '\n').encode())

@@ -10,7 +10,7 @@ from basicsr.utils import get_root_logger
 from tqdm import tqdm
 
 from facd_basicsr.errors import UserError, reraise_disk_errors
-from facd_basicsr.evaluation.test_sets import Pair
+from facd_basicsr.evaluation.test_sets import ImagePair
 from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.report.page import page
 from facd_basicsr.report.results import Results, results_of
@@ -66,7 +66,7 @@ def _check_writable(out: Path) -> None:
         ) from error
 
 
-def _progress(images: Iterable[Pair], count: int) -> Iterable[Pair]:
+def _progress(images: Iterable[ImagePair], count: int) -> Iterable[ImagePair]:
     return tqdm(images, 'table and crops', count, unit='image', dynamic_ncols=True)
 
 

@@ -7,7 +7,7 @@ import click
 
 from facd_basicsr.cli import SeveralValues
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_check import check_options
 from facd_basicsr.options.option_files import lineage, option_text
 from facd_basicsr.options.parse import read_options
 
@@ -24,7 +24,7 @@ def show(option_file: str, overrides: Sequence[str]) -> str:
     """
     opt = read_options(option_file, overrides)
     try:
-        check(opt, is_train='train' in opt)
+        check_options(opt, is_train='train' in opt)
     except UserError as error:
         raise UserError(f'{option_file}: {error}') from error
     files = ', which is based on '.join(os.path.normpath(path) for path, _ in lineage(option_file))

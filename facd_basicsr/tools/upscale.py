@@ -7,16 +7,22 @@ from pathlib import Path
 import click
 from basicsr.utils import get_root_logger
 
-from facd_basicsr.deploy.image_tree import Pair, is_one_file, pairs_of
 from facd_basicsr.deploy.student import read_student
-from facd_basicsr.deploy.upscale_images import UpscaleRecord, student_id, upscale_images
+from facd_basicsr.deploy.upscale_images import (
+    UpscaleJob,
+    UpscaleRecord,
+    is_one_file,
+    pairs_of,
+    student_id,
+    upscale_images,
+)
 from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.errors import UserError, reraise_disk_errors
 
 LEFT_OUT = 3  # exit code; 1 is Python's for a crash, 2 for what a user can mend
 
 
-def _unfinished(pairs: list[Pair], record: UpscaleRecord | None) -> list[Pair]:
+def _unfinished(pairs: list[UpscaleJob], record: UpscaleRecord | None) -> list[UpscaleJob]:
     if record is not None:
         return record.unfinished(pairs)
     (pair,) = pairs

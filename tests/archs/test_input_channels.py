@@ -2,7 +2,7 @@ import pytest
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from facd_basicsr.archs.input_channels import input_channels
+from facd_basicsr.archs import input_channels
 
 
 @ARCH_REGISTRY.register()

@@ -11,7 +11,7 @@ from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml, parse_options, parser
 from facd_basicsr.options.build import dry_run
-from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_check import check_options
 from facd_basicsr.options.option_files import merged, read_option_file
 from facd_basicsr.train import set_up
 
@@ -173,7 +173,7 @@ def test_the_miniatures_methods_are_accepted_and_differ_in_the_distillation_only
             read_option_file(str(path.parent / block['base'])), {k: v for k, v in block.items() if k != 'base'}
         )
         opts[method] = merged(opt, content['common'])
-        check(opts[method], is_train=True)
+        check_options(opts[method], is_train=True)
         dry_run(opts[method], is_train=True)
     shared = ('datasets', 'network_g', 'scale', 'val', 'logger')
     assert all(opt[key] == opts[content['baseline']][key] for opt in opts.values() for key in shared)

@@ -3,7 +3,14 @@ import io
 
 import pytest
 
-from facd_basicsr.comparison.summary import caption, cost_table, feature_table, filled, quality_table, to_csv
+from facd_basicsr.comparison.summary import (
+    caption,
+    compared_features,
+    compared_quality,
+    cost_table,
+    filled,
+    records_csv,
+)
 from facd_basicsr.errors import UserError
 
 
@@ -49,7 +56,7 @@ def results() -> dict:
 
 
 def test_the_table_has_means_deviations_and_marked_paired_differences(results):
-    header, rows, groups, bold = quality_table(results)
+    header, rows, groups, bold = compared_quality(results)
     assert header == ['method', 'seeds', 'mean ± sd', 'to Student'] and groups == ['', '', 'Set5', 'Set5']
     assert rows == [
         ['bicubic', '-', '33.700', '-'],
@@ -70,11 +77,11 @@ def test_costs_are_per_method_with_time_relative_to_the_baseline(results):
 
 
 def test_features_are_shown_of_methods_that_have_them_only(results):
-    assert feature_table(results) is None
+    assert compared_features(results) is None
     for run in results['runs']:
         if run['method'] == 'FACD':
             run['means']['Set5']['feature_psnr'] = 30.0 + run['seed']
-    table = feature_table(results)
+    table = compared_features(results)
     assert table.header == ['method', 'seeds', 'features', 'Set5']
     assert table.rows == [['FACD', '3', 'regressors', '31.000 ± 1.000']]
 
@@ -88,7 +95,7 @@ def test_the_caption_names_seeds_and_machine(results):
 
 def test_one_seed_has_no_deviation_and_says_so(results):
     results['runs'] = [run for run in results['runs'] if run['seed'] == 1]
-    assert quality_table(results).rows[2] == ['FACD', '1', '36.400', '+0.200']
+    assert compared_quality(results).rows[2] == ['FACD', '1', '36.400', '+0.200']
     assert caption(results).startswith('One seed, 1, so nothing is said of significance.')
 
 
@@ -96,12 +103,12 @@ def test_what_json_has_no_number_for_is_a_dash_and_does_not_touch_other_methods(
     for run in results['runs']:
         if run['method'] == 'FACD':
             run['means']['Set5']['psnr_y'] = None
-    rows = quality_table(results).rows
+    rows = compared_quality(results).rows
     assert rows[2] == ['FACD', '3', '-', '-'] and rows[3][3] == '+0.201**'
 
 
 def test_the_csv_has_a_line_for_every_method_seed_and_set(results):
-    rows = list(csv.DictReader(io.StringIO(to_csv(results))))
+    rows = list(csv.DictReader(io.StringIO(records_csv(results))))
     assert len(rows) == 1 + len(results['runs'])
     assert (rows[0]['method'], rows[0]['seed'], rows[0]['psnr_y']) == ('bicubic', '', '33.7')
     assert (rows[4]['method'], rows[4]['seed'], float(rows[4]['psnr_y'])) == ('FACD', '0', pytest.approx(36.1))

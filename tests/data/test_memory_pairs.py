@@ -15,7 +15,7 @@ from PIL import Image
 from runs import TOTAL, assert_same, log_text, result, run
 from torch.utils.data import DataLoader, default_collate
 
-from facd_basicsr.data import decoded_pairs
+from facd_basicsr.data import memory_pairs
 from facd_basicsr.data.loaders import build_ordered_dataset
 from facd_basicsr.data.memory_pairs import MemoryPairs
 from facd_basicsr.data.paths import check_whole_dataset
@@ -158,7 +158,7 @@ def test_a_damaged_image_is_replaced_and_named_as_from_its_folder(own_folders, m
         block['meta_info_file'] = str(own_folders / 'list.txt')
     damage(own_folders / side / '5.png')
     warnings = []
-    monkeypatch.setattr('facd_basicsr.data.decoded_pairs.get_root_logger', lambda: Log(warnings))
+    monkeypatch.setattr('facd_basicsr.data.memory_pairs.get_root_logger', lambda: Log(warnings))
     files, memory = built_both(block)
     for seed in range(4):
         expected, found = files[5, seed], memory[5, seed]
@@ -204,12 +204,12 @@ def test_a_damaged_validation_image_is_named(own_folders):
 
 @pytest.mark.parametrize(('free', 'fits'), [(6 * 3 * (48 * 48 + 24 * 24) + 6 * 48, True), (0, False)])
 def test_images_that_do_not_fit_are_refused_before_they_are_decoded(data, monkeypatch, free, fits):
-    monkeypatch.setattr(decoded_pairs, 'available_memory', lambda: free)
+    monkeypatch.setattr(memory_pairs, 'available_memory', lambda: free)
     block = block_of(data, ('HR.lmdb', 'LR.lmdb'), io_backend=MEMORY)
     if fits:  # to the byte
         build_ordered_dataset(block)
-        monkeypatch.setattr(decoded_pairs, 'available_memory', lambda: free - 1)
-    monkeypatch.setattr(decoded_pairs, 'imfrombytes', None)
+        monkeypatch.setattr(memory_pairs, 'available_memory', lambda: free - 1)
+    monkeypatch.setattr(memory_pairs, 'imfrombytes', None)
     with pytest.raises(
         UserError,
         match=r'^datasets\.train\.io_backend: memory: pictures needs 0\.0 GB decoded, 0\.0 GB are available; accepted: '
@@ -222,7 +222,7 @@ def test_what_the_system_refuses_is_told_in_a_line(data, monkeypatch):
     def refuse(size: int) -> None:
         raise OSError('no more memory')
 
-    monkeypatch.setattr(decoded_pairs, 'new_block', refuse)
+    monkeypatch.setattr(memory_pairs, 'new_block', refuse)
     with pytest.raises(UserError, match=r'^datasets\.val\.io_backend: memory: .* \(no more memory\); accepted: lmdb'):
         build_ordered_dataset(block_of(data, ('HR.lmdb', 'LR.lmdb'), io_backend=MEMORY, phase='val'))
 

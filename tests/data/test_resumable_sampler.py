@@ -3,7 +3,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facd_basicsr.data.resumable_sampler import ResumableSampler
+from facd_basicsr.data.loaders import ResumableSampler
 
 Samples = list[tuple[int, int]]
 

@@ -5,7 +5,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from conftest import STUDENT
 
-from facd_basicsr.deploy.student import Description, describe
+from facd_basicsr.deploy.student import Description, describe_network
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from facd_basicsr.deploy.student import Description, describe
     ],
 )
 def test_a_student_is_described_as_basicsrs_own_class_with_every_argument(block, stock):
-    description = describe(block, block['upscale'])
+    description = describe_network(block, block['upscale'])
     net = stock(**description.arguments)
     net.load_state_dict(build_network(block).state_dict(), strict=True)
     assert description.architecture == stock.__name__

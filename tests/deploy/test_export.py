@@ -18,7 +18,7 @@ from conftest import REPOSITORY, STUDENT, changed, write_yml
 
 from facd_basicsr.deploy.export_formats import (
     BASIC,
-    FORMATS,
+    EXPORT_FORMATS,
     ONNX,
     ONNX_FP16,
     STEP,
@@ -28,7 +28,7 @@ from facd_basicsr.deploy.export_formats import (
     paths_of,
 )
 from facd_basicsr.deploy.graphs import onnx_bytes, read_program, require_onnx
-from facd_basicsr.deploy.student import METADATA, Description, Student, describe, read_student
+from facd_basicsr.deploy.student import METADATA, Description, Student, describe_network, read_student
 from facd_basicsr.distill.layouts import DIV2K_MEAN
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
@@ -44,7 +44,9 @@ SIZES = [(1, 3, 1, 1), (1, 3, 17, 33), (3, 3, 20, 9)]
 def student_of(network: dict) -> Student:
     torch.manual_seed(0)
     net = build_network(network).eval().requires_grad_(False)
-    return Student(net, dataclasses.replace(describe(network, network['upscale']), name='tiny', option_sha256='ab12'))
+    return Student(
+        net, dataclasses.replace(describe_network(network, network['upscale']), name='tiny', option_sha256='ab12')
+    )
 
 
 @pytest.fixture(scope='module')
@@ -53,7 +55,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folders = {}
     for name, (network, _) in NETWORKS.items():
         folders[name] = tmp_path_factory.mktemp(name)
-        export(measured(student_of(network), {'Set5': 30.25}), folders[name] / 'student', FORMATS)
+        export(measured(student_of(network), {'Set5': 30.25}), folders[name] / 'student', EXPORT_FORMATS)
     return folders
 
 
@@ -67,7 +69,7 @@ def expected(name: str, lq: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_files_are_there_and_nothing_else(folders, name):
-    assert {path.name for path in folders[name].iterdir()} == {f'student{format.suffix}' for format in FORMATS}
+    assert {path.name for path in folders[name].iterdir()} == {f'student{format.suffix}' for format in EXPORT_FORMATS}
 
 
 def test_stock_basicsr_loads_the_checkpoint_strictly_by_its_own_loader(folders, name):
@@ -180,7 +182,7 @@ def test_a_snippet_of_the_page_gives_the_students_output(folders, snippet, monke
 
 
 def test_every_format_has_a_snippet():
-    assert all(any(f'student{format.suffix}' in snippet for snippet in SNIPPETS) for format in FORMATS)
+    assert all(any(f'student{format.suffix}' in snippet for snippet in SNIPPETS) for format in EXPORT_FORMATS)
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
@@ -320,7 +322,7 @@ SLOW = pytest.mark.slow
 def test_other_networks_are_refused_where_the_page_says_so(network, format, refusal, tmp_path):
     torch.manual_seed(0)
     net = build_network(network).eval().requires_grad_(False)
-    student = Student(net, describe(network, 2))
+    student = Student(net, describe_network(network, 2))
     if refusal is None:
         export(student, tmp_path / 'student', [format])
         return
@@ -338,7 +340,7 @@ def test_names_that_are_taken_or_mistaken_are_refused(tmp_path):
         '': r'-o: .* is a folder; accepted: the name of files in it, as .*/student',
     }.items():
         with pytest.raises(UserError, match=message):
-            paths_of(tmp_path / stem, FORMATS)
+            paths_of(tmp_path / stem, EXPORT_FORMATS)
     assert paths_of(tmp_path / 'x2.v3', [ONNX_FP16]) == [tmp_path / 'x2.v3_fp16.onnx']
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from facd_basicsr.deploy.image_tree import is_one_file, pairs_of
+from facd_basicsr.deploy.upscale_images import is_one_file, pairs_of
 from facd_basicsr.errors import UserError
 
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import nn
 
-from facd_basicsr.deploy.student import METADATA, Student, describe, read_student
+from facd_basicsr.deploy.student import METADATA, Student, describe_network, read_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.tools.show import show
 
@@ -124,7 +124,7 @@ def test_what_a_file_says_of_itself_is_checked_before_anything_is_built(
     monkeypatch.chdir(tmp_path)
     for name in ('evil.pth', 'evil'):
         torch.save(Evil(), tmp_path / name)
-    path, metadata = tmp_path / f'a{suffix}', {**describe(STUDENT, 2).as_metadata(), **entries}
+    path, metadata = tmp_path / f'a{suffix}', {**describe_network(STUDENT, 2).as_metadata(), **entries}
     if suffix == '.safetensors':
         save_file(net.state_dict(), path, metadata)
     else:
@@ -166,14 +166,14 @@ def test_the_hash_is_of_all_options_however_the_file_is_written(run, net, train_
 
 @pytest.mark.parametrize('suffix', ['.pth', '.pt', '.safetensors'])
 def test_a_file_with_metadata_needs_no_option_file_and_an_option_file_overrules_it(suffix, net, train_opt, tmp_path):
-    path, metadata = tmp_path / f'a{suffix}', describe(STUDENT, 2).as_metadata()
+    path, metadata = tmp_path / f'a{suffix}', describe_network(STUDENT, 2).as_metadata()
     if suffix == '.safetensors':
         save_file(net.state_dict(), path, metadata)
     else:
         torch.save({'params': net.state_dict(), METADATA: metadata}, path)
     student = read_student(path)
     assert_is(student, net)
-    assert student.description == describe(STUDENT, 2)
+    assert student.description == describe_network(STUDENT, 2)
     assert read_student(path, str(write_yml(train_opt, tmp_path / 'a.yml'))).description.option_file == 'a.yml'
 
 
@@ -188,7 +188,7 @@ def test_what_can_not_be_a_student_is_refused_in_a_line(net, run, train_opt, tmp
     (tmp_path / 'a.gguf').touch()
     (tmp_path / 'empty.pth').touch()
     torch.save(
-        {'params': net.state_dict(), METADATA: {**describe(STUDENT, 2).as_metadata(), 'scale': 'two'}},
+        {'params': net.state_dict(), METADATA: {**describe_network(STUDENT, 2).as_metadata(), 'scale': 'two'}},
         tmp_path / 'b.pth',
     )
     graph = helper.make_graph(

@@ -9,16 +9,15 @@ from conftest import STUDENT, picture
 from PIL import Image
 
 from facd_basicsr.deploy import upscale_images as module
-from facd_basicsr.deploy.image_tree import Pair
-from facd_basicsr.deploy.student import Student, describe
-from facd_basicsr.deploy.upscale_images import upscale_images
+from facd_basicsr.deploy.student import Student, describe_network
+from facd_basicsr.deploy.upscale_images import UpscaleJob, upscale_images
 from facd_basicsr.deploy.upscaler import Upscaler
 
 
 @pytest.fixture
 def upscaler() -> Upscaler:
     torch.manual_seed(0)
-    return Upscaler(Student(build_network(STUDENT).eval().requires_grad_(False), describe(STUDENT, 2)), 16)
+    return Upscaler(Student(build_network(STUDENT).eval().requires_grad_(False), describe_network(STUDENT, 2)), 16)
 
 
 def written(folder: Path, count: int) -> list[Path]:
@@ -29,8 +28,8 @@ def written(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def pairs_to(out: Path, sources: list[Path], suffix: str = '.png') -> list[Pair]:
-    return [Pair(source, out / f'{source.stem}{suffix}') for source in sources]
+def pairs_to(out: Path, sources: list[Path], suffix: str = '.png') -> list[UpscaleJob]:
+    return [UpscaleJob(source, out / f'{source.stem}{suffix}') for source in sources]
 
 
 def test_files_do_not_depend_on_how_many_are_made_at_a_time(upscaler, tmp_path):
@@ -102,7 +101,7 @@ def test_an_image_of_a_size_that_the_network_does_not_take_is_left_out_with_its_
     for name, width in (('odd', 17), ('even', 18)):
         cv2.imwrite(str(tmp_path / f'{name}.png'), np.zeros((12, width), np.uint8))
     pairs = pairs_to(tmp_path / 'out', [tmp_path / 'odd.png', tmp_path / 'even.png'])
-    assert upscale_images(Upscaler(Student(net, describe(block, 2)), tile), pairs, 1, None) == 1
+    assert upscale_images(Upscaler(Student(net, describe_network(block, 2)), tile), pairs, 1, None) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
         f'skipped: {tmp_path}/odd.png: the network does not run on 17x12 pixels (assert hh % scale == 0 and '
@@ -113,7 +112,7 @@ def test_an_image_of_a_size_that_the_network_does_not_take_is_left_out_with_its_
 
 def test_a_network_of_another_scale_than_its_file_says_is_told_of_every_image(tmp_path, capsys):
     net = build_network(STUDENT).eval().requires_grad_(False)
-    upscaler = Upscaler(Student(net, describe({**STUDENT, 'upscale': 4}, 4)), 0)
+    upscaler = Upscaler(Student(net, describe_network({**STUDENT, 'upscale': 4}, 4)), 0)
     assert upscale_images(upscaler, pairs_to(tmp_path / 'out', written(tmp_path, 2)), 1, None) == 2
     assert '(gives (1, 3, 32, 48) instead of (1, 3, 64, 96))' in capsys.readouterr().err
 

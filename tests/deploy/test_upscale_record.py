@@ -5,27 +5,26 @@ from unittest.mock import Mock
 
 import pytest
 
-from facd_basicsr.deploy.image_tree import Pair
 from facd_basicsr.deploy.student import Description
-from facd_basicsr.deploy.upscale_images import RECORD, UpscaleRecord, student_id
+from facd_basicsr.deploy.upscale_images import UPSCALE_RECORD, UpscaleJob, UpscaleRecord, student_id
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.atomic import write_partial
 
 STUDENT = {'student': 'a.pth', 'sha256': 'aa'}
 
 
-def finish(record: UpscaleRecord, pair: Pair) -> None:
+def finish(record: UpscaleRecord, pair: UpscaleJob) -> None:
     pair.target.parent.mkdir(parents=True, exist_ok=True)
     record.finish(pair, record.line(pair), write_partial(pair.target, [pair.source.read_bytes()]))
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> list[Pair]:
+def pairs(tmp_path: Path) -> list[UpscaleJob]:
     """Two images, and their files in the folder ``out``, not there yet."""
     for name in ('a.png', 'b.png'):
         (tmp_path / name).write_text(name)
     out = tmp_path / 'out'
-    return [Pair(tmp_path / 'a.png', out / 'a.png'), Pair(tmp_path / 'b.png', out / 'sub' / 'b.png')]
+    return [UpscaleJob(tmp_path / 'a.png', out / 'a.png'), UpscaleJob(tmp_path / 'b.png', out / 'sub' / 'b.png')]
 
 
 def test_what_is_recorded_and_there_is_finished(tmp_path, pairs):
@@ -73,7 +72,7 @@ def test_a_line_that_finds_the_disk_full_leaves_the_older_file_with_its_own(tmp_
     with monkeypatch.context() as patch, pytest.raises(OSError, match='No space left') as caught:
         patch.setattr(Path, 'open', Mock(side_effect=OSError(28, 'No space left on device')))
         record.finish(pairs[0], record.line(pairs[0]), partial)
-    assert caught.value.filename == str(tmp_path / 'out' / RECORD)
+    assert caught.value.filename == str(tmp_path / 'out' / UPSCALE_RECORD)
     assert pairs[0].target.read_text() == 'a.png' and not partial.exists()
     assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs[:1]) == []
 
@@ -92,7 +91,7 @@ def test_files_of_another_student_and_of_nobody_are_refused(tmp_path, pairs):
     record = UpscaleRecord(tmp_path / 'out', STUDENT)
     with pytest.raises(UserError, match=r'a\.png is there already, by another student or .* --opt \(b\.pth\)'):
         record.unfinished(pairs)
-    (tmp_path / 'out' / RECORD).unlink()
+    (tmp_path / 'out' / UPSCALE_RECORD).unlink()
     with pytest.raises(UserError, match=r'^--out: .*a\.png is there already, and not by this command; accepted: ano'):
         UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs)
     assert record.unfinished(pairs[1:]) == pairs[1:]
@@ -101,11 +100,11 @@ def test_files_of_another_student_and_of_nobody_are_refused(tmp_path, pairs):
 @pytest.mark.parametrize('cut', ['{"file": "b.p', '[]\n', '{"file": "a.png"}\n', '{"file": "\udcff"}\n', '\0\udcff\0'])
 def test_a_line_that_was_cut_short_is_passed_over_and_the_next_one_whole(tmp_path, pairs, cut):
     finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[0])
-    with (tmp_path / 'out' / RECORD).open('a', errors='surrogateescape') as file:  # the last two are no UTF-8
+    with (tmp_path / 'out' / UPSCALE_RECORD).open('a', errors='surrogateescape') as file:  # the last two are no UTF-8
         file.write(cut)
     finish(UpscaleRecord(tmp_path / 'out', STUDENT), pairs[1])
     assert UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs) == []
-    assert json.loads((tmp_path / 'out' / RECORD).read_bytes().splitlines()[-1])['file'] == 'sub/b.png'
+    assert json.loads((tmp_path / 'out' / UPSCALE_RECORD).read_bytes().splitlines()[-1])['file'] == 'sub/b.png'
 
 
 def test_a_student_is_told_by_its_weights_and_how_they_are_run(tmp_path):

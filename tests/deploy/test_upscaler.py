@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from facd_basicsr.archs import tail_in_tiles
 from facd_basicsr.archs.tail_in_tiles import InTiles, with_tail_in_tiles
-from facd_basicsr.deploy.student import Description, Student, describe
+from facd_basicsr.deploy.student import Description, Student, describe_network
 from facd_basicsr.deploy.upscaler import CancelledError, Upscaler
 from facd_basicsr.errors import UserError
 from facd_basicsr.runtime.metrics import upscale
@@ -24,7 +24,7 @@ RCAN = {'type': 'RCANStudent', 'num_feat': 4, 'num_group': 1, 'num_block': 1, 's
 
 def student(block: dict, seed: int = 0) -> Student:
     torch.manual_seed(seed)
-    return Student(build_network(block).eval().requires_grad_(False), describe(block, block['upscale']))
+    return Student(build_network(block).eval().requires_grad_(False), describe_network(block, block['upscale']))
 
 
 def student_of(net: nn.Module, scale: int) -> Student:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import changed, write_yml
+from conftest import REPOSITORY, changed, imported_script, write_yml
 
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.distill.gate import _is_better, check_teacher, teacher_psnr_y
@@ -14,17 +14,18 @@ from facd_basicsr.distill.teacher import Teacher, build_teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
 from facd_basicsr.runtime.metrics import as_input
-from facd_basicsr.tools.demo import OPTIONS, SCALE, TEACHER_WEIGHTS, options, photograph
 from facd_basicsr.train import train
 
-TEACHER = options(OPTIONS / 'FACD.yml')['teacher']['network']
+demo = imported_script(REPOSITORY / 'demo' / 'demo.py')
+
+TEACHER = demo.options(demo.OPTIONS / 'FACD.yml')['teacher']['network']
 CPU = torch.device('cpu')
 
 
 def crops() -> dict[str, np.ndarray]:
     places = {'astronaut': [(100, 100), (0, 160), (300, 200)], 'chelsea': [(100, 100), (60, 200), (120, 260)]}
     return {
-        f'{name}_{top}_{left}': photograph(f'{name}.png')[top : top + 96, left : left + 96]
+        f'{name}_{top}_{left}': demo.photograph(f'{name}.png')[top : top + 96, left : left + 96]
         for name, corners in places.items()
         for top, left in corners
     }
@@ -32,16 +33,16 @@ def crops() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope='module')
 def batches() -> list[dict]:
-    return [{'gt': as_input(gt), 'lq': as_input(bicubic_lr(gt, SCALE))} for gt in crops().values()]
+    return [{'gt': as_input(gt), 'lq': as_input(bicubic_lr(gt, demo.SCALE))} for gt in crops().values()]
 
 
 @pytest.fixture(scope='module')
 def psnr_y(batches) -> float:
-    return teacher_psnr_y(shipped(), batches, SCALE, CPU).mean()
+    return teacher_psnr_y(shipped(), batches, demo.SCALE, CPU).mean()
 
 
 def shipped(**network: object) -> Teacher:
-    return build_teacher({'network': {**TEACHER, **network}, 'weights': str(TEACHER_WEIGHTS)}, SCALE)
+    return build_teacher({'network': {**TEACHER, **network}, 'weights': str(demo.TEACHER_WEIGHTS)}, demo.SCALE)
 
 
 def of_another_colour_order() -> Teacher:
@@ -75,7 +76,7 @@ def test_psnr_is_that_of_eight_bit_images_without_a_border_of_scale_pixels():
 
 
 def test_the_right_teacher_passes_and_both_numbers_are_said(batches, psnr_y):
-    line = check_teacher(shipped(), expectation(round(psnr_y, 2)), batches, SCALE, CPU)
+    line = check_teacher(shipped(), expectation(round(psnr_y, 2)), batches, demo.SCALE, CPU)
     assert line == f'Teacher: {psnr_y:.3f} dB PSNR-Y on datasets.val, expected {round(psnr_y, 2)} +- 0.1.'
 
 
@@ -85,32 +86,32 @@ def test_the_right_teacher_passes_and_both_numbers_are_said(batches, psnr_y):
         lambda: shipped(res_scale=0.1),
         lambda: shipped(img_range=1.0),
         lambda: shipped(rgb_mean=[0, 0, 0]),
-        lambda: Teacher(torch.nn.Upsample(scale_factor=2, mode='nearest'), SCALE),
+        lambda: Teacher(torch.nn.Upsample(scale_factor=2, mode='nearest'), demo.SCALE),
     ],
     ids=['res_scale', 'img_range', 'rgb_mean', 'another network'],
 )
 def test_a_teacher_that_is_not_as_it_was_trained_is_stopped_with_both_numbers(teacher, batches, psnr_y):
-    found = teacher_psnr_y(teacher(), batches, SCALE, CPU).mean()
+    found = teacher_psnr_y(teacher(), batches, demo.SCALE, CPU).mean()
     assert found < psnr_y - 0.1
     with pytest.raises(
         UserError, match=rf'teacher.expect: the teacher has {found:.3f} dB .*expected 3\d\.\d\d \+- 0.1'
     ):
-        check_teacher(teacher(), expectation(round(psnr_y, 2)), batches, SCALE, CPU)
+        check_teacher(teacher(), expectation(round(psnr_y, 2)), batches, demo.SCALE, CPU)
 
 
 def test_a_teacher_trained_on_bgr_is_stopped_though_its_psnr_is_within_the_tolerance(batches, psnr_y):
-    found = teacher_psnr_y(of_another_colour_order(), batches, SCALE, CPU).mean()
+    found = teacher_psnr_y(of_another_colour_order(), batches, demo.SCALE, CPU).mean()
     assert abs(found - psnr_y) < 0.2
     with pytest.raises(UserError, match=rf'{found:.3f} dB .*, but {psnr_y:.3f} dB when red and blue change places'):
-        check_teacher(of_another_colour_order(), expectation(psnr_y, tolerance=0.2), batches, SCALE, CPU)
+        check_teacher(of_another_colour_order(), expectation(psnr_y, tolerance=0.2), batches, demo.SCALE, CPU)
 
 
 def test_a_few_images_do_not_tell_the_colour_order(batches):
     few = batches[:4]
     wrong = of_another_colour_order()
-    found = teacher_psnr_y(wrong, few, SCALE, CPU).mean()
-    assert teacher_psnr_y(wrong, few, SCALE, CPU, bgr=True).mean() > found
-    check_teacher(wrong, expectation(found), few, SCALE, CPU)
+    found = teacher_psnr_y(wrong, few, demo.SCALE, CPU).mean()
+    assert teacher_psnr_y(wrong, few, demo.SCALE, CPU, bgr=True).mean() > found
+    check_teacher(wrong, expectation(found), few, demo.SCALE, CPU)
 
 
 def test_being_better_on_bgr_by_chance_is_no_offence():
@@ -122,14 +123,14 @@ def test_being_better_on_bgr_by_chance_is_no_offence():
 
 def test_a_teacher_that_is_better_than_expected_is_stopped_too(batches, psnr_y):
     with pytest.raises(UserError, match=r'teacher.expect'):
-        check_teacher(shipped(), expectation(psnr_y - 0.2), batches, SCALE, CPU)
+        check_teacher(shipped(), expectation(psnr_y - 0.2), batches, demo.SCALE, CPU)
 
 
 def test_a_teacher_that_gives_nan_is_stopped(batches):
     teacher = shipped()
     teacher.net.conv_last.bias.fill_(float('nan'))
     with pytest.raises(UserError, match=r'teacher.expect'):
-        check_teacher(teacher, expectation(30), batches, SCALE, CPU)
+        check_teacher(teacher, expectation(30), batches, demo.SCALE, CPU)
 
 
 def test_the_gate_draws_no_random_numbers(batches):
@@ -138,7 +139,7 @@ def test_the_gate_draws_no_random_numbers(batches):
     random.seed(0)
     states = torch.get_rng_state(), random.getstate()
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
-    check_teacher(teacher, expectation(30, tolerance=100), loader, SCALE, CPU)
+    check_teacher(teacher, expectation(30, tolerance=100), loader, demo.SCALE, CPU)
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
 
 
@@ -147,15 +148,15 @@ def test_training_starts_behind_the_gate_only(train_opt, tmp_path):
         (tmp_path / folder).mkdir()
     for name, gt in crops().items():
         cv2.imwrite(str(tmp_path / 'GT' / f'{name}.png'), gt)
-        cv2.imwrite(str(tmp_path / 'LQ' / f'{name}.png'), bicubic_lr(gt, SCALE))
-    opt = changed(train_opt, 'teacher', {'network': TEACHER, 'weights': str(TEACHER_WEIGHTS)})
+        cv2.imwrite(str(tmp_path / 'LQ' / f'{name}.png'), bicubic_lr(gt, demo.SCALE))
+    opt = changed(train_opt, 'teacher', {'network': TEACHER, 'weights': str(demo.TEACHER_WEIGHTS)})
     opt = changed(opt, 'name', 'gated')
     opt['datasets']['val'] |= {'dataroot_gt': str(tmp_path / 'GT'), 'dataroot_lq': str(tmp_path / 'LQ')}
     loader = [
         {'gt': as_input(gt), 'lq': as_input(cv2.imread(str(tmp_path / 'LQ' / f'{name}.png')))}
         for name, gt in crops().items()
     ]
-    expect = expectation(round(float(teacher_psnr_y(shipped(), loader, SCALE, CPU).mean()), 2))
+    expect = expectation(round(float(teacher_psnr_y(shipped(), loader, demo.SCALE, CPU).mean()), 2))
     opt['teacher']['expect'] = expect
     wrong = changed(opt, 'teacher.network', {**TEACHER, 'res_scale': 0.1})
 

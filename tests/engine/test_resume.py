@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from facd_basicsr.data.resumable_sampler import ResumableSampler
+from facd_basicsr.data.loaders import ResumableSampler
 from facd_basicsr.engine.checkpoint import Position
 from facd_basicsr.engine.resume import load_resume_state, newest_first, resumed_position
 from facd_basicsr.errors import UserError

@@ -5,7 +5,7 @@ import pytest
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.figures import Crop, chosen_crop, crop_psnr, find_crops
-from facd_basicsr.evaluation.test_sets import Pair
+from facd_basicsr.evaluation.test_sets import ImagePair
 
 
 class Painted:
@@ -21,9 +21,9 @@ class Painted:
         return image
 
 
-def pair(image: str) -> Pair:
+def pair(image: str) -> ImagePair:
     """The image's name is the level of its LQ."""
-    return Pair('S', image, np.full((30, 40, 3), ord(image), np.uint8), np.full((60, 80, 3), 100, np.uint8))
+    return ImagePair('S', image, np.full((30, 40, 3), ord(image), np.uint8), np.full((60, 80, 3), 100, np.uint8))
 
 
 def boxes(crops: list[Crop]) -> list[tuple]:

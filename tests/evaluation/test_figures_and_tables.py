@@ -7,7 +7,7 @@ from PIL import Image, ImageFont
 from facd_basicsr.evaluation.figures import (
     FONT_SIZE,
     LINE_HEIGHT,
-    MARGIN,
+    PANEL_MARGIN,
     YELLOW,
     grid,
     largest_error,
@@ -29,8 +29,8 @@ def test_side_by_side_shows_each_crop_enlarged_in_its_place_in_rgb():
     blue, red = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
     blue[..., 0], red[..., 2] = 255, 255
     picture = side_by_side([[('a', blue), ('b\nc', red)]], zoom=10)
-    assert picture.getpixel((MARGIN, MARGIN)) == (0, 0, 255)
-    assert picture.getpixel((MARGIN + 40 + MARGIN + 39, MARGIN + 39)) == (255, 0, 0)
+    assert picture.getpixel((PANEL_MARGIN, PANEL_MARGIN)) == (0, 0, 255)
+    assert picture.getpixel((PANEL_MARGIN + 40 + PANEL_MARGIN + 39, PANEL_MARGIN + 39)) == (255, 0, 0)
 
 
 def test_text_table_aligns_columns():
@@ -79,17 +79,17 @@ def test_latex_table_spans_groups_and_escapes_what_latex_reads():
 def test_no_caption_reaches_its_neighbours_column(caption):
     black = Image.new('RGB', (60, 10))
     picture = np.asarray(grid([[(caption, black), ('', black)]]))
-    below = picture[MARGIN + 10 :]
-    assert (below[:, MARGIN + 60 + MARGIN :] == 255).all()
+    below = picture[PANEL_MARGIN + 10 :]
+    assert (below[:, PANEL_MARGIN + 60 + PANEL_MARGIN :] == 255).all()
     font = ImageFont.load_default(FONT_SIZE)
-    lines = (len(below) - MARGIN) // LINE_HEIGHT
+    lines = (len(below) - PANEL_MARGIN) // LINE_HEIGHT
     assert lines >= font.getlength(caption.replace('\n', '')) / 60  # broken, not cut
 
 
 def test_rows_of_different_lengths_and_heights_do_not_overlap():
     red, blue = Image.new('RGB', (20, 30), (255, 0, 0)), Image.new('RGB', (40, 10), (0, 0, 255))
     picture = grid([[('a', red), ('b', blue)], [('c', blue)]])
-    assert picture.size == (MARGIN * 3 + 40 + 40, MARGIN * 3 + (30 + LINE_HEIGHT) + (10 + LINE_HEIGHT))
+    assert picture.size == (PANEL_MARGIN * 3 + 40 + 40, PANEL_MARGIN * 3 + (30 + LINE_HEIGHT) + (10 + LINE_HEIGHT))
     colours = {colour: n for n, colour in picture.getcolors(10**4)}
     assert colours[255, 0, 0] == 20 * 30 and colours[0, 0, 255] == 2 * 40 * 10
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.evaluation.methods import Method
 from facd_basicsr.evaluation.tables import evaluate, feature_table, means, quality_table, to_csv, to_json
-from facd_basicsr.evaluation.test_sets import Pair, build_sets, pairs
+from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, pairs
 
 
 class Brighter(nn.Module):
@@ -28,8 +28,8 @@ class Brighter(nn.Module):
         return nn.functional.interpolate(self.add(x), scale_factor=2)
 
 
-def pair(level: int, image: str = 'a', set_name: str = 'S') -> Pair:
-    return Pair(set_name, image, np.full((8, 8, 3), level, np.uint8), np.full((16, 16, 3), level, np.uint8))
+def pair(level: int, image: str = 'a', set_name: str = 'S') -> ImagePair:
+    return ImagePair(set_name, image, np.full((8, 8, 3), level, np.uint8), np.full((16, 16, 3), level, np.uint8))
 
 
 def brighter(name: str, levels: float, tapped: bool = False) -> Method:
@@ -136,7 +136,9 @@ def test_an_image_whose_size_keeps_a_tap_from_being_read_has_no_feature_psnr_but
 
     net = PadsByItself()
     methods = [Method(name, 2, net, taps=Taps(net, ['tokens:tokens'], 'student')) for name in ('a', 'teacher')]
-    images = [Pair('S', f'{n}', np.zeros((n, n, 3), np.uint8), np.ones((2 * n, 2 * n, 3), np.uint8)) for n in (8, 10)]
+    images = [
+        ImagePair('S', f'{n}', np.zeros((n, n, 3), np.uint8), np.ones((2 * n, 2 * n, 3), np.uint8)) for n in (8, 10)
+    ]
     fits, padded = [record for record in evaluate(methods, images) if record['method'] == 'a']
     assert 'feature_psnr' in fits and 'feature_psnr' not in padded
     assert padded['psnr_y'] > 0

@@ -9,13 +9,12 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from click.testing import CliRunner
-from conftest import STUDENT, changed, write_yml
+from conftest import REPOSITORY, STUDENT, changed, imported_script, write_yml
 from torch import nn
 
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.deploy.export_formats import BASIC, ONNX, ONNX_FP16, TORCH_EXPORT, export, measured
-from facd_basicsr.deploy.onnx_network import OnnxNetwork
-from facd_basicsr.deploy.student import Description, Student, describe, read_student
+from facd_basicsr.deploy.student import Description, OnnxNetwork, Student, describe_network, read_student
 from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.distill.gate import check_teacher, teacher_psnr_y
 from facd_basicsr.distill.teacher import build_teacher
@@ -28,9 +27,10 @@ from facd_basicsr.runtime.tiling import receptive_field_radius
 from facd_basicsr.test import test as evaluate
 from facd_basicsr.tools.benchmark import benchmark
 from facd_basicsr.tools.check import check
-from facd_basicsr.tools.demo import OPTIONS, SCALE, TEACHER_WEIGHTS, options, photograph
 from facd_basicsr.tools.export import command as export_command
 from facd_basicsr.tools.profile import command as profile_command
+
+demo = imported_script(REPOSITORY / 'demo' / 'demo.py')
 
 pytestmark = pytest.mark.gpu
 
@@ -54,7 +54,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 def student(block: dict) -> Student:
     torch.manual_seed(0)
-    return Student(build_network(block).eval().requires_grad_(False), describe(block, block['upscale']))
+    return Student(build_network(block).eval().requires_grad_(False), describe_network(block, block['upscale']))
 
 
 def unseen(*_: int) -> None:
@@ -198,16 +198,19 @@ def test_check_names_the_gpu_and_its_peak(train_opt, tmp_path):
 
 
 def test_the_gate_measures_on_a_gpu_what_it_measures_on_the_cpu():
-    images = [photograph('astronaut.png')[100:196, 100:196], photograph('chelsea.png')[100:196, 100:196]]
-    batches = [{'gt': as_input(gt), 'lq': as_input(bicubic_lr(gt, SCALE))} for gt in images]
-    block = {'network': options(OPTIONS / 'FACD.yml')['teacher']['network'], 'weights': str(TEACHER_WEIGHTS)}
-    teacher = build_teacher(block, SCALE)
-    of_cpu = teacher_psnr_y(teacher, batches, SCALE, torch.device('cpu'))
+    images = [demo.photograph('astronaut.png')[100:196, 100:196], demo.photograph('chelsea.png')[100:196, 100:196]]
+    batches = [{'gt': as_input(gt), 'lq': as_input(bicubic_lr(gt, demo.SCALE))} for gt in images]
+    block = {
+        'network': demo.options(demo.OPTIONS / 'FACD.yml')['teacher']['network'],
+        'weights': str(demo.TEACHER_WEIGHTS),
+    }
+    teacher = build_teacher(block, demo.SCALE)
+    of_cpu = teacher_psnr_y(teacher, batches, demo.SCALE, torch.device('cpu'))
     before, device = torch.cuda.get_rng_state(), torch.device('cuda')
-    of_gpu = teacher_psnr_y(teacher.to(device), batches, SCALE, device)
+    of_gpu = teacher_psnr_y(teacher.to(device), batches, demo.SCALE, device)
     assert np.abs(of_gpu - of_cpu).max() < DB
     expect = {'dataset': 'val', 'psnr_y': round(float(of_cpu.mean()), 2), 'tolerance': 2 * DB}
-    assert check_teacher(teacher, expect, batches, SCALE, device).startswith('Teacher: ')
+    assert check_teacher(teacher, expect, batches, demo.SCALE, device).startswith('Teacher: ')
     assert torch.equal(torch.cuda.get_rng_state(), before)
     with pytest.raises(UserError, match=r'teacher\.expect'):
-        check_teacher(teacher, {**expect, 'psnr_y': 10.0}, batches, SCALE, device)
+        check_teacher(teacher, {**expect, 'psnr_y': 10.0}, batches, demo.SCALE, device)

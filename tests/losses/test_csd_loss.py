@@ -167,7 +167,7 @@ def test_weights_that_cannot_be_had_are_refused_in_one_line_that_says_what_to_do
         CSDLoss(layer_weights=[1, 1], vgg_weights=str(path)).prepare()
     message = str(caught.value)
     assert message.startswith(f'{WHERE}{path}') and reason in message and '\n' not in message
-    assert message.endswith(f'without a network, bring {vgg.WEIGHTS} here and name its path')
+    assert message.endswith(f'without a network, bring {vgg.VGG19_WEIGHTS} here and name its path')
 
 
 def test_without_a_network_the_address_that_was_tried_is_named(monkeypatch, tmp_path):
@@ -176,7 +176,7 @@ def test_without_a_network_the_address_that_was_tried_is_named(monkeypatch, tmp_
         raise UserError(f'{where}: {url}: no connection')
 
     monkeypatch.setattr('facd_basicsr.files.download.download', offline)
-    with pytest.raises(UserError, match=re.escape(f'{WHERE}{vgg.WEIGHTS}: no connection; accepted: ')):
+    with pytest.raises(UserError, match=re.escape(f'{WHERE}{vgg.VGG19_WEIGHTS}: no connection; accepted: ')):
         CSDLoss().prepare()
 
 

@@ -6,7 +6,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 import pytest
 from conftest import STUDENT
 
-from facd_basicsr.deploy.student import describe
+from facd_basicsr.deploy.student import describe_network
 from facd_basicsr.errors import UserError
 from facd_basicsr.options.build import build_lone_network, check_lone_network
 
@@ -21,7 +21,7 @@ from facd_basicsr.options.build import build_lone_network, check_lone_network
     ],
 )
 def test_networks_with_every_argument_spelled_out_are_built(network):
-    every = describe(network, 2).network
+    every = describe_network(network, 2).network
     assert type(build_lone_network('x', every, 2)).__name__ == every['type']
 
 

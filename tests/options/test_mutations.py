@@ -17,7 +17,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.options import build as dry_run_module
 from facd_basicsr.options import load_yaml, parser, read_option_file
 from facd_basicsr.options.build import dry_run
-from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_check import check_options
 from facd_basicsr.test import test as run_test
 from facd_basicsr.train import train
 
@@ -200,7 +200,7 @@ def check_file(path: Path) -> None:
     opt = read_option_file(str(path))
 
     def check_it(mutated: dict[str, Any]) -> None:
-        check(mutated, 'train' in opt)
+        check_options(mutated, 'train' in opt)
         dry_run(mutated, 'train' in opt)
 
     check_it(opt)
@@ -230,7 +230,7 @@ def test_a_misspelt_base_is_refused_by_its_name():
         if 'base' in own:
             own[misspelt('base')] = own.pop('base')
             with pytest.raises(UserError, match=r"^baqe: unknown key; did you mean 'base'\?$"):
-                check(own, is_train='test' not in path.parts)
+                check_options(own, is_train='test' not in path.parts)
 
 
 def check_comparison(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def outcomes(opt: dict[str, Any], folder: Path, run: Callable[[Path], object]) -
     ran, refused = set(), set()
     for mutation in mutations(opt):
         try:
-            check(mutation.opt, 'train' in opt)
+            check_options(mutation.opt, 'train' in opt)
             dry_run(mutation.opt, 'train' in opt)
         except UserError:
             continue

@@ -9,28 +9,28 @@ from hypothesis import strategies as st
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.options.build import dry_run
-from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_check import check_options
 
 EXPECT = {'dataset': 'val', 'psnr_y': 32.4, 'tolerance': 0.1}
 
 
 def refusal(opt: dict, is_train: bool = True) -> str:
     with pytest.raises(UserError) as error:
-        check(opt, is_train)
+        check_options(opt, is_train)
     assert '\n' not in str(error.value)
     return str(error.value)
 
 
 def test_a_complete_file_is_accepted(train_opt, test_opt):
-    check(train_opt, is_train=True)
+    check_options(train_opt, is_train=True)
     test_opt['path']['pretrain_network_g'] = 'net.pth'
-    check(test_opt, is_train=False)
+    check_options(test_opt, is_train=False)
 
 
 def test_sets_of_pairs_are_held_in_memory_in_training_only(train_opt, test_opt):
     for phase in ('train', 'val'):
         train_opt = changed(train_opt, f'datasets.{phase}.io_backend.type', 'memory')
-    check(train_opt, is_train=True)
+    check_options(train_opt, is_train=True)
     block = {'name': 'val', 'type': 'SingleImageDataset', 'dataroot_lq': 'x', 'io_backend': {'type': 'memory'}}
     message = 'datasets.val.io_backend.type: memory; accepted with SingleImageDataset: disk, lmdb'
     assert refusal(changed(train_opt, 'datasets.val', block)) == message
@@ -53,9 +53,9 @@ def test_a_set_without_gt_can_not_tell_the_teachers_quality(train_opt):
 
 
 def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt):
-    check(changed(train_opt, 'teacher', {'weights': 'https://host/DAT_light_x2.pth'}), is_train=True)
+    check_options(changed(train_opt, 'teacher', {'weights': 'https://host/DAT_light_x2.pth'}), is_train=True)
     more = {'format': 'auto', 'sha256': '76EE1C8F', 'precision': 'bf16', 'expect': EXPECT}
-    check(changed(train_opt, 'teacher', {**train_opt['teacher'], **more}), is_train=True)
+    check_options(changed(train_opt, 'teacher', {**train_opt['teacher'], **more}), is_train=True)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_the_regressors_precision_must_go_with_the_students_in_one_backward(trai
     assert refusal(changed(train_opt, 'train.precision', ...)) == expected + 'not given'
     for precision in ('tf32', 'bf16', 'fp16'):
         train_opt['train']['precision_r'] = precision
-        check(train_opt, is_train=True)
+        check_options(train_opt, is_train=True)
     train_opt['train']['nonfinite'] = {'limit': 1}
     assert refusal(train_opt) == 'train.nonfinite.limit: 1; accepted with train.precision_r: fp16: 2 or more'
 
@@ -228,18 +228,18 @@ def test_what_is_done_about_losses_that_are_not_finite_and_precision_are_for_eve
     train_opt,
 ):
     train_opt['train'] |= {'nonfinite': {'action': 'fatal'}, 'precision': 'bf16'}
-    check(train_opt, is_train=True)
+    check_options(train_opt, is_train=True)
     alone = {k: v for k, v in train_opt.items() if k not in ('teacher', 'taps', 'network_r')}
     alone = {**alone, 'model_type': 'SRModel', 'train': {**train_opt['train'], 'pixel_opt': {'type': 'L1Loss'}}}
     del alone['train']['distill_opt']
-    check(alone, is_train=True)
+    check_options(alone, is_train=True)
     assert 'train.precision_r: unknown key' in refusal(changed(alone, 'train.precision_r', 'bf16'))  # no regressors
 
 
 def test_float16_whose_scale_fails_a_step_now_and_then_needs_a_limit_above_one(train_opt):
     train_opt['train'] |= {'nonfinite': {'limit': 1}, 'precision': 'fp16'}
     assert refusal(train_opt) == 'train.nonfinite.limit: 1; accepted with train.precision: fp16: 2 or more'
-    check(changed(train_opt, 'train.nonfinite.limit', 2), is_train=True)
+    check_options(changed(train_opt, 'train.nonfinite.limit', 2), is_train=True)
 
 
 def test_too_short_periods_are_refused(train_opt):
@@ -304,7 +304,7 @@ def test_whatever_stands_wherever_is_accepted_or_refused_in_a_line_and_left_as_i
         parent[key] = data.draw(values)
     before = repr(opt)  # nan is not equal to itself
     try:
-        check(opt, is_train)
+        check_options(opt, is_train)
         dry_run(opt, is_train)
     except UserError as error:
         assert len(str(error).splitlines()) == 1

@@ -18,7 +18,7 @@ from facd_basicsr.distill.taps import Taps
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import build_loss
 from facd_basicsr.options import load_yaml, read_option_file
-from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_check import check_options
 from facd_basicsr.options.option_files import lineage
 
 TRAIN = sorted(REPOSITORY.glob('options/train/**/*.yml')) + sorted(REPOSITORY.glob('demo/*.yml'))
@@ -85,7 +85,7 @@ def test_a_file_with_a_base_says_what_differs_and_no_more(path):
 def test_an_option_file_is_accepted_and_its_numbers_agree(path):
     opt = load(path)
     is_train = 'train' in opt
-    check(opt, is_train)
+    check_options(opt, is_train)
     scale = opt['scale']
     networks = [opt['network_g']] + ([opt['teacher']['network']] if 'network' in opt.get('teacher', {}) else [])
     assert [network['upscale'] for network in networks] == [scale] * len(networks)
@@ -309,4 +309,4 @@ def test_every_misspelt_key_is_refused_by_its_name(path):
         block[misspelt] = block.pop(location[-1])
         # a misspelt required key may also be reported as missing under its right name
         with pytest.raises(UserError, match=rf'{misspelt}|{location[-1]}: missing'):
-            check(opt, 'train' in original)
+            check_options(opt, 'train' in original)

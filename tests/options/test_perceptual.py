@@ -3,7 +3,7 @@ import re
 import pytest
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_check import check_options
 
 
 def perceptual(train_opt: dict, **keys: object) -> dict:
@@ -17,7 +17,7 @@ def perceptual(train_opt: dict, **keys: object) -> dict:
 
 @pytest.mark.parametrize('keys', [{}, {'criterion': 'fro', 'vgg_type': 'vgg16_bn', 'layer_weights': {'bn5_3': 1}}])
 def test_a_perceptual_loss_that_can_be_built_is_accepted(train_opt, keys):
-    check(perceptual(train_opt, **keys), is_train=True)
+    check_options(perceptual(train_opt, **keys), is_train=True)
 
 
 @pytest.mark.parametrize(
@@ -34,4 +34,4 @@ def test_a_perceptual_loss_that_can_be_built_is_accepted(train_opt, keys):
 def test_a_perceptual_loss_that_fails_when_it_is_built_is_refused_before(train_opt, key, value, message):
     opt = perceptual(train_opt, **{key: value})
     with pytest.raises(UserError, match=f'^train.perceptual_opt.{re.escape(message)}'):
-        check(opt, is_train=True)
+        check_options(opt, is_train=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from facd_basicsr.evaluation.test_sets import Pair
+from facd_basicsr.evaluation.test_sets import ImagePair
 from facd_basicsr.report.results import CROPS, Gallery, png_uri
 
 GRAY = np.full((40, 60, 3), 100, np.uint8)
@@ -22,7 +22,7 @@ def titles(differences: dict[str, int], gt: np.ndarray = GRAY) -> list[str]:
     for name, levels in differences.items():
         sr = gt.copy()
         sr[8, 30] += levels
-        gallery.look(Pair('S', name, gt[::2, ::2], gt), {'bicubic': gt, 'student': sr, 'teacher': gt})
+        gallery.look(ImagePair('S', name, gt[::2, ::2], gt), {'bicubic': gt, 'student': sr, 'teacher': gt})
     return [crop.title for crop in gallery.crops()]
 
 
@@ -48,7 +48,7 @@ def test_images_too_small_have_none():
 
 def test_a_crop_has_what_every_method_makes_of_it():
     gallery, sr = Gallery('student', 2), np.stack([GRAY[..., 0], GRAY[..., 0] + 7, GRAY[..., 0] + 90], -1)
-    gallery.look(Pair('S', 'a', GRAY[::2, ::2], GRAY), {'bicubic': GRAY, 'student': sr})
+    gallery.look(ImagePair('S', 'a', GRAY[::2, ::2], GRAY), {'bicubic': GRAY, 'student': sr})
     crop = gallery.crops()[0]
     assert [(view.name, view.caption) for view in crop.views][::2] == [('bicubic', 'inf dB'), ('HR', 'ground truth')]
     assert crop.size == 40 - 2 * 2

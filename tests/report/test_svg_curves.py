@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from facd_basicsr.report.svg_curves import (
+    DRAWN_POINTS,
     HEIGHT,
-    POINTS,
     WIDTH,
     Axis,
     Panel,
@@ -34,7 +34,7 @@ def test_a_long_curve_keeps_its_least_and_largest_values():
     values = np.sin(np.arange(10_000.0))
     values[1234], values[8765] = 9, -9
     steps, kept = thinned(np.arange(10_000.0), values)
-    assert len(steps) <= POINTS
+    assert len(steps) <= DRAWN_POINTS
     assert (kept.max(), kept.min()) == (9, -9)
     assert (np.diff(steps) > 0).all() and (values[steps.astype(int)] == kept).all()
 

@@ -5,7 +5,7 @@ from basicsr.utils.options import dict2str
 from hypothesis import given
 from hypothesis import strategies as st
 
-from facd_basicsr.runs.logged_options import as_run, changes, parsed
+from facd_basicsr.runs.train_log import as_run, changes, parsed
 
 KEYS = st.from_regex(r'[a-z_]{1,8}', fullmatch=True)
 TEXTS = st.from_regex(r'[ -~]{0,12}', fullmatch=True)

@@ -4,7 +4,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from facd_basicsr.comparison.summary import draw_curves
-from facd_basicsr.runs.tensorboard import POINTS, read_curves
+from facd_basicsr.runs.tensorboard import KEPT_POINTS, read_curves
 
 
 def write(folder: Path, steps: range, seconds: float, value: float = 1.0) -> None:
@@ -33,10 +33,10 @@ def test_what_a_resumed_training_repeats_counts_once_as_it_was_last(tmp_path):
 
 def test_long_curves_are_averaged_to_a_hundred_points(tmp_path):
     with SummaryWriter(str(tmp_path)) as writer:
-        for step in range(1, 4 * POINTS + 1):
+        for step in range(1, 4 * KEPT_POINTS + 1):
             writer.add_scalar('alpha', step % 2, step)
     curve = read_curves(tmp_path)[0]['alpha']
-    assert len(curve) == POINTS and curve[0] == [4.0, 0.5] and curve[-1] == [400.0, 0.5]
+    assert len(curve) == KEPT_POINTS and curve[0] == [4.0, 0.5] and curve[-1] == [400.0, 0.5]
 
 
 def test_one_log_line_tells_no_time(tmp_path):

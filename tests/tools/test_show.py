@@ -6,7 +6,7 @@ from conftest import REPOSITORY, run, write_yml
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml, read_option_file
-from facd_basicsr.options.option_check import check
+from facd_basicsr.options.option_check import check_options
 from facd_basicsr.tools.show import show
 
 
@@ -49,7 +49,7 @@ def test_a_test_file_is_shown_as_well_and_a_set_may_be_left_out(test_opt, tmp_pa
     write_yml(test_opt, tmp_path / 'base.yml')
     child = write_yml({'base': 'base.yml', 'path': {'pretrain_network_g': 'net_g.pth'}}, tmp_path / 'child.yml')
     shown = load_yaml(show(str(child), ['datasets:test_2=~']), '')
-    check(shown, is_train=False)
+    check_options(shown, is_train=False)
     assert list(shown['datasets']) == ['test_1']
     assert shown['path'] == {'pretrain_network_g': 'net_g.pth', 'strict_load_g': True}
 

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
 from facd_basicsr.cli import facd
-from facd_basicsr.deploy.student import METADATA, Description, describe
+from facd_basicsr.deploy.student import METADATA, Description, describe_network
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import read_pixels
 
@@ -30,7 +30,7 @@ def student(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     path = tmp_path / 'student.pth'
     state_dict = build_network(STUDENT).state_dict()
-    torch.save({'params': state_dict, METADATA: describe(STUDENT, 2).as_metadata()}, path)
+    torch.save({'params': state_dict, METADATA: describe_network(STUDENT, 2).as_metadata()}, path)
     return path
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from facd_basicsr.evaluation.teacher_map import teacher_map
-from facd_basicsr.evaluation.test_sets import Pair
+from facd_basicsr.evaluation.figures import teacher_map
+from facd_basicsr.evaluation.test_sets import ImagePair
 
 
 class Flat:
@@ -19,7 +19,7 @@ class Flat:
         return self.errors.view(1, 1, 2, 3).expand(1, 3, 2, 3).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
-BLACK = Pair('S', 'a', np.zeros((4, 6, 3), np.uint8), np.zeros((8, 12, 3), np.uint8))
+BLACK = ImagePair('S', 'a', np.zeros((4, 6, 3), np.uint8), np.zeros((8, 12, 3), np.uint8))
 
 
 def test_the_teacher_loses_where_its_error_is_larger_and_a_tie_is_no_loss():

@@ -1,22 +1,29 @@
 """Command: the main job in a few minutes on two CPU cores, with nothing to download. ``make demo`` runs it.
 
-    python -m facd_basicsr.tools.demo
+    python demo/demo.py
 
 Makes x2 pairs from photographs in scikit-image's wheel, trains one small student twice from the same weights and in
-the same data order, alone and taught by FACD, and prints what came of it, whatever that is.
+the same data order, alone and taught by FACD, and prints the results.
 ``--train-teacher`` makes the teacher that the project ships (demo/EDSR_f32b8_x2.pth) anew, on the same photographs.
 """
 
 import argparse
 import functools
 import shutil
+import sys
 import time
 from importlib.resources import files
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+if __name__ == '__main__':
+    sys.path[0] = str(ROOT)  # this checkout's package, whichever is installed
+
+import facd_basicsr  # noqa: F401  must come before basicsr
+
+# isort: split
 import cv2
 import numpy as np
-import torch
 from basicsr.archs import build_network
 from basicsr.data.transforms import mod_crop
 from torch import nn
@@ -29,17 +36,18 @@ from facd_basicsr.errors import Stopped, run_command
 from facd_basicsr.evaluation.complexity import flops, latency_ms, parameters
 from facd_basicsr.evaluation.figures import largest_error, side_by_side
 from facd_basicsr.evaluation.tables import text_table
+from facd_basicsr.files.atomic import atomic_path, atomic_torch_save, atomic_write, partial_of
 from facd_basicsr.files.images import read_bgr
 from facd_basicsr.files.state_dicts import load_state_dict
-from facd_basicsr.options import PACKAGE_PARENT, parser, read_option_file
+from facd_basicsr.options import parser, read_option_file
 from facd_basicsr.runtime.metrics import as_input, bicubic, score, upscale
 from facd_basicsr.train import train
 
 SCALE = 2
 SUB_IMAGE = 96
 CROP, ZOOM = 56, 4
-OPTIONS = PACKAGE_PARENT / 'demo'
-OUT = PACKAGE_PARENT / 'demo_output'
+OPTIONS = ROOT / 'demo'
+OUT = ROOT / 'demo_output'
 DATA = OUT / 'data'
 TEACHER_WEIGHTS = OPTIONS / 'EDSR_f32b8_x2.pth'
 
@@ -73,7 +81,7 @@ def make_data() -> None:
     """Training LMDBs and validation folders under ``DATA``, unless they are there."""
     if DATA.is_dir():
         return
-    partial = DATA.with_name('.partial_data')
+    partial = partial_of(DATA)
     shutil.rmtree(partial, ignore_errors=True)
     write_lmdbs(
         {Path(name).stem: functools.partial(pair, name) for name in TRAIN_PHOTOGRAPHS},
@@ -161,7 +169,7 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: in
         [f'x2, {iterations} iterations', 'PSNR-Y', 'PSNR-RGB', 'SSIM-Y', 'parameters', 'FLOPs', 'ms/image', 'training'],
         rows,
     )
-    (OUT / 'table.txt').write_text(table + '\n', encoding='utf-8')
+    atomic_write(OUT / 'table.txt', table + '\n')
 
     grid = []
     for name, gt in gts.items():
@@ -171,7 +179,8 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: in
         for method, srs in images.items():
             row.append((f'{method}\n{scores[method][name]["psnr_y"]:.2f} dB', srs[name][window]))
         grid.append(row)
-    side_by_side(grid, ZOOM).save(OUT / 'comparison.png')
+    with atomic_path(OUT / 'comparison.png') as path:
+        side_by_side(grid, ZOOM).save(path)
 
     print(f'\nMean over {len(gts)} photographs that no network was trained on ({", ".join(gts)}):\n\n{table}\n')
     print('FLOPs: of one 1280x720 output, two for each multiply-add. ms/image: on this CPU, mean over the photographs.')
@@ -208,12 +217,12 @@ def train_teacher() -> None:
     make_data()
     option_file = OPTIONS / 'Teacher.yml'
     run_training(option_file, None, 'teacher')
-    torch.save({'params': trained_student(option_file).state_dict()}, TEACHER_WEIGHTS)
+    atomic_torch_save({'params': trained_student(option_file).state_dict()}, TEACHER_WEIGHTS)
     print(f'Wrote {TEACHER_WEIGHTS}.')
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(prog='python -m facd_basicsr.tools.demo', description=__doc__.splitlines()[0])
+    arguments = argparse.ArgumentParser(prog='python demo/demo.py', description=__doc__.splitlines()[0])
     arguments.add_argument('--train-teacher', action='store_true', help='train and replace the shipped teacher')
     arguments.add_argument('--iterations', type=int, help="train the students this long, not the files' total_iter")
     args = arguments.parse_args()

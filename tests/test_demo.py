@@ -2,25 +2,25 @@ import re
 
 import numpy as np
 import pytest
-from conftest import run
+from conftest import REPOSITORY, imported_script, run
 from PIL import Image
 
-from facd_basicsr.tools.demo import TEACHER_WEIGHTS, TRAIN_PHOTOGRAPHS, VAL_PHOTOGRAPHS, photograph
+demo = imported_script(REPOSITORY / 'demo' / 'demo.py')
 
 
-@pytest.mark.parametrize('name', TRAIN_PHOTOGRAPHS + VAL_PHOTOGRAPHS)
+@pytest.mark.parametrize('name', demo.TRAIN_PHOTOGRAPHS + demo.VAL_PHOTOGRAPHS)
 def test_every_photograph_is_in_scikit_images_wheel(name):
-    image = photograph(name)
+    image = demo.photograph(name)
     assert image.dtype == np.uint8 and image.shape[2] == 3 and image.std() > 5
     assert image.shape[0] % 2 == image.shape[1] % 2 == 0
 
 
 def test_validation_photographs_are_not_trained_on():
-    assert not set(TRAIN_PHOTOGRAPHS) & set(VAL_PHOTOGRAPHS)
+    assert not set(demo.TRAIN_PHOTOGRAPHS) & set(demo.VAL_PHOTOGRAPHS)
 
 
 def test_the_demo_ends_with_its_table_and_picture(checkout):
-    done = run('-m', 'facd_basicsr.tools.demo', '--iterations', '2', cwd=checkout)
+    done = run('demo/demo.py', '--iterations', '2', cwd=checkout)
     assert done.returncode == 0, done.stderr
     out = checkout / 'demo_output'
     table = (out / 'table.txt').read_text()
@@ -37,4 +37,4 @@ def test_the_demo_ends_with_its_table_and_picture(checkout):
 
 
 def test_the_shipped_teacher_is_small():
-    assert TEACHER_WEIGHTS.stat().st_size < 1_000_000
+    assert demo.TEACHER_WEIGHTS.stat().st_size < 1_000_000
