@@ -170,7 +170,7 @@ def test_a_meta_info_file_with_a_missing_image_is_refused(train_opt, tmp_path):
 
 def test_a_meta_info_file_that_is_no_text_is_refused(train_opt, tmp_path):
     (tmp_path / 'meta.txt').write_bytes(b'\xff')
-    assert "datasets.val: can not be read ('utf-8'" in data_refusal(
+    assert "datasets.val: cannot be read ('utf-8'" in data_refusal(
         train_opt, tmp_path, meta_info_file=str(tmp_path / 'meta.txt')
     )
 

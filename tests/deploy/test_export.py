@@ -312,10 +312,10 @@ SLOW = pytest.mark.slow
     ('network', 'format', 'refusal'),
     [
         pytest.param(SWINIR, ONNX, 'a graph does not decide by the size, .*accepted: --no-onnx', marks=SLOW),
-        (SWINIR, ONNX_FP16, 'SwinIR can not be written as ONNX .*accepted: --no-fp16'),
-        pytest.param(SWINIR, TORCH_EXPORT, 'SwinIR can not be written as torch.export', marks=SLOW),
+        (SWINIR, ONNX_FP16, 'SwinIR cannot be written as ONNX .*accepted: --no-fp16'),
+        pytest.param(SWINIR, TORCH_EXPORT, 'SwinIR cannot be written as torch.export', marks=SLOW),
         (RRDBNET, ONNX, None),
-        pytest.param(RRDBNET, TORCH_EXPORT, 'RRDBNet can not be written as .*accepted: no --torch-export', marks=SLOW),
+        pytest.param(RRDBNET, TORCH_EXPORT, 'RRDBNet cannot be written as .*accepted: no --torch-export', marks=SLOW),
     ],
     ids=['SwinIR-onnx', 'SwinIR-fp16', 'SwinIR-pt2', 'RRDBNet-onnx', 'RRDBNet-pt2'],
 )

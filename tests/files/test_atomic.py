@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from facd_basicsr.files.atomic import (
+    atomic_paths,
     atomic_torch_save,
     atomic_write,
-    atomic_write_group,
     remove_unfinished,
     verify_checksums,
 )
@@ -85,7 +85,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 def test_files_written_together_have_their_names_when_all_are_done(tmp_path):
     paths = [tmp_path / 'a', tmp_path / 'b']
-    with atomic_write_group(paths) as partials:
+    with atomic_paths(paths) as partials:
         for partial, content in zip(partials, 'ab'):
             partial.write_text(content)
             assert not any(path.exists() for path in paths)
@@ -96,7 +96,7 @@ def test_files_written_together_have_their_names_when_all_are_done(tmp_path):
 def test_of_files_written_together_a_failure_leaves_none(tmp_path, missing):
     with (
         pytest.raises((RuntimeError, FileNotFoundError)),
-        atomic_write_group([tmp_path / 'a', tmp_path / 'b']) as partials,
+        atomic_paths([tmp_path / 'a', tmp_path / 'b']) as partials,
     ):
         partials[0].write_text('a')
         if not missing:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from basicsr.utils import set_random_seed
+from basicsr.utils.dist_util import get_dist_info
 
 from facd_basicsr.engine.launch import exit_now
 from facd_basicsr.models import FACDModel
@@ -36,7 +38,9 @@ def batch() -> dict[str, torch.Tensor]:
 def step(option_file: Path, loss: str, share: slice, execution: dict | None = None) -> dict:
     """One iteration on a share of the batch: its gradients and what the log shows, in float64."""
     opt = parse_options(parser().parse_args(['-opt', str(option_file)]), is_train=True, root=option_file.parent)
-    opt['dist'] = opt['world_size'] > 1  # the group is there already, and serves several models
+    opt['rank'], opt['world_size'] = get_dist_info()  # the group exists already, and serves several models
+    opt['dist'] = opt['world_size'] > 1
+    set_random_seed(opt['manual_seed'] + opt['rank'])
     opt['train'] |= {'distill_opt': copy.deepcopy(LOSSES[loss]), **(execution or {})}
     opt['teacher'] |= execution or {}
     torch.set_default_dtype(torch.float64)

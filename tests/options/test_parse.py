@@ -107,10 +107,7 @@ def test_debug_renames_the_run_and_logs_saves_and_validates_often(train_opt, tmp
 
 
 def test_the_seed_is_the_files_or_drawn(train_opt, tmp_path):
-    parsed(train_opt, tmp_path)
-    first = torch.rand(1)
-    parsed(train_opt, tmp_path)
-    assert torch.equal(first, torch.rand(1))
+    assert parsed(train_opt, tmp_path)['manual_seed'] == train_opt['manual_seed']
     train_opt['manual_seed'] = None
     assert isinstance(parsed(train_opt, tmp_path)['manual_seed'], int)
     del train_opt['manual_seed']
@@ -140,11 +137,12 @@ def test_force_yml_may_be_given_several_times():
     assert parser().parse_args(['-opt', 'a', '--force_yml', 'a=1', '--force_yml', 'b=2']).force_yml == ['a=1', 'b=2']
 
 
-def test_a_launcher_without_its_environment_is_refused(train_opt, tmp_path, monkeypatch):
-    for key in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
-        monkeypatch.delenv(key, raising=False)
-    with pytest.raises(UserError, match=r'--launcher: pytorch, but .*environment.*torchrun'):
-        parsed(train_opt, tmp_path, '--launcher', 'pytorch')
+def test_parsing_neither_seeds_nor_joins_a_process_group(train_opt, tmp_path, monkeypatch):
+    monkeypatch.delenv('RANK', raising=False)
+    before = torch.get_rng_state()
+    opt = parsed(train_opt, tmp_path, '--launcher', 'pytorch')
+    assert (opt['dist'], opt['rank'], opt['world_size']) == (True, 0, 1)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_set_that_is_nothing_is_left_out(test_opt, tmp_path):

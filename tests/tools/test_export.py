@@ -81,6 +81,6 @@ def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(checkpoint, tmp_path, 
         raise OSError(28, 'No space left on device', str(path))
 
     monkeypatch.setattr(Path, 'write_bytes', full)
-    with pytest.raises(UserError, match=r'student.pth: No space left on device; once that is mended'):
+    with pytest.raises(UserError, match=r'student.pth: No space left on device; once that is fixed'):
         CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / 'student')], catch_exceptions=False)
     assert [path.name for path in tmp_path.iterdir()] == ['experiments']

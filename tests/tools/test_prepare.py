@@ -163,7 +163,7 @@ def test_bad_folders_names_and_sizes_are_refused(photographs, tmp_path):
 
 def test_what_the_disk_says_is_one_line(photographs, tmp_path):
     (tmp_path / 'out').write_text('a file')
-    assert 'out: File exists; once that is mended, give the same command again' in refusal(
+    assert 'out: File exists; once that is fixed, give the same command again' in refusal(
         'folder', photographs, '--scale', '2', '--out', tmp_path / 'out'
     )
     with pytest.raises(UserError, match=r'^\[Errno 28\] No space left on device; once'), reraise_disk_errors():
