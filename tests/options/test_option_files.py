@@ -1,4 +1,4 @@
-"""Every option file that the project ships: it builds, agrees with itself and its twins; tests/options/test_mutations.py misspells its keys."""
+"""Every option file that the project ships: it builds, and agrees with itself and its twins."""
 
 import copy
 import functools
