@@ -23,11 +23,16 @@ def argument_meanings(target: Callable[..., Any]) -> Mapping[str, str]:
     """{argument: what the ``Args:`` of its docstring say of it}, in one line each.
 
     Args:
-        target: class or function; a class without a docstring has that of its base.
+        target: class or function; the bases' docstrings say what a class's own does not.
     """
-    lines = (inspect.getdoc(target) or '').splitlines()
+    documented = reversed(inspect.getmro(target)) if inspect.isclass(target) else [target]
+    return MappingProxyType({name: text for own in documented for name, text in _arguments(own.__doc__ or '').items()})
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    lines = inspect.cleandoc(docstring).splitlines()
     if 'Args:' not in lines:
-        return MappingProxyType({})
+        return {}
     texts: dict[str, list[str]] = {}
     for line in lines[lines.index('Args:') + 1 :]:
         indent = len(line) - len(line.lstrip())
@@ -39,7 +44,7 @@ def argument_meanings(target: Callable[..., Any]) -> Mapping[str, str]:
             texts |= dict.fromkeys(entry['names'].split(', '), latest)
         elif texts and indent > INDENT:
             latest.append(line.strip())
-    return MappingProxyType({name: _one_line(text) for name, text in texts.items()})
+    return {name: _one_line(text) for name, text in texts.items()}
 
 
 def _one_line(text: list[str]) -> str:

@@ -109,3 +109,28 @@ def test_a_class_has_its_defaults_from_its_signature_and_its_meanings_from_its_d
         'lambda': (1.0, "a word of Python's"),
     }
     assert found['c'].least == 1
+
+
+def test_the_bases_docstrings_say_what_a_classs_own_does_not():
+    class Base:
+        """A base.
+
+        Args:
+            a: the base's first.
+            b: the base's second.
+        """
+
+        def __init__(self, a=1, b=2):
+            pass
+
+    class Derived(Base):
+        """A thing.
+
+        Args:
+            b: its own second.
+        """
+
+    assert {key: own.meaning for key, own in signature_keys(Derived).items()} == {
+        'a': "the base's first",
+        'b': 'its own second',
+    }
