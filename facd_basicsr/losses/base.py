@@ -1,10 +1,11 @@
 """What a distillation loss sees."""
 
 import keyword
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar, cast
 
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
@@ -36,10 +37,29 @@ class DistillState:
 
 
 REGRESSOR = ('always', 'auto', 'never')
+T = TypeVar('T')
+
+
+def option(
+    default: T, meaning: str, *, least: float | None = None, above: float | None = None, choices: tuple[str, ...] = ()
+) -> T:
+    """An option of a loss, with its default: a field of its dataclass, whose annotation is the option's type.
+
+    Args:
+        default: the value that leaving it out stands for.
+        meaning: what it does, in Markdown, for docs/options.md. ``as in FACDLoss`` shows that loss's words there.
+        least, above: bounds of a number, or of a list's items: ``least`` itself is accepted.
+        choices: the values there are; empty: any.
+    """
+    return field(default=default, metadata={'meaning': meaning, 'least': least, 'above': above, 'choices': choices})
 
 
 class DistillLoss(nn.Module, ABC):
     """A function of a :class:`DistillState`, and what it needs the model to provide.
+
+    A loss is a ``@dataclass(eq=False)`` whose fields are its options, each an :func:`option`. The keys of an option
+    file, what they accept and docs/options.md follow from them. ``eq=False``: a module is equal to itself alone, and
+    can be hashed.
 
     Attributes:
         min_batch: the smallest batch, over all ranks, that it is defined for.
@@ -47,12 +67,25 @@ class DistillLoss(nn.Module, ABC):
         compares_channels: whether student and teacher features must have the same width when it sees them.
         regressor: which taps' student features the model passes through a regressor before the loss sees them:
             ``always``, ``auto`` (only where student and teacher differ in width) or ``never``.
+
+    Raises:
+        UserError: an option is not one of the values accepted.
     """
 
-    min_batch: int = 1
-    reads_features: bool = True
-    compares_channels: bool = True
+    min_batch: ClassVar[int] = 1
+    reads_features: ClassVar[bool] = True
+    compares_channels: ClassVar[bool] = True
     regressor: str = 'never'
+
+    def __post_init__(self) -> None:
+        """Makes a module of it once its options are set, and checks them."""
+        super().__init__()
+        for own in fields(self):  # type: ignore[arg-type]  # a subclass is a dataclass
+            value = getattr(self, own.name)
+            if isinstance(own.default, tuple):
+                value = tuple(value)  # a list in an option file
+                setattr(self, own.name, value)
+            check_option(own.name.rstrip('_'), value, own.metadata)
 
     def prepare(self) -> 'DistillLoss':
         """Loads what it needs beyond its options; the model calls it once, before ``to()`` and the first forward.
@@ -71,33 +104,30 @@ def sum_of(terms: Iterable[Tensor]) -> Tensor:
     return cast(Tensor, sum(terms))
 
 
-def check_choice(key: str, value: str, accepted: Collection[str]) -> None:
-    """Refuses a value of ``train.distill_opt.KEY`` that is not among those accepted."""
-    if value not in accepted:
-        raise UserError(f'train.distill_opt.{key}: {value!r}; accepted: {", ".join(accepted)}')
+def check_option(key: str, value: Any, accepted: Mapping[str, Any]) -> None:
+    """Refuses a value of ``train.distill_opt.KEY``, a list by its least item. ``accepted`` is an option's metadata."""
+    choices, least, above = (accepted.get(name) for name in ('choices', 'least', 'above'))
+    number = min(value, default=math.inf) if isinstance(value, tuple) else value
+    if choices and value not in choices:
+        raise UserError(f'train.distill_opt.{key}: {value!r}; accepted: {", ".join(choices)}')
+    if least is not None and number < least:
+        raise UserError(f'train.distill_opt.{key}: {number}; accepted: {least} or more')
+    if above is not None and number <= above:
+        raise UserError(f'train.distill_opt.{key}: {number}; accepted: more than {above}')
 
 
-def check_not_negative(**values: float) -> None:
-    """Refuses a negative value of ``train.distill_opt.KEY``, a list by its least item."""
-    for key, value in values.items():
-        if value < 0:
-            raise UserError(f'train.distill_opt.{key.rstrip("_")}: {value}; accepted: 0 or more')
+def weighted_taps(layer_weights: Sequence[float], state: DistillState) -> list[tuple[float, Tensor, Tensor]]:
+    """(w_j, F_j^S, F_j^T) of each tap; features are (N, C_j, H_j, W_j).
 
-
-def check_positive(**values: float) -> None:
-    """Refuses a value of ``train.distill_opt.KEY`` that is not above zero."""
-    for key, value in values.items():
-        if value <= 0:
-            raise UserError(f'train.distill_opt.{key.rstrip("_")}: {value}; accepted: more than 0')
-
-
-def check_weights(layer_weights: Sequence[float], state: DistillState) -> None:
-    """Refuses anything but one weight for each tap."""
+    Raises:
+        UserError: not one weight per tap.
+    """
     if not len(layer_weights) == len(state.student_feats) == len(state.teacher_feats):
         raise UserError(
             f'train.distill_opt.layer_weights: {len(layer_weights)} weights for {len(state.student_feats)} taps; '
             'accepted: one weight per tap'
         )
+    return list(zip(layer_weights, state.student_feats, state.teacher_feats))
 
 
 def check_batch(state: DistillState, loss: str) -> None:

@@ -1,6 +1,7 @@
 """CSD: the contrast between images as a VGG sees them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -8,12 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses.base import DistillLoss, DistillState, check_batch, check_not_negative, check_positive, sum_of
+from facd_basicsr.losses.base import DistillLoss, DistillState, check_batch, option, sum_of
 from facd_basicsr.losses.pairwise import at_least_float32, pairwise_l1, sample_l1
 from facd_basicsr.losses.vgg import ENDS, VGG19_WEIGHTS, VGGFeatures, load_vgg
 from facd_basicsr.runtime.processes import all_gather_samples, ranks, total
-
-LAYER_WEIGHTS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0)
 
 
 def perceptual_contrast(
@@ -37,45 +36,8 @@ def perceptual_contrast(
     return d_pos / (d_neg + eps), (d_pos / (d_neg / len(negative_feat) + eps)).detach()
 
 
-def csd_loss(
-    state: DistillState,
-    features: Callable[[Tensor], Sequence[Tensor]],
-    lambda_: float = 200.0,
-    layer_weights: Sequence[float] = LAYER_WEIGHTS,
-    img_range: float = 255.0,
-    num_negatives: int = 10,
-    eps: float = 1e-7,
-) -> dict[str, Tensor]:
-    """L1 to GT and lambda times the contrast over the layers of a VGG. Other arguments as in :class:`CSDLoss`.
-
-    Args:
-        features: the VGG: images (N, C, H, W) in [0, ``img_range``] to one feature per layer, (N, C_j, H_j, W_j).
-
-    Returns:
-        ``l_sr`` and ``l_csd`` (weighted by lambda); ``r_1``, ``r_2``, ... (d+ / d- at each layer), without gradient.
-
-    Raises:
-        UserError: fewer than two samples.
-    """
-    check_batch(state, 'CSDLoss')
-    lq = at_least_float32(all_gather_samples(state.lq)[0][:num_negatives])  # (K, C, h, w)
-    with torch.no_grad():
-        negatives = F.interpolate(lq, size=state.student.shape[2:], mode='bicubic')  # (K, C, H, W), not clamped
-        teacher_feats, negative_feats = (
-            features(img_range * at_least_float32(images)) for images in (state.teacher, negatives)
-        )
-    student_feats = features(img_range * at_least_float32(state.student))
-    terms: list[Tensor] = []
-    logs: dict[str, Tensor] = {}
-    layers = zip(layer_weights, student_feats, teacher_feats, negative_feats)
-    for j, (w_j, student_feat, teacher_feat, negative_feat) in enumerate(layers, start=1):
-        l_j, logs[f'r_{j}'] = perceptual_contrast(student_feat, teacher_feat, negative_feat, eps)
-        terms.append(w_j * l_j)
-    l_sr = img_range * sample_l1(state.student, state.gt).mean()
-    return {'l_sr': l_sr, 'l_csd': lambda_ * sum_of(terms), **logs}
-
-
 @LOSS_REGISTRY.register()
+@dataclass(eq=False)
 class CSDLoss(DistillLoss):
     """Contrastive loss of CSD (Wang et al., IJCAI 2021): student to teacher, away from bicubic images, in VGG-19.
 
@@ -88,45 +50,29 @@ class CSDLoss(DistillLoss):
 
     Left out is what is not the loss: there student and teacher are one network of which the student has a share of
     the channels, and the teacher is trained along. Here it is frozen, like every teacher.
-
-    Args:
-        lambda_: weight of the contrast, ``lambda`` in an option file.
-        layer_weights: of relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1; fewer leave the deeper ones out.
-        img_range: factor on the images.
-        num_negatives: K, the negatives of a batch, or as many as it has samples.
-        vgg_weights: path or address of torchvision's ``vgg19`` checkpoint (548 MB).
-        eps: guards the division where all images are equal.
-
-    Raises:
-        UserError: an option is not one of the values accepted; in the forward, the images are not ones for a VGG.
     """
 
     min_batch = 2
     reads_features = False
 
-    def __init__(
-        self,
-        lambda_: float = 200.0,
-        layer_weights: Sequence[float] = LAYER_WEIGHTS,
-        img_range: float = 255.0,
-        num_negatives: int = 10,
-        vgg_weights: str = VGG19_WEIGHTS,
-        eps: float = 1e-7,
-    ) -> None:
-        super().__init__()
-        check_not_negative(lambda_=lambda_, layer_weights=min(layer_weights, default=0), eps=eps)
-        check_positive(img_range=img_range, num_negatives=num_negatives)
-        if not 1 <= len(layer_weights) <= len(ENDS):
+    lambda_: float = option(200.0, 'weight of the contrast', least=0)
+    layer_weights: Sequence[float] = option(
+        (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0),
+        'of relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1; fewer leave the deeper ones out',
+        least=0,
+    )
+    img_range: float = option(255.0, 'factor on the images', above=0)
+    num_negatives: int = option(10, 'K, the negatives of a batch, or as many as it has samples', above=0)
+    vgg_weights: str = option(VGG19_WEIGHTS, "path or address of torchvision's `vgg19` checkpoint (548 MB)")
+    eps: float = option(1e-7, 'guards the division where all images are equal', least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= len(self.layer_weights) <= len(ENDS):
             raise UserError(
-                f'train.distill_opt.layer_weights: {len(layer_weights)} weights; accepted: 1 to {len(ENDS)}, one per '
-                'layer of the VGG'
+                f'train.distill_opt.layer_weights: {len(self.layer_weights)} weights; accepted: 1 to {len(ENDS)}, one '
+                'per layer of the VGG'
             )
-        self.lambda_ = lambda_
-        self.layer_weights = tuple(layer_weights)
-        self.img_range = img_range
-        self.num_negatives = num_negatives
-        self.vgg_weights = vgg_weights
-        self.eps = eps
         self.vgg: VGGFeatures | None = None  # from prepare()
 
     def prepare(self) -> 'CSDLoss':
@@ -139,12 +85,38 @@ class CSDLoss(DistillLoss):
         return self
 
     def forward(self, state: DistillState) -> dict[str, Tensor]:
+        """L1 to GT and lambda times the contrast over the layers of the VGG.
+
+        Returns:
+            ``l_sr`` and ``l_csd`` (weighted by lambda); ``r_1``, ``r_2``, ... (d+ / d- at each layer), without.
+
+        Raises:
+            UserError: fewer than two samples, or the images are not ones for a VGG.
+        """
         if self.vgg is None:
             raise RuntimeError('CSDLoss: prepare() loads its VGG, and comes before the first forward')
-        _, channels, *size = state.student.shape
+        self._check_images(state.student)
+        check_batch(state, 'CSDLoss')
+        lq = at_least_float32(all_gather_samples(state.lq)[0][: self.num_negatives])  # (K, C, h, w)
+        with torch.no_grad():
+            negatives = F.interpolate(lq, size=state.student.shape[2:], mode='bicubic')  # (K, C, H, W), not clamped
+            teacher_feats, negative_feats = (
+                self.vgg(self.img_range * at_least_float32(images)) for images in (state.teacher, negatives)
+            )
+        student_feats = self.vgg(self.img_range * at_least_float32(state.student))
+        terms: list[Tensor] = []
+        logs: dict[str, Tensor] = {}
+        layers = zip(self.layer_weights, student_feats, teacher_feats, negative_feats)
+        for j, (w_j, student_feat, teacher_feat, negative_feat) in enumerate(layers, start=1):
+            l_j, logs[f'r_{j}'] = perceptual_contrast(student_feat, teacher_feat, negative_feat, self.eps)
+            terms.append(w_j * l_j)
+        l_sr = self.img_range * sample_l1(state.student, state.gt).mean()
+        return {'l_sr': l_sr, 'l_csd': self.lambda_ * sum_of(terms), **logs}
+
+    def _check_images(self, images: Tensor) -> None:
+        _, channels, *size = images.shape
         least = 2 ** (len(self.layer_weights) - 1)  # each layer but the first has half the height and width
         if channels != 3:
             raise UserError(f'network_g.num_out_ch: {channels}; accepted: 3, for the VGG of CSDLoss')
         if min(size) < least:
             raise UserError(f'datasets.train.gt_size: {min(size)}; accepted: {least} or more, for the VGG of CSDLoss')
-        return csd_loss(state, self.vgg, self.lambda_, self.layer_weights, self.img_range, self.num_negatives, self.eps)

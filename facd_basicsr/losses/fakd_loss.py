@@ -1,6 +1,7 @@
 """FAKD: how alike a feature map's positions are to each other, HW x HW, without storing it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,14 +9,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from facd_basicsr.losses.base import (
-    DistillLoss,
-    DistillState,
-    check_not_negative,
-    check_positive,
-    check_weights,
-    sum_of,
-)
+from facd_basicsr.losses.base import DistillLoss, DistillState, option, sum_of, weighted_taps
 from facd_basicsr.losses.pairwise import at_least_float32, full_precision
 from facd_basicsr.losses.teacher_supervision_loss import supervision
 
@@ -79,27 +73,8 @@ def _unit_columns(feat: Tensor, eps: float) -> Tensor:
     return columns / (columns.norm(dim=1, keepdim=True) + eps)
 
 
-def fakd_loss(
-    state: DistillState,
-    lambda_: float = 10.0,
-    layer_weights: Sequence[float] = (1.0, 1.0, 1.0),
-    img_range: float = 255.0,
-) -> dict[str, Tensor]:
-    """Teacher supervision and the affinities of all taps. Arguments as in :class:`FAKDLoss`.
-
-    Returns:
-        ``l_sr`` and ``l_fakd`` (weighted by lambda).
-
-    Raises:
-        UserError: not one weight per tap.
-    """
-    check_weights(layer_weights, state)
-    taps = zip(layer_weights, state.student_feats, state.teacher_feats)
-    l_sa = sum_of(w_j * affinity_loss(student_feat, teacher_feat) for w_j, student_feat, teacher_feat in taps)
-    return {'l_sr': img_range * supervision(state), 'l_fakd': lambda_ * l_sa}
-
-
 @LOSS_REGISTRY.register()
+@dataclass(eq=False)
 class FAKDLoss(DistillLoss):
     """FAKD (He et al., ICIP 2020): L1 between spatial affinity matrices, and teacher supervision.
 
@@ -107,30 +82,15 @@ class FAKDLoss(DistillLoss):
     code/feature_transformation.py: spatial_similarity, scripts/train_edsr_SA_x2.sh: ``--alpha 0.5
     --feature_distilation_type 10*SA --features [1,2,3]``): 0.5 |S - GT| + 0.5 |S - T| on images in [0, 255], plus 10
     times the sum over taps of the mean difference of affinities. It needs no regressor: HW x HW has no channels.
-
-    Args:
-        lambda_: weight of the affinities, ``lambda`` in an option file.
-        layer_weights: one per tap, the shallowest first.
-        img_range: factor on the images, as in FACDLoss.
-
-    Raises:
-        UserError: an option is not one of the values accepted.
     """
 
     compares_channels = False
 
-    def __init__(
-        self,
-        lambda_: float = 10.0,
-        layer_weights: Sequence[float] = (1.0, 1.0, 1.0),
-        img_range: float = 255.0,
-    ) -> None:
-        super().__init__()
-        check_not_negative(lambda_=lambda_, layer_weights=min(layer_weights, default=0))
-        check_positive(img_range=img_range)
-        self.lambda_ = lambda_
-        self.layer_weights = tuple(layer_weights)
-        self.img_range = img_range
+    lambda_: float = option(10.0, 'weight of the affinities', least=0)
+    layer_weights: Sequence[float] = option((1.0, 1.0, 1.0), 'one per tap, the shallowest first', least=0)
+    img_range: float = option(255.0, 'factor on the images, as in FACDLoss', above=0)
 
     def forward(self, state: DistillState) -> dict[str, Tensor]:
-        return fakd_loss(state, self.lambda_, self.layer_weights, self.img_range)
+        """``l_sr``, teacher supervision, and ``l_fakd``, the affinities of all taps, weighted by lambda."""
+        l_sa = sum_of(w_j * affinity_loss(s, t) for w_j, s, t in weighted_taps(self.layer_weights, state))
+        return {'l_sr': self.img_range * supervision(state), 'l_fakd': self.lambda_ * l_sa}

@@ -1,6 +1,7 @@
 """FCD by InfoNCE: the contrast of Table 6, by dot products instead of L1 distances."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -12,11 +13,9 @@ from facd_basicsr.losses.base import (
     DistillLoss,
     DistillState,
     check_batch,
-    check_choice,
-    check_not_negative,
-    check_positive,
-    check_weights,
+    option,
     sum_of,
+    weighted_taps,
 )
 from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.pairwise import at_least_float32, full_precision
@@ -44,35 +43,8 @@ def infonce(student_feat: Tensor, teacher_feat: Tensor, alpha: Tensor, temperatu
     return (alpha * F.cross_entropy(similarity, own, reduction='none')).mean()
 
 
-def infonce_loss(
-    state: DistillState,
-    lambda_: float = 4.0,
-    layer_weights: Sequence[float] = (0.5, 0.3, 0.2),
-    img_range: float = 255.0,
-    adaptive: bool = False,
-    temperature: float = 0.07,
-) -> dict[str, Tensor]:
-    """L_SR and lambda times InfoNCE over the taps. Arguments as in :class:`InfoNCELoss`.
-
-    Returns:
-        ``l_sr`` and ``l_infonce`` (weighted by lambda), and ``alpha`` without gradient.
-
-    Raises:
-        UserError: fewer than two samples, or not one weight per tap.
-    """
-    check_batch(state, 'InfoNCELoss')
-    check_weights(layer_weights, state)
-    student, teacher, gt = state.student, state.teacher.detach(), state.gt
-    alpha = indicator(student, teacher, gt, adaptive)  # (N,)
-    taps = zip(layer_weights, state.student_feats, state.teacher_feats)
-    l_nce = sum_of(
-        w_j * infonce(student_feat, teacher_feat, alpha, temperature) for w_j, student_feat, teacher_feat in taps
-    )
-    l_sr = img_range * image_loss(student, teacher, gt, alpha)
-    return {'l_sr': l_sr, 'l_infonce': lambda_ * l_nce, 'alpha': alpha.mean()}
-
-
 @LOSS_REGISTRY.register()
+@dataclass(eq=False)
 class InfoNCELoss(DistillLoss):
     """FCD with InfoNCE in the place of equation (3), Table 6's rival.
 
@@ -80,37 +52,30 @@ class InfoNCELoss(DistillLoss):
     are flattened and of unit length, as wherever InfoNCE is used (dot products of features in [0, 255] would saturate
     the softmax), taps are weighted as in equation (3), lambda is the same, and the temperature is CRD's 0.07, the
     paper's own example of contrastive distillation.
-
-    Args:
-        lambda_, layer_weights, img_range, regressor: as in FACDLoss.
-        adaptive: alpha of equation (1). Table 6 compares FCD, so it is off.
-        temperature: of the softmax.
-
-    Raises:
-        UserError: an option is not one of the values accepted.
     """
 
     min_batch = 2
 
-    def __init__(
-        self,
-        lambda_: float = 4.0,
-        layer_weights: Sequence[float] = (0.5, 0.3, 0.2),
-        img_range: float = 255.0,
-        adaptive: bool = False,
-        temperature: float = 0.07,
-        regressor: str = 'always',
-    ) -> None:
-        super().__init__()
-        check_choice('regressor', regressor, REGRESSOR)
-        check_not_negative(lambda_=lambda_, layer_weights=min(layer_weights, default=0))
-        check_positive(img_range=img_range, temperature=temperature)
-        self.lambda_ = lambda_
-        self.layer_weights = tuple(layer_weights)
-        self.img_range = img_range
-        self.adaptive = adaptive
-        self.temperature = temperature
-        self.regressor = regressor
+    lambda_: float = option(4.0, 'as in FACDLoss', least=0)
+    layer_weights: Sequence[float] = option((0.5, 0.3, 0.2), 'as in FACDLoss', least=0)
+    img_range: float = option(255.0, 'as in FACDLoss', above=0)
+    adaptive: bool = option(False, 'alpha of equation (1). Table 6 compares FCD, so it is off')
+    temperature: float = option(0.07, 'of the softmax', above=0)
+    regressor: str = option('always', 'as in FACDLoss', choices=REGRESSOR)
 
     def forward(self, state: DistillState) -> dict[str, Tensor]:
-        return infonce_loss(state, self.lambda_, self.layer_weights, self.img_range, self.adaptive, self.temperature)
+        """L_SR and lambda times InfoNCE over the taps.
+
+        Returns:
+            ``l_sr`` and ``l_infonce`` (weighted by lambda), and ``alpha`` without gradient.
+
+        Raises:
+            UserError: fewer than two samples, or not one weight per tap.
+        """
+        check_batch(state, 'InfoNCELoss')
+        taps = weighted_taps(self.layer_weights, state)
+        student, teacher, gt = state.student, state.teacher.detach(), state.gt
+        alpha = indicator(student, teacher, gt, self.adaptive)  # (N,)
+        l_nce = sum_of(w_j * infonce(s, t, alpha, self.temperature) for w_j, s, t in taps)
+        l_sr = self.img_range * image_loss(student, teacher, gt, alpha)
+        return {'l_sr': l_sr, 'l_infonce': self.lambda_ * l_nce, 'alpha': alpha.mean()}

@@ -7,7 +7,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from facd_basicsr.losses.base import DistillState, check_weights, sum_of
+from facd_basicsr.losses.base import DistillState, sum_of, weighted_taps
 from facd_basicsr.losses.lfd_loss import LFDLoss
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.losses.teacher_supervision_loss import supervision
@@ -46,29 +46,6 @@ def attended_l1(student_feat: Tensor, teacher_feat: Tensor, weight: Tensor) -> T
     return (weight * difference.abs()).mean()
 
 
-def lsfd_loss(
-    state: DistillState,
-    lambda_: float = 1.0,
-    layer_weights: Sequence[float] = (1.0, 1.0, 1.0),
-    img_range: float = 255.0,
-) -> dict[str, Tensor]:
-    """Teacher supervision and mean A |r(F^S) - F^T| of all taps. Arguments as in :class:`LSFDLoss`.
-
-    Returns:
-        ``l_sr`` and ``l_lsfd`` (weighted by lambda).
-
-    Raises:
-        UserError: not one weight per tap.
-    """
-    check_weights(layer_weights, state)
-    taps = zip(layer_weights, state.student_feats, state.teacher_feats)
-    l_lsfd = sum_of(
-        w_j * attended_l1(student_feat, teacher_feat, attention(state.student, state.teacher, teacher_feat.shape[2:]))
-        for w_j, student_feat, teacher_feat in taps
-    )
-    return {'l_sr': img_range * supervision(state), 'l_lsfd': lambda_ * l_lsfd}
-
-
 @LOSS_REGISTRY.register()
 class LSFDLoss(LFDLoss):
     """Local-selective feature distillation (Park and Kwak, arXiv 2111.10988): rows LSFD of Table 2.
@@ -81,13 +58,12 @@ class LSFDLoss(LFDLoss):
     is averaged over the pixels that a position of the feature stands for, soft in that it weights a position in
     proportion and drops none, of mean 1 in each sample so that LFD's lambda holds, and without gradient. What LFDLoss
     infers, this infers too.
-
-    Args:
-        lambda_, layer_weights, img_range, regressor: as in LFDLoss.
-
-    Raises:
-        UserError: an option is not one of the values accepted.
     """
 
     def forward(self, state: DistillState) -> dict[str, Tensor]:
-        return lsfd_loss(state, self.lambda_, self.layer_weights, self.img_range)
+        """``l_sr``, teacher supervision, and ``l_lsfd``, mean A |r(F^S) - F^T| of all taps, weighted by lambda."""
+        l_lsfd = sum_of(
+            w_j * attended_l1(s, t, attention(state.student, state.teacher, t.shape[2:]))
+            for w_j, s, t in weighted_taps(self.layer_weights, state)
+        )
+        return {'l_sr': self.img_range * supervision(state), 'l_lsfd': self.lambda_ * l_lsfd}

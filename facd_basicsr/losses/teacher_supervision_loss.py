@@ -1,10 +1,12 @@
 """The teacher's output as a second ground truth, and nothing else."""
 
+from dataclasses import dataclass
+
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from facd_basicsr.losses.base import DistillLoss, DistillState, check_positive
+from facd_basicsr.losses.base import DistillLoss, DistillState, option
 from facd_basicsr.losses.image import image_loss
 
 
@@ -19,24 +21,14 @@ def supervision(state: DistillState) -> Tensor:
 
 
 @LOSS_REGISTRY.register()
+@dataclass(eq=False)
 class TeacherSupervisionLoss(DistillLoss):
-    """Teacher supervision alone: what the methods on features add to (second row of Table 7).
-
-    Gives ``l_sr``.
-
-    Args:
-        img_range: factor on the images, as in FACDLoss.
-
-    Raises:
-        UserError: an option is not one of the values accepted.
-    """
+    """Teacher supervision alone: what the methods on features add to (second row of Table 7)."""
 
     reads_features = False
 
-    def __init__(self, img_range: float = 255.0) -> None:
-        super().__init__()
-        check_positive(img_range=img_range)
-        self.img_range = img_range
+    img_range: float = option(255.0, 'factor on the images, as in FACDLoss', above=0)
 
     def forward(self, state: DistillState) -> dict[str, Tensor]:
+        """``l_sr``."""
         return {'l_sr': self.img_range * supervision(state)}

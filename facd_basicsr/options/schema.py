@@ -331,7 +331,7 @@ NETWORK_KEYS = {
     **dict.fromkeys(('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'num_group'), SIZE),
     'squeeze_factor': SIZE,
     'upscale': replace(SIZE, meaning='Required: the `scale` of the file. EDSR and RCAN: 3 or a power of 2'),
-    'img_range': Key(NUMBER, above=0),
+    'img_range': Key(NUMBER, above=0, meaning='the network works on inputs times this'),
 }
 REGRESSOR_KEYS = {'num_feat': replace(SIZE, least=0), 'num_layer': SIZE}
 LOSS_KEYS = {

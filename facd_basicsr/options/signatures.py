@@ -8,7 +8,7 @@ import re
 import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -23,11 +23,16 @@ def argument_meanings(target: Callable[..., Any]) -> Mapping[str, str]:
     """{argument: what the ``Args:`` of its docstring say of it}, in one line each.
 
     Args:
-        target: class or function; a class without a docstring has that of its base.
+        target: class or function; the bases' docstrings say what a class's own does not.
     """
-    lines = (inspect.getdoc(target) or '').splitlines()
+    documented = reversed(inspect.getmro(target)) if inspect.isclass(target) else [target]
+    return MappingProxyType({name: text for own in documented for name, text in _arguments(own.__doc__ or '').items()})
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    lines = inspect.cleandoc(docstring).splitlines()
     if 'Args:' not in lines:
-        return MappingProxyType({})
+        return {}
     texts: dict[str, list[str]] = {}
     for line in lines[lines.index('Args:') + 1 :]:
         indent = len(line) - len(line.lstrip())
@@ -39,7 +44,7 @@ def argument_meanings(target: Callable[..., Any]) -> Mapping[str, str]:
             texts |= dict.fromkeys(entry['names'].split(', '), latest)
         elif texts and indent > INDENT:
             latest.append(line.strip())
-    return MappingProxyType({name: _one_line(text) for name, text in texts.items()})
+    return {name: _one_line(text) for name, text in texts.items()}
 
 
 def _one_line(text: list[str]) -> str:
@@ -57,7 +62,7 @@ class Key:
         choices: the values there are; empty: any of the types.
         least, above, below: bounds of a number, or of a list's items: ``least`` itself is accepted.
         meaning: what it does, in Markdown; where it may be left out and has no default, also what happens then. Of a
-            class's argument that has none here, the class's docstring says it.
+            class's argument that has none here, the class's docstring says it, or a loss's option.
         default: the value that leaving it out stands for; ``...``: there is none. Said for the reader only: the code
             that reads the key applies it, and tests/test_options_page.py compares.
     """
@@ -78,7 +83,8 @@ def signature_keys(
 ) -> dict[str, Key]:
     """The option keys that a registered class or function accepts, read off its signature.
 
-    Types come from annotations where they are plain types, else from the defaults; meanings from the docstring.
+    Types come from annotations where they are plain types, else from the defaults; meanings from the docstring. A
+    loss's bounds, choices and meanings come from its options (losses/base.py, option).
 
     Args:
         target: class or function that is called with an option block as keyword arguments.
@@ -91,6 +97,7 @@ def signature_keys(
     except (NameError, TypeError):
         hints = {}
     keys, meanings = {}, argument_meanings(target)
+    metadata = {own.name: own.metadata for own in fields(target)} if is_dataclass(target) else {}
     for name, parameter in inspect.signature(target).parameters.items():
         if name in supplied or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
@@ -101,8 +108,8 @@ def signature_keys(
             _types(hint, parameter.default),
             required,
             _item_types(hint, parameter.default),
-            meaning=meanings.get(name, ''),
             default=... if required else parameter.default,
+            **{'meaning': meanings.get(name, ''), **metadata.get(name, {})},
         )
         keys[option_name] = _known(known[option_name], own) if option_name in known else own
     return keys

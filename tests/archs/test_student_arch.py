@@ -1,6 +1,9 @@
 """Both students: they differ from BasicSR's networks in their defaults only."""
 
+import copy
 import inspect
+import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +11,9 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.utils.registry import ARCH_REGISTRY
 
-from facd_basicsr.archs import EDSRStudent, RCANStudent
+from facd_basicsr.archs import CONVOLUTIONAL, EDSRStudent, RCANStudent
+from facd_basicsr.options.option_check import network_keys
+from facd_basicsr.options.signatures import default_arguments
 
 SMALL = {EDSRStudent: {'num_feat': 4, 'num_block': 2}, RCANStudent: {'num_feat': 16, 'num_group': 2, 'num_block': 1}}
 
@@ -48,3 +53,24 @@ def test_a_students_weights_load_strictly_in_the_stock_network_and_give_the_same
 @pytest.mark.parametrize(('student', 'stock'), [(EDSRStudent, EDSR), (RCANStudent, RCAN)])
 def test_a_student_takes_the_stock_networks_arguments_in_their_order(student, stock):
     assert list(inspect.signature(student).parameters) == list(inspect.signature(stock).parameters)
+
+
+@pytest.mark.parametrize(('student', 'stock'), [(EDSRStudent, EDSR), (RCANStudent, RCAN)])
+def test_a_students_keys_are_the_stock_networks_but_for_the_defaults(student, stock):
+    ours, theirs = network_keys(student), network_keys(stock)
+    assert ours.keys() == theirs.keys()
+    for key, own in ours.items():
+        assert replace(own, required=theirs[key].required) == theirs[key] and own.meaning == theirs[key].meaning != ''
+        assert not own.required
+    defaults = default_arguments(student)
+    assert defaults['num_in_ch'] == defaults['num_out_ch'] == 3 and defaults['rgb_mean'] == [0.4488, 0.4371, 0.404]
+    assert defaults['num_block'] == {EDSRStudent: 16, RCANStudent: 6}[student]
+
+
+@pytest.mark.parametrize('student', [EDSRStudent, RCANStudent])
+def test_a_student_is_copied_and_pickled_as_what_it_is(student):
+    net = student(upscale=2, **SMALL[student])
+    x = torch.rand(1, 3, 5, 7)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert type(other) is student and type(other) in CONVOLUTIONAL and type(other).__name__ == student.__name__
+        assert torch.equal(other(x), net(x))

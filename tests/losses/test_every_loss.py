@@ -1,6 +1,8 @@
 """What holds for every loss of the registry, those still to be written included."""
 
+import copy
 import inspect
+from dataclasses import fields
 
 import pytest
 import torch
@@ -27,6 +29,12 @@ CHOICES = [
     for key, parameter in inspect.signature(LOSS_REGISTRY.get(name)).parameters.items()
     if isinstance(parameter.default, str) and key != 'vgg_weights'
 ]
+
+OF_FEATURES = [name for name in LOSSES if LOSS_REGISTRY.get(name).reads_features]
+OF_BATCHES = [name for name in LOSSES if LOSS_REGISTRY.get(name).min_batch > 1]
+WEIGHTED = [name for name in LOSSES if 'layer_weights' in inspect.signature(LOSS_REGISTRY.get(name)).parameters]
+OPTIONS = [(name, own) for name in LOSSES for own in fields(LOSS_REGISTRY.get(name))]
+FOLLOWING = [(name, own) for name, own in OPTIONS if own.metadata['meaning'].startswith('as in ')]
 
 # The student's output has a part without gradient in these losses, so only features can be checked numerically.
 WEIGH_BY_OUTPUT = ('LSFDLoss',)
@@ -141,16 +149,16 @@ def test_flat_batch_gives_a_finite_loss_and_gradient(loss, level):
         assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize('loss', OF_FEATURES, indirect=True)
 def test_weights_must_match_the_taps(loss):
-    if loss.reads_features:
-        with pytest.raises(UserError, match=r'train.distill_opt.layer_weights: 3 weights for 2 taps'):
-            loss(random_state(taps=2))
+    with pytest.raises(UserError, match=r'train.distill_opt.layer_weights: 3 weights for 2 taps'):
+        loss(random_state(taps=2))
 
 
+@pytest.mark.parametrize('loss', OF_BATCHES, indirect=True)
 def test_a_batch_smaller_than_the_least_is_refused(loss):
-    if loss.min_batch > 1:
-        with pytest.raises(UserError, match=r'batch_size_per_gpu.*batch of 1.*2 or more'):
-            loss(random_state(n=1))
+    with pytest.raises(UserError, match=r'batch_size_per_gpu.*batch of 1.*2 or more'):
+        loss(random_state(n=1))
 
 
 @pytest.mark.parametrize(('name', 'key'), NUMBERS)
@@ -159,11 +167,34 @@ def test_negative_numbers_are_refused(name, key):
         build_loss({'type': name, key: -1})
 
 
-@pytest.mark.parametrize('name', LOSSES)
+@pytest.mark.parametrize('name', WEIGHTED)
 def test_negative_weights_are_refused(name):
-    if 'layer_weights' in inspect.signature(LOSS_REGISTRY.get(name)).parameters:
-        with pytest.raises(UserError, match=r'^train.distill_opt.layer_weights: -1; accepted: '):
-            build_loss({'type': name, 'layer_weights': [1, -1, 1]})
+    with pytest.raises(UserError, match=r'^train.distill_opt.layer_weights: -1; accepted: 0 or more$'):
+        build_loss({'type': name, 'layer_weights': [1, -1, 1]})
+
+
+@pytest.mark.parametrize('name', WEIGHTED)
+def test_a_list_of_an_option_file_becomes_a_tuple(name):
+    assert build_loss({'type': name, 'layer_weights': [1, 2, 3]}).layer_weights == (1, 2, 3)
+
+
+@pytest.mark.parametrize(('name', 'own'), FOLLOWING, ids=lambda value: getattr(value, 'name', value))
+def test_an_option_as_in_another_loss_accepts_what_it_accepts_there(name, own):
+    other = LOSS_REGISTRY.get(own.metadata['meaning'].removeprefix('as in '))
+    same = {field.name: field for field in fields(other)}[own.name]
+    assert own.type == same.type and {**own.metadata, 'meaning': same.metadata['meaning']} == same.metadata
+
+
+def test_a_loss_is_a_module_like_any_other(loss):
+    state, calls = random_state(), []
+    loss.register_forward_hook(lambda module, args, logs: calls.append((module, logs)))
+    assert {loss: 1}[loss] == 1 and loss.training
+    copied = copy.deepcopy(loss)
+    torch.testing.assert_close(copied(state), loss(state), rtol=0, atol=0)
+    assert [module for module, _ in calls] == [copied, loss]
+    names = [own.name for own in fields(loss)]
+    assert [f'{name}={getattr(loss, name)!r}' in repr(loss) for name in names] == [True] * len(names)
+    assert repr(loss).startswith(f'{type(loss).__name__}(')
 
 
 @pytest.mark.parametrize(('name', 'key'), CHOICES)

@@ -10,7 +10,6 @@ from states import images, random_state, with_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, FACDLoss, build_loss
 from facd_basicsr.losses.contrastive import contrastive_loss
-from facd_basicsr.losses.facd_loss import facd_loss
 from facd_basicsr.losses.image import image_loss, teacher_is_right
 
 
@@ -67,7 +66,7 @@ def test_the_two_distances_apart_have_the_mean_of_both_where_every_sample_is_dis
     student, gt = images(0.6, 0.9), images(0.5, 0.5)
     state = DistillState(student, gt, gt, gt, (images(1, 4),), (images(2, 10),))  # a teacher that is always right
     both, only_gt, only_t = (
-        facd_loss(state, layer_weights=[1.0], adaptive=adaptive, l1_gt=l1_gt, l1_t=l1_t)
+        FACDLoss(layer_weights=[1.0], adaptive=adaptive, l1_gt=l1_gt, l1_t=l1_t)(state)
         for l1_gt, l1_t in ((True, True), (True, False), (False, True))
     )
     torch.testing.assert_close(both['l_sr'], (only_gt['l_sr'] + only_t['l_sr']) / 2)
@@ -79,7 +78,7 @@ def test_gradcheck_without_one_distance(switch):
     state = random_state(n=3)
 
     def l_sr(student):
-        return facd_loss(with_student(state, student, *state.student_feats), **{switch: False})['l_sr']
+        return FACDLoss(**{switch: False})(with_student(state, student, *state.student_feats))['l_sr']
 
     assert torch.autograd.gradcheck(l_sr, state.student)
 
@@ -91,7 +90,7 @@ def test_without_its_distance_the_teacher_or_gt_has_no_say_in_the_image_loss():
         ('l1_t', replace(state, teacher=other.teacher)),
         ('l1_gt', replace(state, gt=other.gt)),
     ):
-        first, second = (facd_loss(s, adaptive=False, **{switch: False})['l_sr'] for s in (state, other_state))
+        first, second = (FACDLoss(adaptive=False, **{switch: False})(s)['l_sr'] for s in (state, other_state))
         assert torch.equal(first, second)
 
 
@@ -164,7 +163,7 @@ def test_equation_4_equals_a_value_worked_by_hand():
     )
     # alpha = (0, 1), L_SR = 0.225 as above, times 255.
     # tap 1: 6 / 9; tap 2: d22 = 2, d12 = 2, so 2 / 2; L_FACD = 0.6 * 2 / 3 + 0.4 * 1 = 0.8, times lambda = 3.
-    logs = facd_loss(state, lambda_=3, layer_weights=(0.6, 0.4))
+    logs = FACDLoss(lambda_=3, layer_weights=(0.6, 0.4))(state)
     assert logs['l_sr'].item() == pytest.approx(255 * 0.225)
     assert logs['l_facd'].item() == pytest.approx(3 * 0.8)
     assert logs['alpha'].item() == 0.5
@@ -174,7 +173,7 @@ def test_equation_4_equals_a_value_worked_by_hand():
 
 def test_without_adaption_every_sample_is_distilled():
     state = random_state()
-    logs = facd_loss(state, adaptive=False)
+    logs = FACDLoss(adaptive=False)(state)
     l1 = torch.nn.functional.l1_loss
     fcd = 255 * (l1(state.student, state.gt) + l1(state.student, state.teacher)) / 2
     torch.testing.assert_close(logs['l_sr'], fcd)
@@ -194,7 +193,7 @@ def test_contrastive_term_is_a_few_percent_of_the_image_term_in_the_papers_setti
     s = t + 0.4 * torch.randn(16, 8, 6, 6, generator=generator)
     gt = torch.rand(16, 3, 8, 8, generator=generator)
     state = DistillState(gt + 4 / 255, gt + 3 / 255, gt, gt[..., ::2, ::2], (s, s, s), (t, t, t))
-    logs = facd_loss(state)
+    logs = FACDLoss()(state)
     assert 0.01 < (logs['l_facd'] / logs['l_sr']).item() < 0.2
 
 
@@ -211,21 +210,9 @@ def test_stop_gradient_leaves_the_value_and_removes_the_push_from_negatives():
 
 
 def test_monitored_values_carry_no_gradient_and_terms_do():
-    logs = facd_loss(random_state())
+    logs = FACDLoss()(random_state())
     assert {name for name, value in logs.items() if value.requires_grad} == {'l_sr', 'l_facd'}
     assert list(logs) == ['l_sr', 'l_facd', 'alpha', 'r_1', 'r_2', 'r_3']
-
-
-def test_module_equals_function():
-    options = {
-        'lambda_': 2.0,
-        'layer_weights': (0.2, 0.3, 0.5),
-        'negatives': 'all',
-        'stop_gradient': True,
-        'l1_gt': False,
-    }
-    state = random_state()
-    torch.testing.assert_close(FACDLoss(**options)(state), facd_loss(state, **options))
 
 
 def test_flat_batch_gives_a_finite_loss_and_gradient():
@@ -281,7 +268,7 @@ def literally(state: DistillState, lambda_: float, adaptive: bool, negatives: st
 @settings(deadline=None, max_examples=50)
 @given(state=states(), lambda_=st.floats(0, 100), adaptive=st.booleans(), negatives=NEGATIVES)
 def test_terms_and_gradients_are_those_of_the_equations_written_out(state, lambda_, adaptive, negatives):
-    ours = facd_loss(state, lambda_, weights_of(state), adaptive=adaptive, negatives=negatives, eps=0)
+    ours = FACDLoss(lambda_, weights_of(state), adaptive=adaptive, negatives=negatives, eps=0)(state)
     theirs = literally(state, lambda_, adaptive, negatives)
     leaves = [state.student, *state.student_feats]
     for term in ('l_sr', 'l_facd'):
@@ -293,7 +280,7 @@ def test_terms_and_gradients_are_those_of_the_equations_written_out(state, lambd
 @settings(deadline=None, max_examples=30)
 @given(state=states(), adaptive=st.booleans(), negatives=NEGATIVES, stop_gradient=st.booleans())
 def test_no_term_is_negative_and_none_has_a_gradient_to_the_teacher(state, adaptive, negatives, stop_gradient):
-    logs = facd_loss(state, 4, weights_of(state), 255, adaptive, negatives, stop_gradient)
+    logs = FACDLoss(4, weights_of(state), 255, adaptive, negatives, stop_gradient)(state)
     assert all(value >= 0 and torch.isfinite(value) for value in logs.values())
     assert 0 <= logs['alpha'] <= 1
     of_the_teacher = [state.teacher, *state.teacher_feats]
@@ -310,7 +297,7 @@ def test_the_order_of_the_samples_does_not_matter_where_all_are_negatives(state,
         *(tuple(feat[order] for feat in feats) for feats in (state.student_feats, state.teacher_feats)),
     )
     one, two = (
-        facd_loss(s, layer_weights=weights_of(s), adaptive=adaptive, negatives=negatives) for s in (state, other)
+        FACDLoss(layer_weights=weights_of(s), adaptive=adaptive, negatives=negatives)(s) for s in (state, other)
     )
     torch.testing.assert_close(one, two)
 
@@ -323,8 +310,8 @@ def test_lambda_and_the_image_range_scale_their_terms_and_the_range_of_features_
         student_feats=tuple(factor * feat for feat in state.student_feats),
         teacher_feats=tuple(factor * feat for feat in state.teacher_feats),
     )
-    one = facd_loss(state, 1, weights_of(state), 1, negatives=negatives, eps=0)
-    two = facd_loss(more, factor, weights_of(state), factor**2, negatives=negatives, eps=0)
+    one = FACDLoss(1, weights_of(state), 1, negatives=negatives, eps=0)(state)
+    two = FACDLoss(factor, weights_of(state), factor**2, negatives=negatives, eps=0)(more)
     torch.testing.assert_close(two['l_facd'], factor * one['l_facd'])
     torch.testing.assert_close(two['l_sr'], factor**2 * one['l_sr'])
 
@@ -334,7 +321,7 @@ def test_lambda_and_the_image_range_scale_their_terms_and_the_range_of_features_
 def test_flat_patches_of_any_level_have_finite_terms_and_gradients(n, level, negatives, dtype):
     flat = [torch.full((n, 2, 3, 3), level).to(getattr(torch, {'half': 'float16', 'float': 'float32'}[dtype]))] * 4
     student, feat = (flat[0].clone().requires_grad_() for _ in range(2))
-    logs = facd_loss(DistillState(student, *flat[:3], (feat,), (flat[3],)), layer_weights=[1], negatives=negatives)
+    logs = FACDLoss(layer_weights=[1], negatives=negatives)(DistillState(student, *flat[:3], (feat,), (flat[3],)))
     gradients = torch.autograd.grad(logs['l_sr'] + logs['l_facd'], [student, feat])
     assert all(torch.isfinite(value).all() for value in [*logs.values(), *gradients])
     assert logs['l_sr'] == logs['l_facd'] == 0

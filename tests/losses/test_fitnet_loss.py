@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from states import images, random_state
 
 from facd_basicsr.losses import DistillState
-from facd_basicsr.losses.fitnet_loss import FitNetLoss, fitnet_loss, hint_loss
+from facd_basicsr.losses.fitnet_loss import FitNetLoss, hint_loss
 from facd_basicsr.losses.teacher_supervision_loss import supervision
 
 
@@ -27,7 +27,7 @@ def test_terms_equal_values_worked_by_hand():
     state = DistillState(
         images(0.7, 0.5), image, image, image, (images(1, 4), images(0, 0)), (images(2, 10), images(1, 2))
     )
-    logs = fitnet_loss(state, lambda_=3, layer_weights=(0.5, 2))
+    logs = FitNetLoss(lambda_=3, layer_weights=(0.5, 2))(state)
     assert logs['l_fitnet'].item() == 3 * (0.5 * 3.5 + 2 * 1.5)
     assert logs['l_sr'].item() == pytest.approx(255 * 0.1)
 
@@ -51,12 +51,6 @@ def test_gradcheck_of_the_original_distance():
 def test_squares_of_half_precision_features_do_not_overflow():
     s = torch.full((1, 2, 3, 3), 300.0, dtype=torch.float16)
     assert hint_loss(s, torch.zeros_like(s), 'l2').item() == 300**2 / 2
-
-
-def test_module_equals_function():
-    options = {'lambda_': 2.0, 'layer_weights': (0.2, 0.3, 0.5), 'img_range': 1.0, 'distance': 'l2'}
-    state = random_state()
-    torch.testing.assert_close(FitNetLoss(**options)(state), fitnet_loss(state, **options), rtol=0, atol=0)
 
 
 def test_the_image_loss_is_teacher_supervision():

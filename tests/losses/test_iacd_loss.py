@@ -4,9 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from states import images, random_state
 
-from facd_basicsr.losses import DistillState
-from facd_basicsr.losses.facd_loss import facd_loss
-from facd_basicsr.losses.iacd_loss import IACDLoss, iacd_loss
+from facd_basicsr.losses import DistillState, FACDLoss
+from facd_basicsr.losses.iacd_loss import IACDLoss
 from facd_basicsr.losses.image import teacher_is_right
 
 
@@ -31,7 +30,7 @@ def equation_4_on_images(state: DistillState) -> torch.Tensor:
 )
 def test_it_equals_a_value_worked_by_hand(gt, alpha, l_sr, l_iacd):
     state = DistillState(images(1, 4), images(2, 10), images(*gt), images(0, 0), (), ())
-    logs = iacd_loss(state, lambda_=3, img_range=2)
+    logs = IACDLoss(lambda_=3, img_range=2)(state)
     assert logs['alpha'].item() == alpha
     assert logs['l_sr'].item() == pytest.approx(2 * l_sr)
     assert logs['l_iacd'].item() == pytest.approx(3 * l_iacd)
@@ -42,7 +41,7 @@ def test_it_equals_a_value_worked_by_hand(gt, alpha, l_sr, l_iacd):
 @given(n=st.integers(2, 5), seed=st.integers(0, 2**31))
 def test_it_equals_its_transcription_in_value_and_gradient(n, seed):
     state = random_state(n=n, seed=seed)
-    logs = iacd_loss(state)
+    logs = IACDLoss()(state)
     ours, theirs = logs['l_sr'] + logs['l_iacd'], equation_4_on_images(state)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(torch.autograd.grad(ours, state.student), torch.autograd.grad(theirs, state.student))
@@ -52,29 +51,23 @@ def test_it_equals_its_transcription_in_value_and_gradient(n, seed):
 def test_it_is_facd_with_images_for_features(negatives):
     state = random_state()
     as_feature = DistillState(state.student, state.teacher, state.gt, state.lq, (state.student,), (state.teacher,))
-    image, feature = iacd_loss(state, negatives=negatives), facd_loss(as_feature, 4, [1.0], negatives=negatives)
+    image, feature = IACDLoss(negatives=negatives)(state), FACDLoss(4, [1.0], negatives=negatives)(as_feature)
     torch.testing.assert_close([*image.values()], [feature[name] for name in ('l_sr', 'l_facd', 'alpha', 'r_1')])
 
 
 def test_without_adaption_every_sample_is_distilled():
     state = random_state(seed=3)
     assert teacher_is_right(state.student, state.teacher, state.gt).mean() < 1
-    assert iacd_loss(state, adaptive=False)['alpha'] == 1
-    assert iacd_loss(state, adaptive=False)['l_iacd'] > iacd_loss(state)['l_iacd']
+    assert IACDLoss(adaptive=False)(state)['alpha'] == 1
+    assert IACDLoss(adaptive=False)(state)['l_iacd'] > IACDLoss()(state)['l_iacd']
 
 
 def test_stop_gradient_leaves_the_value_and_changes_the_gradient():
     state = random_state()
-    full, stopped = (iacd_loss(state, stop_gradient=stop)['l_iacd'] for stop in (False, True))
+    full, stopped = (IACDLoss(stop_gradient=stop)(state)['l_iacd'] for stop in (False, True))
     assert full.item() == stopped.item()
     (full_grad,), (stopped_grad,) = (torch.autograd.grad(value, state.student) for value in (full, stopped))
     assert not torch.allclose(full_grad, stopped_grad)
-
-
-def test_module_equals_function():
-    options = {'lambda_': 2.0, 'img_range': 1.0, 'adaptive': False, 'negatives': 'all', 'stop_gradient': True}
-    state = random_state()
-    torch.testing.assert_close(IACDLoss(**options)(state), iacd_loss(state, **options), rtol=0, atol=0)
 
 
 def test_it_takes_images_alone():

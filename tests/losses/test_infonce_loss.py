@@ -8,7 +8,7 @@ from states import images, random_state
 
 from facd_basicsr.losses import DistillState
 from facd_basicsr.losses.image import teacher_is_right
-from facd_basicsr.losses.infonce_loss import InfoNCELoss, infonce, infonce_loss
+from facd_basicsr.losses.infonce_loss import InfoNCELoss, infonce
 from facd_basicsr.losses.teacher_supervision_loss import supervision
 
 
@@ -77,7 +77,7 @@ def test_terms_equal_values_worked_by_hand():
     image = images(0.5, 0.5).double()
     s, t = pairs((3, 0), (0, 1)), pairs((1, 0), (0, 5))
     state = DistillState(images(0.7, 0.5).double(), image, image, image, (s, s), (t, t.flip(0)))
-    logs = infonce_loss(state, lambda_=3, layer_weights=(0.6, 0.4), temperature=1.0)
+    logs = InfoNCELoss(lambda_=3, layer_weights=(0.6, 0.4), temperature=1.0)(state)
     # in the second tap each sample is like the other's teacher: -log(1 / (1 + e))
     expected = 0.6 * math.log(1 + math.exp(-1)) + 0.4 * math.log(1 + math.e)
     assert logs['l_infonce'].item() == pytest.approx(3 * expected)
@@ -89,18 +89,12 @@ def test_table_6_compares_without_adaption_which_can_be_had():
     state = random_state(seed=3)
     alpha = teacher_is_right(state.student, state.teacher, state.gt)
     assert not InfoNCELoss().adaptive
-    assert torch.equal(infonce_loss(state, img_range=1)['l_sr'], supervision(state))
-    adaptive = infonce_loss(state, 1, (1.0, 0.0, 0.0), adaptive=True)
+    assert torch.equal(InfoNCELoss(img_range=1)(state)['l_sr'], supervision(state))
+    adaptive = InfoNCELoss(1, (1.0, 0.0, 0.0), adaptive=True)(state)
     assert adaptive['alpha'] == alpha.mean() < 1
     torch.testing.assert_close(
         adaptive['l_infonce'], infonce(state.student_feats[0], state.teacher_feats[0], alpha, 0.07)
     )
-
-
-def test_module_equals_function():
-    options = {'lambda_': 2.0, 'layer_weights': (0.2, 0.3, 0.5), 'img_range': 1.0, 'adaptive': True, 'temperature': 0.5}
-    state = random_state()
-    torch.testing.assert_close(InfoNCELoss(**options)(state), infonce_loss(state, **options), rtol=0, atol=0)
 
 
 def test_a_temperature_of_zero_is_refused():

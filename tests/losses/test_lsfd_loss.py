@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from states import random_state
 
 from facd_basicsr.losses import DistillState
-from facd_basicsr.losses.lfd_loss import lfd_loss
-from facd_basicsr.losses.lsfd_loss import LSFDLoss, attended_l1, attention, lsfd_loss
+from facd_basicsr.losses.lfd_loss import LFDLoss
+from facd_basicsr.losses.lsfd_loss import LSFDLoss, attended_l1, attention
 from facd_basicsr.losses.teacher_supervision_loss import supervision
 
 
@@ -54,7 +54,7 @@ def test_terms_equal_values_worked_by_hand():
     teacher = torch.zeros(1, 1, 2, 4)
     student = torch.tensor([[[[0.3, 0.1, 0.0, 0.2], [-0.1, 0.1, 0.0, 0.0]]]])
     feats = torch.tensor([[[[1.0, 4.0]]]]), torch.tensor([[[[2.0, 10.0]]]])
-    logs = lsfd_loss(DistillState(student, teacher, teacher, teacher[..., :1, :2], *((f,) for f in feats)), 3, [0.5])
+    logs = LSFDLoss(3, [0.5])(DistillState(student, teacher, teacher, teacher[..., :1, :2], *((f,) for f in feats)))
     assert logs['l_lsfd'].item() == pytest.approx(3 * 0.5 * (1.5 * 1 + 0.5 * 6) / 2)
     assert logs['l_sr'].item() == pytest.approx(255 * 0.1)
 
@@ -63,7 +63,7 @@ def test_terms_equal_values_worked_by_hand():
 @given(n=st.integers(1, 3), seed=st.integers(0, 2**31))
 def test_it_equals_its_transcription_in_value_and_gradient(n, seed):
     state = on_lq_grid(random_state(n=n, taps=2, seed=seed))
-    ours, theirs = lsfd_loss(state, layer_weights=(1, 1))['l_lsfd'], literal(state, scale=2)
+    ours, theirs = LSFDLoss(layer_weights=(1, 1))(state)['l_lsfd'], literal(state, scale=2)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
     torch.testing.assert_close(
         torch.autograd.grad(ours, state.student_feats),
@@ -85,12 +85,12 @@ def test_where_student_and_teacher_agree_everywhere_it_is_lfd():
     state = random_state()
     agreeing = replace(state, student=state.teacher.clone().requires_grad_())
     assert torch.equal(attention(agreeing.student, agreeing.teacher, (3, 3)), torch.ones(4, 1, 3, 3).double())
-    torch.testing.assert_close(lsfd_loss(agreeing)['l_lsfd'], lfd_loss(agreeing)['l_lfd'])
+    torch.testing.assert_close(LSFDLoss()(agreeing)['l_lsfd'], LFDLoss()(agreeing)['l_lfd'])
 
 
 def test_attention_gives_the_students_output_no_gradient():
     state = random_state()
-    assert torch.autograd.grad(lsfd_loss(state)['l_lsfd'], state.student, allow_unused=True) == (None,)
+    assert torch.autograd.grad(LSFDLoss()(state)['l_lsfd'], state.student, allow_unused=True) == (None,)
 
 
 def test_gradcheck():
@@ -100,9 +100,7 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda s: attended_l1(s, t, weight), s)
 
 
-def test_module_equals_function():
-    options = {'lambda_': 2.0, 'layer_weights': (0.2, 0.3, 0.5), 'img_range': 1.0}
+def test_the_image_loss_is_teacher_supervision_and_regressors_are_where_widths_differ():
     state = random_state()
-    torch.testing.assert_close(LSFDLoss(**options)(state), lsfd_loss(state, **options), rtol=0, atol=0)
     assert torch.equal(LSFDLoss(img_range=1)(state)['l_sr'], supervision(state))
     assert LSFDLoss().regressor == 'auto'

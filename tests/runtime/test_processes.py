@@ -1,7 +1,6 @@
 """Reading 11 of the design: R ranks of N/R samples have the loss and the gradient of one process with N."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from facd_basicsr.engine.launch import exit_now
-from facd_basicsr.losses import DistillLoss, DistillState
+from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 from facd_basicsr.losses.contrastive import NEGATIVES
-from facd_basicsr.losses.csd_loss import csd_loss
-from facd_basicsr.losses.facd_loss import facd_loss
-from facd_basicsr.losses.fakd_loss import fakd_loss
-from facd_basicsr.losses.fitnet_loss import fitnet_loss
-from facd_basicsr.losses.iacd_loss import iacd_loss
-from facd_basicsr.losses.infonce_loss import infonce_loss
-from facd_basicsr.losses.lfd_loss import lfd_loss
-from facd_basicsr.losses.lsfd_loss import lsfd_loss
-from facd_basicsr.losses.teacher_supervision_loss import TeacherSupervisionLoss
 from facd_basicsr.runtime.processes import Ranks, all_gather_samples, total
 
 N, RANKS = 6, 2
@@ -37,21 +27,18 @@ def features(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return x.tanh(), torch.nn.functional.avg_pool2d(x, 2)
 
 
-# by the name of the loss and what is varied
+# by the name of the loss and what is varied: its options
 LOSSES = {
-    **{f'FACDLoss {kind}': partial(facd_loss, layer_weights=[1.0], negatives=kind) for kind in NEGATIVES},
-    **{f'IACDLoss {kind}': partial(iacd_loss, negatives=kind) for kind in NEGATIVES},
-    'InfoNCELoss': partial(infonce_loss, layer_weights=[1.0], adaptive=True),
+    **{f'FACDLoss {kind}': {'layer_weights': [1.0], 'negatives': kind} for kind in NEGATIVES},
+    **{f'IACDLoss {kind}': {'negatives': kind} for kind in NEGATIVES},
+    'InfoNCELoss': {'layer_weights': [1.0], 'adaptive': True},
     # as many negatives as one rank has samples, more, and more than there are
-    **{
-        f'CSDLoss {k}': partial(csd_loss, features=features, layer_weights=[0.3, 0.7], num_negatives=k)
-        for k in (3, 4, 10)
-    },
-    'FAKDLoss': partial(fakd_loss, layer_weights=[1.0]),
-    'FitNetLoss': partial(fitnet_loss, layer_weights=[1.0]),
-    'LFDLoss': partial(lfd_loss, layer_weights=[1.0]),
-    'LSFDLoss': partial(lsfd_loss, layer_weights=[1.0]),
-    'TeacherSupervisionLoss': TeacherSupervisionLoss(),
+    **{f'CSDLoss {k}': {'layer_weights': [0.3, 0.7], 'num_negatives': k} for k in (3, 4, 10)},
+    'FAKDLoss': {'layer_weights': [1.0]},
+    'FitNetLoss': {'layer_weights': [1.0]},
+    'LFDLoss': {'layer_weights': [1.0]},
+    'LSFDLoss': {'layer_weights': [1.0]},
+    'TeacherSupervisionLoss': {},
 }
 
 
@@ -69,7 +56,10 @@ def student() -> nn.Module:
 def loss_of(net: nn.Module, part: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     output = net(part['x'])
     state = DistillState(output, part['teacher'], part['gt'], part['lq'], (output * 3,), (part['teacher_feat'],))
-    logs = LOSSES[name](state)
+    loss = build_loss({'type': name.split()[0], **LOSSES[name]})
+    if name.startswith('CSDLoss'):
+        loss.vgg = features
+    logs = loss(state)
     sum(value for key, value in logs.items() if key.startswith('l_')).backward()
     return {key: value.detach() for key, value in logs.items()}
 
