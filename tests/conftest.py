@@ -19,11 +19,13 @@ import facd_basicsr
 
 # isort: split
 from basicsr.archs import build_network
+from basicsr.utils import set_random_seed
 from hypothesis import settings
 from processes import run, run_anew  # noqa: F401  tests find them here
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
+from facd_basicsr.options import check_inputs, parse_options, parser
 
 REPOSITORY = Path(facd_basicsr.__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / 'shared' / 'data'
@@ -206,6 +208,15 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ('facd_cli.py', 'setup.py'):
         shutil.copy(REPOSITORY / name, root)
     return root
+
+
+def train_options(opt: dict, folder: Path) -> dict:
+    """An option dict as train.py's set-up has it: written to a file in ``folder``, read, checked and seeded."""
+    path = str(write_yml(opt, folder / 'opt.yml'))
+    parsed = parse_options(parser().parse_args(['-opt', path]), is_train=True, root=folder)
+    check_inputs(parsed, path, is_train=True)
+    set_random_seed(parsed['manual_seed'])
+    return parsed
 
 
 def imported_script(path: Path) -> ModuleType:

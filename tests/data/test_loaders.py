@@ -1,8 +1,7 @@
 import pytest
-from conftest import changed, write_yml
+from conftest import changed, train_options
 
 from facd_basicsr.data.loaders import build_loaders
-from facd_basicsr.options import parse_options, parser
 
 
 @pytest.mark.parametrize(
@@ -13,6 +12,5 @@ def test_batches_for_a_gpu_are_in_pinned_memory_unless_the_option_file_says_othe
 ):
     if given is not ...:
         train_opt = changed(train_opt, 'datasets.train.pin_memory', given)
-    args = parser().parse_args(['-opt', str(write_yml(train_opt, tmp_path / 'opt.yml'))])
-    opt = parse_options(args, is_train=True, root=tmp_path)
+    opt = train_options(train_opt, tmp_path)
     assert build_loaders({**opt, 'num_gpu': num_gpu}).train.pin_memory == pinned

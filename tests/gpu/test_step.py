@@ -6,12 +6,11 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils import get_root_logger, set_random_seed
-from conftest import changed, write_yml
+from conftest import changed, train_options
 
 from facd_basicsr.data.loaders import batches, build_loaders
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.models.safe_model import build_model
-from facd_basicsr.options import parse_options, parser
 from facd_basicsr.runtime.execution import tf32_of
 from facd_basicsr.runtime.rng import restore_rng_state, rng_state
 from facd_basicsr.tools.check import memory_estimate
@@ -45,8 +44,7 @@ def own_tf32():
 @pytest.fixture
 def parsed(tmp_path: Path):
     def _parsed(opt: dict, gpus: int = 1) -> dict:
-        args = parser().parse_args(['-opt', str(write_yml({**opt, 'num_gpu': gpus}, tmp_path / 'opt.yml'))])
-        return parse_options(args, is_train=True, root=tmp_path)
+        return train_options({**opt, 'num_gpu': gpus}, tmp_path)
 
     return _parsed
 

@@ -50,7 +50,7 @@ def test_affinity_equals_its_transcription_in_value_and_gradient(n, channels, h,
     s = torch.randn(n, channels[0], h, w, generator=generator, dtype=torch.float64, requires_grad=True)
     t = torch.randn(n, channels[1], h, w, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, 'ROWS', entries)
+        patch.setattr(module, 'AFFINITY_ENTRIES', entries)
         ours = affinity_loss(s, t)
     theirs = literal(s, t)
     torch.testing.assert_close(ours, theirs)
@@ -87,7 +87,7 @@ def test_columns_without_unit_length_have_the_right_gradient_too():
 
 def test_no_tensor_of_all_affinities_is_made(monkeypatch):
     s, t = features()
-    monkeypatch.setattr(module, 'ROWS', s.numel() // 2)
+    monkeypatch.setattr(module, 'AFFINITY_ENTRIES', s.numel() // 2)
     largest = 0
 
     class Watch(TorchDispatchMode):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
-from conftest import changed, write_yml
+from conftest import changed, train_options
 from states import save_vgg
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,7 +13,6 @@ from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.models.safe_model import build_model
-from facd_basicsr.options import parse_options, parser
 
 LOSSES = {
     name: loss
@@ -39,8 +38,7 @@ def method_opt(train_opt: dict, name: str, tmp_path: Path) -> dict:
 
 
 def build(opt: dict, tmp_path: Path) -> torch.nn.Module:
-    args = parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'opt.yml'))])
-    return build_model(parse_options(args, is_train=True, root=tmp_path))
+    return build_model(train_options(opt, tmp_path))
 
 
 @pytest.mark.parametrize('name', sorted(LOSSES))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from basicsr.utils import set_random_seed
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, MODEL_REGISTRY
-from conftest import STUDENT, TEACHER, changed, write_yml
+from conftest import STUDENT, TEACHER, changed, train_options
 from torch import nn
 from torch.amp import GradScaler
 
@@ -19,7 +19,6 @@ from facd_basicsr.losses.facd_loss import FACDLoss
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.models.validation import runs_as_basicsr
-from facd_basicsr.options import parse_options, parser
 
 
 @ARCH_REGISTRY.register()
@@ -46,8 +45,7 @@ def build(tmp_path: Path):
     """Builds the model of an option dict as train.py does."""
 
     def _build(opt: dict) -> FACDModel:
-        args = parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'opt.yml'))])
-        opt = parse_options(args, is_train=True, root=tmp_path)
+        opt = train_options(opt, tmp_path)
         for key in ('models', 'training_states'):
             Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
         return build_model(opt)

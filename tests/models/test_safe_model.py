@@ -7,7 +7,7 @@ import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
-from conftest import METRICS, STUDENT, write_yml
+from conftest import METRICS, STUDENT, train_options
 from runs import assert_same
 
 from facd_basicsr.data.loaders import build_loaders
@@ -15,7 +15,6 @@ from facd_basicsr.engine.loop import Interruptible
 from facd_basicsr.errors import Stopped, UserError
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import SafeModel, build_model
-from facd_basicsr.options import parse_options, parser
 
 
 @pytest.fixture
@@ -23,8 +22,7 @@ def build(tmp_path: Path):
     """Builds the model of an option dict as train.py does, with its folders."""
 
     def _build(opt: dict) -> SafeModel:
-        args = parser().parse_args(['-opt', str(write_yml(opt, tmp_path / 'opt.yml'))])
-        complete = parse_options(args, is_train=True, root=tmp_path)
+        complete = train_options(opt, tmp_path)
         Path(complete['path']['models']).mkdir(parents=True, exist_ok=True)
         return build_model(complete)
 
