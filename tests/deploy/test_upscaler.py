@@ -74,7 +74,7 @@ def test_tiles_of_edsr_and_rcan_join_to_the_whole_image_but_for_rounding(
     found = student({**block, 'upscale': upscale}, seed)
     pixels = noise(height, width, 3, seed=seed)
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tail_in_tiles, 'TILE', tail)
+        patch.setattr(tail_in_tiles, 'TAIL_TILE', tail)
         lq = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
         whole = found.net(lq)
         torch.testing.assert_close(with_tail_in_tiles(found.net, upscale)(lq), whole, rtol=0, atol=2e-6)
@@ -97,7 +97,7 @@ def test_a_reach_one_pixel_too_small_would_be_seen(tile):
 
 
 def test_a_reach_of_the_tail_one_pixel_too_small_would_be_seen(monkeypatch):
-    monkeypatch.setattr(tail_in_tiles, 'TILE', 8)
+    monkeypatch.setattr(tail_in_tiles, 'TAIL_TILE', 8)
     found = student(RCAN)
     net = with_tail_in_tiles(found.net, 2)
     lq = torch.rand(1, 3, 20, 30)
