@@ -1,4 +1,4 @@
-"""EDSR and RCAN with what follows their body in tiles, for that takes the most memory."""
+"""EDSR and RCAN with upsampler and last convolution in tiles: these take the most memory."""
 
 import copy
 

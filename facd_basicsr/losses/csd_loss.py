@@ -79,7 +79,7 @@ class CSDLoss(DistillLoss):
         """Loads the VGG, and downloads it when it is asked for first.
 
         Raises:
-            UserError: it can't be had, or its file is another network's.
+            UserError: it cannot be downloaded, or its file is another network's.
         """
         self.vgg = load_vgg(self.vgg_weights, len(self.layer_weights))
         return self

@@ -1,4 +1,4 @@
-"""FAKD: how alike a feature map's positions are to each other, HW x HW, without storing it."""
+"""FAKD: spatial affinity between the positions of a feature map, HW x HW, without storing it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

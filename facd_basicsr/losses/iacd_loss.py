@@ -13,7 +13,7 @@ from facd_basicsr.losses.image import image_loss, indicator
 @LOSS_REGISTRY.register()
 @dataclass(eq=False)
 class IACDLoss(DistillLoss):
-    """Image-based adaptive contrastive distillation, Table 5's rival of FACD.
+    """Image-based adaptive contrastive distillation, the baseline of Table 5.
 
     "The composition of contrastive loss such as the formation of the equation and the decision mechanism of positive
     and negative pairs is the same except for the applied domain": a sample's positive is the teacher's output for it,

@@ -32,7 +32,7 @@ def infonce(student_feat: Tensor, teacher_feat: Tensor, alpha: Tensor, temperatu
         temperature: see :class:`InfoNCELoss`.
 
     Returns:
-        Scalar; log of the number of samples where nothing is told apart. Its mean over ranks is one process's.
+        Scalar; log of the number of samples where all similarities are equal. Its mean over ranks equals one process's value.
     """
     with full_precision(student_feat):
         teachers, first = all_gather_samples(at_least_float32(teacher_feat))  # (N', C, H, W)
@@ -46,7 +46,7 @@ def infonce(student_feat: Tensor, teacher_feat: Tensor, alpha: Tensor, temperatu
 @LOSS_REGISTRY.register()
 @dataclass(eq=False)
 class InfoNCELoss(DistillLoss):
-    """FCD with InfoNCE in the place of equation (3), Table 6's rival.
+    """FCD with InfoNCE instead of equation (3), the baseline of Table 6.
 
     The paper says that InfoNCE "uses a dot-product operation as a similarity measure" and no more. Inferred: features
     are flattened and of unit length, as wherever InfoNCE is used (dot products of features in [0, 255] would saturate

@@ -1,7 +1,7 @@
 """Sums of absolute differences between samples on the GPU, which reads the features once forward and once backward.
 
 Importing this needs Triton; pairwise.py does it for the first pair of CUDA tensors. No sum depends on the order in
-which programs run, so a training repeated on a GPU is the same to the last bit.
+which programs run, so a run repeated on a GPU is bit-identical.
 """
 
 from typing import Any

@@ -55,7 +55,7 @@ def load_vgg(weights: str, depth: int = len(ENDS)) -> VGGFeatures:
         depth: the number of slices, 1 to 5.
 
     Raises:
-        UserError: the file can't be had or read, or is not of a VGG-19.
+        UserError: the file cannot be downloaded or read, or is not of a VGG-19.
     """
     with torch.device('meta'):  # its classifier would be half a gigabyte of random numbers
         layers = vgg19(weights=None).features[: ENDS[depth - 1]]
