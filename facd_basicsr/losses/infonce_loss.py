@@ -32,7 +32,8 @@ def infonce(student_feat: Tensor, teacher_feat: Tensor, alpha: Tensor, temperatu
         temperature: see :class:`InfoNCELoss`.
 
     Returns:
-        Scalar; log of the number of samples where all similarities are equal. Its mean over ranks equals one process's value.
+        Scalar; log of the number of samples where all similarities are equal. Its mean over ranks is the value of one
+        process.
     """
     with full_precision(student_feat):
         teachers, first = all_gather_samples(at_least_float32(teacher_feat))  # (N', C, H, W)
