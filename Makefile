@@ -56,7 +56,7 @@ install: $(INSTALLED)
 $(INSTALLED): setup.py requirements/constraints.txt requirements/basicsr_build/sitecustomize.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
 	  f"error: PYTHON={sys.executable} is {v[0]}.{v[1]}; accepted: 3.10 to 3.13, e.g. PYTHON=python3.12 make demo")'
-	test -e $(INSTALLED) || $(PYTHON) -m venv --clear $(VENV)  # an install that was cut short is begun anew
+	test -e $(INSTALLED) || $(PYTHON) -m venv --clear $(VENV)  # an install that was cut short is started over
 	$(INSTALL) --upgrade pip
 	$(INSTALL) torch torchvision numpy cython setuptools wheel
 	PYTHONPATH=$(CURDIR)/requirements/basicsr_build $(INSTALL) --no-build-isolation basicsr

@@ -14,13 +14,13 @@ from click.shell_completion import CompletionItem
 COMMANDS: dict[str, str] = {
     'prepare': 'Training pairs and benchmark sets, in the layout that the option files expect.',
     'show': 'Print an option file with all that it inherits from its base.',
-    'check': 'Try everything a training run needs, before it is started.',
+    'check': 'Try everything a run run needs, before it is started.',
     'convert': 'Rewrite an EDSR or RCAN checkpoint in another key layout.',
     'benchmark': "The paper's table: PSNR and SSIM of several checkpoints side by side.",
     'profile': 'What teacher and student cost: parameters, FLOPs, activations, memory, latency.',
     'compare': 'Methods times seeds, trained alike, and one report of them all.',
     'figure': "The paper's figures: crops side by side, and where the teacher loses to the student.",
-    'report': 'A training as one HTML page: curves, table, crops with a slider, options, environment.',
+    'report': 'A run as one HTML page: curves, table, crops with a slider, options, environment.',
     'export': 'A trained student as .pth, safetensors and ONNX, each loaded back and compared.',
     'upscale': 'Upscale images, and folders of them, by a student.',
 }
@@ -53,7 +53,7 @@ def facd() -> None:
 
 
 def main() -> None:
-    """As click's own, but with ``run_command``'s exit codes: 2 for what a user can mend, 130 for Ctrl-C."""
+    """As click's own, but with ``run_command``'s exit codes: 2 for what a user can fix, 130 for Ctrl-C."""
     if COMMANDS.keys().isdisjoint(sys.argv[1:]):  # no subcommand is run, so nothing but click's errors can come
         _run()
     else:

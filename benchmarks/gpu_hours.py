@@ -1,4 +1,4 @@
-"""What the paper's trainings cost: floating-point operations of one iteration, and hours at a given rate.
+"""What the paper's runs cost: floating-point operations of one iteration, and hours at a given rate.
 
     python benchmarks/gpu_hours.py --out benchmarks/results/gpu_hours.json --into docs/reproduce.md
 
@@ -60,7 +60,7 @@ def step_flops(opt: dict[str, Any]) -> int:
 
 
 def table(costs: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each method and network, TFLOPs of an iteration and hours of a training for each scale."""
+    """Markdown: a row for each method and network, TFLOPs of an iteration and hours of a run for each scale."""
     scales = (2, 3, 4)
     found = {(cost['method'], cost['network'], cost['scale']): cost for cost in costs}
     rows = []
@@ -93,7 +93,7 @@ def main() -> None:
         hours = flops * opt['train']['total_iter'] / (RATE * 1e12) / 3600
         costs.append({'method': method, 'network': network, 'scale': int(scale), 'flops': flops, 'hours': hours})
         print(f'{path.stem}: {flops / 1e12:.3f} TFLOP an iteration, {hours:.0f} h', flush=True)
-    results = {'rate_tflops': RATE, 'device': DEVICE, 'kind': 'computed', 'trainings': costs}
+    results = {'rate_tflops': RATE, 'device': DEVICE, 'kind': 'computed', 'runs': costs}
     args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     if args.into is not None:
         args.into.write_text(filled(args.into.read_text(encoding='utf-8'), costs), encoding='utf-8')

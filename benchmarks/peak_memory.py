@@ -13,7 +13,7 @@ def extra_mib(work: Callable[[], object], on_gpu: bool) -> float:
         before = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # the peak begins anew
+    Path('/proc/self/clear_refs').write_text('5', encoding='ascii')  # the peak starts over
     before = _resident_mib('VmRSS')
     work()
     return _resident_mib('VmHWM') - before

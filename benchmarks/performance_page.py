@@ -213,7 +213,7 @@ def _gain(found: Result) -> list[str]:
 def start_up(result: Result) -> str:
     rows = [
         [option_file, f'{found["baseline_median"]:.2f}', f'{found["train_median"]:.2f}', f'{found["ratio"]:.2f}']
-        for option_file, found in result['trainings'].items()
+        for option_file, found in result['runs'].items()
     ]
     table = markdown_table(['option file', 'imports and networks, s', 'train.py to its first batch, s', 'ratio'], rows)
     what = f'`facd --help`: {result["facd_help_median"]:.2f} s. Medians of {result["turns"]}; {machine_line(result)}'

@@ -1,4 +1,4 @@
-"""Seconds until a training begins its first iteration, and until ``facd --help`` has answered.
+"""Seconds until a run begins its first iteration, and until ``facd --help`` has answered.
 
     python benchmarks/start_up.py --out benchmarks/results/start_up.json
 
@@ -8,7 +8,7 @@ For each option file these take turns, so that whatever else the machine does di
 - train.py, on an LMDB of synthetic pictures and a random teacher: to where the first batch is handed to the model.
 
 All from the process's start; medians. CPU seconds are of all threads of that process; on a busy machine their ratio
-is the one that can be repeated. The last turn's training goes on to the end of its first iteration.
+is the one that can be repeated. The last turn's training continues to the end of its first iteration.
 """
 
 import argparse
@@ -150,14 +150,14 @@ def main() -> None:
     arguments.add_argument('--turns', type=int, default=5)
     arguments.add_argument('--out', type=Path, required=True)
     args = arguments.parse_args()
-    trainings = {option_file: measure(option_file, args.turns) for option_file in args.option_files}
+    runs = {option_file: measure(option_file, args.turns) for option_file in args.option_files}
     helped = [help_seconds() for _ in range(WARM_UP + args.turns)][WARM_UP:]
     results = {
         'machine': machine(),
         'threads': torch.get_num_threads(),
         'turns': args.turns,
         'versions': versions(),
-        'trainings': trainings,
+        'runs': runs,
         'facd_help_seconds': [round(value, 3) for value in helped],
         'facd_help_median': round(statistics.median(helped), 3),
     }
@@ -165,7 +165,7 @@ def main() -> None:
     args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     rows = [
         [option_file, *(f'{found[key]:.2f}' for key in ('baseline_median', 'train_median', 'ratio', 'cpu_ratio'))]
-        for option_file, found in trainings.items()
+        for option_file, found in runs.items()
     ]
     print(text_table(['option file', 'torch, basicsr, networks', 'train.py', 'ratio', 'of CPU seconds'], rows))
     print(f'facd --help: {results["facd_help_median"]:.2f} s')

@@ -109,7 +109,7 @@ def run_training(option_file: Path, iterations: int | None, title: str) -> float
     with tqdm(total=total, desc=title, unit='it', mininterval=0.5, dynamic_ncols=True) as bar:
         try:
             train(args, root=OUT, console=False, on_iteration=lambda iteration: bar.update(iteration - bar.n))
-        except Stopped:  # which says how train.py goes on; the demo begins anew
+        except Stopped:  # which says how train.py continues; the demo starts over
             raise KeyboardInterrupt from None
     return time.perf_counter() - start
 
@@ -131,7 +131,7 @@ def options(option_file: Path) -> dict:
 
 
 def trained_student(option_file: Path) -> nn.Module:
-    """The student of a finished training below ``OUT``, in eval mode."""
+    """The student of a finished run below ``OUT``, in eval mode."""
     opt = options(option_file)
     net = build_network(opt['network_g'])
     checkpoint = OUT / 'experiments' / opt['name'] / 'models' / 'net_g_latest.pth'

@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend, and what entry points do with it."""
+"""The one exception for mistakes a user can fix, and what entry points do with it."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ class PeerFailedError(Exception):
 
 
 class Stopped(BaseException):  # as KeyboardInterrupt: nothing went wrong, and nothing should take it for an error
-    """A signal has ended the run, which is saved; its message says how it goes on."""
+    """A signal has ended the run, which is saved; its message says how it continues."""
 
 
 def run_command(command: Callable[[], object]) -> None:

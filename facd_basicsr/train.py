@@ -3,7 +3,7 @@
     python facd_basicsr/train.py -opt options/train/FACD_RCAN_x4.yml
 
 BasicSR's parts in a loop that can be stopped, killed and resumed without a trace (docs/reliability.md), with checks
-before anything is created. Exit codes: 2 with one line for what a user can mend; 75 after a signal, with everything
+before anything is created. Exit codes: 2 with one line for what a user can fix; 75 after a signal, with everything
 saved; 1 for any other error.
 """
 
@@ -63,7 +63,7 @@ def train(
 
     Raises:
         UserError: an option, path, checkpoint or its combination is not accepted, then no folder was made; or an
-            image, the disk or a loss did not let it go on.
+            image, the disk or a loss did not let it continue.
         PeerFailedError: another process of the group has ended.
         Stopped: a signal has ended it, with everything saved.
     """
@@ -161,7 +161,7 @@ def _position(opt: dict[str, Any], training: Training, log: DeferredLog) -> Posi
     position, differences = resumed_position(training.resume_state, training.loaders.sampler)
     log.info(describe_resume(training.resume_state, opt['path']['resume_state'], position))
     for difference in differences:
-        log.warning(f'Not as if it had never been stopped: {difference}.')
+        log.warning(f'Resume is not exact: {difference}.')
     if position.iteration >= opt['train']['total_iter']:
         log.info(f'Nothing is left to train: train.total_iter is {opt["train"]["total_iter"]}.')
     return position
@@ -176,14 +176,14 @@ def _check_folders(opt: dict[str, Any]) -> None:
     for folder in (Path(opt['path']['experiments_root']), Path(opt['root_path'], 'tb_logger', opt['name'])):
         parent = next(parent for parent in folder.parents if parent.exists())
         if not (parent.is_dir() and os.access(parent, os.W_OK)):
-            raise UserError(f'{folder} can not be made: {parent} is no folder that may be written')
+            raise UserError(f'{folder} cannot be made: {parent} is no folder that may be written')
 
 
 def _make_folders(opt: dict[str, Any], option_file: Path, in_place: bool) -> None:
     """Makes the folders of an experiment and keeps its option file there.
 
     Args:
-        in_place: whether to go on in the folders that are there; otherwise they are moved aside.
+        in_place: whether to continue in the folders that are there; otherwise they are moved aside.
     """
     text = complete_text(str(option_file))  # first: it may lie in the folder that is moved aside
     folders = [Path(opt['path'][key]) for key in RUN_FOLDERS]

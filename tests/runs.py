@@ -1,4 +1,4 @@
-"""Trainings of the tests: in this process or in one that may be killed, and all that they leave."""
+"""Runs of the tests: in this process or in one that may be killed, and all that they leave."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -42,11 +42,11 @@ def run(
 
 
 class Child:
-    """A training in a process of its own, with train.py's exit codes; its output goes to ``root/output.txt``.
+    """A run in a process of its own, with train.py's exit codes; its output goes to ``root/output.txt``.
 
     Args:
         prepare: called in the process before it trains.
-        answered: whether after each iteration it waits for an answer before it goes on.
+        answered: whether after each iteration it waits for an answer before it continues.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ def widened(state: DistillState) -> DistillState:
 
 
 def summed(logs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What is minimised."""
+    """What is minimized."""
     return sum(value for name, value in logs.items() if name.startswith('l_'))
 
 

@@ -44,7 +44,7 @@ def test_start_up_times_imports_the_first_batch_and_the_first_iteration(train_op
     monkeypatch.setattr(sys, 'argv', ['start_up.py', str(option_file), '--turns', '1', '--out', str(out)])
     start_up.main()
     result = json.loads(out.read_text())
-    found = result['trainings'][str(option_file)]
+    found = result['runs'][str(option_file)]
     assert found['baseline_median'] > result['facd_help_median'] > 0
     assert found['ratio'] == pytest.approx(found['train_median'] / found['baseline_median'], abs=0.01)
     assert found['first_iteration_seconds'] > 0

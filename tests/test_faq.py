@@ -137,7 +137,7 @@ PROVOKED: dict[str, Provocation] = {
     'There is no GPU': with_gpus(0, asked=1),
     'Several GPUs': with_gpus(4, asked=4),
     'The teacher is not there': shipped(RCAN),
-    'The teacher can not be downloaded': no_network,
+    'The teacher cannot be downloaded': no_network,
     'The teacher is of another network': tiny('teacher.weights', another_teacher),
     'Which network is it?': tiny('teacher.network', ...),
     'spandrel is not installed': without_spandrel,

@@ -1,4 +1,4 @@
-"""A training that is killed at any moment and resumed ends as one that never was."""
+"""A run that is killed at any moment and resumed ends as one that never was."""
 
 import random
 import signal

@@ -108,7 +108,7 @@ def test_a_job_whose_time_is_over_saves_and_is_queued_again_and_its_second_run_f
     code, output = sbatch(slurm, checkout, option_file)
     assert code == 0, output
     assert re.search(rf'Resuming from .*/{iteration}\.state', output)
-    assert 'Not as if it had never been stopped' not in output
+    assert 'Resume is not exact' not in output
     assert (checkout / f'experiments/by_slurm/training_states/{total}.state').is_file()
     assert (checkout / 'scontrol_calls').read_text() == 'requeue 17\n'  # not once more
 

@@ -29,7 +29,7 @@ def run_training(opt: dict, folder: Path, *flags: str, option_file: Path | None 
 
 
 def student_alone(train_opt: dict) -> dict:
-    """The options of a training without a teacher."""
+    """The options of a run without a teacher."""
     alone = {key: value for key, value in train_opt.items() if key not in ('teacher', 'taps', 'network_r')}
     alone['model_type'] = 'SRModel'
     del alone['train']['distill_opt']

@@ -110,7 +110,7 @@ class Comparison:
 
 
 def shortened(comparison: Comparison, iterations: int) -> Comparison:
-    """The comparison with trainings of another length, under a name of its own.
+    """The comparison with runs of another length, under a name of its own.
 
     Every training becomes longer or shorter in the same proportion, its learning rate's schedule and its validations
     with it, so that the baseline's has ``iterations``.

@@ -1,4 +1,4 @@
-"""Trains the runs of a comparison, each by train.py in a process of its own, and goes on where it was stopped."""
+"""Trains the runs of a comparison, each by train.py in a process of its own, and continues where it was stopped."""
 
 import fcntl
 import json
@@ -40,7 +40,7 @@ class Folder:
         return self.root / 'runs' / f'{run.name}.log'
 
     def trained(self, run: Run) -> Path:
-        """There once its training is done: under which conditions, as JSON."""
+        """There once its run is done: under which conditions, as JSON."""
         return self.root / 'runs' / f'{run.name}.trained'
 
     def record(self, run: Run) -> Path:
@@ -52,7 +52,7 @@ class Folder:
 def locked(folder: Folder) -> Iterator[int]:
     """Holds a comparison's folder for this process and those that are given the descriptor.
 
-    A training that outlives a killed ``facd compare`` has it too, so that no second one starts in its place.
+    A run that outlives a killed ``facd compare`` has it too, so that no second one starts in its place.
 
     Raises:
         UserError: someone else holds it.
@@ -63,7 +63,7 @@ def locked(folder: Folder) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f'{folder.root}: another facd compare, or a training that one has started, is at work; accepted: once '
+                f'{folder.root}: another facd compare, or a run that one has started, is at work; accepted: once '
                 f'it has ended (fuser {lock.name} names its process)'
             ) from error
         yield lock.fileno()
@@ -73,7 +73,7 @@ def write_option_files(comparison: Comparison, folder: Folder) -> None:
     """Writes every run's option file, after checking each method as train.py will.
 
     Raises:
-        UserError: a method's options are not accepted, or those of a run have changed since it was begun.
+        UserError: a method's options are not accepted, or those of a run have changed since it was started.
     """
     runs = list(comparison.runs())
     for run in runs:
@@ -104,8 +104,8 @@ def _check_unchanged(run: Run, before: dict[str, Any], folder: Folder) -> None:
         names = list(dict.fromkeys(key for key, _ in changed))
         raise UserError(
             f'methods.{run.method}: {", ".join(names[:SHOWN])}{" and more" * (len(names) > SHOWN)} changed since the '
-            f'comparison was begun; accepted: as it was ({folder.option_file(run)}), another name for the method or '
-            f'the comparison, or its runs begun anew: rm {folder.root}/*/{run.method}_seed*'
+            f'comparison was started; accepted: as it was ({folder.option_file(run)}), another name for the method or '
+            f'the comparison, or its runs started over: rm {folder.root}/*/{run.method}_seed*'
         )
 
 
@@ -129,7 +129,7 @@ def train_all(
 ) -> list[str]:
     """Trains what is not trained yet, ``jobs`` runs at a time, and writes the record of each.
 
-    A run that was stopped goes on from its newest training state, by train.py's ``--auto_resume``; one that was never
+    A run that was stopped resumes from its newest training state, by train.py's ``--auto_resume``; one that was never
     begun here starts anew, and train.py moves an older experiment of its name aside. When a run is trained its
     numbered checkpoints and states go, and the latest networks stay. It is scored before the next one starts in its
     place, so that no more than ``jobs`` processes work at a time.
@@ -142,7 +142,7 @@ def train_all(
         finished: makes the record of a trained run, from what ``trained`` holds.
 
     Returns:
-        A line for each training that failed.
+        A line for each run that failed.
     """
     threads = threads_of(jobs)
     torch.set_num_threads(threads)
@@ -216,7 +216,7 @@ def _start(run: Run, folder: Folder, slot: int, threads: int, lock: int) -> subp
 
 
 def _remove_numbered(experiment: Path) -> None:
-    """Removes what only going on would need: of a long comparison it is hundreds of gigabytes."""
+    """Removes what only continuing would need: of a long comparison it is hundreds of gigabytes."""
     for path in [*experiment.glob('training_states/*'), *experiment.glob('models/net_*.pth')]:
         if not path.stem.endswith('_latest'):
             path.unlink()

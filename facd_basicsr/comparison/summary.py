@@ -124,7 +124,7 @@ def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Tabl
             rows[row].append(NONE if difference is None else f'{difference.mean:+.{digits}f}{marks[method]}')
         if len(shown) > 1:
             bold |= {(row, 2 + 2 * column) for row, mean in shown.items() if mean == max(shown.values())}
-    header = ['method', 'seeds', *(title for _ in sets for title in ('mean ± sd', f'to {results["baseline"]}'))]
+    header = ['method', 'seeds', *(title for _ in sets for title in ('mean ± sd', f'Δ vs {results["baseline"]}'))]
     return Table(header, rows, ['', '', *(name for name in sets for _ in range(2))], bold)
 
 
@@ -150,7 +150,7 @@ def cost_table(results: Mapping[str, Any]) -> Table:
                 NONE if not (total and base) else f'{total / base:.2f}',
             ]
         )
-    header = ['method', 'parameters', 'GFLOPs', 'ms/image', 'iterations', 'ms/iteration', 'minutes', 'to baseline']
+    header = ['method', 'parameters', 'GFLOPs', 'ms/image', 'iterations', 'ms/iteration', 'minutes', 'x baseline']
     return Table(header, rows, [''] * len(header), set())
 
 
@@ -187,12 +187,12 @@ def caption(results: Mapping[str, Any]) -> str:
     notes = []
     if len(seeds) > 1:
         notes.append(
-            f'Mean ± standard deviation over seeds {", ".join(map(str, seeds))}. "to {baseline}" is the mean of the '
-            'differences seed by seed; * and ** are p < 0.05 and p < 0.01 of paired t-tests, corrected by Holm over '
+            f'Mean ± standard deviation over seeds {", ".join(map(str, seeds))}. "Δ vs {baseline}" is the mean '
+            'paired difference over seeds; * and ** are p < 0.05 and p < 0.01 of paired t-tests, Holm-corrected over '
             'the methods of each set.'
         )
     else:
-        notes.append(f'One seed, {", ".join(map(str, seeds))}, so nothing is said of significance.')
+        notes.append(f'One seed, {", ".join(map(str, seeds))}, so no significance test.')
     notes.append(f'Methods of a seed have the same initial weights, data order and settings as {baseline}.')
     for method, keys in results['differing'].items():
         notes.append(f'{method} differs from it in {", ".join(keys)}.')
@@ -200,7 +200,7 @@ def caption(results: Mapping[str, Any]) -> str:
     jobs, threads = (max((run[key] for run in runs), default=1) for key in ('jobs', 'threads'))
     notes.append(
         'FLOPs (two for each multiply-add) and ms/image are of one 1280x720 output. ms/iteration is the median between '
-        f'log lines; minutes are iterations times that: {machines}, {jobs} training{"s" * (jobs > 1)} at a time, '
+        f'log lines; minutes are iterations times that: {machines}, {jobs} run{"s" * (jobs > 1)} at a time, '
         f'{threads} CPU thread{"s" * (threads > 1)} each.'
     )
     return ' '.join(notes)
@@ -346,7 +346,7 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
                 continue
             steps, y = _common(drawn, tag)
             x = steps * np.mean([unit(run) for run in drawn])
-            if tag == ALPHA:  # of single batches: a share of few samples, so neighbours are averaged
+            if tag == ALPHA:  # of single batches: a share of few samples, so neighbors are averaged
                 x, y = (_averaged(values, BINS) for values in (x, 1 - y))
             (line,) = axes.plot(x, y.mean(0), label=method)
             axes.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.15)
@@ -358,7 +358,7 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
 def _common(runs: Sequence[Mapping[str, Any]], tag: str) -> tuple[np.ndarray, np.ndarray]:
     """The iterations at which all runs have a value, and the values, (seeds, points).
 
-    A training that was killed loses the last lines that TensorBoard had not written yet.
+    A run that was killed loses the last lines that TensorBoard had not written yet.
     """
     by_step = [{step: value for step, value in run['curves'][tag] if value is not None} for run in runs]
     steps = sorted(set.intersection(*(set(points) for points in by_step)))
@@ -366,6 +366,6 @@ def _common(runs: Sequence[Mapping[str, Any]], tag: str) -> tuple[np.ndarray, np
 
 
 def _averaged(values: np.ndarray, bins: int) -> np.ndarray:
-    """Means of neighbours along the last axis, so that at most ``bins`` are left."""
+    """Means of neighbors along the last axis, so that at most ``bins`` are left."""
     parts = np.array_split(values, min(bins, values.shape[-1]), axis=-1)
     return np.stack([part.mean(-1) for part in parts], axis=-1)

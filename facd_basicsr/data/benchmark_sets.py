@@ -21,7 +21,7 @@ def prepare_benchmarks(root: Path, out: Path, scales: Sequence[int], workers: in
     """Writes ``out/SET/GTmod12/*.png`` and ``out/SET/LRbicx{scale}/*.png`` of every set in ``root``, or of ``root``.
 
     Raises:
-        UserError: no set is found, an image can't be read or is smaller than 12 pixels, or a set of other making is
+        UserError: no set is found, an image cannot be read or is smaller than 12 pixels, or a set of other making is
             there.
     """
     for name, images in _sets(root).items():
@@ -32,7 +32,7 @@ def write_set(images: Sequence[Path], path: Path, scales: Sequence[int], workers
     """Writes one set, unless it is there already, made of the same images.
 
     Raises:
-        UserError: an image can't be read, or a set of other making is there.
+        UserError: an image cannot be read, or a set of other making is there.
     """
     record = {'lr': METHOD, 'scales': ' '.join(map(str, scales)), 'images': files_of(images)}
     already = are_finished([path], record)
@@ -100,7 +100,7 @@ def _forget(folder: Path, images: Sequence[str]) -> None:
 
 
 def _write_image(image: Path, targets: dict[int, Path]) -> None:
-    gray = is_gray(image)  # stays so: published figures score a gray image as it is (facd benchmark)
+    gray = is_gray(image)  # stays so: published values score a gray image as it is (facd benchmark)
     for scale, version in with_bicubic_lr(read_bgr(image), list(targets), MULTIPLE).items():
         targets[scale].parent.mkdir(exist_ok=True)
         write_png(targets[scale], version[:, :, :1] if gray else version)

@@ -26,9 +26,9 @@ def _downscaled(image: np.ndarray, scale: int, axis: int) -> np.ndarray:
     """One direction. By a whole scale, all output pixels lie alike between input pixels: one set of weights."""
     lines = np.moveaxis(image, axis, 0)
     length = len(lines)
-    centre = (scale - 1) / 2  # of the first output pixel
-    taps = np.arange(np.floor(centre - 2 * scale), np.ceil(centre + 2 * scale) + 1, dtype=int)
-    weights = cubic(from_numpy((centre - taps) / scale)).numpy()  # antialiased: the kernel is as much wider
+    center = (scale - 1) / 2  # of the first output pixel
+    taps = np.arange(np.floor(center - 2 * scale), np.ceil(center + 2 * scale) + 1, dtype=int)
+    weights = cubic(from_numpy((center - taps) / scale)).numpy()  # antialiased: the kernel is as much wider
     weights /= weights.sum()
     margin = 2 * scale + 1
     padded = np.pad(lines, [(margin, margin)] + [(0, 0)] * (lines.ndim - 1), 'edge').astype(np.float64)

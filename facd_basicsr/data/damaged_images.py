@@ -66,7 +66,7 @@ def opened_lmdb(path: Path, where: str) -> Iterator[lmdb.Environment]:
         where: the option key that names the LMDB.
 
     Raises:
-        UserError: it can't be opened, or its file is shorter than its own count of pages.
+        UserError: it cannot be opened, or its file is shorter than its own count of pages.
     """
     try:
         with lmdb.open(str(path), readonly=True, lock=False, readahead=False, max_readers=4096) as env:
@@ -114,7 +114,7 @@ def describe_damage(dataset: Any, index: int, error: Exception) -> str:
         error: what the dataset raised.
 
     Raises:
-        UserError: not the image, but what holds all of them can't be read.
+        UserError: not the image, but what holds all of them cannot be read.
         AttributeError, TypeError: the error itself, where all files are whole: it is a fault of the dataset's code.
     """
     reason = one_line(error)
@@ -149,7 +149,7 @@ def _name(dataset: Any, client: str, path: str) -> str:
 
 
 class DamagedImages:
-    """Ends the training at the first damaged image, or counts them.
+    """Ends the run at the first damaged image, or counts them.
 
     Args:
         skip: ``datasets.train.skip_damaged``.

@@ -28,7 +28,7 @@ from facd_basicsr.files.parallel import in_processes
 # is called in other processes, so it must be picklable.
 Source = Callable[[list[int]], dict[int, np.ndarray]]
 
-HEADER = 26  # bytes of a PNG up to its colour type
+HEADER = 26  # bytes of a PNG up to its color type
 COMPRESSION = 1  # of PNG, BasicSR's default: larger files that decode faster
 DATA_PAGE = 'datasets/README.md says how to prepare it'
 MAP_SIZE = 2**30  # bytes an LMDB may hold to begin with; it is doubled when that is not enough
@@ -59,7 +59,7 @@ def write_lmdbs(
         The number of pairs.
 
     Raises:
-        UserError: a source can't be read, an LMDB of other making is there, or another process is writing it.
+        UserError: a source cannot be read, an LMDB of other making is there, or another process is writing it.
     """
     if not sources:
         raise UserError('no image is left to write; accepted: at least one (see --min-size)')
@@ -84,9 +84,9 @@ def png_shape(png: bytes) -> tuple[int, int, int]:
     """
     if png[:8] != b'\x89PNG\r\n\x1a\n' or len(png) < HEADER:
         raise ValueError('no PNG')
-    width, height, _, colour = struct.unpack('>IIBB', png[16:26])
-    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # 3: a palette of colours
-    return height, width, channels.get(colour, 0)
+    width, height, _, color = struct.unpack('>IIBB', png[16:26])
+    channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # 3: a palette of colors
+    return height, width, channels.get(color, 0)
 
 
 def meta_info_shapes(path: Path, where: str) -> dict[str, tuple[int, int, int]]:
@@ -97,7 +97,7 @@ def meta_info_shapes(path: Path, where: str) -> dict[str, tuple[int, int, int]]:
         where: the option key that names it.
 
     Raises:
-        UserError: it can't be read, is empty or not in BasicSR's format.
+        UserError: it cannot be read, is empty or not in BasicSR's format.
     """
     try:
         lines = (path / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
@@ -129,7 +129,7 @@ def _fill(sources: Mapping[str, Source], folders: Mapping[int, Path], crop: int,
         counts = {scale: _write_meta_info(env, folders[scale]) for scale, env in envs.items()}
         if len(set(counts.values())) > 1:
             found = ', '.join(f'{count} in {folders[scale]}' for scale, count in counts.items())
-            raise UserError(f'sub-images do not pair: {found}; delete these to begin anew')
+            raise UserError(f'sub-images do not pair: {found}; delete these to start over')
 
 
 def _encode(source: Source, scales: list[int], crop: int, step: int) -> dict[int, list[bytes]]:

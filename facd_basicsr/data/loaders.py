@@ -76,7 +76,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
 
 @dataclass
 class Loaders:
-    """What a training reads."""
+    """What a run reads."""
 
     train: DataLoader
     sampler: ResumableSampler  # the training loader's
@@ -84,9 +84,9 @@ class Loaders:
 
 
 def build_loaders(opt: dict[str, Any]) -> Loaders:
-    """Builds all loaders of a training.
+    """Builds all loaders of a run.
 
-    As BasicSR's ``create_train_val_dataloader``, whose sampler and datasets can't be resumed.
+    As BasicSR's ``create_train_val_dataloader``, whose sampler and datasets cannot be resumed.
 
     Args:
         opt: from :func:`facd_basicsr.options.parse_options`.
@@ -131,7 +131,7 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
 
 def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
     """As BasicSR's ``build_dataset``, with the images of a folder by name: their order on the disk is not that of a
-    copy, and a run that went on beside the copy would see others. Of its own datasets only: another's ``paths`` may
+    copy, and a run that continued beside the copy would see others. Of its own datasets only: another's ``paths`` may
     belong to other lists. With ``io_backend: {type: memory}`` all ranks have to call it.
 
     Raises:
@@ -151,7 +151,7 @@ def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]
     """What is left of an epoch, prefetched as ``datasets.train.prefetch_mode`` says. Its processes start at once.
 
     Args:
-        loader: of the training.
+        loader: of the training set.
         opt: from :func:`facd_basicsr.options.parse_options`.
     """
     return _without_errors(_prefetched(loader, opt))
@@ -201,7 +201,7 @@ def _without_errors(items: Iterator[dict[str, Any] | Exception]) -> Iterator[dic
 
 
 def _ending_in_its_error(items: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any] | Exception]:
-    """With an error BasicSR's prefetching thread would end without a word, and training wait for ever."""
+    """With an error BasicSR's prefetching thread would end without a word, and training wait forever."""
     try:
         yield from items
     except Exception as error:

@@ -62,10 +62,10 @@ def decoded_pairs(dataset: PairedImageDataset, ranks: Ranks) -> DecodedPairs:
 
     Args:
         dataset: of a folder or an LMDB, in its final order.
-        ranks: of the training.
+        ranks: of the run.
 
     Raises:
-        UserError: they need more memory than there is, or what holds them can't be read.
+        UserError: they need more memory than there is, or what holds them cannot be read.
     """
     block = create_once_per_node(lambda: _decode_all(dataset), ranks)
     return DecodedPairs(block, len(dataset))
@@ -154,7 +154,7 @@ def _reader(dataset: PairedImageDataset, where: str) -> Iterator[Callable[[str, 
         yield lambda side, path: Path(path).read_bytes()
         return
     with ExitStack() as stack:
-        roots = {_root(dataset, side) for side in SIDES}  # one LMDB can't be opened twice
+        roots = {_root(dataset, side) for side in SIDES}  # one LMDB cannot be opened twice
         envs = {root: stack.enter_context(opened_lmdb(Path(root), where)) for root in roots}
 
         def read(side: str, key: str) -> bytes | None:

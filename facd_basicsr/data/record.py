@@ -43,12 +43,12 @@ def _is_finished(path: Path, record: dict[str, Any]) -> bool:
 
 
 def open_partial(path: Path, record: dict[str, Any], forget: Callable[[Path, Sequence[str]], None]) -> Path:
-    """The folder in which an output is built: an earlier one if it was begun with the same settings, else a new one.
+    """The folder in which an output is built: an earlier one if it was started with the same settings, else a new one.
 
     Args:
         path: the output.
         record: its settings, and in ``images`` the :func:`files_of` what it is made of.
-        forget: called with the folder and the names of files that have changed or gone since it was begun; removes
+        forget: called with the folder and the names of files that have changed or gone since it was started; removes
             what was made of them.
     """
     partial = partial_of(path)

@@ -1,4 +1,4 @@
-"""Samples that depend on their own seed alone, and images that can't be read, by name."""
+"""Samples that depend on their own seed alone, and images that cannot be read, by name."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def dataset_of(loader: DataLoader) -> DescribedDataset:
     return cast(DescribedDataset, loader.dataset)
 
 
-# What BasicSR's datasets raise for an image that can't be decoded (None.astype, frombuffer(None)), is not there, or is
+# What BasicSR's datasets raise for an image that cannot be decoded (None.astype, frombuffer(None)), is not there, or is
 # too small or of another size than its pair.
 UNREADABLE = (OSError, ValueError, AttributeError, TypeError, cv2.error, lmdb.Error)
 TRIES = 10  # so many damaged images in a row are no accident
@@ -46,7 +46,7 @@ class SeededDataset(Dataset):
     BasicSR's datasets draw crops and flips from the process's generators, so that a sample depends on all that were
     made before it in the same worker. Here they are seeded for each sample and put back after it.
 
-    In the place of an image that can't be read comes another, drawn by the same seed. The sample's ``damaged`` says
+    In the place of an image that cannot be read comes another, drawn by the same seed. The sample's ``damaged`` says
     which and why, in a line for each; it is empty otherwise. What becomes of that is the loop's to decide: an exception
     in a worker would reach it as a page of text, and in BasicSR's prefetching thread not at all.
 
@@ -75,14 +75,14 @@ class SeededDataset(Dataset):
             except UNREADABLE as error:
                 complaints[describe_damage(self.dataset, index, error)] = None
                 index = random.randrange(len(self.dataset))
-        raise UserError(f'datasets.train: {TRIES} images in a row can not be read: {"; ".join(complaints)}')
+        raise UserError(f'datasets.train: {TRIES} images in a row cannot be read: {"; ".join(complaints)}')
 
     def __len__(self) -> int:
         return len(self.dataset)
 
 
 class NamingDataset(Dataset):
-    """A validation set that names the image which it can't read."""
+    """A validation set that names the image which it cannot read."""
 
     def __init__(self, dataset: DescribedDataset) -> None:
         self.dataset = dataset

@@ -22,7 +22,7 @@ class SharedBlock:
     """Bytes, zero to begin with. A forked process has them as they are, another attaches itself when it unpickles them.
 
     Attributes:
-        bytes: uint8 (size,). Of a block that was attached they can't be written.
+        bytes: uint8 (size,). Of a block that was attached they cannot be written.
         address: by which other processes of this machine find it, as long as the one that made it lives; None where
             the system has no anonymous files (other systems than Linux).
     """
@@ -118,7 +118,7 @@ def _anonymous_file() -> int | None:
 
 
 def _place(rank: int) -> tuple[str, int] | int:
-    """The same for processes that see each other; where that can't be told, the rank."""
+    """The same for processes that see each other; where that cannot be told, the rank."""
     try:
         return Path('/proc/sys/kernel/random/boot_id').read_text(), Path('/proc/self/ns/pid').stat().st_ino
     except OSError:

@@ -158,7 +158,7 @@ class Written:
 
 
 def measured(student: Student, psnr: dict[str, float]) -> Student:
-    """The student, its description complete with its reach, if it has one, and with figures, if there are any."""
+    """The student, its description complete with its reach, if it has one, and with metrics, if there are any."""
     description = student.description
     reach = receptive_field_radius_or_none(student.net, channels(description), description.scale, TESTED_TILE)
     return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))

@@ -1,4 +1,4 @@
-"""A student from any file that has one: a checkpoint of a training, or what ``facd export`` writes."""
+"""A student from any file that has one: a checkpoint of a run, or what ``facd export`` writes."""
 
 import contextlib
 import dataclasses
@@ -62,7 +62,7 @@ class OnnxNetwork(nn.Module):
         except Exception as error:  # onnxruntime's exceptions have no public class
             reason = one_line(error)
             raise UserError(
-                f"{where}: {path} can't be read as ONNX ({reason}); accepted: a file by facd export"
+                f'{where}: {path} cannot be read as ONNX ({reason}); accepted: a file by facd export'
             ) from error
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -107,16 +107,16 @@ class Description:
 
     Attributes:
         architecture: its name in BasicSR's registry; of this project's students the name of BasicSR's own class.
-        arguments: every argument of it, defaults too; but those that are classes, which text can't hold.
+        arguments: every argument of it, defaults too; but those that are classes, which text cannot hold.
         scale: upscaling factor.
         reach: how far from a pixel it looks, in LQ pixels: the overlap with which tiles join without seams
             (:func:`facd_basicsr.runtime.tiling.receptive_field_radius`); None: at the whole image, or not measured.
-        name: the training's.
+        name: the run's.
         option_file: name of the option file it was trained by.
         option_sha256: SHA-256 of that file's options as ``facd show -opt FILE`` prints them, without the comment above:
             the same for a file with a ``base``, the complete file that is made of it, and the copy that a run keeps.
             What the command line changed is not in it, but what it changed in the network is in ``arguments``.
-        psnr: {set: PSNR-Y in dB} of the training's validation at this checkpoint, where it is known.
+        psnr: {set: PSNR-Y in dB} of the run's validation at this checkpoint, where it is known.
     """
 
     architecture: str
@@ -173,7 +173,7 @@ def describe_network(network_opt: Mapping[str, Any], scale: int) -> Description:
 
 
 METADATA = 'metadata'  # beside `params` in a .pth; BasicSR and spandrel look at `params` only
-OPT = '--opt FILE, the option file of its training'
+OPT = '--opt FILE, the option file of its run'
 STUDENT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.onnx')
 
 
@@ -201,7 +201,7 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
         where: what names ``path``, for messages.
 
     Raises:
-        UserError: the file can't be read, does not fit, nothing says what network it is of, or the option file says
+        UserError: the file cannot be read, does not fit, nothing says what network it is of, or the option file says
             another one than the run that it lies in.
     """
     if not path.is_file():
@@ -262,7 +262,7 @@ def _trained_by(opt: dict[str, Any], file: dict[str, Any], option_file: str) -> 
     """The description of ``network_g``.
 
     Args:
-        opt: the options of its training, or of a test.
+        opt: the options of its run, or of a test.
         file: what the option file says of them.
         option_file: its path.
     """

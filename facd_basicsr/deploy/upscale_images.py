@@ -1,4 +1,4 @@
-"""Many images through one student: several at a time, what can't be read left out."""
+"""Many images through one student: several at a time, what cannot be read left out."""
 
 import hashlib
 import json
@@ -168,7 +168,7 @@ class UpscaleRecord:
             partial: the file, all written, from :func:`facd_basicsr.files.atomic.write_partial`.
 
         Raises:
-            OSError: the line can't be written, and only the older file and its line are left; or the file can't get
+            OSError: the line cannot be written, and only the older file and its line are left; or the file cannot get
                 its name, and keeps the temporary one.
         """
         try:
@@ -213,9 +213,9 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, record: UpscaleRecord | None) -> int:
-    """Writes the file of each pair, whole or not at all, under a progress bar if there is a terminal.
+    """Writes the file of each pair, atomically, under a progress bar if there is a terminal.
 
-    What a format can't keep of an image, and why an image is left out, is said in a line each on stderr.
+    What a format cannot keep of an image, and why an image is left out, is said in a line each on stderr.
 
     Args:
         upscaler: is of no use afterwards if this ends by an exception.
@@ -227,7 +227,7 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, r
         network does not take.
 
     Raises:
-        OSError: a file can't be written. As with Ctrl-C, what was begun ends at once and leaves nothing.
+        OSError: a file cannot be written. As with Ctrl-C, what was started ends at once and leaves nothing.
     """
     jobs = max(1, min(jobs, len(pairs)))
     skipped = 0

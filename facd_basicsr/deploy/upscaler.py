@@ -23,7 +23,7 @@ from facd_basicsr.runtime.tiling import receptive_field_radius_or_none, tiles
 
 DEFAULT_TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
 TILE_WITHOUT_TAIL = 256  # of other networks, which hold all their features at once: 1.6 GB by onnxruntime
-LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: BT.601's, as Pillow makes gray of colours
+LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: BT.601's, as Pillow makes gray of colors
 
 
 class RefusedSizeError(Exception):
@@ -37,7 +37,7 @@ class Upscaler:
         student: its network may be moved to the GPU, if there is one.
         tile: LQ pixels per side that run at once, with as much around them as the network sees; 0: whole images;
             None: 512, of networks other than EDSR and RCAN 256. Images no larger run whole, and so do all images where
-            the network can't run in tiles; RCAN then runs the part of it in tiles that can and needs the memory.
+            the network cannot run in tiles; RCAN then runs the part of it in tiles that can and needs the memory.
 
     Attributes:
         scale: upscaling factor.
@@ -45,7 +45,7 @@ class Upscaler:
         less_memory: what would take less memory than this, as messages say it after "accepted".
 
     Raises:
-        UserError: the student is not of colour images.
+        UserError: the student is not of color images.
     """
 
     def __init__(self, student: Student, tile: int | None = None) -> None:
@@ -54,7 +54,7 @@ class Upscaler:
         channels = {'num_in_ch': input_channels(description.network), 'num_out_ch': out}
         for key, value in channels.items():
             if value != 3:
-                raise UserError(f'--student: {key}: {value}; accepted: a network of colour images, 3')
+                raise UserError(f'--student: {key}: {value}; accepted: a network of color images, 3')
         self.scale = description.scale
         self._device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         if isinstance(student.net, OnnxNetwork):
@@ -68,7 +68,7 @@ class Upscaler:
         if reach is None and self.tile:
             self.tile = 0
             self.less_memory = f'another student (--tile does not help, {description.architecture} needs whole images)'
-        self._reach = max(1, reach or 0)  # 1: alpha's neighbours
+        self._reach = max(1, reach or 0)  # 1: alpha's neighbors
         self._net = with_tail_in_tiles(net, self.scale) if has_tail(net) and tile != 0 else net
         # a GPU gains nothing from several at once, and each takes its memory
         self._turn = Lock() if self._device.type == 'cuda' else nullcontext()
@@ -79,8 +79,8 @@ class Upscaler:
     def upscale(self, pixels: np.ndarray, show: Callable[[int, int], None]) -> np.ndarray:
         """An image, upscaled without a step of fewer bits than it has.
 
-        Colours go through the network as in training; gray as three equal channels, of whose outputs it is the luma;
-        alpha as gray, and stays within what it is in the pixel and its neighbours, so that what is opaque remains so.
+        Colors go through the network as in training; gray as three equal channels, of whose outputs it is the luma;
+        alpha as gray, and stays within what it is in the pixel and its neighbors, so that what is opaque remains so.
 
         Args:
             pixels: uint8 or uint16 (H, W, C), as of :func:`facd_basicsr.files.images.read_pixels`.
@@ -94,7 +94,7 @@ class Upscaler:
             RefusedSizeError: the network does not run on it.
             CancelledError: :meth:`cancel` was called.
         """
-        colours, alpha = without_alpha(pixels)
+        colors, alpha = without_alpha(pixels)
         height, width, channels = pixels.shape
         shape = (height * self.scale, width * self.scale, channels)
         free = available_memory()
@@ -102,7 +102,7 @@ class Upscaler:
             raise MemoryError
         output = np.empty(shape, pixels.dtype)
         try:
-            self._run(colours, output[:, :, : colours.shape[2]], show)
+            self._run(colors, output[:, :, : colors.shape[2]], show)
             if alpha is not None and alpha.min() == alpha.max():
                 output[:, :, -1] = alpha.max()
             elif alpha is not None:

@@ -67,7 +67,7 @@ def check_teacher(
     if not abs(found - expect['psnr_y']) <= expect['tolerance']:  # also refuses nan
         raise UserError(
             f'teacher.expect: the teacher has {numbers}; check teacher.weights, res_scale and img_range, and whether '
-            'that figure is of the same files (docs/teachers.md)'
+            'that value is of the same files (docs/teachers.md)'
         )
     on_bgr = teacher_psnr_y(teacher, loader, scale, device, bgr=True)
     if _is_better(on_bgr, by_image):

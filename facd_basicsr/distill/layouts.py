@@ -52,7 +52,7 @@ BASICSR_TRUNK = ('conv_first.weight', 'conv_after_body.weight', 'conv_last.weigh
 OFFICIAL_TRUNK = ('head.0.weight', 'tail.1.weight')
 
 
-def recognise(state_dict: dict[str, Tensor]) -> tuple[str, str] | None:
+def recognize(state_dict: dict[str, Tensor]) -> tuple[str, str] | None:
     """(layout, network) of an EDSR's or RCAN's state dict, such as ('rcan', 'RCAN'), or None for any other."""
     for key, (layout, network) in SIGNS.items():
         if all(name in state_dict for name in (key, *(BASICSR_TRUNK if layout == 'basicsr' else OFFICIAL_TRUNK))):
@@ -72,7 +72,7 @@ def to_basicsr(state_dict: dict[str, Tensor], layout: str, where: str) -> tuple[
         network's ``img_range * rgb_mean``; None if they are not in it.
 
     Raises:
-        UserError: a key is not of that layout, or ``sub_mean`` and ``add_mean`` do what BasicSR's networks can't.
+        UserError: a key is not of that layout, or ``sub_mean`` and ``add_mean`` do what BasicSR's networks cannot.
     """
     patterns = [(_pattern(official), basicsr) for official, basicsr in MODULES[layout]]
     converted = {}
@@ -122,13 +122,13 @@ def network_block(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     Raises:
         ValueError: it is neither's.
     """
-    recognised = recognise(state_dict)
-    if recognised is None:
+    recognized = recognize(state_dict)
+    if recognized is None:
         raise ValueError('neither an EDSR nor an RCAN')
     first, last = state_dict['conv_first.weight'], state_dict['conv_last.weight']
     num_feat = first.shape[0]
     block: dict[str, Any] = {
-        'type': recognised[1],
+        'type': recognized[1],
         'num_in_ch': first.shape[1],
         'num_out_ch': last.shape[0],
         'num_feat': num_feat,
@@ -161,12 +161,12 @@ def _mean_shift(state_dict: dict[str, Tensor], where: str) -> Tensor | None:
         return None
     missing = {f'{name}.{leaf}' for name in ('sub_mean', 'add_mean') for leaf in ('weight', 'bias')} - found.keys()
     if missing:
-        raise UserError(f'{where}: {min(missing)} is missing; accepted: sub_mean and add_mean, whole or not at all')
+        raise UserError(f'{where}: {min(missing)} is missing; accepted: sub_mean and add_mean, atomically')
     identity = torch.eye(3).view(3, 3, 1, 1)
     plain = all(torch.equal(found[f'{name}.weight'], identity) for name in ('sub_mean', 'add_mean'))
     if not (plain and torch.equal(found['sub_mean.bias'], -found['add_mean.bias'])):
         raise UserError(
-            f'{where}: sub_mean and add_mean scale the colours or do not undo each other; accepted: rgb_std of 1, as '
+            f'{where}: sub_mean and add_mean scale the colors or do not undo each other; accepted: rgb_std of 1, as '
             "BasicSR's networks know no other"
         )
     return found['add_mean.bias']

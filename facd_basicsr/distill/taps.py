@@ -20,7 +20,7 @@ class Taps:
     A path such as ``body.4`` means that module's output; ``upsample:input`` means the first input of ``upsample``.
     The second form reaches tensors that no module returns, such as EDSR's and RCAN's feature after the global skip.
     ``layers.0:tokens`` means a transformer's tokens (N, H * W, C), one for each pixel of the network's input, read as
-    a feature (N, C, H, W). It is spelt out since (N, L, C) and (N, C, L) can't be told apart by their shapes.
+    a feature (N, C, H, W). It is spelt out since (N, L, C) and (N, C, L) cannot be told apart by their shapes.
 
     Args:
         net: the network, not wrapped in DDP. Hooks are added to its modules and read only inside :meth:`run`.

@@ -1,4 +1,4 @@
-"""The frozen teacher: find its weights, recognise their layout, build, load strictly, freeze."""
+"""The frozen teacher: find its weights, recognize their layout, build, load strictly, freeze."""
 
 import importlib.util
 from pathlib import Path
@@ -11,7 +11,7 @@ from basicsr.archs.rcan_arch import RCAN
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from facd_basicsr.distill.layouts import LAYOUTS, network_block, recognise, to_basicsr
+from facd_basicsr.distill.layouts import LAYOUTS, network_block, recognize, to_basicsr
 from facd_basicsr.errors import UserError, advising, one_line
 from facd_basicsr.files.download import cached, is_url, sha256_of
 from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, load_exactly, without_prefix
@@ -86,11 +86,11 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
 
     Args:
         teacher_opt: ``weights`` (a file or URL) and, by default none, ``network`` (as a ``network_g`` block; without
-            it spandrel recognises the network), ``format`` (``auto``), ``sha256``, ``precision`` and ``channels_last``.
+            it spandrel recognizes the network), ``format`` (``auto``), ``sha256``, ``precision`` and ``channels_last``.
         scale: the option file's.
 
     Raises:
-        UserError: the checkpoint can't be had or read, carries code, is in another layout than ``format``, or does
+        UserError: the checkpoint cannot be had or read, carries code, is in another layout than ``format``, or does
             not fit the network exactly.
     """
     where = f'teacher.weights: {teacher_opt["weights"]}'
@@ -100,7 +100,7 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     if network_opt is not None:
         return Teacher(_build_registered(network_opt, state_dict, layout_format, where), scale, execution)
     bare = without_prefix(state_dict, LIGHTNING)
-    found = recognise(bare)
+    found = recognize(bare)
     if layout_format == 'auto' and found is not None and found[0] != 'rcan':
         raise UserError(
             f'teacher.network: missing, and {teacher_opt["weights"]} does not tell all of it; accepted: '
@@ -124,7 +124,7 @@ def local_weights(teacher_opt: dict[str, Any]) -> Path:
     """The file of ``teacher.weights``, downloaded if it is an address, checked if ``sha256`` is given.
 
     Raises:
-        UserError: it can't be had, or is another file.
+        UserError: it cannot be had, or is another file.
     """
     weights, sha256 = teacher_opt['weights'], teacher_opt.get('sha256')
     if is_url(weights):
@@ -145,7 +145,7 @@ def _build_registered(
     net = build_network(network_opt)
     if not any(key.startswith(LIGHTNING) for key in net.state_dict()):
         state_dict = without_prefix(state_dict, LIGHTNING)
-    layout, _ = recognise(state_dict) or ('basicsr', '')
+    layout, _ = recognize(state_dict) or ('basicsr', '')
     if layout_format not in ('auto', layout):
         raise UserError(
             f'teacher.format: {layout_format}, but {where.removeprefix("teacher.weights: ")} has the keys of {layout}; '
@@ -158,7 +158,7 @@ def _build_registered(
     try:
         load_exactly(net, state_dict, where)
     except UserError as error:
-        if recognise(state_dict) is None:
+        if recognize(state_dict) is None:
             raise
         raise UserError(f'{error}; the checkpoint is of {_block(state_dict, "basicsr", where)}') from error
     return net
@@ -175,10 +175,10 @@ def _check_mean(net: EDSR | RCAN, shift: Tensor, where: str) -> None:
 
 
 def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Execution, where: str) -> Teacher:
-    """Any of spandrel's architectures, recognised by its keys and shapes."""
+    """Any of spandrel's architectures, recognized by its keys and shapes."""
     if importlib.util.find_spec('spandrel') is None:
         raise UserError(
-            f'{where}: no teacher.network is given, and spandrel, which recognises networks, is not installed; '
+            f'{where}: no teacher.network is given, and spandrel, which recognizes networks, is not installed; '
             "accepted: a teacher.network block, or `pip install 'facd_basicsr[spandrel]'`"
         )
     from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
@@ -187,12 +187,12 @@ def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Exe
         descriptor = ModelLoader().load_from_state_dict(state_dict)
     except UnsupportedModelError as error:
         raise UserError(
-            f'{where}: spandrel does not recognise it (first key: {next(iter(state_dict))}); accepted: one of '
+            f'{where}: spandrel does not recognize it (first key: {next(iter(state_dict))}); accepted: one of '
             f'its architectures, or a teacher.network block; {PAGE}'
         ) from error
     except (RuntimeError, ValueError, LookupError, AssertionError) as error:  # its detection was mistaken
         reason = one_line(error, 200)
-        raise UserError(f'{where}: spandrel can not build it ({reason}); accepted: a teacher.network block') from error
+        raise UserError(f'{where}: spandrel cannot build it ({reason}); accepted: a teacher.network block') from error
     name = descriptor.architecture.name
     if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose != 'SR' or descriptor.scale != scale:
         raise UserError(

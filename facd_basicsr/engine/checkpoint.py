@@ -20,7 +20,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass
 class Position:
-    """How far a training is.
+    """How far a run is.
 
     Attributes:
         iteration: iterations done.
@@ -34,7 +34,7 @@ class Position:
 
 
 class Checkpoints:
-    """Writes what a training goes on from: networks first, then the state that names them, then ``latest``.
+    """Writes what a run resumes from: networks first, then the state that names them, then ``latest``.
 
     So a state that is there has its networks, whenever the process is killed. All files are BasicSR's, with their
     names; the state has more entries. docs/reliability.md lists them.
@@ -58,7 +58,7 @@ class Checkpoints:
 
         Args:
             model: with everything that is trained.
-            position: where the training is.
+            position: where the run is.
             parts: further entries of the state.
 
         Raises:

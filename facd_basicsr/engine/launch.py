@@ -48,7 +48,7 @@ def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
 
     Raises:
         UserError: the launcher's environment is missing, or it has started more processes than there are GPUs.
-        PeerFailedError: the processes can't reach each other.
+        PeerFailedError: the processes cannot reach each other.
     """
     processes, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 0)), torch.cuda.device_count()  # of this machine
     if on_gpu and processes > gpus:
@@ -87,7 +87,7 @@ def _take_environment_from_slurm(port: int | None) -> None:
     os.environ['MASTER_PORT'] = str(port) if port else os.environ.get('MASTER_PORT', '29500')
 
 
-# What c10d and NCCL say of a process that has ended or can't be reached.
+# What c10d and NCCL say of a process that has ended or cannot be reached.
 GONE = re.compile(r'clos|reset|remote|time(d )?out|abort|broken pipe|connect', re.IGNORECASE)
 
 
@@ -119,7 +119,7 @@ def exit_without_teardown() -> Iterator[None]:
 
     torch's threads hold what the last collectives worked on, and now and then need the interpreter to let it go: when
     it is no longer there the process is aborted, with another exit code, and in torch 2.4 one that ends its group may
-    wait for them for ever.
+    wait for them forever.
     """
     code = 0
     try:

@@ -80,7 +80,7 @@ class DeferredLog:
     def write_to(self, path: Path) -> None:
         """Starts the log file."""
         if self._rank == 0:
-            self._file = _File(path, 'a', encoding='utf-8')  # one that was begun in the same second is kept
+            self._file = _File(path, 'a', encoding='utf-8')  # one that was started in the same second is kept
             self._file.setFormatter(logging.Formatter(FORMAT))
             self._held.setTarget(self._file)
             self._held.flush()

@@ -69,7 +69,7 @@ class TrainingLoop:
 
         Raises:
             Stopped: after a signal, with everything saved.
-            UserError: an image, the disk or a loss does not let it go on.
+            UserError: an image, the disk or a loss does not let it continue.
         """
         start_time, position = time.time(), self._position
         with self._stop:
@@ -89,7 +89,7 @@ class TrainingLoop:
             if self._val_freq is not None:
                 self._validate()
             if self._opt['logger'].get('keep_best'):
-                self._saved_at = -1  # with this validation's figures, or a run that is extended would forget them
+                self._saved_at = -1  # with this validation's metrics, or a run that is extended would forget them
                 self._save()
             self._close()
 
@@ -174,7 +174,7 @@ class TrainingLoop:
         reason = signum.name if signum else 'A signal to another rank'
         raise Stopped(
             f'{reason}: stopped after iteration {self._position.iteration}, which is saved; the same command with '
-            '--auto_resume goes on.'
+            '--auto_resume continues.'
         )
 
     def _validate_if_due(self) -> None:

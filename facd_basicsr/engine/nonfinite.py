@@ -25,7 +25,7 @@ class Steps:
     """An iteration's, of all optimizers.
 
     Attributes:
-        made: how many; a ``GradScaler`` makes none of an optimizer that can not skip.
+        made: how many; a ``GradScaler`` makes none of an optimizer that cannot skip.
     """
 
     made: int = 0
@@ -139,7 +139,7 @@ class NonFiniteGuard:
     A hook on each optimizer lets it skip such a step, so that it changes nothing. A loss that is not finite may have
     a gradient that is: |s - t| has -1 for t = inf, and 0 for t = nan. So a hook on each loss, that is each module
     ``cri_*`` of the model, gives it a gradient that is not. BasicSR's models need no change for this. What the
-    forward pass itself changes, such as a batch normalisation's averages, is not undone.
+    forward pass itself changes, such as a batch normalization's averages, is not undone.
 
     Under DDP gradients are the same on all ranks, so all ranks skip the same steps.
 
@@ -152,8 +152,8 @@ class NonFiniteGuard:
 
     Args:
         model: any BasicSR model, with its optimizers, which have been resumed if they are to be.
-        action: ``skip`` goes on without the step; ``fatal`` ends the training.
-        limit: so many steps in a row end the training in any case.
+        action: ``skip`` continues without the step; ``fatal`` ends the run.
+        limit: so many steps in a row end the run in any case.
         folder: for the batches of such steps; made when there is one.
         late: whether to look at an iteration only after the next, where model and optimizers allow it; None: on a GPU.
     """
@@ -225,7 +225,7 @@ class NonFiniteGuard:
             if self._action == 'fatal':
                 raise UserError(
                     f'train.nonfinite.action: fatal, and in iteration {current_iter} {what} (files and batch: last '
-                    'line of the log); accepted: skip, which goes on without such steps'
+                    'line of the log); accepted: skip, which continues without such steps'
                 )
         else:
             what = f'gradient not finite in float16 at loss scales down to {iteration.scale.item():g}'

@@ -1,4 +1,4 @@
-"""Finding a training state that is whole, and going on from it."""
+"""Finding a training state that is whole, and continuing from it."""
 
 import pickle
 import struct
@@ -67,7 +67,7 @@ def load_resume_state(opt: dict[str, Any], ranks: Ranks, warn: Callable[[str], N
 
 
 class DamagedStateError(Exception):
-    """A state or one of its networks can't be used; the message says why."""
+    """A state or one of its networks cannot be used; the message says why."""
 
 
 def read_state(path: Path, models: Path) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _newest_whole(opt: dict[str, Any], warn: Callable[[str], None]) -> tuple[Pat
         )
     if list(models.glob('net_*_latest.pth')) or (folder / LATEST).is_file():
         raise UserError(
-            f'--auto_resume: {models} has the networks of an earlier run, but {folder} no state to go on from; '
+            f'--auto_resume: {models} has the networks of an earlier run, but {folder} no state to resume from; '
             'accepted: the same command without --auto_resume, which moves the experiment aside and begins it anew'
         )
     return None, None
@@ -149,7 +149,7 @@ def _named(value: str | None) -> Path | None:
 
 
 def resumed_position(state: dict[str, Any], sampler: ResumableSampler) -> tuple[Position, list[str]]:
-    """Where a training goes on, and in which respects it will differ from one that was never stopped.
+    """Where a run continues, and in which respects it will differ from one that was never stopped.
 
     Args:
         state: from :func:`load_resume_state`.
@@ -158,7 +158,7 @@ def resumed_position(state: dict[str, Any], sampler: ResumableSampler) -> tuple[
     position = Position(state['iter'], state['epoch'])
     then, now = state.get('data'), sampler.settings()
     if then is None:
-        return position, ['the state does not say where in the epoch it was, which is begun again']
+        return position, ['the state does not say where in the epoch it was, which is started again']
     differences = [
         f'{name} was {then.get(name)} and is {value}' for name, value in now.items() if then.get(name) != value
     ]

@@ -1,4 +1,4 @@
-"""Signals that end a training with everything saved."""
+"""Signals that end a run with everything saved."""
 
 import os
 import signal
@@ -59,7 +59,7 @@ def stop_on_signal() -> Iterator[None]:
         return
 
     def end(signum: int, _: object) -> None:
-        raise Stopped(f'{signal.Signals(signum).name}: stopped; the same command with --auto_resume goes on.')
+        raise Stopped(f'{signal.Signals(signum).name}: stopped; the same command with --auto_resume continues.')
 
     before = {signum: signal.signal(signum, end) for signum in STOPPING}
     try:
@@ -73,7 +73,7 @@ class StopSignals:
     """While entered, the first SIGTERM, SIGINT or SIGUSR1 sets ``requested``; a later second one ends the process.
 
     The second one works at once, whatever the main thread is waiting for, since a thread of its own receives them:
-    Python runs handlers only between the main thread's instructions, and one may hang in a collective for ever.
+    Python runs handlers only between the main thread's instructions, and one may hang in a collective forever.
 
     Outside the main thread, where Python accepts no handlers, it does nothing.
 

@@ -25,7 +25,7 @@ def feature_psnr(student: Tensor, teacher: Tensor) -> float:
 
     The MSE is over all elements, channels and border included. The peak is 255 because features of networks with
     ``img_range: 255.`` are on that scale; they are not rescaled, so a network that works on [0, 1] gives figures
-    that can't be compared with these. The paper (Table 4) says "the average PSNR between features of teachers and
+    that cannot be compared with these. The paper (Table 4) says "the average PSNR between features of teachers and
     students at these three matching points" and no more.
 
     Args:
@@ -49,7 +49,7 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
     """Gives teacher and students the train file's taps, and students their regressors.
 
     A student's regressors are ``net_r_*.pth`` beside its ``net_g_*.pth``. Without that file its features are compared
-    as they are, which needs the teacher's widths. A student that can't be compared is left without taps.
+    as they are, which needs the teacher's widths. A student that cannot be compared is left without taps.
 
     Args:
         train_opt: the train file's options, with ``taps``, ``network_r`` and ``train.distill_opt``.

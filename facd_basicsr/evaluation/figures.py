@@ -120,7 +120,7 @@ def marked(image: np.ndarray, box: Box, fit: tuple[int, int]) -> Image.Image:
     picture.thumbnail(fit, Image.Resampling.LANCZOS)
     left, top, right, bottom = (round(edge * picture.width / image.shape[1]) for edge in box)
     draw = ImageDraw.Draw(picture)
-    draw.rectangle((left - 1, top - 1, right, bottom), None, 'black')  # the outline shows on any colour
+    draw.rectangle((left - 1, top - 1, right, bottom), None, 'black')  # the outline shows on any color
     draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, YELLOW, width=2)
     return picture
 

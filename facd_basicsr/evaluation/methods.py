@@ -82,7 +82,7 @@ class Method:
         """As :meth:`upscale`, with the features at the taps, (1, C_j, h_j, w_j) each; none without taps.
 
         Raises:
-            UserError: a tap can't be read, as a transformer's tokens of an image that it pads by itself.
+            UserError: a tap cannot be read, as a transformer's tokens of an image that it pads by itself.
         """
         if self.taps is None:
             return self.upscale(lq), ()
@@ -211,7 +211,7 @@ def build_student(path: str, opt: dict[str, Any], device: torch.device) -> Metho
     """The method of a test file: ``network_g`` with the weights of ``path.pretrain_network_g``.
 
     Raises:
-        UserError: the checkpoint can't be read or does not fit exactly, whatever ``strict_load_g`` says.
+        UserError: the checkpoint cannot be read or does not fit exactly, whatever ``strict_load_g`` says.
     """
     checkpoint = opt['path']['pretrain_network_g']
     where = f'{path}: path.pretrain_network_g'
@@ -225,7 +225,7 @@ def build_teacher_method(path: str, opt: dict[str, Any], device: torch.device) -
     """The teacher of a train file, as a method of that name.
 
     Raises:
-        UserError: its checkpoint can't be read or does not fit.
+        UserError: its checkpoint cannot be read or does not fit.
     """
     teacher = build_teacher(opt['teacher'], opt['scale']).to(device)
     return Method(TEACHER, opt['scale'], teacher, path, str(local_weights(opt['teacher'])))

@@ -40,7 +40,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Seq
     Args:
         header: each column's title.
         rows: the cells.
-        groups: a title for each column that neighbours share, empty for none; goes above the header.
+        groups: a title for each column that neighbors share, empty for none; goes above the header.
     """
     widths = [max(map(len, column)) for column in zip(header, *rows)]
     for title, start, end in _spans(groups):

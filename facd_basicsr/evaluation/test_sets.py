@@ -41,14 +41,14 @@ def build_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
     """{name: dataset} of a checked test file, in test.py's order.
 
     Raises:
-        UserError: a set is not of pairs of plain colour images, or BasicSR's dataset complains.
+        UserError: a set is not of pairs of plain color images, or BasicSR's dataset complains.
     """
     sets = {}
     for phase, block in sorted(opt['datasets'].items()):
         for key in ('color', 'mean', 'std'):
             if block.get(key) is not None:
                 raise UserError(
-                    f'datasets.{phase}.{key}: {block[key]!r}; accepted here: none, for colour images in [0, 1] are '
+                    f'datasets.{phase}.{key}: {block[key]!r}; accepted here: none, for color images in [0, 1] are '
                     'compared; test.py evaluates others'
                 )
         dataset_opt = copy.deepcopy(block) | {'phase': phase.split('_')[0], 'scale': opt['scale']}
@@ -64,7 +64,7 @@ def pairs(sets: dict[str, PairedImageDataset]) -> Iterator[ImagePair]:
     """Every image of every set as BasicSR's dataset reads it, in the order of GT's names.
 
     Raises:
-        UserError: an image can't be read, or GT is smaller than the upscaled LQ is.
+        UserError: an image cannot be read, or GT is smaller than the upscaled LQ is.
     """
     for name, dataset in sets.items():
         naming, scale = NamingDataset(dataset), dataset.opt['scale']

@@ -138,7 +138,7 @@ def verify_checksums(path: Path) -> None:
     """Compares every record of a file by ``torch.save`` with its checksum; ``torch.load`` does not.
 
     Raises:
-        OSError, zipfile.BadZipFile: it can't be read, or is cut short or altered.
+        OSError, zipfile.BadZipFile: it cannot be read, or is cut short or altered.
     """
     with zipfile.ZipFile(path) as file:
         damaged = file.testzip()

@@ -24,23 +24,23 @@ DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
 def read_bgr(path: Path) -> np.ndarray:
     """An image file, or the first frame of it, as BGR uint8 (H, W, 3), turned as its EXIF orientation says.
 
-    Gray and 1-bit become three equal channels, a palette its colours, CMYK Pillow's RGB; 16 bits are rounded to 8.
+    Gray and 1-bit become three equal channels, a palette its colors, CMYK Pillow's RGB; 16 bits are rounded to 8.
 
     Raises:
         UserError: as :func:`read_pixels`, or it has transparent pixels.
     """
     pixels, _ = read_pixels(path)
-    colours, alpha = without_alpha(eight_bits(pixels))
+    colors, alpha = without_alpha(eight_bits(pixels))
     if alpha is not None and alpha.min() < 255:
         raise UserError(f'{path}: has transparent pixels; accepted: opaque images')
-    return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3))[:, :, ::-1])
+    return np.ascontiguousarray(np.broadcast_to(colors, (*colors.shape[:2], 3))[:, :, ::-1])
 
 
 def read_pixels(path: Path) -> tuple[np.ndarray, bytes | None]:
     """An image file, or the first frame of it, with all its channels and bits, turned as its EXIF orientation says.
 
     Returns:
-        Gray, gray and alpha, RGB or RGBA: uint8 or uint16 (H, W, 1 to 4). 1-bit is gray, a palette its colours, CMYK
+        Gray, gray and alpha, RGB or RGBA: uint8 or uint16 (H, W, 1 to 4). 1-bit is gray, a palette its colors, CMYK
         Pillow's RGB. And the ICC profile; None without, or if it is of other channels, as a CMYK image's.
 
     Raises:
@@ -56,7 +56,7 @@ def read_pixels(path: Path) -> tuple[np.ndarray, bytes | None]:
             gray = _has_brightness_only(image)
             image.load()
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            # Pillow drops the low byte of 16-bit colours
+            # Pillow drops the low byte of 16-bit colors
             transparent = image.info.get('transparency')
             pixels = _sixteen_bit(path, gray, transparent) if deep else _eight_bit(image, gray)
             profile = image.info.get('icc_profile')
@@ -157,7 +157,7 @@ def _sixteen_bit(path: Path, gray: bool, transparent: int | tuple[int, int, int]
     if pixels is None or pixels.dtype != np.uint16:
         found = 'not decoded' if pixels is None else pixels.dtype
         raise UserError(f'{path}: {found}; accepted: integers of 8 or 16 bits a channel')
-    if pixels.ndim == 2 and transparent is not None:  # of colours cv2 makes the alpha channel itself
+    if pixels.ndim == 2 and transparent is not None:  # of colors cv2 makes the alpha channel itself
         return np.dstack([pixels, np.where(pixels == transparent, 0, 65535).astype(np.uint16)])
     if pixels.ndim == 2:
         return pixels[:, :, None]
@@ -178,8 +178,8 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 IMAGE_FORMATS = {'.png': 'PNG', '.jpg': 'JPEG', '.jpeg': 'JPEG', '.webp': 'WebP'}  # by suffix
 LONGEST = {'PNG': 2**31 - 1, 'JPEG': 65500, 'WebP': 16383}  # pixels of a side
-JPEG = {'quality': 95, 'subsampling': 0}  # no colours at half the size
-WEBP = {'lossless': True, 'exact': True}  # exact: also the colours of transparent pixels
+JPEG = {'quality': 95, 'subsampling': 0}  # no colors at half the size
+WEBP = {'lossless': True, 'exact': True}  # exact: also the colors of transparent pixels
 PNG_START = b'\x89PNG\r\n\x1a\n'
 PNG_KINDS = {1: 0, 2: 4, 3: 2, 4: 6}  # PNG's number of the kind of image, by its channels
 BLOCK = 2**22  # bytes of pixels that are compressed at a time; a PNG's chunk has less than 2**31
@@ -214,23 +214,23 @@ def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[Ite
     lost = [] if pixels.dtype == np.uint8 else [f'{name} has 8 bits a channel: rounded from 16']
     pixels = eight_bits(pixels)
     if name == 'JPEG':
-        colours, alpha = without_alpha(pixels)
+        colors, alpha = without_alpha(pixels)
         if alpha is not None and alpha.min() < 255:
             lost.append('JPEG has no transparency: laid on white')
-            colours = _on_white(colours, alpha)
-        pixels = colours
+            colors = _on_white(colors, alpha)
+        pixels = colors
     buffer = io.BytesIO()
-    # Pillow: gray is (H, W), and makes colours of it where the format has no gray
+    # Pillow: gray is (H, W), and makes colors of it where the format has no gray
     Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)).save(
         buffer, name, icc_profile=profile, **(JPEG if name == 'JPEG' else WEBP)
     )
     return [buffer.getbuffer()], lost
 
 
-def _on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 1 or 3) and (H, W, 1) -> uint8 as colours."""
+def _on_white(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 1 or 3) and (H, W, 1) -> uint8 as colors."""
     opacity = alpha.astype(np.float32) / 255
-    return (colours * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
+    return (colors * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
 
 
 def _png(pixels: np.ndarray, profile: bytes | None) -> Iterator[bytes]:

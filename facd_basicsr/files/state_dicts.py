@@ -32,7 +32,7 @@ def load_state_dict(path: str | Path, where: str, param_keys: Sequence[str | Non
         The state dict, without ``module.`` prefixes.
 
     Raises:
-        UserError: the file can't be read or holds something else.
+        UserError: the file cannot be read or holds something else.
     """
     content = _read(path, where)
     entries = content if isinstance(content, dict) else {}
@@ -49,7 +49,7 @@ def load_any_state_dict(path: str | Path, where: str) -> dict[str, Tensor]:
     """Reads a checkpoint as any trainer wraps it (``WRAPPERS``, ``PREFIXES``), without running code it may carry.
 
     Raises:
-        UserError: the file can't be read or holds something else.
+        UserError: the file cannot be read or holds something else.
     """
     state_dict = load_state_dict(path, where, WRAPPERS)
     state_dict.pop('n_averaged', None)  # torch's AveragedModel counts its updates in the state dict
@@ -76,7 +76,7 @@ def _read(path: str | Path, where: str) -> Any:
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, SafetensorError) as error:
         reason, cause = str(error).splitlines()[0] if str(error) else type(error).__name__, error
     raise UserError(
-        f"{where}: {path} can't be read as a checkpoint of tensors ({reason}); accepted: a .pth of tensors as "
+        f'{where}: {path} cannot be read as a checkpoint of tensors ({reason}); accepted: a .pth of tensors as '
         'torch.save writes it, or a .safetensors'
     ) from cause
 

@@ -96,7 +96,7 @@ class DistillLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, state: DistillState) -> dict[str, Tensor]:
-        """Named scalars. Those called ``l_*`` are weighted terms, and their sum is minimised; others are monitored."""
+        """Named scalars. Those called ``l_*`` are weighted terms, and their sum is minimized; others are monitored."""
 
 
 def sum_of(terms: Iterable[Tensor]) -> Tensor:

@@ -48,7 +48,7 @@ class FACDLoss(DistillLoss):
     )
     stop_gradient: bool = option(
         False,
-        'keep the gradient out of the denominator. Off: the paper says that minimising L_FACD makes "the distance of '
+        'keep the gradient out of the denominator. Off: the paper says that minimizing L_FACD makes "the distance of '
         'the negative pair farther away", which needs that gradient',
     )
     l1_gt: bool = option(True, "whether equation (2)'s distance to GT counts (Table 7)")

@@ -27,7 +27,7 @@ def _sum_kernel(  # type: ignore[no-untyped-def]  # Triton reads a kernel's anno
 ):  # fmt: skip
     """Sums |a - b| over ``steps * width`` elements of height_a x height_b samples."""
     program = tl.program_id(0)
-    tile, chunk = program % tiles, program // tiles  # neighbours share their elements, which the cache then has
+    tile, chunk = program % tiles, program // tiles  # neighbors share their elements, which the cache then has
     rows_a = (tile // tiles_b) * height_a + tl.arange(0, height_a)
     rows_b = (tile % tiles_b) * height_b + tl.arange(0, height_b)
     column = chunk * steps * width + tl.arange(0, width)

@@ -28,7 +28,7 @@ class FACDModel(SafeSRModel):
 
     Option blocks beyond SRModel's: ``teacher`` (docs/teachers.md), ``train.distill_opt`` (the loss), and for a loss
     that reads features ``taps`` (pairs of module paths) and ``network_r`` (the regressors). The teacher is built for
-    training only, stays in eval, gets no gradient, is not wrapped in DDP and is never saved. Regressors are optimised
+    training only, stays in eval, gets no gradient, is not wrapped in DDP and is never saved. Regressors are optimized
     with the student and saved as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone. ``train.precision``,
     ``train.channels_last`` and ``train.compile`` say how student and regressors are run in training, with ``_r`` the
     regressors if otherwise, in ``teacher`` the teacher; weights, losses and validation are float32.

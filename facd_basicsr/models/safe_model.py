@@ -76,7 +76,7 @@ class SafeModel(BaseModel):
         current_iter: int | str,
         param_key: str | Sequence[str] = 'params',
     ) -> None:
-        """As BasicSR's, but whole or not at all, where BasicSR gives up after three errors and trains on.
+        """As BasicSR's, but atomically, where BasicSR gives up after three errors and trains on.
 
         Raises:
             OSError: the disk is full, or may not be written.
@@ -101,7 +101,7 @@ class SafeModel(BaseModel):
         return super().get_optimizer(optim_type, params, lr, **kwargs)
 
     def training_state(self) -> dict[str, Any]:
-        """What goes on in training beside the networks, as ``weights_only`` loading accepts it."""
+        """What continues in training beside the networks, as ``weights_only`` loading accepts it."""
         best = getattr(self, 'best_metric_results', {})  # BasicSR's, from its first validation on
         return {
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
@@ -134,13 +134,13 @@ class SafeModel(BaseModel):
             for key, value in _settings(optimizer).items():
                 if key in own and own[key] != value:
                     get_root_logger().warning(
-                        f'train.optim_g.{key}: {own[key]} in the option file, but the resumed optimizer goes on with '
+                        f'train.optim_g.{key}: {own[key]} in the option file, but the resumed optimizer continues with '
                         f'{value}.'
                     )
         self._resume_best(resume_state.get('best_metric_results', {}))
 
     def _resume_best(self, results: dict[str, dict[str, Any]]) -> None:
-        """Restores the best figures of the sets whose metrics are still those of the option file."""
+        """Restores the best metrics of the sets whose metrics are still those of the option file."""
         metrics = (self.opt.get('val') or {}).get('metrics') or {}
         better = {metric: metric_opt.get('better', 'higher') for metric, metric_opt in metrics.items()}
         kept = {
@@ -168,7 +168,7 @@ class SafeModel(BaseModel):
         self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
 
     def nondist_validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool) -> None:
-        """As BasicSR's, in less time. The figures do not depend on the number of ranks: they are summed in the order of
+        """As BasicSR's, in less time. The metrics do not depend on the number of ranks: they are summed in the order of
         the images.
 
         Raises:
@@ -222,7 +222,7 @@ class SafeSRModel(ReportsLossTerms, SafeModel, SRModel):
         for precision in precisions:
             set_tf32(precision)
         if 'tf32' in {*precisions, self.opt.get('teacher', {}).get('precision')} and self.device.type == 'cpu':
-            get_root_logger().warning('precision: tf32 is of GPUs; on this CPU it is fp32.')
+            get_root_logger().warning('precision: tf32 has no effect on a CPU; using fp32.')
         # only float16 has so small a range that the loss must be scaled
         self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
 
@@ -325,8 +325,8 @@ def check_pretrained(opt: dict[str, Any]) -> list[str]:
         For each network with ``strict_load`` off, how much of it will be loaded, in a line.
 
     Raises:
-        UserError: a checkpoint can't be read, does not fit its network under ``strict_load``, or without it has
-            nothing for the network, which would go on with random weights.
+        UserError: a checkpoint cannot be read, does not fit its network under ``strict_load``, or without it has
+            nothing for the network, which would continue with random weights.
     """
     found = []
     for key in [key for key in opt if key.startswith('network_') and key != 'network_r']:

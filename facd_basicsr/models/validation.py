@@ -36,7 +36,7 @@ Sample = dict[str, Any]  # of one image, as the loader gives it
 WINDOW = 16  # images in memory at once, in search of others of their shape
 BATCH_PIXELS = 2**16  # of LQ: more do not keep a GPU busier, and 64 features of a x4 output are 256 MiB
 SCORERS = 2  # threads
-SCORED_LATER = 4  # images that may wait for their figures
+SCORED_LATER = 4  # images that may wait to be scored
 
 
 class ValidationNetwork(nn.Module):
@@ -102,7 +102,7 @@ def validate(
         current_iter, save_img: as ``nondist_validation`` has them.
 
     Returns:
-        For each image, in the order of the set, the figures of ``val.metrics``: on every rank those of all.
+        For each image, in the order of the set, the values of ``val.metrics``: on every rank those of all.
 
     Raises:
         Stopped: on all ranks, when the loader's ``stop`` has ended it on one.
@@ -122,11 +122,11 @@ def validate(
     values: list[list[float]] | None
     try:
         with _as_validated(model, reach), ThreadPoolExecutor(SCORERS) as scorers:
-            figures = (
+            scored = (
                 (index, stem, scorers.submit(score, result, gt, stem))
                 for index, stem, result, gt in _upscaled(model, own, stop)
             )
-            values = _in_order(figures, len(own), model.opt['val'].get('pbar', False) and rank == 0)
+            values = _in_order(scored, len(own), model.opt['val'].get('pbar', False) and rank == 0)
     except Stopped:
         values = None  # tells the others
     by_rank = Ranks().gather(values)
@@ -179,7 +179,7 @@ def _upscaled(
             yield index, Path(sample['lq_path'][0]).stem, own['result'], gt
 
 
-def _in_order(figures: Iterable[tuple[int, str, Future]], images: int, bar: bool) -> list[list[float]]:
+def _in_order(scored: Iterable[tuple[int, str, Future]], images: int, bar: bool) -> list[list[float]]:
     """What the threads find for each image, by its number."""
     values: list[list[float]] = [[]] * images
     waiting: deque[tuple[int, str, Future]] = deque()
@@ -191,8 +191,8 @@ def _in_order(figures: Iterable[tuple[int, str, Future]], images: int, bar: bool
             progress.update()
             progress.set_description(f'Test {stem}')
 
-        for figure in figures:
-            waiting.append(figure)
+        for one in scored:
+            waiting.append(one)
             if len(waiting) > SCORED_LATER:
                 take()
         while waiting:

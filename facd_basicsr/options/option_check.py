@@ -384,7 +384,7 @@ def _check_metrics(opt: dict[str, Any]) -> None:
         metric = _registered(METRIC_REGISTRY, f'{where}.type', block['type'])
         if block['type'] in schema.OF_TENSORS:
             fitting = listed(name for name, _ in METRIC_REGISTRY if name not in schema.OF_TENSORS)
-            raise UserError(f'{where}.type: {block["type"]} is of tensors, not of images; accepted: {fitting}')
+            raise UserError(f'{where}.type: {block["type"]} expects tensors, not images; accepted: {fitting}')
         check_block(where, block, metric_keys(metric))
         for phase, dataset_opt in opt['datasets'].items():
             if phase != 'train' and 'dataroot_gt' not in dataset_opt and dataset_opt['type'] == 'SingleImageDataset':

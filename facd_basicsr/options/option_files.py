@@ -146,7 +146,7 @@ def lineage(path: str) -> list[tuple[str, dict[str, Any]]]:
     """An option file, the file it is based on, that one's base and so on: (path, what it holds without ``base``).
 
     Raises:
-        UserError: a file can't be read, holds no option keys, or names a base that is no file or leads back to it.
+        UserError: a file cannot be read, holds no option keys, or names a base that is no file or leads back to it.
     """
     files: list[tuple[str, dict[str, Any]]] = []
     seen: set[Path] = set()

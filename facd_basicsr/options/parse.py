@@ -71,7 +71,7 @@ def read_options(path: str, overrides: Sequence[str]) -> dict[str, Any]:
         overrides: ``--force_yml`` entries.
 
     Raises:
-        UserError: it, a file it is based on, or an entry can't be read.
+        UserError: it, a file it is based on, or an entry cannot be read.
     """
     opt = read_option_file(path)
     force_yml(opt, overrides)

@@ -116,7 +116,7 @@ DATASET_TRAIN = {
     'skip_damaged': Key(
         (bool,),
         default=False,
-        meaning='take another image in the place of one that can not be read, where otherwise training ends there',
+        meaning='take another image in the place of one that cannot be read, where otherwise training ends there',
     ),
 }
 # What datasets read from their block; a key of a registered dataset that is not here accepts any value.
@@ -156,7 +156,7 @@ PATH = {
     'resume_state': Key(
         OPTIONAL_STR,
         default=None,
-        meaning='the `.state` file of this experiment to go on from, or `latest`; `--auto_resume` goes before it',
+        meaning='the `.state` file of this experiment to resume from, or `latest`; `--auto_resume` goes before it',
     ),
     'ignore_resume_networks': Key(
         (list, str),
@@ -187,9 +187,9 @@ TRAIN = {
     'nonfinite': Key((dict,), default={}, meaning='what is done about a loss or gradient that is not finite'),
 }
 NONFINITE = {
-    'action': Key((str,), choices=ACTIONS, default='skip', meaning='`skip` the step, or `fatal`: end the training'),
+    'action': Key((str,), choices=ACTIONS, default='skip', meaning='`skip` the step, or `fatal`: end the run'),
     'limit': replace(
-        COUNT, default=10, meaning='so many such steps in a row end the training in any case; with `fp16` 2 or more'
+        COUNT, default=10, meaning='so many such steps in a row end the run in any case; with `fp16` 2 or more'
     ),
 }
 # How a network is run, of the teacher and in `train` of the student, or with _r of the regressors.
@@ -224,7 +224,7 @@ COMPILE = {
         default=None,
         meaning='one kernel for all shapes; `~`: once a second shape was met; `false`: one for each shape',
     ),
-    'fullgraph': Key((bool,), default=False, meaning='refuse a network that can not be compiled as a whole'),
+    'fullgraph': Key((bool,), default=False, meaning='refuse a network that cannot be compiled as a whole'),
 }
 TRAIN_KEYS = {
     'ema_decay': Key(
@@ -239,7 +239,7 @@ TRAIN_KEYS = {
     'perceptual_opt': Key((dict,), meaning='`SRModel`: a loss of VGG features. Left out: none'),
 }
 VAL = {
-    'metrics': Key((dict, type(None)), default=None, meaning='figures, each under a name that is yours to choose'),
+    'metrics': Key((dict, type(None)), default=None, meaning='metrics, each under a name that is yours to choose'),
     'pbar': Key((bool,), default=False, meaning='a progress bar over the images'),
     'save_img': Key(
         (bool,), required=True, meaning="write the results as PNG to the experiment's folder `visualization`"
@@ -279,16 +279,18 @@ LOGGER = {
 }
 WANDB = {
     'project': Key(OPTIONAL_STR, default=None, meaning='where the run appears, with `use_tb_logger`; `~`: nowhere'),
-    'resume_id': Key(OPTIONAL_STR, default=None, meaning='the run of an earlier process to go on with; `~`: a new one'),
+    'resume_id': Key(
+        OPTIONAL_STR, default=None, meaning='the run of an earlier process to continue with; `~`: a new one'
+    ),
 }
 TEACHER = {
     'network': Key(
         (dict,),
-        meaning='its architecture, as `network_g`; not with `format: spandrel`. Left out: spandrel recognises it',
+        meaning='its architecture, as `network_g`; not with `format: spandrel`. Left out: spandrel recognizes it',
     ),
     'weights': Key((str,), required=True, meaning='a `.pth`, `.pt` or `.safetensors` file, or the address of one'),
     'format': Key(
-        (str,), choices=WEIGHTS_FORMATS, default='auto', meaning="the file's key layout; `auto` recognises it"
+        (str,), choices=WEIGHTS_FORMATS, default='auto', meaning="the file's key layout; `auto` recognizes it"
     ),
     'sha256': Key(  # of any type: a number if it lacks its quotes
         meaning="the file's digest in quotes, or its first 8 hexadecimal digits or more. Left out: for an address the "
@@ -335,7 +337,7 @@ NETWORK_KEYS = {
 }
 REGRESSOR_KEYS = {'num_feat': replace(SIZE, least=0), 'num_layer': SIZE}
 LOSS_KEYS = {
-    # none would leave no scalar to minimise
+    # none would leave no scalar to minimize
     'reduction': Key((str,), choices=('mean', 'sum'), meaning='over all elements of the batch')
 }
 PERCEPTUAL_KEYS = {
@@ -348,7 +350,7 @@ PERCEPTUAL_KEYS = {
 OF_TENSORS = ('calculate_psnr_pt', 'calculate_ssim_pt')  # metrics of what validation does not have
 METRIC_KEYS = {
     'crop_border': Key(
-        (int,), required=True, least=0, meaning='pixels left out at each side; published figures: `scale`'
+        (int,), required=True, least=0, meaning='pixels left out at each side; published values: `scale`'
     ),
     # RGB is 1.7 to 2.2 dB lower: which is meant, is to be said
     'test_y_channel': Key((bool,), required=True, meaning='`true`: of Y of YCbCr, as published; `false`: of RGB'),

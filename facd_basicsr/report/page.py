@@ -16,7 +16,7 @@ from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.evaluation.tables import html_table, is_student
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.report.results import Results
-from facd_basicsr.report.svg_curves import COLOURS, Panel, described, svg
+from facd_basicsr.report.svg_curves import COLORS, Panel, described, svg
 from facd_basicsr.runs.run_folder import RunFolder
 from facd_basicsr.runs.train_log import Curve, TrainLog
 
@@ -90,7 +90,7 @@ def page(run: RunFolder, results: Results) -> str:
     """The page as text. Whatever comes from options and log is escaped; nothing is loaded from elsewhere.
 
     Args:
-        run: what the training left.
+        run: what the run left.
         results: what its networks give.
     """
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_part('page.html'))
@@ -103,7 +103,7 @@ def page(run: RunFolder, results: Results) -> str:
     return template.render(
         style=_part('page.css'),
         script=_part('page.js'),
-        colours=COLOURS,
+        colors=COLORS,
         run=run,
         title=run.opt['name'],
         summary=summary(run.opt),
@@ -134,7 +134,7 @@ def summary(opt: Mapping[str, Any]) -> str:
 
 
 def status(run: RunFolder) -> str:
-    """How far the training is and how it ended."""
+    """How far the run is and how it ended."""
     log, total = run.log, run.opt['train'].get('total_iter')
     if not log.sessions:
         return 'The log does not say how far it has come.'
@@ -142,7 +142,7 @@ def status(run: RunFolder) -> str:
     done = f'{log.iteration:,} of {total:,} iterations' if isinstance(total, int) else f'{log.iteration:,} iterations'
     if not end:
         last = log.sessions[-1].ended
-        return f'{done}; the log has no end: it goes on, or was killed. Its last line is of {last:{TIME}}.'
+        return f'{done}; the log has no end: it continues, or was killed. Its last line is of {last:{TIME}}.'
     return f'{done}; {end}' + ('' if end.endswith('.') else '.')
 
 
@@ -167,7 +167,7 @@ def key_figures(run: RunFolder, results: Results) -> list[KeyFigure]:
 
 
 def _validation_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
-    """What validation in training found: the best and the last figure of every set and metric."""
+    """What validation in training found: the best and the last value of every set and metric."""
     metrics = (run.opt.get('val') or {}).get('metrics') or {}
     rows = []
     for name, curves in run.log.validation.items():
@@ -189,7 +189,7 @@ def _checkpoint(run: RunFolder) -> str:
 
 
 def _environment(run: RunFolder) -> list[tuple[str, str]]:
-    """Term and text of what the log says of where and when the training ran."""
+    """Term and text of what the log says of where and when it ran."""
     found = [('Command', run.command or 'the option file does not say'), ('Folder', str(run.path.resolve()))]
     for number, session in enumerate(run.log.sessions, start=1):
         many = len(run.log.sessions) > 1

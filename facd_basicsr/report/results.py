@@ -114,10 +114,10 @@ class Results:
 
     Attributes:
         methods: bicubic, the student, and the teacher if its weights are there.
-        mean: the figures of the table.
+        mean: the values of the table.
         table: None where there is none; then ``notes`` say why.
         crops: those in which student and bicubic differ most.
-        notes: what is missing and why, and what must be known of the figures; a sentence each.
+        notes: what is missing and why, and what must be known about them; a sentence each.
     """
 
     methods: list[Method] = field(default_factory=list)
@@ -130,7 +130,7 @@ class Results:
 def results_of(run: RunFolder, progress: Progress = lambda images, count: images) -> Results:
     """Scores a run's student beside bicubic and its teacher, and finds crops.
 
-    What can't be had, data or weights that are no longer there or damaged, is said in the notes.
+    What cannot be had, data or weights that are no longer there or damaged, is said in the notes.
 
     Args:
         run: from :func:`facd_basicsr.runs.run_folder.read_run_folder`.
@@ -160,7 +160,7 @@ def _score(result: Results, student: str, images: Iterable[ImagePair]) -> None:
     """Fills in table and crops. Every method upscales every image once.
 
     Raises:
-        UserError: an image can't be read; then there is neither.
+        UserError: an image cannot be read; then there is neither.
     """
     scale = result.methods[0].scale
     records: list[dict[str, Any]] = []
@@ -173,7 +173,7 @@ def _score(result: Results, student: str, images: Iterable[ImagePair]) -> None:
         if pair.gray:
             notes.append(
                 f'{pair.set}/{pair.image} has one channel and is scored as it is; validation in training takes it for '
-                'colour, which adds 1.32 dB to its PSNR-Y (docs/evaluation.md).'
+                'color, which adds 1.32 dB to its PSNR-Y (docs/evaluation.md).'
             )
     result.mean = means(records)
     result.table = quality_table(result.methods, result.mean)

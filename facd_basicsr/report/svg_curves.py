@@ -1,4 +1,4 @@
-"""Learning curves as SVG that a page holds as it is: its colours are the page's."""
+"""Learning curves as SVG that a page holds as it is: its colors are the page's."""
 
 import html
 import math
@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 8, 38  # around the axes
-COLOURS = 4  # of the page's style
+COLORS = 4  # of the page's style
 DRAWN_POINTS = 240  # of a line that are drawn as they are; of more, the least and largest of each of half as many parts
 MARKED = 40  # a line of fewer points, that are exact, has a mark at each
 SMOOTHED = 24  # a line with as many points is drawn with its moving average
@@ -96,15 +96,15 @@ def svg(panel: Panel) -> str:
     x, y = _axes([line for line in lines.values() if len(line[0])], panel)
     parts = [*_grid(x, y, panel.unit)]
     for index, (label, (steps, values)) in enumerate(lines.items()):
-        colour = f'c{index % COLOURS}'
+        color = f'c{index % COLORS}'
         averaged = panel.noisy and len(steps) >= SMOOTHED
-        parts.append(_polyline(x, y, *thinned(steps, values), f'{colour} raw' if averaged else colour, label))
+        parts.append(_polyline(x, y, *thinned(steps, values), f'{color} raw' if averaged else color, label))
         if averaged:
             smooth = moving_average(values, max(3, len(values) // WINDOWS))
-            parts.append(_polyline(x, y, *thinned(steps, smooth), f'{colour} mean', label))
+            parts.append(_polyline(x, y, *thinned(steps, smooth), f'{color} mean', label))
         if not panel.noisy and len(steps) <= MARKED:
             parts += [
-                f'<circle class="{colour}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.4"/>'
+                f'<circle class="{color}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.4"/>'
                 for step, value in zip(steps, values)
             ]
     axes = f'data-x="{x.low!r},{x.high!r},{x.start},{x.end}" data-y="{y.low!r},{y.high!r},{y.start},{y.end}"'

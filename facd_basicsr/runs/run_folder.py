@@ -1,4 +1,4 @@
-"""What a training has left in ``experiments/NAME``."""
+"""What a run has left in ``experiments/NAME``."""
 
 import math
 import re
@@ -21,7 +21,7 @@ NUMBERED = re.compile(r'net_g_(\d+)\.pth')  # beside it a user may have files of
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A training, as its folder shows it.
+    """A run, as its folder shows it.
 
     Attributes:
         path: the folder.
@@ -59,7 +59,7 @@ def read_run_folder(folder: Path, where: str = 'RUN_DIR') -> RunFolder:
         where: what names it, for messages.
 
     Raises:
-        UserError: there is no such folder, it is not that of a training, or its command line changed options and the
+        UserError: there is no such folder, it is not that of a run, or its command line changed options and the
             log that has them is not there.
     """
     if not folder.is_dir():
@@ -134,7 +134,7 @@ def _logged_options(log: TrainLog) -> dict[str, Any]:
 
 
 def _newest(models: Path, log: TrainLog) -> tuple[Path | None, int | None]:
-    """The student's newest checkpoint. ``latest`` is that of the end; of a run that goes on it is an older end's."""
+    """The student's newest checkpoint. ``latest`` is that of the end; of a run that continues it is an older end's."""
     latest = models / 'net_g_latest.pth'
     finished = bool(log.sessions) and log.sessions[-1].end == FINISHED
     if finished and latest.is_file():
@@ -151,7 +151,7 @@ def psnr_of(checkpoint: Path) -> dict[str, float]:
 
     Of ``net_g_latest`` and ``net_g_best`` it has their validation. Of a numbered checkpoint it has the iteration if it
     is a set's best so far. Empty for other files, where no metric of the run is ``calculate_psnr`` with
-    ``test_y_channel``, and where the run can't be read. Figures that are not finite are left out.
+    ``test_y_channel``, and where the run cannot be read. Figures that are not finite are left out.
     """
     try:
         run = run_of(checkpoint, 'CHECKPOINT')

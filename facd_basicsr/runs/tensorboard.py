@@ -14,14 +14,14 @@ ScalarCurve = list[list[float]]  # [iteration, value], ...
 
 
 def read_curves(tb_folder: Path) -> tuple[dict[str, ScalarCurve], float | None]:
-    """The scalars that a training wrote for TensorBoard.
+    """The scalars that a run wrote for TensorBoard.
 
     Args:
         tb_folder: ``tb_logger/NAME``.
 
     Returns:
         Every scalar's curve, of at most ``KEPT_POINTS`` points, and the median seconds of an iteration, from the times
-        of neighbouring log lines; None where there are too few.
+        of neighboring log lines; None where there are too few.
     """
     events = EventAccumulator(str(tb_folder), size_guidance={'scalars': 0})
     events.Reload()
@@ -35,7 +35,7 @@ def read_curves(tb_folder: Path) -> tuple[dict[str, ScalarCurve], float | None]:
 
 
 def _last_of_each_step(events: Sequence[ScalarEvent]) -> list[ScalarEvent]:
-    """A resumed training repeats what came after its state."""
+    """A resumed run repeats what came after its state."""
     by_step = {event.step: event for event in events}
     return [by_step[step] for step in sorted(by_step)]
 

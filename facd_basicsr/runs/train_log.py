@@ -1,4 +1,4 @@
-"""What the log files of a training say, put together over its interruptions."""
+"""What the log files of a run say, put together over its interruptions."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ LOGGED_FOLDERS = {'experiments_root', 'log', 'models', 'training_states', 'visua
 def parsed(text: str) -> dict[str, Any]:
     """What BasicSR's ``dict2str`` has written: nested dicts, whose values are left as text.
 
-    Lines that it can not have written are passed over: a text with line breaks loses all but its first line. Of a text
+    Lines that it cannot have written are passed over: a text with line breaks loses all but its first line. Of a text
     that ends within a block there is nothing.
     """
     result: dict[str, Any] = {}
@@ -115,7 +115,7 @@ class Session:
         machine: the GPU or processor; empty in logs of earlier versions of this package.
         options: the option dict as it is logged, with what the command line changed.
         first, last: iterations that were done when it began, and at its last line that says so.
-        end: how it ended, in words; empty where the log does not say, of one that still goes on or was killed.
+        end: how it ended, in words; empty where the log does not say, of one that still continues or was killed.
     """
 
     began: datetime
@@ -130,18 +130,18 @@ class Session:
 
 @dataclass
 class TrainLog:
-    """All sessions of a training, as if there had been one.
+    """All sessions of a run, as if there had been one.
 
     Attributes:
         sessions: in the order of time.
         curves: by name what the lines of progress have, ``l_*``, ``alpha``, ``r_*`` ..., and the learning rate, ``lr``,
             of several groups of parameters ``lr_1``, ``lr_2`` ....
         validation: by set and metric.
-        saved: of the networks saved last as ``latest`` and as ``best``, the figures of their validation, by set and
+        saved: of the networks saved last as ``latest`` and as ``best``, the metrics of their validation, by set and
             metric; those that are certain.
-        best: by set and metric, the best figure at the last validation, and its iteration.
+        best: by set and metric, the best value at the last validation, and its iteration.
         complaints: warnings and errors, each a time, a level and a message.
-        seconds_per_iter: the median between neighbouring lines; None where there are too few.
+        seconds_per_iter: the median between neighboring lines; None where there are too few.
     """
 
     sessions: list[Session] = field(default_factory=list)
@@ -170,7 +170,7 @@ def read_logs(paths: Sequence[Path]) -> TrainLog:
 
 
 def read_log(text: str) -> TrainLog:
-    """The log of a training.
+    """The log of a run.
 
     What came after the state that a later session resumed from is left out: that was done again.
 
@@ -198,7 +198,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.log = TrainLog()
-        self.rates: list[float] = []  # seconds an iteration, between neighbouring lines of a session
+        self.rates: list[float] = []  # seconds an iteration, between neighboring lines of a session
         self._taken_up = False  # whether the session has come to where it begins
         self._validated: dict[str, int] = {}  # by set, the iteration of the session's last validation
         self._line: tuple[datetime, int] | None = None  # of progress, the session's last
@@ -300,7 +300,7 @@ def _block(session: Session, name: str) -> dict[str, Any]:
 
 
 VERSIONS = re.compile(r'Python \S+, torch ')  # engine/logs.py
-# As they are formatted: what a full disk cut, and the next record goes on with, is none of them
+# As they are formatted: what a full disk cut, and the next record continues with, is none of them
 TERM = re.compile(r'(\S+): (-?\d\.\d{4}e[-+]\d{2,3}|nan|-?inf)(?!\S)')
 FIGURE = r'-?\d+\.\d{4}|nan|-?inf'
 VALIDATION = re.compile(r'Validation (.*)')

@@ -75,7 +75,7 @@ class Execution:
             where: the option key that asks for it.
 
         Raises:
-            UserError: in the call, if it can not be compiled.
+            UserError: in the call, if it cannot be compiled.
         """
         if self.compile is None:
             return function

@@ -17,7 +17,7 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 GAUSSIAN = cv2.getGaussianKernel(11, 1.5)
 GAUSSIAN_RADIUS = 5  # of the Gaussian: it is not put where it would reach over the image
 SSIM_ROWS = 64  # of SSIM at a time, whose maps stay in the processor's cache
-UNIT = (np.arange(256, dtype=np.float32) / 255).astype(np.float64)  # BasicSR rounds these, and goes on in float64
+UNIT = (np.arange(256, dtype=np.float32) / 255).astype(np.float64)  # BasicSR rounds these, and continues in float64
 Y_OF_BGR = np.array([[24.966, 128.553, 65.481, 16.0]])
 
 
@@ -59,7 +59,7 @@ def to_image(tensor: Tensor) -> np.ndarray:
 
 
 def scores(image: np.ndarray, gt: np.ndarray | None, metrics: Mapping[str, dict[str, Any]]) -> list[float]:
-    """The figures of an image by an option file's ``val.metrics``, in their order.
+    """The metrics of an image by an option file's ``val.metrics``, in their order.
 
     PSNR has BasicSR's bits, SSIM its first twelve digits. Any other metric is called as BasicSR calls it.
 
@@ -74,13 +74,13 @@ def scores(image: np.ndarray, gt: np.ndarray | None, metrics: Mapping[str, dict[
         inner = np.s_[border : image.shape[0] - border, border : image.shape[1] - border]
         return (luma(image[inner]), luma(gt[inner])) if y_channel else (image[inner], gt[inner])
 
-    def figure(opt: dict[str, Any]) -> float:
+    def value(opt: dict[str, Any]) -> float:
         fast = FAST.get(METRIC_REGISTRY.get(opt['type']))
         if fast is None or image.shape != gt.shape:
             return calculate_metric({'img': image, 'img2': gt}, opt)
         return fast(*planes(opt['crop_border'], opt.get('test_y_channel', False)))
 
-    return [float(figure(opt)) for opt in metrics.values()]
+    return [float(value(opt)) for opt in metrics.values()]
 
 
 def luma(image: np.ndarray, gray: bool = False) -> np.ndarray:
@@ -88,7 +88,7 @@ def luma(image: np.ndarray, gray: bool = False) -> np.ndarray:
 
     Args:
         gray: whether the three channels are those of a one-channel image, which is then its own Y, in [0, 255] in the
-            place of [16, 235]. Published figures take such an image as it is (img_003 of Set14), which makes its
+            place of [16, 235]. Published values take such an image as it is (img_003 of Set14), which makes its
             PSNR-Y 20 log10(255 / 219) = 1.32 dB lower than Y's shorter range does, and the mean of Set14 0.09 dB.
     """
     unit = cv2.LUT(image, UNIT)

@@ -64,7 +64,7 @@ def _gloo_group() -> dist.ProcessGroup:
 
 
 class Ranks:
-    """What the processes of a training tell each other beside gradients. Alone, each method is the identity.
+    """What the processes of a run tell each other beside gradients. Alone, each method is the identity.
 
     Over gloo, so that no GPU is waited for.
     """
@@ -96,7 +96,7 @@ class Ranks:
     def begin_any(self, flag: Callable[[], bool]) -> Callable[[], bool]:
         """Begins to ask whether any rank's flag is set; the answer is there when what is returned is called.
 
-        Meanwhile the processes go on: asked at the beginning of an iteration and called at its end, it costs nothing.
+        Meanwhile the processes run on: asked at the beginning of an iteration and called at its end, it costs nothing.
         """
         if self.size == 1:
             return flag

@@ -1,6 +1,6 @@
 """The states of Python's, NumPy's and torch's random number generators.
 
-As numbers, which processes can send each other and ``weights_only`` loading accepts; tensors can't be sent as objects.
+As numbers, which processes can send each other and ``weights_only`` loading accepts; tensors cannot be sent as objects.
 """
 
 import random

@@ -85,7 +85,7 @@ def receptive_field_radius(net: nn.Module, channels: int, scale: int, tile: int)
 
 
 def receptive_field_radius_or_none(net: nn.Module, channels: int, scale: int, tile: int) -> int | None:
-    """As :func:`receptive_field_radius`; None of a network that can not be run in tiles."""
+    """As :func:`receptive_field_radius`; None of a network that cannot be run in tiles."""
     try:
         return receptive_field_radius(net, channels, scale, tile)
     except UserError:

@@ -92,13 +92,13 @@ def _noting_gray(images: Iterable[ImagePair], notes: list[str], gray_as_colour: 
     for pair in images:
         if pair.gray and gray_as_colour:
             notes.append(
-                f'{pair.set}/{pair.image}: a one-channel image, scored as colour, as test.py and the code of EDSR do; '
-                'published bicubic figures take it as it is, which makes its PSNR-Y 1.32 dB lower'
+                f'{pair.set}/{pair.image}: a one-channel image, scored as color, as test.py and the code of EDSR do; '
+                'published bicubic values take it as it is, which makes its PSNR-Y 1.32 dB lower'
             )
         elif pair.gray:
             notes.append(
-                f'{pair.set}/{pair.image}: a one-channel image, scored as it is, as published bicubic figures have it; '
-                "test.py and EDSR's code take it for colour (--gray-as-colour), which adds 1.32 dB to its PSNR-Y"
+                f'{pair.set}/{pair.image}: a one-channel image, scored as it is, as published bicubic values have it; '
+                "test.py and EDSR's code take it for color (--gray-as-colour), which adds 1.32 dB to its PSNR-Y"
             )
         yield dataclasses.replace(pair, gray=False) if gray_as_colour else pair
 

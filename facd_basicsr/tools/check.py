@@ -1,4 +1,4 @@
-"""``facd check``: everything a training run needs, tried before it is started."""
+"""``facd check``: everything that a run needs, tried before it is started."""
 
 import os
 import resource
@@ -31,11 +31,11 @@ def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
     """Does what train.py does up to the first iteration and a little more, without making a folder.
 
     Args:
-        option_file: of a training.
+        option_file: of a run.
         overrides: as ``--force_yml`` has them.
 
     Yields:
-        What was found, in lines, while it goes on.
+        What was found, in lines, while it continues.
 
     Raises:
         UserError: training would not start, and why.
@@ -116,7 +116,7 @@ def _networks(model: Any, opt: dict[str, Any]) -> str:
 def _flops(net: nn.Module, scale: int, num_in_ch: int, pad: Callable[[Tensor], Tensor]) -> str:
     try:
         return f'{flops(net, scale, num_in_ch=num_in_ch, pad=pad) / 1e9:,.1f} G'
-    except Exception as error:  # whatever a network does that can't be counted, it does not hinder training
+    except Exception as error:  # whatever a network does that cannot be counted, it does not hinder training
         return f'not counted ({one_line(error, 60)})'
 
 
@@ -219,12 +219,12 @@ def _block(title: str, table: str) -> Iterator[str]:
 
 
 @click.command(cls=SeveralValues)
-@click.option('-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Option file of a training.')
+@click.option('-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Option file of a run.')
 @click.option(
     '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help="Override options, as train.py's."
 )
 def command(option_file: str, overrides: tuple[str, ...]) -> None:
-    """Try everything a training run needs, before it is started.
+    """Try everything that a run needs, before it is started.
 
     Environment, option file, every image of the data, teacher, taps, memory, and one timed iteration. Exit code 0 only
     if training would start; nothing is written.

@@ -49,11 +49,11 @@ def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, A
 
     Args:
         path: the comparison file.
-        jobs: trainings at a time.
+        jobs: runs at a time.
         iterations: the baseline's, with all others in proportion; None: as the file has it.
 
     Raises:
-        UserError: the file, a method's options or data are not accepted, or a training failed.
+        UserError: the file, a method's options or data are not accepted, or a run failed.
     """
     comparison = read_comparison(path)
     if iterations is not None:
@@ -78,7 +78,7 @@ def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, A
             write_report(results, folder.root)
             draw_pictures(comparison, results, folder.root)
     if failures:
-        raise UserError(f'{len(failures)} of {len(list(comparison.runs()))} trainings failed: {"; ".join(failures)}')
+        raise UserError(f'{len(failures)} of {len(list(comparison.runs()))} runs failed: {"; ".join(failures)}')
     return results
 
 
@@ -140,9 +140,9 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
 
 @click.command()
 @click.argument('file', type=click.Path(path_type=Path))
-@click.option('--jobs', type=click.IntRange(1), help='Trainings at a time.  [default: one for each GPU, or 1]')
+@click.option('--jobs', type=click.IntRange(1), help='Runs at a time.  [default: one for each GPU, or 1]')
 @click.option(
-    '--iterations', type=click.IntRange(1), help="The baseline's; all trainings and their schedules in proportion."
+    '--iterations', type=click.IntRange(1), help="The baseline's; all runs and their schedules in proportion."
 )
 @click.option(
     '--into',
@@ -155,8 +155,8 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
 def command(file: Path, jobs: int | None, iterations: int | None, pages: tuple[Path, ...]) -> None:
     """Methods times seeds, trained alike, and one report of them all.
 
-    FILE says which (docs/results.md). Every run is a training by train.py with the same initial weights and data order
-    as the baseline's of its seed. What was finished stays: stopped, the same command goes on where it was.
+    FILE says which (docs/results.md). Every run is one of train.py with the same initial weights and data order
+    as the baseline's of its seed. What was finished stays: stopped, the same command continues where it was.
 
     \b
     Example:
@@ -164,7 +164,7 @@ def command(file: Path, jobs: int | None, iterations: int | None, pages: tuple[P
       facd compare benchmarks/results/mini_x2.json --into README.md
     """
     get_root_logger().setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: its trainings are ended too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: its runs are ended too
     if pages or file.suffix == '.json':
         if file.suffix != '.json' or not pages:
             raise UserError(f'{file}: accepted: a comparison file, or a results.json with --into PAGE.md')

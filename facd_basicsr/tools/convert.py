@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from facd_basicsr.distill.layouts import DIV2K_MEAN, LAYOUTS, from_basicsr, network_block, recognise, to_basicsr
+from facd_basicsr.distill.layouts import DIV2K_MEAN, LAYOUTS, from_basicsr, network_block, recognize, to_basicsr
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_path
 from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, without_prefix
@@ -20,7 +20,7 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
     """Rewrites a checkpoint in another layout, reads it back and compares.
 
     Args:
-        source: a checkpoint in any layout that :func:`facd_basicsr.distill.layouts.recognise` knows.
+        source: a checkpoint in any layout that :func:`facd_basicsr.distill.layouts.recognize` knows.
         target: a new file. ``.safetensors`` holds the bare state dict, ``.pth`` and ``.pt`` that too, but for
             BasicSR's layout below ``params``.
         layout: of the new file, one of ``LAYOUTS``.
@@ -41,7 +41,7 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
     if target.suffix not in CONVERTED_SUFFIXES:
         raise UserError(f'OUT: {target}; accepted: a name that ends in {", ".join(CONVERTED_SUFFIXES)}')
     state_dict = without_prefix(load_any_state_dict(source, 'IN'), LIGHTNING)
-    found = recognise(state_dict)
+    found = recognize(state_dict)
     if found is None:
         raise UserError(f'IN: {source} is neither an EDSR nor an RCAN (first key: {min(state_dict)}); accepted: these')
     source_layout, network = found
@@ -55,7 +55,7 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
     block = network_block(state_dict)
     shift_found = shift is not None
     if shift is not None:
-        # The checkpoint holds their product: means of a colour are below 1, so a large one is of images in [0, 255].
+        # The checkpoint holds their product: means of a color are below 1, so a large one is of images in [0, 255].
         img_range = 255.0 if shift.max() > 1 else 1.0
         rgb_mean = tuple(round(value, 6) for value in (shift / img_range).tolist())
     if layout != 'basicsr':
@@ -86,7 +86,7 @@ def _write(state_dict: dict[str, Tensor], target: Path, layout: str) -> None:
             ):
                 raise UserError(f'OUT: {target}: verification failed after writing (disk error?)')
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
-        raise UserError(f'OUT: {target} can not be written ({one_line(error)})') from error
+        raise UserError(f'OUT: {target} cannot be written ({one_line(error)})') from error
 
 
 @click.command()

@@ -39,7 +39,7 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
 
     For an input of 256x256, as in the tables of NTIRE's challenges on efficient super-resolution, and for an output of
     1280x720. A train file has a teacher, a test file the student alone. Neither data nor checkpoints need be there, but
-    for a teacher that spandrel is to recognise. Multiply-adds are counted once, as NTIRE's FLOPs are.
+    for a teacher that spandrel is to recognize. Multiply-adds are counted once, as NTIRE's FLOPs are.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``facd report``: a training as one HTML page."""
+"""``facd report``: a run as one HTML page."""
 
 import logging
 import tempfile
@@ -20,7 +20,7 @@ OURS = b'<meta name="generator" content="facd report">'  # in the head of page.h
 
 
 def report(run_dir: Path, out: Path | None, table: bool = True) -> Path:
-    """Writes the page of a training.
+    """Writes the page of a run.
 
     Args:
         run_dir: the folder that train.py made.
@@ -32,7 +32,7 @@ def report(run_dir: Path, out: Path | None, table: bool = True) -> Path:
         The file.
 
     Raises:
-        UserError: it is no such folder, or the file can't be written; before any network is run.
+        UserError: it is no such folder, or the file cannot be written; before any network is run.
     """
     if out is None:
         out = run_dir / 'report.html'
@@ -62,7 +62,7 @@ def _check_writable(out: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f'--out: {out} can not be written ({error.strerror}); accepted: a file in a folder that can'
+            f'--out: {out} cannot be written ({error.strerror}); accepted: a file in a folder that can'
         ) from error
 
 
@@ -80,10 +80,10 @@ def _progress(images: Iterable[ImagePair], count: int) -> Iterable[ImagePair]:
     help='Table and crops, for which student and teacher upscale every validation image.',
 )
 def command(run_dir: Path, out: Path | None, table: bool) -> None:
-    """A training as one HTML page: curves, table, crops with a slider, options, environment.
+    """A run as one HTML page: curves, table, crops with a slider, options, environment.
 
     RUN_DIR is what train.py made, experiments/NAME, of a run that is finished, stopped or still going. The page needs
-    no other file and loads nothing. docs/report.md says where its figures are from.
+    no other file and loads nothing. docs/report.md says where its metrics are from.
 
     \b
     Example:

@@ -20,7 +20,7 @@ def show(option_file: str, overrides: Sequence[str]) -> str:
         overrides: as ``--force_yml`` has them.
 
     Raises:
-        UserError: a file can't be read, or a key is not accepted. Data, teacher and checkpoints need not be there.
+        UserError: a file cannot be read, or a key is not accepted. Data, teacher and checkpoints need not be there.
     """
     opt = read_options(option_file, overrides)
     try:

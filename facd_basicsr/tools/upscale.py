@@ -19,7 +19,7 @@ from facd_basicsr.deploy.upscale_images import (
 from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.errors import UserError, reraise_disk_errors
 
-LEFT_OUT = 3  # exit code; 1 is Python's for a crash, 2 for what a user can mend
+LEFT_OUT = 3  # exit code; 1 is Python's for a crash, 2 for what a user can fix
 
 
 def _unfinished(pairs: list[UpscaleJob], record: UpscaleRecord | None) -> list[UpscaleJob]:
@@ -72,9 +72,9 @@ def command(
 ) -> None:
     """Upscale images, and folders of them with all folders below, by a student; on the GPU if there is one.
 
-    Gray, alpha, 16 bits a channel and colour profile are kept, and images turned as their EXIF orientation says. The
+    Gray, alpha, 16 bits a channel and color profile are kept, and images turned as their EXIF orientation says. The
     files are named as the images, and lie below OUT as these below IN. The same command again makes what is missing
-    and what has changed. An image that can't be read is named and left out; then the exit code is 3. Links to folders
+    and what has changed. An image that cannot be read is named and left out; then the exit code is 3. Links to folders
     inside IN are not followed. docs/upscale.md
 
     \b

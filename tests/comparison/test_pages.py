@@ -26,7 +26,7 @@ def test_the_readme_has_a_table_of_results():
 
 def test_the_costs_of_the_papers_trainings_are_the_committed_ones():
     gpu_hours = imported_script(REPOSITORY / 'benchmarks' / 'gpu_hours.py')
-    costs = json.loads((REPOSITORY / 'benchmarks' / 'results' / 'gpu_hours.json').read_text())['trainings']
+    costs = json.loads((REPOSITORY / 'benchmarks' / 'results' / 'gpu_hours.json').read_text())['runs']
     page = (REPOSITORY / 'docs' / 'reproduce.md').read_text(encoding='utf-8')
     assert gpu_hours.filled(page, costs) == page
     assert gpu_hours.BEGIN in page and '| FACD EDSR |' in page

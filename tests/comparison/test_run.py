@@ -13,7 +13,7 @@ def test_a_training_that_outlives_its_comparison_keeps_a_second_one_out(tmp_path
     folder = Folder(tmp_path / 'results')
     with locked(folder) as lock:
         training = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE, pass_fds=[lock])
-    with pytest.raises(UserError, match=r'another facd compare, or a training.*, is at work'), locked(folder):
+    with pytest.raises(UserError, match=r'another facd compare, or a run.*, is at work'), locked(folder):
         pass
     training.communicate(b'\n')
     with locked(folder):

@@ -57,7 +57,7 @@ def results() -> dict:
 
 def test_the_table_has_means_deviations_and_marked_paired_differences(results):
     header, rows, groups, bold = compared_quality(results)
-    assert header == ['method', 'seeds', 'mean ± sd', 'to Student'] and groups == ['', '', 'Set5', 'Set5']
+    assert header == ['method', 'seeds', 'mean ± sd', 'Δ vs Student'] and groups == ['', '', 'Set5', 'Set5']
     assert rows == [
         ['bicubic', '-', '33.700', '-'],
         ['Student', '3', '36.200 ± 0.200', '-'],
@@ -72,7 +72,7 @@ def test_the_table_has_means_deviations_and_marked_paired_differences(results):
 
 def test_costs_are_per_method_with_time_relative_to_the_baseline(results):
     header, rows, *_ = cost_table(results)
-    assert header[-3:] == ['ms/iteration', 'minutes', 'to baseline']
+    assert header[-3:] == ['ms/iteration', 'minutes', 'x baseline']
     assert rows[1] == ['FACD', '12,345', '2.0', '5', '1,000', '60', '2.5', '2.50']
 
 
@@ -89,14 +89,14 @@ def test_features_are_shown_of_methods_that_have_them_only(results):
 def test_the_caption_names_seeds_and_machine(results):
     results['runs'][3]['jobs'] = 2
     text = caption(results)
-    assert 'seeds 0, 1, 2' in text and 'a machine, 2 trainings at a time, 2 CPU threads each' in text
+    assert 'seeds 0, 1, 2' in text and 'a machine, 2 runs at a time, 2 CPU threads each' in text
     assert 'Half differs from it in train.total_iter.' in text
 
 
 def test_one_seed_has_no_deviation_and_says_so(results):
     results['runs'] = [run for run in results['runs'] if run['seed'] == 1]
     assert compared_quality(results).rows[2] == ['FACD', '1', '36.400', '+0.200']
-    assert caption(results).startswith('One seed, 1, so nothing is said of significance.')
+    assert caption(results).startswith('One seed, 1, so no significance test.')
 
 
 def test_what_json_has_no_number_for_is_a_dash_and_does_not_touch_other_methods(results):

@@ -18,7 +18,7 @@ from facd_basicsr.errors import UserError
 
 
 def noise(seed: int, scales: list[int]) -> dict[int, np.ndarray]:
-    """A source of a picture that PNG can't make small."""
+    """A source of a picture that PNG cannot make small."""
     return with_bicubic_lr(np.random.default_rng(seed).integers(0, 256, (60, 72, 3), np.uint8), scales, 12)
 
 

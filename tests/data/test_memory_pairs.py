@@ -188,7 +188,7 @@ def test_a_damaged_image_of_an_lmdb_is_replaced_and_named_as_from_there(data, tm
     block = block_of(tmp_path, ('HR.lmdb', 'LR.lmdb'))
     samples = [(index, seed) for index in range(4) for seed in range(3)]
     found = {sample: SeededDataset(build_ordered_dataset(block | {'io_backend': MEMORY}))[sample] for sample in samples}
-    files = SeededDataset(build_ordered_dataset(block))  # after the other: one LMDB can't be opened twice
+    files = SeededDataset(build_ordered_dataset(block))  # after the other: one LMDB cannot be opened twice
     for sample in samples:
         assert_same(found[sample], files[sample])
     assert [found[index, 0]['damaged'] != '' for index in range(4)] == [False, True, True, True]

@@ -94,7 +94,7 @@ def test_a_set_of_damaged_images_ends_in_an_error(folders, tmp_path):
     for path in tmp_path.glob('GT/*.png'):
         half(path)
     with pytest.raises(
-        UserError, match=rf'datasets.train: {TRIES} images in a row can not be read: .*GT/1.png: not a readable image'
+        UserError, match=rf'datasets.train: {TRIES} images in a row cannot be read: .*GT/1.png: not a readable image'
     ):
         SeededDataset(build_ordered_dataset(folders))[1, 3]
 

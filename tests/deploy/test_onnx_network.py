@@ -72,7 +72,7 @@ def test_what_onnxruntime_does_not_run_is_a_runtime_error_as_of_torch(tmp_path):
 
 def test_a_file_that_is_no_onnx_or_takes_more_than_an_image_is_refused_in_a_line(tmp_path):
     (tmp_path / 'a.onnx').write_bytes(np.arange(100, dtype=np.uint8).tobytes())
-    with pytest.raises(UserError, match=r"IN: .*a.onnx can't be read as ONNX \(.*\); accepted: a file by facd export"):
+    with pytest.raises(UserError, match=r'IN: .*a.onnx cannot be read as ONNX \(.*\); accepted: a file by facd export'):
         OnnxNetwork(tmp_path / 'a.onnx', 'IN')
     with pytest.raises(UserError, match=r'IN: .*b.onnx has inputs x, y and outputs out; accepted: one of each'):
         OnnxNetwork(doubling(tmp_path / 'b.onnx', TensorProto.FLOAT, inputs=2), 'IN')

@@ -27,7 +27,7 @@ def net() -> nn.Module:
 
 @pytest.fixture
 def run(net, train_opt, tmp_path) -> Path:
-    """``experiments/tiny`` as a training leaves it, as far as it matters here."""
+    """``experiments/tiny`` as a run leaves it, as far as it matters here."""
     run = tmp_path / 'experiments' / 'tiny'
     (run / 'models').mkdir(parents=True)
     torch.save({'params': net.state_dict()}, run / 'models' / 'net_g_latest.pth')

@@ -68,7 +68,7 @@ def test_an_image_that_takes_too_much_memory_is_left_out_with_what_helps(upscale
 
     def short_of_memory(lq: torch.Tensor, is_alpha: bool) -> torch.Tensor:
         if lq.shape[2] > 20:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError('DefaultCPUAllocator: cannot allocate memory')
         return output(lq, is_alpha)
 
     monkeypatch.setattr(upscaler, '_output', short_of_memory)

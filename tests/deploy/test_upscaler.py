@@ -167,8 +167,8 @@ def test_sixteen_bits_are_never_rounded_to_eight():
 def test_gray_is_the_luma_of_what_three_equal_channels_give(dtype):
     found = student(STUDENT)
     gray = noise(9, 11, 1, dtype=dtype)
-    colours = Upscaler(found).upscale(np.repeat(gray, 3, axis=2), unseen)
-    luma = colours @ np.array([0.299, 0.587, 0.114])
+    colors = Upscaler(found).upscale(np.repeat(gray, 3, axis=2), unseen)
+    luma = colors @ np.array([0.299, 0.587, 0.114])
     assert np.abs(Upscaler(found).upscale(gray, unseen)[:, :, 0] - luma).max() <= 1
 
 
@@ -204,7 +204,7 @@ def test_what_other_threads_run_is_cancelled_inside_the_network():
     found = student(STUDENT)
     upscaler = Upscaler(found)
     upscaler._net.body[1].register_forward_hook(lambda *_: upscaler.cancel())
-    upscaler._net.body[2].register_forward_hook(lambda *_: pytest.fail('went on'))
+    upscaler._net.body[2].register_forward_hook(lambda *_: pytest.fail('continued'))
     with pytest.raises(CancelledError):
         upscaler.upscale(noise(8, 8, 3), unseen)
 
@@ -212,7 +212,7 @@ def test_what_other_threads_run_is_cancelled_inside_the_network():
 def test_a_lack_of_memory_is_told_from_other_errors(monkeypatch):
     upscaler = Upscaler(student(STUDENT))
     cases = {
-        "DefaultCPUAllocator: can't allocate memory": MemoryError,
+        'DefaultCPUAllocator: cannot allocate memory': MemoryError,
         'cuDNN error: CUDNN_STATUS_ALLOC_FAILED': MemoryError,
         'a bug': RuntimeError,
     }
@@ -229,7 +229,7 @@ def test_an_error_that_is_kept_keeps_no_features():
         def forward(self, x: Tensor) -> Tensor:
             held = x + 1
             features.append(weakref.ref(held))
-            raise RuntimeError("can't allocate memory")
+            raise RuntimeError('cannot allocate memory')
 
     with pytest.raises(MemoryError) as kept:
         Upscaler(student_of(TooLarge(), 2), 0).upscale(noise(8, 8, 3), unseen)
@@ -251,5 +251,5 @@ def test_what_takes_less_memory_is_true_of_the_network(block, tile, advice):
 
 def test_a_network_of_one_channel_is_refused():
     gray = student({'type': 'EDSR', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_block': 1, 'upscale': 2})
-    with pytest.raises(UserError, match=r'--student: num_in_ch: 1; accepted: a network of colour images, 3'):
+    with pytest.raises(UserError, match=r'--student: num_in_ch: 1; accepted: a network of color images, 3'):
         Upscaler(gray)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from facd_basicsr.distill.layouts import from_basicsr, network_block, recognise, to_basicsr
+from facd_basicsr.distill.layouts import from_basicsr, network_block, recognize, to_basicsr
 from facd_basicsr.errors import UserError
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3}
@@ -67,7 +67,7 @@ def test_the_published_sizes_go_there_and_back(network_opt, keys):
     with torch.device('meta'):
         state_dict = build_network(network_opt).state_dict()
     official = from_basicsr(state_dict, keys, torch.zeros(3), 'IN')
-    assert recognise(official) == (keys, network_opt['type'])
+    assert recognize(official) == (keys, network_opt['type'])
     assert network_block(state_dict) == network_opt
     back, _ = to_basicsr(official, keys, 'IN')
     assert back.keys() == state_dict.keys() and all(back[key] is state_dict[key] for key in back)
@@ -82,7 +82,7 @@ def test_any_size_goes_there_and_back(data, rcan, n, feats, scale):
         else:
             official = official_edsr(feats, n, scale, 1.0).state_dict()
     trunk = {key: value for key, value in official.items() if not key.startswith(('sub_mean', 'add_mean'))}
-    layout, _ = recognise(official)
+    layout, _ = recognize(official)
     converted, _ = to_basicsr(trunk, layout, 'IN')
     with torch.device('meta'):
         net = build_network(network_block(converted))
@@ -96,8 +96,8 @@ def test_any_size_goes_there_and_back(data, rcan, n, feats, scale):
 def test_other_networks_are_not_recognised():
     with torch.device('meta'):
         msrresnet = build_network({'type': 'MSRResNet', 'num_feat': 8, 'num_block': 2})  # its blocks are EDSR's
-    assert recognise(msrresnet.state_dict()) is None
-    assert recognise({'head.0.weight': torch.zeros(1)}) is None
+    assert recognize(msrresnet.state_dict()) is None
+    assert recognize({'head.0.weight': torch.zeros(1)}) is None
 
 
 def test_a_key_that_is_not_of_the_layout_is_refused():
@@ -114,7 +114,7 @@ def test_colour_scaling_that_basicsr_cannot_do_is_refused():
         ('sub_mean.weight', official['sub_mean.weight'] / 0.25),
         ('add_mean.bias', official['add_mean.bias'] + 1),
     ):
-        with pytest.raises(UserError, match=r'IN: sub_mean and add_mean scale the colours or do not undo each other'):
+        with pytest.raises(UserError, match=r'IN: sub_mean and add_mean scale the colors or do not undo each other'):
             to_basicsr({**official, key: value}, 'edsr-pytorch', 'IN')
     del official['add_mean.bias']
     with pytest.raises(UserError, match=r'IN: add_mean.bias is missing'):

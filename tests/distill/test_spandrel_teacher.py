@@ -1,4 +1,4 @@
-"""Teachers that spandrel recognises: the extra `spandrel` is part of `dev`."""
+"""Teachers that spandrel recognizes: the extra `spandrel` is part of `dev`."""
 
 import contextlib
 import importlib
@@ -132,7 +132,7 @@ def test_tokens_are_read_as_the_feature_they_come_from(dat_opt):
     handle.remove()
     assert feat.shape == (2, 64, 16, 24)
     assert torch.equal(feat[1, :, 3, 5], tokens[0][1, 3 * 24 + 5])
-    # the tokens that enter the first layer are the first convolution's output, before and after normalisation
+    # the tokens that enter the first layer are the first convolution's output, before and after normalization
     assert tap(teacher, 'layers.0:input:tokens', lq).shape == (2, 64, 16, 24)
     normed = teacher.net.before_RG[1](teacher.net.before_RG[0](teacher.net.conv_first(lq - teacher.net.mean)))
     torch.testing.assert_close(tap(teacher, 'before_RG:tokens', lq), normed.transpose(1, 2).reshape(2, 64, 16, 24))
@@ -165,7 +165,7 @@ def test_esrgans_published_keys_which_begin_with_model_are_left_to_spandrel(tmp_
     torch.testing.assert_close(build_teacher({'weights': str(tmp_path / 'esrgan.pth')}, 2)(lq), net.eval()(lq))
 
 
-def test_what_spandrel_finds_must_be_this_files_scale_and_colours(dat_opt, tmp_path):
+def test_what_spandrel_finds_must_be_this_files_scale_and_colors(dat_opt, tmp_path):
     with pytest.raises(UserError, match=r'teacher.weights: .*dat.pth: is a DAT for SR x2; accepted: SR x4'):
         build_teacher(dat_opt, 4)
     with pytest.raises(
@@ -174,7 +174,7 @@ def test_what_spandrel_finds_must_be_this_files_scale_and_colours(dat_opt, tmp_p
         build_teacher({**dat_opt, 'precision': 'fp16'}, 2)
     assert build_teacher({**dat_opt, 'precision': 'bf16'}, 2)(torch.rand(1, 3, 16, 16)).dtype == torch.float32
     torch.save({'no.such.network': torch.zeros(1)}, tmp_path / 'odd.pth')
-    with pytest.raises(UserError, match=r'odd.pth: spandrel does not recognise it \(first key: no.such.network\)'):
+    with pytest.raises(UserError, match=r'odd.pth: spandrel does not recognize it \(first key: no.such.network\)'):
         build_teacher({'weights': str(tmp_path / 'odd.pth')}, 2)
 
 

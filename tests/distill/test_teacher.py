@@ -51,7 +51,7 @@ WRAPPED = {
     'compiled': lambda s: {'params': prefixed(s, '_orig_mod.')},
     'DDP of compiled': lambda s: prefixed(s, 'module._orig_mod.'),
     'neosr': lambda s: {'params-ema': s, 'params': {key: value + 1 for key, value in s.items()}},
-    'a training snapshot': lambda s: {'epoch': 3, 'state_dict': prefixed(s, 'net_g.'), 'optimizer': {'lr': 1e-4}},
+    'a run snapshot': lambda s: {'epoch': 3, 'state_dict': prefixed(s, 'net_g.'), 'optimizer': {'lr': 1e-4}},
     'Lightning': lambda s: {'state_dict': prefixed(s, 'model.'), 'epoch': 3},
 }
 
@@ -68,7 +68,7 @@ def test_safetensors_load(prefix, state_dict, tmp_path):
     loaded = build_teacher({'network': TEACHER, 'weights': str(tmp_path / 'teacher.safetensors')}, SCALE)
     assert all(torch.equal(value, state_dict[key]) for key, value in loaded.net.state_dict().items())
     (tmp_path / 'damaged.safetensors').write_bytes((tmp_path / 'teacher.safetensors').read_bytes()[:-7])
-    with pytest.raises(UserError, match=r"damaged.safetensors can't be read as a checkpoint of tensors"):
+    with pytest.raises(UserError, match=r'damaged.safetensors cannot be read as a checkpoint of tensors'):
         build_teacher({'network': TEACHER, 'weights': str(tmp_path / 'damaged.safetensors')}, SCALE)
 
 
@@ -224,7 +224,7 @@ class Attack:
 def test_a_checkpoint_that_carries_code_is_refused_and_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({'params': Attack()}, tmp_path / 'bad.pth')
-    with pytest.raises(UserError, match=r"teacher.weights: .*bad.pth can't be read as a checkpoint"):
+    with pytest.raises(UserError, match=r'teacher.weights: .*bad.pth cannot be read as a checkpoint'):
         load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
     assert not (tmp_path / 'attacked').exists()
 

@@ -152,7 +152,7 @@ def test_a_full_disk_ends_the_run_in_a_line_and_leaves_the_last_checkpoint_whole
     assert states(tmp_path) == [2, 4, 6, 8]
 
 
-# In namespaces of its own, where everyone may mount: a disk of a megabyte, and a training until it is full.
+# In namespaces of its own, where everyone may mount: a disk of a megabyte, and a run until it is full.
 FULL_DISK = """
 set -e
 mount -t tmpfs -o size=1m tmpfs "$1"
@@ -184,7 +184,7 @@ def test_a_disk_that_is_really_full_ends_the_run_in_a_line_and_leaves_the_last_c
     done = subprocess.run(script, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert 'exit code 2' in done.stdout, done.stdout + done.stderr
     last_line = done.stderr.strip().splitlines()[-1]
-    assert 'No space left on device; ' in last_line and 'are whole, and --auto_resume goes on' in last_line
+    assert 'No space left on device; ' in last_line and 'are whole, and --auto_resume continues' in last_line
     assert 'Traceback' not in done.stderr
     latest = (tmp_path / 'kept/tiny/training_states/latest').read_text().strip()
     assert latest in last_line

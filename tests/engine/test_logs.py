@@ -48,7 +48,7 @@ def test_the_file_ends_with_what_ended_the_run(tmp_path):
     assert ended_by(Stopped('SIGTERM'), tmp_path).endswith('INFO: SIGTERM\n')
     crash = ended_by(ZeroDivisionError('a bug'), tmp_path)
     assert 'ERROR: The run has crashed.\nTraceback' in crash and crash.endswith('ZeroDivisionError: a bug\n')
-    assert 'no room' in crash  # the file of the same second was not begun anew
+    assert 'no room' in crash  # the file of the same second was not started over
 
 
 def test_a_full_disk_is_an_error_and_not_a_page_for_every_line(tmp_path):

@@ -156,7 +156,7 @@ def test_damaged_images_that_can_not_be_replaced_end_the_training_in_a_line(trai
         for path in folders.glob('GT/*.png'):
             os.truncate(path, 50)
 
-    with pytest.raises(UserError, match=r'^datasets.train: 10 images in a row can not be read: .*GT/\d.png: not a r'):
+    with pytest.raises(UserError, match=r'^datasets.train: 10 images in a row cannot be read: .*GT/\d.png: not a r'):
         run(train_opt, tmp_path, 20, on_iteration=damage_all)
 
 

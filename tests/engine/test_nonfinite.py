@@ -115,7 +115,7 @@ def train(model: BaseModel, guard: NonFiniteGuard, *batches: dict, first: int = 
 
 
 def state(model: BaseModel) -> list[Tensor]:
-    """Copies of all that training is to change: weights, and the optimizer's step counts and moments."""
+    """Copies of all that run is to change: weights, and the optimizer's step counts and moments."""
     moments = [value for values in model.optimizers[0].state.values() for value in values.values()]
     return [value.detach().clone() for value in (*model.net_g.state_dict().values(), *moments)]
 

@@ -50,7 +50,7 @@ def test_a_signal_to_the_whole_process_group_leaves_the_workers_alone(train_opt,
 @pytest.mark.parametrize('signum', STOPPING)
 def test_a_second_signal_ends_the_process_at_once(train_opt, tmp_path, signum):
     child = Child(train_opt, tmp_path, answered=True)
-    child.wait_for(3)  # it hangs here for ever, waiting for an answer
+    child.wait_for(3)  # it hangs here forever, waiting for an answer
     while child.end(0.2) is None:
         child.kill(signum)
     assert child.end() == 128 + signum

@@ -90,8 +90,8 @@ def test_rows_of_different_lengths_and_heights_do_not_overlap():
     red, blue = Image.new('RGB', (20, 30), (255, 0, 0)), Image.new('RGB', (40, 10), (0, 0, 255))
     picture = grid([[('a', red), ('b', blue)], [('c', blue)]])
     assert picture.size == (PANEL_MARGIN * 3 + 40 + 40, PANEL_MARGIN * 3 + (30 + LINE_HEIGHT) + (10 + LINE_HEIGHT))
-    colours = {colour: n for n, colour in picture.getcolors(10**4)}
-    assert colours[255, 0, 0] == 20 * 30 and colours[0, 0, 255] == 2 * 40 * 10
+    colors = {color: n for n, color in picture.getcolors(10**4)}
+    assert colors[255, 0, 0] == 20 * 30 and colors[0, 0, 255] == 2 * 40 * 10
 
 
 def test_marked_outlines_the_window_at_the_size_it_is_shown():

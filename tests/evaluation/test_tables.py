@@ -15,7 +15,7 @@ from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, pairs
 
 
 class Brighter(nn.Module):
-    """Nearest-neighbour x2, ``levels`` of 255 brighter, with a tap on what it adds."""
+    """Nearest-neighbor x2, ``levels`` of 255 brighter, with a tap on what it adds."""
 
     def __init__(self, levels: float) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ def test_gray_files_are_told_from_coloured_ones(tmp_path):
         assert is_gray(tmp_path / 'a.png') == gray, mode
 
 
-def test_a_palette_becomes_its_colours(tmp_path):
+def test_a_palette_becomes_its_colors(tmp_path):
     image = Image.new('P', (2, 1))
     image.putpalette([*RED, *BLUE])
     image.putpixel((1, 0), 1)

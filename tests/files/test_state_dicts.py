@@ -43,7 +43,7 @@ def test_what_basicsr_loads_is_accepted(weights, tmp_path):
 
 def test_without_strict_load_what_is_missing_is_left_out_and_the_rest_is_counted(weights, tmp_path):
     total = sum(value.numel() for value in weights.values())
-    del weights['conv_last.bias']  # of 3 colours
+    del weights['conv_last.bias']  # of 3 colors
     weights['unknown'] = torch.zeros(2, 2)
     weights['conv_first.bias'] = torch.zeros(5)  # for 4 features
     (line,) = check_pretrained(opt_for({'params': weights}, tmp_path, strict_load_g=False))
@@ -61,7 +61,7 @@ def test_a_network_that_is_loaded_whole_is_nothing_to_tell_of(weights, tmp_path)
 
 
 def test_without_strict_load_a_checkpoint_of_which_no_weight_fits_is_refused(weights, tmp_path):
-    teacher = build_network(TEACHER).state_dict()  # 6 features for 4: only the bias of 3 colours fits
+    teacher = build_network(TEACHER).state_dict()  # 6 features for 4: only the bias of 3 colors fits
     assert [key for key in weights if teacher[key].shape == weights[key].shape] == ['conv_last.bias']
     for content in (teacher, {'other': torch.zeros(4, 4)}):
         with pytest.raises(
@@ -90,7 +90,7 @@ def test_what_is_counted_is_what_basicsr_loads(num_block, tmp_path):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [
-        (b'<html>not found</html>', "net_g.pth can't be read as a checkpoint of tensors"),
+        (b'<html>not found</html>', 'net_g.pth cannot be read as a checkpoint of tensors'),
         ({'params': build_network(TEACHER).state_dict()}, r'does not fit EDSRStudent: keys .* of another shape'),
         ({'params_ema': build_network(STUDENT).state_dict()}, r"holds keys \['params_ema'\]; accepted: params"),
         (build_network(STUDENT).state_dict(), r"holds keys \['conv_first.weight', .*\]; accepted: params"),

@@ -76,7 +76,7 @@ def moved(state: DistillState, change: Callable[[Tensor], Tensor]) -> DistillSta
 
 
 def results(loss: DistillLoss, state: DistillState) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-    """What it says, and the gradients of what is minimised."""
+    """What it says, and the gradients of what is minimized."""
     logs = loss(state)
     needed = (state.student, *(state.student_feats if loss.reads_features else ()))
     return logs, torch.autograd.grad(summed(logs), needed)

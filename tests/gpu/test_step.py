@@ -86,9 +86,9 @@ def test_every_way_to_run_gives_the_terms_of_the_cpu_in_float32(parsed, train_op
     opt = alone(train_opt) if method == 'alone' else train_opt
     expected = terms(parsed(run_as(opt, {'precision': 'fp32'}), gpus=0))
     found = terms(parsed(run_as(opt, execution)))
-    minimised = [name for name in expected if name.startswith('l_')]
-    assert minimised
-    for name in minimised:
+    minimized = [name for name in expected if name.startswith('l_')]
+    assert minimized
+    for name in minimized:
         assert found[name] == pytest.approx(expected[name], rel=TOLERANCES[execution['precision']]), name
 
 

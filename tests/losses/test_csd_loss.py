@@ -25,7 +25,7 @@ WHERE = 'train.distill_opt.vgg_weights: '
 
 
 def flat(*values: float) -> torch.Tensor:
-    """Images of one colour that are large enough for two layers: (N, 3, 2, 2)."""
+    """Images of one color that are large enough for two layers: (N, 3, 2, 2)."""
     return images(*values).expand(-1, 3, 2, 2)
 
 

@@ -80,7 +80,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, dict]:
     done = subprocess.run([sys.executable, __file__, folder], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if not (folder / 'results.pth').is_file():
-        pytest.skip("this Triton's interpreter can not copy a tensor: 3.0's with numpy 2")
+        pytest.skip("this Triton's interpreter cannot copy a tensor: 3.0's with numpy 2")
     return cases, torch.load(folder / 'results.pth')
 
 

@@ -199,8 +199,8 @@ def test_an_optimizer_that_goes_on_with_other_settings_than_the_option_files_say
     alone['train']['optim_g'] |= {'lr': 1e-5, 'betas': [0.5, 0.999]}
     build(alone).resume_training(state)
     assert lines == [
-        'train.optim_g.lr: 1e-05 in the option file, but the resumed optimizer goes on with 0.001.',
-        'train.optim_g.betas: [0.5, 0.999] in the option file, but the resumed optimizer goes on with [0.9, 0.999].',
+        'train.optim_g.lr: 1e-05 in the option file, but the resumed optimizer continues with 0.001.',
+        'train.optim_g.betas: [0.5, 0.999] in the option file, but the resumed optimizer continues with [0.9, 0.999].',
     ]
 
 

@@ -24,13 +24,13 @@ LOSSES = {
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """Images of different colours, so that now the teacher is closer to one, now the student."""
+    """Images of different colors, so that now the teacher is closer to one, now the student."""
     generator = torch.Generator().manual_seed(0)
     made = {'generator': generator, 'dtype': torch.float64}
 
     def images(size: int) -> torch.Tensor:
-        colours = torch.rand(N, 3, 1, 1, **made)
-        return colours + 0.2 * torch.rand(N, 3, size, size, **made)
+        colors = torch.rand(N, 3, 1, 1, **made)
+        return colors + 0.2 * torch.rand(N, 3, size, size, **made)
 
     return {'lq': images(12), 'gt': images(24)}
 

@@ -130,7 +130,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('val.val_freq', 2.5, 'val.val_freq: 2.5; accepted: a whole number'),
         ('val.metrics.psnr_y.test_y_channel', ..., 'psnr_y.test_y_channel: missing; accepted: true or false'),
         ('val.metrics.psnr_y.input_order', 'CHW', "psnr_y.input_order: 'CHW'; accepted: HWC"),
-        ('val.metrics.psnr_y.type', 'calculate_psnr_pt', 'type: calculate_psnr_pt is of tensors, not of images; '),
+        ('val.metrics.psnr_y.type', 'calculate_psnr_pt', 'type: calculate_psnr_pt expects tensors, not images; '),
         ('val.metrics.psnr_y.better', 'more', "psnr_y.better: 'more'; accepted: higher, lower"),
         ('teacher.network.num_in_ch', True, 'teacher.network.num_in_ch: True; accepted: a whole number'),
         ('teacher.network.num_feat', 6.5, 'teacher.network.num_feat: 6.5; accepted: a whole number'),

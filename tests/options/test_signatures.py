@@ -90,7 +90,7 @@ def test_a_class_has_its_defaults_from_its_signature_and_its_meanings_from_its_d
 
         Args:
             a: the first, which
-                goes on.
+                continues.
             b, c (int): two of them. Default: 2.
             lambda_: a word of Python's.
 
@@ -103,7 +103,7 @@ def test_a_class_has_its_defaults_from_its_signature_and_its_meanings_from_its_d
 
     found = signature_keys(Thing, known={'c': Key((int,), least=1, meaning='the third')})
     assert {key: (own.default, own.meaning) for key, own in found.items()} == {
-        'a': (..., 'the first, which goes on'),
+        'a': (..., 'the first, which continues'),
         'b': (2, 'two of them'),
         'c': (3, 'the third'),
         'lambda': (1.0, "a word of Python's"),

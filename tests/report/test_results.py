@@ -17,7 +17,7 @@ from facd_basicsr.tools.benchmark import benchmark
 
 @pytest.fixture(scope='module')
 def distilled(data, teacher_weights, tmp_path_factory):
-    """The root of a training by FACD without TensorBoard, that was stopped after 4 of 8 iterations and resumed."""
+    """The root of a run by FACD without TensorBoard, that was stopped after 4 of 8 iterations and resumed."""
     root = tmp_path_factory.mktemp('distilled')
     opt = changed(tiny_train_opt(data, teacher_weights), 'logger.use_tb_logger', False)
     train(opt, root, 4)

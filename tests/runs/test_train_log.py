@@ -130,12 +130,12 @@ def test_a_start_without_a_state_forgets_what_was_before():
         (record(5, 'End of training. Time consumed: 0:00:09') + record(6, 'Save the latest model.'), 'finished', 20),
         (
             record(
-                5, 'SIGTERM: stopped after iteration 7, which is saved; the same command with --auto_resume goes on.'
+                5, 'SIGTERM: stopped after iteration 7, which is saved; the same command with --auto_resume continues.'
             ),
             'SIGTERM: stopped after iteration 7',
             7,
         ),
-        (record(5, 'disk: full; mend it', 'ERROR'), 'disk: full; mend it', 4),
+        (record(5, 'disk: full; fix it', 'ERROR'), 'disk: full; fix it', 4),
         (
             record(5, 'The run has crashed.\nTraceback:\n  x\nKeyError: 1', 'ERROR'),
             'The run has crashed. KeyError: 1',

@@ -12,7 +12,7 @@ from facd_basicsr.runs.run_folder import psnr_of
 
 @pytest.fixture(scope='module')
 def trained(data: Path, teacher_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
-    """The models of a training that keeps its best, and the PSNR-Y of its validations at 2, 4 and 5."""
+    """The models of a run that keeps its best, and the PSNR-Y of its validations at 2, 4 and 5."""
     root = tmp_path_factory.mktemp('run')
     opt = tiny_train_opt(data, teacher_weights)
     opt['logger'] |= {'keep_best': True, 'print_freq': 3}

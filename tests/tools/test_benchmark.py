@@ -82,7 +82,7 @@ def test_a_gray_image_is_scored_as_it_is_or_as_test_py_scores_it(files, data, tm
     opt['datasets']['test_1'] |= {'dataroot_gt': str(tmp_path / 'GT'), 'dataroot_lq': str(tmp_path / 'LQ')}
     option_file = str(write_yml(opt, tmp_path / 'gray.yml'))
     as_test_py = evaluate(parser().parse_args(['-opt', option_file]), root=tmp_path, console=False)['pictures']
-    as_colour = benchmark([option_file], [], None, tmp_path / 'colour', gray_as_colour=True)['wide_b']['pictures']
+    as_colour = benchmark([option_file], [], None, tmp_path / 'color', gray_as_colour=True)['wide_b']['pictures']
     alone = benchmark([option_file], [], None, tmp_path / 'alone')['wide_b']['pictures']
     assert as_colour['psnr_y'] == pytest.approx(as_test_py['psnr_y'], abs=1e-4)
     assert as_colour['psnr_y'] - alone['psnr_y'] == pytest.approx(20 * math.log10(255 / 219), abs=1e-4)

@@ -165,7 +165,7 @@ def test_a_failed_training_is_named_and_the_others_are_reported(comparison, chec
     bad['seeds'] = [0]
     failed = run(*command(write_yml(bad, checkout / 'failing.yml')), cwd=checkout)
     assert failed.returncode == 2
-    assert "1 of 2 trainings failed: FACD_seed0: error: taps[0].student: 'body.9' is not in" in failed.stderr
+    assert "1 of 2 runs failed: FACD_seed0: error: taps[0].student: 'body.9' is not in" in failed.stderr
     assert '| Student | 1 |' in (checkout / 'results' / 'failing' / 'table.md').read_text()
 
 
@@ -173,7 +173,7 @@ def test_changed_options_are_refused_with_the_key(finished, in_checkout, compari
     path = write_yml(
         changed(comparison, 'methods.FACD.train', {'distill_opt': {'lambda': 16}}), checkout / 'changed.yml'
     )
-    with pytest.raises(UserError, match=r'methods.FACD: train.distill_opt.lambda changed since .* was begun'):
+    with pytest.raises(UserError, match=r'methods.FACD: train.distill_opt.lambda changed since .* was started'):
         compare(path, jobs=1)
 
 

@@ -98,7 +98,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing_behind(name, tmp_path, monkeyp
 
     monkeypatch.setattr('torch.save', full)
     monkeypatch.setattr('facd_basicsr.tools.convert.save_file', full)
-    with pytest.raises(UserError, match=rf'OUT: .*{name} can not be written \(.*No space left on device\)'):
+    with pytest.raises(UserError, match=rf'OUT: .*{name} cannot be written \(.*No space left on device\)'):
         convert(source, tmp_path / name, 'basicsr', 255.0, DIV2K_MEAN)
     assert [path.name for path in tmp_path.iterdir()] == ['edsr.pt']
 

@@ -34,7 +34,7 @@ FLAGS = (
 
 @pytest.fixture(scope='module')
 def folder(data, teacher_weights, tmp_path_factory) -> Path:
-    """A finished training of 8 iterations, validated twice."""
+    """A finished run of 8 iterations, validated twice."""
     root = tmp_path_factory.mktemp('report')
     opt = changed(tiny_train_opt(data, teacher_weights), 'name', NAME)
     train(changed(opt, 'logger.use_tb_logger', False), root)
@@ -243,7 +243,7 @@ def test_without_the_table_no_network_is_run(folder, tmp_path, monkeypatch):
 def test_a_target_that_can_not_be_written_is_found_before_networks_are_run(folder, monkeypatch):
     monkeypatch.setattr('facd_basicsr.tools.report.results_of', None)
     result = CliRunner().invoke(facd, ['report', str(folder), '--out', '/proc/page.html'])
-    assert re.fullmatch(r'--out: /proc/page.html can not be written \(.*\); accepted: .*', str(result.exception))
+    assert re.fullmatch(r'--out: /proc/page.html cannot be written \(.*\); accepted: .*', str(result.exception))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def photographs(tmp_path: Path) -> Path:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     rgb.save(root / 'turned.jpg', exif=exif)
-    rgb.save(root / 'inner' / 'colours.webp', lossless=True)
+    rgb.save(root / 'inner' / 'colors.webp', lossless=True)
     rgb.convert('L').save(root / 'gray.png')
     rgb.convert('P').save(root / 'palette.png')
     rgb.convert('LA').save(root / 'inner' / 'gray_and_alpha.png')
@@ -69,7 +69,7 @@ def test_a_folder_with_a_damaged_image_is_upscaled_without_it(student, photograp
     }
     assert kinds == {
         'turned.png': ((48, 32, 3), 'uint8'),
-        'inner/colours.png': ((32, 48, 3), 'uint8'),
+        'inner/colors.png': ((32, 48, 3), 'uint8'),
         'gray.png': ((32, 48, 1), 'uint8'),
         'palette.png': ((32, 48, 3), 'uint8'),
         'inner/gray_and_alpha.png': ((32, 48, 2), 'uint8'),
