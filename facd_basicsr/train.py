@@ -176,7 +176,7 @@ def _check_folders(opt: dict[str, Any]) -> None:
     for folder in (Path(opt['path']['experiments_root']), Path(opt['root_path'], 'tb_logger', opt['name'])):
         parent = next(parent for parent in folder.parents if parent.exists())
         if not (parent.is_dir() and os.access(parent, os.W_OK)):
-            raise UserError(f'{folder} cannot be made: {parent} is no folder that may be written')
+            raise UserError(f'cannot create {folder}: {parent} is not a writable directory')
 
 
 def _make_folders(opt: dict[str, Any], option_file: Path, in_place: bool) -> None:

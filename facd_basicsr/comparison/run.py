@@ -63,7 +63,7 @@ def locked(folder: Folder) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f'{folder.root}: another facd compare, or a run that one has started, is at work; accepted: once '
+                f'{folder.root}: another facd compare, or a run that one has started, is running; accepted: once '
                 f'it has ended (fuser {lock.name} names its process)'
             ) from error
         yield lock.fileno()

@@ -29,7 +29,7 @@ def prepare_benchmarks(root: Path, out: Path, scales: Sequence[int], workers: in
 
 
 def write_set(images: Sequence[Path], path: Path, scales: Sequence[int], workers: int) -> None:
-    """Writes one set, unless it is there already, made of the same images.
+    """Writes one set, unless it exists, made of the same images.
 
     Raises:
         UserError: an image cannot be read, or a set of other making is there.

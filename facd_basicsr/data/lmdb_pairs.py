@@ -45,7 +45,7 @@ def write_lmdbs(
     """Writes the sub-images of every source, each LMDB under a temporary name until it is whole.
 
     What an earlier, interrupted call wrote is continued if it had the same settings, without what it made of files that
-    have changed since; an LMDB that is there already and had the same settings and files is kept.
+    have changed since; an LMDB that exists and had the same settings and files is kept.
 
     Args:
         sources: by key; sub-images get the keys ``{key}_s001``, ``{key}_s002``, ...

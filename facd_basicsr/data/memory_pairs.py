@@ -116,7 +116,9 @@ def _decode_all(dataset: PairedImageDataset) -> SharedBlock:
     log.info(f'{name} is in memory after {time.perf_counter() - start:.1f} s.')
     left_out = int((table[:, :, 1] == 0).any(axis=1).sum())
     if left_out:
-        log.warning(f'{left_out} pairs of {name} are not: damaged, or of another size than listed. They are read anew.')
+        log.warning(
+            f'{left_out} pairs of {name} are not: damaged, or of another size than listed. They are read from disk each time.'
+        )
     return block
 
 

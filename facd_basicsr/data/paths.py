@@ -127,7 +127,7 @@ def _check_folder(where: str, path: Path, accepted: str | None) -> None:
         raise UserError(f'{where}: {path} holds no files; {DATA_PAGE}')
     for file in files:  # BasicSR takes every file of the folder for an image
         if file.suffix.lower() not in IMAGE_SUFFIXES:
-            raise UserError(f'{where}: {file} is no image; accepted in this folder: images only')
+            raise UserError(f'{where}: {file} is not an image; accepted in this folder: images only')
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What an output was made of, kept beside it: the same again is there already, a part of the same is continued."""
+"""What an output was made of, kept beside it: the same again exists, a part of the same is continued."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def _is_finished(path: Path, record: dict[str, Any]) -> bool:
         reason = 'with other ' + ', '.join(
             key if isinstance(record[key], list) else f'{key} ({found.get(key)}, now {record[key]})' for key in keys
         )
-    raise UserError(f'{path}: already there, made {reason}; delete it, or choose another --out or --name')
+    raise UserError(f'{path}: already exists, made {reason}; delete it, or choose another --out or --name')
 
 
 def open_partial(path: Path, record: dict[str, Any], forget: Callable[[Path, Sequence[str]], None]) -> Path:

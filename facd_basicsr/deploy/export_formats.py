@@ -168,7 +168,7 @@ def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
     """The files that would be written.
 
     Raises:
-        UserError: one is there already, there is no folder for them, or the stem is a file's whole name.
+        UserError: one exists, there is no folder for them, or the stem is a file's whole name.
     """
     if not stem.parent.is_dir():
         raise UserError(f'-o: no such folder: {stem.parent}')
@@ -179,7 +179,7 @@ def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
     paths = [stem.with_name(stem.name + format.suffix) for format in formats]
     there = [str(path) for path in paths if path.exists()]
     if there:
-        raise UserError(f'-o: {", ".join(there)} is there already; accepted: the name of new files')
+        raise UserError(f'-o: {", ".join(there)} exists; accepted: the name of new files')
     return paths
 
 

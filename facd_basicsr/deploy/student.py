@@ -210,7 +210,9 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
         raise UserError(f'{where}: {path}; accepted: a name that ends in {", ".join(STUDENT_SUFFIXES)}')
     if path.suffix == '.onnx':
         if option_file is not None:
-            raise UserError(f'--opt: {option_file}; accepted with {path}: none, for an ONNX file tells all itself')
+            raise UserError(
+                f'--opt: {option_file}; accepted with {path}: none, since an ONNX file describes its network'
+            )
         return _read_onnx(path, where)
     description = _description_of(path, option_file, where)
     state_dict = load_any_state_dict(path, where)
@@ -223,7 +225,7 @@ def _read_onnx(path: Path, where: str) -> Student:
     net = OnnxNetwork(path, where)
     description = _described(net.metadata, path, where)
     if description is None:
-        raise UserError(f'{where}: {path} does not say what it is of; accepted: an ONNX file by facd export')
+        raise UserError(f'{where}: {path} does not name its network; accepted: an ONNX file by facd export')
     return Student(net.eval(), description)
 
 
@@ -242,7 +244,7 @@ def _description_of(path: Path, option_file: str | None, where: str) -> Descript
         return own
     by_run = _described_by_run(path, where)
     if by_run is None:
-        raise UserError(f'{where}: {path} does not say what network it is of; accepted: with {OPT}')
+        raise UserError(f'{where}: {path} does not name its network; accepted: with {OPT}')
     return by_run
 
 

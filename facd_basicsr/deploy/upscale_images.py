@@ -149,10 +149,10 @@ class UpscaleRecord:
                 continue
             line = self._lines.get(self._name(pair))
             if line is None:
-                raise UserError(f'--out: {pair.target} is there already, and not by this command; {OVERWRITE}')
+                raise UserError(f'--out: {pair.target} exists and was not written by this command; {OVERWRITE}')
             if line['sha256'] != self._student['sha256']:
                 raise UserError(
-                    f'--out: {pair.target} is there already, by another student or with another --opt '
+                    f'--out: {pair.target} exists, written by another student or with another --opt '
                     f'({line["student"]}); {OVERWRITE}'
                 )
         return [pair for pair in pairs if not (pair.target.exists() and self._is_of_the_image_as_it_is(pair))]
@@ -275,7 +275,7 @@ def _upscale(upscaler: Upscaler, pair: UpscaleJob, record: UpscaleRecord | None,
         partial = write_partial(pair.target, parts)
     except MemoryError as error:
         raise UserError(
-            f'{pair.source}: takes more memory than there is; accepted: --jobs 1, {upscaler.less_memory}, or a smaller '
+            f'{pair.source}: needs more memory than is available; accepted: --jobs 1, {upscaler.less_memory}, or a smaller '
             'image'
         ) from error
     except RefusedSizeError as error:

@@ -73,7 +73,7 @@ def check_teacher(
     if _is_better(on_bgr, by_image):
         raise UserError(
             f'teacher.expect: the teacher has {found:.3f} dB PSNR-Y on datasets.{expect["dataset"]}, but '
-            f'{on_bgr.mean():.3f} dB when red and blue change places; accepted: a network of RGB images'
+            f'{on_bgr.mean():.3f} dB with red and blue swapped; accepted: a network of RGB images'
         )
     return f'Teacher: {numbers}.'
 

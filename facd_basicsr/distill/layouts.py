@@ -161,7 +161,7 @@ def _mean_shift(state_dict: dict[str, Tensor], where: str) -> Tensor | None:
         return None
     missing = {f'{name}.{leaf}' for name in ('sub_mean', 'add_mean') for leaf in ('weight', 'bias')} - found.keys()
     if missing:
-        raise UserError(f'{where}: {min(missing)} is missing; accepted: sub_mean and add_mean, atomically')
+        raise UserError(f'{where}: {min(missing)} is missing; accepted: sub_mean and add_mean, both or neither')
     identity = torch.eye(3).view(3, 3, 1, 1)
     plain = all(torch.equal(found[f'{name}.weight'], identity) for name in ('sub_mean', 'add_mean'))
     if not (plain and torch.equal(found['sub_mean.bias'], -found['add_mean.bias'])):

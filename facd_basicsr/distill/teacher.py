@@ -103,7 +103,7 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     found = recognize(bare)
     if layout_format == 'auto' and found is not None and found[0] != 'rcan':
         raise UserError(
-            f'teacher.network: missing, and {teacher_opt["weights"]} does not tell all of it; accepted: '
+            f'teacher.network: missing, and {teacher_opt["weights"]} does not determine all of it; accepted: '
             f'{_block(bare, found[0], where)}, where res_scale is as it was trained (EDSR '
             f'256 x 32: 0.1, EDSR 64 x 16 and RCAN: 1); {PAGE}'
         )
@@ -132,9 +132,7 @@ def local_weights(teacher_opt: dict[str, Any]) -> Path:
             return cached(weights, 'teacher.weights', sha256)
     path = Path(weights)
     if sha256 is not None and not (digest := sha256_of(path)).startswith(sha256.lower()):
-        raise UserError(
-            f'teacher.sha256: {sha256}, but {path} has {digest}; accepted: the digest of the file that is meant'
-        )
+        raise UserError(f'teacher.sha256: {sha256}, but {path} has {digest}; accepted: the digest of the intended file')
     return path
 
 

@@ -58,7 +58,7 @@ def load_resume_state(opt: dict[str, Any], ranks: Ranks, warn: Callable[[str], N
         state = state or read_state(path, Path(opt['path']['models']))  # rank 0 may have read it in choosing
     except DamagedStateError as error:
         raise UserError(
-            f'{source}: {path} {error}; accepted: a whole .state file beside its networks (--auto_resume finds the '
+            f'{source}: {path} {error}; accepted: an intact .state file next to its networks (--auto_resume finds the '
             'newest)'
         ) from error
     opt['path']['resume_state'] = str(path)
@@ -112,13 +112,13 @@ def _newest_whole(opt: dict[str, Any], warn: Callable[[str], None]) -> tuple[Pat
             warn(f'--auto_resume: {path} {error}; passed over.')
     if damaged:
         raise UserError(
-            f'--auto_resume: none of the {len(damaged)} states in {folder} is whole; accepted: the same command '
-            'without --auto_resume, which moves the experiment aside and begins it anew'
+            f'--auto_resume: none of the {len(damaged)} states in {folder} is intact; accepted: the same command '
+            'without --auto_resume, which moves the experiment aside and starts over'
         )
     if list(models.glob('net_*_latest.pth')) or (folder / LATEST).is_file():
         raise UserError(
             f'--auto_resume: {models} has the networks of an earlier run, but {folder} no state to resume from; '
-            'accepted: the same command without --auto_resume, which moves the experiment aside and begins it anew'
+            'accepted: the same command without --auto_resume, which moves the experiment aside and starts over'
         )
     return None, None
 

@@ -154,7 +154,7 @@ def read_test_files(paths: Sequence[str], overrides: Sequence[str]) -> list[dict
         names[opt['name']] = f'the name in {path} too'
         if getattr(MODEL_REGISTRY.get(opt['model_type']), 'test', None) is not SRModel.test:
             raise UserError(
-                f'{path}: model_type: {opt["model_type"]} runs its network in its own way; accepted here: models that '
+                f'{path}: model_type: {opt["model_type"]} has its own test(); accepted here: models that '
                 'test as SRModel does; test.py evaluates others'
             )
         if opt['scale'] != opts[0]['scale']:

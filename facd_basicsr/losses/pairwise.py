@@ -99,7 +99,7 @@ def fused_sums(device: torch.device, *dtypes: torch.dtype) -> Callable[[Tensor, 
         _check_sums(l1_sums, device, *dtypes)
     except Exception as error:  # of Triton, of its compilers, of the driver
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-        get_root_logger().warning(f'Distances between samples by torch.cdist, since not by Triton: {reason}')
+        get_root_logger().warning(f'Distances between samples use torch.cdist, since Triton failed: {reason}')
         return None
     return l1_sums
 

@@ -85,7 +85,7 @@ def validated_receptive_field(model: BaseModel, own_validation: bool) -> int:
     if tile is None:
         return 0
     if own_validation or not runs_as_basicsr(model):
-        raise UserError(f'val.tile: {tile} for {opt["model_type"]}, which tests in its own way; accepted: no val.tile')
+        raise UserError(f'val.tile: {tile} for {opt["model_type"]} which has its own test(); accepted: no val.tile')
     net = model.get_bare_model(model.net_g)
     return receptive_field_radius(net, input_channels(opt['network_g']), opt['scale'], tile)
 

@@ -202,7 +202,7 @@ def _student(run: RunFolder) -> Method:
     model = MODEL_REGISTRY.get(opt['model_type']) if opt['model_type'] in MODEL_REGISTRY else None
     if getattr(model, 'test', None) is not SRModel.test:
         raise UserError(
-            f'model_type: {opt["model_type"]} runs its network in its own way, or is not installed; accepted here: '
+            f'model_type: {opt["model_type"]} has its own test(), or is not installed; accepted here: '
             'models that test as SRModel does'
         )
     if run.checkpoint is None:
@@ -221,5 +221,5 @@ def _teacher(run: RunFolder) -> Method:
     weights = run.opt['teacher']['weights']
     path = cached_path(weights, 'teacher.weights') if is_url(weights) else Path(weights)
     if not path.is_file():
-        raise UserError(f'teacher.weights: {weights} is not at hand: no such file: {path}')
+        raise UserError(f'teacher.weights: {weights} is not available: no such file: {path}')
     return build_teacher_method(str(run.option_file), run.opt, device_of([run.opt]))

@@ -54,7 +54,7 @@ def benchmark(
     students = [method for method in methods if tables.is_student(method)]
     notes = [] if train_opt is None else tap_features(train_opt, methods[-1], students)
     if out.exists() and not out.is_dir():
-        raise UserError(f'--out: {out} is a file; accepted: a folder, made if it is not there')
+        raise UserError(f'--out: {out} is a file; accepted: a folder, created if it does not exist')
     out.mkdir(parents=True, exist_ok=True)
 
     images = tqdm(pairs(sets), total=sum(map(len, sets.values())), unit='image', dynamic_ncols=True)

@@ -30,14 +30,14 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
         What the network is, as the lines of a ``network`` block.
 
     Raises:
-        UserError: the source is no EDSR or RCAN, the target is there already, or the layout is another network's.
+        UserError: the source is no EDSR or RCAN, the target exists, or the layout is another network's.
     """
     if not source.is_file():
         raise UserError(f'IN: no such file: {source}')
     if not target.parent.is_dir():
         raise UserError(f'OUT: no such folder: {target.parent}')
     if target.exists():
-        raise UserError(f'OUT: {target} is there already; accepted: a new file')
+        raise UserError(f'OUT: {target} exists; accepted: a new file')
     if target.suffix not in CONVERTED_SUFFIXES:
         raise UserError(f'OUT: {target}; accepted: a name that ends in {", ".join(CONVERTED_SUFFIXES)}')
     state_dict = without_prefix(load_any_state_dict(source, 'IN'), LIGHTNING)

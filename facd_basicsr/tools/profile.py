@@ -48,7 +48,7 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
     if out is not None and out.suffix not in TABLE_FORMATS:
         raise UserError(f'--out: {out}; accepted: a name that ends in {", ".join(TABLE_FORMATS)}')
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise UserError(f'--out: {out}; accepted: a file name in a folder that is there')
+        raise UserError(f'--out: {out}; accepted: a file name in a folder that exists')
     get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
     result = costs(option_file, overrides, repeats)
     click.echo(cost_tables(result, text_table))

@@ -49,11 +49,11 @@ def report(run_dir: Path, out: Path | None, table: bool = True) -> Path:
 
 def _check_target(out: Path) -> None:
     if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f'--out: {out}; accepted: a file name in a folder that is there')
+        raise UserError(f'--out: {out}; accepted: a file name in a folder that exists')
     if out.exists():
         with reraise_disk_errors(), out.open('rb') as file:
             if OURS not in file.read(2000):
-                raise UserError(f'--out: {out} is there already, and no report; accepted: a new file, or a report')
+                raise UserError(f'--out: {out} exists and is not a report; accepted: a new file, or a report')
 
 
 def _check_writable(out: Path) -> None:

@@ -27,7 +27,7 @@ def _unfinished(pairs: list[UpscaleJob], record: UpscaleRecord | None) -> list[U
         return record.unfinished(pairs)
     (pair,) = pairs
     if pair.target.exists():
-        raise UserError(f'--out: {pair.target} is there already; accepted: a new file, or --overwrite')
+        raise UserError(f'--out: {pair.target} exists; accepted: a new file, or --overwrite')
     return pairs
 
 

@@ -44,7 +44,7 @@ def test_sets_have_the_layout_that_the_test_options_read(root, tmp_path, capsys)
     capsys.readouterr()
     prepare_benchmarks(root, out, [2, 4], 1)
     assert '2 images already there: ' in capsys.readouterr().out
-    with pytest.raises(UserError, match=r'Set14: already there, made with other scales \(2 4, now 2\); delete it'):
+    with pytest.raises(UserError, match=r'Set14: already exists, made with other scales \(2 4, now 2\); delete it'):
         prepare_benchmarks(root, out, [2], 1)
 
 

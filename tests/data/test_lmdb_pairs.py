@@ -130,12 +130,12 @@ def test_after_an_image_was_mended_or_taken_away_the_rest_is_kept(tmp_path):
 
 def test_lmdbs_of_other_making_are_never_overwritten(tmp_path):
     write(tmp_path)
-    with pytest.raises(UserError, match=r'already there, made with other crop \(48, now 24\); delete it'):
+    with pytest.raises(UserError, match=r'already exists, made with other crop \(48, now 24\); delete it'):
         write(tmp_path, crop=24)
-    with pytest.raises(UserError, match=r'already there, made with other images \(noise, now photographs\)'):
+    with pytest.raises(UserError, match=r'already exists, made with other images \(noise, now photographs\)'):
         write(tmp_path, made_of={'images': 'photographs'})
     (tmp_path / 'X3.lmdb' / 'prepare.json').unlink()
-    with pytest.raises(UserError, match=r'X3\.lmdb: already there, made without a prepare\.json, so not by this com'):
+    with pytest.raises(UserError, match=r'X3\.lmdb: already exists, made without a prepare\.json, so not by this com'):
         write(tmp_path)
 
 

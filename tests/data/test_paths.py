@@ -111,7 +111,7 @@ def test_folders_that_hold_no_pairs_of_images_are_refused(train_opt, tmp_path, d
     assert '2.png' in data_refusal(train_opt, tmp_path, dataroot_gt=gt)
     (tmp_path / 'GT' / '2.png').write_bytes(b'no image')
     (tmp_path / 'GT' / 'readme.txt').touch()
-    assert 'readme.txt is no image; accepted in this folder: images only' in data_refusal(train_opt, tmp_path)
+    assert 'readme.txt is not an image; accepted in this folder: images only' in data_refusal(train_opt, tmp_path)
     (tmp_path / 'GT' / 'readme.txt').unlink()
     assert '2.png: not a readable image (cannot identify' in data_refusal(train_opt, tmp_path)
     assert 'accepted with io_backend disk' in data_refusal(train_opt, tmp_path, dataroot_gt=str(data / 'HR.lmdb'))

@@ -336,7 +336,7 @@ def test_names_that_are_taken_or_mistaken_are_refused(tmp_path):
     for stem, message in {
         'absent/student': r'-o: no such folder: .*absent',
         'student.pth': r'-o: .*student.pth; accepted: a name without suffix, as .*student, for several files',
-        'taken': r'-o: .*taken.safetensors is there already; accepted: the name of new files',
+        'taken': r'-o: .*taken.safetensors exists; accepted: the name of new files',
         '': r'-o: .* is a folder; accepted: the name of files in it, as .*/student',
     }.items():
         with pytest.raises(UserError, match=message):

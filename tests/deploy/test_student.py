@@ -60,7 +60,7 @@ def test_a_checkpoint_elsewhere_needs_a_train_or_test_file(net, train_opt, test_
         student = read_student(tmp_path / 'a.pth', str(option_file))
         assert_is(student, net)
         assert student.description.name == 'given'
-    with pytest.raises(UserError, match=r'IN: .*a.pth does not say what network it is of; accepted: with --opt FILE'):
+    with pytest.raises(UserError, match=r'IN: .*a.pth does not name its network; accepted: with --opt FILE'):
         read_student(tmp_path / 'a.pth')
 
 
@@ -204,8 +204,8 @@ def test_what_can_not_be_a_student_is_refused_in_a_line(net, run, train_opt, tmp
         'absent.pth': r'IN: no such file: .*absent.pth',
         'a.gguf': r'IN: .*a.gguf; accepted: a name that ends in .pth, .pt, .safetensors, .onnx',
         'b.pth': r'IN: .*b.pth: metadata: .*; accepted: as facd export writes it',
-        'a.onnx': r'IN: .*a.onnx does not say what it is of; accepted: an ONNX file by facd export',
-        'empty.pth': r'IN: .*empty.pth does not say what network it is of',
+        'a.onnx': r'IN: .*a.onnx does not name its network; accepted: an ONNX file by facd export',
+        'empty.pth': r'IN: .*empty.pth does not name its network',
     }.items():
         with pytest.raises(UserError, match=message):
             read_student(tmp_path / name)

@@ -74,7 +74,7 @@ def test_an_image_that_takes_too_much_memory_is_left_out_with_what_helps(upscale
     monkeypatch.setattr(upscaler, '_output', short_of_memory)
     assert upscale_images(upscaler, pairs_to(tmp_path / 'out', sources), 1, None) == 1
     expected = (
-        '1.png: takes more memory than there is; accepted: --jobs 1, a --tile smaller than 16, or a smaller image'
+        '1.png: needs more memory than is available; accepted: --jobs 1, a --tile smaller than 16, or a smaller image'
     )
     assert expected in capsys.readouterr().err
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['0.png']
@@ -91,7 +91,7 @@ def test_an_image_for_whose_output_memory_is_short_is_not_begun(upscaler, tmp_pa
     sources = written(tmp_path, 2)  # of 16x24 and 24x24, three channels and x2
     monkeypatch.setattr('facd_basicsr.deploy.upscaler.available_memory', lambda: 16 * 24 * 12)
     assert upscale_images(upscaler, pairs_to(tmp_path / 'out', sources), 1, None) == 1
-    assert '1.png: takes more memory than there is' in capsys.readouterr().err
+    assert '1.png: needs more memory than is available' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('tile', [0, 16])

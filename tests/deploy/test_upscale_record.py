@@ -89,10 +89,10 @@ def test_a_file_that_can_not_get_its_name_is_not_taken_for_the_older_one(tmp_pat
 def test_files_of_another_student_and_of_nobody_are_refused(tmp_path, pairs):
     finish(UpscaleRecord(tmp_path / 'out', {'student': 'b.pth', 'sha256': 'bb'}), pairs[0])
     record = UpscaleRecord(tmp_path / 'out', STUDENT)
-    with pytest.raises(UserError, match=r'a\.png is there already, by another student or .* --opt \(b\.pth\)'):
+    with pytest.raises(UserError, match=r'a\.png exists, written by another student or .* --opt \(b\.pth\)'):
         record.unfinished(pairs)
     (tmp_path / 'out' / UPSCALE_RECORD).unlink()
-    with pytest.raises(UserError, match=r'^--out: .*a\.png is there already, and not by this command; accepted: ano'):
+    with pytest.raises(UserError, match=r'^--out: .*a\.png exists and was not written by this command; accepted: ano'):
         UpscaleRecord(tmp_path / 'out', STUDENT).unfinished(pairs)
     assert record.unfinished(pairs[1:]) == pairs[1:]
 

@@ -102,7 +102,7 @@ def test_a_teacher_that_is_not_as_it_was_trained_is_stopped_with_both_numbers(te
 def test_a_teacher_trained_on_bgr_is_stopped_though_its_psnr_is_within_the_tolerance(batches, psnr_y):
     found = teacher_psnr_y(of_another_colour_order(), batches, demo.SCALE, CPU).mean()
     assert abs(found - psnr_y) < 0.2
-    with pytest.raises(UserError, match=rf'{found:.3f} dB .*, but {psnr_y:.3f} dB when red and blue change places'):
+    with pytest.raises(UserError, match=rf'{found:.3f} dB .*, but {psnr_y:.3f} dB with red and blue swapped'):
         check_teacher(of_another_colour_order(), expectation(psnr_y, tolerance=0.2), batches, demo.SCALE, CPU)
 
 

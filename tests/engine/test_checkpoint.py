@@ -184,7 +184,7 @@ def test_a_disk_that_is_really_full_ends_the_run_in_a_line_and_leaves_the_last_c
     done = subprocess.run(script, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert 'exit code 2' in done.stdout, done.stdout + done.stderr
     last_line = done.stderr.strip().splitlines()[-1]
-    assert 'No space left on device; ' in last_line and 'are whole, and --auto_resume continues' in last_line
+    assert 'No space left on device; ' in last_line and 'are complete, and --auto_resume resumes' in last_line
     assert 'Traceback' not in done.stderr
     latest = (tmp_path / 'kept/tiny/training_states/latest').read_text().strip()
     assert latest in last_line

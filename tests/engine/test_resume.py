@@ -114,7 +114,9 @@ def test_every_flipped_byte_of_a_state_that_matters_is_noticed(tmp_path):
 def test_nothing_is_begun_anew_when_every_state_is_damaged(tmp_path):
     for iteration in (5, 50):
         replaced(write_state(tmp_path, iteration))
-    with pytest.raises(UserError, match=r'--auto_resume: none of the 2 states in .* is whole; accepted: .* begins it'):
+    with pytest.raises(
+        UserError, match=r'--auto_resume: none of the 2 states in .* is intact; accepted: .* starts over'
+    ):
         load(opt_for(tmp_path))
 
 
@@ -146,7 +148,7 @@ class Marker:
 @pytest.mark.parametrize('content', [[1, 2], {'iter': 5}])
 def test_what_is_no_state_is_refused_in_one_line(tmp_path, content):
     torch.save(content, tmp_path / '5.state')
-    with pytest.raises(UserError, match=r'none of the 1 states in .* is whole'):
+    with pytest.raises(UserError, match=r'none of the 1 states in .* is intact'):
         load(opt_for(tmp_path))
 
 

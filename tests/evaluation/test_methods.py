@@ -65,7 +65,7 @@ def test_a_checkpoint_must_fit_whatever_strict_load_says(student_opt):
         ('name', 'teacher', r"b.yml: name: 'teacher' is --teacher's"),
         ('datasets.test_1.name', 'others', r"b.yml: datasets: 'others' is .*GT and .*LQ; accepted: absent"),
         ('datasets.test_1.dataroot_lq', 'GT', r"b.yml: datasets: 'pictures' is .*GT and .*GT2; accepted: .*LQ, as in"),
-        ('model_type', 'SwinIRModel', r'b.yml: model_type: SwinIRModel runs its network in its own way'),
+        ('model_type', 'SwinIRModel', r'b.yml: model_type: SwinIRModel has its own test()'),
     ],
 )
 def test_files_that_cannot_stand_side_by_side_are_refused(student_opt, data, tmp_path, location, value, message):

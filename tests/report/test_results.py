@@ -162,7 +162,7 @@ def test_sets_that_training_held_in_memory_are_read_from_their_files(folder):
 def test_a_model_that_is_not_known_here_says_so(folder):
     rewrite(folder, 'model_type: FACDModel', 'model_type: MyModel')
     (note,) = results_of(read_run_folder(folder)).notes
-    assert 'model_type: MyModel runs its network in its own way, or is not installed' in note
+    assert 'model_type: MyModel has its own test(), or is not installed' in note
 
 
 def test_a_run_without_checkpoints_says_so(folder):

@@ -150,7 +150,7 @@ def test_what_train_py_would_refuse_is_refused(opt, tmp_path):
 def test_folders_that_can_not_be_made_are_told_before_anything_is_loaded(name, opt, tmp_path, monkeypatch):
     monkeypatch.setattr('facd_basicsr.options.parse.root_path', lambda: tmp_path)
     (tmp_path / name).write_text('a file')
-    assert re.search(rf'{name}/tiny cannot be made: .*{name} is no folder that may be written', refusal(opt, tmp_path))
+    assert re.search(rf'cannot create .*{name}/tiny: .*{name} is not a writable directory', refusal(opt, tmp_path))
 
 
 def test_a_file_that_is_no_lmdb_is_named(opt, own_data, tmp_path):

@@ -75,7 +75,7 @@ def test_what_can_not_be_converted_is_refused(tmp_path):
 
     with pytest.raises(UserError, match=r'IN: no such file: .*absent.pt'):
         attempt(tmp_path / 'absent.pt', 'out.pth')
-    with pytest.raises(UserError, match=r'OUT: .*other.pt is there already; accepted: a new file'):
+    with pytest.raises(UserError, match=r'OUT: .*other.pt exists; accepted: a new file'):
         attempt(edsr, 'other.pt')
     with pytest.raises(UserError, match=r'OUT: .*out.onnx; accepted: a name that ends in .pth, .pt, .safetensors'):
         attempt(edsr, 'out.onnx')
@@ -124,7 +124,7 @@ def test_the_command_says_what_to_write_in_the_option_file(tmp_path):
     )
     done = run('-m', 'facd_basicsr.cli', 'convert', source, tmp_path / 'out.pth', '--to', 'rcan', cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == f'error: OUT: {tmp_path}/out.pth is there already; accepted: a new file\n'
+    assert done.stderr == f'error: OUT: {tmp_path}/out.pth exists; accepted: a new file\n'
 
 
 def test_an_unknown_layout_is_refused_with_the_known(tmp_path):

@@ -58,7 +58,7 @@ def test_the_command_writes_aligned_sub_images_for_every_scale(photographs, tmp_
 
     again = prepare('folder', photographs, '--scale', '4', '2', *sizes)
     assert again.exit_code == 0 and again.output.startswith(f'{len(hr)} pairs already there: ')
-    assert 'SET_HR_sub.lmdb: already there, made with other crop (48, now 24)' in refusal(
+    assert 'SET_HR_sub.lmdb: already exists, made with other crop (48, now 24)' in refusal(
         'folder', photographs, '--scale', '4', '--crop', '24'
     )
     cv2.imwrite(str(photographs / '0.png'), picture(3, 100, 80))

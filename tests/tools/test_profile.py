@@ -58,8 +58,8 @@ def test_markdown_has_the_table_of_the_console(no_data, small, tmp_path):
     ('out', 'complaint'),
     [
         ('costs.csv', r'--out: costs.csv; accepted: a name that ends in .json, .md'),
-        ('no/a.md', r'--out: no/a.md; accepted: a file name in a folder that is there'),
-        ('folder.md', r'--out: folder.md; accepted: a file name in a folder that is there'),
+        ('no/a.md', r'--out: no/a.md; accepted: a file name in a folder that exists'),
+        ('folder.md', r'--out: folder.md; accepted: a file name in a folder that exists'),
     ],
 )
 def test_where_nothing_can_be_written_is_said_before_anything_runs(out, complaint, no_data, tmp_path, monkeypatch):

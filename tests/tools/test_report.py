@@ -228,7 +228,7 @@ def test_a_report_is_made_again_and_other_files_are_left_alone(folder, tmp_path)
         result = CliRunner().invoke(facd, ['report', str(folder), '--out', str(page), '--no-table'])
         assert result.exit_code == 0, result.output
     result = CliRunner().invoke(facd, ['report', str(folder), '--out', str(other)])
-    assert f'--out: {other} is there already, and no report; accepted: a new file, or a report' in str(result.exception)
+    assert f'--out: {other} exists and is not a report; accepted: a new file, or a report' in str(result.exception)
     assert other.read_text().endswith('mine</title>')
 
 
@@ -250,8 +250,8 @@ def test_a_target_that_can_not_be_written_is_found_before_networks_are_run(folde
     ('arguments', 'message'),
     [
         (['gone'], 'RUN_DIR: no such folder: gone'),
-        (['.', '--out', 'gone/page.html'], '--out: gone/page.html; accepted: a file name in a folder that is there'),
-        (['.', '--out', '.'], '--out: .; accepted: a file name in a folder that is there'),
+        (['.', '--out', 'gone/page.html'], '--out: gone/page.html; accepted: a file name in a folder that exists'),
+        (['.', '--out', '.'], '--out: .; accepted: a file name in a folder that exists'),
     ],
 )
 def test_mistakes_are_told_in_a_line(arguments, message, monkeypatch, tmp_path):

@@ -128,7 +128,7 @@ def test_what_has_changed_is_made_again_and_other_students_are_not_mixed_in(stud
     content['params']['conv_last.bias'] += 0.1
     other = tmp_path / 'other.pth'
     torch.save(content, other)
-    with pytest.raises(UserError, match=r'--out: .* is there already, by another student .*\(student\.pth\)'):
+    with pytest.raises(UserError, match=r'--out: .* exists, written by another student .*\(student\.pth\)'):
         invoke(photographs, '-o', out, '-s', other)
     assert ': 6 upscaled, 0 already there' in invoke(photographs, '-o', out, '-s', other, '--overwrite').output
     assert {json.loads(line)['student'] for line in (out / 'upscale.jsonl').read_text().splitlines()[-6:]} == {
@@ -140,7 +140,7 @@ def test_one_image_becomes_one_file_which_is_not_overwritten(student, photograph
     command = (photographs / 'gray.png', '-o', tmp_path / 'one.webp', '-s', student)
     assert ': 1 upscaled' in invoke(*command).output
     assert Image.open(tmp_path / 'one.webp').size == (48, 32)
-    with pytest.raises(UserError, match=r'^--out: .*one\.webp is there already; accepted: a new file, or --overwrite'):
+    with pytest.raises(UserError, match=r'^--out: .*one\.webp exists; accepted: a new file, or --overwrite'):
         invoke(*command)
     assert ': 1 upscaled' in invoke(*command, '--overwrite').output
     assert not list(tmp_path.glob('*.jsonl'))
