@@ -117,7 +117,8 @@ def _decode_all(dataset: PairedImageDataset) -> SharedBlock:
     left_out = int((table[:, :, 1] == 0).any(axis=1).sum())
     if left_out:
         log.warning(
-            f'{left_out} pairs of {name} are not: damaged, or of another size than listed. They are read from disk each time.'
+            f'{left_out} pairs of {name} are not: damaged, or of another size than listed. They are read from disk '
+            'each time.'
         )
     return block
 

@@ -275,8 +275,8 @@ def _upscale(upscaler: Upscaler, pair: UpscaleJob, record: UpscaleRecord | None,
         partial = write_partial(pair.target, parts)
     except MemoryError as error:
         raise UserError(
-            f'{pair.source}: needs more memory than is available; accepted: --jobs 1, {upscaler.less_memory}, or a smaller '
-            'image'
+            f'{pair.source}: needs more memory than is available; accepted: --jobs 1, {upscaler.less_memory}, or a '
+            'smaller image'
         ) from error
     except RefusedSizeError as error:
         raise UserError(
