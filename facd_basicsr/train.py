@@ -2,7 +2,7 @@
 
     python facd_basicsr/train.py -opt options/train/FACD_RCAN_x4.yml
 
-BasicSR's parts in a loop that can be stopped, killed and resumed without a trace (docs/reliability.md), with checks
+BasicSR's parts in a loop that can be stopped, killed and resumed exactly (docs/reliability.md), with checks
 before anything is created. Exit codes: 2 with one line for what a user can fix; 75 after a signal, with everything
 saved; 1 for any other error.
 """
@@ -83,7 +83,7 @@ def train(
 
 @dataclass
 class Training:
-    """What :func:`set_up` has built: all that an iteration needs. Nothing is on disk yet."""
+    """What :func:`set_up` has built: all that an iteration needs. Nothing is written yet."""
 
     model: SafeModel
     loaders: Loaders
@@ -153,7 +153,7 @@ def _train(
 
 
 def _position(opt: dict[str, Any], training: Training, log: DeferredLog) -> Position:
-    """Where to begin, said in the log."""
+    """Where to begin; logged."""
     if training.resume_state is None:
         if opt['auto_resume']:
             log.info(f'--auto_resume: no state in {opt["path"]["training_states"]}: starting from iteration 0.')
@@ -172,7 +172,7 @@ RUN_FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualiz
 
 
 def _check_folders(opt: dict[str, Any]) -> None:
-    """Refuses, before anything is loaded, what :func:`_make_folders` could not make."""
+    """Refuses, before anything is loaded, folders that :func:`_make_folders` cannot create."""
     for folder in (Path(opt['path']['experiments_root']), Path(opt['root_path'], 'tb_logger', opt['name'])):
         parent = next(parent for parent in folder.parents if parent.exists())
         if not (parent.is_dir() and os.access(parent, os.W_OK)):
@@ -183,7 +183,7 @@ def _make_folders(opt: dict[str, Any], option_file: Path, in_place: bool) -> Non
     """Makes the folders of an experiment and keeps its option file there.
 
     Args:
-        in_place: whether to continue in the folders that are there; otherwise they are moved aside.
+        in_place: whether to continue in the existing folders; otherwise they are moved aside.
     """
     text = complete_text(str(option_file))  # first: it may lie in the folder that is moved aside
     folders = [Path(opt['path'][key]) for key in RUN_FOLDERS]

@@ -1,1 +1,1 @@
-"""What BasicSR's data lacks: downloads that resume, images of every kind, LMDBs that are whole or not there."""
+"""Data: loaders with exact resume, LMDBs, images in memory, damaged images, preparation, checks of paths."""

@@ -21,8 +21,8 @@ def prepare_benchmarks(root: Path, out: Path, scales: Sequence[int], workers: in
     """Writes ``out/SET/GTmod12/*.png`` and ``out/SET/LRbicx{scale}/*.png`` of every set in ``root``, or of ``root``.
 
     Raises:
-        UserError: no set is found, an image cannot be read or is smaller than 12 pixels, or a set of other making is
-            there.
+        UserError: no set is found, an image cannot be read or is smaller than 12 pixels, or another set exists under
+            that name.
     """
     for name, images in _sets(root).items():
         write_set(images, out / name, scales, workers)
@@ -32,7 +32,7 @@ def write_set(images: Sequence[Path], path: Path, scales: Sequence[int], workers
     """Writes one set, unless it exists, made of the same images.
 
     Raises:
-        UserError: an image cannot be read, or a set of other making is there.
+        UserError: an image cannot be read, or another set exists under that name.
     """
     record = {'lr': METHOD, 'scales': ' '.join(map(str, scales)), 'images': files_of(images)}
     already = are_finished([path], record)
@@ -42,7 +42,7 @@ def write_set(images: Sequence[Path], path: Path, scales: Sequence[int], workers
 
 
 def _sets(root: Path) -> dict[str, list[Path]]:
-    """The HR images of every set, all of them looked at before the first is written."""
+    """The HR images of every set, all checked before the first is written."""
     if not root.is_dir():
         raise UserError(f'{root}: no such folder')
     sets = {root.resolve().name: _hr_images(root)}
@@ -78,7 +78,7 @@ def _hr_images(folder: Path) -> list[Path]:
 
 
 def _write_set(images: Sequence[Path], path: Path, scales: Sequence[int], record: dict, workers: int) -> None:
-    """Writes a set under a temporary name until it is whole, and continues one that was interrupted."""
+    """Writes a set under a temporary name until it is complete; resumes an interrupted one."""
     unfinished = open_partial(path, record, _forget)
     folders = {1: 'GTmod12', **{scale: f'LRbicx{scale}' for scale in scales}}
     calls = {}

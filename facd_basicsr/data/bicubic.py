@@ -1,4 +1,4 @@
-"""MATLAB's bicubic downscaling, by which super-resolution defines its LR images."""
+"""MATLAB's bicubic downscaling, the standard degradation of super-resolution."""
 
 import numpy as np
 from basicsr.data.transforms import mod_crop
@@ -13,7 +13,7 @@ METHOD = 'bicubic as MATLAB of uint8'  # recorded with what is made by it
 def bicubic_lr(hr: np.ndarray, scale: int) -> np.ndarray:
     """MATLAB's ``imresize(hr, 1 / scale, 'bicubic')`` of an 8-bit image: (H, W, C) -> (H / scale, W / scale, C) uint8.
 
-    Bit for bit, as far as LR files that others made by MATLAB tell (benchmarks/README.md): height first, rounded to 8
+    Bit for bit, as far as published LR files of MATLAB show (benchmarks/README.md): height first, rounded to 8
     bits after each direction, borders replicated. BasicSR's ``imresize`` computes in floating point, rounds once and
     reflects the borders, which differs by up to 12 levels.
 
@@ -23,7 +23,7 @@ def bicubic_lr(hr: np.ndarray, scale: int) -> np.ndarray:
 
 
 def _downscaled(image: np.ndarray, scale: int, axis: int) -> np.ndarray:
-    """One direction. By a whole scale, all output pixels lie alike between input pixels: one set of weights."""
+    """One direction. By a whole scale, all output pixels have the same offset to input pixels: one set of weights."""
     lines = np.moveaxis(image, axis, 0)
     length = len(lines)
     center = (scale - 1) / 2  # of the first output pixel

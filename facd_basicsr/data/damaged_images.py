@@ -1,4 +1,4 @@
-"""Whether images and LMDBs are whole: every byte is looked at, which the checks at the start of training do not do."""
+"""Damaged images: finding them by reading every byte, naming them, and skipping them in training."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from facd_basicsr.runtime.processes import Ranks
 
 
 def check_files(paths: Sequence[Path], where: str) -> int:
-    """Reads image files whole: PNG by the checksum of every chunk, others by decoding them.
+    """Reads image files completely: PNG by the checksum of every chunk, others by decoding them.
 
     Args:
         where: the option key that names their folder.
@@ -32,7 +32,7 @@ def check_files(paths: Sequence[Path], where: str) -> int:
     def check(path: Path) -> None:
         try:
             with reraise_damaged(path), Image.open(path) as image:
-                read_whole(image)
+                read_completely(image)
         except UserError as error:
             raise UserError(f'{where}: {error}') from error
 
@@ -40,7 +40,7 @@ def check_files(paths: Sequence[Path], where: str) -> int:
 
 
 def check_lmdb(path: Path, where: str) -> int:
-    """Reads an LMDB whole: every key of meta_info.txt is there, an undamaged PNG of the size that it names.
+    """Reads an LMDB completely: every key of meta_info.txt exists and is an undamaged PNG of the size that it names.
 
     Other keys do not count, since BasicSR does not read them.
 
@@ -60,7 +60,7 @@ def check_lmdb(path: Path, where: str) -> int:
 
 @contextmanager
 def opened_lmdb(path: Path, where: str) -> Iterator[lmdb.Environment]:
-    """An LMDB to read from, of which no page is missing: to read one that is would end the process by a signal.
+    """Opens an LMDB for reading, after checking its length: reading a missing page would kill the process (SIGBUS).
 
     Args:
         where: the option key that names the LMDB.
@@ -86,7 +86,7 @@ def _check_images(env: lmdb.Environment, path: Path, where: str, shapes: dict[st
         try:
             shape = png_shape(png)
             with Image.open(io.BytesIO(png)) as image:
-                read_whole(image)
+                read_completely(image)
         except DAMAGED as error:
             raise UserError(f'{where}: {path}: {key} is damaged ({one_line(error)})') from error
         if shape != shapes[key]:
@@ -95,7 +95,7 @@ def _check_images(env: lmdb.Environment, path: Path, where: str, shapes: dict[st
     return in_threads(check, list(shapes), where)
 
 
-def read_whole(image: Image.Image) -> None:
+def read_completely(image: Image.Image) -> None:
     """Reads an image to its last byte: a PNG by the checksum of every chunk, others by decoding them."""
     if image.format == 'PNG':
         image.verify()
@@ -109,13 +109,13 @@ def describe_damage(dataset: Any, index: int, error: Exception) -> str:
     BasicSR's datasets say ``'NoneType' object has no attribute 'astype'``.
 
     Args:
-        dataset: a dataset in BasicSR's manner, with ``paths`` and ``file_client``; of others only the index is known.
+        dataset: with ``paths`` and ``file_client``, as BasicSR's; of others only the index is known.
         index: of the sample.
         error: what the dataset raised.
 
     Raises:
-        UserError: not the image, but what holds all of them cannot be read.
-        AttributeError, TypeError: the error itself, where all files are whole: it is a fault of the dataset's code.
+        UserError: the LMDB or folder itself cannot be read.
+        AttributeError, TypeError: the error itself, where all files are intact: a bug in the dataset's code.
     """
     reason = one_line(error)
     if not (hasattr(dataset, 'paths') and hasattr(dataset, 'file_client')):
@@ -133,8 +133,8 @@ def describe_damage(dataset: Any, index: int, error: Exception) -> str:
             if content is None:
                 return f'{_name(dataset, client, path)}: missing'
             with Image.open(io.BytesIO(content)) as image:
-                read_whole(image)
-        except UnidentifiedImageError:  # whose text has an address in memory, another one each time
+                read_completely(image)
+        except UnidentifiedImageError:  # its text contains a memory address
             return f'{_name(dataset, client, path)}: not a readable image (of no known format)'
         except DAMAGED as damage:
             return f'{_name(dataset, client, path)}: not a readable image ({one_line(damage)})'
@@ -154,7 +154,7 @@ class DamagedImages:
     Args:
         skip: ``datasets.train.skip_damaged``.
         ranks: whose findings are reported together.
-        warn: told of each file once.
+        warn: called once for each file.
     """
 
     def __init__(self, skip: bool, ranks: Ranks, warn: Callable[[str], None]) -> None:
@@ -168,7 +168,7 @@ class DamagedImages:
         """To be given the ``damaged`` of every batch (:class:`facd_basicsr.data.seeded_dataset.SeededDataset`).
 
         Raises:
-            UserError: naming a damaged file that may not be passed over.
+            UserError: naming a damaged file, without ``skip``.
         """
         for complaint in filter(None, '\n'.join(complaints).splitlines()):
             if not self._skip:

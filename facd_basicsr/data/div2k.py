@@ -20,7 +20,7 @@ from facd_basicsr.files.images import images_in, read_bgr
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a zip archive into ``folder``. Files that are there already with their full size are kept.
+    """Unpacks a zip archive into ``folder``. Existing files of full size are kept.
 
     Raises:
         UserError: no zip archive, a damaged one, or one with a link or a member outside ``folder``.
@@ -78,8 +78,8 @@ def prepare_div2k(scales: Sequence[int], out: Path, url: str, workers: int) -> N
         workers: processes that encode.
 
     Raises:
-        UserError: a download or an archive fails, an LR image is not HR / scale large, or an output of other making
-            is there.
+        UserError: a download or an archive fails, an LR image is not HR / scale large, or another output exists
+            under that name.
     """
     paths = {1: out / f'{HR}_sub.lmdb', **{scale: out / f'{LR}_X{scale}_sub.lmdb' for scale in scales}}
     made_of = {'images': HR}
@@ -102,14 +102,14 @@ def prepare_div2k(scales: Sequence[int], out: Path, url: str, workers: int) -> N
 
 
 def _archive(name: str, out: Path, url: str) -> Path:
-    """An archive of DIV2K's, downloaded unless it is there."""
+    """An archive of DIV2K, downloaded unless it exists."""
     if '://' not in url:
         archive = Path(url) / name
         if not archive.is_file():
             raise UserError(f'--url: {url} has no {name}; accepted: a folder that holds it, or an http(s) address')
         return archive
     out.mkdir(parents=True, exist_ok=True)
-    # a mirror may have packed the images anew
+    # a mirror may have repacked the images
     digest = SHA256[name] if url == OFFICIAL_URL else None
     with advising(f'put the archive into {out}, or name a mirror or a folder by --url (datasets/README.md)'):
         download(f'{url.rstrip("/")}/{name}', out / name, 'DIV2K', digest)

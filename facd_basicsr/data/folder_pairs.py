@@ -32,7 +32,7 @@ def prepare_folders(
     layout of the benchmark sets.
 
     Raises:
-        UserError: an input is missing or no image, an output of other making is there, or sizes do not fit the scales.
+        UserError: an input is missing or no image, another output exists, or sizes do not fit the scales.
     """
     if not name or '/' in name or name.startswith('.'):
         raise UserError(f'--name: {name!r}; accepted: the first word of a file name')

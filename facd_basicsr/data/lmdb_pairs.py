@@ -42,7 +42,7 @@ def write_lmdbs(
     made_of: Mapping[str, Any] | None = None,
     workers: int = 1,
 ) -> int:
-    """Writes the sub-images of every source, each LMDB under a temporary name until it is whole.
+    """Writes the sub-images of every source, each LMDB under a temporary name until it is complete.
 
     What an earlier, interrupted call wrote is continued if it had the same settings, without what it made of files that
     have changed since; an LMDB that exists and had the same settings and files is kept.
@@ -52,14 +52,14 @@ def write_lmdbs(
         paths: the LMDB of each scale, ``*.lmdb``, 1 for HR.
         crop: height and width of an HR sub-image, a multiple of every scale; smaller images are kept whole.
         step: distance between HR sub-images, a multiple of every scale.
-        made_of: whatever else the content depends on, as JSON has it.
+        made_of: whatever else the content depends on, JSON-serializable.
         workers: processes that read and encode; 1: this one alone. The bytes do not depend on it.
 
     Returns:
         The number of pairs.
 
     Raises:
-        UserError: a source cannot be read, an LMDB of other making is there, or another process is writing it.
+        UserError: a source cannot be read, another LMDB exists under that name, or another process is writing it.
     """
     if not sources:
         raise UserError('no image is left to write; accepted: at least one (see --min-size)')
@@ -67,7 +67,7 @@ def write_lmdbs(
     if not are_finished(paths.values(), record):
         for path in paths.values():
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(paths[min(paths)]):
+        with _exclusive(paths[min(paths)]):
             missing = [scale for scale in sorted(paths, reverse=True) if not are_finished([paths[scale]], record)]
             folders = {scale: open_partial(paths[scale], record, _forget) for scale in missing}
             _fill(sources, folders, crop, step, workers)
@@ -183,7 +183,7 @@ def _write_meta_info(env: lmdb.Environment, folder: Path) -> int:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _exclusive(path: Path) -> Iterator[None]:
     """Keeps a second process from building the same output."""
     lock = partial_of(path).with_suffix('.lock')
     try:

@@ -94,7 +94,7 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
     Raises:
         UserError: an epoch has not a single batch.
     """
-    # from other memory a copy to the GPU waits for all that it was given to do before
+    # a copy from pageable memory waits for all earlier GPU work
     train_opt = {'pin_memory': opt['num_gpu'] > 0, **opt['datasets']['train']}
     train_set = build_ordered_dataset(train_opt)
     sampler = ResumableSampler(
@@ -119,7 +119,7 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
         sampler=sampler,
         seed=opt['manual_seed'],
     )
-    # of its own: each new iterator draws a number, and what the model draws shall not depend on how many there were
+    # of its own: each new iterator draws a number, and the model's random numbers must not depend on their count
     train.generator = torch.Generator()
     val = {
         name: build_dataloader(NamingDataset(build_ordered_dataset(dataset_opt)), dataset_opt)
@@ -131,7 +131,7 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
 
 def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
     """As BasicSR's ``build_dataset``, with the images of a folder by name: their order on the disk is not that of a
-    copy, and a run that continued beside the copy would see others. Of its own datasets only: another's ``paths`` may
+    copy, and a run resumed with the copy would see others. Of its own datasets only: another's ``paths`` may
     belong to other lists. With ``io_backend: {type: memory}`` all ranks have to call it.
 
     Raises:
@@ -148,7 +148,7 @@ def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
 
 
 def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What is left of an epoch, prefetched as ``datasets.train.prefetch_mode`` says. Its processes start at once.
+    """What is left of an epoch, prefetched as ``datasets.train.prefetch_mode`` says. Its workers start immediately.
 
     Args:
         loader: of the training set.
@@ -175,13 +175,13 @@ def _prefetched(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, A
     if opt['datasets']['train'].get('prefetch_mode') == 'cuda':
         return _copied_ahead(CUDAPrefetcher(loader, opt))
     if isinstance(loader, PrefetchDataLoader):
-        return PrefetchGenerator(_ending_in_its_error(DataLoader.__iter__(loader)), loader.num_prefetch_queue)
+        return PrefetchGenerator(_ending_with_error(DataLoader.__iter__(loader)), loader.num_prefetch_queue)
     return iter(loader)
 
 
 def _copied_ahead(prefetcher: CUDAPrefetcher) -> Iterator[dict[str, Any]]:
-    """Batches that were copied on the prefetcher's stream. Their memory must not be taken for another copy before the
-    step's stream, which the allocator does not know of, is done with them."""
+    """Batches that were copied on the prefetcher's stream. Their memory must not be reused for another copy before the
+    step's stream, unknown to the allocator, has finished with them."""
     for batch in iter(prefetcher.next, None):
         for value in batch.values():
             if isinstance(value, torch.Tensor) and value.is_cuda:
@@ -200,8 +200,8 @@ def _without_errors(items: Iterator[dict[str, Any] | Exception]) -> Iterator[dic
         raise UserError(str(error).rpartition('UserError: ')[2]) from error
 
 
-def _ending_in_its_error(items: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any] | Exception]:
-    """With an error BasicSR's prefetching thread would end without a word, and training wait forever."""
+def _ending_with_error(items: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any] | Exception]:
+    """Yields an error as the last item: BasicSR's prefetching thread would end silently, and training hang."""
     try:
         yield from items
     except Exception as error:

@@ -58,14 +58,14 @@ class DecodedPairs:
 
 
 def decoded_pairs(dataset: PairedImageDataset, ranks: Ranks) -> DecodedPairs:
-    """Decodes all images of a set, once for each machine. To be called by all ranks.
+    """Decodes all images of a set, once per node. To be called by all ranks.
 
     Args:
         dataset: of a folder or an LMDB, in its final order.
         ranks: of the run.
 
     Raises:
-        UserError: they need more memory than there is, or what holds them cannot be read.
+        UserError: they need more memory than is available, or cannot be read.
     """
     block = create_once_per_node(lambda: _decode_all(dataset), ranks)
     return DecodedPairs(block, len(dataset))
@@ -124,7 +124,7 @@ def _decode_all(dataset: PairedImageDataset) -> SharedBlock:
 
 
 def _sizes(dataset: PairedImageDataset, where: str) -> np.ndarray:
-    """Bytes of every image decoded, int64 (count, 2), by lists and headers; 0 of one that has none."""
+    """Decoded bytes of every image, int64 (count, 2), by lists and headers; 0 if unknown."""
     sizes = np.zeros((len(dataset), len(SIDES)), np.int64)
     if dataset.io_backend_opt['type'] == 'lmdb':
         for side, name in enumerate(SIDES):
@@ -169,7 +169,7 @@ def _reader(dataset: PairedImageDataset, where: str) -> Iterator[Callable[[str, 
 
 @contextmanager
 def _one_thread_for_each_image() -> Iterator[None]:
-    """OpenCV's own threads would be in the way, and worker processes that are forked afterwards lack them."""
+    """OpenCV's threads would oversubscribe the cores, and forked worker processes lack them."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -247,7 +247,7 @@ class MemoryPairs(Dataset):
 
 
 def _turned(image: np.ndarray, hflip: bool, vflip: bool, rot90: bool) -> np.ndarray:
-    """As BasicSR's ``augment``, which flips in place: these pixels are everyone's."""
+    """As BasicSR's ``augment``, which flips in place: these pixels are shared."""
     if hflip or vflip:
         image = cv2.flip(image, -1 if hflip and vflip else int(hflip))
     return cv2.transpose(image) if rot90 else image

@@ -1,4 +1,4 @@
-"""Whether what an option file names is there and fits, checked before anything is created."""
+"""Checks that the data and files of an option file exist and fit, before anything is created."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -190,7 +190,7 @@ def _expanded(path: str) -> str:
 
 
 def _reraise(where: str) -> AbstractContextManager[None]:
-    """Says of which option key the disk speaks: a folder may not be read, a name is too long, a list is no text."""
+    """Adds the option key to errors of the file system: an unreadable folder, a long name, a list that is not text."""
     return reraise(
         (OSError, UnicodeDecodeError), lambda error: UserError(f'{where}: cannot be read ({error}); {DATA_PAGE}')
     )

@@ -1,4 +1,4 @@
-"""What an output was made of, kept beside it: the same again exists, a part of the same is continued."""
+"""What an output was made of, stored next to it: a finished output is kept, an unfinished one resumed."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def are_finished(paths: Iterable[Path], record: dict[str, Any]) -> bool:
     """Whether outputs are all there, made by the same settings from the same files.
 
     Raises:
-        UserError: one is there, but made by other settings or from other files, or nobody knows how.
+        UserError: one exists, but of other or unknown settings or files.
     """
     return all(_is_finished(path, record) for path in paths)
 

@@ -1,4 +1,4 @@
-"""Samples that depend on their own seed alone, and images that cannot be read, by name."""
+"""Samples that depend on their own seed alone, and unreadable images reported by name."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -43,11 +43,11 @@ TRIES = 10  # so many damaged images in a row are no accident
 class SeededDataset(Dataset):
     """A training set whose sample is chosen and augmented by what the sampler gives: (image, seed).
 
-    BasicSR's datasets draw crops and flips from the process's generators, so that a sample depends on all that were
-    made before it in the same worker. Here they are seeded for each sample and put back after it.
+    BasicSR's datasets draw crops and flips from the process's generators, so that a sample depends on all earlier
+    ones of the same worker. Here they are seeded for each sample and restored after it.
 
-    In the place of an image that cannot be read comes another, drawn by the same seed. The sample's ``damaged`` says
-    which and why, in a line for each; it is empty otherwise. What becomes of that is the loop's to decide: an exception
+    An unreadable image is replaced by another, drawn by the same seed. The sample's ``damaged`` says
+    which and why, in a line for each; it is empty otherwise. The loop decides what to do: an exception
     in a worker would reach it as a page of text, and in BasicSR's prefetching thread not at all.
 
     Args:
@@ -62,7 +62,7 @@ class SeededDataset(Dataset):
             return self._sample(*sample)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """A batch, as torch's loaders ask for it: to put the generators back takes longer than to crop a patch."""
+        """A batch, as torch's loaders ask for it: restoring the generators takes longer than cropping a patch."""
         with _preserve_rng_state():
             return [self._sample(index, seed) for index, seed in samples]
 
@@ -82,7 +82,7 @@ class SeededDataset(Dataset):
 
 
 class NamingDataset(Dataset):
-    """A validation set that names the image which it cannot read."""
+    """A validation set that names unreadable images."""
 
     def __init__(self, dataset: DescribedDataset) -> None:
         self.dataset = dataset
@@ -107,7 +107,7 @@ def _seed(seed: int) -> None:
 
 @contextmanager
 def _preserve_rng_state() -> Iterator[None]:
-    """Those that :func:`_seed` seeds are afterwards as they were."""
+    """Restores the generators that :func:`_seed` seeds."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Memory that processes of one machine share, and of which nothing is left when they have ended, however they did."""
+"""Memory shared by the processes of one node, freed when they end, also when they are killed."""
 
 import ctypes
 import mmap
@@ -74,7 +74,7 @@ def attach(address: Address) -> SharedBlock:
 
 
 def create_once_per_node(make: Callable[[], SharedBlock], ranks: Ranks) -> SharedBlock:
-    """The block of the first rank on this machine, which alone makes it. To be called by all ranks.
+    """Creates a block on the first rank of each node and attaches it on the others. To be called by all ranks.
 
     Raises:
         UserError: what a rank's ``make`` raised, or what the system did; on every rank.

@@ -1,1 +1,1 @@
-"""What BasicSR's training loop lacks."""
+"""The training loop, checkpoints, resume, non-finite steps, signals, launch and logs."""

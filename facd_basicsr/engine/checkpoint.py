@@ -1,4 +1,4 @@
-"""Checkpoints: what is in them, in which order they are written, and which are kept."""
+"""Checkpoints: their content, the order in which they are written, and which are kept."""
 
 import errno
 import time
@@ -20,12 +20,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass
 class Position:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         iteration: iterations done.
         epoch: the current epoch.
-        batches: batches of it that are done, on each rank.
+        batches: its batches that are done, on each rank.
     """
 
     iteration: int = 0
@@ -36,7 +36,7 @@ class Position:
 class Checkpoints:
     """Writes what a run resumes from: networks first, then the state that names them, then ``latest``.
 
-    So a state that is there has its networks, whenever the process is killed. All files are BasicSR's, with their
+    So an existing state has its networks, whenever the process is killed. All files are BasicSR's, with their
     names; the state has more entries. docs/reliability.md lists them.
 
     Args:
@@ -91,9 +91,9 @@ class Checkpoints:
             model.save(position.epoch, name)
 
     def remove_old(self, iteration: int) -> None:
-        """Removes all but the newest up to ``iteration``, the states first: none is there without its networks.
+        """Removes all but the newest up to ``iteration``, the states first, so that none is left without its networks.
 
-        What is later than ``iteration`` is of another continuation of the run, and stays.
+        States later than ``iteration`` belong to another continuation of the run, and stay.
         """
         if self._keep_last is None or self._ranks.rank != 0:
             return
@@ -108,7 +108,7 @@ class Checkpoints:
 
 
 def reraise_disk_full(states: Path) -> AbstractContextManager[None]:
-    """Turns the errors of a full disk into one that says what is left; others stay.
+    """Turns the errors of a full disk into one that names the newest checkpoint; others stay.
 
     Args:
         states: the folder of the training states.

@@ -1,4 +1,4 @@
-"""The processes of a run: starting their group, noticing that one has ended, and ending."""
+"""The processes of a run: joining the group, noticing that a peer has failed, and exiting."""
 
 import atexit
 import multiprocessing
@@ -21,8 +21,8 @@ from facd_basicsr.runtime.processes import Ranks
 def start_ranks(opt: dict[str, Any], launcher: str) -> None:
     """Joins the process group, if there is one, and fills in ``rank`` and ``world_size``.
 
-    Before data and checkpoints are looked at: a rank that then ends, as its node lacks the data, breaks the
-    connections of the others, which end too.
+    To be called before data and checkpoints are checked: a rank that then exits, as its node lacks the data, breaks
+    the connections of the others, which exit too.
 
     Args:
         opt: from :func:`facd_basicsr.options.parse_options`.
@@ -92,7 +92,7 @@ GONE = re.compile(r'clos|reset|remote|time(d )?out|abort|broken pipe|connect', r
 
 
 def is_peer_failure(error: RuntimeError) -> bool:
-    """Whether an error says that a process of the group has gone, and not what is wrong in this one.
+    """Whether an error means that another process of the group has failed.
 
     gloo's are plain RuntimeErrors, which name the file of its connections. NCCL's other errors, of memory for example,
     are this process's own.
@@ -103,7 +103,7 @@ def is_peer_failure(error: RuntimeError) -> bool:
 
 
 def reraise_peer_failure() -> AbstractContextManager[None]:
-    """Turns the error by which another process's end is noticed into a :class:`PeerFailedError`; others stay."""
+    """Turns errors that a failed peer causes into a :class:`PeerFailedError`; others stay."""
 
     def translated(error: RuntimeError) -> PeerFailedError | None:
         if not is_peer_failure(error):
@@ -115,11 +115,10 @@ def reraise_peer_failure() -> AbstractContextManager[None]:
 
 @contextmanager
 def exit_without_teardown() -> Iterator[None]:
-    """For entry points: a process of several ends without the interpreter's tidying up, and is not waited for.
+    """For entry points: a process of a group exits without the interpreter's teardown.
 
-    torch's threads hold what the last collectives worked on, and now and then need the interpreter to let it go: when
-    it is no longer there the process is aborted, with another exit code, and in torch 2.4 one that ends its group may
-    wait for them forever.
+    torch's threads hold the tensors of the last collectives, and may need the interpreter to release them. During
+    teardown this aborts the process, with another exit code, and in torch 2.4 destroying the group may hang.
     """
     code = 0
     try:

@@ -23,7 +23,7 @@ class _File(logging.FileHandler):
 
 
 class DeferredLog:
-    """BasicSR's logger, on the console at once and in a file from :meth:`write_to` on, with all that came before.
+    """BasicSR's logger, on the console at once and in a file from :meth:`write_to` on, with all earlier lines.
 
     BasicSR opens its log file first, and so has moved the previous experiment aside before it notices that the
     teacher does not load. Here folders are made when networks and data are known to be good.
@@ -59,11 +59,11 @@ class DeferredLog:
         for handler in (self._held, self._file):
             if handler is not None:
                 self.logger.removeHandler(handler)
-                with contextlib.suppress(OSError):  # what a full disk did not take before, it does not take now
+                with contextlib.suppress(OSError):  # the disk may be full
                     handler.close()
 
     def _write_last(self, file: logging.FileHandler, error: BaseException, traceback: TracebackType | None) -> None:
-        """To the file alone: on the console it is the entry point's to say. Quietly, as the disk may be full."""
+        """To the file alone: the entry point writes it to the console. Errors are ignored, as the disk may be full."""
         message = 'The run has crashed.' if traceback else str(error)
         cause = (type(error), error, traceback) if traceback else None
         level = logging.INFO if isinstance(error, Stopped) else logging.ERROR
@@ -91,7 +91,7 @@ class DeferredLog:
 
 @master_only
 def tensorboard(opt: dict[str, Any], start_iter: int) -> Any:
-    """BasicSR's ``init_tb_loggers``, but that what an earlier process logged after ``start_iter`` is not seen again.
+    """BasicSR's ``init_tb_loggers``, but purges what an earlier process logged after ``start_iter``.
 
     Without that a run which was killed after its last checkpoint has two values for every iteration since then.
     """
@@ -101,6 +101,6 @@ def tensorboard(opt: dict[str, Any], start_iter: int) -> Any:
         init_wandb_logger(opt)  # before TensorBoard, to follow it
     if not opt['logger']['use_tb_logger']:
         return None
-    from torch.utils.tensorboard import SummaryWriter  # not for those who don't use it: it takes a while
+    from torch.utils.tensorboard import SummaryWriter  # a slow import, for those who use it
 
     return SummaryWriter(str(Path(opt['root_path'], 'tb_logger', opt['name'])), purge_step=start_iter + 1)

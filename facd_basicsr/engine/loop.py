@@ -1,4 +1,4 @@
-"""The training loop: BasicSR's, in an order from which it can be resumed exactly."""
+"""The training loop: BasicSR's, in an order that allows exact resume."""
 
 import datetime
 import itertools
@@ -28,9 +28,9 @@ class TrainingLoop:
     Args:
         opt: from :func:`facd_basicsr.options.parse_options`.
         model, loaders, ranks: what :func:`facd_basicsr.train.set_up` has built.
-        position: where to begin; it is moved on.
+        position: where to begin; advanced in place.
         guard: of losses that are not finite.
-        damaged: told of the images that could not be read.
+        damaged: collects images that cannot be read.
         log, tb_logger: where progress goes.
         on_iteration: called after every iteration with its number.
     """
@@ -154,7 +154,7 @@ class TrainingLoop:
         self._guard.settle()
         self._log.info('Saving models and training states.')
         if self._tb_logger:
-            self._tb_logger.flush()  # or what it holds back is lost when the process is killed
+            self._tb_logger.flush()  # or its buffer is lost when the process is killed
         self._checkpoints.save(self._model, self._position, nonfinite=self._guard.state_dict())
         self._saved_at = self._position.iteration
 
@@ -183,7 +183,7 @@ class TrainingLoop:
             self._validate()
 
     def _validate(self) -> None:
-        """Leaves the random numbers alone, so that it may be done again after a resume."""
+        """Preserves the random state, so that it may be repeated after a resume."""
         self._guard.settle()
         try:
             with preserve_rng_state():
@@ -209,7 +209,7 @@ class TrainingLoop:
 
 
 class Interruptible:
-    """A validation loader that raises ``Stopped`` in the place of the next image.
+    """A validation loader that raises ``Stopped`` instead of the next image.
 
     Several ranks have to agree: they take ``dataset`` and ``stop`` and share them out (models/validation.py).
     """

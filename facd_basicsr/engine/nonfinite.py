@@ -22,7 +22,7 @@ from facd_basicsr.runtime.processes import Ranks
 
 @dataclass
 class Steps:
-    """An iteration's, of all optimizers.
+    """The optimizer steps of one iteration.
 
     Attributes:
         made: how many; a ``GradScaler`` makes none of an optimizer that cannot skip.
@@ -33,7 +33,7 @@ class Steps:
     _event: torch.cuda.Event | None = None
 
     def add(self, parameters: list[Tensor], finite: Tensor) -> None:
-        """Takes in which parameters' gradients are finite, (P,), without waiting for the device."""
+        """Records which gradients are finite, (P,), without waiting for the device."""
         self._flags.append((parameters, finite.to('cpu', non_blocking=True)))  # into pinned memory
         if finite.is_cuda:
             self._event = torch.cuda.Event()
@@ -47,7 +47,7 @@ class Steps:
 
 
 class SkipNonFiniteSteps(ABC):
-    """Hooks on optimizers which let them skip such steps."""
+    """Optimizer hooks that skip steps with non-finite gradients."""
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self._steps = Steps()
@@ -55,7 +55,7 @@ class SkipNonFiniteSteps(ABC):
             optimizer.register_step_pre_hook(self._before_step)
 
     def take(self) -> Steps:
-        """Those since it was last called."""
+        """The steps since the last call."""
         steps, self._steps = self._steps, Steps()
         return steps
 
@@ -67,11 +67,11 @@ class SkipNonFiniteSteps(ABC):
 
     @abstractmethod
     def _look(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
-        """At the gradients of an optimizer that is about to make its step."""
+        """Checks the gradients of an optimizer before its step."""
 
 
 class SkipOnHost(SkipNonFiniteSteps):
-    """Takes the gradients away from such a step. For any optimizer; reads one value back in each step."""
+    """Removes the gradients of such a step. For any optimizer; reads one value back in each step."""
 
     def _look(self, optimizer: Optimizer, parameters: list[Tensor]) -> None:
         total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(_gradients(parameters))))
@@ -86,7 +86,7 @@ class SkipOnHost(SkipNonFiniteSteps):
 
 
 class SkipOnDevice(SkipNonFiniteSteps):
-    """Has a fused optimizer skip such a step by itself, as ``GradScaler`` does, so that nothing is read back."""
+    """Lets a fused optimizer skip such a step on the device, as ``GradScaler`` does: nothing is read back."""
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         super().__init__(optimizers)
@@ -113,7 +113,7 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
 
 
 def all_fused(optimizers: Sequence[Optimizer]) -> bool:
-    """Whether all are fused: the others know no ``found_inf``."""
+    """Whether all optimizers are fused: others do not support ``found_inf``."""
     return all(group.get('fused') for optimizer in optimizers for group in optimizer.param_groups)
 
 
@@ -124,7 +124,7 @@ NAMED_PARAMETERS = 3  # in a line of the log
 
 @dataclass
 class Iteration:
-    """What a report of it needs, some of it still to come from the device."""
+    """What the report of an iteration needs; some is still on its way from the device."""
 
     number: int
     data: dict[str, Any]
@@ -134,7 +134,7 @@ class Iteration:
 
 
 class NonFiniteGuard:
-    """Keeps weights and optimizer from losses and gradients that are not finite, and says where these came from.
+    """Protects weights and optimizer from non-finite losses and gradients, and reports their source.
 
     A hook on each optimizer lets it skip such a step, so that it changes nothing. A loss that is not finite may have
     a gradient that is: |s - t| has -1 for t = inf, and 0 for t = nan. So a hook on each loss, that is each module
@@ -143,8 +143,8 @@ class NonFiniteGuard:
 
     Under DDP gradients are the same on all ranks, so all ranks skip the same steps.
 
-    On a GPU nothing is read back in a step, if the model tells its steps (others read their terms back anyway) and
-    its optimizers are fused: an iteration is looked at when the next has been queued, or at :meth:`settle`. What is
+    On a GPU nothing is read back in a step, if the model is a ``ReportsLossTerms`` (others read their terms back anyway)
+    and its optimizers are fused: an iteration is checked when the next has been queued, or at :meth:`settle`. What is
     skipped, counted and reported is the same.
 
     With an enabled ``scaler``, steps that it skips while every term is finite are how it finds its scale: they
@@ -155,7 +155,7 @@ class NonFiniteGuard:
         action: ``skip`` continues without the step; ``fatal`` ends the run.
         limit: so many steps in a row end the run in any case.
         folder: for the batches of such steps; made when there is one.
-        late: whether to look at an iteration only after the next, where model and optimizers allow it; None: on a GPU.
+        late: whether to check an iteration only after the next, where model and optimizers allow it; None: on a GPU.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class NonFiniteGuard:
             self.settle()
 
     def settle(self) -> None:
-        """Reports what is still to be reported: before anything is made of the last iteration.
+        """Reports what is pending, before the last iteration is logged, saved or validated.
 
         Raises:
             UserError: as :meth:`after_step`.

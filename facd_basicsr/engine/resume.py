@@ -1,4 +1,4 @@
-"""Finding a training state that is whole, and continuing from it."""
+"""Finds an intact training state and resumes from it."""
 
 import pickle
 import struct
@@ -36,21 +36,21 @@ def load_resume_state(opt: dict[str, Any], ranks: Ranks, warn: Callable[[str], N
     finds nothing.
 
     Args:
-        opt: from :func:`facd_basicsr.options.parse_options`; ``auto_resume`` takes the newest whole state of the
+        opt: from :func:`facd_basicsr.options.parse_options`; ``auto_resume`` takes the newest intact state of the
             experiment's own folder, else ``path.resume_state`` names one.
         ranks: the processes; the first one chooses for all.
-        warn: told of each damaged state that is passed over.
+        warn: called for each damaged state that is skipped.
 
     Raises:
-        UserError: the state that is named is damaged, or none of those that are there is whole, or the experiment
+        UserError: the state that is named is damaged, or none of the existing states is intact, or the experiment
             has been trained and its states are gone.
     """
     source, path, state = '--auto_resume', None, None
     if opt['auto_resume']:
         if ranks.rank == 0:
-            path, state = _newest_whole(opt, warn)
+            path, state = _newest_intact(opt, warn)
         path = ranks.from_first(path)
-    if path is None:  # with --auto_resume: nothing of its own yet, so that it begins where the option file says
+    if path is None:  # with --auto_resume: no own state yet, so it starts where the option file says
         source, path = 'path.resume_state', _named(opt['path'].get('resume_state'))
     if path is None:
         return None
@@ -100,8 +100,8 @@ def read_state(path: Path, models: Path) -> dict[str, Any]:
     return state
 
 
-def _newest_whole(opt: dict[str, Any], warn: Callable[[str], None]) -> tuple[Path | None, dict[str, Any] | None]:
-    """The newest whole state's file and content; neither where a run has not come to its first."""
+def _newest_intact(opt: dict[str, Any], warn: Callable[[str], None]) -> tuple[Path | None, dict[str, Any] | None]:
+    """The newest intact state's file and content; (None, None) if the run has saved none yet."""
     folder, models = Path(opt['path']['training_states']), Path(opt['path']['models'])
     damaged = []
     for path in newest_first(folder):
@@ -109,7 +109,7 @@ def _newest_whole(opt: dict[str, Any], warn: Callable[[str], None]) -> tuple[Pat
             return path, read_state(path, models)
         except DamagedStateError as error:
             damaged.append(path)
-            warn(f'--auto_resume: {path} {error}; passed over.')
+            warn(f'--auto_resume: {path} {error}; skipped.')
     if damaged:
         raise UserError(
             f'--auto_resume: none of the {len(damaged)} states in {folder} is intact; accepted: the same command '
@@ -127,7 +127,7 @@ def newest_first(folder: Path) -> Iterator[Path]:
     """The ``<iteration>.state`` files of a folder, the one written last first.
 
     That is the one which ``latest`` names, unless the process was killed between the two files; after it go those with
-    the highest iterations. The highest may be older, left by a continuation that was given up.
+    the highest iterations. The highest may be older, left by an abandoned continuation.
     """
     ordered = [folder / f'{iteration}.state' for iteration in sorted(state_iterations(folder), reverse=True)]
     latest = folder / LATEST
@@ -149,7 +149,7 @@ def _named(value: str | None) -> Path | None:
 
 
 def resumed_position(state: dict[str, Any], sampler: ResumableSampler) -> tuple[Position, list[str]]:
-    """Where a run continues, and in which respects it will differ from one that was never stopped.
+    """Where a run resumes, and in which respects it will differ from an uninterrupted one.
 
     Args:
         state: from :func:`load_resume_state`.

@@ -1,4 +1,4 @@
-"""Signals that end a run with everything saved."""
+"""Graceful shutdown: signals that end a run with everything saved."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ ONE = 1.0  # seconds: what arrives sooner is the same signal, from the terminal 
 def worker_ignore_signals(worker_id: int) -> None:
     """For DataLoader's workers: Ctrl-C and SLURM signal all of a job's processes, and the main one still needs them.
 
-    SIGTERM is heeded from the main process alone, which ends its workers by it.
+    SIGTERM is accepted from the main process alone, which ends its workers by it.
     """
     signal.set_wakeup_fd(-1)
     for signum in STOPPING[1:]:
@@ -39,7 +39,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Signals wait until its end. Processes that are started inside begin with them held back as well."""
+    """Blocks signals until its end. Processes that are started inside inherit the mask."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
@@ -49,7 +49,7 @@ def signals_blocked() -> Iterator[None]:
 
 @contextmanager
 def stop_on_signal() -> Iterator[None]:
-    """Where there is nothing to save a signal ends the process as soon as Python hears of it.
+    """During set-up there is nothing to save: a signal ends the process as soon as Python handles it.
 
     Raises:
         Stopped: a signal has come.

@@ -100,7 +100,7 @@ def rename_into_place(partial: Path, path: Path) -> None:
 
 
 def named(error: OSError, path: Path) -> OSError:
-    """The same with a file's name, which errors of writing lack."""
+    """The error with the file's name, which errors of writing lack."""
     number = error.errno or errno.EIO
     return OSError(number, os.strerror(number), str(path))
 

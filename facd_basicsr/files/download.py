@@ -1,4 +1,4 @@
-"""Downloads that resume, of which only whole and verified files appear under their names."""
+"""Downloads that resume; a file gets its name when it is complete and verified."""
 
 import hashlib
 import os
@@ -17,30 +17,30 @@ from tqdm import tqdm
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import PARTIAL, fsync_directory, partial_of
 
-ATTEMPTS = 5  # in a row that bring nothing
+ATTEMPTS = 5  # in a row without progress
 TIMEOUT = 30.0  # seconds without a byte
 TRANSIENT = (429, 500, 502, 503, 504)  # worth another attempt
 PAGE_REASONS = 'perhaps one that asks to log in or says that there is no such file'
 DIGEST = '[0-9a-fA-F]{8,64}'  # a SHA-256, or its beginning
-CHUNK = 2**16  # bytes, as many as a broken connection may lose
+CHUNK = 2**16  # bytes, lost at most by a broken connection
 KEPT = 'what arrived is kept, and the same command continues'
 
 
 def download(
     url: str, path: Path, where: str, sha256: str | None = None, pause: Callable[[float], object] = time.sleep
 ) -> None:
-    """Downloads ``url`` to ``path`` unless it is there, resuming what an earlier call left.
+    """Downloads ``url`` to ``path`` unless it exists, resuming an earlier call.
 
     Several processes may ask for the same ``path``: one downloads, the others wait for it.
 
     Args:
         where: the option or argument that the address comes from, named in messages.
-        sha256: the digest of the file in hexadecimal, or its first 8 digits or more; also checked if the file is
-            there already.
+        sha256: the digest of the file in hexadecimal, or its first 8 digits or more; also checked if the file
+            exists.
         pause: waits that many seconds before connecting again, after an attempt that brought nothing.
 
     Raises:
-        UserError: the address is no http or https one, the server refuses or stays away, the digest is another one, or
+        UserError: the address is not http or https, the server refuses or does not answer, the digest differs, or
             the disk is full.
     """
     if not is_url(url):
@@ -100,7 +100,7 @@ def cached(url: str, where: str, sha256: str | None) -> Path:
 
 
 def cached_path(url: str, where: str) -> Path:
-    """Where :func:`cached` puts the file of ``url``, whether it is there or not.
+    """Where :func:`cached` puts the file of ``url``, whether it exists or not.
 
     Raises:
         UserError: the address names no file.
@@ -116,9 +116,9 @@ def cached_path(url: str, where: str) -> Path:
 
 
 def _fetch(url: str, part: Path, where: str, pause: Callable[[float], object]) -> None:
-    """Brings ``part`` to its full length, however often the connection breaks, as long as each attempt brings some."""
+    """Completes ``part``, however often the connection breaks, as long as each attempt makes progress."""
     most = _size(part)
-    in_vain = 0
+    fruitless = 0
     while True:
         try:
             if _attempt(url, part, where):
@@ -128,13 +128,13 @@ def _fetch(url: str, part: Path, where: str, pause: Callable[[float], object]) -
             raise UserError(f'{where}: {url}: {error}') from error
         except requests.RequestException as error:
             reason = _reason(error)
-        in_vain = 0 if _size(part) > most else in_vain + 1
+        fruitless = 0 if _size(part) > most else fruitless + 1
         most = max(most, _size(part))
-        if in_vain == ATTEMPTS:
+        if fruitless == ATTEMPTS:
             kept = f', {KEPT}' if _size(part) else ''
             raise UserError(f'{where}: {url}: {reason}; gave up after {ATTEMPTS} attempts{kept}')
-        if in_vain:
-            pause(2.0**in_vain / 2)
+        if fruitless:
+            pause(2.0**fruitless / 2)
 
 
 def _reason(error: requests.RequestException) -> str:
@@ -152,7 +152,7 @@ def _reason(error: requests.RequestException) -> str:
 
 
 def _attempt(url: str, part: Path, where: str) -> bool:
-    """One request for what ``part`` lacks, or for all of it if the file may have changed. Returns whether it is whole.
+    """Requests what ``part`` lacks, or all of it if the file may have changed. Returns whether it is complete.
 
     Raises:
         requests.RequestException: the connection broke.
@@ -164,7 +164,7 @@ def _attempt(url: str, part: Path, where: str) -> bool:
     if start:
         headers |= {'Range': f'bytes={start}-', 'If-Range': validator}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if start and response.status_code == 416:  # nothing lies behind what is here, or the file has changed
+        if start and response.status_code == 416:  # the part is complete, or the file has changed
             whole = re.fullmatch(r'bytes \*/(\d+)', response.headers.get('Content-Range', ''))
             if whole and int(whole[1]) == start:
                 return True
@@ -220,7 +220,7 @@ def _verify(file: Path, path: Path, where: str, sha256: str | None) -> None:
 
 
 def _validator_of(part: Path) -> Path:
-    """The file that remembers which version of the remote file ``part`` is of."""
+    """The file with the version (ETag) of the remote file that ``part`` is of."""
     return part.with_name(f'{part.name}.version')
 
 

@@ -1,4 +1,4 @@
-"""Work on many files in threads: reading them, and what Pillow, OpenCV and zlib do outside the interpreter's lock."""
+"""Work on many files: in threads, where Pillow, OpenCV and zlib release the GIL, and in processes."""
 
 import multiprocessing
 import os
@@ -59,7 +59,7 @@ def in_processes(calls: Mapping[str, Callable[[], Result]], workers: int) -> Ite
     def results() -> Iterator[tuple[str, Result]]:
         ahead: deque = deque()
         for key, call in calls.items():
-            with _ctrl_c_blocked():  # a process that this starts inherits it: Ctrl-C is for the main one alone
+            with _sigint_blocked():  # a process that this starts inherits it: Ctrl-C is for the main one alone
                 ahead.append((key, pool.submit(call)))
             if len(ahead) > 2 * workers:  # all at once would fill the memory
                 first, future = ahead.popleft()
@@ -78,7 +78,7 @@ def in_processes(calls: Mapping[str, Callable[[], Result]], workers: int) -> Ite
 
 
 @contextmanager
-def _ctrl_c_blocked() -> Iterator[None]:
+def _sigint_blocked() -> Iterator[None]:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

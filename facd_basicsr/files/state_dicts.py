@@ -1,4 +1,4 @@
-"""Reading checkpoints, and saying why one does not fit."""
+"""Reads checkpoints, and explains why one does not fit."""
 
 import pickle
 from collections.abc import Sequence

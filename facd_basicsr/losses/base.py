@@ -37,12 +37,17 @@ class DistillState:
 
 
 REGRESSOR = ('always', 'auto', 'never')
-T = TypeVar('T')
+Option = TypeVar('Option')
 
 
 def option(
-    default: T, meaning: str, *, least: float | None = None, above: float | None = None, choices: tuple[str, ...] = ()
-) -> T:
+    default: Option,
+    meaning: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Option:
     """An option of a loss, with its default: a field of its dataclass, whose annotation is the option's type.
 
     Args:

@@ -19,7 +19,7 @@ from facd_basicsr.models.safe_model import SafeModel, SafeSRModel, run_network
 from facd_basicsr.runtime.execution import Execution, tf32_of
 
 PROBE_LQ_SIZE = 16  # of LQ, where the training set has no gt_size
-SMALL_PROBE_SIZE = 8  # where nothing depends on it; CSD's VGG halves an x2 output of it four times
+SMALL_PROBE_SIZE = 8  # if no part depends on it; CSD's VGG halves an x2 output of it four times
 
 
 @MODEL_REGISTRY.register()
@@ -112,7 +112,7 @@ class FACDModel(SafeSRModel):
         return self.opt['datasets']['train'].get('gt_size', PROBE_LQ_SIZE * self.opt['scale']) // self.opt['scale']
 
     def _probe_size(self) -> int:
-        """Height and width of LQ that tell what training will meet.
+        """Height and width of LQ to probe with.
 
         The training patch's, since what a transformer does depends on it. A smaller one where all parts are known to
         take any size and to give as many channels: the paper's EDSR teacher takes a CPU seconds for each patch.
@@ -128,7 +128,7 @@ class FACDModel(SafeSRModel):
         return torch.full((batch_size, channels, size, size), 0.5, device=self.device)
 
     def _try_loss(self, train_opt: dict[str, Any]) -> None:
-        """One evaluation on a small flat batch: what the loss refuses, it refuses before training."""
+        """Evaluates the loss on a small flat batch, so that what it refuses is refused before training."""
         batch_size = self.opt['datasets']['train']['batch_size_per_gpu']
         if batch_size * self.opt['world_size'] < self.cri_distill.min_batch:
             raise UserError(
@@ -140,7 +140,7 @@ class FACDModel(SafeSRModel):
             self.cri_distill(self.distill_state(lq, torch.zeros_like(self.net_g(lq))))
 
     def _compile(self) -> None:
-        """After all that runs on other shapes. Validation never runs what is compiled: its images differ in size."""
+        """Called after all probes, which have other shapes. Validation runs uncompiled: its images differ in size."""
         self._run_student = self._execution_g.compiled(self._run_student, 'train.compile')
         self._run_regressors = self._execution_r.compiled(self._run_regressors, 'train.compile_r')
         self._run_teacher = self.teacher.execution.compiled(self._run_teacher, 'teacher.compile')
@@ -164,7 +164,7 @@ class FACDModel(SafeSRModel):
     def distill_state(self, lq: Tensor, gt: Tensor) -> DistillState:
         """Student's and teacher's outputs and features for a batch, (N, C, h, w) and (N, C, h * scale, w * scale).
 
-        At least float32, whatever the networks ran in: a loss's distances are too close to each other for less.
+        At least float32, whatever the networks ran in: distances differ too little for less.
         """
         with self._execution_g.autocast(self.device):
             student, student_feats = self._run_student(self.net_g, self._execution_g.laid_out(lq))

@@ -1,4 +1,4 @@
-"""What BasicSR's models lack: saves that are whole, validation by all ranks, processes without GPUs, and for SRModel
+"""What BasicSR's models lack: atomic saves, validation by all ranks, DDP without GPUs, and for SRModel
 the ways to run a network that FACDModel has."""
 
 import copy
@@ -39,7 +39,7 @@ SCHEDULER_PROGRESS = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
 
 
 class ReportsLossTerms(ABC):
-    """What a model may tell :class:`NonFiniteGuard` that BasicSR's models do not.
+    """What :class:`NonFiniteGuard` reads of a model, beyond BasicSR's models.
 
     Attributes:
         scaler: the loss scaling of float16, disabled in other precisions.
@@ -60,7 +60,7 @@ class SafeModel(BaseModel):
 
     Attributes:
         saved: {file name: SHA-256} of the networks that were saved since it was emptied.
-        reach: how far the network sees beyond the tiles of ``val.tile``; 0 without tiles.
+        reach: receptive field radius beyond the tiles of ``val.tile``; 0 without tiles.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ class SafeModel(BaseModel):
         return super().get_optimizer(optim_type, params, lr, **kwargs)
 
     def training_state(self) -> dict[str, Any]:
-        """What continues in training beside the networks, as ``weights_only`` loading accepts it."""
+        """The training state besides the networks, as ``weights_only`` loading accepts it."""
         best = getattr(self, 'best_metric_results', {})  # BasicSR's, from its first validation on
         return {
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
@@ -211,8 +211,8 @@ class SafeSRModel(ReportsLossTerms, SafeModel, SRModel):
 
     @torch.no_grad()
     def _run_once(self) -> None:
-        """What a network moves to the device in its first forward, as EDSR its ``mean``, must not be moved by a CUDA
-        graph, whose memory the next run takes again."""
+        """Tensors that a network moves to the device in its first forward, as EDSR its ``mean``, must not be created in
+        a CUDA graph, whose memory the next replay reuses."""
         net = self.get_bare_model(self.net_g).eval()
         net(torch.full((1, input_channels(self.opt['network_g']), 16, 16), 0.5, device=self.device))
         net.train()
@@ -239,7 +239,7 @@ class SafeSRModel(ReportsLossTerms, SafeModel, SRModel):
         self._step(logs)
 
     def _step(self, logs: dict[str, Tensor]) -> None:
-        """Minimises the sum of the terms ``l_*``."""
+        """Minimizes the sum of the terms ``l_*``."""
         l_total = sum_of(value for name, value in logs.items() if name.startswith('l_'))
         self.optimizer_g.zero_grad()
         with self._execution_g.reraise_compile_errors('train.compile'):  # a backward is compiled when it is first run
@@ -279,8 +279,8 @@ def _settings(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _lay_out_as_parameters(optimizer: Optimizer) -> None:
-    """Gives a state's moments the memory format of their parameters, which may be another than when it was saved: fused
-    kernels take both as they lie in memory."""
+    """Gives a state's moments the memory format of their parameters, which may have changed since it was saved: fused
+    kernels expect both in the same layout."""
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -288,13 +288,13 @@ def _lay_out_as_parameters(optimizer: Optimizer) -> None:
 
 
 def _with_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state, to be worked on by the kernels of this one: it may be of another device."""
+    """An optimizer's state with this optimizer's ``foreach`` and ``fused``: it may come from another device."""
     own = {key: value for key, value in optimizer.param_groups[0].items() if key in ('foreach', 'fused')}
     return {**state, 'param_groups': [{**group, **own} for group in state['param_groups']]}
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value  # of betas a state may make the other
+    return list(value) if isinstance(value, tuple) else value  # a state may turn betas into a list
 
 
 def build_model(opt: dict[str, Any]) -> SafeModel:
@@ -307,7 +307,7 @@ def build_model(opt: dict[str, Any]) -> SafeModel:
         validations = {name: getattr(cls, name) for name in ('dist_validation', 'nondist_validation')}
         is_basicsrs = all(method is getattr(SRModel, name) for name, method in validations.items())
         cls = type(cls.__name__, (SafeModel, cls), {} if is_basicsrs else validations)
-    model = cls(copy.deepcopy(opt))  # they take keys out of it
+    model = cls(copy.deepcopy(opt))  # models pop keys
     get_root_logger().info(f'Model [{cls.__name__}] is created.')
     return model
 

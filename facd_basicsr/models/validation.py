@@ -1,4 +1,4 @@
-"""Batches on their way to the device."""
+"""Validation of BasicSR's models: its ``nondist_validation`` in less time, on any number of ranks."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ from facd_basicsr.runtime.tiling import receptive_field_radius, tiled
 
 
 def feed_data_non_blocking(self: SRModel, data: dict[str, Any]) -> None:
-    """As ``SRModel.feed_data``, but that copies from pinned memory are not waited for."""
+    """As ``SRModel.feed_data``, but with non-blocking copies from pinned memory."""
     self.lq = data['lq'].to(self.device, non_blocking=True)
     if 'gt' in data:
         self.gt = data['gt'].to(self.device, non_blocking=True)
@@ -33,7 +33,7 @@ def feed_data_non_blocking(self: SRModel, data: dict[str, Any]) -> None:
 
 Sample = dict[str, Any]  # of one image, as the loader gives it
 
-WINDOW = 16  # images in memory at once, in search of others of their shape
+WINDOW = 16  # images in memory at a time, to be grouped by shape
 BATCH_PIXELS = 2**16  # of LQ: more do not keep a GPU busier, and 64 features of a x4 output are 256 MiB
 SCORERS = 2  # threads
 SCORED_LATER = 4  # images that may wait to be scored
@@ -72,7 +72,7 @@ def runs_as_basicsr(model: BaseModel) -> bool:
 
 
 def validated_receptive_field(model: BaseModel, own_validation: bool) -> int:
-    """How far a model's network sees beyond the tiles of ``val.tile``; 0 without tiles.
+    """The receptive field radius of a model's network beyond the tiles of ``val.tile``; 0 without tiles.
 
     Args:
         own_validation: whether the model has one in the place of :func:`validate`.
@@ -121,7 +121,7 @@ def validate(
 
     values: list[list[float]] | None
     try:
-        with _as_validated(model, reach), ThreadPoolExecutor(SCORERS) as scorers:
+        with _with_validation_networks(model, reach), ThreadPoolExecutor(SCORERS) as scorers:
             scored = (
                 (index, stem, scorers.submit(score, result, gt, stem))
                 for index, stem, result, gt in _upscaled(model, own, stop)
@@ -144,8 +144,8 @@ def image_path(opt: dict[str, Any], dataset: str, image: str, current_iter: int 
 
 
 @contextmanager
-def _as_validated(model: BaseModel, reach: int) -> Iterator[None]:
-    """Puts what is fastest in the place of the networks. Not their wrappers: DDP's forward may wait for other ranks."""
+def _with_validation_networks(model: BaseModel, reach: int) -> Iterator[None]:
+    """Replaces the networks by their fastest form, without DDP, whose forward may wait for other ranks."""
     networks = {name: net for name in ('net_g', 'net_g_ema') if (net := vars(model).get(name)) is not None}
     try:
         for name, net in networks.items():
@@ -180,7 +180,7 @@ def _upscaled(
 
 
 def _in_order(scored: Iterable[tuple[int, str, Future]], images: int, bar: bool) -> list[list[float]]:
-    """What the threads find for each image, by its number."""
+    """The values that the threads compute for each image, by its number."""
     values: list[list[float]] = [[]] * images
     waiting: deque[tuple[int, str, Future]] = deque()
     with tqdm(total=images, unit='image', disable=not bar) as progress:
@@ -201,7 +201,7 @@ def _in_order(scored: Iterable[tuple[int, str, Future]], images: int, bar: bool)
 
 
 def _read_ahead(loader: Iterable[Sample]) -> Iterator[Sample]:
-    """The loader's samples, the next of which is read meanwhile."""
+    """The loader's samples, one read ahead."""
     samples = iter(loader)
     with ThreadPoolExecutor(1) as reader:
         following = reader.submit(next, samples, None)
