@@ -1,1 +1,1 @@
-"""What distillation adds around two networks: taps on their features, and the frozen teacher."""
+"""Taps on features, the frozen teacher and its sanity gate, key layouts, regressors."""

@@ -1,4 +1,4 @@
-"""The sanity gate: is the teacher as good as it should be?"""
+"""The sanity gate: the teacher must reach its expected PSNR."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -26,7 +26,7 @@ def teacher_psnr_y(
         loader: of a validation set; batches of one with ``lq`` and ``gt``, RGB in [0, 1].
         scale: the upscaling factor.
         device: where the teacher is.
-        bgr: whether the teacher is given BGR and taken to answer in BGR.
+        bgr: whether input and output are BGR.
     """
 
     def upscale(lq: Tensor) -> Tensor:
@@ -46,8 +46,8 @@ def check_teacher(
 ) -> str:
     """Compares the teacher with the option ``teacher.expect``.
 
-    A wrong ``res_scale``, value range or checkpoint loads without complaint, since its shapes fit: only its output
-    tells. A network trained on BGR is told by being better on BGR, since that may cost less than any tolerance: 0.016
+    A wrong ``res_scale``, value range or checkpoint loads without an error, since its shapes fit: only its output
+    shows it. A network trained on BGR is recognized by a higher PSNR on BGR, since that may cost less than any tolerance: 0.016
     dB on Set5 for DAT-light x2.
 
     Args:

@@ -115,9 +115,9 @@ def from_basicsr(state_dict: dict[str, Tensor], layout: str, shift: Tensor, wher
 
 
 def network_block(state_dict: dict[str, Tensor]) -> dict[str, Any]:
-    """The arguments of BasicSR's EDSR or RCAN that a state dict in BasicSR's layout tells: its shapes.
+    """The arguments of BasicSR's EDSR or RCAN that the shapes of a state dict in BasicSR's layout determine.
 
-    ``res_scale``, ``img_range`` and ``rgb_mean`` are not in it.
+    ``res_scale``, ``img_range`` and ``rgb_mean`` cannot be read off it.
 
     Raises:
         ValueError: it is neither's.
@@ -155,7 +155,7 @@ def _count(state_dict: dict[str, Tensor], pattern: str) -> int:
 
 
 def _mean_shift(state_dict: dict[str, Tensor], where: str) -> Tensor | None:
-    """What ``add_mean`` adds, (3,), once it is known to undo ``sub_mean`` and to do nothing else."""
+    """What ``add_mean`` adds, (3,), after checking that it inverts ``sub_mean`` and does nothing else."""
     found = {key: value.float() for key, value in state_dict.items() if key.startswith(('sub_mean.', 'add_mean.'))}
     if not found:
         return None

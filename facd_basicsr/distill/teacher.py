@@ -22,7 +22,7 @@ PAGE = 'docs/teachers.md describes the teacher block'
 
 
 class Teacher(nn.Module):
-    """A frozen network: eval whatever ``train()`` is called, no gradient, own precision, input left as it was.
+    """A frozen network: eval whatever ``train()`` is called, no gradient, own precision, input unchanged.
 
     Input (N, C, H, W) in [0, 1]; output (N, C, H * scale, W * scale), float32, not clamped.
 
@@ -71,7 +71,7 @@ class Teacher(nn.Module):
         return sr.float()[..., : height * self._scale, : width * self._scale]
 
     def padded(self, lq: Tensor) -> Tensor:
-        """LQ as the network takes it: padded at the bottom and right, by reflection as far as that goes."""
+        """LQ as the network takes it: padded at the bottom and right, by reflection as far as possible."""
         unit = self._size_multiple
         pads = [-(-max(size, self._min_size) // unit) * unit - size for size in lq.shape[2:]]
         if not any(pads):
@@ -90,7 +90,7 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
         scale: the option file's.
 
     Raises:
-        UserError: the checkpoint cannot be had or read, carries code, is in another layout than ``format``, or does
+        UserError: the checkpoint cannot be downloaded or read, contains code, is in another layout than ``format``, or does
             not fit the network exactly.
     """
     where = f'teacher.weights: {teacher_opt["weights"]}'
@@ -124,7 +124,7 @@ def local_weights(teacher_opt: dict[str, Any]) -> Path:
     """The file of ``teacher.weights``, downloaded if it is an address, checked if ``sha256`` is given.
 
     Raises:
-        UserError: it cannot be had, or is another file.
+        UserError: it cannot be downloaded, or its digest differs.
     """
     weights, sha256 = teacher_opt['weights'], teacher_opt.get('sha256')
     if is_url(weights):
@@ -163,7 +163,7 @@ def _build_registered(
 
 
 def _check_mean(net: EDSR | RCAN, shift: Tensor, where: str) -> None:
-    """The one argument that an official checkpoint does tell: ``img_range`` times ``rgb_mean``."""
+    """The one argument that an official checkpoint determines: ``img_range`` times ``rgb_mean``."""
     own = net.img_range * net.mean.flatten()
     if not torch.allclose(own, shift, rtol=1e-3):
         raise UserError(
@@ -188,7 +188,7 @@ def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Exe
             f'{where}: spandrel does not recognize it (first key: {next(iter(state_dict))}); accepted: one of '
             f'its architectures, or a teacher.network block; {PAGE}'
         ) from error
-    except (RuntimeError, ValueError, LookupError, AssertionError) as error:  # its detection was mistaken
+    except (RuntimeError, ValueError, LookupError, AssertionError) as error:  # its detection failed
         reason = one_line(error, 200)
         raise UserError(f'{where}: spandrel cannot build it ({reason}); accepted: a teacher.network block') from error
     name = descriptor.architecture.name
@@ -211,7 +211,7 @@ def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Exe
 
 
 def _block(state_dict: dict[str, Tensor], layout: str, where: str) -> str:
-    """The ``network`` block that a checkpoint of an EDSR or RCAN tells, in YAML."""
+    """The ``network`` block that a checkpoint of an EDSR or RCAN determines, in YAML."""
     shift = None
     if layout != 'basicsr':
         state_dict, shift = to_basicsr(state_dict, layout, where)

@@ -143,7 +143,7 @@ class NonFiniteGuard:
 
     Under DDP gradients are the same on all ranks, so all ranks skip the same steps.
 
-    On a GPU nothing is read back in a step, if the model is a ``ReportsLossTerms`` (others read their terms back anyway)
+    On a GPU nothing is read back in a step, if the model ``ReportsLossTerms`` (others read their terms back anyway)
     and its optimizers are fused: an iteration is checked when the next has been queued, or at :meth:`settle`. What is
     skipped, counted and reported is the same.
 

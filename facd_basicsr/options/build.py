@@ -24,7 +24,7 @@ def dry_run(opt: Block, is_train: bool) -> None:
     """Constructs networks on the meta device, losses, optimizer and scheduler from a checked option dict.
 
     Raises:
-        UserError: a class refuses its options, with the key or the block, and what the class said; or the loss does
+        UserError: a class refuses its options, with the key or the block, and the class's error; or the loss does
             not fit taps and regressors.
     """
     for key in [key for key in opt if key.startswith('network_')]:
@@ -45,7 +45,7 @@ def dry_run(opt: Block, is_train: bool) -> None:
 
 
 def _check_loss_fits(loss: DistillLoss, opt: Block) -> None:
-    """What a loss's defaults may disagree with: the number of taps, and whether there are regressors."""
+    """Checks a loss's defaults against the number of taps and the presence of regressors."""
     if not loss.reads_features:
         return
     taps = len(opt['taps'])
@@ -60,7 +60,7 @@ def _check_loss_fits(loss: DistillLoss, opt: Block) -> None:
 
 
 def construct(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
-    """``build(block)``, and in whose block it failed. A class's own words are all there is to say what it accepts.
+    """``build(block)``, with the block's name in errors. Only the class's own error says what it accepts.
 
     Args:
         where: what names the block, for messages.

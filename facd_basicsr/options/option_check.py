@@ -1,4 +1,4 @@
-"""Checking one block of options, and saying what is accepted."""
+"""Checks option dicts by the schema, signatures and sources; errors say what is accepted."""
 
 import difflib
 import importlib.util
@@ -235,7 +235,7 @@ def check_vgg_layers(where: str, block: dict[str, Any]) -> None:
     """Compares the layers of a block whose keys are checked with those that its VGG has. Other losses pass.
 
     Raises:
-        UserError: there is none, it is of another VGG, or its weight is no number.
+        UserError: a layer does not exist in this VGG, or its weight is not a number.
     """
     if LOSS_REGISTRY.get(block['type']) is not PerceptualLoss:
         return

@@ -1,4 +1,4 @@
-"""Option files as text: plain YAML in, and out again as one that reads the same."""
+"""Option files: safe YAML in and out, and ``base:``, the file that one inherits from."""
 
 import copy
 import functools
@@ -24,8 +24,8 @@ FLOAT = 'tag:yaml.org,2002:float', re.compile(r'[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE
 class OptionLoader(yaml.SafeLoader):
     """PyYAML's safe loader, which builds plain data only, with two of YAML 1.1's surprises removed.
 
-    A key that stands twice in a block is refused, and ``1e-4`` is a number, not text. So is what only an attack has:
-    nesting that would exhaust the stack, and aliases of aliases that are small as text and huge as data.
+    Duplicate keys in a block are refused, and ``1e-4`` is a number, not text. Attacks are refused: nesting that would
+    exhaust the stack, and aliases of aliases that expand to huge data.
     """
 
     def __init__(self, stream: str) -> None:

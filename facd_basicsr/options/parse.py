@@ -30,13 +30,13 @@ def force_yml(opt: dict[str, Any], entries: Sequence[str]) -> None:
         *blocks, leaf = keys.strip().split(':')
         block = opt
         for name in blocks:
-            block = block.setdefault(name, {})  # one that is not to be is refused by the check of all keys
+            block = block.setdefault(name, {})  # an unknown one is refused by the check of all keys
             if not isinstance(block, dict):
                 raise UserError(
                     f'--force_yml: {entry!r}: {name!r} is not a block of keys; set it whole, as {name}=[...]'
                 )
         value = load_yaml(value, f'--force_yml {keys}')
-        block[leaf] = None if str(value).lower() == 'none' else value  # BasicSR's spelling of nothing
+        block[leaf] = None if str(value).lower() == 'none' else value  # BasicSR's spelling of null
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,19 +116,19 @@ def check_inputs(
         path: its option file.
         is_train: whether it is meant for train.py or for test.py.
         with_data: whether its datasets must be there.
-        with_weights: whether its checkpoints must be there; that of a teacher without ``network`` block is to tell
-            what the teacher is, and must be there in any case.
+        with_weights: whether its checkpoints must be there; that of a teacher without ``network`` block defines
+            the teacher, and must exist in any case.
 
     Raises:
         UserError: with the file's name, and the key, value and what is accepted.
     """
     with locating(path):
-        check_paths(_needed(opt, with_data, with_weights), is_train)
+        check_paths(_with_paths(opt, with_data, with_weights), is_train)
         dry_run(opt, is_train)
 
 
-def _needed(opt: dict[str, Any], with_data: bool, with_weights: bool) -> dict[str, Any]:
-    """The options of which the paths must be there."""
+def _with_paths(opt: dict[str, Any], with_data: bool, with_weights: bool) -> dict[str, Any]:
+    """The options whose paths must exist."""
     needed = dict(opt)
     if not with_data:
         needed['datasets'] = {}
@@ -142,7 +142,7 @@ def _needed(opt: dict[str, Any], with_data: bool, with_weights: bool) -> dict[st
 def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = None) -> dict[str, Any]:
     """The option dict that BasicSR's parts expect, from the command line: of one process until ``start_ranks``.
 
-    Only keys and their values are checked; :func:`check_inputs` looks at what they name.
+    Only keys and their values are checked; :func:`check_inputs` checks what they name.
 
     Args:
         args: from :func:`parser`.
@@ -158,7 +158,7 @@ def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = 
 def complete_options(
     opt: dict[str, Any], args: argparse.Namespace, is_train: bool, root: Path | None = None
 ) -> dict[str, Any]:
-    """The second half of :func:`parse_options`: fills in, in place, what no option file says."""
+    """The second half of :func:`parse_options`: fills in derived keys, in place."""
     root = root or root_path()
     gpus = torch.cuda.device_count()
     if opt['num_gpu'] == 'auto':

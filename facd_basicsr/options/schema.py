@@ -1,4 +1,4 @@
-"""The keys of an option file's blocks, where no signature or source says what they are; arguments.py has the others."""
+"""The keys of an option file's blocks: types, bounds, defaults and meanings that no signature or source gives."""
 
 from dataclasses import replace
 
@@ -352,7 +352,7 @@ METRIC_KEYS = {
     'crop_border': Key(
         (int,), required=True, least=0, meaning='pixels left out at each side; published values: `scale`'
     ),
-    # RGB is 1.7 to 2.2 dB lower: which is meant, is to be said
+    # RGB is 1.7 to 2.2 dB lower: so it must be given
     'test_y_channel': Key((bool,), required=True, meaning='`true`: of Y of YCbCr, as published; `false`: of RGB'),
     'input_order': Key((str,), choices=('HWC',), meaning='as the images are: leave it out'),
 }

@@ -111,12 +111,12 @@ def signature_keys(
             default=... if required else parameter.default,
             **{'meaning': meanings.get(name, ''), **metadata.get(name, {})},
         )
-        keys[option_name] = _known(known[option_name], own) if option_name in known else own
+        keys[option_name] = _merged(known[option_name], own) if option_name in known else own
     return keys
 
 
-def _known(key: Key, own: Key) -> Key:
-    """What is said instead of a signature, whose are the default and, where nothing is said, the meaning."""
+def _merged(key: Key, own: Key) -> Key:
+    """An explicit key, with the signature's default and, if it has none, meaning."""
     return replace(key, required=key.required or own.required, meaning=key.meaning or own.meaning, default=own.default)
 
 

@@ -1,6 +1,6 @@
 """How a network is run in training: its precision, its memory format, and whether it is compiled.
 
-Where weights and losses are concerned nothing changes: they stay float32, and so do validation and checkpoints.
+Weights, losses, validation and checkpoints stay float32.
 """
 
 import os
@@ -53,7 +53,7 @@ class Execution:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What autocast rounds to; None: nothing."""
+        """The dtype of autocast; None: no autocast."""
         return PRECISIONS[self.precision or 'fp32']
 
     def lay_out(self, net: Net) -> Net:
@@ -61,7 +61,7 @@ class Execution:
         return net.to(memory_format=torch.channels_last) if self.channels_last else net
 
     def laid_out(self, x: Tensor) -> Tensor:
-        """A batch or feature, (N, C, H, W), in the memory format: a network hands it on from layer to layer."""
+        """A batch or feature, (N, C, H, W), in the memory format, which a network propagates from layer to layer."""
         return x.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
@@ -90,7 +90,7 @@ class Execution:
 
     @contextmanager
     def reraise_compile_errors(self, where: str) -> Iterator[None]:
-        """Turns what torch.compile raises into a UserError, where there is something compiled."""
+        """Turns errors of torch.compile into a UserError, if anything is compiled."""
         if self.compile is None:
             yield
             return
@@ -131,7 +131,7 @@ class Execution:
 def set_deterministic(deterministic: bool) -> None:
     """For all of the process: GPU algorithms that give the same bits in every run, or the fastest that cuDNN finds.
 
-    An operation that has no such algorithm is named in a warning by torch, and is run all the same.
+    An operation that has no such algorithm is run all the same, with a warning by torch.
     """
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 GAUSSIAN = cv2.getGaussianKernel(11, 1.5)
-GAUSSIAN_RADIUS = 5  # of the Gaussian: it is not put where it would reach over the image
+GAUSSIAN_RADIUS = 5  # of the Gaussian, which stays inside the image
 SSIM_ROWS = 64  # of SSIM at a time, whose maps stay in the processor's cache
 UNIT = (np.arange(256, dtype=np.float32) / 255).astype(np.float64)  # BasicSR rounds these, and continues in float64
 Y_OF_BGR = np.array([[24.966, 128.553, 65.481, 16.0]])
@@ -99,7 +99,7 @@ def luma(image: np.ndarray, gray: bool = False) -> np.ndarray:
 
 
 def psnr(image: np.ndarray, gt: np.ndarray) -> float:
-    """PSNR in dB, peak 255, of two images (H, W) or (H, W, C) of one kind; infinite if they are equal."""
+    """PSNR in dB, peak 255, of two images of equal shape, (H, W) or (H, W, C); infinite if they are equal."""
     if image.dtype != np.uint8:
         return calculate_psnr(image, gt, crop_border=0)
     squares = round(cv2.norm(image, gt, cv2.NORM_L2SQR))  # an integer, which OpenCV may have taken the root of
@@ -131,4 +131,4 @@ def _blurred(plane: np.ndarray) -> np.ndarray:
     ]
 
 
-FAST = {calculate_psnr: psnr, calculate_ssim: ssim}  # by what is registered: another of the same name is not it
+FAST = {calculate_psnr: psnr, calculate_ssim: ssim}  # by registered function, not by name

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other: sums and samples for losses, and plain Python values.
+"""Communication between the ranks of a run: all-reduce and all-gather for losses, and plain Python values.
 
 All are the identity in a single process. With :func:`total` and :func:`all_gather_samples`, R ranks
 of N/R samples have the value and, under DistributedDataParallel's averaging, the gradient of one process with N.
@@ -59,12 +59,12 @@ Value = TypeVar('Value')
 
 @functools.cache
 def _gloo_group() -> dist.ProcessGroup:
-    """One for the process's life, which all ranks make together."""
+    """One for the lifetime of the process, created by all ranks together."""
     return cast(dist.ProcessGroup, dist.new_group(backend='gloo'))  # this rank is in it, as all are
 
 
 class Ranks:
-    """What the processes of a run tell each other beside gradients. Alone, each method is the identity.
+    """Communication between ranks other than gradients. In a single process each method is the identity.
 
     Over gloo, so that no GPU is waited for.
     """
@@ -90,11 +90,11 @@ class Ranks:
         return values[0]
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """A barrier."""
         self.gather(None)
 
     def begin_any(self, flag: Callable[[], bool]) -> Callable[[], bool]:
-        """Begins to ask whether any rank's flag is set; the answer is there when what is returned is called.
+        """Starts an asynchronous all-reduce of whether any rank's flag is set; calling what is returned waits for it.
 
         Meanwhile the processes run on: asked at the beginning of an iteration and called at its end, it costs nothing.
         """

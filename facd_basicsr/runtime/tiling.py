@@ -1,4 +1,4 @@
-"""Large images in tiles: a network's output of each part, with as much around it as the network sees."""
+"""Large images in overlapping tiles: the overlap is the network's receptive field radius."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.runtime.execution import tf32_of
 
-STRIP = 16  # pixels: across the direction in which the reach is measured
+STRIP = 16  # pixels: across the direction of measurement
 LENGTHS = (64, 256, 1024)  # of the strips, each tried when the one before was too short
 TOLERANCE = 1e-4  # of a range of 1: rounding is less, a step of 8 bits 40 times as much
 
@@ -47,24 +47,24 @@ def _moved(part: slice, by: int) -> slice:
 
 
 def receptive_field_radius(net: nn.Module, channels: int, scale: int, tile: int) -> int:
-    """How far from a pixel, in pixels of the input, a network looks: the overlap with which tiles join without seams.
+    """The radius of a network's receptive field in pixels of its input: the overlap of tiles without seams.
 
-    Nothing is assumed of its weights: a pixel that is no number makes all of the output that depends on it no number.
+    Independent of its weights: a NaN in the input makes every output pixel that depends on it NaN.
 
     Args:
         net: on its device.
         channels: of its input.
         scale: its upscaling factor.
-        tile: what it will be run in; for such tiles the reach is put to the test.
+        tile: what it will be run in; the radius is verified with such tiles.
 
     Raises:
-        UserError: it looks at the whole image, or farther than can be measured; or its output depends on more than
-            what is near, as on where a window of attention begins.
+        UserError: its receptive field is the whole image or cannot be measured; or its output depends on absolute position, as
+            with windows of attention.
     """
     training = net.training
     net.eval()
     device = next(net.parameters()).device
-    # not cuDNN: of its algorithms some mix more pixels than they should, which then are no numbers either; not TF32,
+    # not cuDNN: some of its algorithms mix further pixels, which then are NaN too; not TF32,
     # which rounds more than the tolerance
     with (
         torch.no_grad(),
@@ -93,7 +93,7 @@ def receptive_field_radius_or_none(net: nn.Module, channels: int, scale: int, ti
 
 
 def _reach(net: nn.Module, channels: int, scale: int, upright: bool, device: torch.device) -> int:
-    """The reach along the width or, ``upright``, the height."""
+    """The radius along the width or, ``upright``, the height."""
     for length in LENGTHS:
         lq = torch.full((1, channels, STRIP, length), 0.5, device=device)
         middle = length // 2
@@ -110,7 +110,7 @@ def _refusal(net: nn.Module, reason: str) -> UserError:
 
 
 def _why(net: nn.Module, lq: Tensor) -> str:
-    """Names the first module that makes all of its output depend on a part of its input."""
+    """Names the first module with a global receptive field."""
     culprits = []
 
     def look(module: nn.Module, inputs: tuple, output: object) -> None:
