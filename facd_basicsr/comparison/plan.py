@@ -45,7 +45,7 @@ SHARED_BY_TAUGHT = ('teacher.precision',)  # by the methods that have a teacher
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a method with a seed.
+    """One run: a method with a seed.
 
     Attributes:
         method: its name in the comparison.
@@ -59,7 +59,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What its files are called: ``METHOD_seedSEED``."""
+        """The name of its files: ``METHOD_seedSEED``."""
         return f'{self.method}_seed{self.seed}'
 
 
@@ -86,7 +86,7 @@ class Comparison:
         return self.test_opt['scale']
 
     def runs(self) -> Iterator[Run]:
-        """Seed by seed, so that what is there after a while is a whole comparison with fewer seeds."""
+        """Seed by seed, so that an unfinished comparison is a complete one with fewer seeds."""
         for seed in self.seeds:
             for method, opt in self.methods.items():
                 run_opt = copy.deepcopy(opt) | {'name': f'{self.name}_{method}_seed{seed}', 'manual_seed': seed}
@@ -112,7 +112,7 @@ class Comparison:
 def shortened(comparison: Comparison, iterations: int) -> Comparison:
     """The comparison with runs of another length, under a name of its own.
 
-    Every training becomes longer or shorter in the same proportion, its learning rate's schedule and its validations
+    Every run becomes longer or shorter in the same proportion, its learning rate's schedule and its validations
     with it, so that the baseline's has ``iterations``.
 
     Args:
@@ -144,7 +144,7 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
 
 
 def read_comparison(path: Path) -> Comparison:
-    """Reads and checks a comparison file. Whether its methods' data and teachers are there is seen later, in run.py.
+    """Reads and checks a comparison file. Whether its methods' data and teachers are there is checked later, in run.py.
 
     Args:
         path: YAML with ``name``, ``seeds``, ``baseline``, ``test`` (a test file's keys, whose sets are reported),
@@ -206,7 +206,7 @@ def _method_options(method: str, block: Any, content: dict[str, Any], path: Path
 
 
 def _test_options(block: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The options of the sets that are reported. They must be there; the file's checkpoint is not looked at."""
+    """The options of the sets that are reported. They must exist; the file's checkpoint is not checked."""
     opt = _resolved('test', block, path)
     try:
         check_options(opt, is_train=False)
@@ -231,7 +231,7 @@ def _resolved(where: str, block: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _teacher(opt: dict[str, Any]) -> dict[str, Any]:
-    """Which one it is, without how it is run and what is expected of it."""
+    """The teacher block without execution and ``expect``."""
     return {key: value for key, value in opt['teacher'].items() if key not in ('expect', *EXECUTION)}
 
 

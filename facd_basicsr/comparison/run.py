@@ -22,7 +22,7 @@ from facd_basicsr.options import load_yaml
 from facd_basicsr.options.option_files import option_text
 from facd_basicsr.options.parse import load_options, root_path
 
-POLL = 0.2  # seconds between looks at the processes
+POLL = 0.2  # seconds between polls of the processes
 SHOWN = 3  # keys that a message about changed options names
 
 
@@ -40,11 +40,11 @@ class Folder:
         return self.root / 'runs' / f'{run.name}.log'
 
     def trained(self, run: Run) -> Path:
-        """There once its run is done: under which conditions, as JSON."""
+        """Written when the run is done: its conditions, as JSON."""
         return self.root / 'runs' / f'{run.name}.trained'
 
     def record(self, run: Run) -> Path:
-        """What is known of a finished run, as JSON."""
+        """The record of a finished run, as JSON."""
         return self.root / 'runs' / f'{run.name}.json'
 
 
@@ -130,7 +130,7 @@ def train_all(
     """Trains what is not trained yet, ``jobs`` runs at a time, and writes the record of each.
 
     A run that was stopped resumes from its newest training state, by train.py's ``--auto_resume``; one that was never
-    begun here starts anew, and train.py moves an older experiment of its name aside. When a run is trained its
+    started here starts over, and train.py moves an older experiment of its name aside. When a run is trained its
     numbered checkpoints and states go, and the latest networks stay. It is scored before the next one starts in its
     place, so that no more than ``jobs`` processes work at a time.
 
@@ -188,7 +188,7 @@ def threads_of(jobs: int) -> int:
 
 
 def _is_scored(run: Run, comparison: Comparison, folder: Folder) -> bool:
-    """Whether its record is there, made on the sets that the comparison has now."""
+    """Whether its record exists, for the current sets of the comparison."""
     path = folder.record(run)
     if not (folder.trained(run).is_file() and path.is_file()):
         return False
@@ -216,7 +216,7 @@ def _start(run: Run, folder: Folder, slot: int, threads: int, lock: int) -> subp
 
 
 def _remove_numbered(experiment: Path) -> None:
-    """Removes what only continuing would need: of a long comparison it is hundreds of gigabytes."""
+    """Removes numbered checkpoints and states, which only a resume needs: hundreds of GB of a long comparison."""
     for path in [*experiment.glob('training_states/*'), *experiment.glob('models/net_*.pth')]:
         if not path.stem.endswith('_latest'):
             path.unlink()

@@ -1,4 +1,4 @@
-"""What a finished run came to, as plain data: scores, costs, curves."""
+"""The results of a finished run, as plain data: scores, costs, curves."""
 
 import statistics
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Differences between methods, seed by seed, and whether they are more than seeds differ."""
+"""The report of a comparison: paired differences with Holm-corrected tests, tables, CSV, captions, curves, pages."""
 
 import csv
 import io
@@ -61,9 +61,9 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction for several tests at once; None stays None.
+    """Holm's correction for multiple tests; None stays None.
 
-    The chance that any of the differences called significant at a level is none stays below that level.
+    It bounds the probability of any false positive by the level.
     """
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
@@ -176,7 +176,7 @@ def compared_features(results: Mapping[str, Any]) -> Table | None:
 
 
 def feature_notes(results: Mapping[str, Any]) -> list[str]:
-    """Why a method has no feature PSNR, or what to know of it; a line each, in the words of its first seed."""
+    """Why a method has no feature PSNR, or a note on it; one line each, from its first seed."""
     return [note for records in by_method(results).values() for note in records[0]['notes']]
 
 
@@ -268,7 +268,7 @@ END = '<!-- end -->'
 
 
 def with_blocks(page: str, mark: str, content: Callable[[re.Match], str]) -> tuple[str, int]:
-    """The page with what stands between the marks made anew, and the number of blocks.
+    """The page with the text between its marks replaced, and the number of blocks.
 
     Args:
         page: Markdown.
@@ -283,7 +283,7 @@ def with_blocks(page: str, mark: str, content: Callable[[re.Match], str]) -> tup
 
 
 def filled(page: str, results: Mapping[str, Any]) -> str:
-    """The page with every block of this comparison made anew.
+    """The page with every block of this comparison replaced.
 
     A block begins with a line ``<!-- facd compare: NAME PART -->``, PART being one of :data:`PARTS`, and ends with
     ``<!-- end -->``.

@@ -90,8 +90,8 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
         scale: the option file's.
 
     Raises:
-        UserError: the checkpoint cannot be downloaded or read, contains code, is in another layout than ``format``, or does
-            not fit the network exactly.
+        UserError: the checkpoint cannot be downloaded or read, contains code, is in another layout than ``format``,
+            or does not fit the network exactly.
     """
     where = f'teacher.weights: {teacher_opt["weights"]}'
     state_dict = _read(teacher_opt)

@@ -1,1 +1,1 @@
-"""Tables, figures and costs of trained networks."""
+"""Tables, figures, feature PSNR and costs of trained networks."""

@@ -52,11 +52,11 @@ def flops(
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one forward of one image leaves in memory.
+    """The activations and peak memory of one forward of one image.
 
     Attributes:
         activations: elements of the outputs of all convolutions, as NTIRE's challenges count them.
-        memory: bytes of the tensors that are there at the peak: weights, input, features. What an operator needs for
+        memory: bytes of all live tensors at the peak: weights, input, features. What an operator needs for
             itself, as cuDNN's workspaces, does not count.
     """
 
@@ -83,7 +83,7 @@ def footprint(
 
 
 def _on_meta(net: nn.Module) -> nn.Module:
-    """A copy of a network that has sizes instead of weights."""
+    """A copy of a network on the meta device."""
     sizes = {id(p): nn.Parameter(p.to('meta'), p.requires_grad) for p in net.parameters()}
     return copy.deepcopy(net, sizes | {id(buffer): buffer.to('meta') for buffer in net.buffers()})
 
@@ -94,7 +94,7 @@ def _forward_on_meta(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int, p
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Follows every tensor's memory from the operator that makes it to the moment when nothing refers to it."""
+    """Tracks the memory of live tensors, from creation until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _LiveTensors(TorchDispatchMode):
 def peak_gpu_memory(net: nn.Module, lq: Tensor) -> int:
     """Bytes that a GPU holds at the peak of one forward, the network's weights and workspaces included.
 
-    By ``torch.cuda.max_memory_allocated``, as in NTIRE's challenges; what else is there, other networks say, does not
+    By ``torch.cuda.max_memory_allocated``, as in NTIRE's challenges; memory allocated before does not
     count.
 
     Args:
@@ -157,7 +157,7 @@ def latencies_ms(
     limit: float = math.inf,
     on_turn: Callable[[str], None] = lambda name: None,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each network's forwards, in turn, so that whatever else the machine does disturbs all alike.
+    """Milliseconds of each network's forwards, interleaved, so that other load on the machine affects all alike.
 
     Args:
         nets: each with its input, by name.
@@ -191,7 +191,7 @@ def saved_activations(weights: Iterable[Tensor]) -> Iterator[dict[int, int]]:
     """Collects the memory that autograd keeps for the backward pass: {address: bytes}, filled inside the context.
 
     Args:
-        weights: tensors that do not count, for they are there anyway.
+        weights: tensors that do not count, as they exist anyway.
     """
     there = {tensor.untyped_storage().data_ptr() for tensor in weights}
     kept: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""What the networks of an option file cost, for the two sizes that efficient super-resolution papers state it for."""
+"""Costs of the networks of an option file, at the two sizes of efficient super-resolution papers."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -123,7 +123,7 @@ def _measure(
     found: dict[str, dict[str, Any]],
     bar: tqdm,
 ) -> None:
-    """Adds to ``found`` what running the networks tells."""
+    """Adds latencies and GPU memory to ``found``."""
 
     def tell(name: str) -> None:
         bar.n += 1
@@ -141,7 +141,7 @@ def _measure(
 
 
 def _reraise(name: str, network: Network, size: tuple[int, int]) -> AbstractContextManager[None]:
-    """Says whose forward failed. The network's own words are all there is to say what it accepts."""
+    """Names the network whose forward failed, with the network's own error."""
     return reraise(
         (RuntimeError, ValueError, TypeError, LookupError, AssertionError),
         lambda error: UserError(
@@ -153,7 +153,7 @@ def _reraise(name: str, network: Network, size: tuple[int, int]) -> AbstractCont
 
 
 def words_of(size: Sequence[int]) -> str:
-    """A size (height, width) as people say it: width first."""
+    """A size (height, width) as ``WIDTHxHEIGHT``."""
     height, width = size
     return f'{width}x{height}'
 

@@ -1,4 +1,4 @@
-"""How close a student's features are to the teacher's: Table 4 of the paper."""
+"""Feature PSNR between student and teacher: Table 4 of the paper."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def feature_psnr(student: Tensor, teacher: Tensor) -> float:
     """PSNR between two features of one image, in dB: 10 log10(255^2 / MSE), infinite where they are equal.
 
     The MSE is over all elements, channels and border included. The peak is 255 because features of networks with
-    ``img_range: 255.`` are on that scale; they are not rescaled, so a network that works on [0, 1] gives figures
+    ``img_range: 255.`` are on that scale; they are not rescaled, so a network that works on [0, 1] gives values
     that cannot be compared with these. The paper (Table 4) says "the average PSNR between features of teachers and
     students at these three matching points" and no more.
 
@@ -48,7 +48,7 @@ def feature_scores(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict
 def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[Method]) -> list[str]:
     """Gives teacher and students the train file's taps, and students their regressors.
 
-    A student's regressors are ``net_r_*.pth`` beside its ``net_g_*.pth``. Without that file its features are compared
+    A student's regressors are ``net_r_*.pth`` next to its ``net_g_*.pth``. Without that file its features are compared
     as they are, which needs the teacher's widths. A student that cannot be compared is left without taps.
 
     Args:
@@ -88,7 +88,7 @@ def _add_regressors(
     student_feats: Sequence[Tensor],
     teacher_feats: Sequence[Tensor],
 ) -> str:
-    """Loads the student's regressors. Returns what a reader should know, or nothing."""
+    """Loads the student's regressors. Returns a note for the table, if there is one."""
     checkpoint = Path(student.checkpoint)
     path = checkpoint.with_name('net_r_' + checkpoint.name.removeprefix('net_g_'))
     if not path.is_file():

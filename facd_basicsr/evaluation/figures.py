@@ -1,4 +1,4 @@
-"""Pictures of pictures: captioned grids, crops side by side, marked windows."""
+"""The paper's figures: captioned grids, crops side by side, and where the teacher loses to the student."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -186,7 +186,7 @@ def find_crops(methods: Sequence[Method], images: Iterable[ImagePair], size: int
 
     Args:
         methods: what is compared.
-        images: where to look; images too small for a window are passed over.
+        images: where to look; images too small for a window are skipped.
         size: side of the windows in pixels of GT.
         count: how many windows; fewer come back where there is no room for more.
 

@@ -1,4 +1,4 @@
-"""Tables of text, Markdown, LaTeX and HTML."""
+"""The paper's tables, quality (Table 2) and feature PSNR (Table 4), as text, Markdown, LaTeX, HTML and CSV."""
 
 import csv
 import html
@@ -271,7 +271,7 @@ def _ordered(record: dict[str, Any]) -> list[str]:
 
 
 def to_json(results: dict[str, Any]) -> str:
-    """Indented JSON; numbers that it has no word for, an infinite PSNR, are ``null``."""
+    """Indented JSON; numbers that JSON cannot hold, such as an infinite PSNR, are ``null``."""
     return json.dumps(_finite(results), indent=1, allow_nan=False) + '\n'
 
 

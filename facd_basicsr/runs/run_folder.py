@@ -1,4 +1,4 @@
-"""What a run has left in ``experiments/NAME``."""
+"""The folder of a run, ``experiments/NAME``: its options, log and newest checkpoint."""
 
 import math
 import re
@@ -21,7 +21,7 @@ NUMBERED = re.compile(r'net_g_(\d+)\.pth')  # beside it a user may have files of
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run, as its folder shows it.
+    """A run, read from its folder.
 
     Attributes:
         path: the folder.
@@ -103,7 +103,7 @@ def _option_files(folder: Path) -> list[Path]:
 
 
 def _kept_last(option_files: Sequence[Path], where: str) -> Path | None:
-    """The one that says of itself that it was kept last: what the disk says is another time in a copied folder."""
+    """The one whose header has the latest time: modification times change when a folder is copied."""
     if len(option_files) < 2:
         return option_files[0] if option_files else None
     times = {path: _kept_at(path) for path in option_files}
@@ -125,7 +125,7 @@ def _kept_at(option_file: Path) -> datetime | None:
 
 
 def _logged_options(log: TrainLog) -> dict[str, Any]:
-    """Those of the last session whose options are whole: a full disk may have cut them."""
+    """Those of the last session with complete options: a full disk may have cut them."""
     for session in reversed(log.sessions):
         logged = parsed(session.options)
         if logged.keys() >= set(NEEDED):
@@ -147,11 +147,11 @@ def _newest(models: Path, log: TrainLog) -> tuple[Path | None, int | None]:
 
 
 def psnr_of(checkpoint: Path) -> dict[str, float]:
-    """{set: PSNR-Y in dB} of ``experiments/NAME/models/net_g_*.pth``, as far as the run's log says it for certain.
+    """{set: PSNR-Y in dB} of ``experiments/NAME/models/net_g_*.pth``, as far as the run's log determines it.
 
     Of ``net_g_latest`` and ``net_g_best`` it has their validation. Of a numbered checkpoint it has the iteration if it
     is a set's best so far. Empty for other files, where no metric of the run is ``calculate_psnr`` with
-    ``test_y_channel``, and where the run cannot be read. Figures that are not finite are left out.
+    ``test_y_channel``, and where the run cannot be read. Values that are not finite are left out.
     """
     try:
         run = run_of(checkpoint, 'CHECKPOINT')

@@ -1,4 +1,4 @@
-"""What training logged, and pictures of it."""
+"""The scalars that a run wrote for TensorBoard."""
 
 import itertools
 import statistics

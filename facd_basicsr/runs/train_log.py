@@ -1,4 +1,4 @@
-"""What the log files of a run say, put together over its interruptions."""
+"""The log files of a run, merged over its sessions."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ LOGGED_FOLDERS = {'experiments_root', 'log', 'models', 'training_states', 'visua
 def parsed(text: str) -> dict[str, Any]:
     """What BasicSR's ``dict2str`` has written: nested dicts, whose values are left as text.
 
-    Lines that it cannot have written are passed over: a text with line breaks loses all but its first line. Of a text
+    Other lines are skipped: a text with line breaks loses all but its first line. Of a text
     that ends within a block there is nothing.
     """
     result: dict[str, Any] = {}

@@ -58,8 +58,8 @@ def receptive_field_radius(net: nn.Module, channels: int, scale: int, tile: int)
         tile: what it will be run in; the radius is verified with such tiles.
 
     Raises:
-        UserError: its receptive field is the whole image or cannot be measured; or its output depends on absolute position, as
-            with windows of attention.
+        UserError: its receptive field is the whole image or cannot be measured; or its output depends on
+            absolute position, as with windows of attention.
     """
     training = net.training
     net.eval()
