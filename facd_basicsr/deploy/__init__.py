@@ -1,1 +1,1 @@
-"""A trained student outside of training: what its files say of it, what writes them and what runs them."""
+"""A trained student outside of training: its exported files, and upscaling with them."""

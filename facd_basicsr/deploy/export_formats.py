@@ -1,4 +1,4 @@
-"""The kinds of files that ``facd export`` writes: their content, and what runs a file that was written."""
+"""``facd export``: its file formats; each written file is loaded back and compared with the student."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ from facd_basicsr.files.atomic import atomic_paths
 from facd_basicsr.runtime.tiling import receptive_field_radius_or_none
 
 STEP = 1 / 255  # of 8 bits, in [0, 1]
-ROUNDING = 0.01 * STEP  # thirty times as much as float32 graphs were measured to differ by
+ROUNDING = 0.01 * STEP  # thirty times the measured difference of float32 graphs
 # Float16's. Measured: 0.1 to 0.44, EDSR 256 x 32 and features up to 18,000 included, for it grows with how much of them
 # cancels and not with their size. Where the largest is 4, the root mean square is 0.7: 0.05 dB of a PSNR of 32.
 HALF_ROUNDING = 4 * STEP
@@ -32,10 +32,10 @@ class Format:
         content: of the file.
         load: what runs a written file, by name; raises ValueError, worded as the end of "it would", where its content
             is not the student's.
-        holds: what it is, and what of it was compared beside its output.
-        instead: what a user can do where the network does not fit it.
-        cause: why its output may be another than the student's.
-        tolerance: how far it may be from that, of a range of 1.
+        holds: its content, and what was compared besides its output.
+        instead: what a user can do if the network does not support it.
+        cause: why its output may differ from the student's.
+        tolerance: the largest difference accepted, of a range of 1.
     """
 
     suffix: str
@@ -133,7 +133,7 @@ TORCH_EXPORT = Format('.pt2', _program, _load_program, "torch.export's program",
 EXPORT_FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)
 
 
-TESTED_TILE = 64  # in which the reach is put to the test
+TESTED_TILE = 64  # in which the receptive field radius is verified
 # Images, height, width to compare at, none that a graph is traced at; the second for those whose sizes must be even
 COMPARED = (((2, 24, 40), (1, 33, 17)), ((2, 64, 80), (1, 48, 32)))
 
@@ -147,7 +147,7 @@ class Written:
     Attributes:
         path: its name.
         size: bytes.
-        holds: what it is, and what of it was compared beside its output.
+        holds: its content, and what was compared besides its output.
         differences: {what ran it: the largest between its output and the student's, of a range of 1}.
     """
 
@@ -158,7 +158,7 @@ class Written:
 
 
 def measured(student: Student, psnr: dict[str, float]) -> Student:
-    """The student, its description complete with its reach, if it has one, and with metrics, if there are any."""
+    """The student, with receptive field radius and validation metrics in its description, if there are any."""
     description = student.description
     reach = receptive_field_radius_or_none(student.net, channels(description), description.scale, TESTED_TILE)
     return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))
@@ -192,7 +192,7 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> list[Writ
         formats: some of ``EXPORT_FORMATS``.
 
     Raises:
-        UserError: as of :func:`paths_of`; a format has no words for the network; or a file does not hold the student.
+        UserError: as of :func:`paths_of`; a format does not support the network; or a file does not hold the student.
         OSError: the disk is full.
     """
     paths, examples = paths_of(stem, formats), _examples(student)
@@ -215,7 +215,7 @@ def _write(student: Student, format: Format, path: Path, partial: Path, examples
 
 
 def _difference(net: nn.Module, examples: Sequence[Example], format: Format) -> float:
-    """The largest between its output and the student's, of a range of 1.
+    """The largest difference to the student's output, of a range of 1.
 
     Raises:
         ValueError: it is too large, or there is none; worded as the end of "it would".

@@ -46,7 +46,7 @@ def onnx_bytes(net: nn.Module, description: Description, half: bool) -> bytes:
         half: whether weights and operators are float16.
 
     Raises:
-        UserError: ONNX has no words for it.
+        UserError: ONNX does not support it.
     """
     import onnx
 
@@ -71,7 +71,7 @@ def onnx_bytes(net: nn.Module, description: Description, half: bool) -> bytes:
             opset_version=OPSET,
             # By TorchScript: the same in torch 2.4 to 2.14. The newer exporter is a draft in 2.4, needs onnxscript, and
             # for EDSR and RCAN writes the same operators in 5 times the time, with a note of this code's path at each.
-            # What this one fixes without a word, a decision by the image's size, is found when files are compared.
+            # What it freezes silently, such as a branch on the image's size, is found when files are compared.
             dynamo=False,
         )
         model = onnx.load(path)
@@ -95,7 +95,7 @@ def program_bytes(net: nn.Module, description: Description) -> bytes:
         description: of it.
 
     Raises:
-        UserError: it does something that torch.export has no words for.
+        UserError: torch.export does not support it.
     """
     dynamic = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
     buffer = io.BytesIO()
@@ -107,7 +107,7 @@ def program_bytes(net: nn.Module, description: Description) -> bytes:
 
 
 def halved(net: nn.Module) -> nn.Module:
-    """A copy in float16, from and to float32 images (N, C, h, w), so that nobody who runs it has to know."""
+    """A copy in float16, from and to float32 images (N, C, h, w), so that its interface is float32."""
     return _Halved(_traceable(net).half())
 
 
@@ -130,7 +130,7 @@ def _example(description: Description) -> Tensor:
 
 def _traceable(net: nn.Module) -> nn.Module:
     """A copy whose plain tensors, BasicSR's ``mean``, are buffers: torch.export lets forward assign no others, and
-    ``half()`` passes them over."""
+    ``half()`` skips them."""
     net = copy.deepcopy(net)
     for module in net.modules():
         for name, value in list(vars(module).items()):

@@ -1,4 +1,4 @@
-"""A student from any file that has one: a checkpoint of a run, or what ``facd export`` writes."""
+"""A student, its description, and reading it from a checkpoint or a file by ``facd export``."""
 
 import contextlib
 import dataclasses
@@ -76,7 +76,7 @@ class OnnxNetwork(nn.Module):
         """
         Raises:
             RuntimeError: it does not run on images of this size, as of torch's networks.
-            MemoryError: it takes more than there is.
+            MemoryError: it needs more memory than is available.
         """
         feed = {self._input.name: lq.to('cpu', self._dtype).contiguous().numpy()}
         try:
@@ -109,8 +109,8 @@ class Description:
         architecture: its name in BasicSR's registry; of this project's students the name of BasicSR's own class.
         arguments: every argument of it, defaults too; but those that are classes, which text cannot hold.
         scale: upscaling factor.
-        reach: how far from a pixel it looks, in LQ pixels: the overlap with which tiles join without seams
-            (:func:`facd_basicsr.runtime.tiling.receptive_field_radius`); None: at the whole image, or not measured.
+        reach: receptive field radius in LQ pixels: the overlap of tiles without seams
+            (:func:`facd_basicsr.runtime.tiling.receptive_field_radius`); None: the whole image, or not measured.
         name: the run's.
         option_file: name of the option file it was trained by.
         option_sha256: SHA-256 of that file's options as ``facd show -opt FILE`` prints them, without the comment above:
@@ -139,7 +139,7 @@ class Description:
 
     @classmethod
     def of_metadata(cls, metadata: Mapping[str, str]) -> 'Description | None':
-        """The reverse of :meth:`as_metadata`; other entries are passed over. None if it is of another program.
+        """The reverse of :meth:`as_metadata`; other entries are ignored. None if it is of another program.
 
         Raises:
             ValueError: an entry is not what :meth:`as_metadata` writes.
@@ -172,7 +172,7 @@ def describe_network(network_opt: Mapping[str, Any], scale: int) -> Description:
     return Description(STOCK.get(cls, cls).__name__, arguments, scale)
 
 
-METADATA = 'metadata'  # beside `params` in a .pth; BasicSR and spandrel look at `params` only
+METADATA = 'metadata'  # next to `params` in a .pth; BasicSR and spandrel look at `params` only
 OPT = '--opt FILE, the option file of its run'
 STUDENT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.onnx')
 
@@ -192,7 +192,7 @@ class Student:
 
 
 def read_student(path: Path, option_file: str | None = None, where: str = 'IN') -> Student:
-    """A student with what its option file, else its own metadata, else the run that it lies in says of it.
+    """A student, described by its option file, else its own metadata, else the run whose folder it is in.
 
     Args:
         path: ``.pth``, ``.pt``, ``.safetensors`` or ``.onnx``.
@@ -277,7 +277,7 @@ def _trained_by(opt: dict[str, Any], file: dict[str, Any], option_file: str) -> 
 
 
 def _check_against_run(description: Description, path: Path, option_file: str) -> None:
-    """Refuses another network than the run had: of the same weights it makes other images, and without a word."""
+    """Refuses another network than the run's: with the same weights it would silently give other images."""
     try:
         trained = _described_by_run(path, '')
     except UserError:  # then the option file is all there is

@@ -1,4 +1,4 @@
-"""Many images through one student: several at a time, what cannot be read left out."""
+"""Upscaling of files and folders: jobs, a record of finished files, several images at a time."""
 
 import hashlib
 import json
@@ -117,7 +117,7 @@ OVERWRITE = 'accepted: another --out, or --overwrite, which makes all files of t
 
 
 def student_id(path: Path, description: Description) -> dict[str, str]:
-    """A student's name and what tells it from others: of its weights and what they are run as."""
+    """A student's name and a digest of its weights and description."""
     run_as = json.dumps([sha256_of(path), description.network, description.scale], sort_keys=True)
     return {'student': path.name, 'sha256': hashlib.sha256(run_as.encode()).hexdigest()}
 
@@ -128,7 +128,7 @@ class UpscaleRecord:
     Several threads may use it.
 
     Args:
-        folder: may not be there yet.
+        folder: may not exist yet.
         student: from :func:`student_id`.
     """
 
@@ -139,10 +139,10 @@ class UpscaleRecord:
         self._turn = Lock()
 
     def unfinished(self, pairs: Sequence[UpscaleJob]) -> list[UpscaleJob]:
-        """Those whose files are not there, or made of an image that has changed since.
+        """The jobs whose files do not exist, or whose images have changed since.
 
         Raises:
-            UserError: a file is another student's, or nobody knows whose.
+            UserError: a file is by another student, or not by this command.
         """
         for pair in pairs:
             if not pair.target.exists():
@@ -158,10 +158,10 @@ class UpscaleRecord:
         return [pair for pair in pairs if not (pair.target.exists() and self._is_of_the_image_as_it_is(pair))]
 
     def finish(self, pair: UpscaleJob, line: dict[str, Any], partial: Path) -> None:
-        """Gives a file its name, after its line, so that no file is ever without one.
+        """Renames a file into place, after its line is written, so that no file lacks one.
 
-        Between the two the last line is of the new file and the name may be an older one's. What says so, also if the
-        process is killed there, is the new file under its temporary name beside it.
+        Between the two the last line is of the new file and the name may be an older one's. The new file
+        under its temporary name shows this, also if the process is killed there.
 
         Args:
             line: from :meth:`line`, as it was when the image was read.
@@ -215,12 +215,12 @@ def _parsed(line: bytes) -> dict[str, Any]:
 def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, record: UpscaleRecord | None) -> int:
     """Writes the file of each pair, atomically, under a progress bar if there is a terminal.
 
-    What a format cannot keep of an image, and why an image is left out, is said in a line each on stderr.
+    What a format cannot keep of an image, and why an image is left out, is reported in a line each on stderr.
 
     Args:
-        upscaler: is of no use afterwards if this ends by an exception.
+        upscaler: unusable afterwards if this raises.
         jobs: images at a time: so many are read, run and written in threads, which share the CPU's cores.
-        record: where every file is noted; None: nowhere.
+        record: the record of every file; None: none.
 
     Returns:
         How many images were left out: not readable, too large for the format or for the memory, or of a size that the
@@ -233,7 +233,7 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, r
     skipped = 0
     with (
         _shared_cores(jobs),
-        _of_any_size(),
+        _without_size_limit(),
         tf32_of('fp32'),  # TF32 rounds more than a step of 16 bits
         tqdm(total=len(pairs), unit='image', dynamic_ncols=True, disable=None) as bar,
         ThreadPoolExecutor(jobs) as threads,
@@ -291,8 +291,8 @@ def _upscale(upscaler: Upscaler, pair: UpscaleJob, record: UpscaleRecord | None,
 
 
 @contextmanager
-def _of_any_size() -> Iterator[None]:
-    """Pillow refuses images of more than 179 megapixels, in case a stranger has sent them: here the user names them."""
+def _without_size_limit() -> Iterator[None]:
+    """Lifts Pillow's limit of 179 megapixels, which is for untrusted images."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield

@@ -35,14 +35,14 @@ class Upscaler:
 
     Args:
         student: its network may be moved to the GPU, if there is one.
-        tile: LQ pixels per side that run at once, with as much around them as the network sees; 0: whole images;
+        tile: LQ pixels per side that run at once, plus the receptive field radius; 0: whole images;
             None: 512, of networks other than EDSR and RCAN 256. Images no larger run whole, and so do all images where
             the network cannot run in tiles; RCAN then runs the part of it in tiles that can and needs the memory.
 
     Attributes:
         scale: upscaling factor.
         tile: 0: whole images.
-        less_memory: what would take less memory than this, as messages say it after "accepted".
+        less_memory: what needs less memory, for messages after "accepted".
 
     Raises:
         UserError: the student is not of color images.
@@ -77,20 +77,20 @@ class Upscaler:
             module.register_forward_pre_hook(lambda *_: self._check_cancelled())
 
     def upscale(self, pixels: np.ndarray, show: Callable[[int, int], None]) -> np.ndarray:
-        """An image, upscaled without a step of fewer bits than it has.
+        """Upscales an image at its own bit depth.
 
         Colors go through the network as in training; gray as three equal channels, of whose outputs it is the luma;
         alpha as gray, and stays within what it is in the pixel and its neighbors, so that what is opaque remains so.
 
         Args:
             pixels: uint8 or uint16 (H, W, C), as of :func:`facd_basicsr.files.images.read_pixels`.
-            show: is told before each tile its number and how many there are; alpha has its own.
+            show: called before each tile with its number and the total; alpha has its own.
 
         Returns:
             (H * scale, W * scale, C) of the same type.
 
         Raises:
-            MemoryError: it takes more than there is.
+            MemoryError: it needs more memory than is available.
             RefusedSizeError: the network does not run on it.
             CancelledError: :meth:`cancel` was called.
         """
@@ -114,7 +114,7 @@ class Upscaler:
         return output
 
     def cancel(self) -> None:
-        """Ends what other threads are running, within a layer of the network."""
+        """Cancels other threads, within a layer of the network."""
         self._cancelled = True
 
     def _check_cancelled(self) -> None:

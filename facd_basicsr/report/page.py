@@ -79,7 +79,7 @@ TIME = '%Y-%m-%d %H:%M:%S'
 
 @dataclass(frozen=True)
 class KeyFigure:
-    """A figure that is seen first: what it is of, the figure, and what to hold it against."""
+    """A headline value: its title, the value, and what to compare it with."""
 
     title: str
     figure: str
@@ -90,8 +90,8 @@ def page(run: RunFolder, results: Results) -> str:
     """The page as text. Whatever comes from options and log is escaped; nothing is loaded from elsewhere.
 
     Args:
-        run: what the run left.
-        results: what its networks give.
+        run: the run's folder, read.
+        results: of its networks.
     """
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_part('page.html'))
     log = run.log

@@ -110,7 +110,7 @@ Progress = Callable[[Iterable[ImagePair], int], Iterable[ImagePair]]
 
 @dataclass
 class Results:
-    """What the networks of a run give.
+    """Results of the networks of a run.
 
     Attributes:
         methods: bicubic, the student, and the teacher if its weights are there.
@@ -128,13 +128,13 @@ class Results:
 
 
 def results_of(run: RunFolder, progress: Progress = lambda images, count: images) -> Results:
-    """Scores a run's student beside bicubic and its teacher, and finds crops.
+    """Scores a run's student, bicubic and its teacher, and finds crops.
 
-    What cannot be had, data or weights that are no longer there or damaged, is said in the notes.
+    Data or weights that are missing or damaged are named in the notes.
 
     Args:
         run: from :func:`facd_basicsr.runs.run_folder.read_run_folder`.
-        progress: wraps the images of all sets, which are gone through once; it is told how many.
+        progress: wraps the images of all sets, with their number.
     """
     result = Results()
     try:

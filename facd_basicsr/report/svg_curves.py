@@ -1,4 +1,4 @@
-"""Learning curves as SVG that a page holds as it is: its colors are the page's."""
+"""Learning curves as inline SVG, in the page's colors."""
 
 import html
 import math

@@ -1,1 +1,1 @@
-"""Commands beside training and testing: one file, one command."""
+"""The ``facd`` commands: one file, one command."""

@@ -116,12 +116,12 @@ def _networks(model: Any, opt: dict[str, Any]) -> str:
 def _flops(net: nn.Module, scale: int, num_in_ch: int, pad: Callable[[Tensor], Tensor]) -> str:
     try:
         return f'{flops(net, scale, num_in_ch=num_in_ch, pad=pad) / 1e9:,.1f} G'
-    except Exception as error:  # whatever a network does that cannot be counted, it does not hinder training
+    except Exception as error:  # what cannot be counted does not prevent training
         return f'not counted ({one_line(error, 60)})'
 
 
 def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
-    """Measures what a few samples keep in memory, says what the batch will, and then runs the batch."""
+    """Measures the memory of a few samples, estimates the batch's, and then runs the batch."""
     model = training.model
     batch = next(iter(training.loaders.train))
     size = len(batch['lq'])
@@ -134,7 +134,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
         raise UserError(f'memory: about {_bytes(estimate)} are needed, {name} has {_bytes(room)}; {advice}')
     try:
         _step(model, batch)
-        if model.device.type == 'cuda':  # what came before, the gate's images and cuDNN's trials, is not training's
+        if model.device.type == 'cuda':  # without the peak of the gate and of cuDNN's benchmarks
             torch.cuda.reset_peak_memory_stats(model.device)
         seconds = _step(model, batch)
     except torch.cuda.OutOfMemoryError as error:
@@ -177,7 +177,7 @@ def _activations(model: Any, batch: dict[str, Any], samples: int, trained: Seque
 
 
 def _step(model: Any, batch: dict[str, Any]) -> float:
-    """Seconds of one iteration. It changes the model, which nobody saves."""
+    """Seconds of one iteration. It changes the model, which is not saved."""
     model.feed_data(batch)
     _wait(model.device)
     start = time.perf_counter()

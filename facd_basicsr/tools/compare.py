@@ -119,10 +119,10 @@ def draw_pictures(comparison: Comparison, results: dict[str, Any], folder: Path)
 
 
 def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
-    """Makes the tables of Markdown pages anew from a results.json.
+    """Rewrites the tables of Markdown pages from a results.json.
 
     Raises:
-        UserError: the JSON is none of a comparison, or a page has no place for it.
+        UserError: the JSON is not of a comparison, or a page has no block for it.
     """
     try:
         results = json.loads(results_file.read_text(encoding='utf-8'))

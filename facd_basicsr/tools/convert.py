@@ -24,7 +24,7 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
         target: a new file. ``.safetensors`` holds the bare state dict, ``.pth`` and ``.pt`` that too, but for
             BasicSR's layout below ``params``.
         layout: of the new file, one of ``LAYOUTS``.
-        img_range, rgb_mean: the network's arguments, where the source is in BasicSR's layout, which has them not.
+        img_range, rgb_mean: the network's arguments, where the source is in BasicSR's layout, which lacks them.
 
     Returns:
         What the network is, as the lines of a ``network`` block.
