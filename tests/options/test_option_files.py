@@ -1,284 +1,146 @@
-"""Every option file that the project ships: it builds, and agrees with itself and its twins."""
-
-import copy
-import functools
-import inspect
-from pathlib import Path
+import datetime
 
 import pytest
-import torch
 import yaml
-from basicsr.archs import build_network
-from basicsr.utils.registry import LOSS_REGISTRY
-from conftest import REPOSITORY
+from conftest import write_yml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from facd_basicsr.distill.regressors import build_regressors
-from facd_basicsr.distill.taps import Taps
-from facd_basicsr.losses import build_loss
-from facd_basicsr.options import load_yaml, read_option_file
-from facd_basicsr.options.option_check import check_options
-from facd_basicsr.options.option_files import lineage
-
-TRAIN = sorted(REPOSITORY.glob('options/train/**/*.yml')) + sorted(REPOSITORY.glob('demo/*.yml'))
-TEST = sorted(REPOSITORY.glob('options/test/**/*.yml'))
-PAPER = [path for path in TRAIN if path.parent.name in ('train', 'ablation')]
-FACD = [path for path in TRAIN if path.stem.startswith('FACD')]
-RIVALS = ('TS', 'FitNet', 'FAKD', 'LFD', 'LSFD', 'CSD', 'FCD')  # each for both networks and every scale, as FACD
-ABLATION = (
-    *('IACD_EDSR_x2', 'InfoNCE_EDSR_x2'),  # Tables 5 and 6
-    *('FCD_without_L1_T_EDSR_x4', 'FCD_without_L1_GT_EDSR_x4'),  # Table 7
-    *('FCD_FAA_EDSR_x2', 'FCD_FAL_EDSR_x2'),  # Table 9
-)
-DISTILLED = [path for path in PAPER if path.stem.startswith(RIVALS) or path.parent.name == 'ablation']
-INHERITING = [path for path in TRAIN + TEST if '\nbase: ' in path.read_text(encoding='utf-8')]
-
-
-@functools.cache
-def resolved(path: Path) -> dict:
-    return read_option_file(str(path))
-
-
-def load(path: Path) -> dict:
-    """The option dict of a file, with all that it inherits."""
-    return copy.deepcopy(resolved(path))
-
-
-def name(path: Path) -> str:
-    return str(path.relative_to(REPOSITORY))
-
-
-def file(method: str, net: str, scale: int) -> Path:
-    return REPOSITORY / 'options' / 'train' / f'{method}_{net}_x{scale}.yml'
-
-
-def test_the_papers_experiments_and_their_baselines_are_there():
-    methods = ('FACD', 'Student', *RIVALS)
-    expected = {f'{method}_{net}_x{scale}' for method in methods for net in ('EDSR', 'RCAN') for scale in (2, 3, 4)}
-    expected |= {f'TeacherInit_RCAN_x{scale}' for scale in (2, 3, 4)}
-    for folder in ('train', 'test'):
-        options = REPOSITORY / 'options' / folder
-        assert {path.stem for path in options.glob('*.yml')} == expected
-        assert {path.stem for path in options.glob('ablation/*.yml')} == set(ABLATION)
-
-
-@pytest.mark.parametrize('path', INHERITING, ids=name)
-def test_a_file_with_a_base_says_what_differs_and_no_more(path):
-    """Each of its own values differs from the inherited one, but for a block with a type, which is there whole."""
-    (_, own), (base, _), *_ = lineage(str(path))
-
-    def check_differs(changes: dict, inherited: dict) -> None:
-        for key, value in changes.items():
-            if isinstance(value, dict) and 'type' not in value:
-                check_differs(value, inherited.get(key, {}))
-            else:
-                assert key not in inherited or value != inherited[key], key
-
-    check_differs(own, load(Path(base)))
-    assert own['name'] == path.stem
-
-
-@pytest.mark.parametrize('path', TRAIN + TEST, ids=name)
-def test_an_option_file_is_accepted_and_its_numbers_agree(path):
-    opt = load(path)
-    is_train = 'train' in opt
-    check_options(opt, is_train)
-    scale = opt['scale']
-    networks = [opt['network_g']] + ([opt['teacher']['network']] if 'network' in opt.get('teacher', {}) else [])
-    assert [network['upscale'] for network in networks] == [scale] * len(networks)
-    assert all(metric['crop_border'] == scale for metric in opt['val']['metrics'].values())
-    assert opt['val']['metrics']['psnr_y']['test_y_channel'] is True
-    assert opt['val']['metrics']['psnr_rgb']['test_y_channel'] is False
-    for dataset in opt['datasets'].values():
-        lq = Path(dataset['dataroot_lq']).name
-        assert f'x{scale}' in lq.lower() or 'demo' in name(path)
-        assert Path(dataset['dataroot_lq']).parent == Path(dataset['dataroot_gt']).parent
-        files = 'lmdb' if dataset['dataroot_lq'].endswith('.lmdb') else 'disk'
-        in_memory = files == 'lmdb' and ('fast' in path.stem or path.parent.name == 'gpu')
-        assert dataset['io_backend']['type'] == ('memory' if in_memory else files)
-
-
-@pytest.mark.parametrize('path', TRAIN + TEST, ids=name)
-def test_the_header_gives_the_exact_command(path):
-    header = path.read_text(encoding='utf-8').split('\n\n')[0]
-    script = 'test' if path in TEST else 'train'
-    command = f'python facd_basicsr/{script}.py -opt {name(path)}'
-    assert command in header or (path.name == 'Teacher.yml' and '--train-teacher' in header)
-
-
-FITTED = [path for path in FACD if 'network' in load(path)['teacher']] + [
-    path for path in DISTILLED if path.stem.endswith('x2') and 'taps' in load(path) and 'FCD' not in path.stem
-]
-
-
-@pytest.mark.parametrize('path', FITTED, ids=name)
-def test_networks_taps_regressors_and_loss_of_an_option_file_fit_together(path):
-    opt = load(path)
-    with torch.device('meta'):
-        student, teacher = build_network(opt['network_g']), build_network(opt['teacher']['network'])
-        x = torch.empty(2, 3, 12, 12)
-        sr_s, feats_s = Taps(student, [tap['student'] for tap in opt['taps']], 'student').run(student, x)
-        sr_t, feats_t = Taps(teacher, [tap['teacher'] for tap in opt['taps']], 'teacher').run(teacher, x)
-        loss = build_loss(opt['train']['distill_opt'])
-        regressors = build_regressors(opt.get('network_r'), loss.regressor, feats_s, feats_t, loss.compares_channels)
-        feats = feats_s if regressors is None else regressors(feats_s)
-    assert sr_s.shape == sr_t.shape == (2, 3, 12 * opt['scale'], 12 * opt['scale'])
-    if loss.compares_channels:
-        assert [f.shape for f in feats] == [f.shape for f in feats_t]
-    assert len(loss.layer_weights) == len(feats)
-
-
-TABLE_2 = {('EDSR', 2): 38.190, ('EDSR', 3): 34.547, ('EDSR', 4): 32.385,
-           ('RCAN', 2): 38.271, ('RCAN', 3): 34.758, ('RCAN', 4): 32.638}  # fmt: skip
-
-
-@pytest.mark.parametrize('path', [path for path in FACD if path in PAPER], ids=name)
-def test_the_teacher_is_the_official_one_of_the_files_network_and_scale_and_is_held_to_table_2(path):
-    opt = load(path)
-    scale, kind = opt['scale'], opt['teacher']['network']['type']
-    official = {'EDSR': f'https://cv.snu.ac.kr/research/EDSR/models/edsr_x{scale}-', 'RCAN': f'RCAN_BIX{scale}'}
-    assert official[kind] in opt['teacher']['weights']
-    assert opt['teacher']['expect']['psnr_y'] == pytest.approx(TABLE_2[kind, scale], abs=0.0051)
-    assert opt['datasets'][opt['teacher']['expect']['dataset']]['name'] == 'Set5'
-
-
-@pytest.mark.parametrize('path', [path for path in TRAIN + TEST if path not in INHERITING], ids=name)
-def test_basicsrs_yaml_reads_the_same(path):
-    text = path.read_text(encoding='utf-8')
-    assert yaml.safe_load(text) == load_yaml(text, name(path)) == load(path)
-
-
-@pytest.mark.parametrize('path', PAPER, ids=name)
-def test_training_settings_are_the_papers(path):
-    opt = load(path)
-    dataset, train = opt['datasets']['train'], opt['train']
-    assert dataset['gt_size'] == 48 * opt['scale']
-    assert dataset['batch_size_per_gpu'] == 16
-    assert dataset['use_hflip'] and dataset['use_rot']
-    assert train['total_iter'] == 600_000
-    assert train['optim_g'] == {'type': 'Adam', 'lr': 2e-4, 'betas': [0.9, 0.999]}
-    assert train['scheduler']['milestones'] == [150_000, 300_000, 450_000]
-    assert train['scheduler']['gamma'] == 0.5
-    if path in FACD:
-        assert (train['distill_opt']['lambda'], train['distill_opt']['layer_weights']) == (4, [0.5, 0.3, 0.2])
-
-
-WITHOUT_TWIN = ('DATlight', 'fast')
+from facd_basicsr.comparison.plan import read_comparison
+from facd_basicsr.errors import UserError
+from facd_basicsr.options import load_options
+from facd_basicsr.options.option_files import load_yaml, option_text
 
 
 @pytest.mark.parametrize(
-    'path', [path for path in FACD if not any(map(path.stem.__contains__, WITHOUT_TWIN))], ids=name
+    ('text', 'message'),
+    [
+        ('a: 1\nb: [1, 2\n', 'opt.yml, line 3'),
+        ('train:\n  lr: 1\n  lr: 2\n', r"opt.yml, line 2: the key 'lr' stands twice"),
+        ('? [a, b]\n: 1\n', 'opt.yml, line 1: found unhashable key'),
+        ('name: 2024-13-45\n', 'opt.yml: month must be in'),
+        ('name: !!float abc\n', 'opt.yml: could not convert string to float'),
+        ('name: !!bool abc\n', "opt.yml: 'abc'"),
+        ('scale: 0x' + 'f' * 99999, 'opt.yml, line 1: a number of more than 1000 bits'),
+    ],
 )
-def test_a_baseline_differs_from_its_twin_in_the_distillation_only(path):
-    facd, alone = load(path), load(path.with_name(path.name.replace('FACD', 'Student')))
-    for opt in (facd, alone):
-        for key in ('name', 'model_type', 'teacher', 'taps', 'network_r'):
-            opt.pop(key, None)
-        for key in ('distill_opt', 'pixel_opt'):
-            opt['train'].pop(key, None)
-        opt['path'].pop('pretrain_network_r', None)
-    assert facd == alone
+def test_broken_yaml_is_refused_with_file_and_line(text, message):
+    with pytest.raises(UserError, match=message):
+        load_yaml(text, 'opt.yml')
 
 
-@pytest.mark.parametrize('path', TEST, ids=name)
-def test_a_test_file_tests_what_its_train_file_trains(path):
-    train_path = REPOSITORY / 'options' / 'train' / path.relative_to(REPOSITORY / 'options' / 'test')
-    test, train = load(path), load(train_path)
-    assert test['network_g'] == train['network_g']
-    assert test['path']['pretrain_network_g'] == f'experiments/{train["name"]}/models/net_g_latest.pth'
-    assert test['val']['metrics'] == train['val']['metrics']
-    assert test['name'] == train['name']
+def test_numbers_with_an_exponent_are_numbers():
+    assert load_yaml('{a: 1e-4, b: 5e3, c: !!float 2e-4, d: 1.5e+2}', '') == {'a': 1e-4, 'b': 5e3, 'c': 2e-4, 'd': 150}
 
 
-def without(opt: dict, *locations: str) -> dict:
-    """A copy without the keys at some dotted locations, where they are."""
-    opt = copy.deepcopy(opt)
-    for location in locations:
-        *parents, leaf = location.split('.')
-        functools.reduce(lambda block, key: block.get(key, {}), parents, opt).pop(leaf, None)
-    return opt
+CALLS = (
+    'python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [MARKER]]',
+    'python/object/new:pathlib.Path [MARKER]',
+    'python/object:pathlib.Path {}',
+    'python/name:os.system ""',
+    'python/module:os ""',
+    'python/tuple [1]',
+)
 
 
-@pytest.mark.parametrize('path', DISTILLED, ids=name)
-def test_a_method_differs_from_facd_in_the_distillation_only(path):
-    *_, net, scale = path.stem.split('_')
-    facd = load(REPOSITORY / 'options' / 'train' / f'FACD_{net}_{scale}.yml')
-    differing = ('name', 'taps', 'network_r', 'train.distill_opt')
-    assert without(load(path), *differing) == without(facd, *differing)
-    assert load(path)['name'] == path.stem
-    if 'taps' in load(path):
-        assert load(path)['taps'] == facd['taps']
+@pytest.mark.parametrize('call', CALLS)
+def test_yaml_that_would_run_code_is_refused_wherever_it_is_read(call, train_opt, tmp_path):
+    marker = tmp_path / 'marker'
+    value = '!!' + call.replace('MARKER', str(marker))
+    (tmp_path / 'evil.yml').write_text(f'name: a\nscale: {value}\n')
+    (tmp_path / 'based.yml').write_text('base: evil.yml\n')
+    plain = str(write_yml(train_opt, tmp_path / 'plain.yml'))
+    for read, where in (
+        (lambda: load_options(str(tmp_path / 'evil.yml'), [], is_train=True), 'evil.yml, line 2'),
+        (lambda: load_options(str(tmp_path / 'based.yml'), [], is_train=True), 'evil.yml, line 2'),
+        (lambda: load_options(plain, [f'scale={value}'], is_train=True), '--force_yml scale, line 1'),
+        (lambda: read_comparison(tmp_path / 'evil.yml'), 'evil.yml, line 2'),
+    ):
+        with pytest.raises(
+            UserError, match=rf'{where}: could not determine a constructor for .*; accepted: plain YAML$'
+        ):
+            read()
+    assert not marker.exists()
 
 
-@pytest.mark.parametrize('scale', [2, 3, 4])
-def test_the_student_that_begins_as_its_teacher_differs_from_the_student_in_that_only(scale):
-    opt, alone = load(file('TeacherInit', 'RCAN', scale)), load(file('Student', 'RCAN', scale))
-    differing = ('name', 'path.pretrain_network_g', 'path.strict_load_g')
-    assert without(opt, *differing) == without(alone, *differing)
-    assert f'BIX{scale}-basicsr' in opt['path']['pretrain_network_g'] and opt['path']['strict_load_g'] is False
-    with torch.device('meta'):
-        student = build_network(opt['network_g']).state_dict()
-        teacher = build_network(load(file('FACD', 'RCAN', scale))['teacher']['network']).state_dict()
-    assert student.keys() < teacher.keys()
-    assert all(value.shape == teacher[key].shape for key, value in student.items())
+def billion_laughs(of: str, aliases: str) -> str:
+    """Text of 1 kB that stands for 9^9 values."""
+    lines = [f'a0: &a0 {of}']
+    for level in range(9):
+        lines.append(f'a{level + 1}: &a{level + 1} {aliases.format(", ".join([f"*a{level}"] * 9))}')
+    return '\n'.join(lines)
 
 
-@pytest.mark.parametrize('scale', [2, 3, 4])
-def test_no_weight_of_edsrs_teacher_fits_its_student_so_there_is_no_such_control(scale):
-    opt = load(file('FACD', 'EDSR', scale))
-    with torch.device('meta'):
-        student, teacher = (
-            build_network(block).state_dict() for block in (opt['network_g'], opt['teacher']['network'])
-        )
-    fitting = [key for key, value in student.items() if key in teacher and value.shape == teacher[key].shape]
-    assert fitting == ['conv_last.bias']
+@pytest.mark.parametrize(
+    ('text', 'problem'),
+    [
+        ('a: ' + '[' * 100_000, 'line 1: nested more than 50 deep'),
+        ('{a: ' * 1000, 'line 1: nested more than 50 deep'),
+        ('- ' * 1000 + 'a', 'line 1: nested more than 50 deep'),
+        (billion_laughs('[x, x]', '[{}]'), 'line 6: aliases that stand for more than 100000 values'),
+        (billion_laughs('{x: x}', '{{<<: [{}]}}'), 'line 6: aliases that stand for more than 100000 values'),
+        ('a: &a [*a]', 'line 1: an alias within what it stands for'),
+        ('a: &a {b: *a}', 'line 1: an alias within what it stands for'),
+    ],
+    ids=['lists', 'blocks', 'dashes', 'aliases', 'merged aliases', 'list in itself', 'block in itself'],
+)
+def test_yaml_without_end_is_refused_in_a_line(text, problem):
+    with pytest.raises(UserError) as error:
+        load_yaml(text, 'opt.yml')
+    assert str(error.value) == f'opt.yml, {problem}; accepted: plain YAML'
 
 
-NOT_THE_DEFAULT = {
-    'FCD': {'adaptive': False},
-    'FCD_without_L1_T': {'adaptive': False, 'l1_t': False},
-    'FCD_without_L1_GT': {'adaptive': False, 'l1_gt': False},
-    'FCD_FAA': {'adaptive': False, 'layer_weights': [0.3333, 0.3333, 0.3333]},
-    'FCD_FAL': {'adaptive': False, 'layer_weights': [0.2, 0.3, 0.5]},
-}
-LOSSES = {'TS': 'TeacherSupervisionLoss', 'FCD': 'FACDLoss'}  # of others: METHODLoss
+def test_an_alias_stands_for_its_value():
+    assert load_yaml('a: &a {b: 1}\nc: *a\nd: {<<: *a, e: 2}', '') == {
+        'a': {'b': 1},
+        'c': {'b': 1},
+        'd': {'b': 1, 'e': 2},
+    }
 
 
-@pytest.mark.parametrize('path', [*DISTILLED, *(path for path in FACD if path in PAPER)], ids=name)
-def test_a_loss_has_its_classs_defaults_but_for_what_the_method_is_about(path):
-    method = path.stem.rsplit('_', 2)[0]
-    distill_opt = load(path)['train']['distill_opt']
-    loss = distill_opt.pop('type')
-    assert loss == LOSSES.get(method.split('_')[0], f'{method}Loss')
-    for key, parameter in inspect.signature(LOSS_REGISTRY.get(loss)).parameters.items():
-        default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
-        assert distill_opt.get(key.rstrip('_'), default) == NOT_THE_DEFAULT.get(method, {}).get(key, default), key
+texts = st.text(st.characters(exclude_categories=['Cs']), max_size=8) | st.sampled_from(
+    ['~', 'null', 'true', 'no', '1e-4', '1_0', '0x1', '2024-01-02', 'a: b', '- a', '#', 'x # y', '', ' a ', '---', '=']
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts | st.dates()
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4), max_leaves=12
+)
 
 
-@pytest.mark.parametrize('path', DISTILLED, ids=name)
-def test_a_method_has_the_taps_and_regressors_that_its_loss_reads(path):
-    opt, method = load(path), path.stem.split('_')[0]
-    assert ('taps' in opt) == (method not in ('TS', 'CSD', 'IACD'))
-    simple = method == 'FitNet' or (method in ('LFD', 'LSFD') and 'EDSR' in path.stem)
-    deep = {'type': 'DeepRegressor', 'num_layer': 5} if method in ('FCD', 'InfoNCE') else None
-    assert opt.get('network_r') == ({'type': 'DeepRegressor', 'num_layer': 1} if simple else deep)
+@given(st.dictionaries(texts, values, max_size=4))
+def test_what_is_written_reads_back_equal(opt):
+    read = load_yaml('# a comment\n' + option_text(opt), '')
+    assert read.keys() == opt.keys()
+    assert repr([read[key] for key in opt]) == repr([*opt.values()])  # repr tells 1 from 1.0 from True
 
 
-KINDS = [(method, net) for method in ('FACD', 'Student', *RIVALS) for net in ('EDSR', 'RCAN')]
+def test_what_is_written_is_in_the_order_and_the_style_of_the_files():
+    opt = {
+        'taps': [{'student': 'body.4', 'teacher': 'body.9'}],
+        'train': {'layer_weights': [0.5, 0.3], 'pixel_opt': None},
+        'other': '1e-4',
+        'name': 'a',
+        'scale': 4,
+        'datasets': {},
+    }
+    assert option_text(opt) == (
+        'name: a\nscale: 4\n'
+        '\ndatasets: {}\n'
+        '\ntaps:\n- {student: body.4, teacher: body.9}\n'
+        '\ntrain:\n  layer_weights: [0.5, 0.3]\n  pixel_opt: ~\n'
+        "other: '1e-4'\n"
+    )
 
 
-@pytest.mark.parametrize(('method', 'kind'), [*KINDS, ('TeacherInit', 'RCAN')])
-def test_scales_differ_in_what_depends_on_the_scale_only(method, kind):
-    texts = []
-    for scale in (2, 3, 4):
-        opt = load(file(method, kind, scale))
-        opt['datasets']['train'].pop('gt_size')
-        opt.pop('scale')
-        if 'teacher' in opt:
-            opt['teacher'].pop('weights')
-            opt['teacher']['expect'].pop('psnr_y')
-        for network in (opt['network_g'], opt.get('teacher', {}).get('network', {})):
-            network.pop('upscale', None)
-        for metric in opt['val']['metrics'].values():
-            metric.pop('crop_border')
-        texts.append(str(opt).replace(f'x{scale}', 'x').replace(f'X{scale}', 'X'))
-    assert texts[0] == texts[1] == texts[2]
+def test_basicsrs_yaml_reads_what_is_written():
+    opt = {'lr': 1e-8, 'day': datetime.date(2024, 1, 2), 'text': '1e-4', 'nothing': None, 'weights': [0.5, 1e20]}
+    assert yaml.safe_load(option_text(opt)) == opt
+
+
+@settings(max_examples=200)
+@given(st.text(st.sampled_from('ab1:&*!{}[],-?|>"\'%@#~<= \n\t\x00\ud800'), max_size=40))
+def test_any_text_is_read_or_refused_in_a_line(text):
+    try:
+        load_yaml(text, 'opt.yml')
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1

@@ -1,0 +1,284 @@
+"""Every option file that the project ships: it builds, and agrees with itself and its twins."""
+
+import copy
+import functools
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from basicsr.archs import build_network
+from basicsr.utils.registry import LOSS_REGISTRY
+from conftest import REPOSITORY
+
+from facd_basicsr.distill.regressors import build_regressors
+from facd_basicsr.distill.taps import Taps
+from facd_basicsr.losses import build_loss
+from facd_basicsr.options import load_yaml, read_option_file
+from facd_basicsr.options.option_check import check_options
+from facd_basicsr.options.option_files import lineage
+
+TRAIN = sorted(REPOSITORY.glob('options/train/**/*.yml')) + sorted(REPOSITORY.glob('demo/*.yml'))
+TEST = sorted(REPOSITORY.glob('options/test/**/*.yml'))
+PAPER = [path for path in TRAIN if path.parent.name in ('train', 'ablation')]
+FACD = [path for path in TRAIN if path.stem.startswith('FACD')]
+RIVALS = ('TS', 'FitNet', 'FAKD', 'LFD', 'LSFD', 'CSD', 'FCD')  # each for both networks and every scale, as FACD
+ABLATION = (
+    *('IACD_EDSR_x2', 'InfoNCE_EDSR_x2'),  # Tables 5 and 6
+    *('FCD_without_L1_T_EDSR_x4', 'FCD_without_L1_GT_EDSR_x4'),  # Table 7
+    *('FCD_FAA_EDSR_x2', 'FCD_FAL_EDSR_x2'),  # Table 9
+)
+DISTILLED = [path for path in PAPER if path.stem.startswith(RIVALS) or path.parent.name == 'ablation']
+INHERITING = [path for path in TRAIN + TEST if '\nbase: ' in path.read_text(encoding='utf-8')]
+
+
+@functools.cache
+def resolved(path: Path) -> dict:
+    return read_option_file(str(path))
+
+
+def load(path: Path) -> dict:
+    """The option dict of a file, with all that it inherits."""
+    return copy.deepcopy(resolved(path))
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def file(method: str, net: str, scale: int) -> Path:
+    return REPOSITORY / 'options' / 'train' / f'{method}_{net}_x{scale}.yml'
+
+
+def test_the_papers_experiments_and_their_baselines_are_there():
+    methods = ('FACD', 'Student', *RIVALS)
+    expected = {f'{method}_{net}_x{scale}' for method in methods for net in ('EDSR', 'RCAN') for scale in (2, 3, 4)}
+    expected |= {f'TeacherInit_RCAN_x{scale}' for scale in (2, 3, 4)}
+    for folder in ('train', 'test'):
+        options = REPOSITORY / 'options' / folder
+        assert {path.stem for path in options.glob('*.yml')} == expected
+        assert {path.stem for path in options.glob('ablation/*.yml')} == set(ABLATION)
+
+
+@pytest.mark.parametrize('path', INHERITING, ids=name)
+def test_a_file_with_a_base_says_what_differs_and_no_more(path):
+    """Each of its own values differs from the inherited one, but for a block with a type, which is there whole."""
+    (_, own), (base, _), *_ = lineage(str(path))
+
+    def check_differs(changes: dict, inherited: dict) -> None:
+        for key, value in changes.items():
+            if isinstance(value, dict) and 'type' not in value:
+                check_differs(value, inherited.get(key, {}))
+            else:
+                assert key not in inherited or value != inherited[key], key
+
+    check_differs(own, load(Path(base)))
+    assert own['name'] == path.stem
+
+
+@pytest.mark.parametrize('path', TRAIN + TEST, ids=name)
+def test_an_option_file_is_accepted_and_its_numbers_agree(path):
+    opt = load(path)
+    is_train = 'train' in opt
+    check_options(opt, is_train)
+    scale = opt['scale']
+    networks = [opt['network_g']] + ([opt['teacher']['network']] if 'network' in opt.get('teacher', {}) else [])
+    assert [network['upscale'] for network in networks] == [scale] * len(networks)
+    assert all(metric['crop_border'] == scale for metric in opt['val']['metrics'].values())
+    assert opt['val']['metrics']['psnr_y']['test_y_channel'] is True
+    assert opt['val']['metrics']['psnr_rgb']['test_y_channel'] is False
+    for dataset in opt['datasets'].values():
+        lq = Path(dataset['dataroot_lq']).name
+        assert f'x{scale}' in lq.lower() or 'demo' in name(path)
+        assert Path(dataset['dataroot_lq']).parent == Path(dataset['dataroot_gt']).parent
+        files = 'lmdb' if dataset['dataroot_lq'].endswith('.lmdb') else 'disk'
+        in_memory = files == 'lmdb' and ('fast' in path.stem or path.parent.name == 'gpu')
+        assert dataset['io_backend']['type'] == ('memory' if in_memory else files)
+
+
+@pytest.mark.parametrize('path', TRAIN + TEST, ids=name)
+def test_the_header_gives_the_exact_command(path):
+    header = path.read_text(encoding='utf-8').split('\n\n')[0]
+    script = 'test' if path in TEST else 'train'
+    command = f'python facd_basicsr/{script}.py -opt {name(path)}'
+    assert command in header or (path.name == 'Teacher.yml' and '--train-teacher' in header)
+
+
+FITTED = [path for path in FACD if 'network' in load(path)['teacher']] + [
+    path for path in DISTILLED if path.stem.endswith('x2') and 'taps' in load(path) and 'FCD' not in path.stem
+]
+
+
+@pytest.mark.parametrize('path', FITTED, ids=name)
+def test_networks_taps_regressors_and_loss_of_an_option_file_fit_together(path):
+    opt = load(path)
+    with torch.device('meta'):
+        student, teacher = build_network(opt['network_g']), build_network(opt['teacher']['network'])
+        x = torch.empty(2, 3, 12, 12)
+        sr_s, feats_s = Taps(student, [tap['student'] for tap in opt['taps']], 'student').run(student, x)
+        sr_t, feats_t = Taps(teacher, [tap['teacher'] for tap in opt['taps']], 'teacher').run(teacher, x)
+        loss = build_loss(opt['train']['distill_opt'])
+        regressors = build_regressors(opt.get('network_r'), loss.regressor, feats_s, feats_t, loss.compares_channels)
+        feats = feats_s if regressors is None else regressors(feats_s)
+    assert sr_s.shape == sr_t.shape == (2, 3, 12 * opt['scale'], 12 * opt['scale'])
+    if loss.compares_channels:
+        assert [f.shape for f in feats] == [f.shape for f in feats_t]
+    assert len(loss.layer_weights) == len(feats)
+
+
+TABLE_2 = {('EDSR', 2): 38.190, ('EDSR', 3): 34.547, ('EDSR', 4): 32.385,
+           ('RCAN', 2): 38.271, ('RCAN', 3): 34.758, ('RCAN', 4): 32.638}  # fmt: skip
+
+
+@pytest.mark.parametrize('path', [path for path in FACD if path in PAPER], ids=name)
+def test_the_teacher_is_the_official_one_of_the_files_network_and_scale_and_is_held_to_table_2(path):
+    opt = load(path)
+    scale, kind = opt['scale'], opt['teacher']['network']['type']
+    official = {'EDSR': f'https://cv.snu.ac.kr/research/EDSR/models/edsr_x{scale}-', 'RCAN': f'RCAN_BIX{scale}'}
+    assert official[kind] in opt['teacher']['weights']
+    assert opt['teacher']['expect']['psnr_y'] == pytest.approx(TABLE_2[kind, scale], abs=0.0051)
+    assert opt['datasets'][opt['teacher']['expect']['dataset']]['name'] == 'Set5'
+
+
+@pytest.mark.parametrize('path', [path for path in TRAIN + TEST if path not in INHERITING], ids=name)
+def test_basicsrs_yaml_reads_the_same(path):
+    text = path.read_text(encoding='utf-8')
+    assert yaml.safe_load(text) == load_yaml(text, name(path)) == load(path)
+
+
+@pytest.mark.parametrize('path', PAPER, ids=name)
+def test_training_settings_are_the_papers(path):
+    opt = load(path)
+    dataset, train = opt['datasets']['train'], opt['train']
+    assert dataset['gt_size'] == 48 * opt['scale']
+    assert dataset['batch_size_per_gpu'] == 16
+    assert dataset['use_hflip'] and dataset['use_rot']
+    assert train['total_iter'] == 600_000
+    assert train['optim_g'] == {'type': 'Adam', 'lr': 2e-4, 'betas': [0.9, 0.999]}
+    assert train['scheduler']['milestones'] == [150_000, 300_000, 450_000]
+    assert train['scheduler']['gamma'] == 0.5
+    if path in FACD:
+        assert (train['distill_opt']['lambda'], train['distill_opt']['layer_weights']) == (4, [0.5, 0.3, 0.2])
+
+
+WITHOUT_TWIN = ('DATlight', 'fast')
+
+
+@pytest.mark.parametrize(
+    'path', [path for path in FACD if not any(map(path.stem.__contains__, WITHOUT_TWIN))], ids=name
+)
+def test_a_baseline_differs_from_its_twin_in_the_distillation_only(path):
+    facd, alone = load(path), load(path.with_name(path.name.replace('FACD', 'Student')))
+    for opt in (facd, alone):
+        for key in ('name', 'model_type', 'teacher', 'taps', 'network_r'):
+            opt.pop(key, None)
+        for key in ('distill_opt', 'pixel_opt'):
+            opt['train'].pop(key, None)
+        opt['path'].pop('pretrain_network_r', None)
+    assert facd == alone
+
+
+@pytest.mark.parametrize('path', TEST, ids=name)
+def test_a_test_file_tests_what_its_train_file_trains(path):
+    train_path = REPOSITORY / 'options' / 'train' / path.relative_to(REPOSITORY / 'options' / 'test')
+    test, train = load(path), load(train_path)
+    assert test['network_g'] == train['network_g']
+    assert test['path']['pretrain_network_g'] == f'experiments/{train["name"]}/models/net_g_latest.pth'
+    assert test['val']['metrics'] == train['val']['metrics']
+    assert test['name'] == train['name']
+
+
+def without(opt: dict, *locations: str) -> dict:
+    """A copy without the keys at some dotted locations, where they are."""
+    opt = copy.deepcopy(opt)
+    for location in locations:
+        *parents, leaf = location.split('.')
+        functools.reduce(lambda block, key: block.get(key, {}), parents, opt).pop(leaf, None)
+    return opt
+
+
+@pytest.mark.parametrize('path', DISTILLED, ids=name)
+def test_a_method_differs_from_facd_in_the_distillation_only(path):
+    *_, net, scale = path.stem.split('_')
+    facd = load(REPOSITORY / 'options' / 'train' / f'FACD_{net}_{scale}.yml')
+    differing = ('name', 'taps', 'network_r', 'train.distill_opt')
+    assert without(load(path), *differing) == without(facd, *differing)
+    assert load(path)['name'] == path.stem
+    if 'taps' in load(path):
+        assert load(path)['taps'] == facd['taps']
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_the_student_that_begins_as_its_teacher_differs_from_the_student_in_that_only(scale):
+    opt, alone = load(file('TeacherInit', 'RCAN', scale)), load(file('Student', 'RCAN', scale))
+    differing = ('name', 'path.pretrain_network_g', 'path.strict_load_g')
+    assert without(opt, *differing) == without(alone, *differing)
+    assert f'BIX{scale}-basicsr' in opt['path']['pretrain_network_g'] and opt['path']['strict_load_g'] is False
+    with torch.device('meta'):
+        student = build_network(opt['network_g']).state_dict()
+        teacher = build_network(load(file('FACD', 'RCAN', scale))['teacher']['network']).state_dict()
+    assert student.keys() < teacher.keys()
+    assert all(value.shape == teacher[key].shape for key, value in student.items())
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_no_weight_of_edsrs_teacher_fits_its_student_so_there_is_no_such_control(scale):
+    opt = load(file('FACD', 'EDSR', scale))
+    with torch.device('meta'):
+        student, teacher = (
+            build_network(block).state_dict() for block in (opt['network_g'], opt['teacher']['network'])
+        )
+    fitting = [key for key, value in student.items() if key in teacher and value.shape == teacher[key].shape]
+    assert fitting == ['conv_last.bias']
+
+
+NOT_THE_DEFAULT = {
+    'FCD': {'adaptive': False},
+    'FCD_without_L1_T': {'adaptive': False, 'l1_t': False},
+    'FCD_without_L1_GT': {'adaptive': False, 'l1_gt': False},
+    'FCD_FAA': {'adaptive': False, 'layer_weights': [0.3333, 0.3333, 0.3333]},
+    'FCD_FAL': {'adaptive': False, 'layer_weights': [0.2, 0.3, 0.5]},
+}
+LOSSES = {'TS': 'TeacherSupervisionLoss', 'FCD': 'FACDLoss'}  # of others: METHODLoss
+
+
+@pytest.mark.parametrize('path', [*DISTILLED, *(path for path in FACD if path in PAPER)], ids=name)
+def test_a_loss_has_its_classs_defaults_but_for_what_the_method_is_about(path):
+    method = path.stem.rsplit('_', 2)[0]
+    distill_opt = load(path)['train']['distill_opt']
+    loss = distill_opt.pop('type')
+    assert loss == LOSSES.get(method.split('_')[0], f'{method}Loss')
+    for key, parameter in inspect.signature(LOSS_REGISTRY.get(loss)).parameters.items():
+        default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
+        assert distill_opt.get(key.rstrip('_'), default) == NOT_THE_DEFAULT.get(method, {}).get(key, default), key
+
+
+@pytest.mark.parametrize('path', DISTILLED, ids=name)
+def test_a_method_has_the_taps_and_regressors_that_its_loss_reads(path):
+    opt, method = load(path), path.stem.split('_')[0]
+    assert ('taps' in opt) == (method not in ('TS', 'CSD', 'IACD'))
+    simple = method == 'FitNet' or (method in ('LFD', 'LSFD') and 'EDSR' in path.stem)
+    deep = {'type': 'DeepRegressor', 'num_layer': 5} if method in ('FCD', 'InfoNCE') else None
+    assert opt.get('network_r') == ({'type': 'DeepRegressor', 'num_layer': 1} if simple else deep)
+
+
+KINDS = [(method, net) for method in ('FACD', 'Student', *RIVALS) for net in ('EDSR', 'RCAN')]
+
+
+@pytest.mark.parametrize(('method', 'kind'), [*KINDS, ('TeacherInit', 'RCAN')])
+def test_scales_differ_in_what_depends_on_the_scale_only(method, kind):
+    texts = []
+    for scale in (2, 3, 4):
+        opt = load(file(method, kind, scale))
+        opt['datasets']['train'].pop('gt_size')
+        opt.pop('scale')
+        if 'teacher' in opt:
+            opt['teacher'].pop('weights')
+            opt['teacher']['expect'].pop('psnr_y')
+        for network in (opt['network_g'], opt.get('teacher', {}).get('network', {})):
+            network.pop('upscale', None)
+        for metric in opt['val']['metrics'].values():
+            metric.pop('crop_border')
+        texts.append(str(opt).replace(f'x{scale}', 'x').replace(f'X{scale}', 'X'))
+    assert texts[0] == texts[1] == texts[2]
