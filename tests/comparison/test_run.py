@@ -13,7 +13,7 @@ def test_a_training_that_outlives_its_comparison_keeps_a_second_one_out(tmp_path
     folder = Folder(tmp_path / 'results')
     with locked(folder) as lock:
         training = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE, pass_fds=[lock])
-    with pytest.raises(UserError, match=r'another facd compare, or a run.*, is at work'), locked(folder):
+    with pytest.raises(UserError, match=r'another facd compare, or a run.*, is running'), locked(folder):
         pass
     training.communicate(b'\n')
     with locked(folder):
@@ -22,7 +22,7 @@ def test_a_training_that_outlives_its_comparison_keeps_a_second_one_out(tmp_path
 
 def test_two_comparisons_do_not_work_in_one_folder(tmp_path):
     folder = Folder(tmp_path)
-    with locked(folder), pytest.raises(UserError, match=r'is at work'), locked(folder):
+    with locked(folder), pytest.raises(UserError, match=r'is running'), locked(folder):
         pass
 
 

@@ -198,7 +198,7 @@ def test_what_can_not_be_a_student_is_refused_in_a_line(net, run, train_opt, tmp
         [helper.make_tensor_value_info('y', TensorProto.FLOAT, [1])],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8), tmp_path / 'a.onnx')
-    with pytest.raises(UserError, match=r'--opt: .*FACD.yml; accepted with .*a.onnx: none, for an ONNX file'):
+    with pytest.raises(UserError, match=r'--opt: .*FACD.yml; accepted with .*a.onnx: none, since an ONNX file'):
         read_student(tmp_path / 'a.onnx', str(run / 'FACD.yml'))
     for name, message in {
         'absent.pth': r'IN: no such file: .*absent.pth',

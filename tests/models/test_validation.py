@@ -160,7 +160,7 @@ def test_tiles_are_refused_when_the_network_or_the_model_does_not_work_in_them(o
     for method in ('test', 'nondist_validation'):
         MODEL_REGISTRY._obj_map['Own'] = type('Own', (SRModel,), {method: lambda self, *_: None})
         try:
-            with pytest.raises(UserError, match=r'^val.tile: 16 for Own which has its own test(); accepted: no val'):
+            with pytest.raises(UserError, match=r'^val.tile: 16 for Own which has its own test\(\); accepted: no val'):
                 build_model({**opt, 'model_type': 'Own'})
         finally:
             del MODEL_REGISTRY._obj_map['Own']

@@ -142,7 +142,7 @@ def test_without_the_teacher_there_are_the_others_and_a_reason(folder, teacher_w
     results = results_of(read_run_folder(folder))
     assert list(results.mean) == ['bicubic', 'student']
     assert results.notes == [
-        'No teacher in table and crops: teacher.weights: /gone/teacher.pth is not at hand: '
+        'No teacher in table and crops: teacher.weights: /gone/teacher.pth is not available: '
         'no such file: /gone/teacher.pth.'
     ]
 
@@ -150,7 +150,7 @@ def test_without_the_teacher_there_are_the_others_and_a_reason(folder, teacher_w
 def test_a_teacher_by_address_is_not_downloaded(folder, teacher_weights):
     rewrite(folder, str(teacher_weights), 'https://example.invalid/teacher.pth')
     (note,) = results_of(read_run_folder(folder)).notes
-    assert 'https://example.invalid/teacher.pth is not at hand' in note
+    assert 'https://example.invalid/teacher.pth is not available' in note
 
 
 def test_sets_that_training_held_in_memory_are_read_from_their_files(folder):
