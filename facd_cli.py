@@ -1,7 +1,7 @@
-"""``facd``: one console command. Each subcommand is one file in ``facd_basicsr/tools/``, imported when it is asked for.
+"""The console command ``facd``. Each subcommand is one file in ``facd_basicsr/tools/``, imported on demand.
 
-This file lies beside the package, not in it: ``import facd_basicsr`` registers with BasicSR and so imports torch, which
-takes seconds that help, completion and a mistyped name need not wait for.
+This file is outside the package because ``import facd_basicsr`` imports torch. That takes seconds, and help, completion
+and error messages for mistyped commands do not need it.
 """
 
 import importlib
@@ -10,24 +10,24 @@ import sys
 import click
 from click.shell_completion import CompletionItem
 
-# name: what `facd --help` says of it, without importing it
+# name: description in `facd --help`, which imports no subcommand
 COMMANDS: dict[str, str] = {
-    'prepare': 'Training pairs and benchmark sets, in the layout that the option files expect.',
-    'show': 'Print an option file with all that it inherits from its base.',
-    'check': 'Try everything a run run needs, before it is started.',
+    'prepare': 'Prepare training pairs and benchmark sets in the layout that the option files expect.',
+    'show': 'Print an option file merged with its base.',
+    'check': 'Check data, teacher, taps and memory before a run, and time one iteration.',
     'convert': 'Rewrite an EDSR or RCAN checkpoint in another key layout.',
-    'benchmark': "The paper's table: PSNR and SSIM of several checkpoints side by side.",
-    'profile': 'What teacher and student cost: parameters, FLOPs, activations, memory, latency.',
-    'compare': 'Methods times seeds, trained alike, and one report of them all.',
-    'figure': "The paper's figures: crops side by side, and where the teacher loses to the student.",
+    'benchmark': "The paper's table: PSNR and SSIM of several checkpoints.",
+    'profile': 'Cost of teacher and student: parameters, FLOPs, activations, memory, latency.',
+    'compare': 'Train methods x seeds under equal settings and report the results.',
+    'figure': "The paper's figures: crops side by side, and where the student beats the teacher.",
     'report': 'A run as one HTML page: curves, table, crops with a slider, options, environment.',
-    'export': 'A trained student as .pth, safetensors and ONNX, each loaded back and compared.',
-    'upscale': 'Upscale images, and folders of them, by a student.',
+    'export': 'Export a trained student as .pth, safetensors and ONNX, and verify each file.',
+    'upscale': 'Upscale images and folders of images with a student.',
 }
 
 
-class Tools(click.Group):
-    """The subcommands: ``command`` of the module in ``facd_basicsr/tools/`` that has the subcommand's name."""
+class LazyGroup(click.Group):
+    """Imports a subcommand, ``command`` in ``facd_basicsr/tools/NAME.py``, when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -43,18 +43,18 @@ class Tools(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
-        return names + click.Command.shell_complete(self, ctx, incomplete)  # the group's own imports every subcommand
+        return names + click.Command.shell_complete(self, ctx, incomplete)  # click.Group's imports every subcommand
 
 
-@click.group(cls=Tools, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 120})
+@click.group(cls=LazyGroup, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 120})
 @click.version_option(package_name='facd_basicsr')
 def facd() -> None:
     """Knowledge distillation for super-resolution in BasicSR: what comes before and after training."""
 
 
 def main() -> None:
-    """As click's own, but with ``run_command``'s exit codes: 2 for what a user can fix, 130 for Ctrl-C."""
-    if COMMANDS.keys().isdisjoint(sys.argv[1:]):  # no subcommand is run, so nothing but click's errors can come
+    """Runs ``facd`` with the exit codes of ``run_command``: 2 for a user error, 130 for Ctrl-C."""
+    if COMMANDS.keys().isdisjoint(sys.argv[1:]):  # no subcommand: only click raises errors
         _run()
     else:
         from facd_basicsr.errors import run_command

@@ -1,15 +1,12 @@
-"""What the subcommands of ``facd`` share; ``facd`` itself is ``facd_cli.py``, beside this package.
-
-``python -m facd_basicsr.cli`` is ``facd`` too.
-"""
+"""What the subcommands of ``facd`` share. ``python -m facd_basicsr.cli`` runs ``facd`` too (``facd_cli.py``)."""
 
 import click
 
 from facd_cli import COMMANDS, facd, main
 
-__all__ = ['COMMANDS', 'SeveralValues', 'facd', 'main', 'test_files_option']
+__all__ = ['COMMANDS', 'MultiValueCommand', 'facd', 'main', 'test_files_option']
 
-# for a SeveralValues of checkpoints side by side
+# for a MultiValueCommand
 test_files_option = click.option(
     '-opt',
     '--opt',
@@ -17,29 +14,29 @@ test_files_option = click.option(
     type=click.Path(),
     multiple=True,
     required=True,
-    help='test file; one for each method',
+    help='test file, one per method',
 )
 
 
-class SeveralValues(click.Command):
-    """Lets ``--scale 2 3 4`` and ``--force_yml A=1 B=2`` take all that follows, as argparse's ``nargs='+'`` does."""
+class MultiValueCommand(click.Command):
+    """Lets ``--scale 2 3 4`` and ``--force_yml A=1 B=2`` take several values, like argparse's ``nargs='+'``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        spelled_out: list[str] = []
-        option = None  # whose values are being read
+        expanded: list[str] = []
+        option = None  # the option whose values are being read
         for index, arg in enumerate(args):
             if arg == '--':
-                spelled_out += args[index:]
+                expanded += args[index:]
                 break
-            if arg.split('=')[0] in SEVERAL:
+            if arg.split('=')[0] in MULTI_VALUE_OPTIONS:
                 option = arg.split('=')[0]
-            elif option is not None and SEVERAL[option](arg):
-                if spelled_out[-1] != option:
-                    spelled_out.append(option)
+            elif option is not None and MULTI_VALUE_OPTIONS[option](arg):
+                if expanded[-1] != option:
+                    expanded.append(option)
             else:
                 option = None
-            spelled_out.append(arg)
-        return super().parse_args(ctx, spelled_out)
+            expanded.append(arg)
+        return super().parse_args(ctx, expanded)
 
 
 def _is_number(arg: str) -> bool:
@@ -50,11 +47,11 @@ def _is_number(arg: str) -> bool:
     return True
 
 
-def _is_entry(arg: str) -> bool:
+def _is_override(arg: str) -> bool:
     return '=' in arg and not arg.startswith('-')
 
 
-SEVERAL = {'--scale': _is_number, '--force_yml': _is_entry}
+MULTI_VALUE_OPTIONS = {'--scale': _is_number, '--force_yml': _is_override}
 
 
 if __name__ == '__main__':

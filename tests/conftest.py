@@ -21,7 +21,7 @@ import facd_basicsr
 from basicsr.archs import build_network
 from basicsr.utils import set_random_seed
 from hypothesis import settings
-from processes import run, run_anew  # noqa: F401  tests find them here
+from processes import run, run_in_new_interpreter  # noqa: F401  tests import them from here
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
@@ -30,12 +30,12 @@ from facd_basicsr.options import check_inputs, parse_options, parser
 REPOSITORY = Path(facd_basicsr.__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / 'shared' / 'data'
 
-# Those that tests start are not measured: tracing would take them longer than what they are started for. The process
-# that starts pytest-xdist's workers reads this file first, and must pass it on to them.
+# Processes that tests start are not measured: tracing would take longer than their work. pytest-xdist's controller
+# keeps the variable, since its workers inherit it.
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.pop('COVERAGE_PROCESS_CONFIG', None)
 
-settings.register_profile('untimed', deadline=None)  # a busy machine is no failure
+settings.register_profile('untimed', deadline=None)  # tests must not fail on a busy machine
 settings.load_profile('untimed')
 
 
@@ -95,7 +95,7 @@ METRICS = {
 
 
 def tiny_train_opt(data: Path, teacher_weights: Path) -> dict:
-    """A complete option dict for training by FACD in seconds, as an option file holds it."""
+    """A complete option dict, as in an option file, for FACD training in seconds."""
     return copy.deepcopy(
         {
             'name': 'tiny',
@@ -147,7 +147,7 @@ def tiny_train_opt(data: Path, teacher_weights: Path) -> dict:
 
 
 def tiny_test_opt(data: Path) -> dict:
-    """A complete option dict for testing a ``STUDENT`` checkpoint, whose path is to be filled in."""
+    """A complete option dict for testing a ``STUDENT`` checkpoint; the caller sets its path."""
     dataset = {
         'name': 'pictures',
         'type': 'PairedImageDataset',
@@ -201,7 +201,7 @@ def write_yml(opt: dict, path: Path) -> Path:
 
 @pytest.fixture(scope='session')
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout, whose entry points write their results inside it."""
+    """A copy of the checkout; its entry points write their results into it."""
     root = tmp_path_factory.mktemp('checkout')
     for name in ('facd_basicsr', 'options', 'demo'):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -211,7 +211,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_options(opt: dict, folder: Path) -> dict:
-    """An option dict as train.py's set-up has it: written to a file in ``folder``, read, checked and seeded."""
+    """The option dict after train.py's set-up: written to a file in ``folder``, read, checked, and the seed set."""
     path = str(write_yml(opt, folder / 'opt.yml'))
     parsed = parse_options(parser().parse_args(['-opt', path]), is_train=True, root=folder)
     check_inputs(parsed, path, is_train=True)
@@ -220,7 +220,7 @@ def train_options(opt: dict, folder: Path) -> dict:
 
 
 def imported_script(path: Path) -> ModuleType:
-    """A program of the repository that is in no package, imported."""
+    """Imports a script of the repository that is not in a package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -229,7 +229,7 @@ def imported_script(path: Path) -> ModuleType:
 
 @pytest.fixture
 def no_data(train_opt: dict, tmp_path: Path) -> Path:
-    """A train file that names neither data nor a teacher's checkpoint that is there."""
+    """A train file whose data and teacher checkpoint do not exist."""
     train_opt['datasets']['train']['dataroot_gt'] = '/absent/HR.lmdb'
     train_opt['path']['pretrain_network_g'] = '/absent/net_g.pth'
     return write_yml(changed(train_opt, 'teacher.weights', '/absent/teacher.pth'), tmp_path / 'train.yml')

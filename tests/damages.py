@@ -1,16 +1,16 @@
-"""Damage to an image file, as disks and interrupted copies do it."""
+"""Damage to image files, as from disk errors and interrupted copies."""
 
 import os
 from pathlib import Path
 
 
-def half(path: Path) -> None:
+def truncate_to_half(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-def empty(path: Path) -> None:
+def make_empty(path: Path) -> None:
     os.truncate(path, 0)
 
 
-def text(path: Path) -> None:
+def replace_by_text(path: Path) -> None:
     path.write_text('no image')

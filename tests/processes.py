@@ -1,4 +1,4 @@
-"""Python command lines in processes of their own, as a user gives them."""
+"""Runs Python command lines in new processes, as a user would."""
 
 import multiprocessing
 import os
@@ -14,25 +14,27 @@ import torch
 
 TIMEOUT = 300  # seconds
 
-# Forked from a server that has imported everything: a process takes some milliseconds to start, not seconds.
+# Forked from a server that has imported everything: processes start in milliseconds, not seconds.
 FORKED = multiprocessing.get_context('forkserver')
 FORKED.set_forkserver_preload(['facd_basicsr.train', 'tensorboard'])
-TESTS_ONLY = [str(Path(__file__).resolve().parents[1] / folder) for folder in ('tests', 'benchmarks')]  # of sys.path
+TEST_PATHS = [
+    str(Path(__file__).resolve().parents[1] / folder) for folder in ('tests', 'benchmarks')
+]  # entries of sys.path in tests only
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs what follows ``python`` on a command line from ``cwd``, where torch and what else is large need not be read.
+    """Runs ``python COMMAND`` in ``cwd``, in a forked process that does not import torch again.
 
-    The process is forked; it imports BasicSR and this package itself, from where a new interpreter would.
+    It imports BasicSR and this package itself, from the same paths as a new interpreter.
 
     Args:
-        env: added to this process's environment.
+        env: additions to this process's environment.
     """
     words = [str(word) for word in command]
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder) / 'stdout', Path(folder) / 'stderr'
         arguments = (words, cwd, {**_environment(), **(env or {})}, stdout, stderr)
-        process = FORKED.Process(target=_be_python, args=arguments)
+        process = FORKED.Process(target=_act_as_python, args=arguments)
         process.start()
         process.join(TIMEOUT)
         if process.exitcode is None:
@@ -43,7 +45,7 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
 
 
 def run_ranks(*command: str | Path, cwd: Path, size: int = 2) -> subprocess.CompletedProcess[str]:
-    """As torchrun, whose own start and that of its processes take seconds: the ranks of one job, told the same."""
+    """Runs the ranks of one job with the same command line, like torchrun but without its seconds of start-up."""
     job = {'WORLD_SIZE': str(size), 'LOCAL_WORLD_SIZE': str(size), 'MASTER_ADDR': '127.0.0.1'}
     job['MASTER_PORT'] = str(free_port())
 
@@ -62,8 +64,8 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_anew(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """As :func:`run`, in a new interpreter: for one test of each entry point."""
+def run_in_new_interpreter(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Like :func:`run`, in a new interpreter: for one test per entry point."""
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cwd,
@@ -78,7 +80,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
-def _be_python(words: list[str], cwd: Path, env: dict[str, str], stdout: Path, stderr: Path) -> None:
+def _act_as_python(words: list[str], cwd: Path, env: dict[str, str], stdout: Path, stderr: Path) -> None:
     for path, stream in ((stdout, sys.stdout), (stderr, sys.stderr)):
         with path.open('w') as file:
             os.dup2(file.fileno(), stream.fileno())
@@ -89,7 +91,7 @@ def _be_python(words: list[str], cwd: Path, env: dict[str, str], stdout: Path, s
     multiprocessing.set_start_method('fork', force=True)  # Python's own, not the server's
     for name in [name for name in sys.modules if name.partition('.')[0] in ('basicsr', 'facd_basicsr')]:
         del sys.modules[name]
-    path = [folder for folder in sys.path if folder not in TESTS_ONLY]
+    path = [folder for folder in sys.path if folder not in TEST_PATHS]
     if words[0] == '-m':
         sys.path[:] = [str(cwd), *path]
         sys.argv = words[1:]

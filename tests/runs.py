@@ -1,4 +1,4 @@
-"""Runs of the tests: in this process or in one that may be killed, and all that they leave."""
+"""Training runs for tests, in this process or in one that may be killed, and their results."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from conftest import write_yml
-from processes import FORKED, run_anew
+from processes import FORKED, run_in_new_interpreter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from facd_basicsr.errors import run_command
@@ -24,7 +24,7 @@ NAME = 'tiny'  # of conftest.tiny_train_opt
 
 
 def command_line(opt: dict, root: Path, total_iter: int = TOTAL, *flags: str) -> list[str]:
-    """What follows ``train.py`` to train ``opt`` below ``root``."""
+    """The arguments of ``train.py`` to train ``opt`` below ``root``."""
     root.mkdir(exist_ok=True)
     return ['-opt', str(write_yml(opt, root / 'opt.yml')), '--force_yml', f'train:total_iter={total_iter}', *flags]
 
@@ -42,11 +42,11 @@ def run(
 
 
 class Child:
-    """A run in a process of its own, with train.py's exit codes; its output goes to ``root/output.txt``.
+    """A run in a new process, with train.py's exit codes; its output goes to ``root/output.txt``.
 
     Args:
-        prepare: called in the process before it trains.
-        answered: whether after each iteration it waits for an answer before it continues.
+        prepare: called in the process before training.
+        step_by_step: whether each iteration waits for :meth:`proceed`.
     """
 
     def __init__(
@@ -56,30 +56,30 @@ class Child:
         total_iter: int = TOTAL,
         *flags: str,
         prepare: Callable[[], None] | None = None,
-        answered: bool = False,
+        step_by_step: bool = False,
     ) -> None:
-        self._answered = answered
+        self._step_by_step = step_by_step
         self._connection, other = FORKED.Pipe()
-        arguments = (command_line(opt, root, total_iter, *flags), root, other, prepare, answered)
+        arguments = (command_line(opt, root, total_iter, *flags), root, other, prepare, step_by_step)
         self.process = FORKED.Process(target=_train, args=arguments)
         self.process.start()
         other.close()
 
     def wait_for(self, iteration: int) -> None:
-        """Until the iteration is done, answering those before it."""
+        """Waits until the iteration is done."""
         for done in range(1, iteration + 1):
             assert self._connection.recv() == done
-            if self._answered and done < iteration:
-                self.answer()
+            if self._step_by_step and done < iteration:
+                self.proceed()
 
-    def answer(self) -> None:
+    def proceed(self) -> None:
         self._connection.send(None)
 
-    def wait_for_more(self) -> None:
-        """Answers whatever else it does until it has ended."""
+    def proceed_to_the_end(self) -> None:
+        """Lets it continue until it ends."""
         try:
             while self._connection.recv():
-                self.answer()
+                self.proceed()
         except (EOFError, ConnectionResetError, BrokenPipeError):
             return
 
@@ -87,7 +87,7 @@ class Child:
         os.kill(self.process.pid, signum)
 
     def end(self, seconds: float = 120) -> int | None:
-        """Its exit code, a signal's number below 0; None if it has not ended by then."""
+        """Its exit code, negative for a signal; None if it has not ended after ``seconds``."""
         self.process.join(seconds)
         return self.process.exitcode
 
@@ -97,49 +97,49 @@ def _train(
     root: Path,
     connection: multiprocessing.connection.Connection,
     prepare: Callable[[], None] | None,
-    answered: bool,
+    step_by_step: bool,
 ) -> None:
     torch.set_num_threads(1)
-    multiprocessing.set_start_method('fork', force=True)  # of DataLoader's workers: train.py's own, not the server's
+    multiprocessing.set_start_method('fork', force=True)  # for DataLoader's workers, as in train.py
     output = (root / 'output.txt').open('a')
     os.dup2(output.fileno(), sys.stdout.fileno())
     os.dup2(output.fileno(), sys.stderr.fileno())
 
-    def tell(iteration: int) -> None:
+    def on_iteration(iteration: int) -> None:
         connection.send(iteration)
-        if answered:
+        if step_by_step:
             connection.recv()
 
     if prepare is not None:
         prepare()
-    run_command(lambda: train(parser().parse_args(arguments), root=root, on_iteration=tell))
+    run_command(lambda: train(parser().parse_args(arguments), root=root, on_iteration=on_iteration))
 
 
 def limit_files_to(size: int) -> None:
-    """Of this process: writing more than ``size`` bytes fails, as on a full disk."""
+    """Makes writes of this process beyond ``size`` bytes per file fail, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 def torchrun(*command: str | Path, cwd: Path, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """Runs an entry point on several processes of this machine, as a user would."""
+    """Runs an entry point on several local processes by torchrun, as a user would."""
     launcher = ('-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}')
-    return run_anew(*launcher, *command, '--launcher', 'pytorch', cwd=cwd)
+    return run_in_new_interpreter(*launcher, *command, '--launcher', 'pytorch', cwd=cwd)
 
 
 def result(root: Path, iteration: int = TOTAL, name: str = NAME) -> dict:
-    """All that a run has left at an iteration: the state, with the digests of its networks, but for the time."""
+    """A run's state at an iteration, including the digests of its networks, without the time."""
     state = torch.load(root / 'experiments' / name / 'training_states' / f'{iteration}.state', weights_only=True)
     del state['saved']
     return state
 
 
 def log_text(root: Path) -> str:
-    """The log files of a run one after the other."""
+    """The concatenated log files of a run."""
     return ''.join(path.read_text() for path in sorted((root / 'experiments' / NAME).glob('*.log')))
 
 
 def scalars(root: Path, name: str = NAME) -> dict[str, dict[int, float]]:
-    """What TensorBoard has, by tag and iteration, file by file: it may read those of one second in any order."""
+    """TensorBoard's scalars by tag and iteration, read in the order in which the files were written."""
     found: dict[str, dict[int, float]] = {}
     for path in sorted((root / 'tb_logger' / name).iterdir(), key=lambda path: path.stat().st_mtime_ns):
         events = EventAccumulator(str(path))
@@ -150,7 +150,7 @@ def scalars(root: Path, name: str = NAME) -> dict[str, dict[int, float]]:
 
 
 def assert_same(found: object, expected: object, where: str = '') -> None:
-    """Equality of nested values, tensors to the last bit."""
+    """Asserts equality of nested values; tensors bit for bit."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for key in expected:
@@ -166,7 +166,7 @@ def assert_same(found: object, expected: object, where: str = '') -> None:
 
 
 def assert_same_curves(found: Path, expected: Path) -> None:
-    """A run has every value that another has; it may have been validated at its stops as well."""
+    """Asserts that a run has every value of another; stops may add validations."""
     curves = scalars(found)
     for tag, values in scalars(expected).items():
         assert values.items() <= curves[tag].items(), tag

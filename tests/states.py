@@ -1,4 +1,4 @@
-"""Small states that the tests of losses share."""
+"""Small states for the tests of losses."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ def images(*values: float) -> torch.Tensor:
 def random_state(
     n: int = 4, taps: int = 3, dtype: torch.dtype = torch.float64, seed: int = 0, channels: tuple[int, int] = (2, 2)
 ) -> DistillState:
-    """x2, images of 4 x 4, features of 3 x 3 with ``channels`` of student and teacher; the student's with gradient."""
+    """x2, 4 x 4 images, 3 x 3 features with ``channels`` of student and teacher; the student's require gradients."""
     generator = torch.Generator().manual_seed(seed)
 
     def rand(*shape: int) -> torch.Tensor:
@@ -41,7 +41,7 @@ def with_student(state: DistillState, student: torch.Tensor, *feats: torch.Tenso
 
 
 def widened(state: DistillState) -> DistillState:
-    """The state's values in float64, the student's with gradient."""
+    """The state in float64; what required gradients still does."""
 
     def wide(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().double().requires_grad_(tensor.requires_grad)
@@ -53,12 +53,12 @@ def widened(state: DistillState) -> DistillState:
 
 
 def summed(logs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What is minimized."""
+    """The total loss."""
     return sum(value for name, value in logs.items() if name.startswith('l_'))
 
 
 def save_vgg(path: Path, depth: int) -> Path:
-    """Writes a checkpoint of a random VGG-19 in torchvision's layout, as far down as ``depth`` slices need it."""
+    """Writes a checkpoint of a random VGG-19 in torchvision's layout, with the layers that ``depth`` slices need."""
     with torch.device('meta'):
         layers = vgg19(weights=None).features[: ENDS[depth - 1]]
     generator = torch.Generator().manual_seed(0)

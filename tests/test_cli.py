@@ -5,9 +5,9 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import REPOSITORY, run_anew
+from conftest import REPOSITORY, run_in_new_interpreter
 
-from facd_basicsr.cli import COMMANDS, SeveralValues, facd
+from facd_basicsr.cli import COMMANDS, MultiValueCommand, facd
 
 
 @pytest.mark.parametrize('name', COMMANDS)
@@ -28,7 +28,7 @@ def test_help_lists_every_subcommand():
 
 
 def main_without_the_package(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """``facd ARGS`` in a process of its own, which fails if it imports the package, torch or basicsr on the way."""
+    """Runs ``facd ARGS`` in a new process, which fails if it imports the package, torch or basicsr."""
     code = """
 import sys
 import facd_cli
@@ -45,7 +45,7 @@ finally:
 
 
 @pytest.mark.parametrize(
-    ('args', 'code', 'said'),
+    ('args', 'code', 'message'),
     [
         (['--help'], 0, COMMANDS['prepare']),
         (['-h'], 0, COMMANDS['figure']),
@@ -55,19 +55,19 @@ finally:
         (['--halp'], 2, '--halp'),
     ],
 )
-def test_what_names_no_subcommand_is_answered_without_torch_and_basicsr(args, code, said):
+def test_without_a_subcommand_torch_and_basicsr_are_not_imported(args, code, message):
     done = main_without_the_package(*args)
-    assert (done.returncode, said in ' '.join((done.stdout + done.stderr).split())) == (code, True), done
+    assert (done.returncode, message in ' '.join((done.stdout + done.stderr).split())) == (code, True), done
 
 
-def test_subcommands_are_completed_without_torch_and_basicsr():
+def test_completion_of_subcommands_does_not_import_torch_and_basicsr():
     words = {'COMP_WORDS': 'facd c', 'COMP_CWORD': '1'}
     done = main_without_the_package(_FACD_COMPLETE='bash_complete', **words)
     assert done.stdout.split() == ['plain,check', 'plain,convert', 'plain,compare'], done
 
 
 def test_an_unknown_subcommand_exits_with_2(tmp_path):
-    done = run_anew('-m', 'facd_basicsr.cli', 'prepair', cwd=tmp_path)
+    done = run_in_new_interpreter('-m', 'facd_basicsr.cli', 'prepair', cwd=tmp_path)
     assert done.returncode == 2
     assert "No such command 'prepair'" in done.stderr
 
@@ -84,10 +84,10 @@ def test_an_unknown_subcommand_exits_with_2(tmp_path):
         ('--force_yml a=1 -- 2', (), ('a=1',), '2'),
     ],
 )
-def test_options_take_all_the_values_that_follow(line, scales, entries, folder):
+def test_options_take_several_values(line, scales, entries, folder):
     seen = {}
 
-    @click.command(cls=SeveralValues)
+    @click.command(cls=MultiValueCommand)
     @click.argument('folder')
     @click.option('--scale', multiple=True, type=int)
     @click.option('--force_yml', multiple=True)

@@ -1,4 +1,4 @@
-"""The two entry points as a user runs them: from the command line, in a copy of the checkout."""
+"""train.py and test.py from the command line, in a copy of the checkout."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
-from conftest import STUDENT, run, run_anew, tiny_test_opt, tiny_train_opt, write_yml
+from conftest import STUDENT, run, run_in_new_interpreter, tiny_test_opt, tiny_train_opt, write_yml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from facd_basicsr.options import parser
@@ -17,20 +17,20 @@ from facd_basicsr.test import test as evaluate
 
 @pytest.fixture(scope='module')
 def trained(checkout: Path, data: Path, teacher_weights: Path) -> subprocess.CompletedProcess[str]:
-    """Four iterations of train.py from a fresh start."""
+    """Four iterations of train.py."""
     path = write_yml(tiny_train_opt(data, teacher_weights), checkout / 'tiny.yml')
-    return run_anew('facd_basicsr/train.py', '-opt', path, cwd=checkout)
+    return run_in_new_interpreter('facd_basicsr/train.py', '-opt', path, cwd=checkout)
 
 
 @pytest.fixture(scope='module')
 def resumed(trained, checkout: Path, tmp_path_factory) -> subprocess.CompletedProcess[str]:
-    """The same to six iterations by --auto_resume, from another working directory."""
+    """The run resumed to six iterations by --auto_resume, from another working directory."""
     script, path = checkout / 'facd_basicsr' / 'train.py', checkout / 'tiny.yml'
     elsewhere = tmp_path_factory.mktemp('elsewhere')
     return run(script, '-opt', path, '--auto_resume', '--force_yml', 'train:total_iter=6', cwd=elsewhere)
 
 
-def test_training_ends_well_and_leaves_what_basicsr_users_expect(trained, checkout):
+def test_training_finishes_and_writes_the_files_that_basicsr_users_expect(trained, checkout):
     assert trained.returncode == 0, trained.stderr
     home = checkout / 'experiments' / 'tiny'
     assert {f'net_{net}_{i}.pth' for net in 'gr' for i in (2, 4, 'latest')} <= {p.name for p in home.glob('models/*')}
@@ -39,14 +39,14 @@ def test_training_ends_well_and_leaves_what_basicsr_users_expect(trained, checko
     assert list(home.glob('train_tiny_*.log'))
 
 
-def test_the_training_line_has_time_left_and_every_term(trained):
+def test_the_training_line_has_the_eta_and_every_term(trained):
     line = next(line for line in trained.stderr.splitlines() if 'iter:       4' in line)
     assert re.search(r'eta: \d:\d\d:\d\d', line)
     for term in ('l_sr', 'l_facd', 'alpha', 'r_1', 'r_2', 'r_3'):
         assert re.search(rf' {term}: \d\.\d{{4}}e[+-]\d\d', line), (term, line)
 
 
-def test_the_log_file_holds_the_whole_run(trained, checkout):
+def test_the_log_file_has_the_complete_run(trained, checkout):
     log = min((checkout / 'experiments' / 'tiny').glob('train_tiny_*.log')).read_text()
     for text in ('torch', 'network_g', 'Model [FACDModel] is created', 'iter:       1', 'psnr_y', 'End of training'):
         assert text in log, text
@@ -76,15 +76,17 @@ def test_the_resumed_run_keeps_the_learning_rate_schedule(resumed):
 def tested(resumed, checkout: Path, data: Path) -> subprocess.CompletedProcess[str]:
     opt = tiny_test_opt(data)
     opt['path']['pretrain_network_g'] = 'experiments/tiny/models/net_g_latest.pth'
-    return run_anew('facd_basicsr/test.py', '-opt', write_yml(opt, checkout / 'tiny_test.yml'), cwd=checkout)
+    return run_in_new_interpreter(
+        'facd_basicsr/test.py', '-opt', write_yml(opt, checkout / 'tiny_test.yml'), cwd=checkout
+    )
 
 
 def results(text: str) -> list[float]:
-    """The numbers of the final table's only row."""
+    """The values in the only row of the final table."""
     return [float(value) for value in re.search(r'^pictures +(.*)$', text, re.MULTILINE).group(1).split()]
 
 
-def test_testing_prints_and_logs_y_first_and_rgb_beside_it(tested, checkout):
+def test_testing_prints_and_logs_y_first_and_then_rgb(tested, checkout):
     assert tested.returncode == 0, tested.stderr
     log = next((checkout / 'results' / 'tiny_test').glob('test_tiny_test_*.log')).read_text()
     for text in (tested.stderr, log):
@@ -92,7 +94,7 @@ def test_testing_prints_and_logs_y_first_and_rgb_beside_it(tested, checkout):
         assert len(results(text)) == 3
 
 
-# What a user runs; the shim alone, for importing the package would register its networks as well.
+# As a BasicSR user: the shim alone, since importing the package would register its networks too.
 STOCK_TEST = """
 import runpy
 runpy.run_path('facd_basicsr/compat.py')
@@ -107,7 +109,7 @@ RCAN = {'num_feat': 16, 'num_group': 2, 'num_block': 1, 'upscale': 2}
     [(STUDENT, {**STUDENT, 'type': 'EDSR'}), ({'type': 'RCANStudent', **RCAN}, {'type': 'RCAN', **RCAN})],
     ids=['EDSR', 'RCAN'],
 )
-def test_basicsrs_own_test_script_gives_the_same_figures_with_its_stock_network(checkout, data, student, stock):
+def test_basicsrs_own_test_script_gives_the_same_metrics_with_its_stock_network(checkout, data, student, stock):
     torch.manual_seed(5)
     opt = tiny_test_opt(data)
     opt |= {'name': student['type'], 'network_g': student}
@@ -150,14 +152,14 @@ def test_a_students_checkpoint_loads_strictly_in_the_stock_network(resumed, chec
         ),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_on_stderr_and_exit_code_2(tested, checkout, script, overrides, message):
+def test_user_errors_are_one_line_on_stderr_and_exit_code_2(tested, checkout, script, overrides, message):
     before = files(checkout)
     option_file = {'train.py': 'tiny.yml', 'test.py': 'tiny_test.yml'}[script]
     failed = run(f'facd_basicsr/{script}', '-opt', option_file, '--force_yml', *overrides, cwd=checkout)
     assert failed.returncode == 2, failed.stderr
     assert re.match(rf'error: .*{message}', failed.stderr.splitlines()[-1]), failed.stderr
     assert 'Traceback' not in failed.stderr
-    assert files(checkout) == before  # nothing made, renamed or archived
+    assert files(checkout) == before  # nothing created, renamed or archived
 
 
 def files(folder: Path) -> list[Path]:

@@ -1,1 +1,1 @@
-"""The ``facd`` commands: one file, one command."""
+"""The subcommands of ``facd``, one per file."""

@@ -1,9 +1,4 @@
-"""Command: the paper's table, several checkpoints side by side with bicubic.
-
-    facd benchmark -opt options/test/Student_EDSR_x2.yml -opt options/test/FACD_EDSR_x2.yml
-
-docs/evaluation.md says what it writes.
-"""
+"""``facd benchmark``: the paper's table of several checkpoints and bicubic (docs/evaluation.md)."""
 
 import dataclasses
 import logging
@@ -14,7 +9,7 @@ import click
 from basicsr.utils import get_root_logger, get_time_str
 from tqdm import tqdm
 
-from facd_basicsr.cli import SeveralValues, test_files_option
+from facd_basicsr.cli import MultiValueCommand, test_files_option
 from facd_basicsr.environment import versions
 from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation import tables as tables
@@ -33,21 +28,21 @@ def benchmark(
     out: Path,
     gray_as_colour: bool = False,
 ) -> tables.Means:
-    """Scores the methods of test files, prints their table and writes it into a folder.
+    """Evaluates the methods of test files, prints their table and writes it to a folder.
 
     Args:
-        option_files: test files, one method each, of one scale and with the same sets.
-        overrides: ``--force_yml`` entries: those that begin with ``teacher:`` are for the train file, the others
-            for every test file.
-        train_file: whose teacher has a row, and at whose taps features are compared; None: neither.
-        gray_as_colour: whether a one-channel GT is scored by the Y of three equal channels, as test.py does.
-        out: where table.md, table.tex, per_image.csv and results.json go; made anew if it is not there.
+        option_files: test files, one per method, with the same scale and sets.
+        overrides: ``--force_yml`` entries. Those that begin with ``teacher:`` apply to the train file, the others to
+            every test file.
+        train_file: adds a row for its teacher, and feature PSNR at its taps; None: neither.
+        out: folder for table.md, table.tex, per_image.csv and results.json, created if missing.
+        gray_as_colour: whether a one-channel GT is scored by the Y of three equal channels, as in test.py.
 
     Returns:
         {method: {set: {metric: mean}}}.
 
     Raises:
-        UserError: files, checkpoints or sets are not accepted; then no folder was made.
+        UserError: files, checkpoints or sets are not accepted. No folder is created then.
     """
     methods, opt, train_opt = load_methods(option_files, train_file, overrides)
     sets, scale = build_sets(opt), opt['scale']
@@ -58,7 +53,7 @@ def benchmark(
     out.mkdir(parents=True, exist_ok=True)
 
     images = tqdm(pairs(sets), total=sum(map(len, sets.values())), unit='image', dynamic_ncols=True)
-    records = list(tables.evaluate(methods, _noting_gray(images, notes, gray_as_colour)))
+    records = list(tables.evaluate(methods, _note_gray_images(images, notes, gray_as_colour)))
     mean = tables.means(records)
     made = {f'PSNR in dB and SSIM, x{scale}': tables.quality_table(methods, mean)}
     if train_opt is not None and any(student.taps for student in students):
@@ -77,50 +72,46 @@ def benchmark(
         'images': records,
     }
     markdown = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in made.items()]
-    _write(out / 'table.md', '\n'.join([*markdown, *(f'{note}\n' for note in notes)]))
+    atomic_write(out / 'table.md', '\n'.join([*markdown, *(f'{note}\n' for note in notes)]))
     latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in made.items()]
-    _write(out / 'table.tex', '\n'.join([f'{LATEX_RULES}\n', *latex]))
-    _write(out / 'per_image.csv', tables.to_csv(records))
-    _write(out / 'results.json', tables.to_json(results))
+    atomic_write(out / 'table.tex', '\n'.join([f'{LATEX_RULES}\n', *latex]))
+    atomic_write(out / 'per_image.csv', tables.to_csv(records))
+    atomic_write(out / 'results.json', tables.to_json(results))
     for title, (header, rows, groups, _) in made.items():
         print(f'\n{title}\n\n{text_table(header, rows, groups)}')
     print('\n' + ''.join(f'{note}\n' for note in notes) + f'table.md, table.tex, per_image.csv, results.json: {out}')
     return mean
 
 
-def _noting_gray(images: Iterable[ImagePair], notes: list[str], gray_as_colour: bool) -> Iterator[ImagePair]:
+def _note_gray_images(images: Iterable[ImagePair], notes: list[str], gray_as_colour: bool) -> Iterator[ImagePair]:
     for pair in images:
         if pair.gray and gray_as_colour:
             notes.append(
-                f'{pair.set}/{pair.image}: a one-channel image, scored as color, as test.py and the code of EDSR do; '
-                'published bicubic values take it as it is, which makes its PSNR-Y 1.32 dB lower'
+                f"{pair.set}/{pair.image}: one-channel image, scored as color, as in test.py and EDSR's code; "
+                'published bicubic values score it as gray, which lowers its PSNR-Y by 1.32 dB'
             )
         elif pair.gray:
             notes.append(
-                f'{pair.set}/{pair.image}: a one-channel image, scored as it is, as published bicubic values have it; '
-                "test.py and EDSR's code take it for color (--gray-as-colour), which adds 1.32 dB to its PSNR-Y"
+                f'{pair.set}/{pair.image}: one-channel image, scored as gray, as in published bicubic values; '
+                "test.py and EDSR's code score it as color (--gray-as-colour), which adds 1.32 dB to its PSNR-Y"
             )
         yield dataclasses.replace(pair, gray=False) if gray_as_colour else pair
 
 
-def _write(path: Path, text: str) -> None:
-    atomic_write(path, text)
-
-
-@click.command(cls=SeveralValues)
+@click.command(cls=MultiValueCommand)
 @test_files_option
 @click.option(
     '--teacher',
     'train_file',
     type=click.Path(),
     metavar='TRAIN_YML',
-    help='train file: its teacher, and feature PSNR to it',
+    help='train file: adds its teacher and feature PSNR',
 )
 @click.option('--out', type=click.Path(path_type=Path), help='folder to write to; default: results/benchmark_TIME')
 @click.option(
     '--gray-as-colour',
     is_flag=True,
-    help="score one-channel images as test.py and EDSR's code do: Set14's PSNR-Y is then 0.09 dB higher",
+    help="score one-channel images as color, like test.py and EDSR's code: adds 0.09 dB to Set14's PSNR-Y",
 )
 @click.option('--force_yml', multiple=True, metavar='KEY:KEY=VALUE ...', help='override options of every test file')
 def command(
@@ -130,16 +121,16 @@ def command(
     gray_as_colour: bool,
     force_yml: tuple[str, ...],
 ) -> None:
-    """The paper's table: PSNR-Y, SSIM-Y and PSNR-RGB of several checkpoints, side by side with bicubic.
+    """The paper's table: PSNR-Y, SSIM-Y and PSNR-RGB of several checkpoints and of bicubic.
 
-    Every option file of options/test/ names one method; all need the same scale and the same sets. The files' own
-    metrics are not read. docs/evaluation.md says what is written.
+    Each test file names one method; all need the same scale and sets. Their own metrics are ignored. The table is
+    written as Markdown, LaTeX, CSV and JSON (docs/evaluation.md).
 
     \b
     Example:
       facd benchmark -opt options/test/Student_EDSR_x4.yml -opt options/test/FACD_EDSR_x4.yml
     """
     out = out or root_path() / 'results' / f'benchmark_{get_time_str()}'
-    get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
+    get_root_logger().setLevel(logging.WARNING)  # silences BasicSR's messages about what it builds
     with reraise_disk_errors():
         benchmark(option_files, force_yml, train_file, out, gray_as_colour)

@@ -1,4 +1,4 @@
-"""``facd check``: everything that a run needs, tried before it is started."""
+"""``facd check``: checks everything a run needs before it starts."""
 
 import os
 import resource
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from facd_basicsr.archs import input_channels
-from facd_basicsr.cli import SeveralValues
+from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
@@ -24,29 +24,29 @@ from facd_basicsr.options import complete_options, load_options, parser
 from facd_basicsr.train import Training, set_up
 
 GIB = 2**30
-SMALL, LARGE = 2, 4  # samples; losses that compare samples need two
+SMALL, LARGE = 2, 4  # batch sizes of the memory estimate; contrastive losses need two samples
 
 
 def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
-    """Does what train.py does up to the first iteration and a little more, without making a folder.
+    """Does what train.py does up to the first iterations, without creating a folder.
 
     Args:
-        option_file: of a run.
-        overrides: as ``--force_yml`` has them.
+        option_file: a train file.
+        overrides: ``--force_yml`` entries.
 
     Yields:
-        What was found, in lines, while it continues.
+        Lines of the report.
 
     Raises:
-        UserError: training would not start, and why.
+        UserError: the reason why training would not start.
     """
     yield from _environment()
     opt = load_options(option_file, overrides, is_train=True)
     if opt['num_gpu'] != 'auto' and 1 < opt['num_gpu'] <= torch.cuda.device_count():
-        yield f'             of the {opt["num_gpu"]} GPUs one is tried here'
+        yield f'             checking one of the {opt["num_gpu"]} GPUs'
         opt['num_gpu'] = 'auto'
     opt = complete_options(opt, parser().parse_args(['-opt', option_file]), is_train=True)
-    yield f'options      {option_file}: every key is known, networks, loss and optimizer can be built'
+    yield f'options      {option_file}: every key is valid; networks, loss and optimizer build'
     with DeferredLog(opt['rank'], console=False) as log:
         training = set_up(opt, log)
         model = training.model
@@ -54,7 +54,7 @@ def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
             yield f'teacher      {_teacher(opt, training)}'
             yield from _block('taps', _taps(model, opt))
         yield from _block('networks', _networks(model, opt))
-        for name, dataset_opt in opt['datasets'].items():  # takes longest, so it comes late
+        for name, dataset_opt in opt['datasets'].items():  # late, since it takes longest
             yield f'data         {name}: {check_whole_dataset(name, dataset_opt, opt["scale"])}'
         yield from _first_iterations(training, opt)
 
@@ -74,8 +74,8 @@ def _environment() -> Iterator[str]:
 
 
 def _teacher(opt: dict[str, Any], training: Training) -> str:
-    loaded = f'{type(training.model.teacher.net).__name__} from {opt["teacher"]["weights"]}: every key fits'
-    gate = training.teacher or 'its quality is not checked, since there is no teacher.expect'
+    loaded = f'{type(training.model.teacher.net).__name__} from {opt["teacher"]["weights"]}: all keys match'
+    gate = training.teacher or 'quality not checked: no teacher.expect'
     return f'{loaded}\n             {gate}'
 
 
@@ -121,17 +121,17 @@ def _flops(net: nn.Module, scale: int, num_in_ch: int, pad: Callable[[Tensor], T
 
 
 def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
-    """Measures the memory of a few samples, estimates the batch's, and then runs the batch."""
+    """Estimates the batch's memory from a few samples, then runs two iterations."""
     model = training.model
     batch = next(iter(training.loaders.train))
     size = len(batch['lq'])
-    estimate, words = memory_estimate(model, batch)
-    room, name = _room(model.device)
-    yield f'memory       estimate for a batch of {size}: {words}'
-    yield f'             {name} has {_bytes(room)}'
+    estimate, breakdown = memory_estimate(model, batch)
+    capacity, name = _total_memory(model.device)
+    yield f'memory       estimate for a batch of {size}: {breakdown}'
+    yield f'             {name} has {_bytes(capacity)}'
     advice = 'accepted: a smaller datasets.train.batch_size_per_gpu or gt_size'
-    if estimate > room:
-        raise UserError(f'memory: about {_bytes(estimate)} are needed, {name} has {_bytes(room)}; {advice}')
+    if estimate > capacity:
+        raise UserError(f'memory: about {_bytes(estimate)} needed, {name} has {_bytes(capacity)}; {advice}')
     try:
         _step(model, batch)
         if model.device.type == 'cuda':  # without the peak of the gate and of cuDNN's benchmarks
@@ -142,13 +142,13 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     yield f'             measured: {_peak(model.device)}'
     total = opt['train']['total_iter']
     yield (
-        f'iteration    {seconds:.3f} s for a batch of {size} on this machine as busy as it is; {total} of them: '
-        f'{seconds * total / 3600:.1f} h, loading and validation apart'
+        f'iteration    {seconds:.3f} s for a batch of {size} at the current load of this machine; {total} iterations: '
+        f'{seconds * total / 3600:.1f} h without data loading and validation'
     )
 
 
 def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
-    """Bytes that training with this batch needs, and what they are for."""
+    """Bytes that training with this batch needs, and their breakdown in words."""
     trained = [p for optimizer in model.optimizers for group in optimizer.param_groups for p in group['params']]
     size = len(batch['lq'])
     few, more = min(SMALL, size), min(LARGE, size)
@@ -156,21 +156,21 @@ def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
     total = {samples: sum(found) for samples, found in kept.items()}
     slope = (total[more] - total[few]) / (more - few) if more > few else total[few] / few
     activations = total[few] + slope * (size - few)
-    # when the backward begins: the gradients of the largest layer's output and input, and cuDNN's workspace
+    # at the start of backward: gradients of the largest layer's output and input, and cuDNN's workspace
     activations += 3 * max(kept[more]) * size / more
-    # a weight, its gradient and Adam's two moments
+    # weight, gradient and Adam's two moments
     weights = sum(4 * p.numel() * p.element_size() for p in trained)
     frozen = 0
     if isinstance(model, FACDModel):
         frozen = sum(p.numel() * p.element_size() for p in model.teacher.parameters())
     return (
         activations + weights + frozen,
-        f'{_bytes(activations)} of features and gradients, {_bytes(weights + frozen)} of weights, gradients and Adam',
+        f'{_bytes(activations)} of activations, {_bytes(weights + frozen)} of weights, gradients and Adam',
     )
 
 
 def _activations(model: Any, batch: dict[str, Any], samples: int, trained: Sequence[nn.Parameter]) -> list[int]:
-    """Bytes of each feature that a step of some samples keeps for its backward."""
+    """Bytes of each activation that a step of ``samples`` samples saves for backward."""
     with saved_activations(trained) as kept:
         _step(model, {key: value[:samples] for key, value in batch.items()})
     return [*kept.values(), 0]
@@ -179,19 +179,19 @@ def _activations(model: Any, batch: dict[str, Any], samples: int, trained: Seque
 def _step(model: Any, batch: dict[str, Any]) -> float:
     """Seconds of one iteration. It changes the model, which is not saved."""
     model.feed_data(batch)
-    _wait(model.device)
+    _synchronize(model.device)
     start = time.perf_counter()
     model.optimize_parameters(1)
-    _wait(model.device)
+    _synchronize(model.device)
     return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
 
-def _room(device: torch.device) -> tuple[int, str]:
+def _total_memory(device: torch.device) -> tuple[int, str]:
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[1], 'the GPU'
     return _ram(), 'this machine'
@@ -205,7 +205,7 @@ def _peak(device: torch.device) -> str:
     if device.type == 'cuda':
         return f'{_bytes(torch.cuda.max_memory_allocated(device))} at the peak'
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    return f'{_bytes(peak)} at the peak of the whole process, its libraries included'
+    return f'{_bytes(peak)} at the peak of the process, including libraries'
 
 
 def _bytes(count: float) -> str:
@@ -218,16 +218,16 @@ def _block(title: str, table: str) -> Iterator[str]:
     yield from (f'{"":<13}{line}' for line in rest)
 
 
-@click.command(cls=SeveralValues)
-@click.option('-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Option file of a run.')
+@click.command(cls=MultiValueCommand)
+@click.option('-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Train file.')
 @click.option(
-    '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help="Override options, as train.py's."
+    '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help='Override options, as in train.py.'
 )
 def command(option_file: str, overrides: tuple[str, ...]) -> None:
-    """Try everything that a run needs, before it is started.
+    """Check everything a run needs before it starts.
 
-    Environment, option file, every image of the data, teacher, taps, memory, and one timed iteration. Exit code 0 only
-    if training would start; nothing is written.
+    Checks environment, option file, every image of the data, teacher, taps and memory, and times one iteration. The
+    exit code is 0 only if training would start. Nothing is written.
 
     \b
     Example:

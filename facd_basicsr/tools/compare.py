@@ -1,4 +1,4 @@
-"""``facd compare``: methods times seeds, trained alike, and one report of them all."""
+"""``facd compare``: methods x seeds under equal settings, and a report of the results."""
 
 import json
 import logging
@@ -45,12 +45,12 @@ CROP, CROPS = 48, 3
 
 
 def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, Any]:
-    """Trains what is missing, scores it, and writes the report. Returns what results.json holds.
+    """Trains and evaluates the missing runs and writes the report. Returns the content of results.json.
 
     Args:
         path: the comparison file.
-        jobs: runs at a time.
-        iterations: the baseline's, with all others in proportion; None: as the file has it.
+        jobs: number of parallel runs.
+        iterations: of the baseline, the others in proportion; None: as in the file.
 
     Raises:
         UserError: the file, a method's options or data are not accepted, or a run failed.
@@ -90,7 +90,7 @@ def tables(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
-    """table.md, table.tex and table.csv from the records alone."""
+    """Writes table.md, table.tex and table.csv."""
     made, notes = tables(results), feature_notes(results)
     markdown = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in made.items()]
     markdown += [*(f'- {note}\n' for note in notes), f'{caption(results)}\n']
@@ -105,15 +105,15 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
 
 
 def draw_pictures(comparison: Comparison, results: dict[str, Any], folder: Path) -> None:
-    """curves.png of all seeds, and crops.png of the first seed's students whose checkpoints are there."""
+    """Draws curves.png of all seeds, and crops.png of the first seed's students that have a checkpoint."""
     with atomic_path(folder / 'curves.png') as path:
         draw_curves(by_method(results), f'{comparison.name}, x{comparison.scale}').savefig(path, dpi=110)
     runs = [run for run in comparison.runs() if run.seed == comparison.seeds[0] and checkpoint_of(run).is_file()]
     teacher = teacher_of(comparison)
     methods = [Method(BICUBIC, comparison.scale), *map(student_of, runs), *([] if teacher is None else [teacher])]
     images = list(pairs(build_sets(comparison.test_opt)))
-    fitting = max(min(pair.gt.shape[:2]) for pair in images) - 2 * comparison.scale
-    crops = find_crops(methods, images, min(CROP, fitting), CROPS)
+    largest = max(min(pair.gt.shape[:2]) for pair in images) - 2 * comparison.scale
+    crops = find_crops(methods, images, min(CROP, largest), CROPS)
     with atomic_path(folder / 'crops.png') as path:
         draw_crops(methods, crops).save(path)
 
@@ -140,9 +140,11 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
 
 @click.command()
 @click.argument('file', type=click.Path(path_type=Path))
-@click.option('--jobs', type=click.IntRange(1), help='Runs at a time.  [default: one for each GPU, or 1]')
+@click.option('--jobs', type=click.IntRange(1), help='Parallel runs.  [default: one per GPU, or 1]')
 @click.option(
-    '--iterations', type=click.IntRange(1), help="The baseline's; all runs and their schedules in proportion."
+    '--iterations',
+    type=click.IntRange(1),
+    help='Iterations of the baseline; other runs and all schedules scale in proportion.',
 )
 @click.option(
     '--into',
@@ -150,13 +152,13 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar='PAGE.md',
-    help='With a results.json as FILE: make the tables in this page anew. May be repeated.',
+    help='With a results.json as FILE: rewrite the tables of this page. Repeatable.',
 )
 def command(file: Path, jobs: int | None, iterations: int | None, pages: tuple[Path, ...]) -> None:
-    """Methods times seeds, trained alike, and one report of them all.
+    """Train methods x seeds under equal settings and report the results.
 
-    FILE says which (docs/results.md). Every run is one of train.py with the same initial weights and data order
-    as the baseline's of its seed. What was finished stays: stopped, the same command continues where it was.
+    FILE lists methods and seeds (docs/results.md). train.py trains every run, with the initial weights and data order
+    of the baseline's run of the same seed. Finished runs are kept: after a stop, the same command resumes.
 
     \b
     Example:
@@ -164,7 +166,7 @@ def command(file: Path, jobs: int | None, iterations: int | None, pages: tuple[P
       facd compare benchmarks/results/mini_x2.json --into README.md
     """
     get_root_logger().setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: its runs are ended too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which ends the runs too
     if pages or file.suffix == '.json':
         if file.suffix != '.json' or not pages:
             raise UserError(f'{file}: accepted: a comparison file, or a results.json with --into PAGE.md')

@@ -1,4 +1,4 @@
-"""``facd convert``: an EDSR's or RCAN's checkpoint in another key layout."""
+"""``facd convert``: EDSR and RCAN checkpoints in another key layout."""
 
 from pathlib import Path
 
@@ -17,20 +17,19 @@ CONVERTED_SUFFIXES = ('.pth', '.pt', '.safetensors')
 
 
 def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean: tuple[float, ...]) -> str:
-    """Rewrites a checkpoint in another layout, reads it back and compares.
+    """Rewrites a checkpoint in another layout and verifies the file.
 
     Args:
         source: a checkpoint in any layout that :func:`facd_basicsr.distill.layouts.recognize` knows.
-        target: a new file. ``.safetensors`` holds the bare state dict, ``.pth`` and ``.pt`` that too, but for
-            BasicSR's layout below ``params``.
+        target: a new file. It holds the state dict, in BasicSR's layout below ``params`` unless it is ``.safetensors``.
         layout: of the new file, one of ``LAYOUTS``.
-        img_range, rgb_mean: the network's arguments, where the source is in BasicSR's layout, which lacks them.
+        img_range, rgb_mean: the network's arguments if the source is in BasicSR's layout, which lacks them.
 
     Returns:
-        What the network is, as the lines of a ``network`` block.
+        The lines of the option file's ``network`` block.
 
     Raises:
-        UserError: the source is no EDSR or RCAN, the target exists, or the layout is another network's.
+        UserError: the source is not an EDSR or RCAN, the target exists, or the layout is for another network.
     """
     if not source.is_file():
         raise UserError(f'IN: no such file: {source}')
@@ -55,24 +54,24 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
     block = network_block(state_dict)
     shift_found = shift is not None
     if shift is not None:
-        # The checkpoint holds their product: means of a color are below 1, so a large one is of images in [0, 255].
+        # The checkpoint holds img_range * rgb_mean. Color means are below 1, so larger values are for [0, 255].
         img_range = 255.0 if shift.max() > 1 else 1.0
         rgb_mean = tuple(round(value, 6) for value in (shift / img_range).tolist())
     if layout != 'basicsr':
         shift = torch.tensor(rgb_mean) * img_range if shift is None else shift
         state_dict = from_basicsr(state_dict, layout, shift, f'IN: {source}')
-    _write(state_dict, target, layout)
-    source_of_mean = '' if shift_found else "  # assumed: BasicSR's layout does not tell"
+    _write_verified(state_dict, target, layout)
+    source_of_mean = '' if shift_found else "  # assumed: not stored in BasicSR's layout"
     block |= {
         'img_range': f'{img_range}{source_of_mean}',
         'rgb_mean': f'{list(rgb_mean)}{source_of_mean}',
-        'res_scale': '?  # as it was trained; no checkpoint tells',
+        'res_scale': '?  # as in training; not stored in a checkpoint',
     }
     return '\n'.join(f'  {key}: {value}' for key, value in block.items())
 
 
-def _write(state_dict: dict[str, Tensor], target: Path, layout: str) -> None:
-    """Writes atomically, once it reads back the same."""
+def _write_verified(state_dict: dict[str, Tensor], target: Path, layout: str) -> None:
+    """Atomic write that is read back and compared before the file gets its name."""
     state_dict = {key: value.contiguous() for key, value in state_dict.items()}
     try:
         with atomic_path(target) as partial:
@@ -85,24 +84,20 @@ def _write(state_dict: dict[str, Tensor], target: Path, layout: str) -> None:
                 torch.equal(written[key], state_dict[key]) for key in written
             ):
                 raise UserError(f'OUT: {target}: verification failed after writing (disk error?)')
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap what the disk says
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap disk errors
         raise UserError(f'OUT: {target} cannot be written ({one_line(error)})') from error
 
 
 @click.command()
 @click.argument('source', metavar='IN', type=click.Path(path_type=Path))
 @click.argument('target', metavar='OUT', type=click.Path(path_type=Path))
-@click.option('--to', 'layout', type=click.Choice(LAYOUTS), required=True, help='The layout of OUT.')
-@click.option(
-    '--img-range', default=255.0, show_default=True, help="The network argument, if IN is in BasicSR's layout."
-)
-@click.option(
-    '--rgb-mean', nargs=3, type=float, default=DIV2K_MEAN, show_default=True, help='Likewise; red, green, blue.'
-)
+@click.option('--to', 'layout', type=click.Choice(LAYOUTS), required=True, help='Layout of OUT.')
+@click.option('--img-range', default=255.0, show_default=True, help="Network argument, if IN is in BasicSR's layout.")
+@click.option('--rgb-mean', nargs=3, type=float, default=DIV2K_MEAN, show_default=True, help='Likewise, in RGB order.')
 def command(source: Path, target: Path, layout: str, img_range: float, rgb_mean: tuple[float, ...]) -> None:
     """Rewrite an EDSR or RCAN checkpoint in another key layout.
 
-    IN may be wrapped in any way that trainers do (params, params_ema, module., safetensors). Values are not changed.
+    IN may have any usual wrapping (params, params_ema, module., safetensors). Values do not change.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``facd export``: a trained student as files that other programs read."""
+"""``facd export``: a trained student in deployment formats."""
 
 import shlex
 from pathlib import Path
@@ -28,7 +28,7 @@ CHECKPOINTS = ('.pth', '.pt', '.safetensors')
 @click.command()
 @click.argument('checkpoint', type=click.Path(path_type=Path))
 @click.option(
-    '-opt', '--opt', 'option_file', type=click.Path(), metavar='FILE', help="Its training's or a test's option file."
+    '-opt', '--opt', 'option_file', type=click.Path(), metavar='FILE', help='Train or test file of the student.'
 )
 @click.option(
     '-o',
@@ -37,21 +37,21 @@ CHECKPOINTS = ('.pth', '.pt', '.safetensors')
     metavar='STEM',
     type=click.Path(path_type=Path),
     required=True,
-    help='student: student.pth and so on.',
+    help='Output path without suffix: STEM.pth and so on.',
 )
 @click.option(
     '--onnx/--no-onnx',
     default=True,
     show_default=True,
-    help='STEM.onnx and STEM_fp16.onnx; they need onnx and onnxruntime.',
+    help='Write STEM.onnx and STEM_fp16.onnx; needs onnx and onnxruntime.',
 )
-@click.option('--fp16/--no-fp16', default=True, show_default=True, help='STEM_fp16.onnx.')
-@click.option('--torch-export', is_flag=True, help='STEM.pt2 too.')
+@click.option('--fp16/--no-fp16', default=True, show_default=True, help='Write STEM_fp16.onnx.')
+@click.option('--torch-export', is_flag=True, help='Also write STEM.pt2.')
 def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, fp16: bool, torch_export: bool) -> None:
-    """Write a trained student as files that other programs read: .pth, .safetensors, .onnx and _fp16.onnx.
+    """Export a trained student as .pth, .safetensors, .onnx and _fp16.onnx.
 
-    Each is loaded back and compared with the student before any of them gets its name. FILE may be left out for a
-    CHECKPOINT in experiments/NAME/models and for a file by facd export. docs/deploy.md says how each is used.
+    Each file is loaded back and compared with the student before any of them gets its name. FILE is not needed for a
+    CHECKPOINT in experiments/NAME/models or one written by facd export. docs/deploy.md says how to use each format.
 
     \b
     Example:
@@ -75,11 +75,11 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
 
 def _title(student: Student) -> str:
     description = student.description
-    reach = 'at the whole image' if description.reach is None else f'{description.reach} pixels far'
-    psnr = ', '.join(f'{name} {value:.2f} dB' for name, value in description.psnr.items()) or 'not known'
+    radius = 'the whole image' if description.reach is None else f'radius {description.reach} pixels'
+    psnr = ', '.join(f'{name} {value:.2f} dB' for name, value in description.psnr.items()) or 'unknown'
     return (
-        f'{description.architecture} x{description.scale}: {parameters(student.net):,} parameters; looks {reach}; '
-        f'PSNR-Y in validation: {psnr}'
+        f'{description.architecture} x{description.scale}: {parameters(student.net):,} parameters; '
+        f'receptive field: {radius}; PSNR-Y in validation: {psnr}'
     )
 
 

@@ -1,8 +1,4 @@
-"""Command: the paper's figures from option files: crops side by side (Figure 4), the teacher's losses (Figure 2).
-
-facd figure crops -opt options/test/Student_EDSR_x2.yml -opt options/test/FACD_EDSR_x2.yml
-facd figure teacher-map -opt options/test/Student_EDSR_x2.yml --teacher options/train/FACD_EDSR_x2.yml
-"""
+"""``facd figure``: the paper's Figure 4 (crops side by side) and Figure 2 (patches where the student is better)."""
 
 import json
 import logging
@@ -14,7 +10,7 @@ from basicsr.utils import get_root_logger
 from PIL import Image
 from tqdm import tqdm
 
-from facd_basicsr.cli import SeveralValues, test_files_option
+from facd_basicsr.cli import MultiValueCommand, test_files_option
 from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation.figures import (
     Crop,
@@ -33,11 +29,11 @@ from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.evaluation.test_sets import build_sets, select
 from facd_basicsr.files.atomic import atomic_path, atomic_write
 
-CELL = 192  # pixels of the picture for a crop, about
+CELL = 192  # approximate size of a crop in the figure, in pixels
 
 
 def draw_crops(methods: Sequence[Method], crops: Sequence[Crop]) -> Image.Image:
-    """A row for each crop: the image with the crop's outline, GT, and every method with the crop's PSNR-Y."""
+    """A row per crop: the image with the crop's outline, GT, and every method with the crop's PSNR-Y."""
     rows = []
     for crop in crops:
         zoom = max(1, round(CELL / crop.size))
@@ -56,7 +52,7 @@ def draw_crops(methods: Sequence[Method], crops: Sequence[Crop]) -> Image.Image:
 
 
 def draw_teacher_maps(student: Method, teacher: Method, maps: Sequence[TeacherMap]) -> Image.Image:
-    """A row for each image: the patches in which the teacher loses, and the worst of them in GT and both outputs."""
+    """A row per image: the patches where the teacher is worse, and the worst of them in GT and both outputs."""
     rows = []
     for found in maps:
         left, top, right, bottom = box = found.boxes[found.worst()]
@@ -64,9 +60,9 @@ def draw_teacher_maps(student: Method, teacher: Method, maps: Sequence[TeacherMa
         pair = found.pair
         whole = marked(tinted(pair.gt, found.lost()), box, (3 * CELL, 2 * CELL))
         row = [
-            (f'{pair.set}/{pair.image}\nteacher loses in {found.share:.1%} of {len(found.boxes)} patches', whole),
+            (f'{pair.set}/{pair.image}\nteacher worse in {found.share:.1%} of {len(found.boxes)} patches', whole),
             (
-                f'HR\n(mean errors; {"the worst patch" if found.share else "none is lost; the closest"})',
+                f'HR\n(mean errors; {"the worst patch" if found.share else "none is worse; the closest"})',
                 enlarge(pair.gt[top:bottom, left:right], zoom),
             ),
         ]
@@ -93,25 +89,31 @@ def check_out(out: Path) -> None:
 force_option = click.option(
     '--force_yml', multiple=True, metavar='KEY:KEY=VALUE ...', help='override options of every test file'
 )
-set_option = click.option('--set', 'set_name', help='look in this set only; default: all')
+set_option = click.option('--set', 'set_name', help='use this set only; default: all')
 
 
 @click.group()
 def command() -> None:
-    """The paper's figures: crops side by side (Figure 4), and where the teacher loses to the student (Figure 2)."""
+    """The paper's figures: crops side by side (Figure 4), and where the student beats the teacher (Figure 2)."""
 
 
-@command.command(cls=SeveralValues)
+@command.command(cls=MultiValueCommand)
 @test_files_option
 @click.option(
-    '--teacher', 'train_file', type=click.Path(), metavar='TRAIN_YML', help='train file whose teacher has a column'
+    '--teacher', 'train_file', type=click.Path(), metavar='TRAIN_YML', help='train file; adds a column for its teacher'
 )
 @set_option
-@click.option('--image', multiple=True, help='look in this image only, named without suffix; may be repeated')
+@click.option('--image', multiple=True, help='use this image only, named without suffix; repeatable')
 @click.option(
-    '--crop', 'windows', nargs=3, type=int, multiple=True, metavar='LEFT TOP SIZE', help='in pixels of --image in HR'
+    '--crop',
+    'windows',
+    nargs=3,
+    type=int,
+    multiple=True,
+    metavar='LEFT TOP SIZE',
+    help='window in HR pixels of --image',
 )
-@click.option('--count', type=click.IntRange(1), default=3, show_default=True, help='crops to find')
+@click.option('--count', type=click.IntRange(1), default=3, show_default=True, help='number of crops to find')
 @click.option('--size', type=click.IntRange(1), default=48, show_default=True, help='side of found crops in HR pixels')
 @click.option('--out', type=click.Path(path_type=Path), default='figure.png', show_default=True, help='PNG to write')
 @force_option
@@ -126,22 +128,21 @@ def crops(
     out: Path,
     force_yml: tuple[str, ...],
 ) -> None:
-    """Figure 4: a row for each crop, a column for each method, each with the PSNR-Y of the crop alone.
+    """Figure 4: a row per crop, a column per method, each with the PSNR-Y of the crop.
 
-    Without --crop the windows are found in which the methods differ most, one for each image as long as there are
-    images.
+    Without --crop, chooses the windows where the methods differ most, from different images if there are enough.
 
     \b
     Example:
       facd figure crops -opt options/test/Student_EDSR_x4.yml -opt options/test/FACD_EDSR_x4.yml
     """
-    get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
+    get_root_logger().setLevel(logging.WARNING)  # silences BasicSR's messages about what it builds
     check_out(out)
     methods, opt, _ = load_methods(option_files, train_file, force_yml)
     images = select(build_sets(opt), set_name, image)
     if windows and len(images) != 1:
         raise UserError(
-            f'--crop: {len(images)} images to take it from; accepted: with --image, and --set if two have it'
+            f'--crop: {len(images)} images match; accepted: one, chosen by --image and, if two sets have it, --set'
         )
     if windows:
         found = [chosen_crop(images[0], *window) for window in windows]
@@ -152,17 +153,19 @@ def crops(
         print(f'{crop.pair.set}/{crop.pair.image} --crop {crop.left} {crop.top} {crop.size}')
 
 
-@command.command('teacher-map', cls=SeveralValues)
+@command.command('teacher-map', cls=MultiValueCommand)
 @click.option('-opt', '--opt', 'option_file', type=click.Path(), required=True, help="the student's test file")
 @click.option(
     '--teacher', 'train_file', type=click.Path(), required=True, metavar='TRAIN_YML', help='train file with the teacher'
 )
 @set_option
-@click.option('--image', multiple=True, help='this image only, named without suffix; may be repeated')
+@click.option('--image', multiple=True, help='use this image only, named without suffix; repeatable')
 @click.option(
-    '--patch', type=click.IntRange(1), default=24, show_default=True, help="side of a patch in LQ pixels; paper's: 48"
+    '--patch', type=click.IntRange(1), default=24, show_default=True, help='patch size in LQ pixels; the paper uses 48'
 )
-@click.option('--count', type=click.IntRange(1), default=3, show_default=True, help='images to draw, the worst ones')
+@click.option(
+    '--count', type=click.IntRange(1), default=3, show_default=True, help='number of images to draw, worst first'
+)
 @click.option('--out', type=click.Path(path_type=Path), default='teacher_map.png', show_default=True)
 @force_option
 def teacher_map_command(
@@ -175,9 +178,10 @@ def teacher_map_command(
     out: Path,
     force_yml: tuple[str, ...],
 ) -> None:
-    """Figure 2: the patches in which the teacher's error is larger than the student's (alpha = 0 in equation 1).
+    """Figure 2: the patches where the teacher's error is larger than the student's (alpha = 0 in equation 1).
 
-    Draws the images with the largest shares, and prints and writes beside the PNG, as JSON, the share of every image.
+    Draws the images with the largest share of such patches. Prints the share of every image, and writes it as JSON next
+    to the PNG.
 
     \b
     Example:
@@ -188,11 +192,11 @@ def teacher_map_command(
     (_, student, teacher), opt, _ = load_methods([option_file], train_file, force_yml)
     images = tqdm(select(build_sets(opt), set_name, image), unit='image', dynamic_ncols=True)
     maps = [teacher_map(student, teacher, pair, patch) for pair in images]
-    whole = [found for found in maps if found.boxes]
-    if not whole:
+    with_patches = [found for found in maps if found.boxes]
+    if not with_patches:
         raise UserError(f'--patch: {patch}; accepted: a patch no larger than the LQ images')
-    # where the teacher loses nowhere, one image shows how close it comes
-    drawn = sorted(whole, key=lambda found: -found.share)
+    # if the teacher is never worse, draw the image where it comes closest
+    drawn = sorted(with_patches, key=lambda found: -found.share)
     drawn = [found for found in drawn if found.share > 0][:count] or drawn[:1]
 
     shares = [
@@ -216,7 +220,7 @@ def teacher_map_command(
         for found in maps
     ]
     rows.append(['all', str(patches), str(lost), _percent(lost / patches)])
-    print(text_table(['image', 'patches', 'teacher loses', 'share'], rows))
+    print(text_table(['image', 'patches', 'teacher worse', 'share'], rows))
     save(draw_teacher_maps(student, teacher, drawn), out)
     results = {
         'student': student.summary(),
@@ -229,7 +233,7 @@ def teacher_map_command(
         'images': shares,
     }
     atomic_write(out.with_suffix('.json'), json.dumps(results, indent=1) + '\n')
-    print(f'{out.with_suffix(".json")}: the shares')
+    print(f'{out.with_suffix(".json")}: share per image')
 
 
 def _percent(share: float | None) -> str:

@@ -1,4 +1,4 @@
-"""``facd prepare``: training pairs and benchmark sets, in the layout that the option files expect."""
+"""``facd prepare``: training pairs and benchmark sets in the layout that the option files expect."""
 
 import math
 import os
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from facd_basicsr.cli import SeveralValues
+from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.data.benchmark_sets import prepare_benchmarks
 from facd_basicsr.data.div2k import OFFICIAL_URL, prepare_div2k
 from facd_basicsr.data.folder_pairs import prepare_folders
@@ -27,7 +27,7 @@ def scale_option(required: bool) -> Callable[[Command], Command]:
         default=None if required else (2, 3, 4),
         show_default=not required,
         metavar='2|3|4 ...',
-        help='Scales of the LR images, one or several.',
+        help='One or more scales of the LR images.',
         callback=lambda _ctx, _option, scales: sorted(set(scales)),
     )
 
@@ -36,27 +36,29 @@ workers_option = click.option(
     '--workers',
     type=click.IntRange(1),
     default=os.cpu_count(),
-    help='Processes.  [default: one for each CPU]',
+    help='Worker processes.  [default: one per CPU]',
 )
 
 
 @click.group()
 def command() -> None:
-    """Training pairs and benchmark sets, in the layout that the option files expect (datasets/README.md).
+    """Prepare training pairs and benchmark sets in the layout that the option files expect (datasets/README.md).
 
-    An interrupted run leaves nothing that looks finished, and the same command continues it.
+    An interrupted command leaves no incomplete output under a final name. Run it again to continue.
     """
 
 
-@command.command(cls=SeveralValues, short_help='DIV2K: download, unpack, sub-images, LMDBs.')
+@command.command(cls=MultiValueCommand, short_help='DIV2K: download, unpack, sub-images, LMDBs.')
 @scale_option(required=True)
-@click.option('--out', type=click.Path(path_type=Path), default='datasets/DIV2K', show_default=True, help='Folder.')
-@click.option('--url', default=OFFICIAL_URL, show_default=True, help='A mirror, or a folder that holds the archives.')
+@click.option(
+    '--out', type=click.Path(path_type=Path), default='datasets/DIV2K', show_default=True, help='Output folder.'
+)
+@click.option('--url', default=OFFICIAL_URL, show_default=True, help='Mirror, or folder with the archives.')
 @workers_option
 def div2k(scales: list[int], out: Path, url: str, workers: int) -> None:
-    """DIV2K's training pairs: download, unpack, 480x480 sub-images in LMDBs.
+    """DIV2K training pairs: download, unpack, 480x480 sub-images in LMDBs.
 
-    An archive that is in --out already is not downloaded.
+    Archives that exist in --out are not downloaded again.
 
     \b
     Example:
@@ -66,19 +68,19 @@ def div2k(scales: list[int], out: Path, url: str, workers: int) -> None:
         prepare_div2k(scales, out, url, workers)
 
 
-@command.command(cls=SeveralValues, short_help='Folders of HR images: LR, sub-images, LMDBs.')
+@command.command(cls=MultiValueCommand, short_help='Folders of HR images: LR, sub-images, LMDBs.')
 @click.argument('folders', metavar='HR_DIR...', nargs=-1, required=True, type=click.Path(path_type=Path))
 @scale_option(required=True)
-@click.option('--out', type=click.Path(path_type=Path), help='Folder.  [default: beside the first HR_DIR]')
-@click.option('--name', help="The LMDBs' first word.  [default: the first HR_DIR's name without _HR]")
-@click.option('--crop', type=int, default=480, show_default=True, help='Size of a sub-image, in HR pixels.')
-@click.option('--step', type=int, help='Distance between sub-images.  [default: half of --crop]')
-@click.option('--min-size', type=click.IntRange(0), default=0, help='Leave out images with a side smaller than this.')
+@click.option('--out', type=click.Path(path_type=Path), help='Output folder.  [default: parent of the first HR_DIR]')
+@click.option('--name', help="Prefix of the LMDBs' names.  [default: name of the first HR_DIR without _HR]")
+@click.option('--crop', type=int, default=480, show_default=True, help='Size of a sub-image in HR pixels.')
+@click.option('--step', type=int, help='Stride between sub-images in HR pixels.  [default: half of --crop]')
+@click.option('--min-size', type=click.IntRange(0), default=0, help='Skip images with a side smaller than this.')
 @click.option(
     '--hold-out',
     type=click.IntRange(0),
     default=0,
-    help='Keep so many for validation: a set NAME_val.',
+    help='Number of images held out for validation, as the set NAME_val.',
 )
 @workers_option
 def folder(
@@ -92,7 +94,7 @@ def folder(
     hold_out: int,
     workers: int,
 ) -> None:
-    """Training pairs from folders of HR images: MATLAB's bicubic LR, sub-images in LMDBs.
+    """Training pairs from folders of HR images: MATLAB-bicubic LR, sub-images in LMDBs.
 
     \b
     Example:
@@ -106,15 +108,17 @@ def folder(
         prepare_folders(folders, scales, out, name, crop, step, min_size, workers, hold_out)
 
 
-@command.command(cls=SeveralValues, short_help='Benchmark sets: GTmod12 and LRbicx2, 3, 4.')
+@command.command(cls=MultiValueCommand, short_help='Benchmark sets: GTmod12 and LRbicx2, 3, 4.')
 @click.argument('root', metavar='DIR', type=click.Path(path_type=Path))
 @scale_option(required=False)
-@click.option('--out', type=click.Path(path_type=Path), default='datasets', show_default=True, help='Folder of sets.')
+@click.option(
+    '--out', type=click.Path(path_type=Path), default='datasets', show_default=True, help='Folder of the sets.'
+)
 @workers_option
 def benchmarks(root: Path, scales: list[int], out: Path, workers: int) -> None:
     """Benchmark sets from their HR images: OUT/SET/GTmod12 and OUT/SET/LRbicx2, LRbicx3, LRbicx4.
 
-    DIR holds a folder for each set (or is one), with HR images in it or in its folder HR, GT or original.
+    DIR is a set or holds one folder per set. A set's HR images are in its folder or in a subfolder HR, GT or original.
 
     \b
     Example:

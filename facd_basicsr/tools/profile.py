@@ -1,4 +1,4 @@
-"""``facd profile``: what teacher and student cost, as the tables of NTIRE's efficient super-resolution have it."""
+"""``facd profile``: cost of teacher and student, as in NTIRE's challenges on efficient super-resolution."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from typing import Any
 import click
 from basicsr.utils import get_root_logger
 
-from facd_basicsr.cli import SeveralValues
+from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation.costs import cost_tables, costs
 from facd_basicsr.evaluation.tables import markdown_table, text_table
@@ -21,25 +21,29 @@ TABLE_FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-@click.command(cls=SeveralValues)
+@click.command(cls=MultiValueCommand)
 @click.option(
     '-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Option file for train.py or test.py.'
 )
 @click.option(
-    '--repeats', default=5, show_default=True, type=click.IntRange(0), help='Runs per latency; 0: count, run nothing.'
+    '--repeats',
+    default=5,
+    show_default=True,
+    type=click.IntRange(0),
+    help='Timed forward passes per latency; 0: no measurement.',
 )
 @click.option(
-    '--out', type=click.Path(path_type=Path), help='File to write as well, .json or .md; one of that name is replaced.'
+    '--out', type=click.Path(path_type=Path), help='Also write this file, .json or .md; an existing one is replaced.'
 )
 @click.option(
-    '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help="Override options, as train.py's."
+    '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help='Override options, as in train.py.'
 )
 def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[str, ...]) -> None:
-    """What teacher and student cost: parameters, multiply-adds, activations, memory and latency.
+    """Cost of teacher and student: parameters, multiply-adds, activations, memory and latency.
 
-    For an input of 256x256, as in the tables of NTIRE's challenges on efficient super-resolution, and for an output of
-    1280x720. A train file has a teacher, a test file the student alone. Neither data nor checkpoints need be there, but
-    for a teacher that spandrel is to recognize. Multiply-adds are counted once, as NTIRE's FLOPs are.
+    For an input of 256x256, as in NTIRE's challenges on efficient super-resolution, and for an output of 1280x720. A
+    train file gives teacher and student, a test file the student. Data and checkpoints are not needed, except the
+    checkpoint of a teacher that spandrel detects. A multiply-add counts as one, as in NTIRE's FLOPs.
 
     \b
     Example:
@@ -49,7 +53,7 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
         raise UserError(f'--out: {out}; accepted: a name that ends in {", ".join(TABLE_FORMATS)}')
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f'--out: {out}; accepted: a file name in a folder that exists')
-    get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
+    get_root_logger().setLevel(logging.WARNING)  # silences BasicSR's messages about what it builds
     result = costs(option_file, overrides, repeats)
     click.echo(cost_tables(result, text_table))
     if out is not None:

@@ -16,23 +16,22 @@ from facd_basicsr.report.page import page
 from facd_basicsr.report.results import Results, results_of
 from facd_basicsr.runs.run_folder import read_run_folder
 
-OURS = b'<meta name="generator" content="facd report">'  # in the head of page.html
+REPORT_MARKER = b'<meta name="generator" content="facd report">'  # in the head of page.html
 
 
 def report(run_dir: Path, out: Path | None, table: bool = True) -> Path:
     """Writes the page of a run.
 
     Args:
-        run_dir: the folder that train.py made.
-        out: the file, a new one or a report that it takes the place of; if None ``report.html`` in the folder, whatever
-            it is.
-        table: whether networks are run, for table and crops.
+        run_dir: the folder that train.py created.
+        out: a new file or an existing report to replace; None: ``report.html`` in ``run_dir``, replacing any file.
+        table: whether to run the networks for table and crops.
 
     Returns:
         The file.
 
     Raises:
-        UserError: it is no such folder, or the file cannot be written; before any network is run.
+        UserError: not a run's folder, or the file cannot be written. Raised before any network runs.
     """
     if out is None:
         out = run_dir / 'report.html'
@@ -52,7 +51,7 @@ def _check_target(out: Path) -> None:
         raise UserError(f'--out: {out}; accepted: a file name in a folder that exists')
     if out.exists():
         with reraise_disk_errors(), out.open('rb') as file:
-            if OURS not in file.read(2000):
+            if REPORT_MARKER not in file.read(2000):
                 raise UserError(f'--out: {out} exists and is not a report; accepted: a new file, or a report')
 
 
@@ -62,7 +61,7 @@ def _check_writable(out: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f'--out: {out} cannot be written ({error.strerror}); accepted: a file in a folder that can'
+            f'--out: {out} cannot be written ({error.strerror}); accepted: a file in a writable folder'
         ) from error
 
 
@@ -77,18 +76,18 @@ def _progress(images: Iterable[ImagePair], count: int) -> Iterable[ImagePair]:
     '--table/--no-table',
     default=True,
     show_default=True,
-    help='Table and crops, for which student and teacher upscale every validation image.',
+    help='Table and crops: student and teacher upscale every validation image.',
 )
 def command(run_dir: Path, out: Path | None, table: bool) -> None:
     """A run as one HTML page: curves, table, crops with a slider, options, environment.
 
-    RUN_DIR is what train.py made, experiments/NAME, of a run that is finished, stopped or still going. The page needs
-    no other file and loads nothing. docs/report.md says where its metrics are from.
+    RUN_DIR is train.py's folder experiments/NAME; the run may be finished, stopped or in progress. The page is
+    self-contained. docs/report.md says where its metrics come from.
 
     \b
     Example:
       facd report experiments/FACD_EDSR_x4
     """
-    get_root_logger().setLevel(logging.WARNING)  # BasicSR's parts say what they build
+    get_root_logger().setLevel(logging.WARNING)  # silences BasicSR's messages about what it builds
     written = report(run_dir, out, table)
     click.echo(f'{written}: {written.stat().st_size / 2**20:.1f} MiB')

@@ -1,11 +1,11 @@
-"""``facd show``: an option file with all that it inherits, as one that stands alone."""
+"""``facd show``: an option file merged with its base."""
 
 import os
 from collections.abc import Sequence
 
 import click
 
-from facd_basicsr.cli import SeveralValues
+from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.errors import UserError
 from facd_basicsr.options.option_check import check_options
 from facd_basicsr.options.option_files import lineage, option_text
@@ -13,14 +13,14 @@ from facd_basicsr.options.parse import read_options
 
 
 def show(option_file: str, overrides: Sequence[str]) -> str:
-    """The text of an option file that needs no base, under a comment that says where it is from.
+    """The text of a standalone option file, with a comment that names its sources.
 
     Args:
         option_file: for train.py or test.py.
-        overrides: as ``--force_yml`` has them.
+        overrides: ``--force_yml`` entries.
 
     Raises:
-        UserError: a file cannot be read, or a key is not accepted. Data, teacher and checkpoints need not be there.
+        UserError: a file cannot be read, or a key is not accepted. Data, teacher and checkpoints may be missing.
     """
     opt = read_options(option_file, overrides)
     try:
@@ -34,18 +34,17 @@ def show(option_file: str, overrides: Sequence[str]) -> str:
     return f'{comment}\n{option_text(opt)}'
 
 
-@click.command(cls=SeveralValues)
+@click.command(cls=MultiValueCommand)
 @click.option(
     '-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Option file for train.py or test.py.'
 )
 @click.option(
-    '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help="Override options, as train.py's."
+    '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help='Override options, as in train.py.'
 )
 def command(option_file: str, overrides: tuple[str, ...]) -> None:
-    """Print an option file with all that it inherits from its base.
+    """Print an option file merged with its base.
 
-    What is printed is an option file too, one that BasicSR's own loader reads. Its keys are checked; the data need not
-    be there.
+    The output is an option file that BasicSR's own loader reads too. Keys are checked; data may be missing.
 
     \b
     Example:

@@ -8,7 +8,7 @@ import lmdb
 import numpy as np
 import pytest
 from conftest import tiny_train_opt
-from damages import empty, half, text
+from damages import make_empty, replace_by_text, truncate_to_half
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -150,7 +150,7 @@ def own_folders(folders, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize('side', ['GT', 'LQ'])
-@pytest.mark.parametrize('damage', [half, empty, text, Path.unlink, too_small])
+@pytest.mark.parametrize('damage', [truncate_to_half, make_empty, replace_by_text, Path.unlink, too_small])
 def test_a_damaged_image_is_replaced_and_named_as_from_its_folder(own_folders, monkeypatch, damage, side):
     block = block_of(own_folders)
     if damage is Path.unlink:  # of which BasicSR's list is to know nothing
@@ -195,7 +195,7 @@ def test_a_damaged_image_of_an_lmdb_is_replaced_and_named_as_from_there(data, tm
 
 
 def test_a_damaged_validation_image_is_named(own_folders):
-    half(own_folders / 'LQ' / '2.png')
+    truncate_to_half(own_folders / 'LQ' / '2.png')
     dataset = NamingDataset(build_ordered_dataset(block_of(own_folders, phase='val', io_backend=MEMORY)))
     assert dataset[0]['gt'].shape == (3, 24, 40) and dataset.opt['name'] == 'pictures' and len(dataset) == 7
     with pytest.raises(UserError, match=r'datasets: .*LQ/2.png: not a readable image'):
@@ -268,7 +268,7 @@ def test_a_training_goes_on_from_memory_as_it_would_have_from_files(from_files, 
     [
         (('HR.lmdb', 'LR.lmdb'), None, '6 pairs of pictures, every file read'),
         (('GT', 'LQ'), None, '2 pairs of pictures, every file read'),
-        (('GT', 'LQ'), half, r'LQ/1\.png'),
+        (('GT', 'LQ'), truncate_to_half, r'LQ/1\.png'),
         (
             ('GT', 'LR.lmdb'),
             None,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture, tiny_train_opt
-from damages import empty, half, text
+from damages import make_empty, replace_by_text, truncate_to_half
 from torch.utils.data import Dataset
 
 from facd_basicsr.data.bicubic import bicubic_lr
@@ -64,9 +64,9 @@ def too_small(path: Path) -> None:
 @pytest.mark.parametrize(
     ('damage', 'reason'),
     [
-        (half, 'not a readable image'),
-        (empty, 'not a readable image'),
-        (text, 'not a readable image'),
+        (truncate_to_half, 'not a readable image'),
+        (make_empty, 'not a readable image'),
+        (replace_by_text, 'not a readable image'),
         (Path.unlink, 'No such file'),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_pair_that_does_not_fit_is_named_with_what_the_dataset_says(folders, t
 
 def test_a_set_of_damaged_images_ends_in_an_error(folders, tmp_path):
     for path in tmp_path.glob('GT/*.png'):
-        half(path)
+        truncate_to_half(path)
     with pytest.raises(
         UserError, match=rf'datasets.train: {TRIES} images in a row cannot be read: .*GT/1.png: not a readable image'
     ):
@@ -117,7 +117,7 @@ def test_a_damaged_image_of_an_lmdb_is_named_by_the_lmdb_and_its_key(data, tmp_p
 
 def test_a_validation_image_that_is_damaged_is_named(folders, tmp_path):
     dataset = NamingDataset(build_ordered_dataset({**folders, 'phase': 'val'}))
-    half(tmp_path / 'LQ' / '2.png')
+    truncate_to_half(tmp_path / 'LQ' / '2.png')
     assert dataset[0]['gt'].shape == (3, 48, 48) and dataset.opt['name'] == 'pictures' and len(dataset) == 3
     with pytest.raises(UserError, match=r'datasets: .*LQ/2.png: not a readable image'):
         dataset[2]

@@ -16,11 +16,11 @@ def test_a_signal_ends_a_training_with_everything_saved_and_it_goes_on_as_if_not
     train_opt['logger']['save_checkpoint_freq'] = 100
     train_opt['datasets']['train']['num_worker_per_gpu'] = 1
     run(train_opt, tmp_path / 'whole')
-    child = Child(train_opt, tmp_path / 'stopped', answered=True)
+    child = Child(train_opt, tmp_path / 'stopped', step_by_step=True)
     child.wait_for(3)
     child.kill(signum)
-    child.answer()
-    child.wait_for_more()
+    child.proceed()
+    child.proceed_to_the_end()
     assert child.end() == SAVED == 75
     iterations = [int(path.stem) for path in (tmp_path / 'stopped').glob('experiments/tiny/training_states/*.state')]
     assert iterations in ([3], [4])  # 4: it arrived when the fourth had begun
@@ -38,18 +38,18 @@ def test_a_signal_ends_a_training_with_everything_saved_and_it_goes_on_as_if_not
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_alone(train_opt, tmp_path, signum):
     """Ctrl-C in a terminal, and what SLURM does."""
     train_opt['datasets']['train'] |= {'num_worker_per_gpu': 2, 'dataset_enlarge_ratio': 20}
-    child = Child(train_opt, tmp_path, 40, prepare=os.setpgrp, answered=True)
+    child = Child(train_opt, tmp_path, 40, prepare=os.setpgrp, step_by_step=True)
     child.wait_for(3)
     os.killpg(child.process.pid, signum)
-    child.answer()
-    child.wait_for_more()
+    child.proceed()
+    child.proceed_to_the_end()
     assert child.end() == SAVED
     assert 'Traceback' not in (tmp_path / 'output.txt').read_text()
 
 
 @pytest.mark.parametrize('signum', STOPPING)
 def test_a_second_signal_ends_the_process_at_once(train_opt, tmp_path, signum):
-    child = Child(train_opt, tmp_path, answered=True)
+    child = Child(train_opt, tmp_path, step_by_step=True)
     child.wait_for(3)  # it hangs here forever, waiting for an answer
     while child.end(0.2) is None:
         child.kill(signum)
@@ -58,12 +58,12 @@ def test_a_second_signal_ends_the_process_at_once(train_opt, tmp_path, signum):
 
 def test_the_same_signal_twice_within_a_moment_is_one(train_opt, tmp_path):
     """torchrun passes on what the terminal has sent to its processes as well."""
-    child = Child(train_opt, tmp_path, answered=True)
+    child = Child(train_opt, tmp_path, step_by_step=True)
     child.wait_for(3)
     child.kill(signal.SIGTERM)
     child.kill(signal.SIGINT)
-    child.answer()
-    child.wait_for_more()
+    child.proceed()
+    child.proceed_to_the_end()
     assert child.end() == SAVED
 
 
@@ -123,11 +123,11 @@ def test_workers_end_with_the_training_however_it_ends(train_opt, tmp_path, opti
     if ending == 'crash':
         child = Child(train_opt, tmp_path, prepare=break_the_third_step)
     else:
-        child = Child(train_opt, tmp_path, 40, answered=True)
+        child = Child(train_opt, tmp_path, 40, step_by_step=True)
         child.wait_for(3)
         child.kill(signal.SIGTERM)
-        child.answer()
-        child.wait_for_more()
+        child.proceed()
+        child.proceed_to_the_end()
     assert child.end() == {'signal': SAVED, 'crash': 1}[ending]
 
 

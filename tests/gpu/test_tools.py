@@ -147,7 +147,7 @@ def test_a_checkpoint_saved_on_a_gpu_is_exported_to_files_of_a_cpu(test_opt, tmp
     option_file = write_yml(changed(opt, 'network_g', EDSR), tmp_path / 'a.yml')
     arguments = [str(checkpoint), '--opt', str(option_file), '-o', str(stem)]
     done = CliRunner().invoke(export_command, arguments, catch_exceptions=False)
-    assert done.exit_code == 0 and 'looks 12 pixels far' in done.output
+    assert done.exit_code == 0 and 'receptive field: radius 12 pixels' in done.output
     weights = torch.load(stem.with_suffix('.pth'), weights_only=True)['params']  # no map_location
     assert all(
         value.device.type == 'cpu' and torch.equal(value, net.state_dict()[key].cpu()) for key, value in weights.items()

@@ -21,7 +21,7 @@ from facd_basicsr.tools.benchmark import benchmark
 
 @pytest.fixture
 def files(test_opt, train_opt, tmp_path) -> dict[str, str]:
-    """Paths of two test files of one untrained student and a wider one, and of a train file."""
+    """Paths of the test files of two untrained students, the second wider, and of a train file."""
     paths = {}
     for name, num_feat in (('student_a', 4), ('wide_b', 6)):
         network = {**STUDENT, 'num_feat': num_feat}
@@ -56,16 +56,16 @@ def test_the_command_prints_the_table_and_writes_its_files(files, checkout, tmp_
     values = [float(row['psnr_y']) for row in rows if row['method'] == 'wide_b']
     assert sum(values) / 2 == pytest.approx(results['means']['wide_b']['pictures']['psnr_y'])
     compared = {row['method'] for row in rows if row['feature_psnr']}
-    assert compared == {'wide_b'}  # the narrow one has no regressors beside it
+    assert compared == {'wide_b'}  # the narrow one has no regressors next to its checkpoint
 
 
-def test_its_figures_are_those_of_test_py(files, tmp_path):
+def test_its_metrics_equal_those_of_test_py(files, tmp_path):
     mean = benchmark([files['wide_b']], [], None, tmp_path / 'out')
     args = parser().parse_args(['-opt', files['wide_b']])
     assert mean['wide_b']['pictures'] == pytest.approx(evaluate(args, tmp_path, console=False)['pictures'], abs=1e-4)
 
 
-def test_a_refusal_makes_no_folder(files, tmp_path):
+def test_an_error_creates_no_folder(files, tmp_path):
     with pytest.raises(UserError, match=r'no such file: absent.pth; docs/teachers.md'):
         benchmark([files['wide_b']], ['teacher:weights=absent.pth'], files['train'], tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
@@ -73,7 +73,7 @@ def test_a_refusal_makes_no_folder(files, tmp_path):
         benchmark([files['wide_b']], [], None, tmp_path / 'student_a.yml')
 
 
-def test_a_gray_image_is_scored_as_it_is_or_as_test_py_scores_it(files, data, tmp_path):
+def test_a_gray_image_is_scored_as_gray_or_as_test_py_scores_it(files, data, tmp_path):
     for folder in ('GT', 'LQ'):
         shutil.copytree(data / folder, tmp_path / folder)
         for path in (tmp_path / folder).iterdir():

@@ -16,7 +16,7 @@ from facd_basicsr.tools.check import check
 
 @pytest.fixture
 def own_data(data: Path, tmp_path: Path) -> Path:
-    """A copy of the data, to be damaged."""
+    """A copy of the data that a test may damage."""
     shutil.copytree(data, tmp_path / 'data')
     return tmp_path / 'data'
 
@@ -44,18 +44,18 @@ def test_a_file_that_would_train_is_described(opt, tmp_path):
     out = checked(opt, tmp_path)
     assert 'data         train: 6 pairs of pictures, every file read' in out
     assert 'data         val: 2 pairs of val, every file read' in out
-    assert f'teacher      EDSR from {opt["teacher"]["weights"]}: every key fits' in out
+    assert f'teacher      EDSR from {opt["teacher"]["weights"]}: all keys match' in out
     # 4 channels to 6 in five 1x1 convolutions, six channels wide: 4*6 + 4*6*6 weights, 5*6 biases, 4 slopes
     assert re.search(r'body.1 +4 x 12 x 12 +body.1 +6 x 12 x 12 +DeepRegressor, 202 parameters', out)
     lines = {line.split()[0]: line.split() for line in out.splitlines()}
     assert lines['student'][1] == 'EDSRStudent' and lines['teacher'][1] == 'EDSR'
     assert 'memory       estimate for a batch of 3: ' in out
     assert re.search(
-        r'iteration    \d+\.\d{3} s for a batch of 3 on this machine as busy as it is; 4 of them: 0.0 h', out
+        r'iteration    \d+\.\d{3} s for a batch of 3 at the current load of this machine; 4 iterations: 0.0 h', out
     )
 
 
-def test_of_images_that_are_held_in_memory_every_file_is_read_too(opt, own_data, tmp_path):
+def test_every_file_is_read_for_io_backend_memory_too(opt, own_data, tmp_path):
     for dataset_opt in opt['datasets'].values():
         dataset_opt['io_backend'] = {'type': 'memory'}
     out = checked(opt, tmp_path)
@@ -72,7 +72,7 @@ def test_a_student_alone_is_checked_too(opt, tmp_path):
     assert 'iteration    ' in out and 'teacher' not in out and 'taps' not in out
 
 
-def test_overrides_are_those_of_train_py(opt, tmp_path):
+def test_overrides_work_as_in_train_py(opt, tmp_path):
     assert 'a batch of 2' in checked(opt, tmp_path, 'datasets:train:batch_size_per_gpu=2', 'name=other')
 
 
@@ -113,16 +113,16 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(('damage', 'message'), DAMAGES.values(), ids=DAMAGES)
-def test_damaged_data_is_named(damage, message, opt, own_data, tmp_path):
+def test_damaged_data_is_reported(damage, message, opt, own_data, tmp_path):
     damage(own_data)
     with pytest.raises(UserError, match=message):
         checked(opt, tmp_path)
 
 
-def test_every_file_of_a_training_folder_is_looked_at(opt, own_data, tmp_path):
+def test_every_file_of_a_training_folder_is_checked(opt, own_data, tmp_path):
     for folder, size in (('many_GT', 48), ('many_LQ', 24)):
         (own_data / folder).mkdir()
-        for i in range(210):  # the check at the start of training opens every other one
+        for i in range(210):  # train.py's own check opens every second one
             cv2.imwrite(str(own_data / folder / f'{i:03d}.png'), picture(0, size, size))
     cv2.imwrite(str(own_data / 'many_GT' / '101.png'), picture(0, 16, 16))
     cv2.imwrite(str(own_data / 'many_LQ' / '101.png'), picture(0, 8, 8))
@@ -147,18 +147,18 @@ def test_what_train_py_would_refuse_is_refused(opt, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['experiments', 'tb_logger'])
-def test_folders_that_can_not_be_made_are_told_before_anything_is_loaded(name, opt, tmp_path, monkeypatch):
+def test_folders_that_cannot_be_created_are_reported_before_anything_is_loaded(name, opt, tmp_path, monkeypatch):
     monkeypatch.setattr('facd_basicsr.options.parse.root_path', lambda: tmp_path)
     (tmp_path / name).write_text('a file')
     assert re.search(rf'cannot create .*{name}/tiny: .*{name} is not a writable directory', refusal(opt, tmp_path))
 
 
-def test_a_file_that_is_no_lmdb_is_named(opt, own_data, tmp_path):
+def test_a_file_that_is_not_an_lmdb_is_reported(opt, own_data, tmp_path):
     (own_data / 'HR.lmdb' / 'data.mdb').write_bytes(b'garbage' * 2000)
     assert re.search(r'datasets.train.dataroot_gt: .*HR.lmdb', refusal(opt, tmp_path))
 
 
-def test_a_network_whose_flops_can_not_be_counted_does_not_hinder_training(opt, tmp_path, monkeypatch):
+def test_a_network_whose_flops_cannot_be_counted_does_not_prevent_training(opt, tmp_path, monkeypatch):
     def fail(*_: object, **__: object) -> int:
         raise RuntimeError('Tensor.item() cannot be called on meta tensors')
 
@@ -166,8 +166,8 @@ def test_a_network_whose_flops_can_not_be_counted_does_not_hinder_training(opt, 
     assert 'not counted (Tensor.item() cannot be called on meta tensors)' in checked(opt, tmp_path)
 
 
-def test_too_little_memory_is_refused_before_it_is_tried(opt, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, '_room', lambda device: (1000, 'this machine'))
+def test_too_little_memory_is_refused_before_the_full_batch_runs(opt, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, '_total_memory', lambda device: (1000, 'this machine'))
     assert refusal(opt, tmp_path).startswith('memory: about ')
 
 
@@ -175,7 +175,7 @@ def test_saved_activations_are_what_the_backward_pass_needs():
     x = torch.rand(10, 20, requires_grad=True)
     weight = torch.rand(20, 5, requires_grad=True)
     with saved_activations([weight]) as kept:
-        (x @ weight).exp().sum()  # keeps x, weight, and exp's result
+        (x @ weight).exp().sum()  # saves x, weight, and exp's result
     assert sum(kept.values()) == 4 * (10 * 20 + 10 * 5)
 
 

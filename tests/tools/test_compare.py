@@ -1,4 +1,4 @@
-"""``facd compare`` as a user runs it: killed, continued, reported."""
+"""``facd compare`` as a user runs it: killed, resumed, reported."""
 
 import copy
 import csv
@@ -24,7 +24,7 @@ def command(path: Path) -> list[str]:
 
 @pytest.fixture(scope='module')
 def comparison(data: Path, teacher_weights: Path, checkout: Path) -> dict:
-    """The content of a comparison file in the checkout, of two methods and two seeds."""
+    """The content of a comparison file in the checkout: two methods, two seeds."""
     facd = tiny_train_opt(data, teacher_weights)
     facd['datasets']['train']['dataset_enlarge_ratio'] = 4
     facd['logger'] |= {'print_freq': 2, 'save_checkpoint_freq': 4}
@@ -49,7 +49,7 @@ def comparison(data: Path, teacher_weights: Path, checkout: Path) -> dict:
 
 @pytest.fixture(scope='module')
 def finished(comparison: dict, checkout: Path) -> tuple[subprocess.CompletedProcess, dict[str, int]]:
-    """A comparison that was killed in its second run or later, and then given once more; the records at the kill."""
+    """A comparison that was killed in its second run or later and then resumed, and its records when killed."""
     path = write_yml(comparison, checkout / 'tiny.yml')
     first = subprocess.Popen(
         [sys.executable, *command(path)],
@@ -66,12 +66,12 @@ def finished(comparison: dict, checkout: Path) -> tuple[subprocess.CompletedProc
     first.wait()
     first.stdout.close()
     times = {p.name: p.stat().st_mtime_ns for p in (checkout / 'results' / 'tiny' / 'runs').glob('*.json')}
-    _stop_half_way(checkout)
+    _leave_half_trained(checkout)
     return run(*command(path), cwd=checkout), times
 
 
-def _stop_half_way(checkout: Path) -> None:
-    """Leaves FACD_seed1 as a kill after iteration 4 of its 8 would: begun, with a state, without a result."""
+def _leave_half_trained(checkout: Path) -> None:
+    """Leaves FACD_seed1 as if killed after 4 of 8 iterations: started, with a state, without results."""
     experiment = checkout / 'experiments' / 'tiny_FACD_seed1'
     shutil.rmtree(experiment, ignore_errors=True)
     option_file = checkout / 'results' / 'tiny' / 'options' / 'FACD_seed1.yml'
@@ -79,10 +79,10 @@ def _stop_half_way(checkout: Path) -> None:
     assert half.returncode == 0 and (experiment / 'training_states' / '4.state').is_file()
     for path in experiment.glob('models/*_latest.pth'):
         path.unlink()
-    (checkout / 'results' / 'tiny' / 'runs' / 'FACD_seed1.log').write_text('begun\n')
+    (checkout / 'results' / 'tiny' / 'runs' / 'FACD_seed1.log').write_text('started\n')
 
 
-def test_a_killed_comparison_goes_on_where_it_was_and_reports_every_run(finished, checkout):
+def test_a_killed_comparison_resumes_and_reports_every_run(finished, checkout):
     done, times = finished
     assert done.returncode == 0, done.stderr
     folder = checkout / 'results' / 'tiny'
@@ -97,12 +97,12 @@ def test_a_killed_comparison_goes_on_where_it_was_and_reports_every_run(finished
     ]  # fmt: skip
 
 
-def test_a_run_that_was_stopped_goes_on_from_its_newest_state(finished, checkout):
+def test_a_stopped_run_resumes_from_its_newest_state(finished, checkout):
     runs = checkout / 'results' / 'tiny' / 'runs'
     assert 'Resuming from' in (runs / 'FACD_seed1.log').read_text()
 
 
-def test_of_a_trained_run_the_latest_networks_are_kept(finished, checkout):
+def test_a_finished_run_keeps_only_the_latest_networks(finished, checkout):
     experiment = checkout / 'experiments' / 'tiny_FACD_seed0'
     assert {p.name for p in (experiment / 'models').iterdir()} == {'net_g_latest.pth', 'net_r_latest.pth'}
     assert not list((experiment / 'training_states').iterdir())
@@ -139,19 +139,19 @@ def test_the_pictures_show_every_method(finished, checkout):
 
 @pytest.fixture
 def in_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets ``facd compare`` run in this process, where Python need not start, and write into the checkout."""
+    """Runs ``facd compare`` in this process, which is faster, and lets it write into the checkout."""
     monkeypatch.chdir(checkout)
     for module in ('tools.compare', 'comparison.run', 'comparison.run_record'):
         monkeypatch.setattr(f'facd_basicsr.{module}.root_path', lambda: checkout)
 
 
-def test_what_is_finished_is_not_trained_again(finished, in_checkout, checkout, capsys):
+def test_finished_runs_are_not_trained_again(finished, in_checkout, checkout, capsys):
     compare(checkout / 'tiny.yml', jobs=1)
     printed = capsys.readouterr().out
     assert ': training;' not in printed and 'FACD' in printed
 
 
-def test_other_test_sets_are_scored_without_training(finished, in_checkout, comparison, checkout, capsys):
+def test_other_test_sets_are_evaluated_without_training(finished, in_checkout, comparison, checkout, capsys):
     test = changed(comparison, 'test.datasets', {'test_1': {'name': 'renamed'}})
     results = compare(write_yml(test, checkout / 'renamed.yml'), jobs=1)
     assert ': training;' not in capsys.readouterr().out
@@ -159,7 +159,7 @@ def test_other_test_sets_are_scored_without_training(finished, in_checkout, comp
 
 
 @pytest.mark.slow
-def test_a_failed_training_is_named_and_the_others_are_reported(comparison, checkout):
+def test_a_failed_run_is_named_and_the_others_are_reported(comparison, checkout):
     bad = changed(comparison, 'methods.FACD.taps', [{'student': 'body.9', 'teacher': 'body.0'}]) | {'name': 'failing'}
     bad['methods']['FACD']['train'] = {'distill_opt': {'layer_weights': [1.0]}}
     bad['seeds'] = [0]

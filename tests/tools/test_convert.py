@@ -51,13 +51,13 @@ def test_basicsr_to_official_and_back_gives_the_same_weights(layout, tmp_path):
     convert(source, tmp_path / 'official.pt', layout, 1.0, (0.5, 0.4, 0.3))
     torch.testing.assert_close(loaded(tmp_path / 'official.pt')['sub_mean.bias'], torch.tensor([-0.5, -0.4, -0.3]))
     block = convert(tmp_path / 'official.pt', tmp_path / 'back.pth', 'basicsr', 255.0, DIV2K_MEAN)
-    assert 'img_range: 1.0\n  rgb_mean: [0.5, 0.4, 0.3]\n' in block  # read off the file, not the argument
+    assert 'img_range: 1.0\n  rgb_mean: [0.5, 0.4, 0.3]\n' in block  # from the file, not the argument
     assert_equal(loaded(tmp_path / 'back.pth')['params'], state_dict)
     convert(source, tmp_path / 'bare.safetensors', 'basicsr', 255.0, DIV2K_MEAN)
     assert_equal(load_file(tmp_path / 'bare.safetensors'), state_dict)
 
 
-def test_a_mean_that_is_not_div2ks_is_told_and_kept(tmp_path):
+def test_a_mean_other_than_div2ks_is_reported_and_kept(tmp_path):
     official = official_edsr(4, 1, 2, 1.0, mean=(0.469, 0.449, 0.4036)).state_dict()
     source = saved(official, tmp_path / 'source.pt')
     block = convert(source, tmp_path / 'a.pth', 'basicsr', 255.0, DIV2K_MEAN)
@@ -66,7 +66,7 @@ def test_a_mean_that_is_not_div2ks_is_told_and_kept(tmp_path):
     assert_equal(loaded(tmp_path / 'b.pt'), official)
 
 
-def test_what_can_not_be_converted_is_refused(tmp_path):
+def test_what_cannot_be_converted_is_refused(tmp_path):
     edsr = saved(official_edsr(4, 1, 2, 1.0).state_dict(), tmp_path / 'edsr.pt')
     other = saved({'a.weight': torch.zeros(1)}, tmp_path / 'other.pt')
 
@@ -89,7 +89,7 @@ def test_what_can_not_be_converted_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['out.pth', 'out.safetensors'])
-def test_a_disk_that_takes_no_more_leaves_nothing_behind(name, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_files(name, tmp_path, monkeypatch):
     source = saved(official_edsr(4, 1, 2, 1.0).state_dict(), tmp_path / 'edsr.pt')
 
     def full(*_: object) -> None:
@@ -103,7 +103,7 @@ def test_a_disk_that_takes_no_more_leaves_nothing_behind(name, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ['edsr.pt']
 
 
-def test_the_command_says_what_to_write_in_the_option_file(tmp_path):
+def test_the_command_prints_the_network_block_of_the_option_file(tmp_path):
     source = saved(official_rcan(8, 2, 3, 4).state_dict(), tmp_path / 'RCAN_BIX4.pt')
     done = run('-m', 'facd_basicsr.cli', 'convert', source, tmp_path / 'out.pth', '--to', 'basicsr', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -120,14 +120,14 @@ def test_the_command_says_what_to_write_in_the_option_file(tmp_path):
         '  upscale: 4\n'
         '  img_range: 255.0\n'
         '  rgb_mean: [0.4488, 0.4371, 0.404]\n'
-        '  res_scale: ?  # as it was trained; no checkpoint tells\n'
+        '  res_scale: ?  # as in training; not stored in a checkpoint\n'
     )
     done = run('-m', 'facd_basicsr.cli', 'convert', source, tmp_path / 'out.pth', '--to', 'rcan', cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == f'error: OUT: {tmp_path}/out.pth exists; accepted: a new file\n'
 
 
-def test_an_unknown_layout_is_refused_with_the_known(tmp_path):
+def test_an_unknown_layout_is_refused_with_the_valid_ones(tmp_path):
     result = CliRunner().invoke(command, ['a.pth', 'b.pth', '--to', 'keras'])
     assert result.exit_code == 2
     assert "'keras' is not one of 'basicsr', 'edsr-pytorch', 'rcan'" in result.output

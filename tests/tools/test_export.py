@@ -15,7 +15,7 @@ from facd_basicsr.tools.export import command
 
 @pytest.fixture
 def checkpoint(train_opt: dict, tmp_path: Path) -> Path:
-    """``net_g_latest.pth`` of a run that has ended, with its option file and log."""
+    """``net_g_latest.pth`` of a finished run, with its option file and log."""
     home = tmp_path / 'experiments' / 'tiny'
     (home / 'models').mkdir(parents=True)
     write_yml(train_opt, home / 'tiny.yml')
@@ -28,12 +28,15 @@ def checkpoint(train_opt: dict, tmp_path: Path) -> Path:
     return home / 'models' / 'net_g_latest.pth'
 
 
-def test_the_command_says_of_each_file_what_it_was_compared_with(checkpoint, tmp_path):
+def test_the_command_reports_what_each_file_was_compared_with(checkpoint, tmp_path):
     done = run('-m', 'facd_basicsr.cli', 'export', checkpoint, '-o', 'student', '--torch-export', cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, '')
     title, *lines, use = done.stdout.splitlines()
     parameters = 112 + 3 * 2 * 148 + 148 + 592 + 111
-    assert title == f'EDSR x2: {parameters:,} parameters; looks 10 pixels far; PSNR-Y in validation: Set5 30.25 dB'
+    assert (
+        title
+        == f'EDSR x2: {parameters:,} parameters; receptive field: radius 10 pixels; PSNR-Y in validation: Set5 30.25 dB'
+    )
     assert [line.partition(': ')[0] for line in lines] == [
         f'student{suffix}' for suffix in ('.pth', '.safetensors', '.onnx', '_fp16.onnx', '.pt2')
     ]
@@ -47,7 +50,7 @@ def test_the_command_says_of_each_file_what_it_was_compared_with(checkpoint, tmp
     assert {path.name for path in tmp_path.glob('b*')} == {'b.pth', 'b.safetensors'}
 
 
-def test_the_command_that_comes_next_can_be_pasted_into_a_shell(checkpoint, tmp_path):
+def test_the_suggested_upscale_command_can_be_pasted_into_a_shell(checkpoint, tmp_path):
     done = CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / "my student's"), '--no-onnx'])
     assert done.exit_code == 0, done.output
     *_, student = shlex.split(done.output.splitlines()[-1])
@@ -61,7 +64,7 @@ def test_the_command_that_comes_next_can_be_pasted_into_a_shell(checkpoint, tmp_
         (['absent.pth'], r'CHECKPOINT: no such file: absent.pth'),
     ],
 )
-def test_what_can_not_be_exported_is_refused_before_anything_is_written(arguments, message, tmp_path):
+def test_invalid_checkpoints_are_refused_before_anything_is_written(arguments, message, tmp_path):
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(command, [*arguments, '-o', str(tmp_path / 'a')], catch_exceptions=False)
     assert not list(tmp_path.iterdir())
@@ -75,7 +78,7 @@ def test_without_onnx_nothing_is_written_and_the_extra_is_named(checkpoint, tmp_
     assert not list(tmp_path.glob('*student*'))
 
 
-def test_a_full_disk_is_said_in_a_line_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_one_line_error_and_leaves_no_files(checkpoint, tmp_path, monkeypatch):
     def full(path: Path, content: bytes) -> None:
         path.touch()
         raise OSError(28, 'No space left on device', str(path))

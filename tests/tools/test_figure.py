@@ -28,7 +28,7 @@ def files(test_opt, train_opt, tmp_path) -> dict[str, str]:
 
 
 def invoke(*command: str) -> str:
-    """Output of a ``facd`` command that ends well; its error is raised."""
+    """Output of a ``facd`` command; its error is raised."""
     return CliRunner().invoke(facd, command, catch_exceptions=False).output
 
 
@@ -48,14 +48,14 @@ def test_a_chosen_crop_shows_gts_pixels(files, data, tmp_path):
     gt = np.asarray(Image.open(data / 'GT' / '1.png').convert('RGB'))[4:28, 20:44]
     picture = np.asarray(Image.open(out))
     enlarged = gt.repeat(8, 0).repeat(8, 1)
-    left = 6 + 48 + 6  # the whole image is 48x32 pixels, shown as it is
+    left = 6 + 48 + 6  # the full image is 48x32 pixels, not scaled
     assert np.array_equal(picture[6 : 6 + 192, left : left + 192], enlarged)
 
 
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--crop', '0', '0', '8'], r'--crop: 2 images to take it from; accepted: with --image'),
+        (['--crop', '0', '0', '8'], r'--crop: 2 images match; accepted: one, chosen by --image'),
         (['--image', '1', '--crop', '40', '0', '16'], r'--crop: 40 0 16 .* is not inside pictures/1'),
         (['--out', 'figure.jpg'], r'--out: figure.jpg; accepted: a file name that ends in .png'),
     ],

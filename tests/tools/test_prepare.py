@@ -30,7 +30,7 @@ def prepare(*args: object) -> Result:
 
 
 def refusal(*args: object) -> str:
-    """The one line that is said of these arguments."""
+    """The error message for these arguments."""
     error = prepare(*args).exception
     assert isinstance(error, UserError), error
     return str(error)
@@ -109,7 +109,7 @@ def test_the_help_has_an_example(name):
     assert f'facd prepare {name} ' in prepare(name, '--help').output.split('Example:')[1]
 
 
-def test_small_images_are_left_out_on_request(photographs, tmp_path):
+def test_small_images_are_skipped_on_request(photographs, tmp_path):
     done = prepare(
         'folder', photographs, '--scale', '2', '--out', tmp_path / 'out', '--min-size', '70', '--workers', '1'
     )
@@ -117,13 +117,13 @@ def test_small_images_are_left_out_on_request(photographs, tmp_path):
     assert {key.split('_')[0] for key in decoded(tmp_path / 'out' / 'SET_HR_sub.lmdb')} == {'0', 'gray'}
 
 
-def test_an_image_that_cannot_be_read_is_named_and_nothing_looks_finished(photographs, tmp_path):
+def test_an_unreadable_image_is_reported_and_no_output_looks_complete(photographs, tmp_path):
     command = ('folder', photographs, '--scale', '2', '--out', tmp_path / 'out', '--workers', '1')
     (photographs / 'x.png').write_bytes(b'no image')
     assert 'x.png: not a readable image' in refusal(*command)
     assert not (tmp_path / 'out').exists()
     whole = (photographs / '0.png').read_bytes()
-    (photographs / 'x.png').write_bytes(whole[: len(whole) // 2])  # its header is in order
+    (photographs / 'x.png').write_bytes(whole[: len(whole) // 2])  # its header is valid
     assert 'x.png: not a readable image' in refusal(*command)
     assert all(path.name.startswith('.partial_') for path in (tmp_path / 'out').iterdir())
     Image.new('RGBA', (30, 30)).save(photographs / 'x.png')
@@ -132,7 +132,7 @@ def test_an_image_that_cannot_be_read_is_named_and_nothing_looks_finished(photog
     assert prepare(*command).exit_code == 0
 
 
-def test_the_default_folder_is_beside_the_first_and_the_default_step_fits_the_scales(photographs, monkeypatch):
+def test_the_default_folder_is_next_to_the_first_and_the_default_step_fits_the_scales(photographs, monkeypatch):
     monkeypatch.chdir(photographs)
     done = prepare('folder', '.', '--scale', '2', '3', '--crop', '54', '--workers', '1')
     assert done.exit_code == 0, done.exception
@@ -161,7 +161,7 @@ def test_bad_folders_names_and_sizes_are_refused(photographs, tmp_path):
     assert not (tmp_path / 'out').exists()
 
 
-def test_what_the_disk_says_is_one_line(photographs, tmp_path):
+def test_disk_errors_are_one_line(photographs, tmp_path):
     (tmp_path / 'out').write_text('a file')
     assert 'out: File exists; once that is fixed, give the same command again' in refusal(
         'folder', photographs, '--scale', '2', '--out', tmp_path / 'out'
@@ -175,7 +175,7 @@ def test_what_the_disk_says_is_one_line(photographs, tmp_path):
         raise lmdb.Error('mdb_txn_commit: Input/output error')
 
 
-def test_held_out_images_are_a_set_of_their_own_and_not_in_the_training_pairs(photographs, tmp_path):
+def test_held_out_images_form_their_own_set_and_are_not_in_the_training_pairs(photographs, tmp_path):
     done = prepare('folder', photographs, '--scale', 2, '--crop', 48, '--hold-out', 2, '--name', 'SET', '--workers', 1)
     assert done.exit_code == 0, done.output
     held_out = {path.stem for path in (tmp_path / 'SET_val' / 'GTmod12').iterdir()}

@@ -15,7 +15,7 @@ from facd_basicsr.tools.profile import command
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes that a test can run, and not only count."""
+    """Sizes small enough to run in a test."""
     monkeypatch.setattr(costs, 'LQ_SIZE', (8, 10))
     monkeypatch.setattr(costs, 'OUTPUT_SIZE', (16, 20))
 
@@ -62,16 +62,16 @@ def test_markdown_has_the_table_of_the_console(no_data, small, tmp_path):
         ('folder.md', r'--out: folder.md; accepted: a file name in a folder that exists'),
     ],
 )
-def test_where_nothing_can_be_written_is_said_before_anything_runs(out, complaint, no_data, tmp_path, monkeypatch):
+def test_an_invalid_output_path_is_refused_before_anything_runs(out, complaint, no_data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('folder.md').mkdir()
     with pytest.raises(UserError, match=complaint):
         command.main(['-opt', str(no_data), '--out', out], standalone_mode=False)
 
 
-def test_what_was_there_stays_until_the_new_one_is_whole(no_data, small, tmp_path, monkeypatch):
+def test_an_existing_file_stays_until_the_new_one_is_complete(no_data, small, tmp_path, monkeypatch):
     out = tmp_path / 'costs.json'
-    out.write_text('of yesterday')
+    out.write_text('old')
 
     def full(descriptor: int) -> None:
         raise OSError(28, 'No space left on device')
@@ -79,7 +79,7 @@ def test_what_was_there_stays_until_the_new_one_is_whole(no_data, small, tmp_pat
     monkeypatch.setattr('os.fsync', full)
     with pytest.raises(UserError, match=r'costs.json: No space left on device'):
         command.main(['-opt', str(no_data), '--repeats', '0', '--out', str(out)], standalone_mode=False)
-    assert out.read_text() == 'of yesterday' and not list(tmp_path.glob('.partial*'))
+    assert out.read_text() == 'old' and not list(tmp_path.glob('.partial*'))
     monkeypatch.undo()
     command.main(['-opt', str(no_data), '--repeats', '0', '--out', str(out)], standalone_mode=False)
     assert json.loads(out.read_text())['settings']

@@ -24,7 +24,7 @@ from selenium.webdriver.support.ui import Select
 
 from facd_basicsr.cli import facd
 
-NAME = '<img src=x onerror="x.y"> &amp; tiny'  # a folder name; as markup it would be an error in the console
+NAME = '<img src=x onerror="x.y"> &amp; tiny'  # a folder name; unescaped it would cause an error in the console
 CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
 FLAGS = (
     *('--headless=new', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run'),
@@ -79,19 +79,19 @@ def first_crop(browser):
 
 
 def cut_of(views) -> float:
-    """How much of the left picture is visible, in percent, as it is drawn."""
+    """Visible percentage of the left picture, as rendered."""
     left = views.find_element(By.CSS_SELECTOR, '.view.left')
     return 100 - float(re.search(r'inset\(0px (?:calc\()?([\d.]+)%', left.value_of_css_property('clip-path'))[1])
 
 
 def shown(views, side: str) -> str:
-    """What the visible picture of a side is of."""
+    """Alt text of the visible picture on a side."""
     view = views.find_element(By.CSS_SELECTOR, f'.view.{side}')
     assert view.is_displayed()
     return view.find_element(By.TAG_NAME, 'img').get_attribute('alt')
 
 
-def test_the_page_opens_from_its_file_without_a_word_in_the_console(browser):
+def test_the_page_opens_from_its_file_with_an_empty_console(browser):
     assert browser.current_url.startswith('file://')
     assert browser.get_log('browser') == []
     assert browser.find_element(By.TAG_NAME, 'h1').text == NAME
@@ -99,7 +99,7 @@ def test_the_page_opens_from_its_file_without_a_word_in_the_console(browser):
     assert [name for name in loaded if not name.startswith('data:')] == []
 
 
-def test_every_picture_is_there(browser):
+def test_every_picture_is_rendered(browser):
     script = """
         const [answer] = arguments;
         const width = (image) => image.decode().then(() => image.naturalWidth, () => 0);
@@ -143,7 +143,7 @@ def test_the_slider_moves_by_touch(browser):
     assert cut_of(views) == pytest.approx(80, abs=2)
 
 
-def test_what_is_on_the_left_and_on_the_right_can_be_chosen(browser):
+def test_the_pictures_on_both_sides_can_be_chosen(browser):
     crops = browser.find_elements(By.CSS_SELECTOR, '.views')
     sides = {side: Select(browser.find_element(By.ID, side)) for side in ('left', 'right')}
     assert [option.text for option in sides['left'].options] == ['bicubic', 'student', 'teacher', 'HR']
@@ -155,7 +155,7 @@ def test_what_is_on_the_left_and_on_the_right_can_be_chosen(browser):
         assert sum(view.is_displayed() for view in views.find_elements(By.CLASS_NAME, 'view')) == 2
 
 
-def test_a_curve_tells_the_value_under_the_pointer(browser):
+def test_a_curve_shows_the_value_under_the_pointer(browser):
     panel = browser.find_element(By.CSS_SELECTOR, '.panel')
     browser.execute_script('arguments[0].scrollIntoView({block: "center"})', panel)
     value = panel.find_element(By.CLASS_NAME, 'last')
@@ -168,24 +168,24 @@ def test_a_curve_tells_the_value_under_the_pointer(browser):
     assert value.text == last
 
 
-def test_the_page_fits_a_phone_and_the_dark(browser):
-    def ground() -> str:
+def test_the_page_fits_a_phone_and_has_a_dark_mode(browser):
+    def background() -> str:
         return browser.find_element(By.TAG_NAME, 'body').value_of_css_property('background-color')
 
-    light = ground()
+    light = background()
     phone = {'width': 360, 'height': 800, 'deviceScaleFactor': 1, 'mobile': True}
     dark = {'features': [{'name': 'prefers-color-scheme', 'value': 'dark'}]}
     browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', phone)
     browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dark)
     try:
         assert browser.execute_script('return document.documentElement.scrollWidth') == 360
-        assert ground() != light
+        assert background() != light
     finally:
         browser.execute_cdp_cmd('Emulation.setEmulatedMedia', {'features': []})
         browser.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})
 
 
-def test_the_page_needs_nothing_but_itself(page):
+def test_the_page_is_self_contained(page):
     text = page.read_text(encoding='utf-8')
     sources = re.findall(r'(?:src|href)\s*=\s*["\']?([^"\'\s>]*)', text.replace('&lt;img src', ''))
     assert len(sources) > 10 and all(source.startswith('data:') for source in sources)
@@ -193,16 +193,16 @@ def test_the_page_needs_nothing_but_itself(page):
     assert page.stat().st_size < 3 * 2**20
 
 
-def test_every_picture_is_whole(page):
+def test_every_picture_is_intact(page):
     pictures = re.findall(r'data:image/png;base64,([^"]+)"', page.read_text(encoding='utf-8'))
     assert len(pictures) >= 2 * 5
     for picture in pictures:
-        Image.open(io.BytesIO(base64.b64decode(picture))).load()  # a browser draws what there is
+        Image.open(io.BytesIO(base64.b64decode(picture))).load()  # a browser would show a truncated one too
 
 
-def test_the_page_has_the_options_and_where_it_ran(page):
+def test_the_page_has_options_and_environment(page):
     text = page.read_text(encoding='utf-8')
-    for told in (
+    for text_part in (
         'batch_size_per_gpu: 3',
         'train.total_iter',
         'torchvision',
@@ -210,10 +210,10 @@ def test_the_page_has_the_options_and_where_it_ran(page):
         'SHA-256',
         '8 of 8 iterations',
     ):
-        assert told in text
+        assert text_part in text
 
 
-def test_the_command_writes_where_it_is_told(folder, tmp_path):
+def test_the_command_writes_to_the_given_file(folder, tmp_path):
     done = run('-m', 'facd_basicsr.cli', 'report', folder, '--out', tmp_path / 'page.html', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f'{tmp_path / "page.html"}: ')
@@ -221,7 +221,7 @@ def test_the_command_writes_where_it_is_told(folder, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['page.html']
 
 
-def test_a_report_is_made_again_and_other_files_are_left_alone(folder, tmp_path):
+def test_a_report_is_replaced_and_other_files_are_not(folder, tmp_path):
     page, other = tmp_path / 'page.html', tmp_path / 'thesis.html'
     other.write_text('<!DOCTYPE html>\n<title>mine</title>')
     for _ in range(2):
@@ -232,14 +232,14 @@ def test_a_report_is_made_again_and_other_files_are_left_alone(folder, tmp_path)
     assert other.read_text().endswith('mine</title>')
 
 
-def test_without_the_table_no_network_is_run(folder, tmp_path, monkeypatch):
+def test_without_the_table_no_network_runs(folder, tmp_path, monkeypatch):
     monkeypatch.setattr('facd_basicsr.tools.report.results_of', None)
     result = CliRunner().invoke(facd, ['report', str(folder), '--no-table', '--out', str(tmp_path / 'page.html')])
     text = (tmp_path / 'page.html').read_text(encoding='utf-8')
     assert result.exit_code == 0 and 'No table and no crops: --no-table.' in text and text.count('<svg') == 8
 
 
-@pytest.mark.skipif(not Path('/proc/version').is_file(), reason='no folder in which nobody can make files')
+@pytest.mark.skipif(not Path('/proc/version').is_file(), reason='no unwritable folder')
 def test_a_target_that_can_not_be_written_is_found_before_networks_are_run(folder, monkeypatch):
     monkeypatch.setattr('facd_basicsr.tools.report.results_of', None)
     result = CliRunner().invoke(facd, ['report', str(folder), '--out', '/proc/page.html'])
@@ -254,7 +254,7 @@ def test_a_target_that_can_not_be_written_is_found_before_networks_are_run(folde
         (['.', '--out', '.'], '--out: .; accepted: a file name in a folder that exists'),
     ],
 )
-def test_mistakes_are_told_in_a_line(arguments, message, monkeypatch, tmp_path):
+def test_user_errors_are_one_line(arguments, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(facd, ['report', *arguments])
     assert message in str(result.exception) and '\n' not in str(result.exception)

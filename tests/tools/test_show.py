@@ -12,7 +12,7 @@ from facd_basicsr.tools.show import show
 
 @pytest.fixture
 def child(train_opt: dict, tmp_path: Path) -> Path:
-    """child.yml, on parent.yml, on base.yml. Its data is not there."""
+    """child.yml, based on parent.yml, based on base.yml. Its data does not exist."""
     train_opt['datasets']['train']['dataroot_gt'] = '/absent/HR.lmdb'
     train_opt['teacher']['weights'] = '~/absent.pth'
     write_yml(train_opt, tmp_path / 'base.yml')
@@ -20,7 +20,7 @@ def child(train_opt: dict, tmp_path: Path) -> Path:
     return write_yml({'base': 'parent.yml', 'name': 'child', 'val': None}, tmp_path / 'child.yml')
 
 
-def test_the_command_prints_an_option_file_that_stands_alone(child, train_opt, tmp_path):
+def test_the_command_prints_a_standalone_option_file(child, train_opt, tmp_path):
     done = run(
         '-m', 'facd_basicsr.cli', 'show', '-opt', 'child.yml', '--force_yml', 'scale=2', 'manual_seed=3', cwd=tmp_path
     )
@@ -44,7 +44,7 @@ def test_nothing_is_expanded_or_filled_in(child):
     assert load_yaml(text, '') == read_option_file(str(child))
 
 
-def test_a_test_file_is_shown_as_well_and_a_set_may_be_left_out(test_opt, tmp_path):
+def test_a_test_file_is_shown_too_and_a_set_may_be_removed(test_opt, tmp_path):
     test_opt['datasets']['test_2'] = {**test_opt['datasets']['test_1'], 'name': 'other'}
     write_yml(test_opt, tmp_path / 'base.yml')
     child = write_yml({'base': 'base.yml', 'path': {'pretrain_network_g': 'net_g.pth'}}, tmp_path / 'child.yml')
@@ -61,7 +61,7 @@ def test_a_key_that_train_py_would_refuse_is_refused(child):
 
 
 @pytest.mark.parametrize('folder', ['train', 'test'])
-def test_a_file_without_a_base_is_shown_as_it_is(folder):
+def test_a_file_without_a_base_is_shown_unchanged(folder):
     path = REPOSITORY / 'options' / folder / 'FACD_RCAN_x3.yml'
     text = show(str(path), [])
     assert text.startswith(f'# resolved from {path}\n\nname: FACD_RCAN_x3\n')

@@ -26,7 +26,7 @@ from facd_basicsr.files.images import read_pixels
 
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
-    """A checkpoint that says what it is of."""
+    """A checkpoint with metadata about its network."""
     torch.manual_seed(0)
     path = tmp_path / 'student.pth'
     state_dict = build_network(STUDENT).state_dict()
@@ -36,7 +36,7 @@ def student(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    """A folder with an image of every kind, in folders too."""
+    """A folder with an image of every kind, some in a subfolder."""
     root = tmp_path / 'photographs'
     (root / 'inner').mkdir(parents=True)
     rgb = Image.fromarray(picture(0, 16, 24))
@@ -55,12 +55,12 @@ def invoke(*command: str | Path) -> Result:
     return CliRunner().invoke(facd, ['upscale', *map(str, command)], catch_exceptions=False)
 
 
-def test_a_folder_with_a_damaged_image_is_upscaled_without_it(student, photographs, tmp_path, checkout):
+def test_a_damaged_image_in_a_folder_is_skipped(student, photographs, tmp_path, checkout):
     (photographs / 'inner' / 'cut.png').write_bytes((photographs / 'gray.png').read_bytes()[:60])
     command = ('-m', 'facd_basicsr.cli', 'upscale', photographs, '-o', tmp_path / 'out', '-s', student)
     done = run(*command, cwd=checkout)
     assert done.returncode == 3, done.stderr
-    assert done.stdout == f'{tmp_path / "out"}: 6 upscaled, 0 already there, 1 skipped\n'
+    assert done.stdout == f'{tmp_path / "out"}: 6 upscaled, 0 up to date, 1 skipped\n'
     (line,) = done.stderr.splitlines()
     assert line.startswith(f'skipped: {photographs}/inner/cut.png: not a readable image (')
     kinds = {
@@ -77,7 +77,7 @@ def test_a_folder_with_a_damaged_image_is_upscaled_without_it(student, photograp
     }
 
 
-def test_a_command_that_was_killed_is_completed_by_the_same_command(student, photographs, tmp_path):
+def test_a_killed_command_is_completed_by_the_same_command(student, photographs, tmp_path):
     out = tmp_path / 'out'
     command = ['upscale', str(photographs), '-o', str(out), '-s', str(student), '--jobs', '1']
     code = """
@@ -96,17 +96,17 @@ main()
     done = subprocess.run([sys.executable, '-c', code, *command], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
     assert len([path for path in out.rglob('*.png') if path.name[0] != '.']) == 2
-    assert ': 4 upscaled, 2 already there, 0 skipped' in invoke(*command[1:]).output
-    assert ': 0 upscaled, 6 already there, 0 skipped' in invoke(*command[1:]).output
-    assert len(list(out.rglob('*.png'))) == 6  # nothing unfinished is left
-    whole = tmp_path / 'whole'
-    invoke(photographs, '-o', whole, '-s', student)
-    for path in whole.rglob('*.png'):
-        assert path.read_bytes() == (out / path.relative_to(whole)).read_bytes()
+    assert ': 4 upscaled, 2 up to date, 0 skipped' in invoke(*command[1:]).output
+    assert ': 0 upscaled, 6 up to date, 0 skipped' in invoke(*command[1:]).output
+    assert len(list(out.rglob('*.png'))) == 6  # no unfinished file is left
+    uninterrupted = tmp_path / 'uninterrupted'
+    invoke(photographs, '-o', uninterrupted, '-s', student)
+    for path in uninterrupted.rglob('*.png'):
+        assert path.read_bytes() == (out / path.relative_to(uninterrupted)).read_bytes()
 
 
 @pytest.mark.parametrize('step', ['write', 'fsync'])
-def test_a_full_disk_leaves_the_files_that_were_to_be_overwritten(step, student, photographs, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_files_that_were_to_be_overwritten(step, student, photographs, tmp_path, monkeypatch):
     out = tmp_path / 'out'
     invoke(photographs / 'gray.png', '-o', out, '-s', student)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -115,14 +115,14 @@ def test_a_full_disk_leaves_the_files_that_were_to_be_overwritten(step, student,
         patch.setattr('facd_basicsr.files.images._chunk' if step == 'write' else 'os.fsync', fails)
         invoke(photographs / 'gray.png', '-o', out, '-s', student, '--overwrite')
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert ': 0 upscaled, 1 already there' in invoke(photographs / 'gray.png', '-o', out, '-s', student).output
+    assert ': 0 upscaled, 1 up to date' in invoke(photographs / 'gray.png', '-o', out, '-s', student).output
 
 
-def test_what_has_changed_is_made_again_and_other_students_are_not_mixed_in(student, photographs, tmp_path):
+def test_changed_images_are_upscaled_again_and_students_are_not_mixed(student, photographs, tmp_path):
     out = tmp_path / 'out'
     assert invoke(photographs, '-o', out, '-s', student).exit_code == 0
     Image.new('L', (5, 4), 99).save(photographs / 'gray.png')
-    assert ': 1 upscaled, 5 already there' in invoke(photographs, '-o', out, '-s', student).output
+    assert ': 1 upscaled, 5 up to date' in invoke(photographs, '-o', out, '-s', student).output
     assert Image.open(out / 'gray.png').size == (10, 8)
     content = torch.load(student, weights_only=True)
     content['params']['conv_last.bias'] += 0.1
@@ -130,7 +130,7 @@ def test_what_has_changed_is_made_again_and_other_students_are_not_mixed_in(stud
     torch.save(content, other)
     with pytest.raises(UserError, match=r'--out: .* exists, written by another student .*\(student\.pth\)'):
         invoke(photographs, '-o', out, '-s', other)
-    assert ': 6 upscaled, 0 already there' in invoke(photographs, '-o', out, '-s', other, '--overwrite').output
+    assert ': 6 upscaled, 0 up to date' in invoke(photographs, '-o', out, '-s', other, '--overwrite').output
     assert {json.loads(line)['student'] for line in (out / 'upscale.jsonl').read_text().splitlines()[-6:]} == {
         'other.pth'
     }
@@ -146,11 +146,11 @@ def test_one_image_becomes_one_file_which_is_not_overwritten(student, photograph
     assert not list(tmp_path.glob('*.jsonl'))
 
 
-def test_an_option_file_says_what_a_bare_checkpoint_is_of(student, photographs, tmp_path, test_opt):
+def test_an_option_file_gives_the_network_of_a_bare_checkpoint(student, photographs, tmp_path, test_opt):
     bare, option_file = tmp_path / 'bare.safetensors', tmp_path / 'test.yml'
     save_file(torch.load(student, weights_only=True)['params'], bare)
     test_opt['path']['pretrain_network_g'] = str(student)
-    option_file.write_text(json.dumps(test_opt))  # which is YAML
+    option_file.write_text(json.dumps(test_opt))  # JSON is YAML
     invoke(photographs / 'gray.png', '-o', tmp_path / 'a.png', '-s', student)
     invoke(photographs / 'gray.png', '-o', tmp_path / 'b.png', '-s', bare, '--opt', option_file)
     assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
@@ -170,12 +170,12 @@ def test_every_file_of_an_export_upscales_to_the_same_image(student, photographs
         )
         assert np.array_equal(pth, safetensors) and pth.std() > 2
         difference = np.abs(pth.astype(int) - onnx)
-        # onnxruntime's sums have another order: seldom it rounds to the other of two levels
+        # onnxruntime sums in another order, which rarely changes the rounding by one level
         assert difference.max() <= 1 and (difference > 0).mean() < (0.001 if pth.dtype == np.uint8 else 0.2), name
 
 
 def onnx_student(path: Path, reach: int | None) -> torch.nn.Module:
-    """Writes a network of one convolution and x2 as ONNX; returns it."""
+    """Writes a network of one convolution and x2 pixel shuffle as ONNX; returns it."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.PixelShuffle(2)).requires_grad_(False)
     nodes = [
@@ -195,7 +195,7 @@ def onnx_student(path: Path, reach: int | None) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize('reach', [1, None])
-def test_an_onnx_student_runs_in_tiles_if_it_says_its_reach(tmp_path, photographs, reach):
+def test_an_onnx_student_runs_in_tiles_if_it_stores_its_receptive_field(tmp_path, photographs, reach):
     net = onnx_student(tmp_path / 'student.onnx', reach)
     command = (photographs / 'palette.png', '-o', tmp_path / 'a.png', '-s', tmp_path / 'student.onnx', '--tile', '7')
     assert invoke(*command).exit_code == 0
@@ -211,7 +211,7 @@ def test_an_onnx_student_runs_in_tiles_if_it_says_its_reach(tmp_path, photograph
         (('-s', 'STUDENT', '-o', 'IN'), r'^--out: .* is IN; accepted: another folder'),
     ],
 )
-def test_mistakes_are_said_before_anything_is_made(student, photographs, tmp_path, options, message):
+def test_user_errors_are_reported_before_anything_is_written(student, photographs, tmp_path, options, message):
     words = {'STUDENT': student, 'IN': photographs}
     with pytest.raises(UserError, match=message):
         invoke(photographs, '-o', tmp_path / 'out', *(words.get(word, word) for word in options))
