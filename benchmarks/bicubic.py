@@ -1,4 +1,4 @@
-"""MATLAB-bicubic LR images against independent ones, and bicubic's PSNR against the published, as JSON and a table.
+"""Compares MATLAB-bicubic LR images with published LR files, and bicubic's PSNR with published values.
 
     python benchmarks/bicubic.py ../shared/data/benchmark --out benchmarks/results/bicubic.json
 
@@ -23,24 +23,24 @@ from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.runtime.metrics import bicubic, score
 
-# bicubic's Y-PSNR at x2, x3, x4, as SRCNN, VDSR and most papers since have it
+# bicubic's PSNR-Y at x2, x3, x4, as reported by SRCNN, VDSR and most later papers
 PUBLISHED = {'Set5': [33.66, 30.39, 28.42], 'Set14': [30.24, 27.55, 26.00]}
 
 
 def basicsr_lr(hr: np.ndarray, scale: int) -> np.ndarray:
-    """Bicubic by BasicSR's ``imresize``, in floating point: uint8 (H, W, C) -> uint8 (H / scale, W / scale, C)."""
+    """Bicubic by BasicSR's ``imresize`` in floating point: uint8 (H, W, C) -> uint8 (H / scale, W / scale, C)."""
     return (imresize(hr.astype(np.float32) / 255, 1 / scale) * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def published_psnr(gt: np.ndarray, scale: int) -> float:
-    """Bicubic's Y-PSNR by SRCNN's protocol: Y alone, in 8 bits, its LR not rounded; a gray image is Y as it is."""
+    """Bicubic's PSNR-Y by SRCNN's protocol: Y alone, in 8 bits, with an unrounded LR; a gray image is used as Y."""
     y = gt if gt.ndim == 2 else (bgr2ycbcr(gt.astype(np.float32) / 255, y_only=True) * 255).round()
     lr = imresize(y.astype(np.float32) / 255, 1 / scale)
     return calculate_psnr((imresize(lr, scale) * 255).round().clip(0, 255)[..., None], y[..., None], crop_border=scale)
 
 
 def compare(folder: Path, scale: int) -> dict[str, float]:
-    """A set's differences in 8-bit levels and its mean PSNRs in dB."""
+    """Differences of a set's LR images in 8-bit levels, and mean PSNR values in dB."""
     differences: dict[str, list] = {'our': [], 'basicsr': []}
     psnr = []
     for path in sorted((folder / f'GTx{scale}').iterdir()):
@@ -82,10 +82,10 @@ def main() -> None:
         'equal',
         'largest',
         'mean',
-        "BasicSR's: largest",
+        'BasicSR: largest',
         'mean',
         'Y: our LR',
-        "papers' way",
+        "papers' protocol",
         'published',
     ]
     rows = []

@@ -1,4 +1,4 @@
-"""What this machine can do at most: copying memory, and matrix products in each precision.
+"""Peak throughput of this machine: memory bandwidth, and matrix products in each precision.
 
 python benchmarks/ceilings.py --out benchmarks/results/ceilings.json
 """
@@ -20,11 +20,11 @@ from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.runtime.execution import tf32_of
 
-WARM_UP, TURNS = (5, 20) if torch.cuda.is_available() else (2, 7)  # a GPU's clocks rise first
+WARM_UP, TURNS = (5, 20) if torch.cuda.is_available() else (2, 7)  # a GPU needs time to reach its clock rate
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Median of several turns, after some that warm up."""
+    """Median over several turns, after warm-up."""
     times = []
     for _ in range(WARM_UP + TURNS):
         start = time.perf_counter()
@@ -36,7 +36,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """GB/s of a copy much larger than any cache, read and written bytes counted."""
+    """GB/s of a copy much larger than any cache, counting bytes read and written."""
     x = torch.empty(2**30 if device.type == 'cuda' else 2**27, dtype=torch.float32, device=device)
     y = torch.empty_like(x)
     return 2 * x.nbytes / seconds(lambda: y.copy_(x)) / 1e9

@@ -1,10 +1,10 @@
-"""How time and memory of a FACD step grow with batch, patch and processes.
+"""Time and memory of a FACD step against batch size, patch size and world size.
 
     python benchmarks/cost_growth.py options/train/mini/FACD_EDSR16x4_x2.yml --out benchmarks/results/cost_growth.json
 
-Every setting runs in a process of its own, for its peak memory: of the GPU, or the process's beyond what it held before
-its first step. Two processes share the batch and the threads of one (CPU), or take a GPU each. The file is written
-after each group of settings.
+Every setting runs in its own process to measure its peak memory: of the GPU, or the process's increase over its memory
+before the first step. Two processes split the batch; they split the threads of one (CPU) or use a GPU each. The file is
+written after each group of settings.
 """
 
 import argparse
@@ -34,13 +34,13 @@ from facd_basicsr.evaluation.tables import text_table
 
 BATCHES = (4, 8, 16, 32, 64)
 PATCHES = (24, 48, 72, 96)
-BATCH, PATCH = 16, 48  # while the other grows
+BATCH, PATCH = 16, 48  # fixed while the other varies
 WARM_UP = 2
 MARK = 'RESULT '
 
 
 def measure(option_file: Path, batch: int, patch: int, turns: int, execution: dict[str, Any]) -> dict[str, float]:
-    """Median seconds and peak GiB of the steps of this process, which may be one of several."""
+    """Median seconds and peak GiB of this rank's steps."""
     torch.backends.cudnn.benchmark = True
     size = int(os.environ.get('WORLD_SIZE', 1))
     on_gpu = torch.cuda.is_available()
@@ -55,7 +55,7 @@ def measure(option_file: Path, batch: int, patch: int, turns: int, execution: di
         def steps() -> None:
             for turn in range(1, WARM_UP + turns + 1):
                 if on_gpu and turn == WARM_UP + 1:
-                    torch.cuda.reset_peak_memory_stats()  # before, cuDNN has tried algorithms that need more
+                    torch.cuda.reset_peak_memory_stats()  # cuDNN's benchmark of algorithms needs more memory
                 start = time.perf_counter()
                 trained.step(data, turn)
                 if on_gpu:
@@ -66,8 +66,8 @@ def measure(option_file: Path, batch: int, patch: int, turns: int, execution: di
     return {'seconds': round(statistics.median(seconds[WARM_UP:]), 5), 'peak_gib': round(peak, 3)}
 
 
-def run_alone(args: argparse.Namespace, batch: int, patch: int, processes: int) -> dict[str, Any]:
-    """:func:`measure` in processes of their own. Of several, rank 0's figures."""
+def measure_in_own_process(args: argparse.Namespace, batch: int, patch: int, processes: int) -> dict[str, Any]:
+    """:func:`measure` in new processes; rank 0's values."""
     threads = torch.get_num_threads() // processes or 1
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
     command = [sys.executable, *launcher, str(Path(__file__).resolve()), str(args.option_file), '--measure']
@@ -118,7 +118,7 @@ def main() -> None:
         'versions': versions(),
     }
     for group, settings in groups.items():
-        results[group] = [run_alone(args, *setting) for setting in settings]
+        results[group] = [measure_in_own_process(args, *setting) for setting in settings]
         recorder.write(group, results)
     header = ['batch', 'patch', 'processes', 'ms', 'GiB']
     cells = [

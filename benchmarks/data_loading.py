@@ -4,9 +4,9 @@
         --lq datasets/DIV2K/DIV2K_train_LR_bicubic_X4_sub.lmdb --scale 4 --gt-size 192 \
         --out benchmarks/results/data_loading.json
 
-Each has a process of its own, with one thread, which reads batches when it is its turn: first without worker processes,
-then with some, which are there during their turn only. Medians. The files are the LMDBs' PNGs, written to a temporary
-folder. More than one scale: give --lq, --scale and --gt-size as often.
+The loaders take turns, each in its own process with one thread: first without workers, then with workers, which run
+during their turn only. Medians. The files are the LMDBs' PNGs, written to a temporary folder. For several scales, give
+--lq, --scale and --gt-size one value per scale.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from facd_basicsr.evaluation.tables import text_table
 
 BASELINE = 'BasicSR, lmdb'
 SOURCES = {BASELINE: 'lmdb', 'lmdb': 'lmdb', 'disk': 'disk', 'memory': 'memory'}
-WARM_UP = 1  # turns whose time is left out
+WARM_UP = 1  # turns excluded from the medians
 SEED = 10
 
 
 def block_of(gt: Path, lq: Path, scale: int, gt_size: int, batch_size: int, workers: int, backend: str) -> dict:
-    """The option block of a training set as the option files have it."""
+    """The option block of a training set, as in the option files."""
     return {
         'name': 'crops',
         'type': 'PairedImageDataset',
@@ -61,8 +61,8 @@ def block_of(gt: Path, lq: Path, scale: int, gt_size: int, batch_size: int, work
 
 
 def reader(name: str, block: dict[str, Any]) -> Callable[[], Iterator[dict[str, Any]]]:
-    """What starts to read batches."""
-    if name == BASELINE:  # as its train.py builds it
+    """A function that starts an iterator over batches."""
+    if name == BASELINE:  # as in BasicSR's train.py
         dataset = build_dataset(block)
         sampler = EnlargedSampler(dataset, num_replicas=1, rank=0, ratio=block['dataset_enlarge_ratio'])
         loader = build_dataloader(dataset, block, num_gpu=1, dist=False, sampler=sampler, seed=SEED)
@@ -73,19 +73,19 @@ def reader(name: str, block: dict[str, Any]) -> Callable[[], Iterator[dict[str, 
 
 
 def serve(connection: Connection, name: str, block: dict[str, Any], seconds: float) -> None:
-    """Reads batches for so many seconds whenever it is asked; answers crops, seconds and this process's CPU seconds."""
+    """Reads batches for ``seconds`` per request; sends crops, wall seconds and this process's CPU seconds."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    begin = reader(name, block)
+    start_reading = reader(name, block)
     while connection.recv():
-        items = begin()
-        for _ in range(2 * block['num_worker_per_gpu'] + 1):  # until as many are begun as are taken
+        items = start_reading()
+        for _ in range(2 * block['num_worker_per_gpu'] + 1):  # until prefetching is in a steady state
             next(items)
         start, cpu, crops = time.perf_counter(), time.process_time(), 0
         while crops == 0 or time.perf_counter() - start < seconds:
             crops += len(next(items)['gt'])
         answer = crops, time.perf_counter() - start, time.process_time() - cpu
-        del items  # ends its workers
+        del items  # ends the workers
         connection.send(answer)
 
 
@@ -127,7 +127,7 @@ def unpack(path: Path, folder: Path) -> Path:
 
 
 def run(args: argparse.Namespace, lq: Path, scale: int, gt_size: int) -> list[dict[str, Any]]:
-    """One entry for each number of workers."""
+    """One entry per number of workers."""
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         files = unpack(args.gt, Path(temporary, 'GT')), unpack(lq, Path(temporary, 'LQ'))
@@ -141,7 +141,7 @@ def run(args: argparse.Namespace, lq: Path, scale: int, gt_size: int) -> list[di
             rates = measure(blocks, args.turns, args.seconds)
             if workers:
                 for rate in rates.values():
-                    del rate['crops_per_cpu_second']  # the workers', of which nothing is known
+                    del rate['crops_per_cpu_second']  # excludes the workers' CPU time
             ratios = {
                 key: round(rates['memory'][key] / rates[BASELINE][key], 1) for key in rates[BASELINE]
             }  # of memory to BasicSR
@@ -159,7 +159,7 @@ def main() -> None:
     arguments.add_argument('--batch', type=int, default=16)
     arguments.add_argument('--workers', type=int, nargs='+', default=[0, 2])
     arguments.add_argument('--turns', type=int, default=9)
-    arguments.add_argument('--seconds', type=float, default=0.7, help='of a turn')
+    arguments.add_argument('--seconds', type=float, default=0.7, help='per turn')
     arguments.add_argument('--out', type=Path, required=True)
     args = arguments.parse_args()
     results = []
@@ -187,7 +187,7 @@ def main() -> None:
         for result in results
         for name, rate in result['rates'].items()
     ]
-    print(text_table(['patch', 'workers', 'from', 'crops/s', 'per CPU s', f'to {BASELINE}'], rows))
+    print(text_table(['patch', 'workers', 'from', 'crops/s', 'per CPU s', f'vs {BASELINE}'], rows))
 
 
 if __name__ == '__main__':

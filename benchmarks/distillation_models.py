@@ -1,4 +1,4 @@
-"""What a distillation step is compared with: models of one option file, with a random teacher and without data."""
+"""The models that distillation_step.py compares, of one option file, with a random teacher and random data."""
 
 import copy
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import read_option_file
 
-# How networks are run: `train`'s keys, which hold for the teacher too, but for `teacher`'s own. Those that take minutes
-# to compile are last.
+# Precision, layout and compilation: keys of `train`, applied to the teacher too unless `teacher` overrides them. The
+# ones that take minutes to compile are last.
 EXECUTIONS: dict[str, dict[str, Any]] = {
     'fp32': {'precision': 'fp32'},
     'fp32, channels_last': {'precision': 'fp32', 'channels_last': True},
@@ -41,12 +41,12 @@ EXECUTIONS_CUDA = {
 
 
 def executions() -> dict[str, dict[str, Any]]:
-    """Those that make sense on this machine."""
+    """The executions for this machine's device."""
     return EXECUTIONS_CUDA if torch.cuda.is_available() else EXECUTIONS
 
 
 def random_teacher(network: dict[str, Any], folder: Path) -> Path:
-    """A checkpoint of a ``teacher.network`` block with random weights, always the same."""
+    """A checkpoint of a ``teacher.network`` block with seeded random weights."""
     set_random_seed(1)
     path = folder / 'teacher.pth'
     torch.save({'params': build_network(network).state_dict()}, path)
@@ -54,7 +54,7 @@ def random_teacher(network: dict[str, Any], folder: Path) -> Path:
 
 
 def options(option_file: Path, folder: Path, batch: int, patch: int) -> dict[str, Any]:
-    """A complete option dict of a distillation, whose teacher has random weights.
+    """A complete option dict for distillation from a teacher with random weights.
 
     Args:
         folder: for the teacher's checkpoint.
@@ -70,7 +70,7 @@ def options(option_file: Path, folder: Path, batch: int, patch: int) -> dict[str
 
 
 def with_execution(opt: dict[str, Any], execution: Mapping[str, Any]) -> dict[str, Any]:
-    """The option dict with all its networks run so."""
+    """The option dict with this execution for all networks."""
     opt = copy.deepcopy(opt)
     shared = {key: value for key, value in execution.items() if key != 'teacher'}
     opt['train'] |= shared
@@ -79,13 +79,13 @@ def with_execution(opt: dict[str, Any], execution: Mapping[str, Any]) -> dict[st
 
 
 class Ours(NamedTuple):
-    """FACDModel and the check of losses that are not finite."""
+    """FACDModel and its guard against non-finite losses."""
 
     model: FACDModel
     guard: NonFiniteGuard
 
     def step(self, batch: dict[str, torch.Tensor], current_iter: int) -> None:
-        """As train.py's loop makes it."""
+        """A step of train.py's loop."""
         self.model.feed_data(batch)
         self.model.optimize_parameters(current_iter)
         self.guard.after_step(batch, current_iter)
@@ -99,7 +99,7 @@ def ours(opt: dict[str, Any], folder: Path) -> Ours:
 
 
 def naive(opt: dict[str, Any]) -> BaseModel:
-    """The baseline of naive_distillation.py."""
+    """The baseline in naive_distillation.py."""
     set_random_seed(0)
     return MODEL_REGISTRY.get('NaiveDistillationModel')(copy.deepcopy(opt))
 
@@ -113,7 +113,7 @@ def student_alone(opt: dict[str, Any]) -> BaseModel:
 
 
 def random_batch(opt: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """{lq, gt}, (N, 3, h, w) and (N, 3, h * scale, w * scale), in pinned memory where there is a GPU."""
+    """{lq, gt}, (N, 3, h, w) and (N, 3, h * scale, w * scale), in pinned memory if there is a GPU."""
     train_opt = opt['datasets']['train']
     n, size = train_opt['batch_size_per_gpu'], train_opt['gt_size']
     generator = torch.Generator().manual_seed(0)

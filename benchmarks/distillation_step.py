@@ -1,17 +1,17 @@
-"""One FACD step, side by side with its parts and with what a user would run instead; and where its time goes.
+"""One FACD step compared with its parts and with a naive implementation, and the breakdown of its time.
 
     python benchmarks/distillation_step.py options/train/FACD_EDSR_x4.yml \
         --out benchmarks/results/step_EDSR_x4.json
 
-For each execution, the way in which networks are run, a group of models is built, takes turns of one step each on the
-same random batch, so that whatever else the machine does disturbs all alike, and is released. Student alone and naive
-are in the turns of every group. Medians of the turns, and of the ratios within a turn. The file is written after each
-group: its `missing` names the executions that are not in it.
+For each execution (precision, layout, compilation) a group of models is built. The models take turns of one step each
+on the same random batch, so that other load on the machine affects all of them equally. Student alone and naive are in
+every group. Medians over the turns, and of the ratios within a turn. The file is written after each group; its
+`missing` lists the executions that were not measured.
 
 - `student alone`: BasicSR's SRModel. `naive`: naive_distillation.py, eager float32.
-- `FACD`: FACDModel with the check of losses that are not finite.
-- `floor`: the teacher's forward without taps and a step of the student alone, run in the same way: what no
-  distillation can do without.
+- `FACD`: FACDModel with its guard against non-finite losses.
+- `floor`: the teacher's forward without taps and a step of the student alone, in the same execution: the lower bound of
+  any distillation.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import torch
 from basicsr.models.base_model import BaseModel
 from distillation_models import Ours, executions, naive, options, ours, random_batch, student_alone, with_execution
 from gpu_hours import step_flops
-from naive_distillation import NaiveDistillationModel  # noqa: F401  registers itself
+from naive_distillation import NaiveDistillationModel  # noqa: F401  registers the model
 from recorder import LIMIT, Recorder
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -41,10 +41,10 @@ from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models import FACDModel
 from facd_basicsr.runtime.execution import Execution, tf32_of
 
-# Turns whose time is left out: in them cuDNN looks for its fastest algorithms, torch.compile compiles, and CUDA graphs
-# are recorded, in the second.
+# Turns excluded from the medians: cuDNN benchmarks its algorithms, torch.compile compiles, and the second turn records
+# CUDA graphs.
 WARM_UP = 3 if torch.cuda.is_available() else 1
-LEAST = 20 if torch.cuda.is_available() else 1  # turns after them
+MIN_TURNS = 20 if torch.cuda.is_available() else 1  # after the warm-up
 SPLIT = ('data', 'student', 'regressors', 'teacher', 'loss', 'backward', 'optimizer')
 
 
@@ -54,15 +54,15 @@ def synchronize() -> None:
 
 
 def step(model: BaseModel, batch: dict[str, Tensor], current_iter: int) -> None:
-    """A step as BasicSR's loop makes it."""
+    """A step of BasicSR's loop."""
     model.feed_data(batch)
     model.optimize_parameters(current_iter)
 
 
 def floor(model: FACDModel, execution: Execution) -> Callable[[dict[str, Tensor]], None]:
-    """The teacher's forward and a step of the student alone, run as the model runs them.
+    """The teacher's forward and a step of the student alone, in the model's execution.
 
-    Works on the model's own student, whose weights do not matter here; its taps do not record outside a step.
+    Uses the model's own student. Its weights do not matter here, and its taps do not record outside a step.
     """
     run_student = execution.compiled(lambda lq: model.net_g(lq), 'train.compile')
     run_teacher = execution.compiled(lambda lq: model.teacher(lq), 'teacher.compile')
@@ -82,8 +82,7 @@ def floor(model: FACDModel, execution: Execution) -> Callable[[dict[str, Tensor]
 
 
 class Laps:
-    """Times the parts of FACDModel's steps, each from the end of the part before it. ``optimizer`` has the check of
-    losses that are not finite in it."""
+    """Times the parts of FACDModel's steps. ``optimizer`` includes the guard against non-finite losses."""
 
     def __init__(self, trained: Ours) -> None:
         self._trained, model = trained, trained.model
@@ -128,21 +127,21 @@ class Laps:
 def take_turns(
     opt: dict[str, Any], name: str, others: dict[str, BaseModel], args: argparse.Namespace, end: float
 ) -> tuple[list[dict[str, float]], dict[str, list[float]]]:
-    """Seconds of every step of an execution's turns, and of the parts of FACD's step if it is ``args.split``.
+    """Seconds of every step of an execution, and of the parts of FACD's step if it is ``args.split``.
 
     Args:
-        opt: of the distillation.
-        name: of the execution.
+        opt: option dict of the distillation.
+        name: name of the execution.
         others: models that take turns with it.
-        args: the command line's.
-        end: when to take no more turns than :data:`LEAST`, by ``time.perf_counter``.
+        args: command line.
+        end: ``time.perf_counter`` after which only :data:`MIN_TURNS` turns are completed.
     """
     execution = executions()[name]
     batch = random_batch(opt)
-    runs: dict[str, tuple[str | None, Callable[[int], None]]] = {}  # TF32 or not, and a step
+    runs: dict[str, tuple[str | None, Callable[[int], None]]] = {}  # precision (for TF32) and a step
     for other, model in others.items():
         runs[other] = None, lambda turn, model=model: step(model, batch, turn)
-    with tempfile.TemporaryDirectory() as folder, tf32_of(None):  # a model sets TF32 for all of the process
+    with tempfile.TemporaryDirectory() as folder, tf32_of(None):  # a model sets TF32 for the whole process
         trained = ours(with_execution(opt, execution), Path(folder))
         runs[f'FACD {name}'] = execution['precision'], lambda turn: trained.step(batch, turn)
         bare = ours(with_execution(opt, {**execution, 'compile': None}), Path(folder))
@@ -151,8 +150,8 @@ def take_turns(
         laps = Laps(ours(with_execution(opt, execution), Path(folder))) if name == args.split else None
 
     turns: list[dict[str, float]] = []
-    least = min(LEAST, args.turns)
-    while len(turns) < WARM_UP + least or (len(turns) < WARM_UP + args.turns and time.perf_counter() < end):
+    min_turns = min(MIN_TURNS, args.turns)
+    while len(turns) < WARM_UP + min_turns or (len(turns) < WARM_UP + args.turns and time.perf_counter() < end):
         turns.append({})
         for run_name, (precision, run) in runs.items():
             with tf32_of(precision):
@@ -168,14 +167,14 @@ def take_turns(
 
 
 def release() -> None:
-    """Gives back what a group has held; its models are in cycles of references."""
+    """Frees a group's memory; its models are in reference cycles."""
     torch.compiler.reset()
     gc.collect()
     torch.cuda.empty_cache()
 
 
 def summary(turns: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians of each step's seconds, and of its ratios to the others of the same turn."""
+    """Medians of each step's seconds, and of the ratios within a turn."""
     names = list(dict.fromkeys(name for turn in turns for name in turn))
     seconds = {name: [turn[name] for turn in turns if name in turn] for name in names}
 
@@ -198,13 +197,13 @@ def main() -> None:
     arguments.add_argument('option_file', type=Path)
     arguments.add_argument('--batch', type=int, default=16)
     on_gpu = torch.cuda.is_available()
-    patch = 48 if on_gpu else 24  # the paper's; a CPU takes a minute for that
+    patch = 48 if on_gpu else 24  # the paper's patch; a CPU takes a minute for it
     arguments.add_argument('--patch', type=int, default=patch, help='height and width of LQ')
-    arguments.add_argument('--turns', type=int, default=LEAST if on_gpu else 5, help='of an execution, at most')
-    arguments.add_argument('--seconds', type=int, default=LIMIT, help='after which the run ends with what it has')
+    arguments.add_argument('--turns', type=int, default=MIN_TURNS if on_gpu else 5, help='per execution, at most')
+    arguments.add_argument('--seconds', type=int, default=LIMIT, help='time limit; results so far are kept')
     arguments.add_argument('--executions', nargs='+', default=list(executions()), choices=list(executions()))
     split = 'bf16, channels_last' if on_gpu else 'fp32, channels_last'
-    arguments.add_argument('--split', default=split, help='the execution whose parts are timed')
+    arguments.add_argument('--split', default=split, help='execution whose step is broken down into parts')
     arguments.add_argument('--out', type=Path, required=True)
     args = arguments.parse_args()
     torch.backends.cudnn.benchmark = True  # as train.py
@@ -239,7 +238,7 @@ def main() -> None:
             recorder.write(name, results)
             print(f'{name}: {len(of_group)} turns, {time.perf_counter() - now:.0f} s', flush=True)
 
-    print(text_table(['step', 'ms', 'naive / it', 'it / floor'], list(rows(results))))
+    print(text_table(['step', 'ms', 'speed-up over naive', 'time / floor'], list(rows(results))))
     total = sum(parts.values())
     cells = [[part, f'{1000 * value:.1f}', f'{100 * value / total:.1f} %'] for part, value in parts.items()]
     print('\n' + text_table([f'part of FACD {args.split}', 'ms', 'share'], cells))

@@ -1,10 +1,9 @@
-"""What the paper's runs cost: floating-point operations of one iteration, and hours at a given rate.
+"""Cost of the paper's runs: FLOPs of one iteration, and hours at a given FLOP rate.
 
     python benchmarks/gpu_hours.py --out benchmarks/results/gpu_hours.json --into docs/reproduce.md
 
-Nothing is run: networks, regressors and loss are on the meta device. Counted are convolutions and matrix products,
-two for each multiply-add, forward and backward; not counted are the L1 distances of equation (3), which take time but
-no products. The rate is an assumption, and the hours are no measurement.
+Computed, not measured: networks, regressors and loss are on the meta device. Counts convolutions and matrix products of
+forward and backward, two FLOPs per multiply-add, but not the L1 distances of equation (3). The rate is an assumption.
 """
 
 import argparse
@@ -33,12 +32,12 @@ BEGIN = '<!-- benchmarks/gpu_hours.py -->'
 
 
 def _baddbmm_flops(_: Any, a_shape: Any, b_shape: Any, **__: Any) -> int:
-    """Of (N, R, C) x (N, C, W), done in place in FAKD's loss, which torch's counter does not know."""
+    """FLOPs of an in-place (N, R, C) x (N, C, W) in FAKD's loss, which torch's counter lacks."""
     return bmm_flop(a_shape, b_shape)
 
 
 def step_flops(opt: dict[str, Any]) -> int:
-    """Floating-point operations of one iteration of a train file."""
+    """FLOPs of one iteration of a train file."""
     size = opt['datasets']['train']['gt_size'] // opt['scale']
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _baddbmm_flops})
     with torch.device('meta'), counter:
@@ -60,7 +59,7 @@ def step_flops(opt: dict[str, Any]) -> int:
 
 
 def table(costs: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each method and network, TFLOPs of an iteration and hours of a run for each scale."""
+    """Markdown table: a row per method and network; TFLOPs of an iteration and hours of a run per scale."""
     scales = (2, 3, 4)
     found = {(cost['method'], cost['network'], cost['scale']): cost for cost in costs}
     rows = []
@@ -69,24 +68,24 @@ def table(costs: list[dict[str, Any]]) -> str:
         flops = ['-' if cell is None else f'{cell["flops"] / 1e12:.2f}' for cell in cells]
         hours = ['-' if cell is None else f'{cell["hours"]:.0f}' for cell in cells]
         rows.append([f'{method} {network}', *flops, *hours])
-    header = ['training', *(f'TFLOP x{scale}' for scale in scales), *(f'hours x{scale}' for scale in scales)]
+    header = ['run', *(f'TFLOP x{scale}' for scale in scales), *(f'hours x{scale}' for scale in scales)]
     return markdown_table(header, rows)
 
 
 def filled(page: str, costs: list[dict[str, Any]]) -> str:
-    """The page with the table between its marks made anew."""
+    """The page with an updated table between its markers."""
     return with_blocks(page, re.escape(BEGIN), lambda _: table(costs))[0]
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument('--out', type=Path, required=True)
-    arguments.add_argument('--into', type=Path, help='page whose table is made anew')
+    arguments.add_argument('--into', type=Path, help='page whose table is updated')
     args = arguments.parse_args()
     costs = []
     for path in [*sorted(OPTIONS.glob('*.yml')), *sorted(OPTIONS.glob('ablation/*.yml'))]:
         method, network, scale = re.fullmatch(r'(\w+)_(EDSR|RCAN)_x(\d)', path.stem).groups()
-        if method == 'CSD':  # most of its cost is its VGG's, whose weights are not at hand
+        if method == 'CSD':  # its VGG dominates the cost, and its weights are unavailable
             continue
         opt = read_option_file(str(path))
         flops = step_flops(opt)

@@ -1,10 +1,9 @@
-"""How strong a method's feature term is: its gradient on the student's body against the image term's.
+"""Gradient norm of a method's feature term on the student's body, relative to the image term's.
 
     python benchmarks/gradient_share.py options/compare/mini_x2.yml --out benchmarks/results/gradient_share.json
 
-For every method of a comparison that has both terms, at the first seed's initial weights and at its trained ones: the
-norm of the feature term's gradient over the image term's, both weighted as they are trained, and the cosine between
-them. Medians over ten batches.
+For every method of a comparison with both terms, at the first seed's initial and trained weights: the ratio of the
+gradient norms of the weighted feature and image terms, and the cosine between the gradients. Medians over ten batches.
 """
 
 import argparse
@@ -28,11 +27,11 @@ from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import build_model
 
 BATCHES = 10
-BODY = ('conv_first', 'body')  # what comes before the last tap
+BODY = ('conv_first', 'body')  # the layers before the last tap
 
 
 def gradients(run: Run, trained: bool) -> dict[str, float]:
-    """The medians for one run, at its trained weights or at those that it begins with."""
+    """The medians for one run, at its trained or initial weights."""
     opt = copy.deepcopy(run.opt) | {'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'root_path': '.'}
     opt['num_gpu'] = 0
     if trained:

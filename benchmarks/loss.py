@@ -1,12 +1,11 @@
-"""FACD's contrastive term, forward and backward, against the literal broadcast: time, memory, and how both grow.
+"""FACD's contrastive term, forward and backward, compared with the literal broadcast: time, memory and their growth.
 
     python benchmarks/loss.py --out benchmarks/results/loss.json
 
-Three taps of random features. The variants take turns in one process, so that whatever else the machine does disturbs
-all alike; medians. Extra memory is the peak above what there was before the step: the gradients of the student's
-features, which every variant has to give, and what it needs beside them. On the CPU each variant is measured in a
-process of its own. On a GPU the bandwidth reached is compared with that of a copy, also for features that are larger
-than its L2 cache. The file is written after each part.
+Three taps of random features. The variants take turns in one process, so that other load on the machine affects all of
+them equally; medians. Extra memory is the peak increase during the step, including the gradients of the student's
+features. On the CPU each variant's memory is measured in its own process. On a GPU the bandwidth is compared with that
+of a copy, also for features larger than the L2 cache. The file is written after each part.
 """
 
 import argparse
@@ -39,12 +38,12 @@ from facd_basicsr.losses.pairwise import cdist_by_column, pairwise_l1, pairwise_
 LAYER_WEIGHTS = (0.5, 0.3, 0.2)
 SWEEP_CHANNELS, SWEEP_SIZE = 64, 24
 SWEEP = (4, 8, 16, 32, 64)
-WARM_UP = 3  # turns whose time is left out
+WARM_UP = 3  # turns excluded from the medians
 MIB = 2**20
 
 
 def literal(a: Tensor, b: Tensor, _: int) -> Tensor:
-    """As the equation is written: every difference, (N, M, C, H, W), is stored."""
+    """The equation as written: stores every difference, (N, M, C, H, W)."""
     return (a[:, None] - b[None]).abs().mean((2, 3, 4))
 
 
@@ -84,7 +83,7 @@ class Case:
 
 
 def milliseconds(case: Case, variants: Iterable[str], turns: int, device: str) -> dict[str, float]:
-    """Medians of a whole step."""
+    """Medians of a complete step."""
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for _ in range(WARM_UP + turns):
         for variant, times in seconds.items():
@@ -97,7 +96,7 @@ def milliseconds(case: Case, variants: Iterable[str], turns: int, device: str) -
 
 
 def differences(case: Case, variant: str) -> dict[str, float]:
-    """To the literal broadcast, relative to its value and to its largest gradient."""
+    """Differences from the literal broadcast, relative to its value and to its largest gradient."""
     (ours, our_gradients), (theirs, their_gradients) = case.step(variant), case.step('literal broadcast')
     gradient = max(
         ((our - their).abs().max() / their.abs().max()).item() for our, their in zip(our_gradients, their_gradients)
@@ -106,13 +105,13 @@ def differences(case: Case, variant: str) -> dict[str, float]:
 
 
 def extra(case: Case, variant: str, device: str) -> float:
-    """MiB of a step. On the CPU the process must have done nothing larger."""
+    """Extra MiB of a step. On the CPU, the process must not have used more memory before."""
     return round(extra_mib(lambda: case.step(variant), device == 'cuda'), 1)
 
 
 def memory(variant: str, args: argparse.Namespace, device: str) -> dict[str, dict[int, float]]:
-    """Extra MiB at the full size and of the sweep over batches."""
-    extra(Case(2, 8, 8, device), variant, device)  # what the first step of a process loads is not the step's
+    """Extra MiB at the full size and for each batch size of the sweep."""
+    extra(Case(2, 8, 8, device), variant, device)  # excludes what the first step of a process loads
     sweep = {n: extra(Case(n, SWEEP_CHANNELS, SWEEP_SIZE, device), variant, device) for n in SWEEP}
     return {'sweep': sweep, 'full': {args.batch: extra(Case(*shape(args), device), variant, device)}}
 
@@ -125,13 +124,13 @@ def memory_in_own_process(variant: str, args: argparse.Namespace) -> dict[str, d
 
 
 def growth(sweep: dict[int, float]) -> float:
-    """The power of N = M with which memory has grown over the larger half of a sweep; 2 is linear in N * M."""
+    """Exponent p of memory ~ N^p (N = M) over the larger half of a sweep; 2 is linear in N * M."""
     first, *_, last = (n for n in SWEEP if n >= 16)
     return round(math.log(sweep[last] / sweep[first]) / math.log(last / first), 2)
 
 
 def on_device(work: Callable[[], object], turns: int) -> float:
-    """Median seconds on the GPU itself: work is queued behind other work, so that it waits for no launch."""
+    """Median seconds on the GPU: the work is queued behind other work, which hides its launch latency."""
     filler = torch.randn(8192, 8192, device='cuda')
     seconds = []
     for _ in range(WARM_UP + turns):
@@ -147,9 +146,11 @@ def on_device(work: Callable[[], object], turns: int) -> float:
 
 
 def bandwidth(args: argparse.Namespace) -> dict[str, Any]:
-    """GB/s of a copy and of the distances of one tap, forward and backward, at the full size and at four times as many
-    elements: of what fits into L2, backward need not read from memory what forward has read. Student and teacher are
-    read twice at least, and the student's gradient is written."""
+    """GB/s of a copy and of one tap's distances (forward and backward), at the full size and at four times that size.
+
+    Features that fit into L2 are not read again in backward. At least two reads of student and teacher and one write of
+    the student's gradient are counted.
+    """
     source = torch.empty(2**28, device='cuda')
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / on_device(lambda: target.copy_(source), args.turns) / 1e9
@@ -204,7 +205,7 @@ def main() -> None:
         **{key: getattr(args, key) for key in ('batch', 'channels', 'size', 'threads', 'turns')},
         'machine': machine(),
         'device': torch.cuda.get_device_name() if device == 'cuda' else 'cpu',
-        'load_average': os.getloadavg()[0],  # of the last minute, this benchmark's own share included
+        'load_average': os.getloadavg()[0],  # over the last minute, including this benchmark
         'versions': versions(),
         'extra_mib': full,
         'gradients_mib': round(sum(feat.numel() for feat in case.student) * 4 / MIB, 1),

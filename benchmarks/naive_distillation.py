@@ -1,7 +1,7 @@
-"""The baseline: FACD as a user of BasicSR would write it, beside SRModel, without this project's parts.
+"""The baseline: a direct implementation of FACD on BasicSR's SRModel, without this project's modules.
 
-Eager float32, forward hooks for the features, equation (3) by broadcasting, and what SRModel does in every step: each
-term is read back for the log. It computes the same loss as ``FACDLoss`` (tests/test_benchmarks.py compares).
+Eager float32, forward hooks for the features, equation (3) by broadcasting, and every term read back for the log in
+every step, as in SRModel. It computes the same loss as ``FACDLoss`` (tests/test_benchmarks.py).
 """
 
 from collections import OrderedDict

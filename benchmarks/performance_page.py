@@ -1,10 +1,10 @@
-"""The tables and plots of docs/performance.md, made of the JSON files in benchmarks/results.
+"""The tables and plots of docs/performance.md, generated from the JSON files in benchmarks/results.
 
     python benchmarks/performance_page.py --into docs/performance.md
 
 A block of the page begins with ``<!-- benchmark: PART FILE -->`` and ends with ``<!-- end -->``. PART is one of
-``PARTS``, FILE the name of a result without ``.json``, or of the folder for ``goals``. A plot is written beside the
-page as PNG. What is in ``gpu/``, of GPUs, may be missing.
+``PARTS``, FILE the name of a result without ``.json``, or of the folder for ``goals``. Plots are written next to the
+page as PNG. Results in ``gpu/`` may be missing.
 """
 
 import argparse
@@ -35,35 +35,35 @@ def ms(seconds: float) -> str:
 
 
 def machine_line(result: Result) -> str:
-    """Where a result is from, and under what it was measured."""
+    """Machine, threads and versions of a result."""
     threads, missing = result.get('threads'), '; '.join(result.get('missing', []))
-    what = f'not measured, for lack of time: {missing}; ' if missing else ''
+    what = f'not measured within the time limit: {missing}; ' if missing else ''
     return f'{what}{result["machine"]}{f", {threads} threads" if threads else ""}; {result["versions"]}.'
 
 
 def ceilings(result: Result) -> str:
-    rows = [['copying memory, read and written', f'{result["copy_gb_s"]} GB/s']]
+    rows = [['memory copy, bytes read and written', f'{result["copy_gb_s"]} GB/s']]
     rows += [[f'matrix product, {name}', f'{rate} TFLOP/s'] for name, rate in result['tflop_s'].items()]
     return f'{markdown_table(["ceiling", "measured"], rows)}\n\n{machine_line(result)}'
 
 
 def step(result: Result) -> str:
-    """Every step with its ratio to the baseline and to its floor."""
+    """Every step with its speed-up over the baseline and its ratio to the floor."""
     seconds = result['seconds']
     faster, to_floor = step_ratios(result)
     rows = []
     for name in [name for name in seconds if not name.startswith('floor')]:
         of_ours = [f'{to_floor[name]:.2f}', f'{tflop_s(result, name):.3g}'] if name in to_floor else ['', '']
         rows.append([name, ms(seconds[name]), f'{faster[name]:.2f}', *of_ours])
-    header = ['step', 'ms', 'times faster than naive', 'to its floor', 'TFLOP/s']
+    header = ['step', 'ms', 'speed-up over naive', 'time / floor', 'TFLOP/s']
     what = f'`{result["option_file"]}`, batch {result["batch"]}, LQ patches of {result["patch"]} x {result["patch"]}, '
     what += f'medians of {result["turns"]}; {machine_line(result)}'
     return f'{markdown_table(header, rows)}\n\n{what}'
 
 
 def step_ratios(result: Result) -> tuple[dict[str, float], dict[str, float]]:
-    """How many times each step is faster than naive, and FACD's time over its floor's. Of files without the medians of
-    a turn's ratios, ratios of the medians."""
+    """Each step's speed-up over naive, and FACD's time over its floor's: medians of the ratios within a turn, or ratios
+    of the medians in files without them."""
     seconds = result['seconds']
     faster = {name: seconds['naive'] / value for name, value in seconds.items()}
     floors = {name: seconds[name] / seconds[f'floor{name[4:]}'] for name in seconds if name.startswith('FACD')}
@@ -97,12 +97,12 @@ def loss(result: Result) -> str:
         for variant, milliseconds in result['ms'].items()
     ]
     sweep = next(iter(result['sweep']['extra_mib'].values()))
-    header = ['term', 'ms', 'times faster', 'extra MiB', 'times less', *(f'MiB at N={n}' for n in sweep)]
+    header = ['term', 'ms', 'speed-up', 'extra MiB', 'memory reduction', *(f'MiB at N={n}' for n in sweep)]
     what = (
         f'N = {result["batch"]}, C = {result["channels"]}, {result["size"]} x {result["size"]}, three taps; the last '
     )
     what += f'columns at C = {result["sweep"]["channels"]}, {result["sweep"]["size"]} x {result["sweep"]["size"]}. '
-    what += f'{result["gradients_mib"]} MiB are the gradients of the features, which every way has to give. '
+    what += f'{result["gradients_mib"]} MiB are the gradients of the features, which every variant returns. '
     for found in (result.get('gb_per_second') or {'by_size': []})['by_size']:
         l2 = result['gb_per_second'].get('l2_mib')
         what += f'One tap of {found["feature_mib"]} MiB{f" (L2 cache: {l2})" if l2 else ""}: '
@@ -111,7 +111,7 @@ def loss(result: Result) -> str:
 
 
 def goals(results: dict[str, Result]) -> str:
-    """What was aimed at on a GPU beside what its results, by their files' names, say."""
+    """The goals on a GPU and the measured values; ``results`` by file name."""
     rows = []
     for name, result in results.items():
         if not name.startswith('step_'):
@@ -119,16 +119,16 @@ def goals(results: dict[str, Result]) -> str:
         what = f'{Path(result["option_file"]).stem}: '
         faster = {name: value for name, value in step_ratios(result)[0].items() if name.startswith('FACD')}
         best = max(faster, key=faster.__getitem__)
-        rows.append([f'{what}times faster than naive', '5', f'{faster[best]:.2f}', best])
+        rows.append([f'{what}speed-up over naive', '5', f'{faster[best]:.2f}', best])
         if 'ceilings' in results:
             share = tflop_s(result, best) / results['ceilings']['tflop_s']['bf16']
-            rows.append([f'{what}share of the matrix rate in bf16', '50 %', f'{100 * share:.0f} %', best])
+            rows.append([f'{what}share of the bf16 matrix-product rate', '50 %', f'{100 * share:.0f} %', best])
     if 'gb_per_second' in results.get('loss', {}):
         found = results['loss']['gb_per_second']['by_size'][-1]
         share, where = f'{100 * found["share"]:.0f} %', f'features of {found["feature_mib"]} MiB'
         rows.append(['distances: share of the copy bandwidth', '60 %', share, where])
     machines = ', '.join(dict.fromkeys(result['machine'] for result in results.values() if 'machine' in result))
-    return f'{markdown_table(["aim", "wanted", "reached", "by"], rows)}\n\n{machines}.'
+    return f'{markdown_table(["goal", "target", "measured", "by"], rows)}\n\n{machines}.'
 
 
 def growth(result: Result) -> str:
@@ -154,8 +154,8 @@ def processes(result: Result) -> str:
         [str(count), f'{run["batch"] // count}', ms(value), ratio(medians[1], value)]
         for count, value in medians.items()
     ]
-    table = markdown_table(['processes', 'batch each', 'ms', 'speed-up'], rows)
-    return f'{table}\n\nLQ patches of {run["patch"]} x {run["patch"]}, the threads shared out; {machine_line(result)}'
+    table = markdown_table(['processes', 'batch per process', 'ms', 'speed-up'], rows)
+    return f'{table}\n\nLQ patches of {run["patch"]} x {run["patch"]}, threads split; {machine_line(result)}'
 
 
 def scaling(result: Result) -> str:
@@ -164,8 +164,8 @@ def scaling(result: Result) -> str:
     for run in result['runs']:
         cells = [f'{1000 * run[part]:.2f}' for part in parts]
         speed_up = [f'{run["speed_up"]:.2f}', f'{100 * run["speed_up"] / run["gpus"]:.0f} %']
-        rows.append([run['training'], str(run['gpus']), str(run['batch_per_gpu']), *cells, *speed_up])
-    header = ['training', 'GPUs', 'batch each', *(f'{part}, ms' for part in parts), 'speed-up', 'efficiency']
+        rows.append([run['option_file'], str(run['gpus']), str(run['batch_per_gpu']), *cells, *speed_up])
+    header = ['option file', 'GPUs', 'batch per GPU', *(f'{part}, ms' for part in parts), 'speed-up', 'efficiency']
     return markdown_table(header, rows)
 
 
@@ -178,7 +178,7 @@ def data(result: Result) -> str:
             cells = [f'{rates["crops_per_second"]:.0f}', ratio(rates['crops_per_second'], base['crops_per_second'])]
             cells += [f'{rates[per_cpu]:.0f}', ratio(rates[per_cpu], base[per_cpu])] if per_cpu in rates else ['', '']
             rows.append([f'x{found["scale"]}, {found["gt_size"]}', str(found['workers']), source, *cells])
-    header = ['patch', 'workers', 'from', 'crops/s', 'times', 'crops/s of one core', 'times']
+    header = ['patch', 'workers', 'from', 'crops/s', 'speed-up', 'crops/s per core', 'speed-up']
     what = f'{result["images"]} pairs in batches of 16, medians of {result["turns"]}; {machine_line(result)}'
     return f'{markdown_table(header, rows)}\n\n{what}'
 
@@ -186,9 +186,9 @@ def data(result: Result) -> str:
 def training(result: Result) -> str:
     step, waiting = result['seconds_per_iteration_median'], result['data_seconds_per_iteration_median']
     row = [ms(step), f'{1000 * waiting:.2f}', f'{100 * result["data_share"]:.2f} %', f'{result["peak_memory_gib"]:.2f}']
-    table = markdown_table(['ms/iteration', 'waiting for data, ms', 'share', 'peak GiB'], [row])
+    table = markdown_table(['ms/iteration', 'data wait, ms', 'share', 'peak GiB'], [row])
     settings = ', '.join(f'`{setting}`' for setting in (result['option_file'], *result['changes']))
-    what = f"{settings}; {result['iterations']} iterations by train.py's loop; {result['device']}, "
+    what = f"{settings}; {result['iterations']} iterations of train.py's loop; {result['device']}, "
     return f'{table}\n\n{what}{result["threads"]} threads; {result["versions"]}.'
 
 
@@ -201,7 +201,7 @@ def validation(result: Result) -> str:
             parts = [f'{value:.2f}' for value in (of_parts['forward'], metrics, of_parts['reading'])]
             cells = [f'{seconds:.2f}', f'{found["processor_seconds"][who]:.2f}', *parts]
             rows.append([f'{student}, {who}', *cells, *(['', ''] if who == 'BasicSR' else _gain(found))])
-    header = ['validation', 's', 'CPU s', 'network', 'metrics, 8 bits', 'reading', 'times faster', 'largest difference']
+    header = ['validation', 's', 'CPU s', 'network', 'metrics, 8 bits', 'reading', 'speed-up', 'largest difference']
     what = f'{result["images"]} images, medians of {result["turns"]}; {machine_line(result)}'
     return f'{markdown_table(header, rows)}\n\n{what}'
 
@@ -269,22 +269,22 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def load(path: Path) -> Result:
-    """A result, or those of a folder by their names."""
+    """A result, or {name: result} of a folder."""
     if path.is_dir():
         return {file.stem: load(file) for file in sorted(path.glob('*.json'))}
     return json.loads(path.read_text(encoding='utf-8'))
 
 
 def filled(page: str, results: Path, plots: Path | None = None) -> str:
-    """The page with every block made anew.
+    """The page with updated blocks.
 
     Args:
         page: Markdown.
         results: folder of the JSON files.
-        plots: folder of the page, where its plots go; none are written if None.
+        plots: folder for the plots; None: no plots.
 
     Raises:
-        UserError: a block names a part or a result that there is not.
+        UserError: a block names an unknown part or a missing result.
     """
 
     def content(found: re.Match) -> str:
@@ -295,10 +295,10 @@ def filled(page: str, results: Path, plots: Path | None = None) -> str:
         if not path.exists() and name.split('/')[0] == 'gpu':
             return 'Not measured.'
         if not path.exists():
-            raise UserError(f'<!-- benchmark: {part} {name} -->: there is no {path}')
+            raise UserError(f'<!-- benchmark: {part} {name} -->: no such file: {path}')
         result = load(path)
         if result.get('missing') and part not in ('step', 'split'):
-            raise UserError(f'{path} lacks {", ".join(result["missing"])}; accepted: a whole one, or none in gpu/')
+            raise UserError(f'{path} lacks {", ".join(result["missing"])}; accepted: a complete one, or none in gpu/')
         text = PARTS[part](result)
         if part in PLOTS:
             plot = f'performance_{part}_{name.replace("/", "_")}.png'

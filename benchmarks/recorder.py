@@ -1,4 +1,4 @@
-"""A benchmark's JSON file, written anew after each part of it."""
+"""Writes a benchmark's JSON file after each of its parts, within a time limit."""
 
 import json
 import os
@@ -9,18 +9,18 @@ from typing import Any
 
 from facd_basicsr.files.atomic import atomic_write
 
-LIMIT = 450  # seconds; with Python's start a part of `make benchmarks` ends within 8 minutes
+LIMIT = 450  # seconds; keeps each part of `make benchmarks` within 8 minutes
 
 
 class Recorder:
-    """Keeps what is measured, and ends the process when its time is over.
+    """Saves results and ends the process at the time limit.
 
-    The file is whole at any time. Its ``missing`` names the parts that are not in it.
+    The file is written atomically. Its ``missing`` lists the parts that were not measured.
 
     Args:
-        path: of the JSON file.
-        parts: all that is to be measured.
-        limit: seconds until the process ends, with exit code 0 if any part is written.
+        path: the JSON file.
+        parts: names of all parts.
+        limit: seconds until the process ends, with exit code 0 if any part was written.
     """
 
     def __init__(self, path: Path, parts: Iterable[str], limit: int = LIMIT) -> None:
@@ -31,7 +31,7 @@ class Recorder:
         signal.alarm(limit)
 
     def write(self, part: str, results: dict[str, Any]) -> None:
-        """All results so far, of which a part has become complete."""
+        """Writes all results so far; ``part`` is complete."""
         self._missing.remove(part)
         content = json.dumps({'missing': self._missing, **results}, indent=1) + '\n'
         atomic_write(self._path, content.encode())
@@ -40,5 +40,5 @@ class Recorder:
             signal.alarm(0)
 
     def _end(self, *_: Any) -> None:
-        print(f'{self._limit} s are over; missing: {"; ".join(self._missing)}', flush=True)
-        os._exit(self._exit_code)  # an exception could be caught on its way, by torch.compile for one
+        print(f'{self._limit} s time limit reached; missing: {"; ".join(self._missing)}', flush=True)
+        os._exit(self._exit_code)  # an exception could be caught, e.g. by torch.compile

@@ -1,10 +1,10 @@
-"""How a FACD training would scale over GPUs: computed from its operations and bytes, not measured.
+"""Scaling of a FACD run over GPUs, computed from its FLOPs and bytes, not measured.
 
     python benchmarks/scaling.py --out benchmarks/results/scaling.json
 
-Every assumption is a constant below. What the processes exchange in a step: the gradients of student and regressors
-(an all-reduce), and the teacher's features (an all-gather), since FACD compares each sample with those of all ranks.
-Nothing is taken to overlap, so it is a lower bound on the efficiency that these rates allow.
+The assumptions are the constants below. In a step the ranks all-reduce the gradients of student and regressors, and
+all-gather the teacher's features, since FACD compares each sample with those of all ranks. No overlap of communication
+and computation is assumed, so the result is a lower bound on the efficiency at these rates.
 """
 
 import argparse
@@ -34,7 +34,7 @@ FLOAT = 4  # bytes; gradients and features are exchanged in float32
 
 
 def sizes(opt: dict[str, Any]) -> tuple[int, int]:
-    """Parameters that are trained, and elements of one sample's teacher features at all taps."""
+    """Number of trained parameters, and of elements of one sample's teacher features at all taps."""
     size = opt['datasets']['train']['gt_size'] // opt['scale']
     lq = torch.empty(1, 3, size, size, device='meta')
     with torch.device('meta'), torch.no_grad():
@@ -45,14 +45,14 @@ def sizes(opt: dict[str, Any]) -> tuple[int, int]:
 
 
 def step_seconds(flops: float, trained: int, elements: int, batch: int, gpus: int) -> dict[str, float]:
-    """A step's parts.
+    """Seconds of each part of a step.
 
     Args:
-        flops: of one GPU.
-        trained: parameters.
-        elements: of one sample's teacher features.
-        batch: samples of one GPU.
-        gpus: R.
+        flops: FLOPs per GPU.
+        trained: number of trained parameters.
+        elements: number of elements of one sample's teacher features.
+        batch: samples per GPU.
+        gpus: world size.
     """
     reads = 2 * (batch + batch * gpus) * elements * FLOAT  # own features and all ranks', forward and backward
     return {
@@ -72,23 +72,23 @@ def main() -> None:
         opt = read_option_file(str(OPTIONS / f'{name}.yml'))
         batch = opt['datasets']['train']['batch_size_per_gpu']
         flops, (trained, elements) = step_flops(opt), sizes(opt)
-        alone = sum(step_seconds(flops, trained, elements, batch, 1).values())
-        for shared in (False, True):  # a batch for each GPU, or one batch among them
+        one_gpu = sum(step_seconds(flops, trained, elements, batch, 1).values())
+        for shared in (False, True):  # weak scaling (a batch per GPU), strong scaling (one batch split over the GPUs)
             for gpus in GPUS:
                 n = batch // gpus if shared else batch
                 parts = step_seconds(flops * n / batch, trained, elements, n, gpus)
-                speed_up = alone / sum(parts.values()) * n * gpus / batch
-                runs.append({'training': name, 'gpus': gpus, 'batch_per_gpu': n, 'speed_up': round(speed_up, 2)})
+                speed_up = one_gpu / sum(parts.values()) * n * gpus / batch
+                runs.append({'option_file': name, 'gpus': gpus, 'batch_per_gpu': n, 'speed_up': round(speed_up, 2)})
                 runs[-1] |= {part: round(value, 6) for part, value in parts.items()}
     assumptions = {'flop_s': RATE, 'memory_bytes_s': MEMORY, 'link_bytes_s': LINK, 'bytes': FLOAT, 'overlap': 'none'}
     results = {'kind': 'computed', 'assumptions': assumptions, 'runs': runs}
     args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
-    header = ['training', 'GPUs', 'batch each', 'networks', 'distances', 'gradients', 'features', 'speed-up']
+    header = ['option file', 'GPUs', 'batch per GPU', 'networks', 'distances', 'gradients', 'features', 'speed-up']
     parts = ('networks', 'distances', 'gradients', 'features')
     rows = []
     for run in runs:
         cells = [f'{1000 * run[part]:.2f}' for part in parts]
-        rows.append([run['training'], str(run['gpus']), str(run['batch_per_gpu']), *cells, str(run['speed_up'])])
+        rows.append([run['option_file'], str(run['gpus']), str(run['batch_per_gpu']), *cells, str(run['speed_up'])])
     print(text_table(header, rows))
 
 

@@ -1,14 +1,14 @@
-"""Seconds until a run begins its first iteration, and until ``facd --help`` has answered.
+"""Start-up time of train.py, until its first batch and its first iteration, and of ``facd --help``.
 
     python benchmarks/start_up.py --out benchmarks/results/start_up.json
 
-For each option file these take turns, so that whatever else the machine does disturbs all alike:
+For each option file these take turns, so that other load on the machine affects both equally:
 
 - the baseline: a process that imports torch and basicsr and builds BasicSR's student and teacher;
-- train.py, on an LMDB of synthetic pictures and a random teacher: to where the first batch is handed to the model.
+- train.py, with an LMDB of synthetic images and a random teacher, until the first batch reaches the model.
 
-All from the process's start; medians. CPU seconds are of all threads of that process; on a busy machine their ratio
-is the one that can be repeated. The last turn's training continues to the end of its first iteration.
+Times are from the start of the process; medians. CPU seconds include all threads of the process; on a busy machine
+their ratio is the reproducible one. In the last turn train.py completes its first iteration.
 """
 
 import argparse
@@ -40,10 +40,10 @@ from facd_basicsr.options.option_files import option_text
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OPTION_FILES = ('options/train/mini/FACD_EDSR16x4_x2.yml', 'options/train/FACD_EDSR_x4.yml')
-PICTURES, SIZE, CROP, STEP = 6, 480, 240, 120  # 9 sub-images of each
-WARM_UP = 1  # turns that are left out: they read the libraries from the disk
+PICTURES, SIZE, CROP, STEP = 6, 480, 240, 120  # 9 sub-images each
+WARM_UP = 1  # turns excluded from the medians: they read the libraries from disk
 
-# Processes print the time, by a clock that all processes of a machine share, and what they have used of the CPU.
+# Each process prints time.monotonic(), which all processes share, and its CPU time.
 BASELINE = """
 import json, runpy, sys, time
 runpy.run_path('facd_basicsr/compat.py')  # without it basicsr does not import
@@ -80,7 +80,7 @@ facd_basicsr.train.train(args, root=Path(option_file).parent, console=False, on_
 
 
 def prepare(option_file: str, folder: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """An option file with data and teacher made in ``folder``, without validation; BasicSR's student and teacher."""
+    """An option file with data and teacher in ``folder`` and without validation, and BasicSR's student and teacher."""
     opt = read_option_file(option_file)
     scale, train_set = opt['scale'], opt['datasets']['train']
     paths = {1: folder / 'HR.lmdb', scale: folder / 'LR.lmdb'}
@@ -92,7 +92,11 @@ def prepare(option_file: str, folder: Path) -> tuple[Path, list[dict[str, Any]]]
     opt.pop('val', None)
     result = folder / 'opt.yml'
     result.write_text(option_text(opt), encoding='utf-8')
-    student = {'num_in_ch': 3, 'num_out_ch': 3, **opt['network_g']}  # our students' defaults, which BasicSR's lack
+    student = {
+        'num_in_ch': 3,
+        'num_out_ch': 3,
+        **opt['network_g'],
+    }  # our students have these defaults, BasicSR's do not
     student = {**student, 'type': opt['network_g']['type'].removesuffix('Student')}
     return result, [student, teacher]
 
@@ -104,7 +108,7 @@ def _picture(seed: int) -> np.ndarray:
 
 
 def seconds(*command: str | Path) -> list[tuple[float, float]]:
-    """Runs a Python process: (wall, CPU) seconds from its start to each time that it prints."""
+    """Runs a Python process; returns (wall, CPU) seconds from its start to each mark it prints."""
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, *map(str, command)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=True
@@ -114,14 +118,14 @@ def seconds(*command: str | Path) -> list[tuple[float, float]]:
 
 
 def help_seconds() -> float:
-    """Wall seconds of a whole ``facd --help``."""
+    """Wall seconds of ``facd --help``."""
     start = time.monotonic()
     subprocess.run([sys.executable, 'facd_cli.py', '--help'], cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
     return time.monotonic() - start
 
 
 def measure(option_file: str, turns: int) -> dict[str, Any]:
-    """The figures of one option file."""
+    """The times of one option file."""
     baseline, train, iteration = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         own_file, networks = prepare(option_file, Path(folder))

@@ -1,9 +1,9 @@
-"""Milliseconds of one iteration of every method of a comparison, side by side.
+"""Milliseconds of one iteration of every method of a comparison.
 
     python benchmarks/step_time.py options/compare/mini_x2.yml --threads 1 --out benchmarks/results/step_time.json
 
-All models are built first; then they take turns, one iteration each on the same random batch, so that whatever else
-the machine does disturbs all alike. Medians, and the ratio to the baseline's.
+The models take turns, one iteration each on the same random batch, so that other load on the machine affects all of
+them equally. Medians, and their ratio to the baseline's.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import build_model
 
-WARM_UP = 2  # turns whose time is left out
+WARM_UP = 2  # turns excluded from the medians
 
 
 def build(comparison: Comparison) -> dict[str, BaseModel]:
@@ -70,7 +70,7 @@ def main() -> None:
     args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
     base = ms[comparison.baseline]
     rows = [[method, f'{value:.0f}', f'{value / base:.2f}'] for method, value in ms.items()]
-    print(text_table(['method', 'ms/iteration', f'to {comparison.baseline}'], rows))
+    print(text_table(['method', 'ms/iteration', f'vs {comparison.baseline}'], rows))
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Iterations per second, waiting for data and peak memory of an option file's training, as JSON.
+"""Training throughput of an option file: iterations per second, data wait and peak memory, as JSON.
 
     python benchmarks/train_speed.py -opt options/train/FACD_RCAN_x4.yml --iterations 20 --random-teacher \
         --out benchmarks/results/NAME.json --force_yml datasets:train:dataroot_gt=...
 
-Trains by ``facd_basicsr.train.train`` itself, in a temporary folder, without validation and saving.
+Runs ``facd_basicsr.train.train`` in a temporary folder, without validation and checkpoints.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from facd_basicsr.environment import versions
 from facd_basicsr.options import parser, read_option_file
 from facd_basicsr.train import train
 
-WARM_UP = 2  # iterations whose time is left out
+WARM_UP = 2  # iterations excluded from the medians
 
 
 class Waiting:
-    """Seconds that the training loop waits for each of its batches."""
+    """Seconds that the training loop waits for each batch."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -55,12 +55,12 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument('-opt', required=True)
     arguments.add_argument('--iterations', type=int, default=20)
-    arguments.add_argument('--random-teacher', action='store_true', help='random weights in place of teacher.weights')
+    arguments.add_argument('--random-teacher', action='store_true', help='random weights instead of teacher.weights')
     arguments.add_argument('--out', type=Path, required=True)
     arguments.add_argument('--force_yml', nargs='+', default=[])
     args = arguments.parse_args()
     if args.iterations <= WARM_UP:
-        arguments.error(f'--iterations: {args.iterations}; accepted: more than {WARM_UP}, which are left out')
+        arguments.error(f'--iterations: {args.iterations}; accepted: more than {WARM_UP}, the warm-up')
 
     ends, waiting = [], Waiting()
     with tempfile.TemporaryDirectory() as folder:

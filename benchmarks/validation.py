@@ -1,11 +1,11 @@
-"""Seconds of a validation on Set14 x4: BasicSR's ``nondist_validation`` and ours, side by side.
+"""Time of a validation on Set14 x4: BasicSR's ``nondist_validation`` compared with ours.
 
     python benchmarks/validation.py --data datasets/Set14/GTmod12 datasets/Set14/LRbicx4 \
         --out benchmarks/results/validation.json
 
-Both validate the same networks, with random weights, by the metrics of the shipped option files, and take turns, so
-that whatever else the machine does disturbs both alike. Medians of the wall clock and of the processor's time of all
-threads, which other processes disturb less; the largest difference of the figures; and where the time goes.
+Both validate the same networks, with random weights, by the metrics of the shipped option files. They take turns, so
+that other load on the machine affects both equally. Medians of wall time and of the CPU time of all threads, which
+depends less on other processes; the largest difference of the metrics; and the breakdown of the time.
 """
 
 import argparse
@@ -46,7 +46,7 @@ SET14 = Path('datasets/Set14')  # datasets/README.md
 
 
 def build(features: int, blocks: int, gpus: int) -> SafeModel:
-    """A student as test.py builds it, with random weights, the same each time."""
+    """A student with seeded random weights, built as in test.py."""
     torch.manual_seed(0)
     network = {'type': 'EDSRStudent', 'num_feat': features, 'num_block': blocks, 'upscale': SCALE}
     shared = {'is_train': False, 'dist': False, 'rank': 0, 'world_size': 1, 'num_gpu': gpus, 'scale': SCALE}
@@ -55,14 +55,14 @@ def build(features: int, blocks: int, gpus: int) -> SafeModel:
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
-    """Wall clock and processor time of a call, in seconds."""
+    """Wall and CPU seconds of a call."""
     wall, processor = time.perf_counter(), time.process_time()
     run()
     return time.perf_counter() - wall, time.process_time() - processor
 
 
 def split(model: SafeModel, loader: DataLoader) -> dict[str, dict[str, float]]:
-    """Processor seconds of each part on its own: reading, forward, conversion to 8 bits, metric by metric."""
+    """CPU seconds of each part: reading, forward, conversion to 8 bits, and each metric."""
     samples = list(loader)
     fast = ValidationNetwork(model.net_g.eval(), SCALE, 0, 0)
     inputs = [sample['lq'].to(model.device) for sample in samples]
@@ -96,16 +96,16 @@ def split(model: SafeModel, loader: DataLoader) -> dict[str, dict[str, float]]:
 
 
 def compare(model: SafeModel, loader: DataLoader, turns: int) -> dict[str, Any]:
-    """BasicSR's validation and ours in turns; the first turn is left out."""
+    """BasicSR's validation and ours in turns; the first turn is excluded."""
     validations = {'BasicSR': SRModel.nondist_validation, 'ours': SafeModel.nondist_validation}
     seconds: dict[str, list[tuple[float, float]]] = {who: [] for who in validations}
-    figures = {}
+    metrics = {}
     for _ in range(1 + turns):
         for who, validation in validations.items():
             seconds[who].append(
                 timed(lambda validation=validation: validation(model, loader, 'benchmark', None, False))
             )
-            figures[who] = dict(model.metric_results)
+            metrics[who] = dict(model.metric_results)
     by_turn = {who: list(zip(*times[1:])) for who, times in seconds.items()}
     medians = {who: [round(statistics.median(times), 3) for times in both] for who, both in by_turn.items()}
     ratios = [theirs / ours for theirs, ours in zip(by_turn['BasicSR'][0], by_turn['ours'][0])]
@@ -115,8 +115,8 @@ def compare(model: SafeModel, loader: DataLoader, turns: int) -> dict[str, Any]:
         'times_faster': round(medians['BasicSR'][0] / medians['ours'][0], 2),
         'times_faster_by_turn': [round(ratio, 2) for ratio in ratios],
         'processor_times_faster': round(medians['BasicSR'][1] / medians['ours'][1], 2),
-        'figures': {name: round(float(value), 6) for name, value in figures['BasicSR'].items()},
-        'differences': {name: abs(float(figures['ours'][name] - value)) for name, value in figures['BasicSR'].items()},
+        'metrics': {name: round(float(value), 6) for name, value in metrics['BasicSR'].items()},
+        'differences': {name: abs(float(metrics['ours'][name] - value)) for name, value in metrics['BasicSR'].items()},
         'processor_seconds_by_part': split(model, loader),
     }
 
@@ -154,7 +154,7 @@ def main() -> None:
                 [student, who, f'{found["seconds"][who]:.2f}', f'{found["processor_seconds"][who]:.2f}', *parts]
             )
         difference = max(found['differences'].values())
-        print(f'{student}: {found["times_faster"]} times faster; figures differ by {difference:.1e}')
+        print(f'{student}: {found["times_faster"]} times faster; metrics differ by {difference:.1e}')
     header = ['student', 'validation', 'seconds', 'processor', 'reading', 'forward', 'to 8 bits', *METRICS]
     print(text_table(header, rows))
 

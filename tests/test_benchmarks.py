@@ -17,11 +17,11 @@ from facd_basicsr.errors import UserError
 
 
 def benchmark(name: str) -> ModuleType:
-    """A script of benchmarks/, not run."""
+    """A script of benchmarks/, imported."""
     return imported_script(REPOSITORY / 'benchmarks' / f'{name}.py')
 
 
-def test_train_speed_writes_its_figures(train_opt, tmp_path):
+def test_train_speed_writes_its_results(train_opt, tmp_path):
     option_file = write_yml(train_opt, tmp_path / 'opt.yml')
     script = REPOSITORY / 'benchmarks' / 'train_speed.py'
     out = tmp_path / 'results' / 'tiny.json'
@@ -51,7 +51,7 @@ def test_start_up_times_imports_the_first_batch_and_the_first_iteration(train_op
     assert str(option_file) in capsys.readouterr().out
 
 
-def test_the_variants_of_the_loss_benchmark_are_one_term():
+def test_the_variants_of_the_loss_benchmark_compute_the_same_term():
     loss = benchmark('loss')
     case = loss.Case(4, 3, 5, 'cpu')
     for variant in ('ours', 'ours by cdist'):
@@ -80,7 +80,7 @@ def test_bicubic_writes_differences_and_psnr(tmp_path, monkeypatch, capsys):
     assert 'Set14 x4' in capsys.readouterr().out
 
 
-def test_validation_writes_times_of_both_and_how_far_their_figures_differ(tmp_path, monkeypatch, capsys):
+def test_validation_writes_times_of_both_and_the_difference_of_their_metrics(tmp_path, monkeypatch, capsys):
     for name in ('GT', 'LQ'):
         (tmp_path / name).mkdir()
     for i in range(2):
@@ -97,13 +97,13 @@ def test_validation_writes_times_of_both_and_how_far_their_figures_differ(tmp_pa
     result = json.loads(out.read_text())
     student = result['students']['EDSR 16x4']
     assert result['images'] == 2 and min(student['seconds'].values()) > 0
-    assert student['figures'].keys() == student['differences'].keys() and len(student['figures']) == 4
+    assert student['metrics'].keys() == student['differences'].keys() and len(student['metrics']) == 4
     assert max(student['differences'].values()) < 1e-3
     assert 'EDSR 16x4' in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not (SHARED_DATA / 'benchmark').is_dir(), reason='no shared data')
-def test_independent_lr_images_to_the_last_bit_and_published_psnr_are_reproduced():
+def test_published_lr_images_are_reproduced_bit_for_bit_and_published_psnr_too():
     for name, published in (('Set5', 28.42), ('Set14', 26.00)):
         result = benchmark('bicubic').compare(SHARED_DATA / 'benchmark' / name, 4)
         assert result['our_equal_images'] == result['images'] and result['our_largest_difference'] == 0
@@ -111,7 +111,7 @@ def test_independent_lr_images_to_the_last_bit_and_published_psnr_are_reproduced
 
 
 def with_paper_loss(train_opt: dict) -> dict:
-    """As the paper's option files have it, which the baseline reads its weights from."""
+    """Sets the paper's weights, which the baseline reads from the option file."""
     train_opt['train']['distill_opt'] |= {'lambda': 4, 'layer_weights': [0.5, 0.3, 0.2]}
     return train_opt
 
@@ -135,7 +135,7 @@ def test_the_naive_baseline_computes_the_same_terms_and_gradients(train_opt, tmp
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_distillation_step_compares_a_step_with_its_floor_and_with_the_baseline(train_opt, tmp_path):
+def test_distillation_step_compares_a_step_with_its_floor_and_the_baseline(train_opt, tmp_path):
     option_file = write_yml(with_paper_loss(train_opt), tmp_path / 'opt.yml')
     out = tmp_path / 'step.json'
     script = REPOSITORY / 'benchmarks' / 'distillation_step.py'
@@ -153,7 +153,7 @@ def test_distillation_step_compares_a_step_with_its_floor_and_with_the_baseline(
 
 
 @pytest.mark.slow
-def test_cost_growth_measures_each_setting_in_a_process_of_its_own(train_opt, tmp_path):
+def test_cost_growth_measures_each_setting_in_its_own_process(train_opt, tmp_path):
     option_file = write_yml(with_paper_loss(train_opt), tmp_path / 'opt.yml')
     script = REPOSITORY / 'benchmarks' / 'cost_growth.py'
     done = run(script, option_file, '--measure', '2', '8', '--turns', '1', cwd=tmp_path)
@@ -162,7 +162,7 @@ def test_cost_growth_measures_each_setting_in_a_process_of_its_own(train_opt, tm
     assert result['seconds'] > 0 and result['peak_gib'] >= 0
 
 
-def test_scaling_adds_what_is_computed_and_what_is_exchanged(monkeypatch):
+def test_scaling_adds_computation_and_communication(monkeypatch):
     scaling = benchmark('scaling')
     for name, value in (('RATE', 100.0), ('MEMORY', 10.0), ('LINK', 2.0)):
         monkeypatch.setattr(scaling, name, value)
@@ -170,7 +170,7 @@ def test_scaling_adds_what_is_computed_and_what_is_exchanged(monkeypatch):
     assert scaling.step_seconds(300, trained=5, elements=3, batch=4, gpus=2) == {
         'networks': 3.0,
         'distances': 2 * (4 + 8) * 3 * 4 / 10,  # own features and both ranks', forward and backward
-        'gradients': 5 * 4 / 2,  # a ring moves 2 (R - 1) / R of them
+        'gradients': 5 * 4 / 2,  # a ring all-reduce moves 2 (R - 1) / R of them
         'features': 4 * 3 * 4 / 2,  # of the other GPU
     }
 
@@ -202,30 +202,30 @@ def test_data_loading_writes_rates_and_the_ratio_of_memory_to_basicsr(data, tmp_
     line = ['data_loading.py', '--gt', gt, '--lq', lq, '--scale', '2', '--gt-size', '24', '--out', str(out)]
     monkeypatch.setattr(sys, 'argv', line)
     module.main()
-    alone, with_workers = json.loads(out.read_text())['results']
-    assert alone['memory_to_basicsr'] == {'crops_per_second': 5.5, 'crops_per_cpu_second': 3.0}
+    without_workers, with_workers = json.loads(out.read_text())['results']
+    assert without_workers['memory_to_basicsr'] == {'crops_per_second': 5.5, 'crops_per_cpu_second': 3.0}
     assert with_workers['memory_to_basicsr'] == {'crops_per_second': 5.5} and with_workers['workers'] == 2
     assert backends[0] == [('lmdb', '.lmdb'), ('lmdb', '.lmdb'), ('disk', ''), ('memory', '.lmdb')]
     assert capsys.readouterr().out.count('5.5') == 2
 
 
-def test_the_performance_page_is_made_of_the_committed_results():
+def test_the_performance_page_is_generated_from_the_committed_results():
     page = benchmark('performance_page')
     text = (REPOSITORY / 'docs' / 'performance.md').read_text(encoding='utf-8')
     assert page.filled(text, page.RESULTS) == text
     blocks = re.findall(r'<!-- benchmark: (\S+) (\S+) -->', text)
     assert {part for part, _ in blocks} == set(page.PARTS)
     for part, name in blocks:
-        there = name == 'gpu' or (page.RESULTS / f'{name}.json').is_file()
-        assert there or name.startswith('gpu/')
+        exists = name == 'gpu' or (page.RESULTS / f'{name}.json').is_file()
+        assert exists or name.startswith('gpu/')
         plot = REPOSITORY / 'docs' / f'performance_{part}_{name.replace("/", "_")}.png'
-        assert part not in page.PLOTS or not there or plot.is_file()
-    for wrong, message in (('steps loss', 'accepted: goals, ceilings'), ('loss los', 'there is no')):
+        assert part not in page.PLOTS or not exists or plot.is_file()
+    for wrong, message in (('steps loss', 'accepted: goals, ceilings'), ('loss los', 'no such file')):
         with pytest.raises(UserError, match=message):
             page.filled(f'<!-- benchmark: {wrong} -->\n<!-- end -->', page.RESULTS)
 
 
-def test_the_performance_page_sets_goals_of_a_gpu_beside_what_its_results_say(tmp_path):
+def test_the_performance_page_compares_the_goals_on_a_gpu_with_its_results(tmp_path):
     page = benchmark('performance_page')
     blocks = '<!-- benchmark: goals gpu -->\n<!-- end -->\n<!-- benchmark: step gpu/step_EDSR_x4 -->\n<!-- end -->\n'
     blocks += '<!-- benchmark: loss gpu/loss -->\n<!-- end -->\n'
@@ -259,11 +259,11 @@ def test_the_performance_page_sets_goals_of_a_gpu_beside_what_its_results_say(tm
         (tmp_path / 'gpu' / f'{name}.json').write_text(json.dumps(result))
     found = page.filled(blocks, tmp_path)
     for line in (
-        '| FACD_EDSR_x4: times faster than naive | 5 | 7.50 | FACD bf16 |',
-        '| FACD_EDSR_x4: share of the matrix rate in bf16 | 50 % | 50 % | FACD bf16 |',
+        '| FACD_EDSR_x4: speed-up over naive | 5 | 7.50 | FACD bf16 |',
+        '| FACD_EDSR_x4: share of the bf16 matrix-product rate | 50 % | 50 % | FACD bf16 |',
         '| distances: share of the copy bandwidth | 60 % | 70 % | features of 144.0 MiB |',
         '| FACD bf16 | 10.0 | 7.50 | 1.20 | 400 |',
-        'not measured, for lack of time: fp32; NVIDIA H100',
+        'not measured within the time limit: fp32; NVIDIA H100',
         'One tap of 144.0 MiB (L2 cache: 50.0): 2100 GB/s, a copy 3000.',
     ):
         assert line in found, found
@@ -272,7 +272,7 @@ def test_the_performance_page_sets_goals_of_a_gpu_beside_what_its_results_say(tm
         page.filled(blocks, tmp_path)
 
 
-def test_a_recorder_ends_its_process_in_time_with_a_file_that_names_what_is_missing(tmp_path):
+def test_a_recorder_ends_its_process_at_the_time_limit_with_a_file_that_lists_what_is_missing(tmp_path):
     out = tmp_path / 'results' / 'out.json'
     lines = f"""
         import sys, time
