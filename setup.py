@@ -12,16 +12,16 @@ setup(
     packages=find_packages(include=['facd_basicsr', 'facd_basicsr.*']),
     package_data={
         'facd_basicsr': ['py.typed'],  # type checkers may read its annotations
-        'facd_basicsr.report': ['page.html', 'page.css', 'page.js'],  # what facd report fills in
+        'facd_basicsr.report': ['page.html', 'page.css', 'page.js'],  # the template of facd report
     },
-    py_modules=['facd_cli'],  # the `facd` command; beside the package, whose import takes seconds
+    py_modules=['facd_cli'],  # the `facd` command; outside the package, whose import takes seconds
     python_requires='>=3.10',
     entry_points={'console_scripts': ['facd = facd_cli:main']},
     install_requires=[
         'basicsr>=1.4.2',
         'click',  # the `facd` command: subcommands, help, completion
-        'filelock',  # one download among several processes; torch needs it too
-        'jinja2',  # the page of facd report, with every value escaped; torch needs it too
+        'filelock',  # one download for several processes; torch needs it too
+        'jinja2',  # the page of facd report; torch needs it too
         'lmdb',
         'opencv-python',
         'pyyaml',
@@ -33,16 +33,16 @@ setup(
         'packaging',  # compat.py: LooseVersion's successor, where distutils is gone
         'requests',  # downloads; basicsr needs it too
         'safetensors',  # checkpoints in that format
-        'pillow',  # image sizes without decoding, and the demo's picture; torchvision needs it too
+        'pillow',  # image sizes without decoding, and figures; torchvision needs it too
         'scikit-image',  # the demo's photographs are in its wheel; basicsr needs it too
         'scipy',  # Student's t in facd compare; basicsr needs it too
         'tqdm',  # progress; basicsr needs it too
     ],
     extras_require={
         'spandrel': ['spandrel'],  # teachers of other architectures
-        'onnx': ['onnx', 'onnxruntime'],  # facd export, and facd upscale with what it wrote
+        'onnx': ['onnx', 'onnxruntime'],  # facd export, and facd upscale with an exported student
         'dev': [
-            'coverage>=7.10',  # make test; older ones know no `patch`
+            'coverage>=7.10',  # make test; older versions lack `patch`
             'hypothesis',
             'mypy',  # make lint
             'onnx',
@@ -52,7 +52,7 @@ setup(
             'ruff',
             'selenium',  # the page of facd report in a real Chromium
             'spandrel',
-            'types-PyYAML',  # types of what the package calls, for mypy
+            'types-PyYAML',  # for mypy
             'types-requests',
             'types-tqdm',
         ],

@@ -1,10 +1,10 @@
-"""Command: the main job in a few minutes on two CPU cores, with nothing to download. ``make demo`` runs it.
+"""Demo of distillation in a few minutes on two CPU cores, without downloads. ``make demo`` runs it.
 
     python demo/demo.py
 
-Makes x2 pairs from photographs in scikit-image's wheel, trains one small student twice from the same weights and in
-the same data order, alone and taught by FACD, and prints the results.
-``--train-teacher`` makes the teacher that the project ships (demo/EDSR_f32b8_x2.pth) anew, on the same photographs.
+Prepares x2 pairs from the photographs in scikit-image's wheel, trains a small student alone and with FACD, with the
+same initial weights and data order, and prints the results.
+``--train-teacher`` retrains the shipped teacher (demo/EDSR_f32b8_x2.pth) on the same photographs.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == '__main__':
-    sys.path[0] = str(ROOT)  # this checkout's package, whichever is installed
+    sys.path[0] = str(ROOT)  # this checkout's package, not an installed one
 
 import facd_basicsr  # noqa: F401  must come before basicsr
 
@@ -69,7 +69,7 @@ VAL_PHOTOGRAPHS = ('astronaut.png', 'chelsea.png', 'coffee.png')
 
 
 def photograph(name: str) -> np.ndarray:
-    """A photograph of scikit-image's wheel, BGR uint8, gray ones as three equal channels."""
+    """A photograph from scikit-image's wheel, BGR uint8; gray as three equal channels."""
     return mod_crop(cv2.imread(str(files('skimage') / 'data' / name), cv2.IMREAD_COLOR), SCALE)
 
 
@@ -78,7 +78,7 @@ def pair(name: str, scales: list[int]) -> dict[int, np.ndarray]:
 
 
 def make_data() -> None:
-    """Training LMDBs and validation folders under ``DATA``, unless they are there."""
+    """Writes training LMDBs and validation folders to ``DATA``, unless it exists."""
     if DATA.is_dir():
         return
     partial = partial_of(DATA)
@@ -100,7 +100,7 @@ def make_data() -> None:
 
 
 def run_training(option_file: Path, iterations: int | None, title: str) -> float:
-    """Trains an option file with a progress bar, below ``OUT``. Returns the seconds it took."""
+    """Trains an option file below ``OUT`` with a progress bar. Returns the seconds it took."""
     opt = options(option_file)
     total = iterations or opt['train']['total_iter']
     overrides = [*path_overrides(opt), f'train:total_iter={total}']
@@ -109,7 +109,7 @@ def run_training(option_file: Path, iterations: int | None, title: str) -> float
     with tqdm(total=total, desc=title, unit='it', mininterval=0.5, dynamic_ncols=True) as bar:
         try:
             train(args, root=OUT, console=False, on_iteration=lambda iteration: bar.update(iteration - bar.n))
-        except Stopped:  # which says how train.py continues; the demo starts over
+        except Stopped:  # its message is about resuming with train.py; the demo starts over
             raise KeyboardInterrupt from None
     return time.perf_counter() - start
 
@@ -143,9 +143,9 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: in
     """Prints and writes the table, and draws crops of every method.
 
     Args:
-        nets: the networks by name, in the table's order.
-        seconds: training time by name, where there was one.
-        iterations: how long the students were trained.
+        nets: networks by name, in the order of the table.
+        seconds: training time by name, if trained.
+        iterations: training iterations of the students.
     """
     gts = {path.stem: read_bgr(path) for path in sorted((DATA / 'val_GT').iterdir())}
     lqs = {name: read_bgr(DATA / 'val_LR' / f'{name}.png') for name in gts}
@@ -182,20 +182,20 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: in
     with atomic_path(OUT / 'comparison.png') as path:
         side_by_side(grid, ZOOM).save(path)
 
-    print(f'\nMean over {len(gts)} photographs that no network was trained on ({", ".join(gts)}):\n\n{table}\n')
-    print('FLOPs: of one 1280x720 output, two for each multiply-add. ms/image: on this CPU, mean over the photographs.')
-    print(f'Crops where bicubic errs most, with the PSNR-Y of the whole photograph: {OUT / "comparison.png"}')
+    print(f'\nMean over {len(gts)} held-out photographs ({", ".join(gts)}):\n\n{table}\n')
+    print('FLOPs: for a 1280x720 output, two per multiply-add. ms/image: on this CPU, mean over the photographs.')
+    print(f'Crops where bicubic errs most, with the PSNR-Y of the full photograph: {OUT / "comparison.png"}')
     print(f'Option files: {OPTIONS}. Logs and checkpoints: {OUT / "experiments"}. TensorBoard: {OUT / "tb_logger"}.')
 
 
 def demo(iterations: int | None) -> None:
-    """The demo, start to end, with the students' ``train.total_iter`` replaced if ``iterations`` is given."""
+    """Runs the demo; ``iterations`` replaces the students' ``train.total_iter``."""
     start = time.perf_counter()
     for stale in ('experiments', 'tb_logger'):
         shutil.rmtree(OUT / stale, ignore_errors=True)
     for stale in ('table.txt', 'comparison.png'):
         (OUT / stale).unlink(missing_ok=True)
-    print('1/4 pairs from the photographs in scikit-image', flush=True)
+    print('1/4 data: pairs from the photographs in scikit-image', flush=True)
     make_data()
     student, facd = OPTIONS / 'Student.yml', OPTIONS / 'FACD.yml'
     seconds = {
@@ -223,8 +223,8 @@ def train_teacher() -> None:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(prog='python demo/demo.py', description=__doc__.splitlines()[0])
-    arguments.add_argument('--train-teacher', action='store_true', help='train and replace the shipped teacher')
-    arguments.add_argument('--iterations', type=int, help="train the students this long, not the files' total_iter")
+    arguments.add_argument('--train-teacher', action='store_true', help='retrain the shipped teacher')
+    arguments.add_argument('--iterations', type=int, help='training iterations of the students instead of total_iter')
     args = arguments.parse_args()
     if args.iterations is not None and args.iterations < 1:
         arguments.error(f'--iterations: {args.iterations}; accepted: 1 or more')

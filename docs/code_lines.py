@@ -1,11 +1,10 @@
-"""Line numbers of the links from a page to code.
+"""Updates the line numbers of links from a page to code.
 
     python docs/code_lines.py docs/*.md
 
-A link's text says what it leads to, and its lines are filled in from there: ``[image.py, image_loss](...)`` leads to
-that function or class, ``[image.py, image_loss: to_teacher](...)`` to where it assigns that variable, from first to
-last, and ``[image.py, image_loss: return](...)`` to what it returns at its end. tests/test_losses_page.py fails where
-lines are stale.
+The link's text names the target: ``[image.py, image_loss](...)`` is that function or class,
+``[image.py, image_loss: to_teacher](...)`` the lines from the first to the last assignment of that variable, and
+``[image.py, image_loss: return](...)`` its last return statement. tests/test_losses_page.py fails on stale lines.
 """
 
 import argparse
@@ -23,14 +22,14 @@ Definition = ast.FunctionDef | ast.ClassDef
 
 
 def with_lines(page: str, folder: Path) -> str:
-    """The page with the lines of every link to code made anew.
+    """The page with updated lines in every link to code.
 
     Args:
         page: Markdown.
-        folder: where the page lies, which its links are relative to.
+        folder: the page's folder, which its links are relative to.
 
     Raises:
-        UserError: a link names a file, a definition or a part that there is not.
+        UserError: a link names a missing file, definition or part.
     """
 
     def link(found: re.Match) -> str:
@@ -59,7 +58,7 @@ def _lines(tree: ast.Module, name: str, part: str | None, link: str) -> tuple[in
 
 
 def _parts(definition: ast.AST) -> dict[str, tuple[int, int]]:
-    """{variable: first and last line of what assigns it}, and ``return``, of its last one."""
+    """{variable: first and last line of its assignments}, and ``return``: lines of the last return statement."""
     assigned: dict[str, tuple[int, int]] = {}
     statements = (node for node in ast.walk(definition) if isinstance(node, (*ASSIGNMENTS, ast.Return)))
     for statement in sorted(statements, key=lambda node: node.lineno):

@@ -1,9 +1,9 @@
-"""The tables of docs/options.md, from what the option check goes by.
+"""Generates the tables of docs/options.md from the schema that the option check uses.
 
     python docs/options_page.py --into docs/options.md
 
-A table of the page stands between ``<!-- options: BLOCK -->`` or ``<!-- options: BLOCK TYPE -->`` and ``<!-- end -->``;
-:func:`tables` says which there are. The rest of the page is written by hand.
+A table is between ``<!-- options: BLOCK -->`` or ``<!-- options: BLOCK TYPE -->`` and ``<!-- end -->``;
+:func:`tables` lists them. The rest of the page is written by hand.
 """
 
 import argparse
@@ -35,9 +35,13 @@ from facd_basicsr.options.option_files import ORDER, OptionDumper
 from facd_basicsr.options.signatures import Key
 
 HEADER = ('key', 'value', 'in', 'if left out', 'meaning')
-NETWORKS = ('EDSRStudent', 'RCANStudent', 'EDSR', 'RCAN')  # of BasicSR's registry, with forty that are not for this
+NETWORKS = ('EDSRStudent', 'RCANStudent', 'EDSR', 'RCAN')  # the documented ones of BasicSR's registry
 IMAGE_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss')
-METRICS = ('calculate_psnr', 'calculate_ssim', 'calculate_niqe')  # the others take tensors, which validation has not
+METRICS = (
+    'calculate_psnr',
+    'calculate_ssim',
+    'calculate_niqe',
+)  # BasicSR's others take tensors, and validation has images
 MODELS = (FACDModel, SRModel)
 SYNONYM = 'MultiStepRestartLR'  # of MultiStepLR
 AS_IN = 'as in '  # another class, whose docstring then says it
