@@ -1,4 +1,4 @@
-"""Pages lead where they say, and name what is there."""
+"""Links of the pages resolve, and the tests, commands and files that they name exist."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ NAMED = re.compile(r'`(tests/[\w/]+\.py)(?:::(\w+))?`')
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
-def test_every_test_that_a_page_names_is_there(page):
+def test_every_test_that_a_page_names_exists(page):
     for path, name in NAMED.findall(page.read_text(encoding='utf-8')):
         tree = ast.parse((REPOSITORY / path).read_text(encoding='utf-8'))
         assert not name or name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, name
@@ -33,14 +33,14 @@ def test_every_promise_of_reliability_names_a_test():
 
 
 def anchors(page: Path) -> set[str]:
-    """The fragments that GitHub gives a page's headings."""
+    """The anchors that GitHub generates for a page's headings."""
     text = FENCED.sub('', page.read_text(encoding='utf-8'))
     headings = re.findall(r'^#+ (.*)$', text, flags=re.MULTILINE)
     return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
 
 
 @pytest.mark.parametrize('page', ALL_PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_are_there(page):
+def test_every_link_of_a_page_leads_to_an_existing_file_and_heading(page):
     for target in LINK.findall(FENCED.sub('', page.read_text(encoding='utf-8'))):
         if target.startswith('https://'):
             continue
@@ -51,21 +51,23 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_are_there(page)
             assert fragment in anchors(linked), target
 
 
-def test_the_index_has_every_page():
+def test_the_index_links_to_every_page():
     linked = set(LINK.findall((REPOSITORY / 'docs' / 'README.md').read_text(encoding='utf-8')))
     assert {page.name for page in PAGES} - {'README.md'} <= linked
 
 
-def test_the_readme_is_short_and_has_every_subcommand():
+def test_the_readme_is_short_and_lists_every_subcommand():
     text = (REPOSITORY / 'README.md').read_text(encoding='utf-8')
     assert len(text.splitlines()) < 200
     assert re.findall(r'^\| `(\w+)` \|', text, flags=re.MULTILINE)[1:] == list(COMMANDS)
 
 
 @pytest.mark.parametrize('page', ALL_PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_commands_in_a_page_are_subcommands_and_option_files_are_there(page):
+def test_commands_in_a_page_are_subcommands_and_option_files_exist(page):
     text = page.read_text(encoding='utf-8')
-    given = re.findall(r'^`([\w/.]+)`:$', text, flags=re.MULTILINE)  # whole, as docs/extending.md does
+    given = re.findall(
+        r'^`([\w/.]+)`:$', text, flags=re.MULTILINE
+    )  # files that the page contains, as in docs/extending.md
     for block in FENCED.findall(text):
         for name in re.findall(r'^facd (\w[\w-]*)', block, flags=re.MULTILINE):
             assert name in COMMANDS
@@ -74,7 +76,7 @@ def test_commands_in_a_page_are_subcommands_and_option_files_are_there(page):
 
 
 @pytest.mark.parametrize('page', ALL_PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
-def test_programs_that_a_page_has_run_are_there(page):
+def test_scripts_and_modules_that_a_page_runs_exist(page):
     text = page.read_text(encoding='utf-8')
     for path in re.findall(r'\bpython ([\w/.]+\.py)\b', text):
         assert (REPOSITORY / path).is_file(), path
@@ -83,7 +85,7 @@ def test_programs_that_a_page_has_run_are_there(page):
         assert path.with_suffix('.py').is_file() or path.is_dir(), module
 
 
-def test_the_version_is_everywhere_the_same():
+def test_the_version_is_the_same_everywhere():
     citation = yaml.safe_load((REPOSITORY / 'CITATION.cff').read_text(encoding='utf-8'))
     latest = re.search(r'^## (\S+) \((\S+)\)', (REPOSITORY / 'CHANGELOG.md').read_text(encoding='utf-8'), re.MULTILINE)
     setup = re.search(r"version='(.*?)'", (REPOSITORY / 'setup.py').read_text(encoding='utf-8'))

@@ -1,4 +1,4 @@
-"""A rank that dies takes the whole job with it, says why once, and leaves no process behind."""
+"""A rank that dies ends the job, reports the reason once, and leaves no process behind."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from facd_basicsr.data.loaders import ResumableSampler
 MINUTE = 60
 TORCHRUN = ('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2')
 
-# train.py, but that one rank dies at the end of its third backward pass, while DDP in the other waits for it.
+# train.py, except that one rank dies at the end of its third backward pass while DDP in the other waits for it.
 DIES = """
 import os, signal, sys
 import facd_basicsr.train as entry
@@ -41,7 +41,7 @@ entry.main()
 
 
 def run_within_a_minute(*command: str | Path, cwd: Path) -> tuple[int, str]:
-    """Exit code and output of a command that needs no longer than a minute, its start included."""
+    """Exit code and output of a command that takes at most a minute, including start-up."""
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=cwd,
@@ -59,7 +59,7 @@ def lines(output: str, pattern: str) -> list[str]:
 
 
 def tracebacks_of_ranks(output: str) -> int:
-    """Without that of torchrun's own report, the last."""
+    """Number of tracebacks without torchrun's own, which is the last."""
     return output.count('Traceback (most recent call last)') - 1
 
 
@@ -72,7 +72,7 @@ def tracebacks_of_ranks(output: str) -> int:
         pytest.param(0, 'kill', marks=pytest.mark.slow),
     ],
 )
-def test_a_rank_that_dies_takes_the_job_down_and_says_why_once(checkout, data, teacher_weights, guilty, how):
+def test_a_rank_that_dies_ends_the_job_and_reports_the_reason_once(checkout, data, teacher_weights, guilty, how):
     opt = tiny_train_opt(data, teacher_weights)
     opt |= {'name': f'dies_{guilty}_{how}'}
     opt['train']['total_iter'] = 1000
@@ -94,7 +94,9 @@ def test_a_rank_that_dies_takes_the_job_down_and_says_why_once(checkout, data, t
 
 
 @pytest.mark.slow
-def test_a_damaged_image_of_one_rank_ends_all_with_one_line_that_names_it(checkout, data, teacher_weights, tmp_path):
+def test_a_damaged_image_on_one_rank_ends_all_ranks_with_one_line_that_names_it(
+    checkout, data, teacher_weights, tmp_path
+):
     opt = tiny_train_opt(data, teacher_weights) | {'name': 'damaged'}
     for key, folder in (('gt', 'HR'), ('lq', 'LR')):
         (tmp_path / folder).mkdir()

@@ -1,4 +1,4 @@
-"""docs/extending.md: its examples, in a checkout, trained as they stand on the page."""
+"""The examples of docs/extending.md train, unchanged, in a copy of the checkout."""
 
 import re
 import shutil
@@ -26,7 +26,7 @@ for option_file in sys.argv[1:]:
 
 @pytest.fixture(scope='module')
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout with the page's files, in which its option files were trained with a tiny teacher and little data."""
+    """A checkout with the page's files, whose option files were trained with a tiny teacher and little data."""
     root = tmp_path_factory.mktemp('checkout')
     for name in ('facd_basicsr', 'options'):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -85,7 +85,7 @@ def test_the_student_trains_with_facd(trained):
 
 
 @pytest.mark.slow
-def test_the_loss_passes_what_every_loss_is_held_to(trained):
+def test_the_loss_passes_the_tests_of_every_loss(trained):
     shutil.copytree(REPOSITORY / 'tests', trained / 'tests')
     shutil.copy(REPOSITORY / 'pyproject.toml', trained)
     done = run('-m', 'pytest', '-k', 'ATLoss', 'tests/losses/test_every_loss.py', cwd=trained)

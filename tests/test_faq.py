@@ -1,4 +1,4 @@
-"""docs/faq.md quotes what is printed: every message is provoked as a user would, or found where it is written."""
+"""Every message that docs/faq.md quotes is provoked as a user would, or found in its source."""
 
 import importlib
 import os
@@ -25,11 +25,11 @@ TEXT = (REPOSITORY / 'docs' / 'faq.md').read_text(encoding='utf-8')
 MESSAGES = dict(re.findall(r'^### (.+)\n\n```\n(.+)\n```$', TEXT, flags=re.MULTILINE))
 EDSR, RCAN = 'options/train/FACD_EDSR_x4.yml', 'options/train/FACD_RCAN_x4.yml'
 
-Provocation = Callable[['Desk'], object]
+Provocation = Callable[['NewUser'], object]
 
 
-class Desk:
-    """Where a new user sits: a working directory with the option files and nothing else, and tiny data elsewhere."""
+class NewUser:
+    """A new user's working directory, with the option files and nothing else, and tiny data elsewhere."""
 
     def __init__(self, tmp_path: Path, data: Path, teacher_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path, self.data, self.monkeypatch = tmp_path, data, monkeypatch
@@ -37,7 +37,7 @@ class Desk:
         (tmp_path / 'options').symlink_to(REPOSITORY / 'options')
         monkeypatch.chdir(tmp_path)
 
-    def said(self, provocation: Provocation, capsys: pytest.CaptureFixture[str]) -> str:
+    def message_of(self, provocation: Provocation, capsys: pytest.CaptureFixture[str]) -> str:
         try:
             provocation(self)
         except UserError as error:
@@ -54,71 +54,71 @@ class Desk:
 
 
 def shipped(option_file: str, *overrides: str, with_data: bool = False) -> Provocation:
-    """An option file of the repository, read as train.py or test.py would."""
-    return lambda desk: load_options(option_file, overrides, 'options/test' not in option_file, with_data)
+    """An option file of the repository, read as by train.py or test.py."""
+    return lambda user: load_options(option_file, overrides, 'options/test' not in option_file, with_data)
 
 
-def tiny(location: str, value: object | Callable[[Desk], object], *flags: str) -> Provocation:
-    """A tiny training with one key changed."""
-    return lambda desk: desk.train(changed(desk.opt, location, value(desk) if callable(value) else value), *flags)
+def tiny(location: str, value: object | Callable[[NewUser], object], *flags: str) -> Provocation:
+    """A tiny run with one key changed."""
+    return lambda user: user.train(changed(user.opt, location, value(user) if callable(value) else value), *flags)
 
 
-def unfinished_lmdb(desk: Desk) -> str:
-    (desk.path / 'HR.lmdb').mkdir()
-    return str(desk.path / 'HR.lmdb')
+def unfinished_lmdb(user: NewUser) -> str:
+    (user.path / 'HR.lmdb').mkdir()
+    return str(user.path / 'HR.lmdb')
 
 
-def another_teacher(desk: Desk) -> str:
-    torch.save({'params': build_network({**TEACHER, 'num_block': 2}).state_dict()}, desk.path / 'other.pth')
-    return str(desk.path / 'other.pth')
+def another_teacher(user: NewUser) -> str:
+    torch.save({'params': build_network({**TEACHER, 'num_block': 2}).state_dict()}, user.path / 'other.pth')
+    return str(user.path / 'other.pth')
 
 
-def with_gpus(there: int, asked: int) -> Provocation:
-    def provocation(desk: Desk) -> None:
-        desk.monkeypatch.setattr(torch.cuda, 'device_count', lambda: there)
-        tiny('num_gpu', asked)(desk)
+def with_gpus(available: int, requested: int) -> Provocation:
+    def provocation(user: NewUser) -> None:
+        user.monkeypatch.setattr(torch.cuda, 'device_count', lambda: available)
+        tiny('num_gpu', requested)(user)
 
     return provocation
 
 
-def without_spandrel(desk: Desk) -> None:
-    torch.save({'layers.0.weight': torch.zeros(1)}, desk.path / 'transformer.pth')
-    desk.monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    tiny('teacher', {'weights': str(desk.path / 'transformer.pth')})(desk)
+def without_spandrel(user: NewUser) -> None:
+    torch.save({'layers.0.weight': torch.zeros(1)}, user.path / 'transformer.pth')
+    user.monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    tiny('teacher', {'weights': str(user.path / 'transformer.pth')})(user)
 
 
-def networks_without_states(desk: Desk) -> None:
-    models = desk.path / 'experiments' / 'tiny' / 'models'
+def networks_without_states(user: NewUser) -> None:
+    models = user.path / 'experiments' / 'tiny' / 'models'
     models.mkdir(parents=True)
     (models / 'net_g_latest.pth').touch()
-    desk.train(desk.opt, '--auto_resume')
+    user.train(user.opt, '--auto_resume')
 
 
-def a_killed_worker(desk: Desk) -> None:
+def a_killed_worker(user: NewUser) -> None:
     with reraise_killed_worker():
         raise RuntimeError('DataLoader worker (pid 4711) is killed by signal: Killed. ')
 
 
-def a_step_that_diverges(desk: Desk) -> None:
-    tiny('train.optim_g.lr', 1e30)(desk)
-    (log,) = desk.path.glob('experiments/tiny/*.log')
+def a_step_that_diverges(user: NewUser) -> None:
+    tiny('train.optim_g.lr', 1e30)(user)
+    (log,) = user.path.glob('experiments/tiny/*.log')
     print(re.search(r'WARNING: (.*)', log.read_text(encoding='utf-8'))[1])
 
 
-def no_network(desk: Desk) -> None:
-    address = 'http://127.0.0.1:9/edsr_x4-4f62e9ef.pt'  # the port of `discard`, where nobody listens
-    download(address, desk.path / 'edsr.pt', 'teacher.weights', pause=lambda seconds: None)
+def no_network(user: NewUser) -> None:
+    address = 'http://127.0.0.1:9/edsr_x4-4f62e9ef.pt'  # the `discard` port, where nothing listens
+    download(address, user.path / 'edsr.pt', 'teacher.weights', pause=lambda seconds: None)
 
 
-def plain_basicsr(desk: Desk) -> None:
+def plain_basicsr(user: NewUser) -> None:
     name = 'torchvision.transforms.functional_tensor'
-    desk.monkeypatch.delitem(sys.modules, name, raising=False)
+    user.monkeypatch.delitem(sys.modules, name, raising=False)
     importlib.import_module(name)
 
 
-def images_larger_than_memory(desk: Desk) -> None:
-    desk.monkeypatch.setattr('facd_basicsr.data.memory_pairs.available_memory', lambda: 1000)
-    tiny('datasets.train.io_backend', {'type': 'memory'})(desk)
+def images_larger_than_memory(user: NewUser) -> None:
+    user.monkeypatch.setattr('facd_basicsr.data.memory_pairs.available_memory', lambda: 1000)
+    tiny('datasets.train.io_backend', {'type': 'memory'})(user)
 
 
 PROVOKED: dict[str, Provocation] = {
@@ -126,16 +126,16 @@ PROVOKED: dict[str, Provocation] = {
     'The data is not there': shipped(EDSR, with_data=True),
     'The LMDB is not finished': tiny('datasets.train.dataroot_gt', unfinished_lmdb),
     'A folder, but type: lmdb': tiny('datasets.val.io_backend.type', 'lmdb'),
-    'LQ and GT are of another scale': tiny('datasets.val.dataroot_lq', lambda desk: str(desk.data / 'GT')),
+    'LQ and GT are of another scale': tiny('datasets.val.dataroot_lq', lambda user: str(user.data / 'GT')),
     'An image has no counterpart': tiny('datasets.val.filename_tmpl', '{}x2'),
     'The patch is larger than an image': tiny('datasets.train.gt_size', 96),
     'Fewer images than a batch': tiny('datasets.train.batch_size_per_gpu', 16),
     'A misspelt key': shipped(EDSR, 'train:distill_opt:lamda=4'),
-    'The wrong command for the file': lambda desk: load_options(EDSR, [], is_train=False),
+    'The wrong command for the file': lambda user: load_options(EDSR, [], is_train=False),
     'PSNR of what?': shipped(EDSR, 'val:metrics:psnr_y={type: calculate_psnr, crop_border: 4}'),
     'Another scale': shipped(EDSR, 'scale=2'),
-    'There is no GPU': with_gpus(0, asked=1),
-    'Several GPUs': with_gpus(4, asked=4),
+    'There is no GPU': with_gpus(0, requested=1),
+    'Several GPUs': with_gpus(4, requested=4),
     'The teacher is not there': shipped(RCAN),
     'The teacher cannot be downloaded': no_network,
     'The teacher is of another network': tiny('teacher.weights', another_teacher),
@@ -149,15 +149,15 @@ PROVOKED: dict[str, Provocation] = {
     'A batch of one': tiny('datasets.train.batch_size_per_gpu', 1),
     'A worker was killed': a_killed_worker,
     'Images do not fit into memory': images_larger_than_memory,
-    'Exit code 75': lambda desk: desk.train(desk.opt, on_iteration=lambda _: os.kill(os.getpid(), signal.SIGTERM)),
-    'Folders that end in archived and a time': lambda desk: [
-        mkdir_and_rename(str(desk.path / 'tiny')) for _ in range(2)
+    'Exit code 75': lambda user: user.train(user.opt, on_iteration=lambda _: os.kill(os.getpid(), signal.SIGTERM)),
+    'Folders that end in archived and a time': lambda user: [
+        mkdir_and_rename(str(user.path / 'tiny')) for _ in range(2)
     ],
     'Nothing to resume': networks_without_states,
     'A loss that is not finite': a_step_that_diverges,
     'There is nothing to test': shipped('options/test/FACD_EDSR_x4.yml'),
 }
-# Of other programs, or too expensive to provoke: words of the message, and the file that has them.
+# Messages of other programs, or too expensive to provoke: a part of the message, and the file that contains it.
 WRITTEN = {
     'basicsr does not build on Python 3.13': ("KeyError: '__version__'", 'requirements/basicsr_build/sitecustomize.py'),
     'torchvision does not import': ('torchvision::nms', Path(torchvision.__file__).parent / '_meta_registrations.py'),
@@ -171,23 +171,23 @@ WRITTEN = {
 
 
 @pytest.fixture
-def desk(tmp_path, data, teacher_weights, monkeypatch):
-    return Desk(tmp_path, data, teacher_weights, monkeypatch)
+def user(tmp_path, data, teacher_weights, monkeypatch):
+    return NewUser(tmp_path, data, teacher_weights, monkeypatch)
 
 
-def test_every_message_of_the_page_is_held_to_the_code():
+def test_every_message_of_the_page_is_tested():
     assert MESSAGES.keys() == PROVOKED.keys() | WRITTEN.keys()
-    assert len(MESSAGES) == TEXT.count('\n```\n') // 2  # and none is anywhere but under its heading
+    assert len(MESSAGES) == TEXT.count('\n```\n') // 2  # every message is under its heading
 
 
 @pytest.mark.parametrize('heading', PROVOKED)
-def test_a_message_is_printed_as_it_is_quoted(heading, desk, capsys):
+def test_a_message_is_printed_as_quoted(heading, user, capsys):
     quoted = '.*'.join(re.escape(part) for part in MESSAGES[heading].split('...'))
-    assert re.fullmatch(quoted, desk.said(PROVOKED[heading], capsys).strip())
+    assert re.fullmatch(quoted, user.message_of(PROVOKED[heading], capsys).strip())
 
 
 @pytest.mark.parametrize('heading', WRITTEN)
-def test_a_message_that_is_not_provoked_has_the_words_of_its_source(heading):
+def test_a_message_that_is_not_provoked_is_in_its_source(heading):
     words, path = WRITTEN[heading]
     assert words in MESSAGES[heading]
     if not (REPOSITORY / path).is_file():
@@ -195,12 +195,12 @@ def test_a_message_that_is_not_provoked_has_the_words_of_its_source(heading):
     assert words.encode() in (REPOSITORY / path).read_bytes()
 
 
-@pytest.mark.skipif(not hasattr(torch, 'OutOfMemoryError'), reason='torch before 2.5 has another name for it')
-def test_torchs_lack_of_memory_has_the_name_that_is_quoted():
+@pytest.mark.skipif(not hasattr(torch, 'OutOfMemoryError'), reason='torch before 2.5 has no torch.OutOfMemoryError')
+def test_torchs_out_of_memory_error_has_the_quoted_name():
     error = torch.OutOfMemoryError
     assert MESSAGES['Out of memory'].startswith(f'{error.__module__}.{error.__name__}: ')
 
 
-def test_a_quotation_is_not_so_general_that_anything_fits():
+def test_a_quoted_message_is_specific():
     for message in MESSAGES.values():
         assert len(message.replace('...', '')) > 20 and not message.startswith('...')

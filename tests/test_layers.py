@@ -1,4 +1,4 @@
-"""The package is built in layers: a room, which is a folder or a module at the top, imports only rooms below it."""
+"""The package has layers: a top-level folder or module, a room, imports only rooms of lower layers."""
 
 import ast
 from collections import Counter
@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'facd_basicsr'
 
-# From the ground up. Rooms of one line import nothing from each other.
+# From the lowest layer up. Rooms of a layer do not import each other.
 LAYERS = [
     ['compat', 'errors', 'environment'],
     ['files'],
@@ -32,7 +32,7 @@ MODULES = sorted(path for path in PACKAGE.rglob('*.py') if path != PACKAGE / '__
 
 
 def imported(path: Path) -> Iterator[str]:
-    """What a module imports of the package, with dots: at the top, in functions and for type checking alike."""
+    """The dotted names that a module imports from the package, anywhere in the file."""
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -50,8 +50,8 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix('').parts[0]
 
 
-def breaking(path: Path, names: Iterator[str]) -> list[str]:
-    """The imports that lead upwards, as arrows."""
+def upward_imports(path: Path, names: Iterator[str]) -> list[str]:
+    """The imports from the same or a higher layer, as arrows."""
     own = room_of(path)
     return [
         f'{path.relative_to(PACKAGE)} -> {name}'
@@ -63,15 +63,15 @@ def breaking(path: Path, names: Iterator[str]) -> list[str]:
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_module_imports_only_rooms_below_its_own(path):
     assert room_of(path) in LEVELS
-    assert not breaking(path, imported(path))
+    assert not upward_imports(path, imported(path))
 
 
-def test_an_arrow_that_leads_upwards_is_named(tmp_path):
+def test_an_import_from_a_higher_layer_is_reported(tmp_path):
     module = PACKAGE / 'losses' / 'new_loss.py'
-    assert breaking(module, iter(['facd_basicsr.engine.loop.TrainingLoop', 'facd_basicsr.errors.UserError'])) == [
+    assert upward_imports(module, iter(['facd_basicsr.engine.loop.TrainingLoop', 'facd_basicsr.errors.UserError'])) == [
         'losses/new_loss.py -> facd_basicsr.engine.loop.TrainingLoop'
     ]
-    assert breaking(PACKAGE / 'report' / 'page.py', iter(['facd_basicsr.deploy.student.Student']))
+    assert upward_imports(PACKAGE / 'report' / 'page.py', iter(['facd_basicsr.deploy.student.Student']))
 
 
 def defined(path: Path) -> Iterator[str]:
@@ -93,5 +93,5 @@ def test_no_two_modules_have_the_same_name():
 
 def test_no_two_modules_define_the_same_public_name():
     counts = Counter(name for path in MODULES for name in set(defined(path)))
-    every_command_has = {'command', 'main'}
-    assert {name for name, count in counts.items() if count > 1} <= every_command_has
+    in_every_command = {'command', 'main'}
+    assert {name for name, count in counts.items() if count > 1} <= in_every_command

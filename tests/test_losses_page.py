@@ -1,4 +1,4 @@
-"""docs/losses.md leads to the code as it is, and names every option of every loss."""
+"""docs/losses.md links to the current lines of code and lists every option of every loss."""
 
 import inspect
 import re
@@ -31,12 +31,12 @@ def code_lines() -> ModuleType:
 
 
 @pytest.mark.parametrize('path', sorted(PAGE.parent.glob('*.md')), ids=lambda path: path.name)
-def test_every_link_to_code_leads_to_the_lines_that_it_names(code_lines, path):
+def test_every_link_to_code_has_current_line_numbers(code_lines, path):
     text = path.read_text(encoding='utf-8')
     assert code_lines.with_lines(text, path.parent) == text, f'stale: python docs/code_lines.py docs/{path.name}'
 
 
-def test_every_link_of_the_page_to_code_is_kept(code_lines):
+def test_every_link_of_the_page_to_code_is_checked(code_lines):
     assert len(code_lines.LINK.findall(TEXT)) == len(re.findall(r'\.py(#L[\d-]+L?\d*)?\)', TEXT)) > 40
 
 
@@ -100,7 +100,7 @@ def test_lines_are_found_by_name(code_lines, text, lines, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('link', 'complaint'),
+    ('link', 'message'),
     [
         ('[a.py, h](a.py)', r'no h; accepted: A, g'),
         ('[a.py, A.g](a.py)', r'no g; accepted: f'),
@@ -109,14 +109,14 @@ def test_lines_are_found_by_name(code_lines, text, lines, tmp_path):
         ('[b.py, g](a.py)', r'no such file'),
     ],
 )
-def test_a_link_to_what_is_not_there_is_refused_by_its_text(code_lines, link, complaint, tmp_path):
+def test_a_link_to_a_missing_target_is_refused_with_its_text(code_lines, link, message, tmp_path):
     (tmp_path / 'a.py').write_text(CODE)
-    with pytest.raises(UserError, match=complaint) as error:
+    with pytest.raises(UserError, match=message) as error:
         code_lines.with_lines(f'See {link}.', tmp_path)
     assert str(error.value).startswith(link)
 
 
-def test_the_command_fills_a_page_in(tmp_path):
+def test_the_command_updates_a_page(tmp_path):
     (tmp_path / 'a.py').write_text(CODE)
     (tmp_path / 'page.md').write_text('[a.py, g](a.py)')
     done = run(SCRIPT, 'page.md', cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""docs/options.md says what the code does: its tables, their defaults, its examples."""
+"""Tables, defaults and examples of docs/options.md agree with the code."""
 
 import ast
 import functools
@@ -44,7 +44,7 @@ def rows(text: str) -> list[list[str]]:
 
 
 def unexplained(text: str) -> list[str]:
-    """The keys of a table without a meaning, or that may be left out without a word of what that means."""
+    """The keys of a table without a meaning, or optional ones without a default or its explanation."""
     return [
         key
         for key, _, _, left_out, meaning in rows(text)
@@ -55,9 +55,9 @@ def unexplained(text: str) -> list[str]:
 @pytest.mark.skipif(
     f'\ntorch=={torch.__version__.split("+")[0]}\n'
     not in (REPOSITORY / 'requirements' / 'constraints.txt').read_text(encoding='utf-8'),
-    reason='Adam has other keys in another torch than that of the page',
+    reason='the page lists the keys of Adam of another torch version',
 )
-def test_the_page_has_the_tables_of_the_code_as_it_is_now():
+def test_the_page_has_the_current_tables():
     assert options_page.with_tables(TEXT) == TEXT, 'stale: python docs/options_page.py --into docs/options.md'
 
 
@@ -66,11 +66,11 @@ def test_every_table_is_on_the_page_once_and_in_the_order_of_an_option_file():
 
 
 @pytest.mark.parametrize('name', MADE)
-def test_every_key_has_a_meaning_and_says_what_leaving_it_out_means(name):
+def test_every_key_has_a_meaning_and_a_default_or_its_explanation(name):
     assert rows(MADE[name]) and unexplained(MADE[name]) == []
 
 
-def test_a_key_without_a_meaning_is_noticed():
+def test_a_key_without_a_meaning_is_found():
     own = {'a': Key(), 'b': Key(meaning='said'), 'c': Key(meaning='Left out: nothing')}
     assert unexplained(options_page.table(own)) == ['`a`', '`b`']
 
@@ -85,7 +85,7 @@ def test_every_optimizer_and_scheduler_is_named():
         assert f'`{name}`' in TEXT
 
 
-def test_a_table_says_value_place_and_default_of_each_key():
+def test_a_table_has_value_file_and_default_of_each_key():
     number = Key((int,), required=True, least=1, below=9, meaning='a | b')
     train = {'a': number, 'b': Key((str,), choices=('x', 'y'), default='x', meaning='c')}
     test = {'b': Key((str,), required=True, choices=('x', 'y'), meaning='c')}
@@ -97,18 +97,18 @@ def test_a_table_says_value_place_and_default_of_each_key():
     )
 
 
-def test_lists_say_what_is_in_them():
+def test_the_items_of_lists_are_described():
     numbers = Key((list, type(None)), items=(int, float), least=0)
     assert options_page.value_words(numbers) == 'a list of numbers or `~`, 0 or more'
     assert options_page.value_words(Key((list,), items=(int,))) == 'a list of whole numbers'
 
 
-def test_a_mark_of_no_table_is_refused_by_its_name():
+def test_an_unknown_table_is_refused_by_its_name():
     with pytest.raises(UserError, match=r'^<!-- options: trian -->: accepted: file, top, datasets, '):
         options_page.with_tables('<!-- options: trian -->\n<!-- end -->')
 
 
-def test_a_stale_page_is_made_anew_by_the_command(tmp_path):
+def test_the_command_updates_a_stale_page(tmp_path):
     page = tmp_path / 'options.md'
     page.write_text(TEXT.replace('iterations after which training ends', 'something else'), encoding='utf-8')
     done = run(SCRIPT, '--into', page, cwd=REPOSITORY)
@@ -126,7 +126,7 @@ def test_every_example_is_accepted_as_a_part_of_a_complete_file(example):
     dry_run({**opt, 'teacher': {}}, is_train=kind == 'train')  # its 43 M parameters are built by other tests
 
 
-# Defaults: what the tables say beside what applies it.
+# Defaults in the tables against the code that applies them.
 
 NOT_READERS = {'check', 'paths', 'dry_run', 'execution', 'accepted', 'keys', 'arguments'}
 BASICSR = (
@@ -137,7 +137,7 @@ BASICSR = (
 
 @functools.cache
 def read_defaults() -> dict[str, list]:
-    """{key: every default that a `.get(key, default)`, or `... if key in ... else default`, gives it}."""
+    """{key: its defaults in every `.get(key, default)` and `... if key in ... else default`}."""
     own = (REPOSITORY / 'facd_basicsr').rglob('*.py')
     files = [path for path in own if not (path.parent.name == 'options' and path.stem in NOT_READERS)]
     files += [Path(basicsr.__file__).parent / name for name in BASICSR]
@@ -161,10 +161,10 @@ def asked_for(node: ast.AST) -> tuple[ast.AST | None, ast.AST | None]:
     return None, None
 
 
-# held to a signature below, or with no code that names a default
+# checked against a signature below, or without a default in the code
 NONE_READ = {
     **dict.fromkeys((*schema.NONFINITE, *schema.EXECUTION, *schema.COMPILE, 'backend'), 'a signature'),
-    **dict.fromkeys(('meta_info_file', 'color'), 'compared with one value, and ~ is as good as missing'),
+    **dict.fromkeys(('meta_info_file', 'color'), 'compared with one value; ~ is the same as missing'),
 }
 STATED = {
     (name, key): own
@@ -177,9 +177,9 @@ STATED = {
 @pytest.mark.parametrize(
     ('place', 'key'), STATED.items(), ids=lambda value: '.'.join(value) if isinstance(value, tuple) else ''
 )
-def test_a_default_is_the_one_that_the_code_which_reads_the_key_applies(place, key):
+def test_a_default_is_the_one_in_the_code_that_reads_the_key(place, key):
     found = read_defaults()[place[1]]
-    truth = isinstance(key.default, bool)  # asked for by .get(key), nothing is false
+    truth = isinstance(key.default, bool)  # .get(key) of a missing key is falsy
     assert found and all((bool(value) if truth else value) == key.default for value in found), found
 
 
@@ -192,14 +192,14 @@ def test_a_default_is_the_one_that_the_code_which_reads_the_key_applies(place, k
         ({key: own for key, own in schema.COMPILE.items() if key != 'mode'}, torch.compile),  # whose None means default
     ],
 )
-def test_a_default_is_that_of_the_signature_which_the_block_is_passed_to(block, target):
+def test_a_default_is_the_one_of_the_signature_that_the_block_is_passed_to(block, target):
     signature = inspect.signature(target).parameters
     stated = {key: own.default for key, own in block.items() if own.default is not ...}
     assert stated and {key: signature[key].default for key in stated} == stated
 
 
 @pytest.mark.parametrize('name', [name for name in TABLES if name != 'PATH_NETWORK'])
-def test_a_default_would_be_accepted_if_it_were_written(name):
+def test_a_default_is_an_accepted_value(name):
     check_block(
         name,
         {key: own.default for key, own in TABLES[name].items() if own.default is not ...},

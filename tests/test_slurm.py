@@ -1,4 +1,4 @@
-"""docs/slurm/train.sbatch, run as SLURM would run it, with stand-ins for ``srun`` and ``scontrol``."""
+"""docs/slurm/train.sbatch runs as under SLURM, with mocks of ``srun`` and ``scontrol``."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from processes import free_port
 
 SCRIPT = REPOSITORY / 'docs/slurm/train.sbatch'
 
-# Two tasks with SLURM's variables. SLURM signals tasks itself; this passes on what it gets.
+# Starts two tasks with SLURM's variables. SLURM signals tasks itself; the mock forwards its own signals.
 SRUN = f"""#!{sys.executable}
 import os, pathlib, signal, subprocess, sys
 
@@ -42,7 +42,7 @@ esac
 
 @pytest.fixture(scope='module')
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the stand-ins."""
+    """A folder with the mocks."""
     folder = tmp_path_factory.mktemp('slurm')
     for name, text in (('srun', SRUN), ('scontrol', SCONTROL)):
         (folder / name).write_text(text)
@@ -53,8 +53,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sbatch(
     slurm: Path, checkout: Path, option_file: Path, on_line: Callable[[str], None] = lambda line: None
 ) -> tuple[int, str]:
-    """Runs the script from the checkout; ``on_line`` is given each line of its output."""
-    script = shutil.copy(SCRIPT, slurm / 'slurm_script')  # as SLURM does: its own folder tells nothing
+    """Runs the script from the checkout; ``on_line`` receives each line of its output."""
+    script = shutil.copy(SCRIPT, slurm / 'slurm_script')  # SLURM copies the script too, so that its folder is unknown
     env = {
         **os.environ,
         'PATH': f'{slurm}:{os.environ["PATH"]}',
@@ -74,12 +74,12 @@ def sbatch(
     return job.returncode, ''.join(lines)
 
 
-def test_bash_reads_the_script():
+def test_bash_parses_the_script():
     done = subprocess.run(['bash', '-n', str(SCRIPT)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, '')
 
 
-def test_a_job_whose_time_is_over_saves_and_is_queued_again_and_its_second_run_finishes(
+def test_a_job_at_its_time_limit_saves_and_is_requeued_and_its_second_run_finishes(
     slurm, checkout, data, teacher_weights
 ):
     opt = tiny_train_opt(data, teacher_weights)
@@ -89,15 +89,15 @@ def test_a_job_whose_time_is_over_saves_and_is_queued_again_and_its_second_run_f
     option_file = write_yml(opt, checkout / 'slurm.yml')
     signalled = []
 
-    def time_is_over(line: str) -> None:
+    def at_time_limit(line: str) -> None:
         if 'iter:       3' in line and not signalled:
             signalled.append(line)
             os.kill(int((checkout / 'srun_pid').read_text()), signal.SIGUSR1)
 
-    code, output = sbatch(slurm, checkout, option_file, time_is_over)
+    code, output = sbatch(slurm, checkout, option_file, at_time_limit)
     assert code == 75, output
     (iteration, other) = re.findall(r'^\S.*: stopped after iteration (\d+), which is saved', output, re.MULTILINE)
-    assert iteration == other  # both ranks after the same
+    assert iteration == other  # the same for both ranks
     assert '2 processes' in output
     assert (checkout / 'scontrol_calls').read_text() == 'requeue 17\n'
     (state,) = (checkout / 'experiments/by_slurm/training_states').glob('*.state')
@@ -110,11 +110,11 @@ def test_a_job_whose_time_is_over_saves_and_is_queued_again_and_its_second_run_f
     assert re.search(rf'Resuming from .*/{iteration}\.state', output)
     assert 'Resume is not exact' not in output
     assert (checkout / f'experiments/by_slurm/training_states/{total}.state').is_file()
-    assert (checkout / 'scontrol_calls').read_text() == 'requeue 17\n'  # not once more
+    assert (checkout / 'scontrol_calls').read_text() == 'requeue 17\n'  # not requeued again
 
 
 @pytest.mark.slow
-def test_a_job_that_failed_is_not_queued_again(slurm, checkout, data, teacher_weights):
+def test_a_failed_job_is_not_requeued(slurm, checkout, data, teacher_weights):
     (checkout / 'scontrol_calls').unlink(missing_ok=True)
     opt = tiny_train_opt(data, teacher_weights) | {'scale': 'two'}
     code, output = sbatch(slurm, checkout, write_yml(opt, checkout / 'wrong.yml'))

@@ -1,4 +1,4 @@
-"""The training loop, in this process; tests/test_train_and_test.py runs the entry points."""
+"""Training in this process; tests/test_train_and_test.py runs the entry points."""
 
 import itertools
 import re
@@ -20,7 +20,7 @@ from facd_basicsr.train import train
 
 
 def run_training(opt: dict, folder: Path, *flags: str, option_file: Path | None = None) -> list[int]:
-    """Trains below ``folder`` and returns the iterations it was told of."""
+    """Trains below ``folder`` and returns the iterations passed to ``on_iteration``."""
     iterations: list[int] = []
     path = option_file or write_yml(opt, folder / 'opt.yml')
     args = parser().parse_args(['-opt', str(path), *flags])
@@ -30,20 +30,20 @@ def run_training(opt: dict, folder: Path, *flags: str, option_file: Path | None 
 
 def student_alone(train_opt: dict) -> dict:
     """The options of a run without a teacher."""
-    alone = {key: value for key, value in train_opt.items() if key not in ('teacher', 'taps', 'network_r')}
-    alone['model_type'] = 'SRModel'
-    del alone['train']['distill_opt']
-    alone['train']['pixel_opt'] = {'type': 'L1Loss'}
-    return alone
+    opt = {key: value for key, value in train_opt.items() if key not in ('teacher', 'taps', 'network_r')}
+    opt['model_type'] = 'SRModel'
+    del opt['train']['distill_opt']
+    opt['train']['pixel_opt'] = {'type': 'L1Loss'}
+    return opt
 
 
-def test_every_iteration_is_trained_though_epochs_drop_their_rest(train_opt, tmp_path):
-    train_opt['datasets']['train']['batch_size_per_gpu'] = 4  # of 6 images: one iteration an epoch
+def test_every_iteration_is_trained_although_epochs_drop_incomplete_batches(train_opt, tmp_path):
+    train_opt['datasets']['train']['batch_size_per_gpu'] = 4  # of 6 images: one iteration per epoch
     train_opt['train']['total_iter'] = 5
     assert run_training(train_opt, tmp_path) == [1, 2, 3, 4, 5]
 
 
-def test_a_student_alone_that_begins_with_some_of_anothers_weights_says_how_many(train_opt, tmp_path):
+def test_a_student_alone_with_partly_loaded_weights_logs_how_many(train_opt, tmp_path):
     other = {key: value for key, value in build_network(STUDENT).state_dict().items() if 'body.2' not in key}
     torch.save({'params': other}, tmp_path / 'other.pth')
     alone = student_alone(train_opt)
@@ -62,7 +62,7 @@ def test_a_batch_larger_than_an_epoch_is_refused(train_opt, tmp_path):
     assert not (tmp_path / 'experiments').exists()
 
 
-def test_time_left_never_turns_negative(train_opt, tmp_path, monkeypatch):
+def test_the_eta_is_never_negative(train_opt, tmp_path, monkeypatch):
     clock = itertools.count(0, 10)
     monkeypatch.setattr('basicsr.utils.logger.time.time', lambda: next(clock))
     run_training(train_opt, tmp_path)
@@ -71,16 +71,16 @@ def test_time_left_never_turns_negative(train_opt, tmp_path, monkeypatch):
     assert 'day' not in log
 
 
-def test_the_copy_of_the_option_file_can_be_trained_again(train_opt, tmp_path):
+def test_the_copy_of_the_option_file_can_be_trained(train_opt, tmp_path):
     run_training(train_opt, tmp_path)
     copy = tmp_path / 'experiments' / 'tiny' / 'opt.yml'
     assert copy.read_text().startswith('# ')
-    assert run_training(train_opt, tmp_path, '--auto_resume', option_file=copy) == []  # all four are done
+    assert run_training(train_opt, tmp_path, '--auto_resume', option_file=copy) == []  # all four were done
     assert run_training(train_opt, tmp_path, option_file=copy) == [1, 2, 3, 4]
     assert copy.is_file() and len(list((tmp_path / 'experiments').glob('tiny_archived_*'))) == 1
 
 
-def test_the_copy_of_an_option_file_with_a_base_stands_alone(train_opt, tmp_path):
+def test_the_copy_of_an_option_file_with_a_base_is_standalone(train_opt, tmp_path):
     write_yml(train_opt, tmp_path / 'base.yml')
     path = tmp_path / 'opt.yml'
     path.write_text('base: base.yml\ntrain: {total_iter: 2, distill_opt: {adaptive: false}}\n')
@@ -102,7 +102,7 @@ def test_the_copy_of_an_option_file_with_a_base_stands_alone(train_opt, tmp_path
         (lambda opt: opt.update(network_r={'type': 'EDSR', 'upscale': 2}), r'network_r.type: EDSR does not run on'),
     ],
 )
-def test_what_does_not_fit_together_is_refused_before_a_folder_is_made(train_opt, tmp_path, change, message):
+def test_options_that_do_not_fit_together_are_refused_before_a_folder_is_created(train_opt, tmp_path, change, message):
     train_opt['train']['distill_opt'].pop('layer_weights', None)
     change(train_opt)
     with pytest.raises(UserError, match=message):
@@ -110,7 +110,7 @@ def test_what_does_not_fit_together_is_refused_before_a_folder_is_made(train_opt
     assert not (tmp_path / 'experiments').exists() and not (tmp_path / 'tb_logger').exists()
 
 
-def test_other_networks_and_one_channel_are_distilled_as_well(train_opt, tmp_path):
+def test_other_networks_and_one_channel_images_are_distilled_too(train_opt, tmp_path):
     network = {'type': 'SRVGGNetCompact', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_conv': 3, 'upscale': 2}
     train_opt['datasets']['train']['color'] = train_opt['datasets']['val']['color'] = 'y'
     train_opt['network_g'] = network
@@ -128,8 +128,8 @@ def test_resuming_in_the_middle_continues_the_count_and_the_schedule(train_opt, 
     assert state['iter'] == 4 and state['optimizers'][0]['param_groups'][0]['lr'] == 5e-4
 
 
-def without_ground_truth(monkeypatch: pytest.MonkeyPatch, model: type, iterations: set[int]) -> None:
-    """Makes one pixel of the ground truth nan in these iterations."""
+def with_nan_in_gt(monkeypatch: pytest.MonkeyPatch, model: type, iterations: set[int]) -> None:
+    """Sets a pixel of the ground truth to nan in these iterations."""
     step = model.optimize_parameters
 
     def poisoned(self, current_iter):
@@ -141,9 +141,9 @@ def without_ground_truth(monkeypatch: pytest.MonkeyPatch, model: type, iteration
 
 
 @pytest.mark.parametrize(('model', 'term'), [(FACDModel, 'l_sr'), (SafeSRModel, 'l_pix')])
-def test_a_step_that_is_not_finite_is_skipped_and_the_run_ends_well(train_opt, tmp_path, monkeypatch, model, term):
+def test_a_nonfinite_step_is_skipped_and_the_run_finishes(train_opt, tmp_path, monkeypatch, model, term):
     opt = train_opt if model is FACDModel else student_alone(train_opt)
-    without_ground_truth(monkeypatch, model, {2})
+    with_nan_in_gt(monkeypatch, model, {2})
     assert run_training(opt, tmp_path) == [1, 2, 3, 4]
     home = tmp_path / 'experiments' / 'tiny'
     log = next(home.glob('*.log')).read_text()
@@ -160,14 +160,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_the_run_ends_well(train_opt, t
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
-def test_a_run_read_late_leaves_the_same_as_one_read_at_once(train_opt, tmp_path, monkeypatch):
+def test_late_and_immediate_checks_for_nonfinite_steps_give_the_same_results(train_opt, tmp_path, monkeypatch):
     train_opt['train'] |= {'total_iter': 7, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'fused': True}}
     train_opt['val']['val_freq'] = 3
     train_opt['logger']['print_freq'] = 100
-    without_ground_truth(
-        monkeypatch, FACDModel, {2, 3, 5, 7}
-    )  # before a checkpoint, a validation, another, and the end
-    left = []
+    with_nan_in_gt(monkeypatch, FACDModel, {2, 3, 5, 7})  # before a checkpoint, a validation, another, and the end
+    results = []
     for late in (False, True):
         monkeypatch.setattr('facd_basicsr.train.NonFiniteGuard', partial(NonFiniteGuard, late=late))
         root = tmp_path / str(late)
@@ -175,9 +173,9 @@ def test_a_run_read_late_leaves_the_same_as_one_read_at_once(train_opt, tmp_path
         run_training(train_opt, root)
         log = log_text(root).replace(str(root), '')
         lines = re.findall(r'(?:INFO|WARNING): ((?:Iteration|Steps|Saving|Validation|Save|.*psnr).*)', log)
-        left.append((lines, [result(root, iteration) for iteration in (2, 4, 6, 7)]))
-    assert_same(*left)
-    lines, states = left[0]
+        results.append((lines, [result(root, iteration) for iteration in (2, 4, 6, 7)]))
+    assert_same(*results)
+    lines, states = results[0]
     assert [state['nonfinite'] for state in states] == [
         {'in_a_row': 1, 'skipped': 1}, {'in_a_row': 0, 'skipped': 2}, {'in_a_row': 0, 'skipped': 3},
         {'in_a_row': 1, 'skipped': 4},
@@ -185,11 +183,11 @@ def test_a_run_read_late_leaves_the_same_as_one_read_at_once(train_opt, tmp_path
     assert [line.split(':')[0] for line in lines if line.startswith('Iter')] == [f'Iteration {i}' for i in (2, 3, 5, 7)]
 
 
-def test_a_run_read_late_is_not_saved_after_the_step_that_ends_it(train_opt, data, tmp_path, monkeypatch):
+def test_with_late_checks_no_checkpoint_is_saved_after_a_fatal_step(train_opt, data, tmp_path, monkeypatch):
     from_folders(train_opt, data)
     train_opt['train'] |= {'nonfinite': {'action': 'fatal'}, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'fused': True}}
     train_opt['logger']['print_freq'] = 100
-    without_ground_truth(monkeypatch, FACDModel, {4})
+    with_nan_in_gt(monkeypatch, FACDModel, {4})
     monkeypatch.setattr('facd_basicsr.train.NonFiniteGuard', partial(NonFiniteGuard, late=True))
     with pytest.raises(UserError, match=r'^train.nonfinite.action: fatal, and in iteration 4 l_sr not finite'):
         run_training(train_opt, tmp_path)
@@ -197,17 +195,15 @@ def test_a_run_read_late_is_not_saved_after_the_step_that_ends_it(train_opt, dat
 
 
 def from_folders(train_opt: dict, data: Path) -> None:
-    """Takes the training images from files: a run that is ended by an error leaves its LMDBs open for a while."""
+    """Reads training images from files, since a run that ends by an error leaves its LMDBs open for a while."""
     folders = {'dataroot_gt': str(data / 'GT'), 'dataroot_lq': str(data / 'LQ'), 'io_backend': {'type': 'disk'}}
     train_opt['datasets']['train'] |= {**folders, 'dataset_enlarge_ratio': 3}
 
 
-def test_a_step_that_is_not_finite_ends_the_run_if_the_option_file_says_so(
-    train_opt, data, tmp_path, monkeypatch, capsys
-):
+def test_a_nonfinite_step_ends_the_run_with_action_fatal(train_opt, data, tmp_path, monkeypatch, capsys):
     from_folders(train_opt, data)
     train_opt['train']['nonfinite'] = {'action': 'fatal'}
-    without_ground_truth(monkeypatch, FACDModel, {2})
+    with_nan_in_gt(monkeypatch, FACDModel, {2})
     with pytest.raises(SystemExit) as end:
         run_command(lambda: run_training(train_opt, tmp_path))
     message = 'error: train.nonfinite.action: fatal, and in iteration 2 l_sr not finite'
@@ -217,23 +213,23 @@ def test_a_step_that_is_not_finite_ends_the_run_if_the_option_file_says_so(
     assert (tmp_path / 'experiments/tiny/nonfinite/iter_2_rank0.pth').is_file()
 
 
-def test_so_many_steps_in_a_row_end_the_run(train_opt, data, tmp_path, monkeypatch):
+def test_consecutive_nonfinite_steps_up_to_the_limit_end_the_run(train_opt, data, tmp_path, monkeypatch):
     from_folders(train_opt, data)
     train_opt['train'] |= {'nonfinite': {'limit': 2}, 'total_iter': 6}
-    without_ground_truth(monkeypatch, FACDModel, {1, 3, 4})
+    with_nan_in_gt(monkeypatch, FACDModel, {1, 3, 4})
     with pytest.raises(
         UserError, match=r'^train.nonfinite.limit: 2, .*, the last in iteration 4: l_sr not finite; acc'
     ):
         run_training(train_opt, tmp_path)
 
 
-def test_a_run_in_float16_ends_well(train_opt, tmp_path):
+def test_a_run_in_float16_finishes(train_opt, tmp_path):
     train_opt['train']['precision'] = 'fp16'
     assert run_training(train_opt, tmp_path) == [1, 2, 3, 4]
     assert 'WARNING' not in next(tmp_path.glob('experiments/tiny/*.log')).read_text()
 
 
-def test_auto_resume_before_the_first_checkpoint_begins_in_place_and_says_so(train_opt, tmp_path):
+def test_auto_resume_before_the_first_checkpoint_starts_in_place_and_logs_it(train_opt, tmp_path):
     train_opt['train']['total_iter'] = 1
     for number in (1, 2):
         with pytest.raises(ZeroDivisionError):
@@ -249,7 +245,7 @@ def test_auto_resume_before_the_first_checkpoint_begins_in_place_and_says_so(tra
     assert run_training(train_opt, tmp_path, '--auto_resume') == [1]
 
 
-def test_without_auto_resume_an_experiment_of_that_name_is_moved_aside_and_not_lost(train_opt, tmp_path, capsys):
+def test_without_auto_resume_an_experiment_of_that_name_is_archived(train_opt, tmp_path, capsys):
     run_training(train_opt, tmp_path)
     run_training(train_opt, tmp_path)
     (kept,) = (tmp_path / 'experiments').glob('tiny_archived_*')

@@ -1,4 +1,4 @@
-"""docs/many_processes.md: its line for two nodes, as two torchruns on this machine, and what it says of signals."""
+"""The command for two nodes in docs/many_processes.md, as two torchruns on this machine, and its signal handling."""
 
 import os
 import re
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def torchrun(line: str, cwd: Path) -> subprocess.Popen:
-    """Starts a line of the page."""
+    """Starts a command of the page."""
     program, *arguments = shlex.split(line)
     assert program == 'torchrun'
     return subprocess.Popen(
@@ -35,7 +35,7 @@ def torchrun(line: str, cwd: Path) -> subprocess.Popen:
 
 
 def nodes(checkout: Path, option_files: tuple[Path, Path]) -> list[tuple[int, str]]:
-    """Runs the page's two lines, with one process a node; each node's exit code and output, within a minute."""
+    """Runs the page's two commands with one process per node; returns each node's exit code and output."""
     lines = re.findall(r'^torchrun --nnodes=2 .*$', PAGE, re.MULTILINE)
     assert [f'--node_rank={node}' in line for node, line in enumerate(lines)] == [True, True]
     here = dict(zip(SETTINGS, ('--nproc_per_node=1', '--master_addr=127.0.0.1', f'--master_port={free_port()}')))
@@ -49,19 +49,19 @@ def nodes(checkout: Path, option_files: tuple[Path, Path]) -> list[tuple[int, st
     return [(process.returncode, output) for process, output in zip(started, outputs)]
 
 
-def test_two_nodes_train_by_the_line_of_the_page(checkout, data, teacher_weights):
+def test_two_nodes_train_by_the_commands_of_the_page(checkout, data, teacher_weights):
     opt = tiny_train_opt(data, teacher_weights) | {'name': 'nodes'}
     option_file = write_yml(opt, checkout / 'nodes.yml')
     (first, output), (second, other) = nodes(checkout, (option_file, option_file))
     assert (first, second) == (0, 0), output + other
     assert '2 processes with batches of 3' in output
     assert output.count('iter:       4') == 1 and 'psnr_y' in output
-    assert 'iter:' not in other  # rank 0 alone logs
+    assert 'iter:' not in other  # only rank 0 logs
     assert (checkout / 'experiments/nodes/models/net_g_latest.pth').is_file()
 
 
 @pytest.mark.parametrize('node', [0, 1])
-def test_a_node_that_lacks_the_data_is_not_waited_for(checkout, data, teacher_weights, node):
+def test_a_node_without_the_data_ends_the_other_node(checkout, data, teacher_weights, node):
     opt = tiny_train_opt(data, teacher_weights) | {'name': 'refused'}
     files = [write_yml(opt, checkout / 'nodes.yml')] * 2
     opt['datasets']['train']['dataroot_gt'] = str(checkout / 'absent.lmdb')
@@ -74,7 +74,7 @@ def test_a_node_that_lacks_the_data_is_not_waited_for(checkout, data, teacher_we
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_torchrun_stops_all_ranks_after_the_same_iteration_with_everything_saved(
+def test_a_signal_to_torchrun_saves_and_stops_all_ranks_after_the_same_iteration(
     checkout, data, teacher_weights, signum
 ):
     opt = tiny_train_opt(data, teacher_weights) | {'name': f'stopped_by_{signum.name}'}

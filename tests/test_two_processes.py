@@ -1,4 +1,4 @@
-"""Training and testing on two processes, the first time by torchrun, against one process with the whole batch."""
+"""Training and testing on two processes, compared with one process and the full batch."""
 
 import re
 import shutil
@@ -35,9 +35,9 @@ def three_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def facd_opt(data: Path, teacher_weights: Path, three_images: Path) -> dict:
-    """FACD, for two ranks with batches of 2: three iterations an epoch, and N iterations end within the second.
+    """FACD for two ranks with batches of 2: three iterations per epoch, N iterations end within the second epoch.
 
-    With the small rate the random student stays about as good as the random teacher, and alpha between 0 and 1.
+    With the small learning rate the random student stays about as good as the random teacher: alpha is in (0, 1).
     """
     opt = tiny_train_opt(data, teacher_weights)
     opt['datasets']['train'] |= {'batch_size_per_gpu': 2, 'dataset_enlarge_ratio': 2}
@@ -65,12 +65,12 @@ def in_this_process(option_file: Path, root: Path, *overrides: str, resume: bool
 
 @pytest.fixture(scope='module')
 def one(checkout: Path, option_file: Path) -> None:
-    """The same on one, with the whole batch."""
+    """The same on one process with the full batch."""
     in_this_process(option_file, checkout, 'name=one', 'datasets:train:batch_size_per_gpu=4')
 
 
 def networks(checkout: Path, name: str, iteration: int | str) -> dict[str, torch.Tensor]:
-    """Every weight a run has saved at an iteration: student, its average and regressors."""
+    """All weights that a run saved at an iteration: student, its EMA, and regressors."""
     return {
         f'{net} {key} {weight}': value
         for net in 'gr'
@@ -82,42 +82,41 @@ def networks(checkout: Path, name: str, iteration: int | str) -> dict[str, torch
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """To 1e-6, or 1e-7 for weights below 0.1.
+    """Asserts equality to 1e-6, or 1e-7 for weights below 0.1.
 
-    Two ranks add up halves of a batch where one process adds up all of it, in another order; weights of 0.2 then
-    differ by their last bit or two, 1.5e-8.
+    Two ranks sum a batch in another order than one process, so weights of 0.2 differ in their last bits, by 1.5e-8.
     """
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
 
 
-def test_two_processes_train_as_one_with_their_batches_together(two, one, checkout):
+def test_two_processes_train_like_one_with_the_combined_batch(two, one, checkout):
     assert two.returncode == 0, two.stderr
     for iteration in (N, 2 * N, 'latest'):
         assert_close(networks(checkout, 'two', iteration), networks(checkout, 'one', iteration))
 
 
-def test_the_log_of_two_processes_has_the_terms_of_one(two, one, checkout):
+def test_two_processes_log_the_same_terms_as_one(two, one, checkout):
     found, expected = scalars(checkout, 'two'), scalars(checkout, 'one')
     assert {'losses/l_sr', 'losses/l_facd', 'alpha', 'r_1', 'r_2', 'r_3'} < expected.keys() == found.keys()
-    assert 0 < min(expected['alpha'].values()) < max(expected['alpha'].values()) < 1  # the gate has worked
+    assert 0 < min(expected['alpha'].values()) < max(expected['alpha'].values()) < 1  # the gate was active
     for tag, values in expected.items():
         assert found[tag] == pytest.approx(values, rel=1e-6), tag
-    assert two.stderr.count('iter:       2') == 1  # rank 0 alone logs
+    assert two.stderr.count('iter:       2') == 1  # only rank 0 logs
 
 
-def test_a_run_on_two_processes_that_was_stopped_and_resumed_ends_as_one_that_never_was(two, option_file, checkout):
+def test_a_stopped_and_resumed_run_on_two_processes_equals_an_uninterrupted_one(two, option_file, checkout):
     for total in (N, 2 * N):
         overrides = (f'train:total_iter={total}', 'name=stopped', 'datasets:train:num_worker_per_gpu=1')
         done = run_ranks(TRAIN, '-opt', option_file, *PYTORCH, '--auto_resume', '--force_yml', *overrides, cwd=checkout)
         assert done.returncode == 0, done.stderr
     assert 'Resume is not exact' not in done.stderr
     assert_same(result(checkout, 2 * N, 'stopped'), result(checkout, 2 * N, 'two'))
-    whole, stopped = scalars(checkout, 'two'), scalars(checkout, 'stopped')
-    for tag, values in whole.items():
+    uninterrupted, stopped = scalars(checkout, 'two'), scalars(checkout, 'stopped')
+    for tag, values in uninterrupted.items():
         assert values.items() <= stopped[tag].items(), tag
 
 
-def test_two_processes_train_from_memory_as_from_files(two, option_file, checkout):
+def test_two_processes_train_from_memory_like_from_files(two, option_file, checkout):
     overrides = [f'datasets:{phase}:io_backend:type=memory' for phase in ('train', 'val')]
     done = run_ranks(TRAIN, '-opt', option_file, *PYTORCH, '--force_yml', 'name=memory', *overrides, cwd=checkout)
     assert done.returncode == 0, done.stderr
@@ -125,8 +124,8 @@ def test_two_processes_train_from_memory_as_from_files(two, option_file, checkou
     assert_same(result(checkout, 2 * N, 'memory'), result(checkout, 2 * N, 'two'))
 
 
-def test_with_another_number_of_processes_it_goes_on_and_says_what_differs(two, one, option_file, checkout):
-    """After the samples that were done, so that it ends as the run on one process does."""
+def test_resuming_with_another_world_size_continues_and_logs_the_differences(two, one, option_file, checkout):
+    """It continues after the samples that were done, so it ends like the run on one process."""
     shutil.copytree(checkout / 'experiments/two', checkout / 'experiments/resumed')
     (checkout / f'experiments/resumed/training_states/{2 * N}.state').unlink()
     in_this_process(option_file, checkout, 'name=resumed', 'datasets:train:batch_size_per_gpu=4', resume=True)
@@ -134,22 +133,22 @@ def test_with_another_number_of_processes_it_goes_on_and_says_what_differs(two, 
     for difference in ('batch_size was 2 and is 4', 'world_size was 2 and is 1'):
         assert f'Resume is not exact: {difference}.' in log
     assert_close(networks(checkout, 'resumed', 2 * N), networks(checkout, 'one', 2 * N))
-    # it began by validating the networks of iteration N, as the two processes had done: to the last bit the same
+    # it first validated the networks of iteration N, like the two processes: equal bit for bit
     found, expected = (result(checkout, 2 * N, name)['best_metric_results']['val'] for name in ('resumed', 'two'))
     assert found == expected and all(best['iter'] == N for best in expected.values())
 
 
-def test_two_processes_share_a_test_set_and_find_the_figures_of_one(two, checkout, three_images, data):
+def test_two_processes_split_a_test_set_and_find_the_metrics_of_one(two, checkout, three_images, data):
     opt = tiny_test_opt(data)
     opt['datasets']['test_1'] |= {f'dataroot_{name}': str(three_images / name.upper()) for name in ('gt', 'lq')}
     opt['path']['pretrain_network_g'] = str(checkout / 'experiments/two/models/net_g_latest.pth')
     opt['val']['save_img'] = True
     path = write_yml(opt, checkout / 'three.yml')
-    figures = evaluate(parser().parse_args(['-opt', str(path), '--force_yml', 'name=alone']), checkout, console=False)
+    metrics = evaluate(parser().parse_args(['-opt', str(path), '--force_yml', 'name=alone']), checkout, console=False)
     done = run_ranks(TEST, '-opt', path, *PYTORCH, '--force_yml', 'name=shared', cwd=checkout)
     assert done.returncode == 0, done.stderr
     row = re.findall(r'^pictures +(.*)$', done.stderr, re.MULTILINE)
-    assert [line.split() for line in row] == [[f'{value:.4f}' for value in figures['pictures'].values()]]
+    assert [line.split() for line in row] == [[f'{value:.4f}' for value in metrics['pictures'].values()]]
     images = {name: sorted((checkout / f'results/{name}').rglob('*.png')) for name in ('alone', 'shared')}
     assert [path.name for path in images['shared']] == [f'{i}_shared.png' for i in range(3)]
     for alone, shared in zip(images['alone'], images['shared']):
@@ -157,7 +156,7 @@ def test_two_processes_share_a_test_set_and_find_the_figures_of_one(two, checkou
 
 
 @pytest.mark.slow
-def test_a_student_alone_trains_on_two_processes_as_on_one(checkout, data, teacher_weights, three_images):
+def test_a_student_alone_trains_on_two_processes_like_on_one(checkout, data, teacher_weights, three_images):
     opt = facd_opt(data, teacher_weights, three_images)
     for key in ('teacher', 'taps', 'network_r'):
         del opt[key]
