@@ -71,12 +71,12 @@ COMPARE = $(BIN)/facd compare options/compare/$(1)_x$(2).yml --iterations $(ITER
 
 results-gpu: $(INSTALLED)
 	@for set in Set5 Set14 B100 Urban100; do test -d datasets/$$set/GTmod12 || \
-	  { echo "error: no datasets/$$set; datasets/README.md says where from, facd prepare benchmarks makes it"; exit 2; }; done
+	  { echo "error: no datasets/$$set; see datasets/README.md and facd prepare benchmarks"; exit 2; }; done
 	$(BIN)/facd prepare div2k --scale 2 4
 	$(call COMPARE,EDSR,2)
 	$(call COMPARE,EDSR,4)
 	@for scale in 2 4; do test -e $(RCAN)/RCAN_BIX$$scale-official.pth || \
-	  { echo "error: no $(RCAN)/RCAN_BIX$$scale-official.pth (docs/teachers.md), so EDSR only"; exit 2; }; done
+	  { echo "error: no $(RCAN)/RCAN_BIX$$scale-official.pth, so only EDSR was compared; see docs/teachers.md"; exit 2; }; done
 	for scale in 2 4; do test -e $(RCAN)/RCAN_BIX$$scale-basicsr.pth || \
 	  $(BIN)/facd convert $(RCAN)/RCAN_BIX$$scale-official.pth $(RCAN)/RCAN_BIX$$scale-basicsr.pth --to basicsr || exit; done
 	$(call COMPARE,RCAN,2)

@@ -34,7 +34,7 @@ from facd_basicsr.options.option_check import Keys, bounds, choice_names, type_n
 from facd_basicsr.options.option_files import ORDER, OptionDumper
 from facd_basicsr.options.signatures import Key
 
-HEADER = ('key', 'value', 'in', 'if left out', 'meaning')
+HEADER = ('key', 'value', 'file', 'default', 'meaning')
 NETWORKS = ('EDSRStudent', 'RCANStudent', 'EDSR', 'RCAN')  # the documented ones of BasicSR's registry
 IMAGE_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss')
 METRICS = (
@@ -44,26 +44,26 @@ METRICS = (
 )  # BasicSR's others take tensors, and validation has images
 MODELS = (FACDModel, SRModel)
 SYNONYM = 'MultiStepRestartLR'  # of MultiStepLR
-AS_IN = 'as in '  # another class, whose docstring then says it
+AS_IN = 'as in '  # followed by the class whose meaning applies
 
 
 def tables() -> dict[str, str]:
-    """Every table of the page, by the words of its mark."""
+    """Every table of the page, by its name in the marker."""
     train, test = (
-        _of_models(functools.partial(option_check.top_keys, is_train=is_train), ORDER) for is_train in (True, False)
+        _model_keys(functools.partial(option_check.top_keys, is_train=is_train), ORDER) for is_train in (True, False)
     )
     in_train = [*schema.TRAIN, *schema.TRAIN_KEYS, *schema.EXECUTION_TRAIN]
     schedulers = {name: cls for name, cls in schema.SCHEDULERS.items() if name != SYNONYM}
     return {
-        'file': _in_both(schema.FILE),
+        'file': _shared_table(schema.FILE),
         'top': table(train, test),
         'datasets': table({**schema.DATASET, **schema.DATASET_TRAIN}, schema.DATASET),
         **{
             f'datasets {dataset.__name__}': _dataset_table(dataset)
             for dataset in (PairedImageDataset, SingleImageDataset)
         },
-        'datasets.*.io_backend lmdb': _in_both(option_check.io_backend_keys('lmdb')),
-        **{f'network_g {name}': _in_both(option_check.network_keys(ARCH_REGISTRY.get(name))) for name in NETWORKS},
+        'datasets.*.io_backend lmdb': _shared_table(option_check.io_backend_keys('lmdb')),
+        **{f'network_g {name}': _shared_table(option_check.network_keys(ARCH_REGISTRY.get(name))) for name in NETWORKS},
         'teacher': table(schema.TEACHER),
         'teacher.expect': table(schema.EXPECT),
         'taps': table(schema.TAP),
@@ -72,14 +72,14 @@ def tables() -> dict[str, str]:
             option_check.path_keys(['network_g', 'network_r'], is_train=True),
             option_check.path_keys(['network_g'], is_train=False),
         ),
-        'train': table(_of_models(option_check.train_keys, in_train)),
+        'train': table(_model_keys(option_check.train_keys, in_train)),
         'compile': table(schema.COMPILE),
         'train.nonfinite': table(schema.NONFINITE),
         **{f'train.optim_g {name}': table(option_check.optimizer_keys(cls)) for name, cls in schema.OPTIMIZERS.items()},
         **{f'train.scheduler {name}': table(option_check.scheduler_keys(cls)) for name, cls in schedulers.items()},
         **{f'train.pixel_opt {name}': table(_loss_keys(name)) for name in IMAGE_LOSSES},
         'train.perceptual_opt PerceptualLoss': table(_loss_keys('PerceptualLoss')),
-        **{f'train.distill_opt {name}': _distillation(name) for name in distillation_losses()},
+        **{f'train.distill_opt {name}': _distill_opt_table(name) for name in distillation_losses()},
         'val': table(schema.VAL_TRAIN, schema.VAL_TEST),
         **{f'val.metrics {name}': _metric_table(name) for name in METRICS},
         'logger': table(schema.LOGGER),
@@ -102,19 +102,19 @@ def table(train: Keys, test: Keys | None = None) -> str:
     """The Markdown table of a block.
 
     Args:
-        train, test: what the block accepts in a file for train.py and in one for test.py; None: it is no block there.
+        train, test: what the block accepts in a file for train.py and in one for test.py; None: no such block there.
     """
     rows = []
     test = test or {}
     for name, key in {**train, **test, **train}.items():
         where = 'both' if name in train and name in test else 'train' if name in train else 'test'
         required = [file for file, own in (('train', train), ('test', test)) if name in own and own[name].required]
-        rows.append([f'`{name}`', value_words(key), where, _left_out(key, where, required), key.meaning])
+        rows.append([f'`{name}`', value_words(key), where, _default_cell(key, where, required), key.meaning])
     return markdown_table(HEADER, rows, numbers=False)
 
 
 def value_words(key: Key) -> str:
-    """What a key accepts, in words: ``a list of numbers, 0 or more``."""
+    """What a key accepts: ``a list of numbers, 0 or more``."""
     if key.choices:
         return ', '.join(f'`{name}`' for name in choice_names(key))
     words = type_names(key.types)
@@ -124,35 +124,35 @@ def value_words(key: Key) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as an option file has it, on one line."""
+    """A value as in an option file, on one line."""
     value = list(value) if isinstance(value, tuple) else value
     text = yaml.dump(value, Dumper=OptionDumper, default_flow_style=True, width=1000, allow_unicode=True)
     return text.removesuffix('\n').removesuffix('\n...')
 
 
-def _left_out(key: Key, where: str, required: list[str]) -> str:
+def _default_cell(key: Key, where: str, required: list[str]) -> str:
     if required and (where != 'both' or len(required) == 2):
         return '**required**'
     words = '-' if key.default is ... else f'`{shown(key.default)}`'
     return f'{words}; **required** in {required[0]}' if required else words
 
 
-def _in_both(own: Keys) -> str:
+def _shared_table(own: Keys) -> str:
     return table(own, own)
 
 
 def _metric_table(name: str) -> str:
     own = option_check.metric_keys(METRIC_REGISTRY.get(name))
-    return _in_both({argument: key for argument, key in own.items() if argument != 'type'})
+    return _shared_table({argument: key for argument, key in own.items() if argument != 'type'})
 
 
 def _ordered(own: Keys, order: Iterable[str]) -> Keys:
-    """The keys of ``order`` that are there."""
+    """The keys in the order of ``order``."""
     return {name: own[name] for name in order if name in own}
 
 
-def _of_models(keys_of: Callable[[type], Keys], order: Iterable[str]) -> Keys:
-    """What any of the models accepts."""
+def _model_keys(keys_of: Callable[[type], Keys], order: Iterable[str]) -> Keys:
+    """The keys that any of the models accepts."""
     return _ordered({name: key for model in MODELS for name, key in keys_of(model).items()}, order)
 
 
@@ -164,22 +164,22 @@ def _dataset_table(dataset: type) -> str:
 
 def _loss_keys(name: str) -> Keys:
     own = option_check.loss_keys(LOSS_REGISTRY.get(name))
-    return {argument: replace(key, meaning=_followed(argument, key.meaning)) for argument, key in own.items()}
+    return {argument: replace(key, meaning=_resolved_meaning(argument, key.meaning)) for argument, key in own.items()}
 
 
-def _followed(argument: str, meaning: str) -> str:
-    """A meaning, or that of another loss where it says no more than ``as in FACDLoss``."""
+def _resolved_meaning(argument: str, meaning: str) -> str:
+    """A meaning; one like ``as in FACDLoss`` is replaced by that of the other loss."""
     if not meaning.startswith(AS_IN):
         return meaning
     return _loss_keys(meaning.removeprefix(AS_IN).rstrip('.'))[argument].meaning
 
 
-def _distillation(name: str) -> str:
-    """What a distillation loss is, what it needs, and its keys."""
+def _distill_opt_table(name: str) -> str:
+    """Summary, requirements and keys of a distillation loss."""
     loss, own = LOSS_REGISTRY.get(name), _loss_keys(name)
     needs = ['no `taps` and no `network_r`']
     if loss.reads_features:
-        needs = ['`taps`', '`network_r` as its `regressor` says' if 'regressor' in own else 'no `network_r`']
+        needs = ['`taps`', '`network_r` (see `regressor`)' if 'regressor' in own else 'no `network_r`']
     if loss.min_batch > 1:
         needs.append(f'a batch of {loss.min_batch} or more over all processes')
     summary = (inspect.getdoc(loss) or '').partition('\n')[0]
@@ -187,10 +187,10 @@ def _distillation(name: str) -> str:
 
 
 def with_tables(page: str) -> str:
-    """The page with its tables made anew.
+    """The page with updated tables.
 
     Raises:
-        UserError: it has a mark that stands for no table.
+        UserError: the page names an unknown table.
     """
     known = tables()
 

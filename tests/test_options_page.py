@@ -90,7 +90,7 @@ def test_a_table_has_value_file_and_default_of_each_key():
     train = {'a': number, 'b': Key((str,), choices=('x', 'y'), default='x', meaning='c')}
     test = {'b': Key((str,), required=True, choices=('x', 'y'), meaning='c')}
     assert options_page.table(train, test) == (
-        '| key | value | in | if left out | meaning |\n'
+        '| key | value | file | default | meaning |\n'
         '| --- | --- | --- | --- | --- |\n'
         '| `a` | a whole number, 1 or more, less than 9 | train | **required** | a \\| b |\n'
         '| `b` | `x`, `y` | both | `x`; **required** in test | c |'

@@ -39,9 +39,9 @@ def draw_crops(methods: Sequence[Method], crops: Sequence[Crop]) -> Image.Image:
         zoom = max(1, round(CELL / crop.size))
         side = crop.size * zoom
         box = (crop.left, crop.top, crop.left + crop.size, crop.top + crop.size)
-        whole = marked(crop.pair.gt, box, (2 * side, side))
+        overview = marked(crop.pair.gt, box, (2 * side, side))
         row = [
-            (f'{crop.pair.set}/{crop.pair.image}', whole),
+            (f'{crop.pair.set}/{crop.pair.image}', overview),
             ('HR\n(PSNR-Y of the crop)', enlarge(crop.of(crop.pair.gt), zoom)),
         ]
         for method in methods:
@@ -58,9 +58,9 @@ def draw_teacher_maps(student: Method, teacher: Method, maps: Sequence[TeacherMa
         left, top, right, bottom = box = found.boxes[found.worst()]
         zoom = max(1, round(CELL / (right - left)))
         pair = found.pair
-        whole = marked(tinted(pair.gt, found.lost()), box, (3 * CELL, 2 * CELL))
+        overview = marked(tinted(pair.gt, found.lost()), box, (3 * CELL, 2 * CELL))
         row = [
-            (f'{pair.set}/{pair.image}\nteacher worse in {found.share:.1%} of {len(found.boxes)} patches', whole),
+            (f'{pair.set}/{pair.image}\nteacher worse in {found.share:.1%} of {len(found.boxes)} patches', overview),
             (
                 f'HR\n(mean errors; {"the worst patch" if found.share else "none is worse; the closest"})',
                 enlarge(pair.gt[top:bottom, left:right], zoom),

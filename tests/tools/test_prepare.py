@@ -49,8 +49,8 @@ def test_the_command_writes_aligned_sub_images_for_every_scale(photographs, tmp_
     for scale in (2, 4):
         lr = decoded(tmp_path / f'SET_LR_bicubic_X{scale}_sub.lmdb')
         assert lr.keys() == hr.keys()
-        whole = bicubic_lr(picture(0, 100, 76), scale)
-        assert np.array_equal(lr['0_s001'], whole[: 48 // scale, : 48 // scale])
+        full_lr = bicubic_lr(picture(0, 100, 76), scale)
+        assert np.array_equal(lr['0_s001'], full_lr[: 48 // scale, : 48 // scale])
         roots = {'dataroot_gt': 'SET_HR_sub.lmdb', 'dataroot_lq': f'SET_LR_bicubic_X{scale}_sub.lmdb'}
         dataset = {key: str(tmp_path / name) for key, name in roots.items()} | {'io_backend': {'type': 'lmdb'}}
         check_paths({'scale': scale, 'path': {}, 'datasets': {'train': {**dataset, 'gt_size': 48}}}, is_train=True)
@@ -122,13 +122,13 @@ def test_an_unreadable_image_is_reported_and_no_output_looks_complete(photograph
     (photographs / 'x.png').write_bytes(b'no image')
     assert 'x.png: not a readable image' in refusal(*command)
     assert not (tmp_path / 'out').exists()
-    whole = (photographs / '0.png').read_bytes()
-    (photographs / 'x.png').write_bytes(whole[: len(whole) // 2])  # its header is valid
+    content = (photographs / '0.png').read_bytes()
+    (photographs / 'x.png').write_bytes(content[: len(content) // 2])  # its header is valid
     assert 'x.png: not a readable image' in refusal(*command)
     assert all(path.name.startswith('.partial_') for path in (tmp_path / 'out').iterdir())
     Image.new('RGBA', (30, 30)).save(photographs / 'x.png')
     assert 'x.png: has transparent pixels; accepted: opaque images' in refusal(*command)
-    (photographs / 'x.png').write_bytes(whole)
+    (photographs / 'x.png').write_bytes(content)
     assert prepare(*command).exit_code == 0
 
 

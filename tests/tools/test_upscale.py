@@ -174,7 +174,7 @@ def test_every_file_of_an_export_upscales_to_the_same_image(student, photographs
         assert difference.max() <= 1 and (difference > 0).mean() < (0.001 if pth.dtype == np.uint8 else 0.2), name
 
 
-def onnx_student(path: Path, reach: int | None) -> torch.nn.Module:
+def onnx_student(path: Path, radius: int | None) -> torch.nn.Module:
     """Writes a network of one convolution and x2 pixel shuffle as ONNX; returns it."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 3, padding=1), torch.nn.PixelShuffle(2)).requires_grad_(False)
@@ -189,14 +189,14 @@ def onnx_student(path: Path, reach: int | None) -> torch.nn.Module:
     ]
     graph = helper.make_graph(nodes, 'student', ends[:1], ends[1:], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
-    helper.set_model_props(model, Description('Net', {}, 2, reach).as_metadata())
+    helper.set_model_props(model, Description('Net', {}, 2, radius).as_metadata())
     onnx.save(model, path)
     return net
 
 
-@pytest.mark.parametrize('reach', [1, None])
-def test_an_onnx_student_runs_in_tiles_if_it_stores_its_receptive_field(tmp_path, photographs, reach):
-    net = onnx_student(tmp_path / 'student.onnx', reach)
+@pytest.mark.parametrize('radius', [1, None])
+def test_an_onnx_student_runs_in_tiles_if_it_stores_its_receptive_field(tmp_path, photographs, radius):
+    net = onnx_student(tmp_path / 'student.onnx', radius)
     command = (photographs / 'palette.png', '-o', tmp_path / 'a.png', '-s', tmp_path / 'student.onnx', '--tile', '7')
     assert invoke(*command).exit_code == 0
     lq = torch.tensor(read_pixels(photographs / 'palette.png')[0]).permute(2, 0, 1)[None] / 255
