@@ -49,7 +49,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 120})
 @click.version_option(package_name='facd_basicsr')
 def facd() -> None:
-    """Knowledge distillation for super-resolution in BasicSR: what comes before and after training."""
+    """Knowledge distillation for super-resolution in BasicSR: data, checks, evaluation, reports and deployment."""
 
 
 def main() -> None:
