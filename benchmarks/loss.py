@@ -148,8 +148,7 @@ def on_device(work: Callable[[], object], turns: int) -> float:
 def bandwidth(args: argparse.Namespace) -> dict[str, Any]:
     """GB/s of a copy and of one tap's distances (forward and backward), at the full size and at four times that size.
 
-    Features that fit into L2 are not read again in backward. At least two reads of student and teacher and one write of
-    the student's gradient are counted.
+    Features that fit into L2 are not read again in backward. Counts two reads of student and teacher, and one write.
     """
     source = torch.empty(2**28, device='cuda')
     target = torch.empty_like(source)

@@ -92,11 +92,7 @@ def prepare(option_file: str, folder: Path) -> tuple[Path, list[dict[str, Any]]]
     opt.pop('val', None)
     result = folder / 'opt.yml'
     result.write_text(option_text(opt), encoding='utf-8')
-    student = {
-        'num_in_ch': 3,
-        'num_out_ch': 3,
-        **opt['network_g'],
-    }  # our students have these defaults, BasicSR's do not
+    student = {'num_in_ch': 3, 'num_out_ch': 3, **opt['network_g']}  # defaults of our students, not of BasicSR
     student = {**student, 'type': opt['network_g']['type'].removesuffix('Student')}
     return result, [student, teacher]
 

@@ -37,11 +37,7 @@ from facd_basicsr.options.signatures import Key
 HEADER = ('key', 'value', 'file', 'default', 'meaning')
 NETWORKS = ('EDSRStudent', 'RCANStudent', 'EDSR', 'RCAN')  # the documented ones of BasicSR's registry
 IMAGE_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss')
-METRICS = (
-    'calculate_psnr',
-    'calculate_ssim',
-    'calculate_niqe',
-)  # BasicSR's others take tensors, and validation has images
+METRICS = ('calculate_psnr', 'calculate_ssim', 'calculate_niqe')  # the others expect tensors, not images
 MODELS = (FACDModel, SRModel)
 SYNONYM = 'MultiStepRestartLR'  # of MultiStepLR
 AS_IN = 'as in '  # followed by the class whose meaning applies

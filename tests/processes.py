@@ -17,9 +17,7 @@ TIMEOUT = 300  # seconds
 # Forked from a server that has imported everything: processes start in milliseconds, not seconds.
 FORKED = multiprocessing.get_context('forkserver')
 FORKED.set_forkserver_preload(['facd_basicsr.train', 'tensorboard'])
-TEST_PATHS = [
-    str(Path(__file__).resolve().parents[1] / folder) for folder in ('tests', 'benchmarks')
-]  # entries of sys.path in tests only
+TEST_PATHS = [str(Path(__file__).resolve().parents[1] / folder) for folder in ('tests', 'benchmarks')]  # in sys.path
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

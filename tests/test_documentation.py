@@ -65,9 +65,7 @@ def test_the_readme_is_short_and_lists_every_subcommand():
 @pytest.mark.parametrize('page', ALL_PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 def test_commands_in_a_page_are_subcommands_and_option_files_exist(page):
     text = page.read_text(encoding='utf-8')
-    given = re.findall(
-        r'^`([\w/.]+)`:$', text, flags=re.MULTILINE
-    )  # files that the page contains, as in docs/extending.md
+    given = re.findall(r'^`([\w/.]+)`:$', text, flags=re.MULTILINE)  # files in the page, as in docs/extending.md
     for block in FENCED.findall(text):
         for name in re.findall(r'^facd (\w[\w-]*)', block, flags=re.MULTILINE):
             assert name in COMMANDS

@@ -94,9 +94,7 @@ def test_a_rank_that_dies_ends_the_job_and_reports_the_reason_once(checkout, dat
 
 
 @pytest.mark.slow
-def test_a_damaged_image_on_one_rank_ends_all_ranks_with_one_line_that_names_it(
-    checkout, data, teacher_weights, tmp_path
-):
+def test_a_damaged_image_on_one_rank_ends_all_with_one_line_that_names_it(checkout, data, teacher_weights, tmp_path):
     opt = tiny_train_opt(data, teacher_weights) | {'name': 'damaged'}
     for key, folder in (('gt', 'HR'), ('lq', 'LR')):
         (tmp_path / folder).mkdir()

@@ -76,9 +76,8 @@ def test_the_resumed_run_keeps_the_learning_rate_schedule(resumed):
 def tested(resumed, checkout: Path, data: Path) -> subprocess.CompletedProcess[str]:
     opt = tiny_test_opt(data)
     opt['path']['pretrain_network_g'] = 'experiments/tiny/models/net_g_latest.pth'
-    return run_in_new_interpreter(
-        'facd_basicsr/test.py', '-opt', write_yml(opt, checkout / 'tiny_test.yml'), cwd=checkout
-    )
+    option_file = write_yml(opt, checkout / 'tiny_test.yml')
+    return run_in_new_interpreter('facd_basicsr/test.py', '-opt', option_file, cwd=checkout)
 
 
 def results(text: str) -> list[float]:

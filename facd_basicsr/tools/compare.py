@@ -142,9 +142,7 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
 @click.argument('file', type=click.Path(path_type=Path))
 @click.option('--jobs', type=click.IntRange(1), help='Parallel runs.  [default: one per GPU, or 1]')
 @click.option(
-    '--iterations',
-    type=click.IntRange(1),
-    help='Iterations of the baseline; other runs and all schedules scale in proportion.',
+    '--iterations', type=click.IntRange(1), help='Of the baseline; other runs and all schedules scale in proportion.'
 )
 @click.option(
     '--into',

@@ -105,13 +105,7 @@ def command() -> None:
 @set_option
 @click.option('--image', multiple=True, help='use this image only, named without suffix; repeatable')
 @click.option(
-    '--crop',
-    'windows',
-    nargs=3,
-    type=int,
-    multiple=True,
-    metavar='LEFT TOP SIZE',
-    help='window in HR pixels of --image',
+    '--crop', 'windows', nargs=3, type=int, multiple=True, metavar='LEFT TOP SIZE', help='in HR pixels of --image'
 )
 @click.option('--count', type=click.IntRange(1), default=3, show_default=True, help='number of crops to find')
 @click.option('--size', type=click.IntRange(1), default=48, show_default=True, help='side of found crops in HR pixels')
@@ -163,9 +157,7 @@ def crops(
 @click.option(
     '--patch', type=click.IntRange(1), default=24, show_default=True, help='patch size in LQ pixels; the paper uses 48'
 )
-@click.option(
-    '--count', type=click.IntRange(1), default=3, show_default=True, help='number of images to draw, worst first'
-)
+@click.option('--count', type=click.IntRange(1), default=3, show_default=True, help='images to draw, worst first')
 @click.option('--out', type=click.Path(path_type=Path), default='teacher_map.png', show_default=True)
 @force_option
 def teacher_map_command(

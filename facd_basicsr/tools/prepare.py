@@ -50,9 +50,7 @@ def command() -> None:
 
 @command.command(cls=MultiValueCommand, short_help='DIV2K: download, unpack, sub-images, LMDBs.')
 @scale_option(required=True)
-@click.option(
-    '--out', type=click.Path(path_type=Path), default='datasets/DIV2K', show_default=True, help='Output folder.'
-)
+@click.option('--out', type=click.Path(path_type=Path), default='datasets/DIV2K', show_default=True, help='Folder.')
 @click.option('--url', default=OFFICIAL_URL, show_default=True, help='Mirror, or folder with the archives.')
 @workers_option
 def div2k(scales: list[int], out: Path, url: str, workers: int) -> None:
@@ -111,9 +109,7 @@ def folder(
 @command.command(cls=MultiValueCommand, short_help='Benchmark sets: GTmod12 and LRbicx2, 3, 4.')
 @click.argument('root', metavar='DIR', type=click.Path(path_type=Path))
 @scale_option(required=False)
-@click.option(
-    '--out', type=click.Path(path_type=Path), default='datasets', show_default=True, help='Folder of the sets.'
-)
+@click.option('--out', type=click.Path(path_type=Path), default='datasets', show_default=True, help='Folder of sets.')
 @workers_option
 def benchmarks(root: Path, scales: list[int], out: Path, workers: int) -> None:
     """Benchmark sets from their HR images: OUT/SET/GTmod12 and OUT/SET/LRbicx2, LRbicx3, LRbicx4.

@@ -26,11 +26,7 @@ TABLE_FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
     '-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Option file for train.py or test.py.'
 )
 @click.option(
-    '--repeats',
-    default=5,
-    show_default=True,
-    type=click.IntRange(0),
-    help='Timed forward passes per latency; 0: no measurement.',
+    '--repeats', default=5, show_default=True, type=click.IntRange(0), help='Timed forward passes; 0: no latency.'
 )
 @click.option(
     '--out', type=click.Path(path_type=Path), help='Also write this file, .json or .md; an existing one is replaced.'
