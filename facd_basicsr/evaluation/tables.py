@@ -30,6 +30,7 @@ LATEX_SPECIAL = {
     '\\': r'\textbackslash{}',
     '~': r'\textasciitilde{}',
     '^': r'\textasciicircum{}',
+    'Δ': r'$\Delta$',  # pdfLaTeX has no Greek text letters
     **{character: f'\\{character}' for character in '&%$#_{}'},
 }
 

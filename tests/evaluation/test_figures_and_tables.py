@@ -61,6 +61,10 @@ def test_markdown_table_names_groups_in_its_header_and_escapes_what_would_end_a_
     )
 
 
+def test_latex_has_delta_in_math_mode():
+    assert r'$\Delta$ vs Student' in latex_table(['method', 'Δ vs Student'], [['FACD', '+0.1']])
+
+
 def test_latex_table_spans_groups_and_escapes_what_latex_reads():
     assert latex_table(['m', 'a', 'b'], [['x_1 & 2%', '1', '2']], ['', 'Set5', 'Set5'], {(0, 2)}).split('\n') == [
         r'\begin{tabular}{lrr}',
