@@ -55,6 +55,7 @@ def block_of(gt: Path, lq: Path, scale: int, gt_size: int, batch_size: int, work
         'batch_size_per_gpu': batch_size,
         'dataset_enlarge_ratio': 200,
         'prefetch_mode': None,
+        'pin_memory': None,
         'phase': 'train',
         'scale': scale,
     }

@@ -14,7 +14,8 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import build_model
-from facd_basicsr.options import read_option_file
+from facd_basicsr.options.parse import checked_options
+from facd_basicsr.options.schema import EXECUTION
 
 # Precision, layout and compilation: keys of `train`, applied to the teacher too unless `teacher` overrides them. The
 # ones that take minutes to compile are last.
@@ -61,9 +62,9 @@ def options(option_file: Path, folder: Path, batch: int, patch: int) -> dict[str
         batch: samples in a step.
         patch: height and width of LQ.
     """
-    opt = read_option_file(str(option_file))
-    network = opt['teacher']['network']
-    opt['teacher'] = {'network': network, 'weights': str(random_teacher(network, folder))}
+    opt = checked_options(str(option_file), [], is_train=True)
+    opt['teacher'] |= {'weights': str(random_teacher(opt['teacher']['network'], folder)), 'sha256': None}
+    opt['teacher'] |= {key: accepted.default for key, accepted in EXECUTION.items()}
     opt['datasets'] = {'train': {'batch_size_per_gpu': batch, 'gt_size': patch * opt['scale']}}
     gpus = min(1, torch.cuda.device_count())
     return opt | {'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'num_gpu': gpus, 'root_path': '.'}

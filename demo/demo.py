@@ -39,7 +39,8 @@ from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.files.atomic import atomic_path, atomic_torch_save, atomic_write, partial_of
 from facd_basicsr.files.images import read_bgr
 from facd_basicsr.files.state_dicts import load_state_dict
-from facd_basicsr.options import parser, read_option_file
+from facd_basicsr.options import parser
+from facd_basicsr.options.parse import checked_options
 from facd_basicsr.runtime.metrics import as_input, bicubic, score, upscale
 from facd_basicsr.train import train
 
@@ -127,7 +128,7 @@ def path_overrides(opt: dict) -> list[str]:
 
 
 def options(option_file: Path) -> dict:
-    return read_option_file(str(option_file))
+    return checked_options(str(option_file), [], is_train=True)
 
 
 def trained_student(option_file: Path) -> nn.Module:

@@ -1,21 +1,30 @@
 """What the subcommands of ``facd`` share. ``python -m facd_basicsr.cli`` runs ``facd`` too (``facd_cli.py``)."""
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from facd_cli import COMMANDS, facd, main
 
-__all__ = ['COMMANDS', 'MultiValueCommand', 'facd', 'main', 'test_files_option']
+__all__ = ['COMMANDS', 'MultiValueCommand', 'facd', 'main', 'methods_options']
 
-# for a MultiValueCommand
-test_files_option = click.option(
-    '-opt',
-    '--opt',
-    'option_files',
-    type=click.Path(),
-    multiple=True,
-    required=True,
-    help='test file, one per method',
-)
+
+def methods_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of a :class:`MultiValueCommand` that say which methods stand in a table or figure."""
+    for option in (
+        click.option(
+            '--sets', multiple=True, metavar='SET ...', help='with --run: sets in datasets/, or their folders'
+        ),
+        click.option(
+            '--run', 'runs', type=click.Path(), multiple=True, metavar='experiments/NAME', help='run, one per method'
+        ),
+        click.option(
+            '-opt', '--opt', 'option_files', type=click.Path(), multiple=True, help='test file, one per method'
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 class MultiValueCommand(click.Command):
@@ -51,7 +60,11 @@ def _is_override(arg: str) -> bool:
     return '=' in arg and not arg.startswith('-')
 
 
-MULTI_VALUE_OPTIONS = {'--scale': _is_number, '--force_yml': _is_override}
+def _is_value(arg: str) -> bool:
+    return not arg.startswith('-')
+
+
+MULTI_VALUE_OPTIONS = {'--scale': _is_number, '--force_yml': _is_override, '--sets': _is_value}
 
 
 if __name__ == '__main__':

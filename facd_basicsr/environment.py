@@ -1,6 +1,7 @@
 """The machine: its processor or GPU, the versions of what results depend on, and free memory."""
 
 import platform
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,3 +80,14 @@ def machine(on_gpu: bool | None = None) -> str:
     lines = cpuinfo.read_text(encoding='utf-8').splitlines() if cpuinfo.is_file() else []
     models = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
     return models[0] if models else platform.processor() or platform.machine()
+
+
+def git_commit(checkout: Path) -> str | None:
+    """The commit of a checkout, with ``-dirty`` where files have changed since; None where there is no git checkout."""
+    if not (checkout / '.git').exists():  # a package that is installed within another project's checkout
+        return None
+    command = ['git', '-C', str(checkout), 'describe', '--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

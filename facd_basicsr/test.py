@@ -1,11 +1,13 @@
 """Entry point: PSNR and SSIM of a checkpoint on benchmark sets.
 
+python facd_basicsr/test.py --run experiments/FACD_RCAN_x4 --sets Set5 Set14
 python facd_basicsr/test.py -opt options/test/FACD_RCAN_x4.yml
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a script: its folder holds modules called test and options, which must not be top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -22,17 +24,19 @@ from facd_basicsr.data.seeded_dataset import NamingDataset
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
-from facd_basicsr.errors import reraise_data_errors, run_command
+from facd_basicsr.errors import UserError, reraise_data_errors, run_command
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import build_model, check_pretrained
-from facd_basicsr.options import check_inputs, parse_options, parser
+from facd_basicsr.options import check_inputs, complete_options, parser
+from facd_basicsr.options.parse import checked_options
+from facd_basicsr.runs.benchmark_options import benchmark_options
 from facd_basicsr.runtime.processes import Ranks
 
 TEST_FOLDERS = ('results_root', 'log', 'visualization')
 
 
 def test(args: argparse.Namespace, root: Path | None = None, console: bool = True) -> dict[str, dict[str, float]]:
-    """Evaluates the checkpoint of an option file on each of its test sets, and prints and logs one table.
+    """Evaluates the checkpoint of a run or of an option file on each test set, and prints and logs one table.
 
     Args:
         args: from :func:`facd_basicsr.options.parser`.
@@ -46,9 +50,10 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         UserError: an option, path or checkpoint is not accepted; then no folder was made.
         PeerFailedError: another process of the group has ended.
     """
-    opt = parse_options(args, is_train=False, root=root)
+    source = args.opt or args.run
+    opt = complete_options(_options(args), args, is_train=False, root=root)
     start_ranks(opt, args.launcher)
-    check_inputs(opt, args.opt, is_train=False)
+    check_inputs(opt, source, is_train=False)
     set_random_seed(opt['manual_seed'] + opt['rank'])
     with DeferredLog(opt['rank'], console) as log, reraise_peer_failure():
         ranks = Ranks()
@@ -66,7 +71,7 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in TEST_FOLDERS}})
         ranks.wait()  # or another would write images into a folder that is yet to be moved aside
         log.write_to(Path(opt['path']['log'], f'test_{opt["name"]}_{get_time_str()}.log'))
-        metrics = list(opt['val'].get('metrics') or {})
+        metrics = list(opt['val']['metrics'] or {})
         results = {}
         for loader in loaders:
             model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
@@ -77,9 +82,17 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         return results
 
 
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    if args.run is None:
+        if args.sets:
+            raise UserError('--sets: accepted with --run; -opt names its sets itself')
+        return checked_options(args.opt, args.force_yml, is_train=False)
+    return benchmark_options(Path(args.run), args.sets or (), args.force_yml)
+
+
 def main() -> None:
     with exit_without_teardown():
-        run_command(lambda: test(parser().parse_args()))
+        run_command(lambda: test(parser(is_train=False).parse_args()))
 
 
 if __name__ == '__main__':

@@ -10,7 +10,6 @@ saved; 1 for any other error.
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,30 +18,30 @@ from typing import Any
 if not __package__:  # run as a script: its folder holds modules called test and options, which must not be top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import facd_basicsr  # noqa: F401  must come before basicsr
+import facd_basicsr
 
 # isort: split
 import torch
-from basicsr.utils import get_time_str, make_exp_dirs, mkdir_and_rename, set_random_seed
+from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
 from basicsr.utils.options import dict2str
 
-from facd_basicsr.data.damaged_images import DamagedImages
 from facd_basicsr.data.loaders import Loaders, build_loaders, reraise_killed_worker
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position, reraise_disk_full
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
-from facd_basicsr.engine.logs import DeferredLog, tensorboard
+from facd_basicsr.engine.logs import DeferredLog, RunLog, timestamp
 from facd_basicsr.engine.loop import TrainingLoop
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.resume import describe_resume, load_resume_state, resume_rng, resumed_position
 from facd_basicsr.engine.signals import stop_on_signal, worker_ignore_signals
-from facd_basicsr.environment import machine, versions
+from facd_basicsr.environment import git_commit, machine, versions
 from facd_basicsr.errors import UserError, reraise_data_errors, run_command
 from facd_basicsr.files.atomic import atomic_write, remove_unfinished
 from facd_basicsr.models.safe_model import SafeModel, build_model, check_pretrained
-from facd_basicsr.options import check_inputs, parse_options, parser
-from facd_basicsr.options.option_files import complete_text
+from facd_basicsr.options import PACKAGE_PARENT, check_inputs, complete_options, load_yaml, options_of, parser
+from facd_basicsr.options.option_files import RUN, option_text
+from facd_basicsr.options.parse import OPTIONS_FILE, options_digest
 from facd_basicsr.runtime.execution import set_deterministic
 from facd_basicsr.runtime.processes import Ranks
 
@@ -68,17 +67,30 @@ def train(
         Stopped: a signal has ended it, with everything saved.
     """
     with stop_on_signal(), reraise_killed_worker():
-        opt = parse_options(args, is_train=True, root=root)
+        began = timestamp()
+        options = options_of(args, is_train=True)
+        opt = complete_options(options, args, is_train=True, root=root)
         start_ranks(opt, args.launcher)
         check_inputs(opt, args.opt, is_train=True)
-        set_deterministic(opt.get('deterministic', False))
-        with DeferredLog(opt['rank'], console) as log, reraise_peer_failure():
+        set_deterministic(opt['deterministic'])
+        with RunLog(opt['rank'], console) as log, reraise_peer_failure():
             log.info(versions())
             log.info(f'Machine: {machine()}, {torch.get_num_threads()} CPU threads.')
             log.info(dict2str(opt))
             training = set_up(opt, log)
+            position = _position(opt, training, log)
             with reraise_disk_full(Path(opt['path']['training_states'])):
-                _train(opt, training, args.opt, log, on_iteration)
+                if opt['rank'] == 0:
+                    facts = _facts(args.opt, opt, began, position)
+                    _make_folders(opt, in_place=opt['auto_resume'] or training.resume_state is not None)
+                    _write_options({**options, 'manual_seed': opt['manual_seed']}, facts, opt)
+                log.start(opt, position)
+                folder = Path(opt['path']['experiments_root'], 'nonfinite')
+                guard = NonFiniteGuard(training.model, **opt['train']['nonfinite'], folder=folder)
+                if training.resume_state is not None:
+                    guard.load_state_dict(training.resume_state.get('nonfinite', {}))
+                    resume_rng(training.resume_state, Ranks())
+                TrainingLoop(opt, training.model, training.loaders, position, log, on_iteration, guard).run()
 
 
 @dataclass
@@ -87,7 +99,6 @@ class Training:
 
     model: SafeModel
     loaders: Loaders
-    ranks: Ranks
     resume_state: dict[str, Any] | None
     teacher: str  # what the sanity gate found; empty without one
 
@@ -127,29 +138,7 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
         log.info(teacher)
     if resume_state is not None:
         model.resume_training(resume_state)
-    return Training(model, loaders, ranks, resume_state, teacher)
-
-
-def _train(
-    opt: dict[str, Any],
-    training: Training,
-    option_file: str,
-    log: DeferredLog,
-    on_iteration: Callable[[int], object],
-) -> None:
-    position = _position(opt, training, log)
-    if opt['rank'] == 0:
-        _make_folders(opt, Path(option_file), in_place=opt['auto_resume'] or training.resume_state is not None)
-    log.write_to(Path(opt['path']['log'], f'train_{opt["name"]}_{get_time_str()}.log'))
-    tb_logger = tensorboard(opt, position.iteration)
-    folder = Path(opt['path']['experiments_root'], 'nonfinite')
-    guard = NonFiniteGuard(training.model, **opt['train'].get('nonfinite', {}), folder=folder)
-    damaged = DamagedImages(opt['datasets']['train'].get('skip_damaged', False), training.ranks, log.warning)
-    if training.resume_state is not None:
-        guard.load_state_dict(training.resume_state.get('nonfinite', {}))
-        resume_rng(training.resume_state, training.ranks)
-    model, loaders, ranks = training.model, training.loaders, training.ranks
-    TrainingLoop(opt, model, loaders, ranks, position, guard, damaged, log, tb_logger, on_iteration).run()
+    return Training(model, loaders, resume_state, teacher)
 
 
 def _position(opt: dict[str, Any], training: Training, log: DeferredLog) -> Position:
@@ -179,24 +168,51 @@ def _check_folders(opt: dict[str, Any]) -> None:
             raise UserError(f'cannot create {folder}: {parent} is not a writable directory')
 
 
-def _make_folders(opt: dict[str, Any], option_file: Path, in_place: bool) -> None:
-    """Makes the folders of an experiment and keeps its option file there.
+def _make_folders(opt: dict[str, Any], in_place: bool) -> None:
+    """Makes the folders of an experiment.
 
     Args:
         in_place: whether to continue in the existing folders; otherwise they are moved aside.
     """
-    text = complete_text(str(option_file))  # first: it may lie in the folder that is moved aside
     folders = [Path(opt['path'][key]) for key in RUN_FOLDERS]
     if in_place:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
-    else:
-        make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in RUN_FOLDERS}})
-        if opt['logger']['use_tb_logger'] and 'debug' not in opt['name']:
-            mkdir_and_rename(str(Path(opt['root_path'], 'tb_logger', opt['name'])))
-    command = f'# {time.asctime()}\n# {" ".join(sys.argv)}\n\n'
-    atomic_write(Path(opt['path']['experiments_root'], option_file.name), (command + text).encode())
+        return
+    make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in RUN_FOLDERS}})
+    if opt['logger']['use_tb_logger'] and 'debug' not in opt['name']:
+        mkdir_and_rename(str(Path(opt['root_path'], 'tb_logger', opt['name'])))
+
+
+def _facts(option_file: str, opt: dict[str, Any], began: str, position: Position) -> dict[str, Any]:
+    """What ``options.yml`` says of this start beside the options."""
+    facts = {
+        'start': began,
+        'iter': position.iteration,
+        'command': ' '.join(sys.argv),
+        'option_file': option_file,
+        'option_sha256': options_digest(option_file),
+        'versions': f'facd_basicsr {facd_basicsr.__version__}, {versions()}',
+        'machine': machine(),
+        'threads': torch.get_num_threads(),
+        'ranks': opt['world_size'],
+    }
+    commit = git_commit(PACKAGE_PARENT)
+    return facts if commit is None else {**facts, 'commit': commit}
+
+
+OPTIONS_HEADER = """\
+# The options of this run, with base, --force_yml and defaults filled in: an option file for train.py. `run` is not an
+# option: it has an entry for each start.
+
+"""
+
+
+def _write_options(options: dict[str, Any], facts: dict[str, Any], opt: dict[str, Any]) -> None:
+    path = Path(opt['path']['experiments_root'], OPTIONS_FILE)
+    earlier = load_yaml(path.read_text(encoding='utf-8'), str(path)).get(RUN, []) if path.is_file() else []
+    atomic_write(path, OPTIONS_HEADER + option_text({**options, RUN: [*earlier, facts]}))
 
 
 def main() -> None:

@@ -25,7 +25,9 @@ from processes import run, run_in_new_interpreter  # noqa: F401  tests import th
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
-from facd_basicsr.options import check_inputs, parse_options, parser
+from facd_basicsr.distill import teacher
+from facd_basicsr.distill.teacher import Teacher
+from facd_basicsr.options import check_inputs, parse_options, parser, schema
 
 REPOSITORY = Path(facd_basicsr.__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / 'shared' / 'data'
@@ -217,6 +219,12 @@ def train_options(opt: dict, folder: Path) -> dict:
     check_inputs(parsed, path, is_train=True)
     set_random_seed(parsed['manual_seed'])
     return parsed
+
+
+def build_teacher(teacher_opt: dict, scale: int) -> Teacher:
+    """The teacher of a block whose defaults are not filled in."""
+    defaults = {key: own.default for key, own in schema.TEACHER.items() if own.default is not ...}
+    return teacher.build_teacher({**defaults, **teacher_opt}, scale)
 
 
 def imported_script(path: Path) -> ModuleType:

@@ -15,8 +15,10 @@ from conftest import write_yml
 from processes import FORKED, run_in_new_interpreter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from facd_basicsr.engine.logs import read_metrics
 from facd_basicsr.errors import run_command
 from facd_basicsr.options import parser
+from facd_basicsr.options.option_check import with_defaults
 from facd_basicsr.train import train
 
 TOTAL = 8
@@ -136,6 +138,19 @@ def result(root: Path, iteration: int = TOTAL, name: str = NAME) -> dict:
 def log_text(root: Path) -> str:
     """The concatenated log files of a run."""
     return ''.join(path.read_text() for path in sorted((root / 'experiments' / NAME).glob('*.log')))
+
+
+def write_options(folder: Path, opt: dict, *starts: dict) -> Path:
+    """The ``options.yml`` of a run, as train.py writes it: options with their defaults, and an entry for each start."""
+    starts = starts or ({'start': '2026-01-02T03:04:00.000+01:00', 'iter': 0},)
+    return write_yml({**with_defaults(opt, is_train=True), 'run': list(starts)}, folder / 'options.yml')
+
+
+def metric_lines(root: Path, name: str = NAME) -> list[dict]:
+    """The lines of ``metrics.jsonl`` of iterations and validations, without their times."""
+    times = ('timestamp', 'time', 'data_time')
+    lines = read_metrics(root / 'experiments' / name / 'metrics.jsonl')
+    return [{key: value for key, value in line.items() if key not in times} for line in lines if 'event' not in line]
 
 
 def scalars(root: Path, name: str = NAME) -> dict[str, dict[int, float]]:

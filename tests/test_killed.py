@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import TOTAL, Child, assert_same, assert_same_curves, result
+from runs import TOTAL, Child, assert_same, assert_same_curves, metric_lines, result
 
 
 def with_frequent_checkpoints(opt: dict) -> dict:
@@ -40,6 +40,7 @@ def killed_and_resumed(opt: dict, folder: Path, times: int, generator: random.Ra
         assert resumed.end() == 0, (after, (root / 'output.txt').read_text())
         assert_same(result(root), expected)
         assert_same_curves(root, folder / 'uninterrupted')
+        assert metric_lines(root) == metric_lines(folder / 'uninterrupted')
         states = {path.name for path in (root / 'experiments/tiny/training_states').iterdir()}
         assert states == {'6.state', '8.state', 'latest'}
         assert not list(folder.rglob('*_archived_*'))

@@ -1,13 +1,8 @@
 """Tables, defaults and examples of docs/options.md agree with the code."""
 
-import ast
-import functools
 import inspect
 import re
-from collections import defaultdict
-from pathlib import Path
 
-import basicsr
 import pytest
 import torch
 from basicsr.utils.dist_util import init_dist
@@ -15,7 +10,7 @@ from conftest import REPOSITORY, imported_script, run
 
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.errors import UserError
-from facd_basicsr.options import load_yaml, option_check, read_option_file, schema
+from facd_basicsr.options import load_yaml, read_option_file, schema
 from facd_basicsr.options.build import dry_run
 from facd_basicsr.options.option_check import check_block, check_options
 from facd_basicsr.options.option_files import merged
@@ -124,63 +119,6 @@ def test_every_example_is_accepted_as_a_part_of_a_complete_file(example):
     opt = merged(read_option_file(str(REPOSITORY / 'options' / kind / base)), changes)
     check_options(opt, is_train=kind == 'train')
     dry_run({**opt, 'teacher': {}}, is_train=kind == 'train')  # its 43 M parameters are built by other tests
-
-
-# Defaults in the tables against the code that applies them.
-
-NOT_READERS = {'check', 'paths', 'dry_run', 'execution', 'accepted', 'keys', 'arguments'}
-BASICSR = (
-    *('data/__init__.py', 'data/paired_image_dataset.py', 'models/base_model.py', 'models/sr_model.py'),
-    *('utils/logger.py', 'utils/misc.py'),
-)
-
-
-@functools.cache
-def read_defaults() -> dict[str, list]:
-    """{key: its defaults in every `.get(key, default)` and `... if key in ... else default`}."""
-    own = (REPOSITORY / 'facd_basicsr').rglob('*.py')
-    files = [path for path in own if not (path.parent.name == 'options' and path.stem in NOT_READERS)]
-    files += [Path(basicsr.__file__).parent / name for name in BASICSR]
-    found = defaultdict(list)
-    for path in files:
-        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-            key, default = asked_for(node)
-            try:
-                found[ast.literal_eval(key)].append(ast.literal_eval(default))
-            except (ValueError, TypeError):  # a key or default that is computed
-                continue
-    return found
-
-
-def asked_for(node: ast.AST) -> tuple[ast.AST | None, ast.AST | None]:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == 'get' and node.args:
-        return node.args[0], (node.args[1] if len(node.args) > 1 else ast.Constant(None))
-    if isinstance(node, (ast.IfExp, ast.If)) and isinstance(node.test, ast.Compare) and node.orelse:
-        other = node.orelse if isinstance(node, ast.IfExp) else node.orelse[0]
-        return node.test.left, getattr(other, 'value', other) if isinstance(other, ast.Assign) else other
-    return None, None
-
-
-# checked against a signature below, or without a default in the code
-NONE_READ = {
-    **dict.fromkeys((*schema.NONFINITE, *schema.EXECUTION, *schema.COMPILE, 'backend'), 'a signature'),
-    **dict.fromkeys(('meta_info_file', 'color'), 'compared with one value; ~ is the same as missing'),
-}
-STATED = {
-    (name, key): own
-    for name, block in {**TABLES, 'PATHS': option_check.path_keys(['network_g', 'network_r'], True)}.items()
-    for key, own in block.items()
-    if own.default is not ... and name != 'PATH_NETWORK' and key not in NONE_READ
-}
-
-
-@pytest.mark.parametrize(
-    ('place', 'key'), STATED.items(), ids=lambda value: '.'.join(value) if isinstance(value, tuple) else ''
-)
-def test_a_default_is_the_one_in_the_code_that_reads_the_key(place, key):
-    found = read_defaults()[place[1]]
-    truth = isinstance(key.default, bool)  # .get(key) of a missing key is falsy
-    assert found and all((bool(value) if truth else value) == key.default for value in found), found
 
 
 @pytest.mark.parametrize(

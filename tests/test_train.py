@@ -1,5 +1,6 @@
 """Training in this process; tests/test_train_and_test.py runs the entry points."""
 
+import hashlib
 import itertools
 import re
 from functools import partial
@@ -8,14 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from basicsr.archs import build_network
-from conftest import STUDENT, write_yml
+from conftest import REPOSITORY, STUDENT, write_yml
 from runs import assert_same, log_text, result
 
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
+from facd_basicsr.environment import git_commit, machine
 from facd_basicsr.errors import UserError, run_command
+from facd_basicsr.files.download import sha256_of
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import SafeSRModel
-from facd_basicsr.options import load_yaml, parser, read_option_file
+from facd_basicsr.options import load_yaml, parser
+from facd_basicsr.options.option_check import path_keys
+from facd_basicsr.tools.show import show
 from facd_basicsr.train import train
 
 
@@ -71,27 +76,37 @@ def test_the_eta_is_never_negative(train_opt, tmp_path, monkeypatch):
     assert 'day' not in log
 
 
-def test_the_copy_of_the_option_file_can_be_trained(train_opt, tmp_path):
-    run_training(train_opt, tmp_path)
-    copy = tmp_path / 'experiments' / 'tiny' / 'opt.yml'
-    assert copy.read_text().startswith('# ')
-    assert run_training(train_opt, tmp_path, '--auto_resume', option_file=copy) == []  # all four were done
-    assert run_training(train_opt, tmp_path, option_file=copy) == [1, 2, 3, 4]
-    assert copy.is_file() and len(list((tmp_path / 'experiments').glob('tiny_archived_*'))) == 1
-
-
-def test_the_copy_of_an_option_file_with_a_base_is_standalone(train_opt, tmp_path):
+def test_the_options_of_a_run_are_an_option_file_that_repeats_it(train_opt, tmp_path):
     write_yml(train_opt, tmp_path / 'base.yml')
-    path = tmp_path / 'opt.yml'
-    path.write_text('base: base.yml\ntrain: {total_iter: 2, distill_opt: {adaptive: false}}\n')
-    resolved = read_option_file(str(path))
-    assert run_training(train_opt, tmp_path, option_file=path) == [1, 2]
-    copy = tmp_path / 'experiments' / 'tiny' / 'opt.yml'
-    assert copy.read_text().startswith('# ')
-    assert load_yaml(copy.read_text(), '') == resolved
-    assert resolved['train']['distill_opt'] == {'type': 'FACDLoss', 'lambda': 4, 'adaptive': False}
+    (tmp_path / 'opt.yml').write_text('base: base.yml\nmanual_seed: ~\ntrain: {distill_opt: {adaptive: false}}\n')
+    flags = ('--force_yml', 'train:total_iter=2', 'num_gpu=auto')
+    assert run_training(train_opt, tmp_path, *flags, option_file=tmp_path / 'opt.yml') == [1, 2]
+    options = tmp_path / 'experiments' / 'tiny' / 'options.yml'
     (tmp_path / 'base.yml').unlink()
-    assert run_training(train_opt, tmp_path, option_file=copy) == [1, 2]
+    found = load_yaml(options.read_text(), '')
+    assert found['manual_seed'] >= 1 and found['num_gpu'] == 'auto'
+    assert found['train']['total_iter'] == 2 and found['train']['warmup_iter'] == -1
+    assert found['train']['distill_opt']['adaptive'] is False and found['train']['distill_opt']['negatives'] == 'upper'
+    assert set(found['path']) == set(path_keys(['network_g', 'network_r'], is_train=True))
+    weights = sha256_of(tmp_path / 'experiments' / 'tiny' / 'models' / 'net_g_2.pth')
+    assert run_training(train_opt, tmp_path, '--auto_resume', option_file=options) == []  # all were done
+    assert run_training(train_opt, tmp_path, option_file=options) == [1, 2]
+    assert sha256_of(tmp_path / 'experiments' / 'tiny' / 'models' / 'net_g_2.pth') == weights
+    assert len(list((tmp_path / 'experiments').glob('tiny_archived_*'))) == 1
+
+
+def test_the_options_of_a_run_say_how_and_where_each_start_ran(train_opt, tmp_path):
+    run_training(train_opt, tmp_path, '--force_yml', 'train:total_iter=2')
+    run_training(train_opt, tmp_path, '--auto_resume')
+    path = tmp_path / 'experiments' / 'tiny' / 'options.yml'
+    first, second = load_yaml(path.read_text(), '')['run']
+    assert (first['iter'], second['iter'], first['ranks']) == (0, 2, 1)
+    assert first['start'] < second['start']
+    assert first['option_file'] == str(tmp_path / 'opt.yml')
+    shown = show(str(tmp_path / 'opt.yml'), []).partition('\n\n')[2]
+    assert first['option_sha256'] == second['option_sha256'] == hashlib.sha256(shown.encode()).hexdigest()
+    assert f'torch {torch.__version__}' in first['versions'] and first['machine'] == machine()
+    assert first.get('commit') == git_commit(REPOSITORY)
 
 
 @pytest.mark.parametrize(

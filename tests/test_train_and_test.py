@@ -1,6 +1,8 @@
 """train.py and test.py from the command line, in a copy of the checkout."""
 
 import re
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -9,9 +11,11 @@ import torch
 from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
 from conftest import STUDENT, run, run_in_new_interpreter, tiny_test_opt, tiny_train_opt, write_yml
+from runs import Child
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from facd_basicsr.options import parser
+from facd_basicsr.runs.run_folder import read_run_folder
 from facd_basicsr.test import test as evaluate
 
 
@@ -35,7 +39,7 @@ def test_training_finishes_and_writes_the_files_that_basicsr_users_expect(traine
     home = checkout / 'experiments' / 'tiny'
     assert {f'net_{net}_{i}.pth' for net in 'gr' for i in (2, 4, 'latest')} <= {p.name for p in home.glob('models/*')}
     assert {'2.state', '4.state'} <= {p.name for p in home.glob('training_states/*')}
-    assert (home / 'tiny.yml').is_file()
+    assert (home / 'options.yml').is_file() and (home / 'metrics.jsonl').is_file()
     assert list(home.glob('train_tiny_*.log'))
 
 
@@ -93,6 +97,69 @@ def test_testing_prints_and_logs_y_first_and_then_rgb(tested, checkout):
         assert len(results(text)) == 3
 
 
+@pytest.fixture(scope='module')
+def killed_and_resumed(checkout: Path, data: Path, teacher_weights: Path) -> Path:
+    """A run below ``checkout`` that was killed and resumed, with its log and curves deleted, and a set in datasets/."""
+    opt = tiny_train_opt(data, teacher_weights) | {'name': 'killed'}
+    child = Child(opt, checkout, 6)
+    child.wait_for(5)
+    child.kill()
+    assert child.end() == -signal.SIGKILL
+    assert Child(opt, checkout, 6, '--auto_resume').end() == 0
+    folder = checkout / 'experiments' / 'killed'
+    for log in folder.glob('*.log'):
+        log.unlink()
+    shutil.rmtree(checkout / 'tb_logger' / 'killed')
+    benchmark = checkout / 'datasets' / 'Two'
+    benchmark.mkdir(parents=True)
+    (benchmark / 'GTmod12').symlink_to(data / 'GT')
+    (benchmark / 'LRbicx2').symlink_to(data / 'LQ')
+    return folder
+
+
+def test_a_run_without_its_log_is_tested_without_an_option_file(killed_and_resumed, checkout):
+    named, found = (
+        run('facd_basicsr/test.py', '--run', killed_and_resumed, *sets, cwd=checkout)
+        for sets in (['--sets', checkout / 'datasets' / 'Two'], [])
+    )
+    assert named.returncode == found.returncode == 0, named.stderr + found.stderr
+    rows = [re.search(r'^Two +(.*)$', done.stderr, re.MULTILINE).group(1).split() for done in (named, found)]
+    validation = read_run_folder(killed_and_resumed).metrics.validation['val']
+    assert rows[0] == rows[1] == [f'{validation[metric][6]:.4f}' for metric in ('psnr_y', 'ssim_y', 'psnr_rgb')]
+
+
+def test_a_run_without_its_log_is_reported_exported_and_benchmarked(killed_and_resumed, checkout):
+    def facd(*command: str | Path) -> str:
+        done = run('-m', 'facd_basicsr.cli', *command, cwd=checkout)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    facd('report', killed_and_resumed)
+    page = (killed_and_resumed / 'report.html').read_text()
+    assert '6 of 6 iterations; finished.' in page and 'Session 2' in page and 'l_facd' in page
+    latest = killed_and_resumed / 'models' / 'net_g_latest.pth'
+    assert 'PSNR-Y in validation: val ' in facd('export', latest, '--out', checkout / 'exported', '--no-onnx')
+    facd('upscale', checkout / 'datasets' / 'Two' / 'LRbicx2', '-o', checkout / 'upscaled', '--student', latest)
+    options = killed_and_resumed / 'options.yml'
+    table = facd(
+        'benchmark', '--run', killed_and_resumed, '--teacher', options, '--out', checkout / 'table', '--sets', 'Two'
+    )
+    assert 'killed' in table and 'teacher' in table and 'Feature PSNR' in table
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--sets', 'Set5'], r'--sets: Set5: no such folder: datasets/Set5/GTmod12; accepted: Two, or a folder with'),
+        (['--force_yml', 'val:metrisc=~'], r'killed: val.metrisc: unknown key; did you mean'),
+        (['-opt', 'x.yml'], r'not allowed with argument --run'),
+    ],
+)
+def test_what_a_run_cannot_be_tested_on_is_refused(killed_and_resumed, checkout, flags, message):
+    done = run('facd_basicsr/test.py', '--run', killed_and_resumed, *flags, cwd=checkout)
+    assert done.returncode == 2 and re.search(message, done.stderr), done.stderr
+
+
 # As a BasicSR user: the shim alone, since importing the package would register its networks too.
 STOCK_TEST = """
 import runpy
@@ -114,7 +181,9 @@ def test_basicsrs_own_test_script_gives_the_same_metrics_with_its_stock_network(
     opt |= {'name': student['type'], 'network_g': student}
     opt['path']['pretrain_network_g'] = str(checkout / f'{student["type"]}.pth')
     torch.save({'params': build_network(student).state_dict()}, opt['path']['pretrain_network_g'])
-    ours = evaluate(parser().parse_args(['-opt', str(write_yml(opt, checkout / 'ours.yml'))]), checkout, console=False)
+    ours = evaluate(
+        parser(is_train=False).parse_args(['-opt', str(write_yml(opt, checkout / 'ours.yml'))]), checkout, console=False
+    )
 
     opt |= {'name': f'stock_{stock["type"]}', 'network_g': {**stock, 'num_in_ch': 3, 'num_out_ch': 3}}
     done = run('-c', STOCK_TEST, '-opt', write_yml(opt, checkout / 'stock.yml'), cwd=checkout)

@@ -144,7 +144,9 @@ def test_two_processes_split_a_test_set_and_find_the_metrics_of_one(two, checkou
     opt['path']['pretrain_network_g'] = str(checkout / 'experiments/two/models/net_g_latest.pth')
     opt['val']['save_img'] = True
     path = write_yml(opt, checkout / 'three.yml')
-    metrics = evaluate(parser().parse_args(['-opt', str(path), '--force_yml', 'name=alone']), checkout, console=False)
+    metrics = evaluate(
+        parser(is_train=False).parse_args(['-opt', str(path), '--force_yml', 'name=alone']), checkout, console=False
+    )
     done = run_ranks(TEST, '-opt', path, *PYTORCH, '--force_yml', 'name=shared', cwd=checkout)
     assert done.returncode == 0, done.stderr
     row = re.findall(r'^pictures +(.*)$', done.stderr, re.MULTILINE)

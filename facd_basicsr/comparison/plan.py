@@ -25,7 +25,7 @@ COMPARISON_KEYS = {
     'common': Key((dict,)),
     'methods': Key((dict,), required=True),
 }
-NAME = r'(?!.*debug)\w[\w.+=-]*'  # BasicSR writes no curves of an experiment with "debug" in its name
+NAME = r'(?!.*debug)\w[\w.+=-]*'  # with "debug" in its name a run validates every 8 iterations
 RESERVED = (BICUBIC, TEACHER)
 # What all methods share, unless the comparison is about it: then the report says so.
 SHARED = (
@@ -90,7 +90,6 @@ class Comparison:
         for seed in self.seeds:
             for method, opt in self.methods.items():
                 run_opt = copy.deepcopy(opt) | {'name': f'{self.name}_{method}_seed{seed}', 'manual_seed': seed}
-                run_opt['logger']['use_tb_logger'] = True  # the curves are read from there
                 yield Run(method, seed, run_opt)
 
     def differing(self) -> dict[str, list[str]]:

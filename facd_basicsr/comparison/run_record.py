@@ -1,10 +1,12 @@
 """The results of a finished run, as plain data: scores, costs, curves."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from facd_basicsr.comparison.plan import Comparison, Run
@@ -14,11 +16,13 @@ from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
 from facd_basicsr.evaluation.tables import evaluate, means
 from facd_basicsr.evaluation.test_sets import build_sets, pairs
+from facd_basicsr.options.option_check import with_defaults
 from facd_basicsr.options.parse import root_path
-from facd_basicsr.runs.tensorboard import read_curves
+from facd_basicsr.runs.run_folder import Curve, Metrics, param_key_of, read_run_folder
 
 DIGITS = 4
 TURNS = 5  # in which latencies are measured
+KEPT_POINTS = 100  # of a curve that are kept; more are averaged
 
 
 def checkpoint_of(run: Run) -> Path:
@@ -32,8 +36,7 @@ def student_of(run: Run) -> Method:
     Raises:
         UserError: its checkpoint is not there or does not fit.
     """
-    key = 'params_ema' if run.opt['train'].get('ema_decay', 0) > 0 else 'params'
-    path = {'pretrain_network_g': str(checkpoint_of(run)), 'param_key_g': key}
+    path = {'pretrain_network_g': str(checkpoint_of(run)), 'param_key_g': param_key_of(run.opt)}
     opt = {**run.opt, 'name': run.method, 'path': path}
     return build_student(f'methods.{run.method}', opt, device_of([opt]))
 
@@ -42,7 +45,8 @@ def teacher_of(comparison: Comparison) -> Method | None:
     """The comparison's teacher; None where no method has one."""
     for method, opt in comparison.methods.items():
         if 'teacher' in opt:
-            return build_teacher_method(f'methods.{method}', opt, device_of([opt]))
+            complete = with_defaults(opt, is_train=True)
+            return build_teacher_method(f'methods.{method}', complete, device_of([opt]))
     return None
 
 
@@ -61,7 +65,8 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
         notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teacher, [student])]
     # features are compared with the teacher's
     methods = [student] if teacher is None or student.taps is None else [student, teacher]
-    curves, seconds_per_iter = read_curves(root_path() / 'tb_logger' / run.opt['name'])
+    metrics = read_run_folder(root_path() / 'experiments' / run.opt['name'], f'methods.{run.method}').metrics
+    seconds_per_iter = metrics.seconds_per_iter
     iterations = run.opt['train']['total_iter']
     return {
         'method': run.method,
@@ -77,8 +82,23 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
         'test': comparison.test_opt['datasets'],
         **_scores(comparison, methods, student.name),
         'notes': notes,
-        'curves': curves,
+        'curves': curves(metrics),
     }
+
+
+def curves(metrics: Metrics) -> dict[str, list[list[float | None]]]:
+    """{tag: [[iteration, value], ...]} of every curve by TensorBoard's tag, of at most ``KEPT_POINTS`` points."""
+    found = {f'losses/{name}' if name.startswith('l_') else name: curve for name, curve in metrics.curves.items()}
+    for name, validation in metrics.validation.items():
+        found |= {f'metrics/{name}/{metric}': curve for metric, curve in validation.items()}
+    return {tag: _thinned(curve) for tag, curve in found.items() if not tag.startswith('lr')}
+
+
+def _thinned(curve: Curve) -> list[list[float | None]]:
+    """Neighbors are averaged where there are too many; None where the mean is not finite."""
+    groups = np.array_split(np.array(sorted(curve.items())), min(KEPT_POINTS, len(curve)))
+    means = [(float(group[-1, 0]), float(group[:, 1].mean())) for group in groups]
+    return [[iteration, round(mean, 5) if math.isfinite(mean) else None] for iteration, mean in means]
 
 
 def reference_records(comparison: Comparison) -> list[dict[str, Any]]:

@@ -356,10 +356,7 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
 
 
 def _common(runs: Sequence[Mapping[str, Any]], tag: str) -> tuple[np.ndarray, np.ndarray]:
-    """The iterations at which all runs have a value, and the values, (seeds, points).
-
-    A run that was killed loses the last lines that TensorBoard had not written yet.
-    """
+    """The iterations at which all runs have a value, and the values, (seeds, points)."""
     by_step = [{step: value for step, value in run['curves'][tag] if value is not None} for run in runs]
     steps = sorted(set.intersection(*(set(points) for points in by_step)))
     return np.array(steps), np.array([[points[step] for step in steps] for points in by_step])

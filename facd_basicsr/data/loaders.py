@@ -95,11 +95,13 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
         UserError: an epoch has not a single batch.
     """
     # a copy from pageable memory waits for all earlier GPU work
-    train_opt = {'pin_memory': opt['num_gpu'] > 0, **opt['datasets']['train']}
+    train_opt = dict(opt['datasets']['train'])
+    if train_opt['pin_memory'] is None:
+        train_opt['pin_memory'] = opt['num_gpu'] > 0
     train_set = build_ordered_dataset(train_opt)
     sampler = ResumableSampler(
         len(train_set),
-        train_opt.get('dataset_enlarge_ratio', 1),
+        train_opt['dataset_enlarge_ratio'],
         train_opt['batch_size_per_gpu'],
         opt['manual_seed'],
         opt['rank'],
@@ -108,7 +110,7 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
     if sampler.batches == 0:
         raise UserError(
             f'datasets.train.batch_size_per_gpu: {train_opt["batch_size_per_gpu"]} for epochs of '
-            f'{len(train_set) * train_opt.get("dataset_enlarge_ratio", 1) // opt["world_size"]} samples; accepted: no '
+            f'{len(train_set) * train_opt["dataset_enlarge_ratio"] // opt["world_size"]} samples; accepted: no '
             'more than these (dataset_enlarge_ratio repeats the images)'
         )
     train = build_dataloader(
@@ -172,7 +174,7 @@ def reraise_killed_worker() -> AbstractContextManager[None]:
 
 
 def _prefetched(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any] | Exception]:
-    if opt['datasets']['train'].get('prefetch_mode') == 'cuda':
+    if opt['datasets']['train']['prefetch_mode'] == 'cuda':
         return _copied_ahead(CUDAPrefetcher(loader, opt))
     if isinstance(loader, PrefetchDataLoader):
         return PrefetchGenerator(_ending_with_error(DataLoader.__iter__(loader)), loader.num_prefetch_queue)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
@@ -21,10 +20,8 @@ from facd_basicsr.archs.student_arch import EDSRStudent, RCANStudent
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.state_dicts import load_any_state_dict, load_exactly
 from facd_basicsr.options.build import build_lone_network, check_lone_network
-from facd_basicsr.options.option_check import check_options
-from facd_basicsr.options.option_files import option_text
-from facd_basicsr.options.parse import read_options
-from facd_basicsr.options.signatures import default_arguments
+from facd_basicsr.options.parse import OPTIONS_FILE, checked_options, options_digest
+from facd_basicsr.options.signatures import signature_keys
 from facd_basicsr.runs.run_folder import run_of
 
 INSTALL = "`pip install 'facd_basicsr[onnx]'`"
@@ -90,7 +87,6 @@ class OnnxNetwork(nn.Module):
 
 # Of these only the defaults differ, so that with every argument spelled out BasicSR's own class is the same network.
 STOCK = {EDSRStudent: EDSR, RCANStudent: RCAN}
-PLAIN = (bool, int, float, str, list, type(None))  # what JSON gives back as it was
 
 TEXTS = ('architecture', 'name', 'option_file', 'option_sha256')
 VALUES: dict[str, Callable[[Any], bool]] = {  # by name, whether it can be one
@@ -114,8 +110,8 @@ class Description:
         name: the run's.
         option_file: name of the option file it was trained by.
         option_sha256: SHA-256 of that file's options as ``facd show -opt FILE`` prints them, without the comment above:
-            the same for a file with a ``base``, the complete file that is made of it, and the copy that a run keeps.
-            What the command line changed is not in it, but what it changed in the network is in ``arguments``.
+            the same for a file with a ``base`` and the complete file that is made of it. What the command line changed
+            is not in it, but what it changed in the network is in ``arguments``.
         psnr: {set: PSNR-Y in dB} of the run's validation at this checkpoint, where it is known.
     """
 
@@ -167,7 +163,7 @@ def describe_network(network_opt: Mapping[str, Any], scale: int) -> Description:
     """The description of a ``network_g`` block, complete with the defaults of its class."""
     cls = ARCH_REGISTRY.get(network_opt['type'])
     given = {key: value for key, value in network_opt.items() if key != 'type'}
-    defaults = {key: value for key, value in default_arguments(cls).items() if isinstance(value, PLAIN)}
+    defaults = {name: key.default for name, key in signature_keys(cls).items() if key.default is not ...}
     arguments = {**defaults, **given}
     return Description(STOCK.get(cls, cls).__name__, arguments, scale)
 
@@ -197,7 +193,7 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
     Args:
         path: ``.pth``, ``.pt``, ``.safetensors`` or ``.onnx``.
         option_file: a train or test file whose ``network_g`` it is; data and teacher need not be there. None: the file
-            says it itself, as ONNX does always, or lies in ``experiments/NAME/models``, whose option file and log do.
+            says it itself, as ONNX does always, or lies in ``experiments/NAME/models``, whose ``options.yml`` does.
         where: what names ``path``, for messages.
 
     Raises:
@@ -231,12 +227,8 @@ def _read_onnx(path: Path, where: str) -> Student:
 
 def _description_of(path: Path, option_file: str | None, where: str) -> Description:
     if option_file is not None:
-        opt = read_options(option_file, [])
-        try:
-            check_options(opt, is_train='train' in opt)
-        except UserError as error:
-            raise UserError(f'{option_file}: {error}') from error
-        description = _trained_by(opt, opt, option_file)
+        opt = checked_options(option_file, [])
+        description = _trained_by(opt, option_file, options_digest(option_file))
         _check_against_run(description, path, option_file)
         return description
     own = _described(_metadata(path), path, where)
@@ -254,25 +246,26 @@ def _described_by_run(path: Path, where: str) -> Description | None:
         run = run_of(path, where)
         if run is None:
             return None
-        check_lone_network(f'{run.option_file}: network_g', run.opt['network_g'], run.opt['scale'])
+        check_lone_network(f'{run.path / OPTIONS_FILE}: network_g', run.opt['network_g'], run.opt['scale'])
     except UserError as error:
         raise UserError(f'{error}; or {OPT}') from error
-    return _trained_by(run.opt, run.file, str(run.option_file))
+    facts = run.sessions[-1].facts
+    return _trained_by(run.opt, str(facts.get('option_file', '')), str(facts.get('option_sha256', '')))
 
 
-def _trained_by(opt: dict[str, Any], file: dict[str, Any], option_file: str) -> Description:
+def _trained_by(opt: dict[str, Any], option_file: str, digest: str) -> Description:
     """The description of ``network_g``.
 
     Args:
         opt: the options of its run, or of a test.
-        file: what the option file says of them.
-        option_file: its path.
+        option_file: the file that they are from.
+        digest: of that file.
     """
     return dataclasses.replace(
         describe_network(opt['network_g'], opt['scale']),
         name=str(opt['name']),
         option_file=Path(option_file).name,
-        option_sha256=hashlib.sha256(option_text(file).encode()).hexdigest(),
+        option_sha256=digest,
     )
 
 

@@ -95,7 +95,7 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     """
     where = f'teacher.weights: {teacher_opt["weights"]}'
     state_dict = _read(teacher_opt)
-    layout_format, network_opt = teacher_opt.get('format', 'auto'), teacher_opt.get('network')
+    layout_format, network_opt = teacher_opt['format'], teacher_opt.get('network')
     execution = Execution.of(teacher_opt)
     if network_opt is not None:
         return Teacher(_build_registered(network_opt, state_dict, layout_format, where), scale, execution)
@@ -126,7 +126,7 @@ def local_weights(teacher_opt: dict[str, Any]) -> Path:
     Raises:
         UserError: it cannot be downloaded, or its digest differs.
     """
-    weights, sha256 = teacher_opt['weights'], teacher_opt.get('sha256')
+    weights, sha256 = teacher_opt['weights'], teacher_opt['sha256']
     if is_url(weights):
         with advising('or bring the file and name it: --force_yml teacher:weights=FILE (docs/teachers.md)'):
             return cached(weights, 'teacher.weights', sha256)

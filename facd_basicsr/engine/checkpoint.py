@@ -49,7 +49,7 @@ class Checkpoints:
     def __init__(self, opt: dict[str, Any], ranks: Ranks, sampler: ResumableSampler) -> None:
         self._states = Path(opt['path']['training_states'])
         self._models = Path(opt['path']['models'])
-        self._keep_last = opt['logger'].get('keep_last')
+        self._keep_last = opt['logger']['keep_last']
         self._ranks = ranks
         self._data = sampler.settings()
 

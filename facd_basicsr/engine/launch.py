@@ -32,7 +32,7 @@ def start_ranks(opt: dict[str, Any], launcher: str) -> None:
         UserError, PeerFailedError: as of :func:`init_dist`.
     """
     if opt['dist']:
-        init_dist(launcher, opt['num_gpu'] > 0, opt.get('dist_params', {}))
+        init_dist(launcher, opt['num_gpu'] > 0, opt['dist_params'])
     with reraise_peer_failure():
         ranks = Ranks()  # connects all ranks by gloo too
     opt['rank'], opt['world_size'] = ranks.rank, ranks.size

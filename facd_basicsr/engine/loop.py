@@ -13,7 +13,7 @@ from facd_basicsr.data.damaged_images import DamagedImages
 from facd_basicsr.data.loaders import Loaders, batches
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.engine.checkpoint import Checkpoints, Position
-from facd_basicsr.engine.logs import DeferredLog
+from facd_basicsr.engine.logs import BEST, FINISHED, RunLog
 from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.signals import StopSignals, signals_blocked
 from facd_basicsr.errors import Stopped
@@ -27,12 +27,11 @@ class TrainingLoop:
 
     Args:
         opt: from :func:`facd_basicsr.options.parse_options`.
-        model, loaders, ranks: what :func:`facd_basicsr.train.set_up` has built.
+        model, loaders: what :func:`facd_basicsr.train.set_up` has built.
         position: where to begin; advanced in place.
-        guard: of losses that are not finite.
-        damaged: collects images that cannot be read.
-        log, tb_logger: where progress goes.
+        log: where progress goes; started.
         on_iteration: called after every iteration with its number.
+        guard: of losses that are not finite.
     """
 
     def __init__(
@@ -40,27 +39,23 @@ class TrainingLoop:
         opt: dict[str, Any],
         model: SafeModel,
         loaders: Loaders,
-        ranks: Ranks,
         position: Position,
-        guard: NonFiniteGuard,
-        damaged: DamagedImages,
-        log: DeferredLog,
-        tb_logger: Any,
+        log: RunLog,
         on_iteration: Callable[[int], object],
+        guard: NonFiniteGuard,
     ) -> None:
         self._opt = opt
+        self._guard = guard
         self._model = model
         self._loaders = loaders
-        self._ranks = ranks
         self._position = position
-        self._guard = guard
-        self._damaged = damaged
         self._log = log
-        self._tb_logger = tb_logger
         self._on_iteration = on_iteration
+        self._ranks = Ranks()
+        self._damaged = DamagedImages(opt['datasets']['train']['skip_damaged'], self._ranks, log.warning)
         self._total_iter = int(opt['train']['total_iter'])
-        self._val_freq = opt['val']['val_freq'] if opt.get('val') else None
-        self._checkpoints = Checkpoints(opt, ranks, loaders.sampler)
+        self._val_freq = opt['val']['val_freq'] if opt['val'] else None
+        self._checkpoints = Checkpoints(opt, self._ranks, loaders.sampler)
         self._saved_at = position.iteration
         self._stop = StopSignals()
 
@@ -88,14 +83,15 @@ class TrainingLoop:
             self._checkpoints.save_networks(self._model, position, -1)
             if self._val_freq is not None:
                 self._validate()
-            if self._opt['logger'].get('keep_best'):
+            if self._opt['logger']['keep_best']:
                 self._saved_at = -1  # with this validation's metrics, or a run that is extended would forget them
                 self._save()
+            self._log.event(FINISHED)
             self._close()
 
     def _train(self) -> None:
         opt, model, position = self._opt, self._model, self._position
-        message_logger = MessageLogger(opt, position.iteration + 1, self._tb_logger)
+        message_logger = MessageLogger(opt, position.iteration + 1, self._log.tb_logger)
         message_logger.max_iters = self._total_iter + 1  # it counts one iteration less, and ends in "-1 day, 23:59:58"
         first = position.iteration + 1
         data_timer, iter_timer = AvgTimer(), AvgTimer()
@@ -105,7 +101,7 @@ class TrainingLoop:
             position.iteration += 1
             position.batches += 1
             self._damaged.look(data.get('damaged', ()))
-            model.update_learning_rate(position.iteration, warmup_iter=opt['train'].get('warmup_iter', -1))
+            model.update_learning_rate(position.iteration, opt['train']['warmup_iter'])
             model.feed_data(data)
             model.optimize_parameters(position.iteration)
             self._guard.after_step(data, position.iteration)
@@ -115,16 +111,10 @@ class TrainingLoop:
 
             if position.iteration % opt['logger']['print_freq'] == 0:
                 self._guard.settle()
-                message_logger(
-                    {
-                        'epoch': position.epoch,
-                        'iter': position.iteration,
-                        'lrs': model.get_current_learning_rate(),
-                        'time': iter_timer.get_avg_time(),
-                        'data_time': data_timer.get_avg_time(),
-                        **model.get_current_log(),
-                    }
-                )
+                times = {'time': iter_timer.get_avg_time(), 'data_time': data_timer.get_avg_time()}
+                lrs, values = model.get_current_learning_rate(), {**times, **model.get_current_log()}
+                message_logger({'epoch': position.epoch, 'iter': position.iteration, 'lrs': lrs, **values})
+                self._log.iteration(position.epoch, lrs, values)
                 self._damaged.report()
             if position.iteration % opt['logger']['save_checkpoint_freq'] == 0:
                 self._save()
@@ -153,14 +143,14 @@ class TrainingLoop:
             return
         self._guard.settle()
         self._log.info('Saving models and training states.')
-        if self._tb_logger:
-            self._tb_logger.flush()  # or its buffer is lost when the process is killed
+        if self._log.tb_logger:
+            self._log.tb_logger.flush()  # or its buffer is lost when the process is killed
         self._checkpoints.save(self._model, self._position, nonfinite=self._guard.state_dict())
         self._saved_at = self._position.iteration
 
     def _close(self) -> None:
-        if self._tb_logger:
-            self._tb_logger.close()
+        if self._log.tb_logger:
+            self._log.tb_logger.close()
         self._ranks.wait()  # for what rank 0 writes: a launcher may end the others soon after the first has left
 
     def _is_stop_requested(self) -> bool:
@@ -191,12 +181,14 @@ class TrainingLoop:
                     self._model.validation(
                         Interruptible(loader, self._is_stop_requested),
                         self._position.iteration,
-                        self._tb_logger,
+                        self._log.tb_logger,
                         self._opt['val']['save_img'],
                     )
+                    if self._opt['val']['metrics']:
+                        self._log.validation(dataset_of(loader).opt['name'], self._model.metric_results)
         except Stopped:
             self._end_by_signal()
-        if self._opt['logger'].get('keep_best'):
+        if self._opt['logger']['keep_best']:
             self._keep_best()
 
     def _keep_best(self) -> None:
@@ -206,6 +198,7 @@ class TrainingLoop:
         if best['iter'] == self._position.iteration:
             self._log.info(f'Saving the best models: {metric} of {name} is {best["val"]:.4f}.')
             self._checkpoints.save_networks(self._model, self._position, 'best')
+            self._log.event(BEST)
 
 
 class Interruptible:

@@ -51,7 +51,7 @@ def load_resume_state(opt: dict[str, Any], ranks: Ranks, warn: Callable[[str], N
             path, state = _newest_intact(opt, warn)
         path = ranks.from_first(path)
     if path is None:  # with --auto_resume: no own state yet, so it starts where the option file says
-        source, path = 'path.resume_state', _named(opt['path'].get('resume_state'))
+        source, path = 'path.resume_state', _named(opt['path']['resume_state'])
     if path is None:
         return None
     try:

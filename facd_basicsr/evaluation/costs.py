@@ -26,7 +26,6 @@ from facd_basicsr.evaluation.complexity import (
 )
 from facd_basicsr.evaluation.methods import device_of
 from facd_basicsr.options import load_options
-from facd_basicsr.options.parse import read_options
 
 LIMIT = 30  # seconds; on two CPU cores one forward of EDSR 256 x 32 takes as long
 PROGRESS = '{desc} run {n_fmt} of {total_fmt}, {elapsed}'  # with the run that has just begun
@@ -62,8 +61,7 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
     Raises:
         UserError: the option file is not accepted, or a network does not take such an image.
     """
-    is_train = 'train' in read_options(option_file, overrides)
-    opt = load_options(option_file, overrides, is_train, with_data=False, with_weights=False)
+    opt = load_options(option_file, overrides, with_data=False, with_weights=False)
     device, scale = device_of([opt]), opt['scale']
     networks = _networks(opt, device)
     sizes = [LQ_SIZE, (OUTPUT_SIZE[0] // scale, OUTPUT_SIZE[1] // scale)]
@@ -92,8 +90,7 @@ def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
     blocks = {'teacher': opt.get('teacher', {}).get('network'), 'student': opt['network_g']}
     networks = {name: Network(build_network(block), input_channels(block)) for name, block in blocks.items() if block}
     if 'teacher' in opt and 'teacher' not in networks:
-        what = {key: value for key, value in opt['teacher'].items() if key in ('weights', 'format', 'sha256')}
-        teacher = build_teacher(what, opt['scale'])
+        teacher = build_teacher(opt['teacher'], opt['scale'])
         networks = {'teacher': Network(teacher.net, pad=teacher.padded), **networks}
     for network in networks.values():
         network.net.eval().to(device)

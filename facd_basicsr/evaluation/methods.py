@@ -19,7 +19,8 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.files.state_dicts import basicsr_param_keys, load_exactly, load_state_dict
-from facd_basicsr.options import load_options
+from facd_basicsr.options import check_inputs, load_options
+from facd_basicsr.runs.benchmark_options import benchmark_options
 from facd_basicsr.runtime.metrics import as_input, bicubic
 
 BICUBIC, TEACHER = 'bicubic', 'teacher'
@@ -108,24 +109,31 @@ class Method:
 
 
 def load_methods(
-    paths: Sequence[str], train_file: str | None, overrides: Sequence[str]
+    paths: Sequence[str],
+    train_file: str | None,
+    overrides: Sequence[str],
+    runs: Sequence[str] = (),
+    sets: Sequence[str] = (),
 ) -> tuple[list[Method], dict[str, Any], dict[str, Any] | None]:
-    """Bicubic, the methods of test files and, with a train file, its teacher, in this order.
+    """Bicubic, the methods of test files and runs and, with a train file, its teacher, in this order.
 
     Args:
         paths: test files, one method each.
         train_file: the file that names the teacher; None: no teacher.
         overrides: ``--force_yml`` entries: those that begin with ``teacher:`` are for the train file, the others for
-            every test file.
+            every test file and run.
+        runs: folders ``experiments/NAME``, one method each.
+        sets: that runs are tested on (:func:`facd_basicsr.runs.benchmark_options.benchmark_options`).
 
     Returns:
-        The methods; the first test file's options, whose sets are every file's; the train file's options.
+        The methods; the first method's options, whose sets are every method's; the train file's options.
 
     Raises:
         UserError: a file or checkpoint is not accepted.
     """
     for_teacher = [entry for entry in overrides if entry.startswith('teacher:')]
-    opts = read_test_files(paths, [entry for entry in overrides if entry not in for_teacher])
+    opts = read_test_files(paths, [entry for entry in overrides if entry not in for_teacher], runs, sets)
+    paths = [*paths, *runs]
     scale = opts[0]['scale']
     train_opt = None if train_file is None else read_train_file(train_file, for_teacher, scale)
     device = device_of(opts)
@@ -135,18 +143,29 @@ def load_methods(
     return methods, opts[0], train_opt
 
 
-def read_test_files(paths: Sequence[str], overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """Test files whose methods can stand side by side, checked.
+def read_test_files(
+    paths: Sequence[str], overrides: Sequence[str], runs: Sequence[str] = (), sets: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Options of test files and runs whose methods can stand side by side, checked.
 
     Args:
         paths: the option files; each names one method.
-        overrides: ``--force_yml`` entries, applied to every file.
+        overrides: ``--force_yml`` entries, applied to every file and run.
+        runs, sets: as :func:`load_methods` takes them.
 
     Raises:
         UserError: a file is not accepted, its model does not simply run its network, its name is taken, or its
             scale or sets are not the first file's.
     """
+    if not (paths or runs):
+        raise UserError('-opt: missing; accepted: a test file, or --run experiments/NAME, for each method')
+    if sets and not runs:
+        raise UserError('--sets: accepted with --run; -opt names its sets itself')
     opts = [load_options(path, overrides, is_train=False) for path in paths]
+    for run in runs:
+        opts.append(benchmark_options(Path(run), sets, overrides))
+        check_inputs(opts[-1], run, is_train=False)
+    paths = [*paths, *runs]
     names = {BICUBIC: 'the row that is always there', TEACHER: "--teacher's"}
     for path, opt in zip(paths, opts):
         if opt['name'] in names:
@@ -215,7 +234,7 @@ def build_student(path: str, opt: dict[str, Any], device: torch.device) -> Metho
     """
     checkpoint = opt['path']['pretrain_network_g']
     where = f'{path}: path.pretrain_network_g'
-    state_dict = load_state_dict(checkpoint, where, basicsr_param_keys(opt['path'].get('param_key_g', 'params')))
+    state_dict = load_state_dict(checkpoint, where, basicsr_param_keys(opt['path']['param_key_g']))
     net = build_network(opt['network_g'])
     load_exactly(net, state_dict, f'{where}: {checkpoint}')
     return Method(opt['name'], opt['scale'], net.eval().requires_grad_(False).to(device), path, checkpoint)

@@ -1,10 +1,12 @@
 """Checks option dicts by the schema, signatures and sources; errors say what is accepted."""
 
+import copy
 import difflib
 import importlib.util
+import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -199,36 +201,11 @@ def scheduler_keys(scheduler: type) -> Keys:
 
 
 def metric_keys(metric: Callable[..., Any]) -> Keys:
-    """Of an entry of ``val.metrics``."""
+    """Of an entry of ``val.metrics``. BasicSR calls a metric with all of them, so ``better`` is for those that take
+    any."""
     own = signature_keys(metric, supplied=('img', 'img2'), known=schema.METRIC_KEYS)
-    return {**own, **schema.METRIC}
-
-
-def check_execution(opt: dict[str, Any]) -> None:
-    """Checks ``train`` and ``teacher`` of an option dict, whose keys are known.
-
-    Raises:
-        UserError: values that do not go together, or a key of regressors that there are not.
-    """
-    train_opt, teacher_opt = opt['train'], opt.get('teacher', {})
-    for where, block in (('train', train_opt), ('teacher', teacher_opt)):
-        for key in ('compile', 'compile_r'):
-            if block.get(key) is not None:
-                check_block(f'{where}.{key}', block[key], schema.COMPILE)
-    _check_regressors(train_opt, 'network_r' in opt)
-
-
-def _check_regressors(train_opt: dict[str, Any], are_there: bool) -> None:
-    for key in schema.EXECUTION:
-        if f'{key}_r' in train_opt and not are_there:
-            raise UserError(f'train.{key}_r: given, but there is no network_r; accepted: no {key}_r')
-    precision, precision_r = (train_opt.get(key) for key in ('precision', 'precision_r'))
-    # they share a backward, and torch has one setting for all of it
-    if precision_r in ('fp32', 'tf32') and precision not in (precision_r, 'bf16', 'fp16'):
-        raise UserError(
-            f'train.precision_r: {precision_r}; accepted with train.precision: {precision_r}, bf16 or fp16, here '
-            f'{precision or "not given"}'
-        )
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(metric).parameters.values())
+    return {**own, **(schema.METRIC if takes_any else schema.TYPE)}
 
 
 def check_vgg_layers(where: str, block: dict[str, Any]) -> None:
@@ -251,7 +228,125 @@ def check_vgg_layers(where: str, block: dict[str, Any]) -> None:
         check_type(f'{where}.{layer}', weight, NUMBER)
 
 
-def check_options(opt: dict[str, Any], is_train: bool) -> None:
+OptionBlock = dict[str, Any]
+
+
+def option_blocks(opt: OptionBlock, is_train: bool) -> Iterator[tuple[str, OptionBlock, Keys]]:
+    """Every block of an option dict, with its place in the file and the keys that it accepts.
+
+    A block comes after the one that holds it, and after the caller has finished with that: by then it is checked, or
+    its defaults are filled in.
+
+    Args:
+        opt: what the option file holds.
+        is_train: whether it is meant for train.py or for test.py.
+
+    Raises:
+        UserError: a block is not there or has no ``type`` that is known.
+    """
+    check_block('', opt, schema.TOP, complete=False)
+    model = _registered(MODEL_REGISTRY, 'model_type', opt['model_type'])
+    yield '', opt, top_keys(model, is_train)
+    for name, dataset_opt in opt['datasets'].items():
+        yield from _dataset_blocks(name, dataset_opt, is_train)
+    networks = [key for key in opt if key.startswith('network_')]
+    for key in networks:
+        yield _called(key, opt[key], ARCH_REGISTRY, regressor_keys if key == 'network_r' else network_keys)
+    yield 'path', opt['path'], path_keys(networks, is_train)
+    if opt.get('val') is not None:
+        yield 'val', opt['val'], schema.VAL_TRAIN if is_train else schema.VAL_TEST
+        for name, block in (opt['val'].get('metrics') or {}).items():
+            yield _called(f'val.metrics.{name}', block, METRIC_REGISTRY, metric_keys)
+    if 'dist_params' in opt:
+        yield 'dist_params', opt['dist_params'], schema.DIST_PARAMS
+    if is_train:
+        yield from _train_blocks(opt, model)
+
+
+def _dataset_blocks(name: str, dataset_opt: OptionBlock, is_train: bool) -> Iterator[tuple[str, OptionBlock, Keys]]:
+    where, phases = f'datasets.{name}', ('train', 'val') if is_train else ('test', 'val')
+    phase = str(name).split('_')[0]
+    if phase not in phases or (phase == 'train' and name != 'train'):
+        several = phases[-1] if is_train else f'{phases[0]} and {phases[1]}'
+        raise UserError(f'{where}: unknown set; accepted: {", ".join(phases)}, and {several} with _1, _2, ...')
+    check_block(where, dataset_opt, schema.DATASET, complete=False)
+    dataset = _registered(DATASET_REGISTRY, f'{where}.type', dataset_opt['type'])
+    yield where, dataset_opt, dataset_keys(dataset, phase == 'train')
+    backend_opt = dataset_opt.get('io_backend')
+    if backend_opt is None:
+        return
+    where = f'{where}.io_backend'
+    check_block(where, backend_opt, schema.TYPE, complete=False)
+    known = schema.IO_BACKENDS_TRAIN if is_train else schema.IO_BACKENDS
+    if backend_opt['type'] not in known:
+        raise UserError(f'{where}.type: {backend_opt["type"]!r}; accepted: {listed(known)}')
+    if backend_opt['type'] not in (own := io_backends(dataset, is_train)):
+        raise UserError(f'{where}.type: {backend_opt["type"]}; accepted with {dataset_opt["type"]}: {listed(own)}')
+    yield where, backend_opt, {**schema.TYPE, **io_backend_keys(backend_opt['type'])}
+
+
+def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBlock, Keys]]:
+    train_opt, accepted = opt['train'], train_keys(model)
+    yield 'train', train_opt, accepted
+    yield _chosen('train.optim_g', train_opt['optim_g'], schema.OPTIMIZERS, optimizer_keys)
+    yield _chosen('train.scheduler', train_opt['scheduler'], schema.SCHEDULERS, scheduler_keys)
+    for key, block in train_opt.items():
+        if key.endswith('_opt') and block is not None:
+            yield _called(f'train.{key}', block, LOSS_REGISTRY, loss_keys)
+    if 'nonfinite' in train_opt:
+        yield 'train.nonfinite', train_opt['nonfinite'], schema.NONFINITE
+    yield 'logger', opt['logger'], schema.LOGGER
+    if opt['logger'].get('wandb') is not None:
+        yield 'logger.wandb', opt['logger']['wandb'], schema.WANDB
+    distilled = [('teacher', opt['teacher'])] if 'distill_opt' in accepted and 'teacher' in opt else []
+    for where, teacher_opt in distilled:
+        yield where, teacher_opt, schema.TEACHER
+        if 'network' in teacher_opt:
+            yield _called(f'{where}.network', teacher_opt['network'], ARCH_REGISTRY, network_keys)
+        if 'expect' in teacher_opt:
+            yield f'{where}.expect', teacher_opt['expect'], schema.EXPECT
+    for where, block in [('train', train_opt), *distilled]:
+        for key in ('compile', 'compile_r'):
+            if block.get(key) is not None:
+                yield f'{where}.{key}', block[key], schema.COMPILE
+    if 'distill_opt' in accepted:
+        for index, tap in enumerate(opt.get('taps', [])):
+            yield f'taps[{index}]', tap, schema.TAP
+
+
+def _called(
+    where: str, block: OptionBlock, registry: Registry, keys_of: Callable[[Any], Keys]
+) -> tuple[str, OptionBlock, Keys]:
+    """A block with ``type`` and keyword arguments of what is registered under that type."""
+    check_block(where, block, schema.TYPE, complete=False)
+    return where, block, {**schema.TYPE, **keys_of(_registered(registry, f'{where}.type', block['type']))}
+
+
+def _chosen(
+    where: str, block: OptionBlock, choices: Mapping[str, type], keys_of: Callable[[Any], Keys]
+) -> tuple[str, OptionBlock, Keys]:
+    """As _called, for what is not in a registry."""
+    check_block(where, block, schema.TYPE, complete=False)
+    if block['type'] not in choices:
+        raise UserError(f'{where}.type: {block["type"]!r}; accepted: {listed(choices)}')
+    return where, block, {**schema.TYPE, **keys_of(choices[block['type']])}
+
+
+def with_defaults(opt: OptionBlock, is_train: bool) -> OptionBlock:
+    """A copy of a checked option dict in which every key that has a default is there.
+
+    Args:
+        opt, is_train: as :func:`check_options` has accepted them.
+    """
+    complete = copy.deepcopy(opt)
+    for _, block, keys in option_blocks(complete, is_train):
+        for key, accepted in keys.items():
+            if key not in block and accepted.default is not ...:
+                block[key] = copy.deepcopy(accepted.default)
+    return complete
+
+
+def check_options(opt: OptionBlock, is_train: bool) -> None:
     """Checks every key of an option dict as it stands in the file, against tables and signatures.
 
     Args:
@@ -267,25 +362,24 @@ def check_options(opt: dict[str, Any], is_train: bool) -> None:
     if is_train and 'train' not in opt:
         raise UserError('train: missing; accepted: a file for training such as those in options/train/')
     if not is_train and 'train' in opt:
-        raise UserError('train: this is a file for train.py; accepted: a test file such as those in options/test/')
-    model = _registered(MODEL_REGISTRY, 'model_type', opt['model_type'])
-    check_block('', opt, top_keys(model, is_train))
-
+        raise UserError(
+            'train: this is a file for train.py; accepted: a test file such as those in options/test/, or --run with '
+            'the folder of its run'
+        )
+    for where, block, keys in option_blocks(opt, is_train):
+        check_block(where, block, keys)
     _check_top_values(opt)
     _check_datasets(opt, is_train)
     for key, network_opt in opt.items():
         if key.startswith('network_'):
-            check_network(key, network_opt, opt['scale'], regressor_keys if key == 'network_r' else network_keys)
-    networks = [key for key in opt if key.startswith('network_')]
-    check_block('path', opt['path'], path_keys(networks, is_train))
+            _check_upscale(key, network_opt, opt['scale'])
     if opt.get('val') is not None:
-        check_block('val', opt['val'], schema.VAL_TRAIN if is_train else schema.VAL_TEST)
         _check_metrics(opt)
     if is_train:
-        _check_train(opt, model)
+        _check_train(opt)
 
 
-def _check_top_values(opt: dict[str, Any]) -> None:
+def _check_top_values(opt: OptionBlock) -> None:
     name, num_gpu = opt['name'], opt['num_gpu']
     _check_folder_name('name', name)
     if num_gpu != 'auto' and not (isinstance(num_gpu, int) and num_gpu >= 0):
@@ -297,26 +391,15 @@ def _check_folder_name(where: str, name: str) -> None:
         raise UserError(f'{where}: {name!r}; accepted: a folder name')
 
 
-def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
-    phases = ('train', 'val') if is_train else ('test', 'val')
+def _check_datasets(opt: OptionBlock, is_train: bool) -> None:
     for name, dataset_opt in opt['datasets'].items():
         where = f'datasets.{name}'
-        phase = str(name).split('_')[0]
-        if phase not in phases or (phase == 'train' and name != 'train'):
-            several = phases[-1] if is_train else f'{phases[0]} and {phases[1]}'
-            raise UserError(f'{where}: unknown set; accepted: {", ".join(phases)}, and {several} with _1, _2, ...')
-        check_type(where, dataset_opt, (dict,))
-        check_block(where, dataset_opt, schema.DATASET, complete=False)
-        dataset = _registered(DATASET_REGISTRY, f'{where}.type', dataset_opt['type'])
-        training = phase == 'train'
-        check_block(where, dataset_opt, dataset_keys(dataset, training))
-        _check_io_backend(where, dataset_opt, dataset, is_train)
         gt_size = dataset_opt.get('gt_size')
         if gt_size is not None and gt_size % opt['scale']:
             raise UserError(f'{where}.gt_size: {gt_size}; accepted: a multiple of scale, {opt["scale"]}')
         if dataset_opt.get('prefetch_mode') == 'cuda' and not dataset_opt.get('pin_memory'):
             raise UserError(f'{where}.prefetch_mode: cuda; accepted with pin_memory: true only')
-        if training and dataset_opt.get('prefetch_mode') == 'cpu' and dataset_opt['num_worker_per_gpu'] == 0:
+        if dataset_opt.get('prefetch_mode') == 'cpu' and dataset_opt.get('num_worker_per_gpu') == 0:
             # its thread would seed the generators that the model draws from
             raise UserError(f'{where}.prefetch_mode: cpu; accepted with num_worker_per_gpu: 1 or more')
         _check_template(f'{where}.filename_tmpl', dataset_opt.get('filename_tmpl', '{}'))
@@ -326,9 +409,10 @@ def _check_datasets(opt: dict[str, Any], is_train: bool) -> None:
     names = [dataset_opt['name'] for dataset_opt in opt['datasets'].values()]
     for name in {name for name in names if names.count(name) > 1}:
         raise UserError(f'datasets: {name!r} is the name of several sets; accepted: a name for each')
-    if phases[0] not in {str(name).split('_')[0] for name in opt['datasets']}:
+    phase = 'train' if is_train else 'test'
+    if phase not in {str(name).split('_')[0] for name in opt['datasets']}:
         raise UserError(
-            f'datasets.{phases[0]}: missing; accepted: a {phases[0]} set beside {listed(opt["datasets"]) or "nothing"}'
+            f'datasets.{phase}: missing; accepted: a {phase} set beside {listed(opt["datasets"]) or "nothing"}'
         )
 
 
@@ -341,68 +425,48 @@ def _check_template(where: str, template: str) -> None:
         raise UserError(f'{where}: {template!r}; accepted: text with {{}} for the name of the GT, e.g. {{}}x4')
 
 
-def _check_io_backend(where: str, dataset_opt: dict[str, Any], dataset: type, is_train: bool) -> None:
-    where, block = f'{where}.io_backend', dataset_opt.get('io_backend')
-    if block is None:
-        return
-    check_block(where, block, schema.TYPE, complete=False)
-    backends = schema.IO_BACKENDS_TRAIN if is_train else schema.IO_BACKENDS
-    if block['type'] not in backends:
-        raise UserError(f'{where}.type: {block["type"]!r}; accepted: {listed(backends)}')
-    if block['type'] not in (own := io_backends(dataset, is_train)):
-        raise UserError(f'{where}.type: {block["type"]}; accepted with {dataset_opt["type"]}: {listed(own)}')
-    check_block(where, block, {**schema.TYPE, **io_backend_keys(block['type'])})
-
-
-def check_network(
-    where: str, network_opt: dict[str, Any], scale: int, keys_of: Callable[[type], Keys] = network_keys
-) -> None:
+def check_network(where: str, network_opt: OptionBlock, scale: int) -> None:
     """Checks a block with a network's ``type`` and its keys.
 
     Args:
         where: what names the block, for messages.
         network_opt: the block.
         scale: upscaling factor of the data.
-        keys_of: the keys that a network's class accepts.
 
     Raises:
         UserError: a key is unknown, missing or of the wrong type, or ``upscale`` is not ``scale``.
     """
-    accepted = _check_call(where, network_opt, ARCH_REGISTRY, keys_of)
+    check_block(*_called(where, network_opt, ARCH_REGISTRY, network_keys))
+    _check_upscale(where, network_opt, scale)
+
+
+def _check_upscale(where: str, network_opt: OptionBlock, scale: int) -> None:
     upscale = network_opt.get('upscale')
-    if upscale is None and 'upscale' in accepted:
+    if upscale is None and 'upscale' in network_keys(ARCH_REGISTRY.get(network_opt['type'])):
         raise UserError(f'{where}.upscale: missing; accepted: {scale}, the scale of this file')
     if upscale is not None and upscale != scale:
         raise UserError(f'{where}.upscale: {upscale}; accepted: {scale}, the scale of this file')
 
 
-def _check_metrics(opt: dict[str, Any]) -> None:
+def _check_metrics(opt: OptionBlock) -> None:
     for name, block in (opt['val'].get('metrics') or {}).items():
         where = f'val.metrics.{name}'
-        check_type(where, block, (dict,))
-        check_block(where, block, schema.METRIC, complete=False)
-        metric = _registered(METRIC_REGISTRY, f'{where}.type', block['type'])
         if block['type'] in schema.OF_TENSORS:
             fitting = listed(name for name, _ in METRIC_REGISTRY if name not in schema.OF_TENSORS)
             raise UserError(f'{where}.type: {block["type"]} expects tensors, not images; accepted: {fitting}')
-        check_block(where, block, metric_keys(metric))
         for phase, dataset_opt in opt['datasets'].items():
             if phase != 'train' and 'dataroot_gt' not in dataset_opt and dataset_opt['type'] == 'SingleImageDataset':
                 raise UserError(f'{where}: datasets.{phase} has no ground truth; accepted: no metrics, or dataroot_gt')
 
 
-def _check_train(opt: dict[str, Any], model: type) -> None:
+def _check_train(opt: OptionBlock) -> None:
     train_opt = opt['train']
-    accepted = train_keys(model)
-    check_block('train', train_opt, accepted)
-    _check_choice('train.optim_g', train_opt['optim_g'], schema.OPTIMIZERS, optimizer_keys)
-    _check_choice('train.scheduler', train_opt['scheduler'], schema.SCHEDULERS, scheduler_keys)
+    accepted = train_keys(_registered(MODEL_REGISTRY, 'model_type', opt['model_type']))
     periods = train_opt['scheduler'].get('periods')
     if periods is not None and sum(periods) < train_opt['total_iter']:
         raise UserError(f'train.scheduler.periods: {periods}; accepted: a sum of total_iter or more')
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
-            _check_call(f'train.{key}', block, LOSS_REGISTRY, loss_keys)
             check_vgg_layers(f'train.{key}', block)
             distills = issubclass(LOSS_REGISTRY.get(block['type']), DistillLoss)
             if distills != (key == 'distill_opt'):
@@ -422,32 +486,40 @@ def _check_train(opt: dict[str, Any], model: type) -> None:
     has_metrics = bool((opt.get('val') or {}).get('metrics')) and len(opt['datasets']) > 1
     if opt['logger'].get('keep_best') and not has_metrics:
         raise UserError('logger.keep_best: true; accepted with val.metrics and datasets.val')
-    check_block('dist_params', opt.get('dist_params', {}), schema.DIST_PARAMS)
-    check_execution(opt)
+    _check_regressors(train_opt, 'network_r' in opt)
     if 'distill_opt' in accepted:
         _check_distillation(opt)
 
 
-def _check_nonfinite(train_opt: dict[str, Any]) -> None:
-    block = train_opt.get('nonfinite', {})
-    check_block('train.nonfinite', block, schema.NONFINITE)
+def _check_nonfinite(train_opt: OptionBlock) -> None:
     for key in ('precision', 'precision_r'):
         # its loss scale grows until a step fails, again and again
-        if train_opt.get(key) == 'fp16' and block.get('limit', 2) < 2:
+        if train_opt.get(key) == 'fp16' and train_opt.get('nonfinite', {}).get('limit', 2) < 2:
             raise UserError(f'train.nonfinite.limit: 1; accepted with train.{key}: fp16: 2 or more')
 
 
-def _check_logger(logger_opt: dict[str, Any]) -> None:
-    check_block('logger', logger_opt, schema.LOGGER)
+def _check_logger(logger_opt: OptionBlock) -> None:
     wandb = logger_opt.get('wandb') or {}
-    check_block('logger.wandb', wandb, schema.WANDB)
     if wandb.get('project') and not (logger_opt['use_tb_logger'] and importlib.util.find_spec('wandb')):
         raise UserError(
             f'logger.wandb.project: {wandb["project"]!r}; accepted with use_tb_logger: true and wandb installed'
         )
 
 
-def _check_distillation(opt: dict[str, Any]) -> None:
+def _check_regressors(train_opt: OptionBlock, are_there: bool) -> None:
+    for key in schema.EXECUTION:
+        if f'{key}_r' in train_opt and not are_there:
+            raise UserError(f'train.{key}_r: given, but there is no network_r; accepted: no {key}_r')
+    precision, precision_r = (train_opt.get(key) for key in ('precision', 'precision_r'))
+    # they share a backward, and torch has one setting for all of it
+    if precision_r in ('fp32', 'tf32') and precision not in (precision_r, 'bf16', 'fp16'):
+        raise UserError(
+            f'train.precision_r: {precision_r}; accepted with train.precision: {precision_r}, bf16 or fp16, here '
+            f'{precision or "not given"}'
+        )
+
+
+def _check_distillation(opt: OptionBlock) -> None:
     if 'teacher' not in opt:
         raise UserError('teacher: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     if 'distill_opt' not in opt['train']:
@@ -463,9 +535,6 @@ def _check_distillation(opt: dict[str, Any]) -> None:
         raise UserError('taps: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     if not opt['taps']:
         raise UserError('taps: []; accepted: at least one {student: PATH, teacher: PATH}')
-    for index, tap in enumerate(opt['taps']):
-        check_type(f'taps[{index}]', tap, (dict,))
-        check_block(f'taps[{index}]', tap, schema.TAP)
     weights = opt['train']['distill_opt'].get('layer_weights')
     if weights is not None and len(weights) != len(opt['taps']):
         raise UserError(
@@ -475,19 +544,17 @@ def _check_distillation(opt: dict[str, Any]) -> None:
 
 def _check_teacher(opt: dict[str, Any]) -> None:
     teacher_opt = opt['teacher']
-    check_block('teacher', teacher_opt, schema.TEACHER)
     layout_format = teacher_opt.get('format', 'auto')
     if 'network' in teacher_opt:
-        check_network('teacher.network', teacher_opt['network'], opt['scale'])
+        _check_upscale('teacher.network', teacher_opt['network'], opt['scale'])
         if layout_format == 'spandrel':
             raise UserError('teacher.network: accepted with format: spandrel: none, for spandrel reads it off the file')
     elif layout_format in LAYOUTS:
         raise UserError(f'teacher.network: missing; accepted with format: {layout_format}: {{type: EDSR, ...}}')
-    sha256 = teacher_opt.get('sha256', '0' * 64)
-    if not (isinstance(sha256, str) and re.fullmatch(DIGEST, sha256)):
+    sha256 = teacher_opt.get('sha256')
+    if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch(DIGEST, sha256)):
         raise UserError(f'teacher.sha256: {teacher_opt["sha256"]!r}; accepted: 8 to 64 hexadecimal digits, in quotes')
     if 'expect' in teacher_opt:
-        check_block('teacher.expect', teacher_opt['expect'], schema.EXPECT)
         sets = [name for name in opt['datasets'] if name != 'train']
         if teacher_opt['expect']['dataset'] not in sets:
             found = teacher_opt['expect']['dataset']
@@ -497,25 +564,6 @@ def _check_teacher(opt: dict[str, Any]) -> None:
         dataset_type = opt['datasets'][teacher_opt['expect']['dataset']]['type']
         if dataset_type == 'SingleImageDataset':
             raise UserError(f'teacher.expect.dataset: a {dataset_type}, without GT; accepted: a set of pairs')
-
-
-def _check_call(where: str, block: dict[str, Any], registry: Registry, keys_of: Callable[[Any], Keys]) -> Keys:
-    """Checks a block with ``type`` and keyword arguments against what is registered under that type: the keys."""
-    check_type(where, block, (dict,))
-    check_block(where, block, schema.TYPE, complete=False)
-    accepted = {**schema.TYPE, **keys_of(_registered(registry, f'{where}.type', block['type']))}
-    check_block(where, block, accepted)
-    return accepted
-
-
-def _check_choice(
-    where: str, block: dict[str, Any], choices: Mapping[str, type], keys_of: Callable[[Any], Keys]
-) -> None:
-    """As _check_call, for what is not in a registry."""
-    check_block(where, block, schema.TYPE, complete=False)
-    if block['type'] not in choices:
-        raise UserError(f'{where}.type: {block["type"]!r}; accepted: {listed(choices)}')
-    check_block(where, block, {**schema.TYPE, **keys_of(choices[block['type']])})
 
 
 def _registered(registry: Registry, where: str, name: str) -> Any:

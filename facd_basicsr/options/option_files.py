@@ -121,6 +121,7 @@ def option_text(opt: dict[str, Any]) -> str:
 
 
 BASE = 'base'  # the key, at the top of a file
+RUN = 'run'  # in the options.yml of a run, what train.py says of each start
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def lineage(path: str) -> list[tuple[str, dict[str, Any]]]:
-    """An option file, the file it is based on, that one's base and so on: (path, what it holds without ``base``).
+    """An option file, the file it is based on, that one's base and so on: (path, its options).
 
     Raises:
         UserError: a file cannot be read, holds no option keys, or names a base that is no file or leads back to it.
@@ -157,8 +158,8 @@ def lineage(path: str) -> list[tuple[str, dict[str, Any]]]:
             circle = ' -> '.join([*(name for name, _ in files), path])
             raise UserError(f'{where}: {found} leads back to itself ({circle}); accepted: a file not based on this one')
         seen.add(Path(path).resolve())
-        base = content.pop(BASE, ...)
-        files.append((path, content))
+        base = content.get(BASE, ...)
+        files.append((path, {key: value for key, value in content.items() if key not in (BASE, RUN)}))
         if base is ...:
             return files
         if not isinstance(base, str):
@@ -175,18 +176,6 @@ def read_option_file(path: str) -> dict[str, Any]:
     """
     contents = [content for _, content in reversed(lineage(path))]
     return functools.reduce(merged, contents)
-
-
-def complete_text(path: str) -> str:
-    """An option file's text, if it stands alone; else that of one which does and says the same.
-
-    Raises:
-        UserError: as of :func:`lineage`.
-    """
-    files = lineage(path)
-    if len(files) == 1:
-        return Path(path).read_text(encoding='utf-8')
-    return option_text(read_option_file(path))
 
 
 def _content(path: str, where: str) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Option file -> checked option dict, with the keys that BasicSR's parts expect filled in."""
 
 import argparse
+import copy
+import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +13,11 @@ import torch
 from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError, locating
 from facd_basicsr.options.build import dry_run
-from facd_basicsr.options.option_check import check_options
-from facd_basicsr.options.option_files import load_yaml, read_option_file
+from facd_basicsr.options.option_check import check_options, with_defaults
+from facd_basicsr.options.option_files import load_yaml, option_text, read_option_file
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
+OPTIONS_FILE = 'options.yml'  # in the folder of a run
 
 
 def force_yml(opt: dict[str, Any], entries: Sequence[str]) -> None:
@@ -39,10 +42,21 @@ def force_yml(opt: dict[str, Any], entries: Sequence[str]) -> None:
         block[leaf] = None if str(value).lower() == 'none' else value  # BasicSR's spelling of null
 
 
-def parser() -> argparse.ArgumentParser:
-    """BasicSR's command line."""
+def parser(is_train: bool = True) -> argparse.ArgumentParser:
+    """BasicSR's command line; that of test.py takes a run in the place of an option file."""
     result = argparse.ArgumentParser()
-    result.add_argument('-opt', required=True, help='option file (YAML)')
+    if is_train:
+        result.add_argument('-opt', required=True, help='option file (YAML)')
+    else:
+        source = result.add_mutually_exclusive_group(required=True)
+        source.add_argument('-opt', help='option file (YAML)')
+        source.add_argument('--run', metavar='experiments/NAME', help='folder of a run, tested without an option file')
+        result.add_argument(
+            '--sets',
+            nargs='+',
+            metavar='SET',
+            help='with --run: sets in datasets/, or their folders; default: all that are there',
+        )
     result.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none', help='job launcher')
     result.add_argument('--auto_resume', action='store_true', help="continue from this experiment's newest state")
     result.add_argument('--debug', action='store_true', help='log every iteration, save and validate every 8')
@@ -80,30 +94,63 @@ def read_options(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     return opt
 
 
+def options_digest(path: str) -> str:
+    """SHA-256 of the options of a file, merged with its base, as ``facd show`` prints them below its comment.
+
+    Raises:
+        UserError: it, or a file it is based on, cannot be read.
+    """
+    return hashlib.sha256(option_text(read_options(path, [])).encode()).hexdigest()
+
+
 def load_options(
-    path: str, overrides: Sequence[str], is_train: bool, with_data: bool = True, with_weights: bool = True
+    path: str, overrides: Sequence[str], is_train: bool | None = None, with_data: bool = True, with_weights: bool = True
 ) -> dict[str, Any]:
     """Reads, overrides and checks an option file. Nothing is created; of the data only lists and sizes are read.
 
     Args:
         path: the option file.
         overrides: ``--force_yml`` entries.
-        is_train: whether it is meant for train.py or for test.py.
+        is_train: whether it is meant for train.py or for test.py; None: for either.
         with_data, with_weights: as :func:`check_inputs` takes them.
 
     Raises:
         UserError: with the file's name, and the key, value and what is accepted.
     """
-    opt = _checked(path, overrides, is_train)
-    check_inputs(opt, path, is_train, with_data, with_weights)
+    opt = checked_options(path, overrides, is_train)
+    check_inputs(opt, path, 'train' in opt, with_data, with_weights)
     return opt
 
 
-def _checked(path: str, overrides: Sequence[str], is_train: bool) -> dict[str, Any]:
-    opt = read_options(path, overrides)
-    with locating(path):
+def checked_options(path: str, overrides: Sequence[str], is_train: bool | None = None) -> dict[str, Any]:
+    """Reads, overrides and checks an option file, and fills in its defaults. What it names may be missing.
+
+    Args:
+        path: the option file.
+        overrides: ``--force_yml`` entries.
+        is_train: whether it is meant for train.py or for test.py; None: for either.
+
+    Raises:
+        UserError: with the file's name, and the key, value and what is accepted.
+    """
+    return checked(read_options(path, overrides), path, is_train)
+
+
+def checked(opt: dict[str, Any], where: str, is_train: bool | None = None) -> dict[str, Any]:
+    """Checks options and fills in their defaults.
+
+    Args:
+        opt: as an option file has them.
+        where: the file that they are from, for messages.
+        is_train: as :func:`checked_options` has it.
+
+    Raises:
+        UserError: as :func:`checked_options`.
+    """
+    is_train = 'train' in opt if is_train is None else is_train
+    with locating(where):
         check_options(opt, is_train)
-    return opt
+    return with_defaults(opt, is_train)
 
 
 def check_inputs(
@@ -152,34 +199,55 @@ def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = 
     Raises:
         UserError: an option or the combination of some is not accepted.
     """
-    return complete_options(_checked(args.opt, args.force_yml, is_train), args, is_train, root)
+    return complete_options(options_of(args, is_train), args, is_train, root)
+
+
+def options_of(args: argparse.Namespace, is_train: bool) -> dict[str, Any]:
+    """The first half of :func:`parse_options`: the options of the command line, checked, complete with defaults, and
+    valid as an option file on any machine.
+
+    Raises:
+        UserError: an option is not accepted.
+    """
+    opt = checked_options(args.opt, args.force_yml, is_train)
+    if args.debug and not opt['name'].startswith('debug'):
+        opt['name'] = 'debug_' + opt['name']
+    if is_train and 'debug' in opt['name']:
+        opt['logger'] |= {'print_freq': 1, 'save_checkpoint_freq': 8}
+        if opt['val'] is not None:
+            opt['val']['val_freq'] = 8
+    return opt
 
 
 def complete_options(
-    opt: dict[str, Any], args: argparse.Namespace, is_train: bool, root: Path | None = None
+    options: dict[str, Any], args: argparse.Namespace, is_train: bool, root: Path | None = None
 ) -> dict[str, Any]:
-    """The second half of :func:`parse_options`: fills in derived keys, in place."""
+    """The second half of :func:`parse_options`: a copy with the keys that no option file has.
+
+    Raises:
+        UserError: this machine has not the GPUs that are asked for.
+    """
+    opt = copy.deepcopy(options)
     root = root or root_path()
+    source = args.opt or args.run
     gpus = torch.cuda.device_count()
     if opt['num_gpu'] == 'auto':
         opt['num_gpu'] = gpus if args.launcher != 'none' else min(gpus, 1)
     if opt['num_gpu'] > gpus:
-        raise UserError(f'{args.opt}: num_gpu: {opt["num_gpu"]}; accepted: auto, or 0 to {gpus}, the GPUs here')
+        raise UserError(f'{source}: num_gpu: {opt["num_gpu"]}; accepted: auto, or 0 to {gpus}, the GPUs here')
     for name, dataset_opt in opt['datasets'].items():
-        if opt['num_gpu'] == 0 and dataset_opt.get('prefetch_mode') == 'cuda':
-            raise UserError(f'{args.opt}: datasets.{name}.prefetch_mode: cuda; accepted without a GPU: ~, cpu')
+        if opt['num_gpu'] == 0 and dataset_opt['prefetch_mode'] == 'cuda':
+            raise UserError(f'{source}: datasets.{name}.prefetch_mode: cuda; accepted without a GPU: ~, cpu')
     if opt['num_gpu'] > 1 and args.launcher == 'none':
         raise UserError(
-            f'{args.opt}: num_gpu: {opt["num_gpu"]} without --launcher; accepted: 1, or several by '
-            f'`torchrun --nproc_per_node={opt["num_gpu"]} facd_basicsr/train.py --launcher pytorch -opt {args.opt}`'
+            f'{source}: num_gpu: {opt["num_gpu"]} without --launcher; accepted: 1, or several by '
+            f'`torchrun --nproc_per_node={opt["num_gpu"]} facd_basicsr/train.py --launcher pytorch -opt {source}`'
         )
     opt |= {'dist': args.launcher != 'none', 'rank': 0, 'world_size': 1}
-    opt['seed_drawn'] = opt.get('manual_seed') is None
+    opt['seed_drawn'] = opt['manual_seed'] is None
     if opt['seed_drawn']:
         opt['manual_seed'] = random.randint(1, 10000)
 
-    if args.debug and not opt['name'].startswith('debug'):
-        opt['name'] = 'debug_' + opt['name']
     opt |= {'auto_resume': args.auto_resume, 'is_train': is_train, 'root_path': str(root)}
     for name, dataset_opt in opt['datasets'].items():
         dataset_opt |= {'phase': name.split('_')[0], 'scale': opt['scale']}
@@ -190,8 +258,4 @@ def complete_options(
     else:
         folders['results_root'] = home
     opt['path'] |= {key: str(folder) for key, folder in folders.items()}
-    if is_train and 'debug' in opt['name']:
-        opt['logger'] |= {'print_freq': 1, 'save_checkpoint_freq': 8}
-        if opt.get('val') is not None:
-            opt['val']['val_freq'] = 8
     return opt

@@ -24,7 +24,12 @@ FILE = {
         (str,),
         meaning='the option file that this one is based on, relative to the folder of this one. Left out: the file '
         'stands alone',
-    )
+    ),
+    'run': Key(
+        (list,),
+        meaning='in the `options.yml` of a run, what train.py says of each start (docs/training.md). Left out of other '
+        'files; not an option',
+    ),
 }
 TOP = {
     'name': Key(
@@ -60,12 +65,12 @@ TOP = {
         meaning='of DistributedDataParallel, with a launcher: whether a network may have parameters that a step does '
         'not use',
     ),
+    'dist_params': Key((dict,), default={}, meaning='of the process group, with a launcher'),
 }
 TOP_TRAIN = {
     'train': Key((dict,), required=True, meaning='iterations, optimizer and losses; its presence makes a train file'),
     'val': Key((dict, type(None)), default=None, meaning='metrics and images of validation; `~`: none'),
     'logger': Key((dict,), required=True, meaning='log and checkpoints'),
-    'dist_params': Key((dict,), default={}, meaning='of the process group, with a launcher'),
     'deterministic': Key(
         (bool,),
         default=False,
@@ -89,7 +94,9 @@ DATASET = {
     'name': Key((str,), required=True, meaning='what the log calls it, a folder name; another for each set'),
     'type': Key((str,), required=True, meaning='a dataset registered with BasicSR, which reads the other keys'),
     'pin_memory': Key(
-        (bool,), meaning='page-locked memory for copies to a GPU. Left out: `true` for training on GPUs, else `false`'
+        (bool, type(None)),
+        default=None,
+        meaning='page-locked memory for copies to a GPU; `~`: for training on GPUs',
     ),
     'persistent_workers': Key(
         (bool,), default=False, meaning='keep the worker processes from epoch to epoch; with `num_worker_per_gpu` only'
@@ -159,8 +166,9 @@ PATH = {
         meaning='the `.state` file of this experiment to resume from, or `latest`; `--auto_resume` goes before it',
     ),
     'ignore_resume_networks': Key(
-        (list, str),
-        meaning='networks, such as `network_g`, that are not taken from the state that is resumed. Left out: all are',
+        (list, str, type(None)),
+        default=None,
+        meaning='networks, such as `network_g`, that are not taken from the state that is resumed; `~`: all are',
     ),
 }
 # Of every `network_*` block: `_g`, and in training by FACDModel `_r`.
@@ -195,9 +203,10 @@ NONFINITE = {
 # How a network is run, of the teacher and in `train` of the student, or with _r of the regressors.
 EXECUTION = {
     'precision': Key(
-        (str,),
-        choices=tuple(PRECISIONS),
-        meaning="of convolutions and products. Left out: torch's own float32, which uses TF32 in a GPU's convolutions",
+        OPTIONAL_STR,
+        choices=(None, *PRECISIONS),
+        default=None,
+        meaning="of convolutions and products; `~`: torch's own float32, which uses TF32 in a GPU's convolutions",
     ),
     'channels_last': Key(
         (bool,), default=False, meaning='memory format (N, H, W, C) of weights and activations; changes rounding only'
@@ -245,9 +254,10 @@ VAL = {
         (bool,), required=True, meaning="write the results as PNG to the experiment's folder `visualization`"
     ),
     'tile': Key(
-        (int,),
+        (int, type(None)),
         least=16,  # what is smaller consists of overlap
-        meaning='LQ pixels; larger images are upscaled in parts of so many. Left out: whole',
+        default=None,
+        meaning='LQ pixels; larger images are upscaled in parts of so many; `~`: whole',
     ),
 }
 VAL_TRAIN = {
@@ -270,7 +280,7 @@ LOGGER = {
     ),
     'use_tb_logger': Key((bool,), required=True, meaning='write TensorBoard curves to `tb_logger/NAME`'),
     'wandb': Key((dict, type(None)), default=None, meaning='curves on Weights & Biases, which must be installed'),
-    'keep_last': replace(COUNT, meaning='checkpoints that stay. Left out: all'),
+    'keep_last': Key((int, type(None)), least=1, default=None, meaning='checkpoints that stay; `~`: all'),
     'keep_best': Key(
         (bool,),
         default=False,
@@ -293,8 +303,9 @@ TEACHER = {
         (str,), choices=WEIGHTS_FORMATS, default='auto', meaning="the file's key layout; `auto` recognizes it"
     ),
     'sha256': Key(  # of any type: a number if it lacks its quotes
-        meaning="the file's digest in quotes, or its first 8 hexadecimal digits or more. Left out: for an address the "
-        'digits in its file name, if it carries some'
+        default=None,
+        meaning="the file's digest in quotes, or its first 8 hexadecimal digits or more; `~`: for an address the "
+        'digits in its file name, if it carries some',
     ),
     **EXECUTION,
     'expect': Key((dict,), meaning='what it must score before training starts. Left out: not looked at'),
@@ -317,10 +328,11 @@ DIST_PARAMS = {
         (str,), choices=('nccl', 'gloo'), default='nccl', meaning='between GPUs; without them always `gloo`'
     ),
     'port': Key(
-        (int,),
+        (int, type(None)),
         least=1,
         below=2**16,
-        meaning='of the first node, with `--launcher slurm`; `MASTER_PORT` goes before it. Left out: 29500',
+        default=None,
+        meaning='of the first node, with `--launcher slurm`; `MASTER_PORT` goes before it; `~`: 29500',
     ),
 }
 

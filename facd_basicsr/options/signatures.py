@@ -63,8 +63,8 @@ class Key:
         least, above, below: bounds of a number, or of a list's items: ``least`` itself is accepted.
         meaning: what it does, in Markdown; where it may be left out and has no default, also what happens then. Of a
             class's argument that has none here, the class's docstring says it, or a loss's option.
-        default: the value that leaving it out stands for; ``...``: there is none. Said for the reader only: the code
-            that reads the key applies it, and tests/test_options_page.py compares.
+        default: the value that leaving it out stands for, which is filled in when the file is read; ``...``: there is
+            none, and what leaving it out means is in ``meaning``.
     """
 
     types: tuple[type, ...] = ()
@@ -108,7 +108,7 @@ def signature_keys(
             _types(hint, parameter.default),
             required,
             _item_types(hint, parameter.default),
-            default=... if required else parameter.default,
+            default=_plain(parameter.default),
             **{'meaning': meanings.get(name, ''), **metadata.get(name, {})},
         )
         keys[option_name] = _merged(known[option_name], own) if option_name in known else own
@@ -120,14 +120,12 @@ def _merged(key: Key, own: Key) -> Key:
     return replace(key, required=key.required or own.required, meaning=key.meaning or own.meaning, default=own.default)
 
 
-def default_arguments(target: Callable[..., Any]) -> dict[str, Any]:
-    """The values that a class's or function's parameters have when they are not given, as an option file has them."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(target).parameters.items()}
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in defaults.items()
-        if value is not inspect.Parameter.empty
-    }
+def _plain(default: Any) -> Any:
+    """A default as an option file has it; ``...`` where it has none: without a default, or of one that YAML lacks."""
+    if isinstance(default, (list, tuple)):
+        items = [_plain(item) for item in default]
+        return ... if ... in items else items
+    return default if isinstance(default, (bool, int, float, str, type(None))) else ...
 
 
 def _types(hint: Any, default: Any) -> tuple[type, ...]:

@@ -17,17 +17,16 @@ from facd_basicsr.evaluation.tables import html_table, is_student
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.report.results import Results
 from facd_basicsr.report.svg_curves import COLORS, Panel, described, svg
-from facd_basicsr.runs.run_folder import RunFolder
-from facd_basicsr.runs.train_log import Curve, TrainLog
+from facd_basicsr.runs.run_folder import Curve, Metrics, RunFolder
 
 LOSSES, ALPHA, RATIOS, RATES = 'l_', 'alpha$', r'r_\d+$', r'lr(_\d+)?$'
 MEANINGS = {'l_sr': 'image loss', 'l_pix': 'image loss', 'l_percep': 'perceptual loss', 'l_style': 'style loss'}
 
 
-def panels(log: TrainLog, opt: Mapping[str, Any]) -> list[Panel]:
+def panels(metrics: Metrics, opt: Mapping[str, Any]) -> list[Panel]:
     """Validation first, then every loss term, ``alpha``, ``r_j`` of all taps in one, whatever else was logged, and the
     learning rate."""
-    curves = dict(log.curves)
+    curves = dict(metrics.curves)
 
     def take(pattern: str) -> dict[str, Curve]:
         return {name: curves.pop(name) for name in list(curves) if re.match(pattern, name)}
@@ -35,8 +34,8 @@ def panels(log: TrainLog, opt: Mapping[str, Any]) -> list[Panel]:
     losses, alpha, ratios, rates = (take(pattern) for pattern in (LOSSES, ALPHA, RATIOS, RATES))
     found = [
         Panel(f'{metric} on {name}', 'validation', _unit(metric, opt), {metric: curve})
-        for name, metrics in log.validation.items()
-        for metric, curve in metrics.items()
+        for name, validation in metrics.validation.items()
+        for metric, curve in validation.items()
     ]
     found += [Panel(name, _meaning(name, opt), 'weighted loss', {name: line}, True) for name, line in losses.items()]
     found += [
@@ -73,7 +72,7 @@ def _tap(name: str, opt: Mapping[str, Any]) -> str:
     return f'{name}: {tap["student"]} → {tap["teacher"]}'
 
 
-COMPLAINTS = 20  # of the log that are shown
+WARNINGS = 20  # that are shown
 TIME = '%Y-%m-%d %H:%M:%S'
 
 
@@ -94,10 +93,10 @@ def page(run: RunFolder, results: Results) -> str:
         results: of its networks.
     """
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_part('page.html'))
-    log = run.log
+    warnings = run.metrics.warnings
     drawn = [
         {'panel': panel, 'svg': svg(panel), 'last': described(panel), 'several': len(panel.lines) > 1}
-        for panel in panels(log, run.opt)
+        for panel in panels(run.metrics, run.opt)
     ]
     table = results.table
     return template.render(
@@ -111,12 +110,11 @@ def page(run: RunFolder, results: Results) -> str:
         key_figures=key_figures(run, results),
         panels=drawn,
         table=None if table is None else html_table(*table),
-        validation=html_table(*_validation_table(run)) if log.validation else None,
+        validation=html_table(*_validation_table(run)) if run.metrics.validation else None,
         results=results,
         checkpoint=_checkpoint(run),
-        complaints=log.complaints[-COMPLAINTS:],
-        changes=[(key, *(_value(value) for value in values)) for key, *values in run.changes],
-        logged=log.sessions[-1].options.strip('\n') if log.sessions else '',
+        warnings=warnings[-WARNINGS:],
+        warning_count=len(warnings),
         environment=_environment(run),
         written=f'{datetime.now():{TIME}}',
         versions=versions(),
@@ -135,20 +133,15 @@ def summary(opt: Mapping[str, Any]) -> str:
 
 def status(run: RunFolder) -> str:
     """How far the run is and how it ended."""
-    log, total = run.log, run.opt['train'].get('total_iter')
-    if not log.sessions:
-        return 'The log does not say how far it has come.'
-    end = log.sessions[-1].end
-    done = f'{log.iteration:,} of {total:,} iterations' if isinstance(total, int) else f'{log.iteration:,} iterations'
-    if not end:
-        last = log.sessions[-1].ended
-        return f'{done}; the log has no end: it continues, or was killed. Its last line is of {last:{TIME}}.'
-    return f'{done}; {end}' + ('' if end.endswith('.') else '.')
+    session, total = run.sessions[-1], run.opt['train']['total_iter']
+    done = f'{run.iteration:,} of {total:,} iterations'
+    if not session.end:
+        return f'{done}; it continues, or was killed. The last line of its metrics is of {session.ended:{TIME}}.'
+    return f'{done}; {session.end}' + ('' if session.end.endswith('.') else '.')
 
 
 def key_figures(run: RunFolder, results: Results) -> list[KeyFigure]:
     """The first validation set's PSNR-Y, the networks' sizes, and what training took."""
-    log = run.log
     sizes = {method.name: parameters(method.net) for method in results.methods if method.net is not None}
     found = []
     for student in (method.name for method in results.methods if is_student(method)):
@@ -159,21 +152,19 @@ def key_figures(run: RunFolder, results: Results) -> list[KeyFigure]:
         of_teacher = sizes.get(TEACHER)
         note = f'{sizes[student] / of_teacher:.1%} of the {of_teacher:,} of the teacher' if of_teacher else ''
         found.append(KeyFigure('Parameters', f'{sizes[student]:,}', note))
-    total = run.opt['train'].get('total_iter')
-    found.append(KeyFigure('Iterations', f'{log.iteration:,}', f'of {total:,}' if isinstance(total, int) else ''))
-    ms = '' if log.seconds_per_iter is None else f'{1000 * log.seconds_per_iter:.0f} ms an iteration'
-    found.append(KeyFigure('Training time', _duration(log.duration), ms))
+    found.append(KeyFigure('Iterations', f'{run.iteration:,}', f'of {run.opt["train"]["total_iter"]:,}'))
+    seconds = run.metrics.seconds_per_iter
+    ms = '' if seconds is None else f'{1000 * seconds:.0f} ms an iteration'
+    found.append(KeyFigure('Training time', _duration(run.duration), ms))
     return found
 
 
 def _validation_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
     """What validation in training found: the best and the last value of every set and metric."""
-    metrics = (run.opt.get('val') or {}).get('metrics') or {}
+    metrics = (run.opt['val'] or {}).get('metrics') or {}
     rows = []
-    for name, curves in run.log.validation.items():
+    for name, curves in run.metrics.validation.items():
         for metric, curve in curves.items():
-            if not curve:
-                continue
             better = min if (metrics.get(metric) or {}).get('better', 'higher') == 'lower' else max
             best, last = better(curve, key=curve.__getitem__), max(curve)
             rows.append([f'{metric} on {name}', f'{curve[best]:.4f}', f'{best:,}', f'{curve[last]:.4f}', f'{last:,}'])
@@ -184,32 +175,30 @@ def _checkpoint(run: RunFolder) -> str:
     """Which weights were scored."""
     if run.checkpoint is None:
         return ''
-    when = '' if run.iteration is None else f', of iteration {run.iteration:,}'
+    when = '' if run.checkpoint_iteration is None else f', of iteration {run.checkpoint_iteration:,}'
     return f'{run.checkpoint.name}{when}, SHA-256 {sha256_of(run.checkpoint)}'
 
 
+FACTS = {'command': 'Command', 'commit': 'Commit', 'versions': 'Versions', 'machine': 'Machine', 'ranks': 'Ranks'}
+
+
 def _environment(run: RunFolder) -> list[tuple[str, str]]:
-    """Term and text of what the log says of where and when it ran."""
-    found = [('Command', run.command or 'the option file does not say'), ('Folder', str(run.path.resolve()))]
-    for number, session in enumerate(run.log.sessions, start=1):
-        many = len(run.log.sessions) > 1
+    """Term and text of where and when it ran."""
+    found = [('Folder', str(run.path.resolve()))]
+    for number, session in enumerate(run.sessions, start=1):
         when = f'{session.began:{TIME}} to {session.ended:{TIME}}, iterations {session.first:,} to {session.last:,}'
-        found.append((f'Session {number}' if many else 'Time', f'{when}; {session.end or "no end in the log"}'))
-    for term, values in (
-        ('Versions', [session.versions for session in run.log.sessions]),
-        ('Machine', [session.machine or 'the log does not say' for session in run.log.sessions]),
-    ):
-        found.append((term, '; '.join(dict.fromkeys(values)) or 'the log does not say'))
+        title = f'Session {number}' if len(run.sessions) > 1 else 'Time'
+        found.append((title, f'{when}; {session.end or "without an end: it continues, or was killed"}'))
+    for key, term in FACTS.items():
+        values = [str(session.facts[key]) for session in run.sessions if key in session.facts]
+        if values:
+            found.append((term, '; '.join(dict.fromkeys(values))))
     return found
 
 
 def _duration(time: timedelta) -> str:
     hours, minutes = time.total_seconds() / 3600, time.total_seconds() / 60
     return f'{hours:.1f} h' if hours >= 2 else f'{minutes:.1f} min' if minutes >= 2 else f'{60 * minutes:.0f} s'
-
-
-def _value(value: Any) -> str:
-    return '(none)' if value is ... else repr(value) if isinstance(value, str) else str(value)
 
 
 def _part(name: str) -> str:

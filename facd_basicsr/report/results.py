@@ -21,8 +21,9 @@ from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, buil
 from facd_basicsr.evaluation.tables import Means, Table, means, quality_table, scored
 from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, pairs
 from facd_basicsr.files.download import cached_path, is_url
+from facd_basicsr.options import OPTIONS_FILE
 from facd_basicsr.options.build import check_lone_network, dry_run
-from facd_basicsr.runs.run_folder import RunFolder
+from facd_basicsr.runs.run_folder import RunFolder, param_key_of
 
 CROPS = 4
 SIZE, LEAST_SIZE = 96, 8  # of a crop in pixels of GT; smaller than the first where an image has no room for it
@@ -209,10 +210,10 @@ def _student(run: RunFolder) -> Method:
         raise UserError(f'{run.path / "models"} has no net_g_*.pth; accepted: a run with a checkpoint of its student')
     check_lone_network('network_g', opt['network_g'], opt['scale'])
     dry_run({'network_g': opt['network_g']}, is_train=False)
-    averaged = opt['train'].get('ema_decay', 0) > 0
-    path = {'pretrain_network_g': str(run.checkpoint), 'param_key_g': 'params_ema' if averaged else 'params'}
-    name = f'{STUDENT} (EMA)' if averaged else STUDENT
-    return build_student(str(run.option_file), {**opt, 'name': name, 'path': path}, device_of([opt]))
+    param_key = param_key_of(opt)
+    path = {'pretrain_network_g': str(run.checkpoint), 'param_key_g': param_key}
+    name = f'{STUDENT} (EMA)' if param_key == 'params_ema' else STUDENT
+    return build_student(str(run.path / OPTIONS_FILE), {**opt, 'name': name, 'path': path}, device_of([opt]))
 
 
 def _teacher(run: RunFolder) -> Method:
@@ -222,4 +223,4 @@ def _teacher(run: RunFolder) -> Method:
     path = cached_path(weights, 'teacher.weights') if is_url(weights) else Path(weights)
     if not path.is_file():
         raise UserError(f'teacher.weights: {weights} is not available: no such file: {path}')
-    return build_teacher_method(str(run.option_file), run.opt, device_of([run.opt]))
+    return build_teacher_method(str(run.path / OPTIONS_FILE), run.opt, device_of([run.opt]))

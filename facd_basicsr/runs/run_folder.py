@@ -1,22 +1,77 @@
-"""The folder of a run, ``experiments/NAME``: its options, log and newest checkpoint."""
+"""The folder of a run, ``experiments/NAME``, read back: options, metrics, sessions and newest checkpoint."""
 
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from facd_basicsr.engine.logs import BEST, ERROR, FINISHED, METRICS_FILE, STOPPED, WARNING, read_metrics
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.parse import read_options
-from facd_basicsr.runs.train_log import FINISHED, TrainLog, as_run, changes, parsed, read_logs
+from facd_basicsr.options.option_files import RUN, load_yaml
+from facd_basicsr.options.parse import OPTIONS_FILE, read_options
 
 RUN_FOLDER_ACCEPTED = 'accepted: the folder that train.py made, experiments/NAME'
 NEEDED = ('name', 'scale', 'model_type', 'network_g', 'datasets', 'path', 'train')
-# The time and the command line that train.py puts before the option file that it keeps; BasicSR's says what they are.
-OPTION_FILE_HEADER = re.compile(r'# (?:GENERATE TIME: )?([^\n]*)\n(?:# CMD:\n)?# ([^\n]*)\n')
 NUMBERED = re.compile(r'net_g_(\d+)\.pth')  # beside it a user may have files of any name
+
+Curve = dict[int, float]  # iteration: value
+
+
+@dataclass(frozen=True)
+class Event:
+    """A line of ``metrics.jsonl`` with ``event``: what happened, and after which iteration."""
+
+    time: datetime
+    iteration: int
+    event: str
+    message: str
+
+
+@dataclass
+class Session:
+    """One start of train.py: the first, or one that resumed.
+
+    Attributes:
+        began, ended: times of its start and of its last line in ``metrics.jsonl``.
+        first, last: iterations that were done when it began, and at its last line.
+        end: how it ended, in words; empty of one that still continues or was killed.
+        facts: what ``options.yml`` says of it: ``command``, ``option_file``, ``versions``, ``machine`` and so on.
+    """
+
+    began: datetime
+    ended: datetime
+    first: int = 0
+    last: int = 0
+    end: str = ''
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Metrics:
+    """What ``metrics.jsonl`` holds, all sessions together as if there had been one.
+
+    Attributes:
+        curves: by name every term of the loss, and the learning rate, ``lr``, of several groups of parameters ``lr_1``,
+            ``lr_2`` ....
+        validation: by set and metric.
+        events: in the order of time.
+        seconds_per_iter: the median between neighboring lines; None where there are too few.
+    """
+
+    curves: dict[str, Curve] = field(default_factory=dict)
+    validation: dict[str, dict[str, Curve]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    seconds_per_iter: float | None = None
+
+    @property
+    def warnings(self) -> list[Event]:
+        """Warnings and errors."""
+        return [event for event in self.events if event.event in (WARNING, ERROR)]
 
 
 @dataclass(frozen=True)
@@ -25,65 +80,65 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        option_file: the complete option file that train.py kept there last, and its text.
-        command: how train.py was called, from the file's first lines; empty where they do not say.
-        file: the options as the file has them.
-        opt: the options as they were run: as the log has them, with what the command line changed; the file's where no
-            log has them.
-        log: its log files together.
+        opt: the options as they were run, complete with defaults.
+        options_text: ``options.yml``.
+        sessions: in the order of time; one at least.
+        metrics: of the whole run.
         checkpoint: of the student, the newest; None where there is none yet.
-        iteration: at which the checkpoint was saved; None where the log does not say.
+        checkpoint_iteration: at which it was saved; None where nothing says so.
     """
 
     path: Path
-    option_file: Path
-    option_text: str
-    command: str
-    file: dict[str, Any]
     opt: dict[str, Any]
-    log: TrainLog
+    options_text: str
+    sessions: list[Session]
+    metrics: Metrics
     checkpoint: Path | None
-    iteration: int | None
+    checkpoint_iteration: int | None
 
     @property
-    def changes(self) -> list[tuple[str, Any, Any]]:
-        """What the run changed in the file: (key, the file's value, the run's value), ``...`` for none."""
-        return [] if self.opt is self.file else changes(self.file, self.opt)
+    def iteration(self) -> int:
+        """How far it has come."""
+        return self.sessions[-1].last
+
+    @property
+    def duration(self) -> timedelta:
+        """Of all sessions together, with their validation."""
+        return sum((session.ended - session.began for session in self.sessions), timedelta())
+
+
+def param_key_of(opt: Mapping[str, Any]) -> str:
+    """The entry of a run's checkpoints with the weights that are validated: the moving average if there is one."""
+    return 'params_ema' if opt['train'].get('ema_decay', 0) > 0 else 'params'
 
 
 def read_run_folder(folder: Path, where: str = 'RUN_DIR') -> RunFolder:
-    """Reads options and log. Networks are not loaded.
+    """Reads options and metrics. Networks are not loaded.
 
     Args:
         folder: ``experiments/NAME``, wherever it is now.
         where: what names it, for messages.
 
     Raises:
-        UserError: there is no such folder, it is not that of a run, or its command line changed options and the
-            log that has them is not there.
+        UserError: there is no such folder, or it is not that of a run.
     """
     if not folder.is_dir():
         raise UserError(f'{where}: no such folder: {folder}; {RUN_FOLDER_ACCEPTED}')
-    option_file = _kept_last(_option_files(folder), where)
-    if option_file is None:
-        raise UserError(f'{where}: {folder} has no option file; {RUN_FOLDER_ACCEPTED}')
-    file = read_options(str(option_file), [])
-    text = option_file.read_text(encoding='utf-8')
-    kept = OPTION_FILE_HEADER.match(text)
-    command = kept[2] if kept else ''
-    log = read_logs(sorted(folder.glob('train_*.log')))  # the time is in their names
-    logged = _logged_options(log)
-    if not logged and '--force_yml' in command:
+    path = folder / OPTIONS_FILE
+    if not path.is_file():
         raise UserError(
-            f'{where}: {folder} has no log with the options of its run, which --force_yml changed; accepted: with its '
-            'train_*.log'
+            f'{where}: {folder} has no {OPTIONS_FILE}; {RUN_FOLDER_ACCEPTED}, by facd_basicsr 0.3 or later (train.py '
+            '--auto_resume with the option file of an older run writes it)'
         )
-    opt = as_run(file, logged) if logged else file
+    opt, text = read_options(str(path), []), path.read_text(encoding='utf-8')
     for key in NEEDED:
         if key not in opt:
-            raise UserError(f'{option_file}: {key}: missing; {RUN_FOLDER_ACCEPTED}')
-    checkpoint, iteration = _newest(folder / 'models', log)
-    return RunFolder(folder, option_file, text, command, file, opt, log, checkpoint, iteration)
+            raise UserError(f'{path}: {key}: missing; accepted: the file as train.py wrote it')
+    lines = list(read_metrics(folder / METRICS_FILE))
+    sessions = _sessions(load_yaml(text, str(path)).get(RUN), lines, path)
+    metrics = _metrics(lines, sessions)
+    checkpoint, iteration = _newest(folder / 'models', sessions)
+    return RunFolder(folder, opt, text, sessions, metrics, checkpoint, iteration)
 
 
 def run_of(checkpoint: Path, where: str) -> RunFolder | None:
@@ -93,52 +148,68 @@ def run_of(checkpoint: Path, where: str) -> RunFolder | None:
         UserError: as of :func:`read_run_folder`.
     """
     models = checkpoint.resolve().parent
-    if models.name != 'models' or not _option_files(models.parent):
+    if models.name != 'models' or not (models.parent / OPTIONS_FILE).is_file():
         return None
     return read_run_folder(models.parent, where)
 
 
-def _option_files(folder: Path) -> list[Path]:
-    return sorted((*folder.glob('*.yml'), *folder.glob('*.yaml')))
-
-
-def _kept_last(option_files: Sequence[Path], where: str) -> Path | None:
-    """The one whose header has the latest time: modification times change when a folder is copied."""
-    if len(option_files) < 2:
-        return option_files[0] if option_files else None
-    times = {path: _kept_at(path) for path in option_files}
-    known = {path: time for path, time in times.items() if time is not None}
-    if not known:
-        raise UserError(
-            f'{where}: {option_files[0].parent} has {len(option_files)} option files, and none says in its first line '
-            "when train.py kept it; accepted: the run's own alone"
-        )
-    return max(known, key=known.__getitem__)
-
-
-def _kept_at(option_file: Path) -> datetime | None:
-    kept = OPTION_FILE_HEADER.match(option_file.read_text(encoding='utf-8', errors='replace'))
+def _sessions(starts: Any, lines: list[dict[str, Any]], path: Path) -> list[Session]:
     try:
-        return datetime.strptime(kept[1], '%a %b %d %H:%M:%S %Y') if kept else None
-    except ValueError:
-        return None
+        sessions = [
+            Session(began, began, start['iter'], start['iter'], facts=start)
+            for start in starts
+            for began in [datetime.fromisoformat(start['start'])]
+        ]
+        sessions[0]
+    except (TypeError, KeyError, ValueError, IndexError) as error:
+        raise UserError(f'{path}: {RUN}: does not say when the run started; accepted: as train.py wrote it') from error
+    for line in lines:
+        session = _session_of(line, sessions)
+        session.ended, session.last = _time(line), max(session.last, line['iter'])
+        if line.get('event') in (FINISHED, STOPPED, ERROR):
+            session.end = line['message'] or line['event']
+    return sessions
 
 
-def _logged_options(log: TrainLog) -> dict[str, Any]:
-    """Those of the last session with complete options: a full disk may have cut them."""
-    for session in reversed(log.sessions):
-        logged = parsed(session.options)
-        if logged.keys() >= set(NEEDED):
-            return logged
-    return {}
+def _session_of(line: Mapping[str, Any], sessions: list[Session]) -> Session:
+    return next((session for session in reversed(sessions) if session.began <= _time(line)), sessions[0])
 
 
-def _newest(models: Path, log: TrainLog) -> tuple[Path | None, int | None]:
+def _time(line: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(line['timestamp'])
+
+
+def _metrics(lines: list[dict[str, Any]], sessions: list[Session]) -> Metrics:
+    result = Metrics()
+    of_iterations = [line for line in lines if 'epoch' in line]
+    for line in of_iterations:
+        for name, value in line.items():
+            if name not in ('iter', 'timestamp', 'epoch', 'time', 'data_time'):
+                result.curves.setdefault(name, {})[line['iter']] = _number(value)
+    for line in lines:
+        if 'set' in line:
+            curves = result.validation.setdefault(line['set'], {})
+            curves.setdefault(line['metric'], {})[line['iter']] = _number(line['value'])
+        elif 'event' in line:
+            result.events.append(Event(_time(line), line['iter'], line['event'], line['message']))
+    seconds = [
+        (_time(later) - _time(earlier)).total_seconds() / (later['iter'] - earlier['iter'])
+        for earlier, later in itertools.pairwise(of_iterations)
+        if _session_of(earlier, sessions) is _session_of(later, sessions) and later['iter'] > earlier['iter']
+    ]
+    result.seconds_per_iter = median(seconds) if seconds else None
+    return result
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _newest(models: Path, sessions: list[Session]) -> tuple[Path | None, int | None]:
     """The student's newest checkpoint. ``latest`` is that of the end; of a run that continues it is an older end's."""
     latest = models / 'net_g_latest.pth'
-    finished = bool(log.sessions) and log.sessions[-1].end == FINISHED
-    if finished and latest.is_file():
-        return latest, log.iteration
+    if sessions[-1].end == FINISHED and latest.is_file():
+        return latest, sessions[-1].last
     found = [(NUMBERED.fullmatch(path.name), path) for path in models.glob('net_g_*.pth')]
     numbered = {int(name[1]): path for name, path in found if name}
     if numbered:
@@ -147,31 +218,34 @@ def _newest(models: Path, log: TrainLog) -> tuple[Path | None, int | None]:
 
 
 def psnr_of(checkpoint: Path) -> dict[str, float]:
-    """{set: PSNR-Y in dB} of ``experiments/NAME/models/net_g_*.pth``, as far as the run's log determines it.
+    """{set: PSNR-Y in dB} of ``experiments/NAME/models/net_g_*.pth``, by the run's validation at its iteration.
 
-    Of ``net_g_latest`` and ``net_g_best`` it has their validation. Of a numbered checkpoint it has the iteration if it
-    is a set's best so far. Empty for other files, where no metric of the run is ``calculate_psnr`` with
-    ``test_y_channel``, and where the run cannot be read. Values that are not finite are left out.
+    Empty for other files, where no metric of the run is ``calculate_psnr`` with ``test_y_channel``, and where the run
+    cannot be read. Values that are not finite are left out.
     """
     try:
         run = run_of(checkpoint, 'CHECKPOINT')
     except UserError:
         return {}
-    metric = None if run is None else _psnr_y(run.opt)
-    if run is None or metric is None:
+    if run is None:
         return {}
     name = checkpoint.stem.removeprefix('net_g_')
-    if name.isdecimal():
-        bests = {set_name: figures.get(metric, (math.nan, None)) for set_name, figures in run.log.best.items()}
-        found = {set_name: value for set_name, (value, iteration) in bests.items() if iteration == int(name)}
-    else:
-        saved = run.log.saved.get(name, {})
-        found = {set_name: figures[metric] for set_name, figures in saved.items() if metric in figures}
+    event = {'latest': FINISHED, 'best': BEST}.get(name)
+    saved_at = [happened.iteration for happened in run.metrics.events if happened.event == event]
+    iteration = int(name) if name.isdecimal() else saved_at[-1] if saved_at else None
+    found = dict(_psnr_y_at(run, iteration))
     return {set_name: value for set_name, value in found.items() if math.isfinite(value)}
+
+
+def _psnr_y_at(run: RunFolder, iteration: int | None) -> Iterator[tuple[str, float]]:
+    metric = _psnr_y(run.opt)
+    for name, curves in run.metrics.validation.items():
+        if metric in curves and iteration in curves[metric]:
+            yield name, curves[metric][iteration]
 
 
 def _psnr_y(opt: Mapping[str, Any]) -> str | None:
     """The name of the metric that is PSNR-Y; the first if there are several."""
-    metrics = (opt.get('val') or {}).get('metrics') or {}
-    found = (name for name, opt in metrics.items() if opt.get('type') == 'calculate_psnr' and opt.get('test_y_channel'))
+    metrics = (opt['val'] or {}).get('metrics') or {}
+    found = (name for name, opt in metrics.items() if opt['type'] == 'calculate_psnr' and opt['test_y_channel'])
     return next(found, None)

@@ -9,7 +9,7 @@ import click
 from basicsr.utils import get_root_logger, get_time_str
 from tqdm import tqdm
 
-from facd_basicsr.cli import MultiValueCommand, test_files_option
+from facd_basicsr.cli import MultiValueCommand, methods_options
 from facd_basicsr.environment import versions
 from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation import tables as tables
@@ -27,8 +27,10 @@ def benchmark(
     train_file: str | None,
     out: Path,
     gray_as_colour: bool = False,
+    runs: Sequence[str] = (),
+    sets: Sequence[str] = (),
 ) -> tables.Means:
-    """Evaluates the methods of test files, prints their table and writes it to a folder.
+    """Evaluates the methods of test files and runs, prints their table and writes it to a folder.
 
     Args:
         option_files: test files, one per method, with the same scale and sets.
@@ -37,6 +39,8 @@ def benchmark(
         train_file: adds a row for its teacher, and feature PSNR at its taps; None: neither.
         out: folder for table.md, table.tex, per_image.csv and results.json, created if missing.
         gray_as_colour: whether a one-channel GT is scored by the Y of three equal channels, as in test.py.
+        runs: folders ``experiments/NAME``, one per method.
+        sets: that runs are tested on; none: those in ``datasets/``.
 
     Returns:
         {method: {set: {metric: mean}}}.
@@ -44,15 +48,15 @@ def benchmark(
     Raises:
         UserError: files, checkpoints or sets are not accepted. No folder is created then.
     """
-    methods, opt, train_opt = load_methods(option_files, train_file, overrides)
-    sets, scale = build_sets(opt), opt['scale']
+    methods, opt, train_opt = load_methods(option_files, train_file, overrides, runs, sets)
+    datasets, scale = build_sets(opt), opt['scale']
     students = [method for method in methods if tables.is_student(method)]
     notes = [] if train_opt is None else tap_features(train_opt, methods[-1], students)
     if out.exists() and not out.is_dir():
         raise UserError(f'--out: {out} is a file; accepted: a folder, created if it does not exist')
     out.mkdir(parents=True, exist_ok=True)
 
-    images = tqdm(pairs(sets), total=sum(map(len, sets.values())), unit='image', dynamic_ncols=True)
+    images = tqdm(pairs(datasets), total=sum(map(len, datasets.values())), unit='image', dynamic_ncols=True)
     records = list(tables.evaluate(methods, _note_gray_images(images, notes, gray_as_colour)))
     mean = tables.means(records)
     made = {f'PSNR in dB and SSIM, x{scale}': tables.quality_table(methods, mean)}
@@ -61,7 +65,7 @@ def benchmark(
     results = {
         'scale': scale,
         'border': scale,
-        'sets': {name: len(dataset) for name, dataset in sets.items()},
+        'sets': {name: len(dataset) for name, dataset in datasets.items()},
         'device': students[0].device.type,
         'versions': versions(),
         'force_yml': list(overrides),
@@ -99,7 +103,7 @@ def _note_gray_images(images: Iterable[ImagePair], notes: list[str], gray_as_col
 
 
 @click.command(cls=MultiValueCommand)
-@test_files_option
+@methods_options
 @click.option(
     '--teacher',
     'train_file',
@@ -116,6 +120,8 @@ def _note_gray_images(images: Iterable[ImagePair], notes: list[str], gray_as_col
 @click.option('--force_yml', multiple=True, metavar='KEY:KEY=VALUE ...', help='override options of every test file')
 def command(
     option_files: tuple[str, ...],
+    runs: tuple[str, ...],
+    sets: tuple[str, ...],
     train_file: str | None,
     out: Path | None,
     gray_as_colour: bool,
@@ -123,14 +129,14 @@ def command(
 ) -> None:
     """The paper's table: PSNR-Y, SSIM-Y and PSNR-RGB of several checkpoints and of bicubic.
 
-    Each test file names one method; all need the same scale and sets. Their own metrics are ignored. The table is
+    Each run or test file is one method; all need the same scale and sets. Their own metrics are ignored. The table is
     written as Markdown, LaTeX, CSV and JSON (docs/evaluation.md).
 
     \b
     Example:
-      facd benchmark -opt options/test/Student_EDSR_x4.yml -opt options/test/FACD_EDSR_x4.yml
+      facd benchmark --run experiments/Student_EDSR_x4 --run experiments/FACD_EDSR_x4 --sets Set5 Set14
     """
     out = out or root_path() / 'results' / f'benchmark_{get_time_str()}'
     get_root_logger().setLevel(logging.WARNING)  # silences BasicSR's messages about what it builds
     with reraise_disk_errors():
-        benchmark(option_files, force_yml, train_file, out, gray_as_colour)
+        benchmark(option_files, force_yml, train_file, out, gray_as_colour, runs, sets)

@@ -10,7 +10,7 @@ from basicsr.utils import get_root_logger
 from PIL import Image
 from tqdm import tqdm
 
-from facd_basicsr.cli import MultiValueCommand, test_files_option
+from facd_basicsr.cli import MultiValueCommand, methods_options
 from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation.figures import (
     Crop,
@@ -98,7 +98,7 @@ def command() -> None:
 
 
 @command.command(cls=MultiValueCommand)
-@test_files_option
+@methods_options
 @click.option(
     '--teacher', 'train_file', type=click.Path(), metavar='TRAIN_YML', help='train file; adds a column for its teacher'
 )
@@ -113,6 +113,8 @@ def command() -> None:
 @force_option
 def crops(
     option_files: tuple[str, ...],
+    runs: tuple[str, ...],
+    sets: tuple[str, ...],
     train_file: str | None,
     set_name: str | None,
     image: tuple[str, ...],
@@ -128,11 +130,11 @@ def crops(
 
     \b
     Example:
-      facd figure crops -opt options/test/Student_EDSR_x4.yml -opt options/test/FACD_EDSR_x4.yml
+      facd figure crops --run experiments/Student_EDSR_x4 --run experiments/FACD_EDSR_x4
     """
     get_root_logger().setLevel(logging.WARNING)  # silences BasicSR's messages about what it builds
     check_out(out)
-    methods, opt, _ = load_methods(option_files, train_file, force_yml)
+    methods, opt, _ = load_methods(option_files, train_file, force_yml, runs, sets)
     images = select(build_sets(opt), set_name, image)
     if windows and len(images) != 1:
         raise UserError(
@@ -148,7 +150,7 @@ def crops(
 
 
 @command.command('teacher-map', cls=MultiValueCommand)
-@click.option('-opt', '--opt', 'option_file', type=click.Path(), required=True, help="the student's test file")
+@methods_options
 @click.option(
     '--teacher', 'train_file', type=click.Path(), required=True, metavar='TRAIN_YML', help='train file with the teacher'
 )
@@ -161,7 +163,9 @@ def crops(
 @click.option('--out', type=click.Path(path_type=Path), default='teacher_map.png', show_default=True)
 @force_option
 def teacher_map_command(
-    option_file: str,
+    option_files: tuple[str, ...],
+    runs: tuple[str, ...],
+    sets: tuple[str, ...],
     train_file: str,
     set_name: str | None,
     image: tuple[str, ...],
@@ -177,11 +181,13 @@ def teacher_map_command(
 
     \b
     Example:
-      facd figure teacher-map -opt options/test/Student_EDSR_x4.yml --teacher options/train/FACD_EDSR_x4.yml
+      facd figure teacher-map --run experiments/Student_EDSR_x4 --teacher options/train/FACD_EDSR_x4.yml
     """
     get_root_logger().setLevel(logging.WARNING)
     check_out(out)
-    (_, student, teacher), opt, _ = load_methods([option_file], train_file, force_yml)
+    if len(option_files) + len(runs) != 1:
+        raise UserError(f'-opt: {len(option_files)} and --run: {len(runs)}; accepted: one of both, the student')
+    (_, student, teacher), opt, _ = load_methods(option_files, train_file, force_yml, runs, sets)
     images = tqdm(select(build_sets(opt), set_name, image), unit='image', dynamic_ncols=True)
     maps = [teacher_map(student, teacher, pair, patch) for pair in images]
     with_patches = [found for found in maps if found.boxes]

@@ -6,27 +6,23 @@ from collections.abc import Sequence
 import click
 
 from facd_basicsr.cli import MultiValueCommand
-from facd_basicsr.errors import UserError
-from facd_basicsr.options.option_check import check_options
 from facd_basicsr.options.option_files import lineage, option_text
-from facd_basicsr.options.parse import read_options
+from facd_basicsr.options.parse import checked_options, read_options
 
 
-def show(option_file: str, overrides: Sequence[str]) -> str:
+def show(option_file: str, overrides: Sequence[str], defaults: bool = False) -> str:
     """The text of a standalone option file, with a comment that names its sources.
 
     Args:
         option_file: for train.py or test.py.
         overrides: ``--force_yml`` entries.
+        defaults: whether to fill in the default of every key that is left out.
 
     Raises:
         UserError: a file cannot be read, or a key is not accepted. Data, teacher and checkpoints may be missing.
     """
-    opt = read_options(option_file, overrides)
-    try:
-        check_options(opt, is_train='train' in opt)
-    except UserError as error:
-        raise UserError(f'{option_file}: {error}') from error
+    complete = checked_options(option_file, overrides)
+    opt = complete if defaults else read_options(option_file, overrides)
     files = ', which is based on '.join(os.path.normpath(path) for path, _ in lineage(option_file))
     comment = f'# resolved from {files}\n'
     if overrides:
@@ -41,7 +37,8 @@ def show(option_file: str, overrides: Sequence[str]) -> str:
 @click.option(
     '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help='Override options, as in train.py.'
 )
-def command(option_file: str, overrides: tuple[str, ...]) -> None:
+@click.option('--defaults', is_flag=True, help='Also print every key that is left out, with its default.')
+def command(option_file: str, overrides: tuple[str, ...], defaults: bool) -> None:
     """Print an option file merged with its base.
 
     The output is an option file that BasicSR's own loader reads too. Keys are checked; data may be missing.
@@ -50,4 +47,4 @@ def command(option_file: str, overrides: tuple[str, ...]) -> None:
     Example:
       facd show -opt options/train/FAKD_EDSR_x4.yml
     """
-    click.echo(show(option_file, overrides), nl=False)
+    click.echo(show(option_file, overrides, defaults), nl=False)

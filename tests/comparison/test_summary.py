@@ -8,6 +8,7 @@ from facd_basicsr.comparison.summary import (
     compared_features,
     compared_quality,
     cost_table,
+    draw_curves,
     filled,
     records_csv,
 )
@@ -127,3 +128,25 @@ def test_a_page_without_a_place_or_with_an_unknown_part_is_refused(results):
         filled('<!-- facd compare: other quality -->\n<!-- end -->', results)
     with pytest.raises(UserError, match=r'tiny qualty -->: accepted: quality, cost, features, feature_notes, caption'):
         filled('<!-- facd compare: tiny qualty -->\n<!-- end -->', results)
+
+
+def test_the_picture_has_psnr_by_iterations_and_by_time_and_rejected_patches_of_adaptive_methods():
+    def run(alpha: float, seconds: float) -> dict:
+        curves = {'metrics/Set5/psnr_y': [[10, 30.0], [20, 31.0]], 'alpha': [[10, alpha], [20, alpha]]}
+        return {'curves': curves, 'seconds_per_iter': seconds}
+
+    figure = draw_curves({'FACD': [run(0.9, 3.0), run(0.8, 3.0)], 'FCD': [run(1.0, 6.0)]}, 'title')
+    iterations, minutes, rejected = figure.axes
+    assert [line.get_xdata().tolist() for line in iterations.lines] == [[10, 20], [10, 20]]
+    assert [line.get_xdata().tolist() for line in minutes.lines] == [[0.5, 1.0], [1.0, 2.0]]
+    (line,) = rejected.lines
+    assert line.get_label() == 'FACD' and line.get_ydata().tolist() == pytest.approx([0.15, 0.15])
+
+
+def test_a_point_that_a_killed_training_lost_is_left_out_for_all_seeds():
+    def run(*points: list[float]) -> dict:
+        return {'curves': {'metrics/Set5/psnr_y': list(points)}, 'seconds_per_iter': 6.0}
+
+    figure = draw_curves({'FACD': [run([10, 30.0], [20, 31.0], [30, 33.0]), run([10, 32.0], [30, 34.0])]}, 'title')
+    (line,) = figure.axes[0].lines
+    assert line.get_xydata().tolist() == [[10, 31.0], [30, 33.5]]

@@ -14,7 +14,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY
-from conftest import REPOSITORY, STUDENT, changed, write_yml
+from conftest import REPOSITORY, STUDENT, build_teacher, changed, write_yml
 
 from facd_basicsr.deploy.export_formats import (
     BASIC,
@@ -30,7 +30,6 @@ from facd_basicsr.deploy.export_formats import (
 from facd_basicsr.deploy.graphs import onnx_bytes, read_program, require_onnx
 from facd_basicsr.deploy.student import METADATA, Description, Student, describe_network, read_student
 from facd_basicsr.distill.layouts import DIV2K_MEAN
-from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
 from facd_basicsr.test import test as evaluate
@@ -129,7 +128,9 @@ def test_test_py_scores_an_exported_checkpoint_as_the_one_it_is_from(folders, na
     figures = []
     for path in (tmp_path / 'net_g_latest.pth', folders[name] / 'student.pth'):
         opt = changed(changed(test_opt, 'network_g', NETWORKS[name][0]), 'path.pretrain_network_g', str(path))
-        args = parser().parse_args(['-opt', str(write_yml({**opt, 'name': path.stem}, tmp_path / 'test.yml'))])
+        args = parser(is_train=False).parse_args(
+            ['-opt', str(write_yml({**opt, 'name': path.stem}, tmp_path / 'test.yml'))]
+        )
         figures.append(evaluate(args, tmp_path, console=False))
     assert figures[0] == figures[1]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
-from basicsr.utils.options import dict2str
 from conftest import STUDENT, changed, write_yml
 from onnx import TensorProto, helper
+from runs import write_options
 from safetensors.torch import save_file
 from torch import nn
 
@@ -31,8 +31,14 @@ def run(net, train_opt, tmp_path) -> Path:
     run = tmp_path / 'experiments' / 'tiny'
     (run / 'models').mkdir(parents=True)
     torch.save({'params': net.state_dict()}, run / 'models' / 'net_g_latest.pth')
-    write_yml(train_opt, run / 'FACD.yml')
+    say(run, write_yml(train_opt, tmp_path / 'FACD.yml'), train_opt)
     return run
+
+
+def say(run: Path, option_file: Path, opt: dict) -> None:
+    """Writes the options of the run: of a file, with what the command line has changed in them."""
+    facts = {'option_file': str(option_file), 'option_sha256': hash_of(show(str(option_file), []))}
+    write_options(run, opt, {'start': '2026-01-02T03:04:05.678+01:00', 'iter': 0, **facts})
 
 
 def assert_is(student: Student, net: nn.Module) -> None:
@@ -42,12 +48,12 @@ def assert_is(student: Student, net: nn.Module) -> None:
     assert torch.equal(student.net(lq), net.eval()(lq))
 
 
-def test_a_checkpoint_of_a_run_is_described_by_the_runs_option_file(run, net):
+def test_a_checkpoint_of_a_run_is_described_by_the_runs_options(run, net, tmp_path):
     student = read_student(run / 'models' / 'net_g_latest.pth')
     assert_is(student, net)
     description = student.description
     assert (description.name, description.option_file, description.scale) == ('tiny', 'FACD.yml', 2)
-    assert description.option_sha256 == hash_of(show(str(run / 'FACD.yml'), []))
+    assert description.option_sha256 == hash_of(show(str(tmp_path / 'FACD.yml'), []))
     assert (description.reach, description.psnr) == (None, {})
 
 
@@ -64,24 +70,21 @@ def test_a_checkpoint_elsewhere_needs_a_train_or_test_file(net, train_opt, test_
         read_student(tmp_path / 'a.pth')
 
 
-def test_of_a_run_with_several_option_files_of_unknown_age_one_has_to_be_named(run):
-    write_yml({}, run / 'other.yml')
+def test_of_a_run_of_an_older_version_the_option_file_has_to_be_named(run, tmp_path):
+    (run / 'options.yml').rename(run / 'FACD.yml')
     path = run / 'models' / 'net_g_latest.pth'
-    with pytest.raises(UserError, match=r'IN: .*tiny has 2 option files, .*; or --opt FILE, the option file of its'):
+    with pytest.raises(
+        UserError, match=r'IN: .*latest.pth does not name its network; accepted: with --opt FILE, the op'
+    ):
         read_student(path)
-    assert read_student(path, str(run / 'FACD.yml')).description.name == 'tiny'
+    assert read_student(path, str(tmp_path / 'FACD.yml')).description.name == 'tiny'
 
 
-def force(run: Path, opt: dict) -> None:
-    """The log of the run, as if its command line had made these options of its file."""
-    time = '2026-01-02 03:04:05,678 INFO: '
-    (run / 'train_tiny_20260102_030405.log').write_text(f'{time}Python 3, torch 2\n{time}{dict2str(opt)}\n{time}End\n')
-
-
-def test_what_the_command_line_changed_is_in_the_description_but_not_in_the_hash_of_the_file(run, train_opt):
+def test_what_the_command_line_changed_is_in_the_description_but_not_in_the_hash_of_the_file(run, train_opt, tmp_path):
     path = run / 'models' / 'net_g_latest.pth'
     of_the_file = read_student(path).description
-    force(run, changed(changed(train_opt, 'network_g.res_scale', 0.1), 'name', 'forced'))
+    opt = changed(changed(train_opt, 'network_g.res_scale', 0.1), 'name', 'forced')
+    say(run, tmp_path / 'FACD.yml', opt)
     student = read_student(path)
     assert (student.description.arguments['res_scale'], student.description.name) == (0.1, 'forced')
     assert student.net.body[0].res_scale == 0.1
@@ -90,11 +93,11 @@ def test_what_the_command_line_changed_is_in_the_description_but_not_in_the_hash
 
 def test_an_option_file_of_another_network_than_the_run_had_is_refused(run, net, train_opt, test_opt, tmp_path):
     path = run / 'models' / 'net_g_latest.pth'
-    force(run, changed(train_opt, 'network_g.res_scale', 0.1))
+    say(run, tmp_path / 'FACD.yml', changed(train_opt, 'network_g.res_scale', 0.1))
     with pytest.raises(UserError, match=r'--opt: .*FACD.yml: network_g.res_scale: 1.0, but the run of .* had 0.1; acc'):
-        read_student(path, str(run / 'FACD.yml'))
+        read_student(path, str(tmp_path / 'FACD.yml'))
     elsewhere = path.rename(tmp_path / 'a.pth')
-    assert_is(read_student(elsewhere, str(run / 'FACD.yml')), net)
+    assert_is(read_student(elsewhere, str(tmp_path / 'FACD.yml')), net)
     elsewhere.rename(path)
     test_opt['network_g'] = {**STUDENT, 'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'res_scale': 0.1}  # the same
     test_opt['path']['pretrain_network_g'] = 'absent.pth'
@@ -142,8 +145,8 @@ class Evil:
 
 
 def test_a_run_of_somebody_else_can_not_have_its_network_read_a_file(run, train_opt):
-    write_yml({**train_opt, 'network_g': {'type': 'SpyNet', 'load_path': 'FACD.yml'}}, run / 'FACD.yml')
-    with pytest.raises(UserError, match=r"FACD.yml: network_g.load_path: 'FACD.yml'; accepted: a number, .*--opt FILE"):
+    write_options(run, {**train_opt, 'network_g': {'type': 'SpyNet', 'load_path': 'FACD.yml'}})
+    with pytest.raises(UserError, match=r"options.yml: network_g.load_path: 'FACD.yml'; accepted: a num.*--opt FILE"):
         read_student(run / 'models' / 'net_g_latest.pth')
 
 
@@ -152,16 +155,15 @@ def hash_of(shown: str) -> str:
     return hashlib.sha256(shown.partition('\n\n')[2].encode()).hexdigest()
 
 
-def test_the_hash_is_of_all_options_however_the_file_is_written(run, net, train_opt, tmp_path):
+def test_the_hash_is_of_all_options_however_the_file_is_written(net, train_opt, tmp_path):
     torch.save({'params': net.state_dict()}, tmp_path / 'a.pth')
     (tmp_path / 'child.yml').write_text(f'base: {write_yml(train_opt, tmp_path / "base.yml").name}\nmanual_seed: 8\n')
     child = read_student(tmp_path / 'a.pth', str(tmp_path / 'child.yml')).description
     assert child.option_sha256 == hash_of(show(str(tmp_path / 'child.yml'), []))
-    shown = show(str(tmp_path / 'child.yml'), [])
-    (run / 'FACD.yml').write_text(f'# Thu Jan  1 00:00:00 2026\n# train.py -opt child.yml\n\n{shown}')  # the run's copy
-    kept = read_student(run / 'models' / 'net_g_latest.pth').description
-    assert kept.option_sha256 == child.option_sha256
-    assert read_student(tmp_path / 'a.pth', str(tmp_path / 'base.yml')).description.option_sha256 != kept.option_sha256
+    (tmp_path / 'alone.yml').write_text(f'# words\n{show(str(tmp_path / "child.yml"), [])}')
+    alone = read_student(tmp_path / 'a.pth', str(tmp_path / 'alone.yml')).description
+    assert alone.option_sha256 == child.option_sha256
+    assert read_student(tmp_path / 'a.pth', str(tmp_path / 'base.yml')).description.option_sha256 != child.option_sha256
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.pt', '.safetensors'])
@@ -199,7 +201,7 @@ def test_what_can_not_be_a_student_is_refused_in_a_line(net, run, train_opt, tmp
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8), tmp_path / 'a.onnx')
     with pytest.raises(UserError, match=r'--opt: .*FACD.yml; accepted with .*a.onnx: none, since an ONNX file'):
-        read_student(tmp_path / 'a.onnx', str(run / 'FACD.yml'))
+        read_student(tmp_path / 'a.onnx', str(tmp_path / 'FACD.yml'))
     for name, message in {
         'absent.pth': r'IN: no such file: .*absent.pth',
         'a.gguf': r'IN: .*a.gguf; accepted: a name that ends in .pth, .pt, .safetensors, .onnx',

@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, changed, imported_script, write_yml
+from conftest import REPOSITORY, build_teacher, changed, imported_script, write_yml
 
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.distill.gate import _is_better, check_teacher, teacher_psnr_y
-from facd_basicsr.distill.teacher import Teacher, build_teacher
+from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
 from facd_basicsr.runtime.metrics import as_input

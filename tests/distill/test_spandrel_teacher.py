@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import changed, write_yml
+from conftest import build_teacher, changed, write_yml
 from distill.official_networks import official_rcan
 from torch import Tensor
 
 from facd_basicsr.distill.taps import Taps
-from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
 from facd_basicsr.train import train

@@ -11,12 +11,12 @@ from threading import Thread
 import pytest
 import torch
 from basicsr.archs import build_network
-from conftest import TEACHER
+from conftest import TEACHER, build_teacher
 from distill.official_networks import official_edsr, official_rcan
 from safetensors.torch import save_file
 from torch import Tensor
 
-from facd_basicsr.distill.teacher import Teacher, build_teacher
+from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.state_dicts import load_state_dict
 

@@ -16,6 +16,7 @@ from facd_basicsr.evaluation.methods import (
     read_test_files,
     read_train_file,
 )
+from facd_basicsr.options.option_check import with_defaults
 
 CPU = torch.device('cpu')
 
@@ -25,7 +26,7 @@ def student_opt(test_opt, tmp_path) -> dict:
     """A test file's options whose checkpoint is there."""
     checkpoint = tmp_path / 'net_g_4.pth'
     torch.save({'params': build_network(STUDENT).state_dict()}, checkpoint)
-    return changed(test_opt, 'path.pretrain_network_g', str(checkpoint))
+    return with_defaults(changed(test_opt, 'path.pretrain_network_g', str(checkpoint)), is_train=False)
 
 
 def test_a_students_output_is_its_networks_and_its_summary_names_the_checkpoint(student_opt):

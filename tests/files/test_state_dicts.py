@@ -8,9 +8,8 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.models.base_model import BaseModel
-from conftest import STUDENT, TEACHER, changed, write_yml
+from conftest import STUDENT, TEACHER, build_teacher, changed, write_yml
 
-from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses.vgg import load_vgg
 from facd_basicsr.models.safe_model import check_pretrained
@@ -140,7 +139,7 @@ def test_training_refuses_a_checkpoint_that_carries_code_and_does_not_run_it(loc
 def test_testing_refuses_a_checkpoint_that_carries_code_and_does_not_run_it(attack, test_opt, tmp_path):
     opt = write_yml(changed(test_opt, 'path.pretrain_network_g', str(attack)), tmp_path / 'opt.yml')
     with pytest.raises(UserError, match=r'^path\.pretrain_network_g: .*attack\.pth .*holds more than tensors'):
-        run_test(parser().parse_args(['-opt', str(opt)]), root=tmp_path, console=False)
+        run_test(parser(is_train=False).parse_args(['-opt', str(opt)]), root=tmp_path, console=False)
 
 
 def test_neither_spandrel_nor_the_vgg_runs_what_a_checkpoint_carries(attack):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from click.testing import CliRunner
-from conftest import REPOSITORY, STUDENT, changed, imported_script, write_yml
+from conftest import REPOSITORY, STUDENT, build_teacher, changed, imported_script, write_yml
 from torch import nn
 
 from facd_basicsr.data.bicubic import bicubic_lr
@@ -17,7 +17,6 @@ from facd_basicsr.deploy.export_formats import BASIC, ONNX, ONNX_FP16, TORCH_EXP
 from facd_basicsr.deploy.student import Description, OnnxNetwork, Student, describe_network, read_student
 from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.distill.gate import check_teacher, teacher_psnr_y
-from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.costs import costs
 from facd_basicsr.options import parser
@@ -181,7 +180,7 @@ def test_figures_of_benchmark_and_test_py_are_the_cpus(student_file, train_opt, 
         out, override = tmp_path / num_gpu, f'num_gpu={num_gpu}'
         table = benchmark([student_file], [override], train_file, out)
         results[num_gpu] = json.loads((out / 'results.json').read_text())
-        args = parser().parse_args(['-opt', student_file, '--force_yml', override])
+        args = parser(is_train=False).parse_args(['-opt', student_file, '--force_yml', override])
         by_test_py = evaluate(args, tmp_path / f'test_{num_gpu}', console=False)['pictures']
         assert table['tiny_test']['pictures'] == pytest.approx(by_test_py, abs=DB)
     assert [results[num_gpu]['device'] for num_gpu in ('auto', '0')] == ['cuda', 'cpu']

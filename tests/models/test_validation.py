@@ -251,7 +251,7 @@ def test_test_py_takes_tiles_and_refuses_them_in_one_line(test_opt, tmp_path):
         )
         test_opt |= {'network_g': network, 'path': {'pretrain_network_g': str(tmp_path / 'net.pth')}}
         torch.save({'params': model.net_g.state_dict()}, tmp_path / 'net.pth')
-        args = parser().parse_args(['-opt', str(write_yml(test_opt, tmp_path / 'opt.yml'))])
+        args = parser(is_train=False).parse_args(['-opt', str(write_yml(test_opt, tmp_path / 'opt.yml'))])
         if network is STUDENT:
             assert run_test(args, root=tmp_path, console=False)['pictures'].keys() == METRICS.keys()
         else:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.options.option_files import complete_text, lineage, load_yaml, merged, read_option_file
+from facd_basicsr.options.option_files import lineage, load_yaml, merged, option_text, read_option_file
 from facd_basicsr.options.parse import load_options
 
 RULES = {
@@ -134,7 +134,12 @@ def test_a_base_may_lie_anywhere(tmp_path):
 def test_a_file_without_a_base_is_read_as_it_stands(tmp_path):
     path = written(tmp_path, alone='# words\na: ~\nb: {type: T, c: ~}\n')
     assert read_option_file(str(path)) == {'a': None, 'b': {'type': 'T', 'c': None}}
-    assert complete_text(str(path)) == path.read_text()
+
+
+def test_what_a_run_says_of_its_starts_is_no_option(tmp_path):
+    written(tmp_path, options='a: 1\nrun:\n- {iter: 0}\n')
+    assert read_option_file(str(tmp_path / 'options.yml')) == {'a': 1}
+    assert read_option_file(str(written(tmp_path, child='base: options.yml\n'))) == {'a': 1}
 
 
 def test_a_base_inside_a_block_is_a_key_like_others(tmp_path):
@@ -183,7 +188,7 @@ def test_options_are_loaded_with_what_they_inherit_and_the_command_line_has_the_
     opt = load_options(str(child), ['train:distill_opt:lambda=3', 'datasets:val=~'], is_train=True)
     assert 'base' not in opt and list(opt['datasets']) == ['train']
     assert (opt['name'], opt['train']['total_iter']) == ('child', 9)
-    assert opt['train']['distill_opt'] == {'type': 'FACDLoss', 'lambda': 3}
+    assert (opt['train']['distill_opt']['type'], opt['train']['distill_opt']['lambda']) == ('FACDLoss', 3)
     with pytest.raises(UserError, match=r'child.yml: base: unknown key; did you mean'):
         load_options(str(child), ['base=base.yml'], is_train=True)
 
@@ -197,10 +202,10 @@ def test_an_inherited_set_is_left_out_by_nothing(test_opt, tmp_path):
 
 
 @given(st.lists(opts, min_size=2, max_size=3))
-def test_the_complete_text_of_a_file_with_a_base_reads_as_the_file_does(tmp_path_factory, contents):
+def test_the_text_of_options_with_a_base_reads_as_the_file_does(tmp_path_factory, contents):
     folder = tmp_path_factory.mktemp('files')
     for i, content in enumerate(contents):
         write_yml({'base': f'{i + 1}.yml', **content} if i + 1 < len(contents) else content, folder / f'{i}.yml')
     resolved = read_option_file(str(folder / '0.yml'))
     assert resolved == functools.reduce(merged, reversed(contents))
-    assert load_yaml(complete_text(str(folder / '0.yml')), '') == resolved
+    assert load_yaml(option_text(resolved), '') == resolved

@@ -332,7 +332,7 @@ def test_what_is_accepted_of_a_files_mutations_can_be_tested(data, tmp_path_fact
     opt['path']['pretrain_network_g'] = str(weights)
 
     def run(path: Path) -> None:
-        run_test(parser().parse_args(['-opt', str(path)]), root=path.parent, console=False)
+        run_test(parser(is_train=False).parse_args(['-opt', str(path)]), root=path.parent, console=False)
 
     ran, refused = outcomes(opt, tmp_path, run)
     assert refused == {'network_g.num_feat', 'network_g.num_block'}  # other weights

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.options.build import dry_run
-from facd_basicsr.options.option_check import check_options
+from facd_basicsr.options.option_check import check_options, option_blocks, with_defaults
 
 EXPECT = {'dataset': 'val', 'psnr_y': 32.4, 'tolerance': 0.1}
 
@@ -25,6 +25,24 @@ def test_a_complete_file_is_accepted(train_opt, test_opt):
     check_options(train_opt, is_train=True)
     test_opt['path']['pretrain_network_g'] = 'net.pth'
     check_options(test_opt, is_train=False)
+
+
+@pytest.mark.parametrize('with_block', [None, 'train.nonfinite', 'logger.wandb', 'train.compile', 'teacher.compile'])
+def test_a_file_with_its_defaults_is_accepted_has_each_of_them_and_is_complete(train_opt, with_block):
+    opt = changed(train_opt, with_block, {}) if with_block else train_opt
+    before = copy.deepcopy(opt)
+    complete = with_defaults(opt, is_train=True)
+    assert opt == before
+    check_options(complete, is_train=True)
+    for where, block, keys in option_blocks(complete, is_train=True):
+        assert [key for key, own in keys.items() if own.default is not ... and key not in block] == [], where
+    assert with_defaults(complete, is_train=True) == complete
+
+
+def test_a_default_that_yaml_cannot_hold_is_left_to_the_class(train_opt):
+    train_opt['network_g'] = {'type': 'SwinIR', 'upscale': 2}
+    network_opt = with_defaults(train_opt, is_train=True)['network_g']
+    assert network_opt['window_size'] == 7 and 'norm_layer' not in network_opt
 
 
 def test_sets_of_pairs_are_held_in_memory_in_training_only(train_opt, test_opt):
@@ -112,7 +130,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         # wrong types and values
         ('teacher.format', 'keras', "teacher.format: 'keras'; accepted: auto, basicsr, edsr-pytorch, rcan, spandrel"),
         ('teacher.format', 'spandrel', 'teacher.network: accepted with format: spandrel: none'),
-        ('teacher.precision', 'int8', "teacher.precision: 'int8'; accepted: fp32, tf32, bf16, fp16"),
+        ('teacher.precision', 'int8', "teacher.precision: 'int8'; accepted: ~, fp32, tf32, bf16, fp16"),
         ('teacher.sha256', '76ee1c', "teacher.sha256: '76ee1c'; accepted: 8 to 64 hexadecimal digits"),
         ('teacher.expect', EXPECT | {'dataset': 'val_2'}, "teacher.expect.dataset: 'val_2'; accepted: val"),
         ('teacher.expect', EXPECT | {'dataset': 'train'}, "teacher.expect.dataset: 'train'; accepted: val"),
@@ -185,7 +203,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('train.nonfinite', {'action': 'ignore'}, "train.nonfinite.action: 'ignore'; accepted: skip, fatal"),
         ('train.nonfinite', {'limit': 0}, 'train.nonfinite.limit: 0; accepted: 1 or more'),
         ('train.nonfinite', {'limit': 2.5}, 'train.nonfinite.limit: 2.5; accepted: a whole number'),
-        ('train.precision', 'half', "train.precision: 'half'; accepted: fp32, tf32, bf16, fp16"),
+        ('train.precision', 'half', "train.precision: 'half'; accepted: ~, fp32, tf32, bf16, fp16"),
         ('train.precision', 16, 'train.precision: 16; accepted: text'),
         ('train.precision_g', 'bf16', "train.precision_g: unknown key; did you mean 'precision_r'?"),
         ('train.channels_last_r', 1, 'train.channels_last_r: 1; accepted: true or false'),

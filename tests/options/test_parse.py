@@ -57,7 +57,7 @@ def test_bad_force_yml_is_refused(entry, message):
 def test_a_block_that_the_file_lacks_is_made_by_the_command_line_and_a_misspelt_one_refused(train_opt, tmp_path):
     path = str(write_yml(train_opt, tmp_path / 'opt.yml'))
     opt = load_options(path, ['train:nonfinite:limit=3'], is_train=True)
-    assert opt['train']['nonfinite'] == {'limit': 3}
+    assert opt['train']['nonfinite'] == {'limit': 3, 'action': 'skip'}
     with pytest.raises(UserError, match=r"trian: unknown key; did you mean 'train'\?"):
         load_options(path, ['trian:total_iter=1'], is_train=True)
 

@@ -67,7 +67,7 @@ def test_a_losss_keys_are_its_options_with_their_bounds_choices_and_meanings():
         found = signature_keys(loss)
         assert found == expected
         assert [own.meaning for own in found.values()] == ['a weight', 'of taps', 'a norm', 'how many']
-        assert [own.default for own in found.values()] == [1.0, (1.0,), 'l1', 1]
+        assert [own.default for own in found.values()] == [1.0, [1.0], 'l1', 1]
 
 
 def test_keys_are_read_off_subscripts_get_and_in_of_the_named_dict_only():

@@ -1,11 +1,11 @@
 from facd_basicsr.report.page import panels
-from facd_basicsr.runs.train_log import TrainLog
+from facd_basicsr.runs.run_folder import Metrics
 
 POINT = {1: 0.5}
 
 
 def titles(*names: str, opt: dict | None = None) -> list[str]:
-    return [panel.title for panel in panels(TrainLog(curves=dict.fromkeys(names, POINT)), opt or {'train': {}})]
+    return [panel.title for panel in panels(Metrics(curves=dict.fromkeys(names, POINT)), opt or {'train': {}})]
 
 
 def test_the_curves_of_facd_are_told_apart():
@@ -24,19 +24,19 @@ def test_terms_that_are_not_known_have_their_own_panels():
 
 def test_validation_comes_first_with_its_units():
     opt = {'train': {}, 'val': {'metrics': {'p': {'type': 'calculate_psnr'}, 's': {'type': 'calculate_ssim'}}}}
-    log = TrainLog(curves={'l_pix': POINT}, validation={'Set5': {'p': POINT, 's': POINT}, 'Set14': {'p': POINT}})
+    log = Metrics(curves={'l_pix': POINT}, validation={'Set5': {'p': POINT, 's': POINT}, 'Set14': {'p': POINT}})
     found = [(panel.title, panel.unit) for panel in panels(log, opt)]
     assert found == [('p on Set5', 'dB'), ('s on Set5', 's'), ('p on Set14', 'dB'), ('l_pix', 'weighted loss')]
 
 
 def test_taps_are_named():
     opt = {'train': {}, 'taps': [{'student': 'body.0', 'teacher': 'body.1'}]}
-    (panel,) = panels(TrainLog(curves={'r_1': POINT, 'r_2': POINT}), opt)
+    (panel,) = panels(Metrics(curves={'r_1': POINT, 'r_2': POINT}), opt)
     assert list(panel.lines) == ['r_1: body.0 → body.1', 'r_2']
 
 
 def test_a_loss_says_the_range_of_its_images():
     opt = {'teacher': {}, 'train': {'distill_opt': {'img_range': 255.0}}}
-    (image, distillation) = panels(TrainLog(curves={'l_sr': POINT, 'l_facd': POINT}), opt)
+    (image, distillation) = panels(Metrics(curves={'l_sr': POINT, 'l_facd': POINT}), opt)
     assert image.note == 'image loss, of images in [0, 255]'
     assert distillation.note == 'distillation loss, of images in [0, 255]'

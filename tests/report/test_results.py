@@ -35,16 +35,16 @@ def too_small(path: Path) -> None:
 
 
 def rewrite(folder, old: str, new: str) -> None:
-    """Replaces text in option file and logs, as if the run had been another."""
-    for path in (*folder.glob('*.yml'), *folder.glob('*.log')):
-        path.write_text(path.read_text().replace(old, new))
+    """Replaces text in the options, as if the run had been another."""
+    path = folder / 'options.yml'
+    path.write_text(path.read_text().replace(old, new))
 
 
 def test_the_figures_are_those_of_benchmark(folder, data, tmp_path):
     results = results_of(read_run_folder(folder))
     opt = changed(tiny_test_opt(data), 'path.pretrain_network_g', str(folder / 'models' / 'net_g_latest.pth'))
     opt['datasets']['test_1']['name'] = 'val'
-    train_file = str(next(folder.glob('*.yml')))
+    train_file = str(folder / 'options.yml')
     expected = benchmark([str(write_yml(opt, tmp_path / 'test.yml'))], [], train_file, tmp_path / 'out')
     quality = {'psnr_y', 'ssim_y', 'psnr_rgb'}
     expected = {
@@ -57,22 +57,23 @@ def test_the_figures_are_those_of_benchmark(folder, data, tmp_path):
     assert (list(expected), results.notes) == (['bicubic', 'student', 'teacher'], [])
 
 
-def test_the_last_validation_of_the_log_is_the_table(folder):
+def test_the_last_validation_of_the_run_is_the_table(folder):
     run = read_run_folder(folder)
     results = results_of(run)
-    logged = {metric: curve[8] for metric, curve in run.log.validation['val'].items()}
+    logged = {metric: curve[8] for metric, curve in run.metrics.validation['val'].items()}
     assert results.mean['student']['val'] == pytest.approx(logged, abs=1e-4)
-    assert [list(curve) for curve in run.log.validation['val'].values()] == [[4, 8]] * 3
+    assert [list(curve) for curve in run.metrics.validation['val'].values()] == [[4, 8]] * 3
 
 
 def test_a_resumed_run_has_one_curve(folder):
-    log = read_run_folder(folder).log
-    assert [(session.first, session.last, session.end) for session in log.sessions] == [
+    run = read_run_folder(folder)
+    assert [(session.first, session.last, session.end) for session in run.sessions] == [
         (0, 4, 'finished'),
         (4, 8, 'finished'),
     ]
-    assert set(log.curves) == {'lr', 'l_sr', 'l_facd', 'alpha', 'r_1', 'r_2', 'r_3'}
-    assert all(sorted(curve) == list(range(1, 9)) for curve in log.curves.values())
+    curves = run.metrics.curves
+    assert set(curves) == {'lr', 'l_sr', 'l_facd', 'alpha', 'r_1', 'r_2', 'r_3'}
+    assert all(sorted(curve) == list(range(1, 9)) for curve in curves.values())
 
 
 def test_crops_have_every_view(folder):
@@ -194,7 +195,9 @@ def test_a_student_alone_is_scored_by_its_average_over_iterations(data, teacher_
     train(opt, tmp_path, 4)
     run = read_run_folder(tmp_path / 'experiments' / 'tiny')
     results = results_of(run)
-    logged = {metric: curve[4] for metric, curve in run.log.validation['val'].items()}  # which is of the average too
+    logged = {
+        metric: curve[4] for metric, curve in run.metrics.validation['val'].items()
+    }  # which is of the average too
     assert results.mean['student (EMA)']['val'] == pytest.approx(logged, abs=1e-4)
-    assert (list(results.mean), set(run.log.curves)) == (['bicubic', 'student (EMA)'], {'lr', 'l_pix'})
+    assert (list(results.mean), set(run.metrics.curves)) == (['bicubic', 'student (EMA)'], {'lr', 'l_pix'})
     assert 'EDSRStudent, x2, SRModel without a teacher' in page(run, results)

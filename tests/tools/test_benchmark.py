@@ -61,7 +61,7 @@ def test_the_command_prints_the_table_and_writes_its_files(files, checkout, tmp_
 
 def test_its_metrics_equal_those_of_test_py(files, tmp_path):
     mean = benchmark([files['wide_b']], [], None, tmp_path / 'out')
-    args = parser().parse_args(['-opt', files['wide_b']])
+    args = parser(is_train=False).parse_args(['-opt', files['wide_b']])
     assert mean['wide_b']['pictures'] == pytest.approx(evaluate(args, tmp_path, console=False)['pictures'], abs=1e-4)
 
 
@@ -81,7 +81,9 @@ def test_a_gray_image_is_scored_as_gray_or_as_test_py_scores_it(files, data, tmp
     opt = yaml.safe_load(Path(files['wide_b']).read_text())
     opt['datasets']['test_1'] |= {'dataroot_gt': str(tmp_path / 'GT'), 'dataroot_lq': str(tmp_path / 'LQ')}
     option_file = str(write_yml(opt, tmp_path / 'gray.yml'))
-    as_test_py = evaluate(parser().parse_args(['-opt', option_file]), root=tmp_path, console=False)['pictures']
+    as_test_py = evaluate(parser(is_train=False).parse_args(['-opt', option_file]), root=tmp_path, console=False)[
+        'pictures'
+    ]
     as_colour = benchmark([option_file], [], None, tmp_path / 'color', gray_as_colour=True)['wide_b']['pictures']
     alone = benchmark([option_file], [], None, tmp_path / 'alone')['wide_b']['pictures']
     assert as_colour['psnr_y'] == pytest.approx(as_test_py['psnr_y'], abs=1e-4)

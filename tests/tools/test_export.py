@@ -1,3 +1,4 @@
+import json
 import re
 import shlex
 from pathlib import Path
@@ -6,7 +7,8 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from click.testing import CliRunner
-from conftest import STUDENT, run, write_yml
+from conftest import STUDENT, run
+from runs import write_options
 
 from facd_basicsr.deploy.student import read_student
 from facd_basicsr.errors import UserError
@@ -15,14 +17,14 @@ from facd_basicsr.tools.export import command
 
 @pytest.fixture
 def checkpoint(train_opt: dict, tmp_path: Path) -> Path:
-    """``net_g_latest.pth`` of a finished run, with its option file and log."""
+    """``net_g_latest.pth`` of a finished run, with its options and metrics."""
     home = tmp_path / 'experiments' / 'tiny'
     (home / 'models').mkdir(parents=True)
-    write_yml(train_opt, home / 'tiny.yml')
-    (home / 'train_tiny_0.log').write_text(
-        '2026-11-25 18:06:09,550 INFO: Save the latest model.\n'
-        '2026-11-25 18:06:09,560 INFO: Validation Set5\n\t # psnr_y: 30.2512\tBest: 30.2512 @ 4 iter\n'
-    )
+    now = '2026-11-25T18:06:09.550+00:00'
+    write_options(home, train_opt, {'start': now, 'iter': 0, 'option_file': 'options/tiny.yml', 'option_sha256': '0'})
+    lines = [{'set': 'Set5', 'metric': 'psnr_y', 'value': 30.2512}, {'event': 'finished', 'message': ''}]
+    lines = [json.dumps({'iter': 4, 'timestamp': now, **line}) + '\n' for line in lines]
+    (home / 'metrics.jsonl').write_text(''.join(lines))
     torch.manual_seed(0)
     torch.save({'params': build_network(STUDENT).state_dict()}, home / 'models' / 'net_g_latest.pth')
     return home / 'models' / 'net_g_latest.pth'

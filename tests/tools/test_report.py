@@ -204,9 +204,9 @@ def test_the_page_has_options_and_environment(page):
     text = page.read_text(encoding='utf-8')
     for text_part in (
         'batch_size_per_gpu: 3',
-        'train.total_iter',
+        'warmup_iter: -1',
         'torchvision',
-        'CPU threads',
+        'Machine',
         'SHA-256',
         '8 of 8 iterations',
     ):

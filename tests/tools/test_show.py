@@ -44,6 +44,17 @@ def test_nothing_is_expanded_or_filled_in(child):
     assert load_yaml(text, '') == read_option_file(str(child))
 
 
+def test_all_options_are_shown_with_their_defaults_by_option(child, tmp_path):
+    done = run('-m', 'facd_basicsr.cli', 'show', '-opt', 'child.yml', '--defaults', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = load_yaml(done.stdout, '')
+    assert shown['train']['warmup_iter'] == -1 and shown['train']['nonfinite'] == {'action': 'skip', 'limit': 10}
+    assert shown['train']['distill_opt']['negatives'] == 'upper' and shown['logger']['keep_last'] is None
+    assert shown['train']['optim_g']['betas'] == [0.9, 0.999] and shown['network_g']['img_range'] == 255
+    (tmp_path / 'all.yml').write_text(done.stdout)
+    assert show(str(tmp_path / 'all.yml'), []).partition('\n\n')[2] == done.stdout.partition('\n\n')[2]
+
+
 def test_a_test_file_is_shown_too_and_a_set_may_be_removed(test_opt, tmp_path):
     test_opt['datasets']['test_2'] = {**test_opt['datasets']['test_1'], 'name': 'other'}
     write_yml(test_opt, tmp_path / 'base.yml')
