@@ -112,7 +112,7 @@ def test_the_options_of_a_run_say_how_and_where_each_start_ran(train_opt, tmp_pa
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda opt: opt['taps'].pop(), r'layer_weights: 3 weights for 2 taps; accepted: one weight per tap'),
+        (lambda opt: opt['taps'].pop(), r'layer_weights: \[0.5, 0.3, 0.2\] for 2 taps; accepted: one weight per tap'),
         (lambda opt: opt['taps'][0].update(student='bod.0'), r"taps\[0\].student: 'bod.0' is not in EDSRStudent"),
         (lambda opt: opt.update(network_r={'type': 'EDSR', 'upscale': 2}), r'network_r.type: EDSR does not run on'),
     ],

@@ -12,7 +12,7 @@ from basicsr.archs import build_network
 from torch import nn
 
 from facd_basicsr.errors import UserError, one_line
-from facd_basicsr.losses import DistillLoss, build_loss
+from facd_basicsr.losses import build_loss
 from facd_basicsr.options.option_check import check_network
 from facd_basicsr.options.schema import OPTIMIZERS, SCHEDULERS
 
@@ -24,8 +24,7 @@ def dry_run(opt: Block, is_train: bool) -> None:
     """Constructs networks on the meta device, losses, optimizer and scheduler from a checked option dict.
 
     Raises:
-        UserError: a class refuses its options, with the key or the block, and the class's error; or the loss does
-            not fit taps and regressors.
+        UserError: a class refuses its options, with the key or the block, and the class's error.
     """
     for key in [key for key in opt if key.startswith('network_')]:
         channels: Block = {'num_in_ch': PROBE_CHANNELS, 'num_out_ch': PROBE_CHANNELS} if key == 'network_r' else {}
@@ -37,26 +36,9 @@ def dry_run(opt: Block, is_train: bool) -> None:
     # Not perceptual_opt: it downloads a VGG when it is built, a distillation loss only when it is prepared.
     for key in ('distill_opt', 'pixel_opt'):
         if opt['train'].get(key) is not None:
-            loss = construct(f'train.{key}', opt['train'][key], build_loss)
-            if key == 'distill_opt':
-                _check_loss_fits(loss, opt)
+            construct(f'train.{key}', opt['train'][key], build_loss)
     optimizer = construct('train.optim_g', opt['train']['optim_g'], _optimizer)
     construct('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
-
-
-def _check_loss_fits(loss: DistillLoss, opt: Block) -> None:
-    """Checks a loss's defaults against the number of taps and the presence of regressors."""
-    if not loss.reads_features:
-        return
-    taps = len(opt['taps'])
-    layer_weights = getattr(loss, 'layer_weights', None)
-    weights = taps if layer_weights is None else len(layer_weights)
-    if weights != taps:
-        raise UserError(
-            f'train.distill_opt.layer_weights: {weights} weights for {taps} taps; accepted: one weight per tap'
-        )
-    if loss.regressor == 'always' and 'network_r' not in opt:
-        raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
 
 
 def construct(where: str, block: Block, build: Callable[[Block], Any]) -> Any:

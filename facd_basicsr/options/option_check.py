@@ -216,7 +216,7 @@ def check_vgg_layers(where: str, block: dict[str, Any]) -> None:
     """
     if LOSS_REGISTRY.get(block['type']) is not PerceptualLoss:
         return
-    where, vgg, weights = f'{where}.layer_weights', block.get('vgg_type', 'vgg19'), block['layer_weights']
+    where, vgg, weights = f'{where}.layer_weights', block['vgg_type'], block['layer_weights']
     layers = VGG_LAYERS[vgg.removesuffix('_bn')]
     if vgg.endswith('_bn'):
         layers = insert_bn(layers)
@@ -346,12 +346,15 @@ def with_defaults(opt: OptionBlock, is_train: bool) -> OptionBlock:
     return complete
 
 
-def check_options(opt: OptionBlock, is_train: bool) -> None:
+def check_options(opt: OptionBlock, is_train: bool) -> OptionBlock:
     """Checks every key of an option dict as it stands in the file, against tables and signatures.
 
     Args:
         opt: what the YAML file holds, with the command line's overrides.
         is_train: whether it is meant for train.py or for test.py.
+
+    Returns:
+        Its copy with all defaults, from :func:`with_defaults`.
 
     Raises:
         UserError: a key is unknown, missing, of the wrong type, or disagrees with another.
@@ -368,22 +371,24 @@ def check_options(opt: OptionBlock, is_train: bool) -> None:
         )
     for where, block, keys in option_blocks(opt, is_train):
         check_block(where, block, keys)
-    _check_top_values(opt)
+    complete = with_defaults(opt, is_train)
+    _check_together(complete, is_train)
+    return complete
+
+
+def _check_together(opt: OptionBlock, is_train: bool) -> None:
+    """Checks values that must fit each other, or a thing that has no type in YAML."""
+    _check_folder_name('name', opt['name'])
+    if opt['num_gpu'] != 'auto' and not (isinstance(opt['num_gpu'], int) and opt['num_gpu'] >= 0):
+        raise UserError(f'num_gpu: {opt["num_gpu"]!r}; accepted: auto, or a number from 0')
     _check_datasets(opt, is_train)
     for key, network_opt in opt.items():
         if key.startswith('network_'):
             _check_upscale(key, network_opt, opt['scale'])
-    if opt.get('val') is not None:
+    if opt['val'] is not None:
         _check_metrics(opt)
     if is_train:
         _check_train(opt)
-
-
-def _check_top_values(opt: OptionBlock) -> None:
-    name, num_gpu = opt['name'], opt['num_gpu']
-    _check_folder_name('name', name)
-    if num_gpu != 'auto' and not (isinstance(num_gpu, int) and num_gpu >= 0):
-        raise UserError(f'num_gpu: {num_gpu!r}; accepted: auto, or a number from 0')
 
 
 def _check_folder_name(where: str, name: str) -> None:
@@ -397,13 +402,13 @@ def _check_datasets(opt: OptionBlock, is_train: bool) -> None:
         gt_size = dataset_opt.get('gt_size')
         if gt_size is not None and gt_size % opt['scale']:
             raise UserError(f'{where}.gt_size: {gt_size}; accepted: a multiple of scale, {opt["scale"]}')
-        if dataset_opt.get('prefetch_mode') == 'cuda' and not dataset_opt.get('pin_memory'):
+        if dataset_opt['prefetch_mode'] == 'cuda' and not dataset_opt['pin_memory']:
             raise UserError(f'{where}.prefetch_mode: cuda; accepted with pin_memory: true only')
-        if dataset_opt.get('prefetch_mode') == 'cpu' and dataset_opt.get('num_worker_per_gpu') == 0:
+        if dataset_opt['prefetch_mode'] == 'cpu' and dataset_opt.get('num_worker_per_gpu') == 0:
             # its thread would seed the generators that the model draws from
             raise UserError(f'{where}.prefetch_mode: cpu; accepted with num_worker_per_gpu: 1 or more')
         _check_template(f'{where}.filename_tmpl', dataset_opt.get('filename_tmpl', '{}'))
-        if dataset_opt.get('persistent_workers') and not dataset_opt.get('num_worker_per_gpu'):
+        if dataset_opt['persistent_workers'] and not dataset_opt.get('num_worker_per_gpu'):
             raise UserError(f'{where}.persistent_workers: true; accepted with num_worker_per_gpu: 1 or more')
         _check_folder_name(f'{where}.name', dataset_opt['name'])
     names = [dataset_opt['name'] for dataset_opt in opt['datasets'].values()]
@@ -449,7 +454,7 @@ def _check_upscale(where: str, network_opt: OptionBlock, scale: int) -> None:
 
 
 def _check_metrics(opt: OptionBlock) -> None:
-    for name, block in (opt['val'].get('metrics') or {}).items():
+    for name, block in (opt['val']['metrics'] or {}).items():
         where = f'val.metrics.{name}'
         if block['type'] in schema.OF_TENSORS:
             fitting = listed(name for name, _ in METRIC_REGISTRY if name not in schema.OF_TENSORS)
@@ -475,32 +480,28 @@ def _check_train(opt: OptionBlock) -> None:
                 raise UserError(f'train.{key}.type: {block["type"]!r}; accepted: {fitting}')
     if 'pixel_opt' in accepted and not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt')):
         raise UserError('train.pixel_opt: missing; accepted: a loss, e.g. {type: L1Loss}, here or as perceptual_opt')
-    _check_nonfinite(train_opt)
+    for key in ('precision', 'precision_r'):
+        # its loss scale grows until a step fails, again and again
+        if train_opt.get(key) == 'fp16' and train_opt['nonfinite']['limit'] < 2:
+            raise UserError(f'train.nonfinite.limit: 1; accepted with train.{key}: fp16: 2 or more')
     _check_logger(opt['logger'])
+    val_opt = opt['val'] or {'val_freq': 1, 'metrics': None}
     for where, value in (
         ('logger.save_checkpoint_freq', opt['logger']['save_checkpoint_freq']),
-        ('val.val_freq', (opt.get('val') or {}).get('val_freq', 1)),
+        ('val.val_freq', val_opt['val_freq']),
     ):
         if value % 1:  # 5e3 is a float
             raise UserError(f'{where}: {value}; accepted: a whole number')
-    has_metrics = bool((opt.get('val') or {}).get('metrics')) and len(opt['datasets']) > 1
-    if opt['logger'].get('keep_best') and not has_metrics:
+    if opt['logger']['keep_best'] and not (val_opt['metrics'] and len(opt['datasets']) > 1):
         raise UserError('logger.keep_best: true; accepted with val.metrics and datasets.val')
     _check_regressors(train_opt, 'network_r' in opt)
     if 'distill_opt' in accepted:
         _check_distillation(opt)
 
 
-def _check_nonfinite(train_opt: OptionBlock) -> None:
-    for key in ('precision', 'precision_r'):
-        # its loss scale grows until a step fails, again and again
-        if train_opt.get(key) == 'fp16' and train_opt.get('nonfinite', {}).get('limit', 2) < 2:
-            raise UserError(f'train.nonfinite.limit: 1; accepted with train.{key}: fp16: 2 or more')
-
-
 def _check_logger(logger_opt: OptionBlock) -> None:
-    wandb = logger_opt.get('wandb') or {}
-    if wandb.get('project') and not (logger_opt['use_tb_logger'] and importlib.util.find_spec('wandb')):
+    wandb = logger_opt['wandb'] or {'project': None}
+    if wandb['project'] and not (logger_opt['use_tb_logger'] and importlib.util.find_spec('wandb')):
         raise UserError(
             f'logger.wandb.project: {wandb["project"]!r}; accepted with use_tb_logger: true and wandb installed'
         )
@@ -525,33 +526,36 @@ def _check_distillation(opt: OptionBlock) -> None:
     if 'distill_opt' not in opt['train']:
         raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     _check_teacher(opt)
-    loss = opt['train']['distill_opt']['type']
-    if not LOSS_REGISTRY.get(loss).reads_features:
+    distill_opt = opt['train']['distill_opt']
+    loss = LOSS_REGISTRY.get(distill_opt['type'])
+    if not loss.reads_features:
         for key in ('taps', 'network_r'):
             if key in opt:
-                raise UserError(f'{key}: given, but {loss} compares images only; accepted: no {key}')
+                raise UserError(f'{key}: given, but {distill_opt["type"]} compares images only; accepted: no {key}')
         return
     if 'taps' not in opt:
         raise UserError('taps: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     if not opt['taps']:
         raise UserError('taps: []; accepted: at least one {student: PATH, teacher: PATH}')
-    weights = opt['train']['distill_opt'].get('layer_weights')
+    weights = distill_opt.get('layer_weights')
     if weights is not None and len(weights) != len(opt['taps']):
         raise UserError(
             f'train.distill_opt.layer_weights: {weights} for {len(opt["taps"])} taps; accepted: one weight per tap'
         )
+    if distill_opt.get('regressor', loss.regressor) == 'always' and 'network_r' not in opt:
+        raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
 
 
 def _check_teacher(opt: dict[str, Any]) -> None:
     teacher_opt = opt['teacher']
-    layout_format = teacher_opt.get('format', 'auto')
+    layout_format = teacher_opt['format']
     if 'network' in teacher_opt:
         _check_upscale('teacher.network', teacher_opt['network'], opt['scale'])
         if layout_format == 'spandrel':
             raise UserError('teacher.network: accepted with format: spandrel: none, for spandrel reads it off the file')
     elif layout_format in LAYOUTS:
         raise UserError(f'teacher.network: missing; accepted with format: {layout_format}: {{type: EDSR, ...}}')
-    sha256 = teacher_opt.get('sha256')
+    sha256 = teacher_opt['sha256']
     if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch(DIGEST, sha256)):
         raise UserError(f'teacher.sha256: {teacher_opt["sha256"]!r}; accepted: 8 to 64 hexadecimal digits, in quotes')
     if 'expect' in teacher_opt:

@@ -13,7 +13,7 @@ import torch
 from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError, locating
 from facd_basicsr.options.build import dry_run
-from facd_basicsr.options.option_check import check_options, with_defaults
+from facd_basicsr.options.option_check import check_options
 from facd_basicsr.options.option_files import load_yaml, option_text, read_option_file
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
@@ -149,8 +149,7 @@ def checked(opt: dict[str, Any], where: str, is_train: bool | None = None) -> di
     """
     is_train = 'train' in opt if is_train is None else is_train
     with locating(where):
-        check_options(opt, is_train)
-    return with_defaults(opt, is_train)
+        return check_options(opt, is_train)
 
 
 def check_inputs(

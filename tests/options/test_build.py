@@ -38,5 +38,5 @@ def test_where_no_single_key_is_at_fault_the_block_is_named(train_opt, tmp_path)
 def test_a_losss_default_weights_must_be_one_per_tap(train_opt, tmp_path):
     train_opt['taps'].pop()
     path = write_yml(train_opt, tmp_path / 'opt.yml')
-    with pytest.raises(UserError, match=r'layer_weights: 3 weights for 2 taps; accepted: one weight per tap'):
+    with pytest.raises(UserError, match=r'layer_weights: \[0.5, 0.3, 0.2\] for 2 taps; accepted: one weight per tap'):
         load_options(str(path), [], is_train=True)
