@@ -89,3 +89,14 @@ def test_the_version_is_the_same_everywhere():
     setup = re.search(r"version='(.*?)'", (REPOSITORY / 'setup.py').read_text(encoding='utf-8'))
     assert facd_basicsr.__version__ == citation['version'] == latest[1] == setup[1]
     assert citation['date-released'] == latest[2]
+
+
+def test_the_way_through_the_code_names_each_file_once_and_definitions_that_are_there():
+    text = (REPOSITORY / 'CONTRIBUTING.md').read_text(encoding='utf-8')
+    stations = re.findall(r'^\d+\. `(\S+)`: (.*(?:\n   .*)*)', text, re.MULTILINE)
+    files = [name for name, _ in stations]
+    assert len(files) == len(set(files)) == 9
+    for name, words in stations:
+        source = (REPOSITORY / name).read_text(encoding='utf-8')
+        found = re.findall(r'`([^`]+)`', words)
+        assert found and all(word in source for word in found), name
