@@ -29,7 +29,7 @@ from facd_basicsr.files.atomic import PARTIAL, atomic_path
 from facd_basicsr.files.images import image_size
 from facd_basicsr.files.parallel import in_threads
 
-FORMAT = 1  # of the file; a part of its digest
+CACHE_FORMAT = 1  # of the file; a part of its digest
 GB = 10**9
 
 
@@ -111,7 +111,7 @@ def _digest(root: Path, files: list[str]) -> str:
             found = Path(source).stat()
             stamps.append((os.path.relpath(source, root), found.st_size, found.st_mtime_ns))
     names = files if is_lmdb else [os.path.relpath(file, root) for file in files]
-    made_of = [FORMAT, cv2.__version__, names, stamps]
+    made_of = [CACHE_FORMAT, cv2.__version__, names, stamps]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
 
 
