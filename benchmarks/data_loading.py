@@ -5,8 +5,9 @@
         --out benchmarks/results/data_loading.json
 
 The loaders take turns, each in its own process with one thread: first without workers, then with workers, which run
-during their turn only. Medians. The files are the LMDBs' PNGs, written to a temporary folder. For several scales, give
---lq, --scale and --gt-size one value per scale.
+during their turn only. Medians. The files are the LMDBs' PNGs, written to a temporary folder, where the decoded images
+lie too; start-up is the time until these can be read, by a first run, which decodes them, and by a later one. For
+several scales, give --lq, --scale and --gt-size one value per scale.
 """
 
 import argparse
@@ -30,13 +31,14 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.data_sampler import EnlargedSampler
 
 from facd_basicsr.comparison.run_record import machine
-from facd_basicsr.data.loaders import batches, build_loaders
+from facd_basicsr.data.loaders import batches, build_loaders, build_ordered_dataset
 from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.tables import text_table
 
 BASELINE = 'BasicSR, lmdb'
 SOURCES = {BASELINE: 'lmdb', 'lmdb': 'lmdb', 'disk': 'disk', 'memory': 'memory'}
 WARM_UP = 1  # turns excluded from the medians
+STARTS = 3  # of a first and a later run
 SEED = 10
 
 
@@ -118,6 +120,21 @@ def measure(blocks: dict[str, dict[str, Any]], turns: int, seconds: float) -> di
     }
 
 
+def start_up(block: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a first and of a later run until the decoded images can be read, and their GB on the disk."""
+    seconds: dict[str, list[float]] = {'first_run': [], 'later_run': []}
+    folder = Path(block['dataroot_gt']).parent
+    for _ in range(STARTS):
+        for path in folder.glob('*.decoded-*'):
+            path.unlink()
+        for times in seconds.values():
+            start = time.perf_counter()
+            build_ordered_dataset(block)
+            times.append(time.perf_counter() - start)
+    size = sum(path.stat().st_size for path in folder.glob('*.decoded-*'))
+    return {**{name: round(statistics.median(times), 3) for name, times in seconds.items()}, 'gb': round(size / 1e9, 3)}
+
+
 def unpack(path: Path, folder: Path) -> Path:
     """The PNGs of an LMDB as files."""
     folder.mkdir()
@@ -132,11 +149,13 @@ def run(args: argparse.Namespace, lq: Path, scale: int, gt_size: int) -> list[di
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         files = unpack(args.gt, Path(temporary, 'GT')), unpack(lq, Path(temporary, 'LQ'))
+        links = Path(temporary, args.gt.name), Path(temporary, lq.name)  # decoded images lie beside them
+        for link, path in zip(links, (args.gt, lq)):
+            link.symlink_to(path.resolve())
+        from_memory = start_up(block_of(*links, scale, gt_size, args.batch, 0, 'memory'))
         for workers in args.workers:
             blocks = {
-                name: block_of(
-                    *(files if backend == 'disk' else (args.gt, lq)), scale, gt_size, args.batch, workers, backend
-                )
+                name: block_of(*(files if backend == 'disk' else links), scale, gt_size, args.batch, workers, backend)
                 for name, backend in SOURCES.items()
             }
             rates = measure(blocks, args.turns, args.seconds)
@@ -147,7 +166,8 @@ def run(args: argparse.Namespace, lq: Path, scale: int, gt_size: int) -> list[di
                 key: round(rates['memory'][key] / rates[BASELINE][key], 1) for key in rates[BASELINE]
             }  # of memory to BasicSR
             settings = {'scale': scale, 'gt_size': gt_size, 'batch': args.batch, 'workers': workers}
-            results.append({**settings, 'lq': lq.name, 'rates': rates, 'memory_to_basicsr': ratios})
+            found = {'rates': rates, 'memory_to_basicsr': ratios, 'memory_start_up': from_memory}
+            results.append({**settings, 'lq': lq.name, **found})
     return results
 
 

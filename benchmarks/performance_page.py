@@ -180,6 +180,10 @@ def data(result: Result) -> str:
             rows.append([f'x{found["scale"]}, {found["gt_size"]}', str(found['workers']), source, *cells])
     header = ['patch', 'workers', 'from', 'crops/s', 'speed-up', 'crops/s per core', 'speed-up']
     what = f'{result["images"]} pairs in batches of 16, medians of {result["turns"]}; {machine_line(result)}'
+    for scale, found in {found['scale']: found.get('memory_start_up') for found in result['results']}.items():
+        if found is not None:
+            what += f' Start-up from memory, x{scale}: {found["first_run"]:.1f} s in a first run, which decodes, '
+            what += f'{found["later_run"]:.2f} s in a later one; {found["gb"]:.2f} GB of disk.'
     return f'{markdown_table(header, rows)}\n\n{what}'
 
 

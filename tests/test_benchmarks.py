@@ -205,6 +205,8 @@ def test_data_loading_writes_rates_and_the_ratio_of_memory_to_basicsr(data, tmp_
     without_workers, with_workers = json.loads(out.read_text())['results']
     assert without_workers['memory_to_basicsr'] == {'crops_per_second': 5.5, 'crops_per_cpu_second': 3.0}
     assert with_workers['memory_to_basicsr'] == {'crops_per_second': 5.5} and with_workers['workers'] == 2
+    start_up = without_workers['memory_start_up']
+    assert start_up.keys() == {'first_run', 'later_run', 'gb'} and start_up == with_workers['memory_start_up']
     assert backends[0] == [('lmdb', '.lmdb'), ('lmdb', '.lmdb'), ('disk', ''), ('memory', '.lmdb')]
     assert capsys.readouterr().out.count('5.5') == 2
 

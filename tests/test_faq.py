@@ -3,10 +3,12 @@
 import importlib
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -101,6 +103,10 @@ def a_killed_worker(user: NewUser) -> None:
 
 def a_step_that_diverges(user: NewUser) -> None:
     tiny('train.optim_g.lr', 1e30)(user)
+    print_warning(user)
+
+
+def print_warning(user: NewUser) -> None:
     (log,) = user.path.glob('experiments/tiny/*.log')
     print(re.search(r'WARNING: (.*)', log.read_text(encoding='utf-8'))[1])
 
@@ -116,9 +122,15 @@ def plain_basicsr(user: NewUser) -> None:
     importlib.import_module(name)
 
 
-def images_larger_than_memory(user: NewUser) -> None:
-    user.monkeypatch.setattr('facd_basicsr.data.memory_pairs.available_memory', lambda: 1000)
-    tiny('datasets.train.io_backend', {'type': 'memory'})(user)
+def a_full_disk(user: NewUser) -> None:
+    user.monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
+    block = {**user.opt['datasets']['train'], 'io_backend': {'type': 'memory'}}
+    for key in ('dataroot_gt', 'dataroot_lq'):  # links: beside the data there may be decoded images
+        link = user.path / Path(block[key]).name
+        link.symlink_to(block[key])
+        block[key] = str(link)
+    tiny('datasets.train', block)(user)
+    print_warning(user)
 
 
 PROVOKED: dict[str, Provocation] = {
@@ -148,7 +160,7 @@ PROVOKED: dict[str, Provocation] = {
     'A tap that does not exist': tiny('taps.0.student', 'body.9'),
     'A batch of one': tiny('datasets.train.batch_size_per_gpu', 1),
     'A worker was killed': a_killed_worker,
-    'Images do not fit into memory': images_larger_than_memory,
+    'Decoded images cannot be kept': a_full_disk,
     'Exit code 75': lambda user: user.train(user.opt, on_iteration=lambda _: os.kill(os.getpid(), signal.SIGTERM)),
     'Folders that end in archived and a time': lambda user: [
         mkdir_and_rename(str(user.path / 'tiny')) for _ in range(2)

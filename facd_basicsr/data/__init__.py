@@ -1,1 +1,1 @@
-"""Data: loaders with exact resume, LMDBs, images in memory, damaged images, preparation, checks of paths."""
+"""Data: loaders with exact resume, LMDBs, decoded images, damaged images, preparation, checks of paths."""

@@ -11,10 +11,9 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher, PrefetchDataLoader, PrefetchGenerator
 from torch.utils.data import DataLoader, Sampler
 
-from facd_basicsr.data.memory_pairs import MemoryPairs, decoded_pairs, file_backend, is_in_memory
+from facd_basicsr.data.memory_pairs import file_backend, from_memory, is_in_memory
 from facd_basicsr.data.seeded_dataset import DescribedDataset, NamingDataset, SeededDataset
 from facd_basicsr.errors import UserError, one_line, reraise
-from facd_basicsr.runtime.processes import Ranks
 
 MAX_SEED = 2**63 - 1
 
@@ -134,10 +133,7 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
 def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
     """As BasicSR's ``build_dataset``, with the images of a folder by name: their order on the disk is not that of a
     copy, and a run resumed with the copy would see others. Of its own datasets only: another's ``paths`` may
-    belong to other lists. With ``io_backend: {type: memory}`` all ranks have to call it.
-
-    Raises:
-        UserError: the images do not fit into memory.
+    belong to other lists.
     """
     in_memory = is_in_memory(dataset_opt)
     if in_memory:
@@ -146,7 +142,7 @@ def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
     paths = getattr(dataset, 'paths', None)
     if isinstance(paths, list) and type(dataset).__module__.startswith('basicsr.'):
         paths.sort(key=lambda path: sorted(path.items()) if isinstance(path, dict) else path)
-    return MemoryPairs(dataset, decoded_pairs(dataset, Ranks())) if in_memory else dataset
+    return from_memory(dataset) if in_memory else dataset
 
 
 def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,26 +1,39 @@
+import errno
+import io
+import os
+import pickle
 import random
+import re
 import shutil
+import signal
 from collections.abc import Callable
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import lmdb
 import numpy as np
 import pytest
+from basicsr.utils import imfrombytes
 from conftest import tiny_train_opt
 from damages import make_empty, replace_by_text, truncate_to_half
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from processes import FORKED, TIMEOUT
 from runs import TOTAL, assert_same, log_text, result, run
 from torch.utils.data import DataLoader, default_collate
 
-from facd_basicsr.data import memory_pairs
+from facd_basicsr.data import decoded_cache, memory_pairs
+from facd_basicsr.data.decoded_cache import DecodedImages
 from facd_basicsr.data.loaders import build_ordered_dataset
 from facd_basicsr.data.memory_pairs import MemoryPairs
 from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.atomic import PARTIAL
 
 MEMORY = {'type': 'memory'}
 MEAN_STD = {'mean': [0.45, 0.44, 0.4], 'std': [0.5, 1.0, 0.3]}
@@ -146,7 +159,7 @@ def too_small(path: Path) -> None:
 
 @pytest.fixture
 def own_folders(folders, tmp_path) -> Path:
-    return Path(shutil.copytree(folders, tmp_path / 'own'))
+    return Path(shutil.copytree(folders, tmp_path / 'own', ignore=shutil.ignore_patterns('*.decoded-*')))
 
 
 @pytest.mark.parametrize('side', ['GT', 'LQ'])
@@ -202,29 +215,213 @@ def test_a_damaged_validation_image_is_named(own_folders):
         dataset[2]
 
 
-@pytest.mark.parametrize(('free', 'fits'), [(6 * 3 * (48 * 48 + 24 * 24) + 6 * 48, True), (0, False)])
-def test_images_that_do_not_fit_are_refused_before_they_are_decoded(data, monkeypatch, free, fits):
-    monkeypatch.setattr(memory_pairs, 'available_memory', lambda: free)
-    block = block_of(data, ('HR.lmdb', 'LR.lmdb'), io_backend=MEMORY)
-    if fits:  # to the byte
-        build_ordered_dataset(block)
-        monkeypatch.setattr(memory_pairs, 'available_memory', lambda: free - 1)
-    monkeypatch.setattr(memory_pairs, 'imfrombytes', None)
-    with pytest.raises(
-        UserError,
-        match=r'^datasets\.train\.io_backend: memory: pictures needs 0\.0 GB decoded, 0\.0 GB are available; accepted: '
-        r'lmdb or disk, or fewer images .*$',
-    ):
-        build_ordered_dataset(block)
+def caches(root: Path) -> list[str]:
+    """What lies in a folder beside its data, hidden files too."""
+    return sorted(path.name for path in root.iterdir() if path.name.startswith('.') or '.decoded-' in path.name)
 
 
-def test_what_the_system_refuses_is_told_in_a_line(data, monkeypatch):
-    def refuse(size: int) -> None:
-        raise OSError('no more memory')
+def refuse_to_decode(content: bytes) -> None:
+    raise AssertionError('decoded again')
 
-    monkeypatch.setattr(memory_pairs, 'new_block', refuse)
-    with pytest.raises(UserError, match=r'^datasets\.val\.io_backend: memory: .* \(no more memory\); accepted: lmdb'):
-        build_ordered_dataset(block_of(data, ('HR.lmdb', 'LR.lmdb'), io_backend=MEMORY, phase='val'))
+
+def test_a_second_run_maps_the_images_and_decodes_none(own_folders, monkeypatch):
+    _, first = built_both(block_of(own_folders))
+    assert [re.sub('[0-9a-f]{8}$', 'X', name) for name in caches(own_folders)] == ['GT.decoded-X', 'LQ.decoded-X']
+    monkeypatch.setattr(decoded_cache, 'imfrombytes', refuse_to_decode)
+    _, second = built_both(block_of(own_folders))
+    assert_same(second[3, 4], first[3, 4])
+    monkeypatch.chdir(own_folders.parent)  # by other names
+    _, third = built_both(block_of(Path(own_folders.name)))
+    assert_same(third[3, 4]['gt'], first[3, 4]['gt'])
+
+
+def test_sets_of_one_gt_share_its_images(own_folders, monkeypatch):
+    built_both(block_of(own_folders))
+    shutil.copytree(own_folders / 'LQ', own_folders / 'other')
+    decoded = []
+    monkeypatch.setattr(decoded_cache, 'imfrombytes', lambda content: decoded.append(content) or imfrombytes(content))
+    built_both(block_of(own_folders, ('GT', 'other')))
+    assert len(decoded) == 7 and len(caches(own_folders)) == 3
+
+
+def test_after_an_image_has_changed_the_old_ones_are_not_read(own_folders):
+    built_both(block_of(own_folders))
+    save_noise(own_folders / 'GT' / '5.png', 2 * 17, 2 * 15, 5)
+    files, memory = built_both(block_of(own_folders))
+    assert_same(memory[5, 0], files[5, 0])
+    assert len(caches(own_folders)) == 3
+
+
+def test_after_an_lmdb_has_changed_the_old_images_are_not_read(data, tmp_path):
+    for name in ('HR.lmdb', 'LR.lmdb'):
+        shutil.copytree(data / name, tmp_path / name)
+    block = block_of(tmp_path, ('HR.lmdb', 'LR.lmdb'))
+    built_both(block)
+    with lmdb.open(str(tmp_path / 'HR.lmdb'), map_size=2**24) as env, env.begin(write=True) as txn:
+        txn.put(b'0001_s001', cv2.imencode('.png', noise(48, 48, 3))[1].tobytes())
+    files, memory = built_both(block)
+    for sample in ((0, 0), (1, 0)):
+        assert_same(memory[sample], files[sample])
+    assert len(caches(tmp_path)) == 3
+
+
+def test_a_cache_that_was_cut_short_is_made_again(own_folders):
+    built_both(block_of(own_folders))
+    for name in caches(own_folders):
+        truncate_to_half(own_folders / name)
+    files, memory = built_both(block_of(own_folders))
+    assert_same(memory[5, 0], files[5, 0])
+    assert len(caches(own_folders)) == 2
+
+
+def test_the_images_of_a_folder_inside_the_other_are_not_taken_for_its_own(own_folders):
+    (own_folders / 'LQ').rename(own_folders / 'GT' / 'LQ')
+    for _ in range(2):
+        files, memory = built_both(block_of(own_folders, ('GT', 'GT/LQ')))
+        assert_same(memory[5, 0], files[5, 0])
+
+
+def build_and_count(block: dict, waiting: Event, counts: Queue) -> None:
+    """In a process of its own. Decodes nothing before another process waits for it."""
+    decoded = []
+
+    def decode(content: bytes) -> np.ndarray:
+        assert waiting.wait(TIMEOUT)
+        decoded.append(content)
+        return imfrombytes(content)
+
+    def info(message: str) -> None:
+        if message.endswith('waiting for it.'):
+            waiting.set()
+
+    decoded_cache.imfrombytes = decode
+    decoded_cache.get_root_logger = lambda: SimpleNamespace(info=info)
+    sample = SeededDataset(build_ordered_dataset(block))[3, 4]
+    counts.put((len(decoded), float(sample['gt'].sum())))
+
+
+def test_of_two_processes_at_the_same_time_one_decodes_and_both_map(own_folders):
+    block = block_of(own_folders, io_backend=MEMORY)
+    waiting, counts = FORKED.Event(), FORKED.Queue()
+    processes = [FORKED.Process(target=build_and_count, args=(block, waiting, counts)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    (first, left), (second, right) = (counts.get(timeout=TIMEOUT) for _ in processes)
+    for process in processes:
+        process.join()
+    assert first + second == 14 and left == right
+    assert len(caches(own_folders)) == 2
+
+
+def build_until_killed(block: dict) -> None:
+    decoded_cache.imfrombytes = lambda content: os.kill(os.getpid(), signal.SIGKILL)
+    build_ordered_dataset(block)
+
+
+def test_what_a_killed_process_has_left_does_not_stop_the_next_and_is_removed(own_folders):
+    process = FORKED.Process(target=build_until_killed, args=(block_of(own_folders, io_backend=MEMORY),))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and len(caches(own_folders)) == 2  # the partial file and the lock
+    save_noise(own_folders / 'GT' / '5.png', 2 * 17, 2 * 15, 5)  # so that the next writes another
+    files, memory = built_both(block_of(own_folders))
+    assert_same(memory[5, 0], files[5, 0])
+    assert [name[:11] for name in caches(own_folders)] == ['GT.decoded-', 'LQ.decoded-']
+
+
+def full_by_its_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=100))
+    monkeypatch.setattr(decoded_cache, 'imfrombytes', refuse_to_decode)
+
+
+def full_when_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.FileIO):
+        def write(self, content: object) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    opened = Path.open
+
+    def open_path(path: Path, mode: str = 'r', *args: object, **kwargs: object) -> io.IOBase:
+        return Full(path, mode) if path.name.startswith(PARTIAL) else opened(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, 'open', open_path)
+
+
+def full_when_flushed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+
+
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def open_file(path: str, flags: int, *args: object, **kwargs: object) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, 'open', open_file)
+
+
+@pytest.mark.parametrize(
+    ('obstacle', 'said'),
+    [
+        (full_by_its_count, 'No space left on device'),
+        (full_when_written, 'No space left on device'),
+        (full_when_flushed, 'No space left on device'),
+        (read_only, 'Read-only file system'),
+    ],
+)
+def test_where_no_cache_can_be_written_one_warning_says_so_and_the_files_are_read(
+    own_folders, monkeypatch, obstacle, said
+):
+    warnings = []
+    monkeypatch.setattr(memory_pairs, 'get_root_logger', lambda: Log(warnings))
+    with monkeypatch.context() as patches:
+        obstacle(patches)
+        files, memory = (
+            build_ordered_dataset(block_of(own_folders) | backend) for backend in ({}, {'io_backend': MEMORY})
+        )
+    assert not isinstance(memory, MemoryPairs) and caches(own_folders) == []
+    for index in range(7):
+        assert_same(SeededDataset(memory)[index, 3], SeededDataset(files)[index, 3])
+    (warning,) = warnings
+    assert re.fullmatch(
+        rf'datasets\.train\.io_backend: memory: {own_folders}: {said}, 0\.0 GB needed for GT\.decoded-[0-9a-f]{{8}}, '
+        r'[0-9.]+ GB free; accepted: that space in a writable folder\. pictures is read from its files, .*',
+        warning,
+    )
+
+
+@pytest.mark.parametrize('missing', [0, 1])
+def test_the_space_is_known_to_the_byte(own_folders, monkeypatch, missing):
+    built_both(block_of(own_folders))
+    largest = max(own_folders.glob('*.decoded-*'), key=lambda path: path.stat().st_size)
+    size = largest.stat().st_size
+    largest.unlink()
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=size - missing))
+    dataset = build_ordered_dataset(block_of(own_folders, io_backend=MEMORY))
+    assert isinstance(dataset, MemoryPairs) != bool(missing)
+
+
+def test_beside_a_link_there_is_room_for_the_images_of_a_read_only_folder(own_folders, tmp_path):
+    (tmp_path / 'links').mkdir()
+    for name in ('GT', 'LQ'):
+        (tmp_path / 'links' / name).symlink_to(own_folders / name)
+    built_both(block_of(tmp_path / 'links'))
+    assert len(caches(tmp_path / 'links')) == 2 and caches(own_folders) == []
+
+
+def test_a_mapping_is_pickled_as_its_path_and_cannot_be_written(own_folders):
+    built_both(block_of(own_folders))
+    (path,) = own_folders.glob('GT.decoded-*')
+    content = pickle.dumps(DecodedImages(path, 7))
+    image = pickle.loads(content)[6]
+    assert len(content) < 500 and image.shape == (36, 28, 3)
+    with pytest.raises(ValueError, match='read-only'):
+        image[0] = 1
 
 
 def test_workers_that_are_not_forked_read_the_same_images(folders):
@@ -254,7 +451,7 @@ def from_files(data, teacher_weights, tmp_path_factory) -> Path:
 def test_a_training_from_memory_ends_as_one_from_files(from_files, train_opt, tmp_path, workers):
     run(in_memory(train_opt, workers), tmp_path)
     assert_same(result(tmp_path), result(from_files))
-    assert 'Decoding 6 pairs of pictures into 0.0 GB of memory.' in log_text(tmp_path)
+    assert 'pictures is read from ' in log_text(tmp_path)
 
 
 def test_a_training_goes_on_from_memory_as_it_would_have_from_files(from_files, train_opt, tmp_path):

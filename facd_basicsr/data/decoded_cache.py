@@ -1,0 +1,196 @@
+"""Decoded images in a memory-mapped cache file: decoded once, read by all processes and runs through the page cache.
+
+The cache of a folder or LMDB lies beside it, as ``ROOT.decoded-DIGEST``: a table, then the pixels of all images. The
+digest is of what it was made from, so that a cache of other files is never read.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from glob import escape
+from pathlib import Path
+
+import cv2
+import numpy as np
+from basicsr.utils import get_root_logger, imfrombytes
+from filelock import FileLock, Timeout
+
+from facd_basicsr.data.damaged_images import opened_lmdb
+from facd_basicsr.data.lmdb_pairs import meta_info_shapes
+from facd_basicsr.data.seeded_dataset import UNREADABLE
+from facd_basicsr.errors import UserError
+from facd_basicsr.files.atomic import PARTIAL, atomic_path
+from facd_basicsr.files.images import image_size
+from facd_basicsr.files.parallel import in_threads
+
+CACHE_FORMAT = 1  # of the file; a part of its digest
+GB = 10**9
+
+
+class DecodedImages:
+    """The images of a cache file by their number. A process that unpickles them maps the file itself.
+
+    Args:
+        path: the cache file.
+        count: of images.
+
+    Raises:
+        OSError, ValueError: it cannot be mapped, or is not whole.
+    """
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self._count = path, count
+        self._bytes = np.memmap(path, np.uint8, 'r').view(np.ndarray)  # whose slices are made faster than a memmap's
+        self._table = self._bytes[: _empty_table(count).nbytes].view(np.int64).reshape(-1, 3)
+        if self._table[-1, 0] != self._bytes.size:
+            raise ValueError(f'{path}: cut short')
+
+    def __getitem__(self, index: int) -> np.ndarray | None:
+        """(H, W, 3), BGR uint8, read-only; None if it could not be decoded."""
+        start, height, width = self._table[index].tolist()
+        return self._bytes[start : start + 3 * height * width].reshape(height, width, 3) if height else None
+
+    def __reduce__(self) -> tuple[type['DecodedImages'], tuple[Path, int]]:
+        return DecodedImages, (self.path, self._count)
+
+    def are_decoded(self) -> np.ndarray:
+        """bool (count,)."""
+        return self._table[:-1, 1] > 0
+
+
+def decoded_images(root: Path, files: list[str], where: str, hidden: bool = False) -> DecodedImages:
+    """Maps the cache of a folder or LMDB. Of all processes that call it, on all nodes, one makes it if there is none.
+
+    Args:
+        root: a folder of images or an LMDB, ``*.lmdb``.
+        files: paths in the folder, or keys of the LMDB, in the order of their numbers.
+        where: the option key that names it.
+        hidden: begins the name of the file with a dot.
+
+    Raises:
+        OSError: the cache cannot be written. The message has the folder, what is needed and what is free.
+        UserError: the LMDB cannot be read.
+    """
+    root = Path(os.path.normpath(Path.cwd() / root))  # a link is kept: there may be no writing beside what it names
+    stem = f'{"." * hidden}{root.name}.decoded'
+    path = root.with_name(f'{stem}-{_digest(root, files)}')
+    with suppress(OSError, ValueError):
+        return DecodedImages(path, len(files))
+    table = _planned_table(root, files, where)
+    needed = int(table[-1, 0])
+    try:
+        with _locked(root.with_name(f'{PARTIAL}{stem}.lock'), root):
+            with suppress(OSError, ValueError):  # another process was faster
+                return DecodedImages(path, len(files))
+            for partial in root.parent.glob(f'{PARTIAL}{escape(stem)}-*'):  # of a killed process
+                partial.unlink()
+            if needed > shutil.disk_usage(root.parent).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            _build(path, root, files, table, where)
+            return DecodedImages(path, len(files))
+    except OSError as error:
+        free = shutil.disk_usage(root.parent).free
+        raise OSError(
+            f'{root.parent}: {error.strerror or error}, {needed / GB:.1f} GB needed for {path.name}, {free / GB:.1f} '
+            'GB free'
+        ) from error
+
+
+def _digest(root: Path, files: list[str]) -> str:
+    """Of names, sizes and times of change, and of what else the pixels depend on."""
+    is_lmdb = root.suffix == '.lmdb'
+    stamps = []
+    for source in [root / 'meta_info.txt', root / 'data.mdb'] if is_lmdb else files:
+        with suppress(OSError):  # one that is missing cannot be decoded
+            found = Path(source).stat()
+            stamps.append((os.path.relpath(source, root), found.st_size, found.st_mtime_ns))
+    names = files if is_lmdb else [os.path.relpath(file, root) for file in files]
+    made_of = [CACHE_FORMAT, cv2.__version__, names, stamps]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
+
+
+def _empty_table(count: int) -> np.ndarray:
+    """int64 (count + 1, 3): where an image's pixels begin, height, width; (the end of the file, 0, 0) is the last row.
+    A height of 0: there are no pixels."""
+    return np.zeros((count + 1, 3), np.int64)
+
+
+def _planned_table(root: Path, files: list[str], where: str) -> np.ndarray:
+    """By lists and headers."""
+    table = _empty_table(len(files))
+    if root.suffix == '.lmdb':
+        shapes = meta_info_shapes(root, where)
+        table[:-1, 1:] = [shapes.get(key, (0, 0, 0))[:2] for key in files]
+    else:
+
+        def measure(index: int) -> None:
+            with suppress(UserError):
+                table[index, 1:] = image_size(Path(files[index]))
+
+        in_threads(measure, range(len(files)), f'{where} (sizes)')
+    sizes = 3 * table[:, 1] * table[:, 2]
+    table[:, 0] = table.nbytes + np.cumsum(sizes) - sizes
+    return table
+
+
+def _build(path: Path, root: Path, files: list[str], table: np.ndarray, where: str) -> None:
+    log, start = get_root_logger(), time.perf_counter()
+    log.info(f'Decoding {len(files)} images of {root} into {path.name}, {table[-1, 0] / GB:.1f} GB.')
+    is_lmdb, threads, turn = root.suffix == '.lmdb', cv2.getNumThreads(), threading.Lock()
+    # an LMDB opened here, not the dataset's own, which is for the process that trains
+    with (
+        atomic_path(path) as partial,
+        partial.open('wb') as file,
+        opened_lmdb(root, where) if is_lmdb else nullcontext() as env,
+    ):
+        file.truncate(int(table[-1, 0]))
+
+        def write(offset: int, content: np.ndarray) -> None:  # not to a mapping: on a full disk that kills the process
+            with turn:
+                file.seek(offset)
+                file.write(np.ascontiguousarray(content).data)
+
+        def decode(index: int) -> None:
+            offset, height, width = table[index].tolist()
+            table[index, 1:] = 0
+            try:
+                if env is None:
+                    content: bytes | None = Path(files[index]).read_bytes()
+                else:
+                    with env.begin() as txn:
+                        content = txn.get(files[index].encode('ascii'))
+                image = imfrombytes(content)
+            except UNREADABLE:
+                return
+            if image is not None and image.nbytes == 3 * height * width:  # it may be another than its list says
+                write(offset, image)
+                table[index, 1:] = image.shape[:2]
+
+        cv2.setNumThreads(1)  # more would oversubscribe the cores, and forked worker processes lack them
+        try:
+            in_threads(decode, range(len(files)), where)
+        finally:
+            cv2.setNumThreads(threads)
+        write(0, table)
+    log.info(f'{root.name} is decoded after {time.perf_counter() - start:.1f} s.')
+
+
+@contextmanager
+def _locked(path: Path, root: Path) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        get_root_logger().info(f'Another process decodes {root}; waiting for it.')
+        lock.acquire()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
