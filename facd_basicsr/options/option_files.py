@@ -74,7 +74,7 @@ class OptionDumper(yaml.SafeDumper):
         node = super().represent_sequence(tag, sequence, flow_style)
         node.flow_style = all(isinstance(item, yaml.ScalarNode) for item in node.value)
         for item in node.value:
-            if isinstance(item, yaml.MappingNode):
+            if isinstance(item, yaml.MappingNode) and len(item.value) <= 4:  # more would not fit on a line
                 item.flow_style = all(isinstance(value, yaml.ScalarNode) for _, value in item.value)
         return node
 

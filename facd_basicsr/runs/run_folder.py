@@ -127,7 +127,7 @@ def read_run_folder(folder: Path, where: str = 'RUN_DIR') -> RunFolder:
     path = folder / OPTIONS_FILE
     if not path.is_file():
         raise UserError(
-            f'{where}: {folder} has no {OPTIONS_FILE}; {RUN_FOLDER_ACCEPTED}, by facd_basicsr 0.3 or later (train.py '
+            f'{where}: {folder} has no {OPTIONS_FILE}; {RUN_FOLDER_ACCEPTED}, of a version after 0.2.0 (train.py '
             '--auto_resume with the option file of an older run writes it)'
         )
     opt, text = read_options(str(path), []), path.read_text(encoding='utf-8')

@@ -128,7 +128,7 @@ def test_a_run_that_goes_on_has_its_newest_numbered_networks(folder, train_opt):
     [
         (
             None,
-            r'RUN_DIR: .* has no options.yml; accepted: .*/NAME, by facd_basicsr 0.3 or later \(train.py',
+            r'RUN_DIR: .* has no options.yml; accepted: .*/NAME, of a version after 0.2.0 \(train.py',
         ),
         ('[1]', r'options\.yml: holds list; accepted: option keys'),
         ('a: [', r'options\.yml, line 1: .*; accepted: plain'),
