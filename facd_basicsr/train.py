@@ -34,7 +34,6 @@ from facd_basicsr.engine.checkpoint import Position, reraise_disk_full
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog, tensorboard
 from facd_basicsr.engine.loop import TrainingLoop
-from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.resume import describe_resume, load_resume_state, resume_rng, resumed_position
 from facd_basicsr.engine.signals import stop_on_signal, worker_ignore_signals
 from facd_basicsr.environment import machine, versions
@@ -142,14 +141,11 @@ def _train(
         _make_folders(opt, Path(option_file), in_place=opt['auto_resume'] or training.resume_state is not None)
     log.write_to(Path(opt['path']['log'], f'train_{opt["name"]}_{get_time_str()}.log'))
     tb_logger = tensorboard(opt, position.iteration)
-    folder = Path(opt['path']['experiments_root'], 'nonfinite')
-    guard = NonFiniteGuard(training.model, **opt['train'].get('nonfinite', {}), folder=folder)
     damaged = DamagedImages(opt['datasets']['train'].get('skip_damaged', False), training.ranks, log.warning)
     if training.resume_state is not None:
-        guard.load_state_dict(training.resume_state.get('nonfinite', {}))
         resume_rng(training.resume_state, training.ranks)
     model, loaders, ranks = training.model, training.loaders, training.ranks
-    TrainingLoop(opt, model, loaders, ranks, position, guard, damaged, log, tb_logger, on_iteration).run()
+    TrainingLoop(opt, model, loaders, ranks, position, damaged, log, tb_logger, on_iteration).run()
 
 
 def _position(opt: dict[str, Any], training: Training, log: DeferredLog) -> Position:

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from basicsr.utils import AvgTimer, MessageLogger
-from torch.utils.data import DataLoader
 
 from facd_basicsr.data.damaged_images import DamagedImages
 from facd_basicsr.data.loaders import Loaders, batches
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.engine.checkpoint import Checkpoints, Position
 from facd_basicsr.engine.logs import DeferredLog
-from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.signals import StopSignals, signals_blocked
 from facd_basicsr.errors import Stopped
 from facd_basicsr.models.safe_model import SafeModel
@@ -29,7 +27,6 @@ class TrainingLoop:
         opt: from :func:`facd_basicsr.options.parse_options`.
         model, loaders, ranks: what :func:`facd_basicsr.train.set_up` has built.
         position: where to begin; advanced in place.
-        guard: of losses that are not finite.
         damaged: collects images that cannot be read.
         log, tb_logger: where progress goes.
         on_iteration: called after every iteration with its number.
@@ -42,7 +39,6 @@ class TrainingLoop:
         loaders: Loaders,
         ranks: Ranks,
         position: Position,
-        guard: NonFiniteGuard,
         damaged: DamagedImages,
         log: DeferredLog,
         tb_logger: Any,
@@ -53,7 +49,6 @@ class TrainingLoop:
         self._loaders = loaders
         self._ranks = ranks
         self._position = position
-        self._guard = guard
         self._damaged = damaged
         self._log = log
         self._tb_logger = tb_logger
@@ -77,11 +72,11 @@ class TrainingLoop:
             if 0 < position.iteration < self._total_iter:
                 self._validate_if_due()  # the state was saved before it
             self._train()
-            self._guard.settle()
+            self._model.guard.settle()
             self._log.info(
                 f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}'
             )
-            self._guard.end()
+            self._model.guard.end()
             self._damaged.end()
             self._save()
             self._log.info('Save the latest model.')
@@ -108,13 +103,13 @@ class TrainingLoop:
             model.update_learning_rate(position.iteration, warmup_iter=opt['train'].get('warmup_iter', -1))
             model.feed_data(data)
             model.optimize_parameters(position.iteration)
-            self._guard.after_step(data, position.iteration)
+            model.guard.after_step(data, position.iteration)
             iter_timer.record()
             if position.iteration == first:
                 message_logger.reset_start_time()
 
             if position.iteration % opt['logger']['print_freq'] == 0:
-                self._guard.settle()
+                model.guard.settle()
                 message_logger(
                     {
                         'epoch': position.epoch,
@@ -151,11 +146,11 @@ class TrainingLoop:
         """Saves networks and state, once for an iteration."""
         if self._saved_at == self._position.iteration:
             return
-        self._guard.settle()
+        self._model.guard.settle()
         self._log.info('Saving models and training states.')
         if self._tb_logger:
             self._tb_logger.flush()  # or its buffer is lost when the process is killed
-        self._checkpoints.save(self._model, self._position, nonfinite=self._guard.state_dict())
+        self._checkpoints.save(self._model, self._position)
         self._saved_at = self._position.iteration
 
     def _close(self) -> None:
@@ -184,15 +179,13 @@ class TrainingLoop:
 
     def _validate(self) -> None:
         """Preserves the random state, so that it may be repeated after a resume."""
-        self._guard.settle()
+        self._model.guard.settle()
         try:
             with preserve_rng_state():
                 for loader in self._loaders.val.values():
+                    save_img = self._opt['val']['save_img']
                     self._model.validation(
-                        Interruptible(loader, self._is_stop_requested),
-                        self._position.iteration,
-                        self._tb_logger,
-                        self._opt['val']['save_img'],
+                        loader, self._position.iteration, self._tb_logger, save_img, self._is_stop_requested
                     )
         except Stopped:
             self._end_by_signal()
@@ -206,24 +199,3 @@ class TrainingLoop:
         if best['iter'] == self._position.iteration:
             self._log.info(f'Saving the best models: {metric} of {name} is {best["val"]:.4f}.')
             self._checkpoints.save_networks(self._model, self._position, 'best')
-
-
-class Interruptible:
-    """A validation loader that raises ``Stopped`` instead of the next image.
-
-    Several ranks have to agree: they take ``dataset`` and ``stop`` and share them out (models/validation.py).
-    """
-
-    def __init__(self, loader: DataLoader, stop: Callable[[], bool]) -> None:
-        self.dataset = loader.dataset
-        self.stop = stop
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for data in self._loader:
-            if self.stop():
-                raise Stopped
-            yield data
-
-    def __len__(self) -> int:
-        return len(self._loader)

@@ -184,7 +184,7 @@ class FACDModel(SafeSRModel):
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
         with self._execution_r.reraise_compile_errors('train.compile_r'):
-            self._step(logs)
+            self._minimize(logs)
 
     def save(self, epoch: int, current_iter: int) -> None:
         if self.net_r is not None:
