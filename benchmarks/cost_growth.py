@@ -23,7 +23,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 # isort: split
 import torch
 import torch.distributed as dist
-from distillation_models import options, ours, random_batch, with_execution
+from distillation_models import options, ours, random_batch, train_step, with_execution
 from peak_memory import extra_mib
 from recorder import Recorder
 
@@ -49,7 +49,7 @@ def measure(option_file: Path, batch: int, patch: int, turns: int, execution: di
         if size > 1:
             init_dist('pytorch', on_gpu, {'backend': 'nccl'})
             opt |= {'dist': True, 'rank': dist.get_rank(), 'world_size': size}
-        trained, data = ours(opt, Path(folder)), random_batch(opt)
+        model, data = ours(opt), random_batch(opt)
         seconds = []
 
         def steps() -> None:
@@ -57,7 +57,7 @@ def measure(option_file: Path, batch: int, patch: int, turns: int, execution: di
                 if on_gpu and turn == WARM_UP + 1:
                     torch.cuda.reset_peak_memory_stats()  # cuDNN's benchmark of algorithms needs more memory
                 start = time.perf_counter()
-                trained.step(data, turn)
+                train_step(model, data, turn)
                 if on_gpu:
                     torch.cuda.synchronize()
                 seconds.append(time.perf_counter() - start)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from basicsr.archs import build_network
@@ -11,7 +11,6 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils import set_random_seed
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options.parse import checked_options
@@ -58,7 +57,7 @@ def options(option_file: Path, folder: Path, batch: int, patch: int) -> dict[str
     """A complete option dict for distillation from a teacher with random weights.
 
     Args:
-        folder: for the teacher's checkpoint.
+        folder: for the teacher's checkpoint, and the batches of steps that are not finite.
         batch: samples in a step.
         patch: height and width of LQ.
     """
@@ -66,6 +65,7 @@ def options(option_file: Path, folder: Path, batch: int, patch: int) -> dict[str
     opt['teacher'] |= {'weights': str(random_teacher(opt['teacher']['network'], folder)), 'sha256': None}
     opt['teacher'] |= {key: accepted.default for key, accepted in EXECUTION.items()}
     opt['datasets'] = {'train': {'batch_size_per_gpu': batch, 'gt_size': patch * opt['scale']}}
+    opt['path']['experiments_root'] = str(folder)
     gpus = min(1, torch.cuda.device_count())
     return opt | {'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'num_gpu': gpus, 'root_path': '.'}
 
@@ -79,24 +79,17 @@ def with_execution(opt: dict[str, Any], execution: Mapping[str, Any]) -> dict[st
     return opt
 
 
-class Ours(NamedTuple):
-    """FACDModel and its guard against non-finite losses."""
-
-    model: FACDModel
-    guard: NonFiniteGuard
-
-    def step(self, batch: dict[str, torch.Tensor], current_iter: int) -> None:
-        """A step of train.py's loop."""
-        self.model.feed_data(batch)
-        self.model.optimize_parameters(current_iter)
-        self.guard.after_step(batch, current_iter)
-
-
-def ours(opt: dict[str, Any], folder: Path) -> Ours:
+def ours(opt: dict[str, Any]) -> FACDModel:
     """As train.py builds it."""
     set_random_seed(0)
-    model = build_model(opt)
-    return Ours(model, NonFiniteGuard(model, folder=folder))
+    return build_model(opt)
+
+
+def train_step(model: FACDModel, batch: dict[str, torch.Tensor], current_iter: int) -> None:
+    """A step of train.py's loop."""
+    model.feed_data(batch)
+    model.optimize_parameters(current_iter)
+    model.guard.after_step(batch, current_iter)
 
 
 def naive(opt: dict[str, Any]) -> BaseModel:

@@ -28,7 +28,16 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 # isort: split
 import torch
 from basicsr.models.base_model import BaseModel
-from distillation_models import Ours, executions, naive, options, ours, random_batch, student_alone, with_execution
+from distillation_models import (
+    executions,
+    naive,
+    options,
+    ours,
+    random_batch,
+    student_alone,
+    train_step,
+    with_execution,
+)
 from gpu_hours import step_flops
 from naive_distillation import NaiveDistillationModel  # noqa: F401  registers the model
 from recorder import LIMIT, Recorder
@@ -84,22 +93,22 @@ def floor(model: FACDModel, execution: Execution) -> Callable[[dict[str, Tensor]
 class Laps:
     """Times the parts of FACDModel's steps. ``optimizer`` includes the guard against non-finite losses."""
 
-    def __init__(self, trained: Ours) -> None:
-        self._trained, model = trained, trained.model
+    def __init__(self, model: FACDModel) -> None:
+        self._model = model
         self.seconds: dict[str, list[float]] = {part: [] for part in SPLIT}
         self._last = 0.0
         for part in ('student', 'regressors', 'teacher'):
             setattr(model, f'_run_{part}', self._timed(getattr(model, f'_run_{part}'), part))
         model.cri_distill.register_forward_hook(lambda *_: self._lap('loss'))
-        model.scaler.step = self._after('backward', model.scaler.step)
+        model.guard.step = self._after('backward', model.guard.step)
 
     def step(self, batch: dict[str, Tensor], current_iter: int) -> None:
         synchronize()
         self._last = time.perf_counter()
-        self._trained.model.feed_data(batch)
+        self._model.feed_data(batch)
         self._lap('data')
-        self._trained.model.optimize_parameters(current_iter)
-        self._trained.guard.after_step(batch, current_iter)
+        self._model.optimize_parameters(current_iter)
+        self._model.guard.after_step(batch, current_iter)
         self._lap('optimizer')
 
     def _after(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,13 +150,13 @@ def take_turns(
     runs: dict[str, tuple[str | None, Callable[[int], None]]] = {}  # precision (for TF32) and a step
     for other, model in others.items():
         runs[other] = None, lambda turn, model=model: step(model, batch, turn)
-    with tempfile.TemporaryDirectory() as folder, tf32_of(None):  # a model sets TF32 for the whole process
-        trained = ours(with_execution(opt, execution), Path(folder))
-        runs[f'FACD {name}'] = execution['precision'], lambda turn: trained.step(batch, turn)
-        bare = ours(with_execution(opt, {**execution, 'compile': None}), Path(folder))
+    with tf32_of(None):  # a model sets TF32 for the whole process
+        trained = ours(with_execution(opt, execution))
+        runs[f'FACD {name}'] = execution['precision'], lambda turn: train_step(trained, batch, turn)
+        bare = ours(with_execution(opt, {**execution, 'compile': None}))
         run_floor = floor(bare.model, Execution.of(execution))
         runs[f'floor {name}'] = execution['precision'], lambda _: run_floor(batch)
-        laps = Laps(ours(with_execution(opt, execution), Path(folder))) if name == args.split else None
+        laps = Laps(ours(with_execution(opt, execution))) if name == args.split else None
 
     turns: list[dict[str, float]] = []
     min_turns = min(MIN_TURNS, args.turns)

@@ -34,6 +34,7 @@ def gradients(run: Run, trained: bool) -> dict[str, float]:
     """The medians for one run, at its trained or initial weights."""
     opt = copy.deepcopy(run.opt) | {'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'root_path': '.'}
     opt['num_gpu'] = 0
+    opt['path']['experiments_root'] = '.'
     if trained:
         models = checkpoint_of(run).parent
         opt['path']['pretrain_network_g'] = str(models / 'net_g_latest.pth')

@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import facd_basicsr  # noqa: F401  must come before basicsr
 
@@ -32,7 +33,11 @@ def build(comparison: Comparison) -> dict[str, BaseModel]:
     """Every method's model, as train.py builds it."""
     gpus = min(1, torch.cuda.device_count())
     shared = {'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'num_gpu': gpus, 'root_path': '.'}
-    return {method: build_model(copy.deepcopy(opt) | shared) for method, opt in comparison.methods.items()}
+
+    def options(opt: dict[str, Any]) -> dict[str, Any]:
+        return {**copy.deepcopy(opt), **shared, 'path': {**opt['path'], 'experiments_root': '.'}}
+
+    return {method: build_model(options(opt)) for method, opt in comparison.methods.items()}
 
 
 def main() -> None:

@@ -25,14 +25,13 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import tensor2img
-from torch import nn
 from torch.utils.data import DataLoader
 
 from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import SafeModel, build_model
-from facd_basicsr.models.validation import ValidationNetwork
+from facd_basicsr.models.validation import validation_forward
 from facd_basicsr.runtime.metrics import scores, to_image
 
 SCALE = 4
@@ -51,7 +50,7 @@ def build(features: int, blocks: int, gpus: int) -> SafeModel:
     network = {'type': 'EDSRStudent', 'num_feat': features, 'num_block': blocks, 'upscale': SCALE}
     shared = {'is_train': False, 'dist': False, 'rank': 0, 'world_size': 1, 'num_gpu': gpus, 'scale': SCALE}
     paths = {'path': {}, 'name': 'benchmark', 'model_type': 'SRModel'}
-    return build_model({**shared, **paths, 'network_g': network, 'val': {'metrics': METRICS}})
+    return build_model({**shared, **paths, 'network_g': network, 'val': {'metrics': METRICS, 'tile': None, 'pbar': False}})
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
@@ -64,18 +63,18 @@ def timed(run: Callable[[], Any]) -> tuple[float, float]:
 def split(model: SafeModel, loader: DataLoader) -> dict[str, dict[str, float]]:
     """CPU seconds of each part: reading, forward, conversion to 8 bits, and each metric."""
     samples = list(loader)
-    fast = ValidationNetwork(model.net_g.eval(), SCALE, 0, 0)
+    net = model.net_g.eval()
     inputs = [sample['lq'].to(model.device) for sample in samples]
 
-    def outputs(net: nn.Module) -> list[torch.Tensor]:
+    def outputs(run: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
         with torch.no_grad():
-            return [net(lq).cpu() for lq in inputs]
+            return [run(lq).cpu() for lq in inputs]
 
-    results = list(zip(outputs(model.net_g), (sample['gt'] for sample in samples)))
+    results = list(zip(outputs(net), (sample['gt'] for sample in samples)))
     images = [(to_image(result), to_image(gt)) for result, gt in results]
     parts: dict[str, dict[str, Callable[[], Any]]] = {
         'BasicSR': {
-            'forward': lambda: outputs(model.net_g),
+            'forward': lambda: outputs(net),
             'to 8 bits': lambda: [(tensor2img([result]), tensor2img([gt])) for result, gt in results],
             **{
                 name: lambda opt=opt: [calculate_metric({'img': image, 'img2': gt}, opt) for image, gt in images]
@@ -83,7 +82,7 @@ def split(model: SafeModel, loader: DataLoader) -> dict[str, dict[str, float]]:
             },
         },
         'ours': {
-            'forward': lambda: outputs(fast),
+            'forward': lambda: outputs(lambda lq: validation_forward(net, lq, SCALE, 0, 0)),
             'to 8 bits': lambda: [(to_image(result), to_image(gt)) for result, gt in results],
             **{
                 name: lambda name=name, opt=opt: [scores(image, gt, {name: opt}) for image, gt in images]

@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,13 @@ from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position, reraise_disk_full
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog, RunLog, timestamp
-from facd_basicsr.engine.loop import TrainingLoop
-from facd_basicsr.engine.nonfinite import NonFiniteGuard
+from facd_basicsr.engine.loop import Training, TrainingLoop
 from facd_basicsr.engine.resume import describe_resume, load_resume_state, resume_rng, resumed_position
 from facd_basicsr.engine.signals import stop_on_signal, worker_ignore_signals
 from facd_basicsr.environment import git_commit, machine, versions
 from facd_basicsr.errors import UserError, reraise_data_errors, run_command
 from facd_basicsr.files.atomic import atomic_write, remove_unfinished
-from facd_basicsr.models.safe_model import SafeModel, build_model, check_pretrained
+from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import PACKAGE_PARENT, check_inputs, complete_options, load_yaml, options_of, parser
 from facd_basicsr.options.option_files import RUN, option_text
 from facd_basicsr.options.parse import OPTIONS_FILE, options_digest
@@ -78,29 +76,15 @@ def train(
             log.info(f'Machine: {machine()}, {torch.get_num_threads()} CPU threads.')
             log.info(dict2str(opt))
             training = set_up(opt, log)
-            position = _position(opt, training, log)
             with reraise_disk_full(Path(opt['path']['training_states'])):
                 if opt['rank'] == 0:
-                    facts = _facts(args.opt, opt, began, position)
+                    facts = _facts(args.opt, opt, began, training.position)
                     _make_folders(opt, in_place=opt['auto_resume'] or training.resume_state is not None)
                     _write_options({**options, 'manual_seed': opt['manual_seed']}, facts, opt)
-                log.start(opt, position)
-                folder = Path(opt['path']['experiments_root'], 'nonfinite')
-                guard = NonFiniteGuard(training.model, **opt['train']['nonfinite'], folder=folder)
+                log.start(opt, training.position)
                 if training.resume_state is not None:
-                    guard.load_state_dict(training.resume_state.get('nonfinite', {}))
                     resume_rng(training.resume_state, Ranks())
-                TrainingLoop(opt, training.model, training.loaders, position, log, on_iteration, guard).run()
-
-
-@dataclass
-class Training:
-    """What :func:`set_up` has built: all that an iteration needs. Nothing is written yet."""
-
-    model: SafeModel
-    loaders: Loaders
-    resume_state: dict[str, Any] | None
-    teacher: str  # what the sanity gate found; empty without one
+                TrainingLoop(opt, training, log, on_iteration).run()
 
 
 def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
@@ -138,17 +122,17 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
         log.info(teacher)
     if resume_state is not None:
         model.resume_training(resume_state)
-    return Training(model, loaders, resume_state, teacher)
+    return Training(model, loaders, _position(opt, resume_state, loaders, log), resume_state, teacher)
 
 
-def _position(opt: dict[str, Any], training: Training, log: DeferredLog) -> Position:
+def _position(opt: dict[str, Any], resume_state: dict[str, Any] | None, loaders: Loaders, log: DeferredLog) -> Position:
     """Where to begin; logged."""
-    if training.resume_state is None:
+    if resume_state is None:
         if opt['auto_resume']:
             log.info(f'--auto_resume: no state in {opt["path"]["training_states"]}: starting from iteration 0.')
         return Position()
-    position, differences = resumed_position(training.resume_state, training.loaders.sampler)
-    log.info(describe_resume(training.resume_state, opt['path']['resume_state'], position))
+    position, differences = resumed_position(resume_state, loaders.sampler)
+    log.info(describe_resume(resume_state, opt['path']['resume_state'], position))
     for difference in differences:
         log.warning(f'Resume is not exact: {difference}.')
     if position.iteration >= opt['train']['total_iter']:

@@ -122,7 +122,7 @@ def test_the_naive_baseline_computes_the_same_terms_and_gradients(train_opt, tmp
 
     option_file = write_yml(with_paper_loss(train_opt), tmp_path / 'opt.yml')
     opt = models.options(option_file, tmp_path, batch=4, patch=8)
-    ours, naive = models.ours(opt, tmp_path).model, models.naive(opt)
+    ours, naive = models.ours(opt), models.naive(opt)
     naive.net_r.load_state_dict(ours.net_r.state_dict())
     batch = models.random_batch(opt)
     for model in (ours, naive):

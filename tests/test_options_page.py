@@ -8,8 +8,8 @@ import torch
 from basicsr.utils.dist_util import init_dist
 from conftest import REPOSITORY, imported_script, run
 
-from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.errors import UserError
+from facd_basicsr.models.nonfinite import NonFiniteGuard
 from facd_basicsr.options import load_yaml, read_option_file, schema
 from facd_basicsr.options.build import dry_run
 from facd_basicsr.options.option_check import check_block, check_options

@@ -12,11 +12,11 @@ from basicsr.archs import build_network
 from conftest import REPOSITORY, STUDENT, write_yml
 from runs import assert_same, log_text, result
 
-from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.environment import git_commit, machine
 from facd_basicsr.errors import UserError, run_command
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.models import FACDModel
+from facd_basicsr.models.nonfinite import NonFiniteGuard
 from facd_basicsr.models.safe_model import SafeSRModel
 from facd_basicsr.options import load_yaml, parser
 from facd_basicsr.options.option_check import path_keys
@@ -182,7 +182,7 @@ def test_late_and_immediate_checks_for_nonfinite_steps_give_the_same_results(tra
     with_nan_in_gt(monkeypatch, FACDModel, {2, 3, 5, 7})  # before a checkpoint, a validation, another, and the end
     results = []
     for late in (False, True):
-        monkeypatch.setattr('facd_basicsr.train.NonFiniteGuard', partial(NonFiniteGuard, late=late))
+        monkeypatch.setattr('facd_basicsr.models.safe_model.NonFiniteGuard', partial(NonFiniteGuard, late=late))
         root = tmp_path / str(late)
         root.mkdir()
         run_training(train_opt, root)
@@ -203,7 +203,7 @@ def test_with_late_checks_no_checkpoint_is_saved_after_a_fatal_step(train_opt, d
     train_opt['train'] |= {'nonfinite': {'action': 'fatal'}, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'fused': True}}
     train_opt['logger']['print_freq'] = 100
     with_nan_in_gt(monkeypatch, FACDModel, {4})
-    monkeypatch.setattr('facd_basicsr.train.NonFiniteGuard', partial(NonFiniteGuard, late=True))
+    monkeypatch.setattr('facd_basicsr.models.safe_model.NonFiniteGuard', partial(NonFiniteGuard, late=True))
     with pytest.raises(UserError, match=r'^train.nonfinite.action: fatal, and in iteration 4 l_sr not finite'):
         run_training(train_opt, tmp_path)
     assert [path.name for path in tmp_path.glob('experiments/tiny/training_states/*.state')] == ['2.state']

@@ -10,6 +10,7 @@ from typing import Any
 from facd_basicsr.data.loaders import ResumableSampler
 from facd_basicsr.errors import UserError, reraise
 from facd_basicsr.files.atomic import atomic_torch_save, atomic_write
+from facd_basicsr.files.download import sha256_of
 from facd_basicsr.models.safe_model import SafeModel
 from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.rng import rng_state
@@ -53,13 +54,12 @@ class Checkpoints:
         self._ranks = ranks
         self._data = sampler.settings()
 
-    def save(self, model: SafeModel, position: Position, **parts: Any) -> None:
+    def save(self, model: SafeModel, position: Position) -> None:
         """Saves networks and state. To be called by all ranks.
 
         Args:
             model: with everything that is trained.
             position: where the run is.
-            parts: further entries of the state.
 
         Raises:
             OSError: of a full disk, for :func:`reraise_disk_full`; the checkpoints before this one are as they were.
@@ -67,7 +67,6 @@ class Checkpoints:
         random = self._ranks.gather(rng_state())
         if self._ranks.rank != 0:
             return
-        model.saved.clear()
         model.save(position.epoch, position.iteration)
         state = {
             'epoch': position.epoch,
@@ -75,10 +74,9 @@ class Checkpoints:
             'batches': position.batches,
             'data': self._data,
             'random': random,
-            'networks': dict(model.saved),
+            'networks': {path.name: sha256_of(path) for path in self._models.glob(f'net_*_{position.iteration}.pth')},
             'saved': time.time(),
             **model.training_state(),
-            **parts,
         }
         path = self._states / f'{position.iteration}.state'
         atomic_torch_save(state, path)

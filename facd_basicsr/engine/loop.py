@@ -4,17 +4,16 @@ import datetime
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from basicsr.utils import AvgTimer, MessageLogger
-from torch.utils.data import DataLoader
 
 from facd_basicsr.data.damaged_images import DamagedImages
 from facd_basicsr.data.loaders import Loaders, batches
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.engine.checkpoint import Checkpoints, Position
 from facd_basicsr.engine.logs import BEST, FINISHED, RunLog
-from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.engine.signals import StopSignals, signals_blocked
 from facd_basicsr.errors import Stopped
 from facd_basicsr.models.safe_model import SafeModel
@@ -22,41 +21,47 @@ from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.rng import preserve_rng_state
 
 
+@dataclass
+class Training:
+    """What :func:`facd_basicsr.train.set_up` has built: all that an iteration needs. Nothing is written yet.
+
+    Attributes:
+        model, loaders: with everything loaded.
+        position: where to begin; the loop advances it.
+        resume_state: that the run continues from; None for a fresh start.
+        teacher: what the sanity gate found; empty without one.
+    """
+
+    model: SafeModel
+    loaders: Loaders
+    position: Position
+    resume_state: dict[str, Any] | None
+    teacher: str
+
+
 class TrainingLoop:
     """Trains from a position to ``train.total_iter``, unless a signal ends it.
 
     Args:
         opt: from :func:`facd_basicsr.options.parse_options`.
-        model, loaders: what :func:`facd_basicsr.train.set_up` has built.
-        position: where to begin; advanced in place.
+        training: what has been built.
         log: where progress goes; started.
         on_iteration: called after every iteration with its number.
-        guard: of losses that are not finite.
     """
 
     def __init__(
-        self,
-        opt: dict[str, Any],
-        model: SafeModel,
-        loaders: Loaders,
-        position: Position,
-        log: RunLog,
-        on_iteration: Callable[[int], object],
-        guard: NonFiniteGuard,
+        self, opt: dict[str, Any], training: Training, log: RunLog, on_iteration: Callable[[int], object]
     ) -> None:
         self._opt = opt
-        self._guard = guard
-        self._model = model
-        self._loaders = loaders
-        self._position = position
+        self._model, self._loaders, self._position = training.model, training.loaders, training.position
         self._log = log
         self._on_iteration = on_iteration
         self._ranks = Ranks()
         self._damaged = DamagedImages(opt['datasets']['train']['skip_damaged'], self._ranks, log.warning)
         self._total_iter = int(opt['train']['total_iter'])
         self._val_freq = opt['val']['val_freq'] if opt['val'] else None
-        self._checkpoints = Checkpoints(opt, self._ranks, loaders.sampler)
-        self._saved_at = position.iteration
+        self._checkpoints = Checkpoints(opt, self._ranks, self._loaders.sampler)
+        self._saved_at = self._position.iteration
         self._stop = StopSignals()
 
     def run(self) -> None:
@@ -72,11 +77,11 @@ class TrainingLoop:
             if 0 < position.iteration < self._total_iter:
                 self._validate_if_due()  # the state was saved before it
             self._train()
-            self._guard.settle()
+            self._model.guard.settle()
             self._log.info(
                 f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}'
             )
-            self._guard.end()
+            self._model.guard.end()
             self._damaged.end()
             self._save()
             self._log.info('Save the latest model.')
@@ -104,13 +109,13 @@ class TrainingLoop:
             model.update_learning_rate(position.iteration, opt['train']['warmup_iter'])
             model.feed_data(data)
             model.optimize_parameters(position.iteration)
-            self._guard.after_step(data, position.iteration)
+            model.guard.after_step(data, position.iteration)
             iter_timer.record()
             if position.iteration == first:
                 message_logger.reset_start_time()
 
             if position.iteration % opt['logger']['print_freq'] == 0:
-                self._guard.settle()
+                model.guard.settle()
                 times = {'time': iter_timer.get_avg_time(), 'data_time': data_timer.get_avg_time()}
                 lrs, values = model.get_current_learning_rate(), {**times, **model.get_current_log()}
                 message_logger({'epoch': position.epoch, 'iter': position.iteration, 'lrs': lrs, **values})
@@ -141,11 +146,11 @@ class TrainingLoop:
         """Saves networks and state, once for an iteration."""
         if self._saved_at == self._position.iteration:
             return
-        self._guard.settle()
+        self._model.guard.settle()
         self._log.info('Saving models and training states.')
         if self._log.tb_logger:
             self._log.tb_logger.flush()  # or its buffer is lost when the process is killed
-        self._checkpoints.save(self._model, self._position, nonfinite=self._guard.state_dict())
+        self._checkpoints.save(self._model, self._position)
         self._saved_at = self._position.iteration
 
     def _close(self) -> None:
@@ -174,15 +179,16 @@ class TrainingLoop:
 
     def _validate(self) -> None:
         """Preserves the random state, so that it may be repeated after a resume."""
-        self._guard.settle()
+        self._model.guard.settle()
         try:
             with preserve_rng_state():
                 for loader in self._loaders.val.values():
                     self._model.validation(
-                        Interruptible(loader, self._is_stop_requested),
+                        loader,
                         self._position.iteration,
                         self._log.tb_logger,
                         self._opt['val']['save_img'],
+                        self._is_stop_requested,
                     )
                     if self._opt['val']['metrics']:
                         self._log.validation(dataset_of(loader).opt['name'], self._model.metric_results)
@@ -199,24 +205,3 @@ class TrainingLoop:
             self._log.info(f'Saving the best models: {metric} of {name} is {best["val"]:.4f}.')
             self._checkpoints.save_networks(self._model, self._position, 'best')
             self._log.event(BEST)
-
-
-class Interruptible:
-    """A validation loader that raises ``Stopped`` instead of the next image.
-
-    Several ranks have to agree: they take ``dataset`` and ``stop`` and share them out (models/validation.py).
-    """
-
-    def __init__(self, loader: DataLoader, stop: Callable[[], bool]) -> None:
-        self.dataset = loader.dataset
-        self.stop = stop
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for data in self._loader:
-            if self.stop():
-                raise Stopped
-            yield data
-
-    def __len__(self) -> int:
-        return len(self._loader)

@@ -1,7 +1,6 @@
 """Atomic writes: a file is complete under its name or not there, whenever the process is killed."""
 
 import errno
-import hashlib
 import io
 import os
 import zipfile
@@ -117,13 +116,10 @@ def fsync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def atomic_torch_save(content: Any, path: Path) -> str:
+def atomic_torch_save(content: Any, path: Path) -> None:
     """As ``torch.save``, atomically.
 
     torch.save itself ends the process when the disk is full, or says no more than ``unexpected pos``.
-
-    Returns:
-        The file's SHA-256.
 
     Raises:
         OSError: as :func:`atomic_write`.
@@ -131,7 +127,6 @@ def atomic_torch_save(content: Any, path: Path) -> str:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     atomic_write(path, buffer.getbuffer())
-    return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
 def verify_checksums(path: Path) -> None:

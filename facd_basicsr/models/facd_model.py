@@ -43,7 +43,7 @@ class FACDModel(SafeSRModel):
     def init_training_settings(self) -> None:
         train_opt = self.opt['train']
         self.net_g.train()
-        self._init_ema(train_opt.get('ema_decay', 0))
+        self._init_ema(train_opt['ema_decay'])
         self._execution_r = Execution.of(train_opt, suffix='_r')
         self._init_precision(self._execution_g.precision, self._execution_r.precision)
 
@@ -68,9 +68,9 @@ class FACDModel(SafeSRModel):
         self.ema_decay = decay
         if decay > 0:
             self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
-            load_path = self.opt['path'].get('pretrain_network_g')
+            load_path = self.opt['path']['pretrain_network_g']
             if load_path is not None:
-                strict = self.opt['path'].get('strict_load_g', True)
+                strict = self.opt['path']['strict_load_g']
                 self.load_network(self.net_g_ema, load_path, strict, 'params_ema')
             else:
                 self.model_ema(0)
@@ -102,7 +102,7 @@ class FACDModel(SafeSRModel):
         if net_r is None:
             return None
         self.print_network(net_r)
-        load_path = self.opt['path'].get('pretrain_network_r')
+        load_path = self.opt['path']['pretrain_network_r']
         if load_path is not None:
             self._load_regressors(net_r, load_path)
         return SafeModel.model_to_device(self, self._execution_r.lay_out(net_r)).train()  # not in the student's format
@@ -146,8 +146,8 @@ class FACDModel(SafeSRModel):
         self._run_teacher = self.teacher.execution.compiled(self._run_teacher, 'teacher.compile')
 
     def _load_regressors(self, net_r: nn.Module, load_path: str) -> None:
-        param_key = self.opt['path'].get('param_key_r', 'params')
-        strict = self.opt['path'].get('strict_load_r', True)
+        param_key = self.opt['path']['param_key_r']
+        strict = self.opt['path']['strict_load_r']
         state_dict = load_state_dict(load_path, 'path.pretrain_network_r', basicsr_param_keys(param_key))
         if strict:
             check_fit(net_r, state_dict, f'path.pretrain_network_r: {load_path}')
@@ -184,7 +184,7 @@ class FACDModel(SafeSRModel):
     def optimize_parameters(self, current_iter: int) -> None:
         logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
         with self._execution_r.reraise_compile_errors('train.compile_r'):
-            self._step(logs)
+            self._minimize(logs)
 
     def save(self, epoch: int, current_iter: int) -> None:
         if self.net_r is not None:

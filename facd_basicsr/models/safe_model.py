@@ -2,7 +2,6 @@
 the ways to run a network that FACDModel has."""
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
-from basicsr.utils.registry import MODEL_REGISTRY
+from basicsr.utils.registry import LOSS_REGISTRY, MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
@@ -27,7 +26,13 @@ from facd_basicsr.files.atomic import atomic_torch_save
 from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.losses.base import sum_of
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.models.validation import feed_data_non_blocking, validate, validated_receptive_field
+from facd_basicsr.models.nonfinite import NonFiniteGuard, tie_gradient
+from facd_basicsr.models.validation import (
+    Interruptible,
+    feed_data_non_blocking,
+    validate,
+    validated_receptive_field,
+)
 from facd_basicsr.runtime.execution import Execution, set_tf32
 
 # float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
@@ -38,35 +43,37 @@ LOSS_SCALE = 2.0**10
 SCHEDULER_PROGRESS = ('last_epoch', '_step_count', '_last_lr', 'base_lrs')
 
 
-class ReportsLossTerms(ABC):
-    """What :class:`NonFiniteGuard` reads of a model, beyond BasicSR's models.
-
-    Attributes:
-        scaler: the loss scaling of float16, disabled in other precisions.
-        optimizers, device: as every model of BasicSR has them.
-    """
-
-    scaler: GradScaler
-    optimizers: list[Optimizer]
-    device: torch.device
-
-    @abstractmethod
-    def loss_terms(self) -> dict[str, Tensor]:
-        """The last step's terms on this rank. ``get_current_log`` has their means over the ranks, on rank 0 only."""
-
-
 class SafeModel(BaseModel):
     """To be inherited before a BasicSR model; :func:`build_model` does it for those that do not.
 
     Attributes:
-        saved: {file name: SHA-256} of the networks that were saved since it was emptied.
+        guard: of losses and gradients that are not finite, in training.
         reach: receptive field radius beyond the tiles of ``val.tile``; 0 without tiles.
     """
 
+    guard: NonFiniteGuard
+
     def __init__(self, opt: dict[str, Any]) -> None:
-        self.saved: dict[str, str] = {}
+        self.best_metric_results: dict[str, dict[str, Any]] = {}
         super().__init__(opt)
-        self.reach = validated_receptive_field(self, type(self).nondist_validation is not SafeModel.nondist_validation)
+        validations = ('dist_validation', 'nondist_validation')
+        self._validates_itself = any(getattr(type(self), name) is not getattr(SafeModel, name) for name in validations)
+        self.reach = validated_receptive_field(self, self._validates_itself)
+        if self.is_train:
+            folder = Path(self.opt['path']['experiments_root'], 'nonfinite')
+            self.guard = NonFiniteGuard(self._networks(), **self.opt['train']['nonfinite'], folder=folder)
+            self._attach_guard()
+
+    def _networks(self) -> dict[str, nn.Module]:
+        """Those of the option file's ``network_*`` blocks, without DDP: ``net_g`` is ``network_g``'s."""
+        names = [key.replace('network_', 'net_', 1) for key in self.opt if key.startswith('network_')]
+        return {name: self.get_bare_model(net) for name in names if (net := vars(self).get(name)) is not None}
+
+    def _attach_guard(self) -> None:
+        """To BasicSR's ``optimize_parameters``, which does not call it."""
+        registered = {loss for _, loss in LOSS_REGISTRY}
+        losses = [module for module in vars(self).values() if type(module) in registered]
+        self.guard.attach_hooks(self.optimizers, losses, self.get_current_log)
 
     @master_only
     def save_network(
@@ -88,28 +95,28 @@ class SafeModel(BaseModel):
             for net, key in zip(nets, param_keys)
         }
         name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
-        self.saved[name] = atomic_torch_save(content, Path(self.opt['path']['models'], name))
+        atomic_torch_save(content, Path(self.opt['path']['models'], name))
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Nothing: engine/checkpoint.py writes it, with the loop's part and after all networks."""
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
         """As BasicSR's, and fused on a GPU if the option file does not choose: it then skips steps without being told
-        to by the host (engine/nonfinite.py), and its step is one kernel."""
+        to by the host (models/nonfinite.py), and its step is one kernel."""
         if self.device.type == 'cuda' and kwargs.get('fused') is None and kwargs.get('foreach') is None:
             kwargs['fused'] = True
         return super().get_optimizer(optim_type, params, lr, **kwargs)
 
     def training_state(self) -> dict[str, Any]:
         """The training state besides the networks, as ``weights_only`` loading accepts it."""
-        best = getattr(self, 'best_metric_results', {})  # BasicSR's, from its first validation on
         return {
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'best_metric_results': {
                 name: {metric: {**found, 'val': float(found['val'])} for metric, found in metrics.items()}
-                for name, metrics in best.items()
+                for name, metrics in self.best_metric_results.items()
             },
+            'nonfinite': self.guard.state_dict(),
         }
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
@@ -138,23 +145,22 @@ class SafeModel(BaseModel):
                         f'{value}.'
                     )
         self._resume_best(resume_state.get('best_metric_results', {}))
+        self.guard.load_state_dict(resume_state.get('nonfinite', {}))
 
     def _resume_best(self, results: dict[str, dict[str, Any]]) -> None:
         """Restores the best metrics of the sets whose metrics are still those of the option file."""
-        metrics = (self.opt.get('val') or {}).get('metrics') or {}
+        metrics = (self.opt['val'] or {}).get('metrics') or {}
         better = {metric: metric_opt.get('better', 'higher') for metric, metric_opt in metrics.items()}
-        kept = {
+        self.best_metric_results = {
             name: {metric: found[metric] for metric in metrics}
             for name, found in results.items()
             if {metric: best['better'] for metric, best in found.items()} == better
         }
-        if kept:
-            self.best_metric_results = kept
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """As BasicSR's, which asks CUDA for a device even in a run without GPUs."""
         if self.opt['dist'] and self.device.type == 'cpu':
-            return DistributedDataParallel(net, find_unused_parameters=self.opt.get('find_unused_parameters', False))
+            return DistributedDataParallel(net, find_unused_parameters=self.opt['find_unused_parameters'])
         return super().model_to_device(net)
 
     @master_only
@@ -163,19 +169,44 @@ class SafeModel(BaseModel):
         params = sum(p.numel() for p in net.parameters())
         get_root_logger().info(f'Network: {type(self.get_bare_model(net)).__name__}, with parameters: {params:,d}')
 
-    def dist_validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+    def validation(
+        self,
+        dataloader: DataLoader,
+        current_iter: int | str,
+        tb_logger: Any,
+        save_img: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """As BasicSR's, until ``stop``, which is asked before each image.
+
+        Raises:
+            Stopped: ``stop`` has ended it; on all ranks, but in models that have their own validation.
+        """
+        if self._validates_itself:
+            super().validation(Interruptible(dataloader, stop), current_iter, tb_logger, save_img)
+        else:
+            self.nondist_validation(dataloader, current_iter, tb_logger, save_img, stop)
+
+    def dist_validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
         """As ``nondist_validation``, the images shared out to the ranks; BasicSR's makes the others wait for rank 0."""
         self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
 
-    def nondist_validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+    def nondist_validation(
+        self,
+        dataloader: DataLoader,
+        current_iter: int | str,
+        tb_logger: Any,
+        save_img: bool,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """As BasicSR's, in less time. The metrics do not depend on the number of ranks: they are summed in the order of
         the images.
 
         Raises:
-            Stopped: on all ranks, when the loader's ``stop`` has ended it on one.
+            Stopped: on all ranks, when ``stop`` has ended it on one.
         """
-        name, metrics = dataset_of(dataloader).opt['name'], self.opt['val'].get('metrics') or {}
-        by_image = validate(self, self.reach, dataloader, current_iter, save_img)
+        name, metrics = dataset_of(dataloader).opt['name'], self.opt['val']['metrics'] or {}
+        by_image = validate(self, self.reach, dataloader, current_iter, save_img, stop)
         if not metrics:
             return
         self._initialize_best_metric_results(name)
@@ -186,7 +217,7 @@ class SafeModel(BaseModel):
             self._log_validation_metric_values(current_iter, name, tb_logger)
 
 
-class SafeSRModel(ReportsLossTerms, SafeModel, SRModel):
+class SafeSRModel(SafeModel, SRModel):
     """SRModel, run as ``train.precision``, ``train.channels_last`` and ``train.compile`` say, as FACDModel runs its
     student: what a distillation is compared with differs from it by the loss alone. Without these keys it computes what
     SRModel does. Nothing is read back from the device in a step.
@@ -236,19 +267,22 @@ class SafeSRModel(ReportsLossTerms, SafeModel, SRModel):
         if self.cri_perceptual:
             l_percep, l_style = self.cri_perceptual(self.output, self.gt)
             logs |= {name: term for name, term in (('l_percep', l_percep), ('l_style', l_style)) if term is not None}
-        self._step(logs)
+        self._minimize(logs)
 
-    def _step(self, logs: dict[str, Tensor]) -> None:
-        """Minimizes the sum of the terms ``l_*``."""
-        l_total = sum_of(value for name, value in logs.items() if name.startswith('l_'))
+    def _minimize(self, logs: dict[str, Tensor]) -> None:
+        """The rest of a step: minimizes the sum of the terms ``l_*``, unless it or its gradient is not finite."""
+        l_total = tie_gradient(sum_of(value for name, value in logs.items() if name.startswith('l_')))
+        self._logs = {name: value.detach() for name, value in logs.items()}
         self.optimizer_g.zero_grad()
         with self._execution_g.reraise_compile_errors('train.compile'):  # a backward is compiled when it is first run
             self.scaler.scale(l_total).backward()
-        self.scaler.step(self.optimizer_g)
+        self.guard.step(self.optimizer_g, self.scaler, self._logs)
         self.scaler.update()
-        self._logs = {name: value.detach() for name, value in logs.items()}
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def _attach_guard(self) -> None:
+        """Nothing: :meth:`_minimize` calls it."""
 
     def training_state(self) -> dict[str, Any]:
         return {**super().training_state(), 'scaler': self.scaler.state_dict()}
@@ -257,9 +291,6 @@ class SafeSRModel(ReportsLossTerms, SafeModel, SRModel):
         super().resume_training(resume_state)
         if resume_state.get('scaler') and self.scaler.is_enabled():
             self.scaler.load_state_dict(resume_state['scaler'])
-
-    def loss_terms(self) -> dict[str, Tensor]:
-        return self._logs
 
     def get_current_log(self) -> dict[str, float]:
         """The last step's terms. Reduced here, not in every step: each value read back waits for the device."""
@@ -331,14 +362,14 @@ def check_pretrained(opt: dict[str, Any]) -> list[str]:
     found = []
     for key in [key for key in opt if key.startswith('network_') and key != 'network_r']:
         suffix = key.removeprefix('network_')
-        where, path = f'path.pretrain_{key}', opt['path'].get(f'pretrain_{key}')
+        where, path = f'path.pretrain_{key}', opt['path'][f'pretrain_{key}']
         if path is None:
             continue
-        param_key = opt['path'].get(f'param_key_{suffix}', 'params')
+        param_key = opt['path'][f'param_key_{suffix}']
         state_dict = load_state_dict(path, where, basicsr_param_keys(param_key))
         with torch.device('meta'):
             net = build_network(opt[key])
-        if opt['path'].get(f'strict_load_{suffix}', True):
+        if opt['path'][f'strict_load_{suffix}']:
             check_fit(net, state_dict, f'{where}: {path}')
         else:
             found.append(_partial_fit(net, state_dict, f'{where}: {path}', f'strict_load_{suffix}'))

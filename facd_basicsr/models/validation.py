@@ -39,29 +39,39 @@ SCORERS = 2  # threads
 SCORED_LATER = 4  # images that may wait to be scored
 
 
-class ValidationNetwork(nn.Module):
+class Interruptible:
+    """A loader for a model's own validation: raises ``Stopped`` instead of the next image."""
+
+    def __init__(self, loader: DataLoader, stop: Callable[[], bool]) -> None:
+        self.dataset = loader.dataset  # BasicSR's validation reads the set's name there
+        self._loader, self._stop = loader, stop
+
+    def __iter__(self) -> Iterator[Sample]:
+        for sample in self._loader:
+            if self._stop():
+                raise Stopped
+            yield sample
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+
+def validation_forward(net: nn.Module, lq: Tensor, scale: int, tile: int, reach: int) -> Tensor:
     """A network as validation runs it: in tiles if asked for, and on the CPU in channels_last.
 
-    Input (N, C, h, w); output (N, C, h * scale, w * scale).
-
     Args:
-        scale, tile, reach: see :func:`facd_basicsr.runtime.tiling.tiled`; tile 0: whole images.
+        net, lq, scale, tile, reach: see :func:`facd_basicsr.runtime.tiling.tiled`; tile 0: whole images.
+
+    Returns:
+        (N, C, h * scale, w * scale).
     """
 
-    def __init__(self, net: nn.Module, scale: int, tile: int, reach: int) -> None:
-        super().__init__()
-        self.net = net
-        self._scale, self._tile, self._reach = scale, tile, reach
-
-    def forward(self, lq: Tensor) -> Tensor:
-        if self._tile and max(lq.shape[2:]) > self._tile:
-            return tiled(self._run, lq, self._scale, self._tile, self._reach)
-        return self._run(lq)
-
-    def _run(self, lq: Tensor) -> Tensor:
+    def run(lq: Tensor) -> Tensor:
         if lq.device.type == 'cpu':  # where this layout is the faster one
             lq = lq.contiguous(memory_format=torch.channels_last)
-        return self.net(lq)
+        return net(lq)
+
+    return tiled(run, lq, scale, tile, reach) if tile and max(lq.shape[2:]) > tile else run(lq)
 
 
 def runs_as_basicsr(model: BaseModel) -> bool:
@@ -81,7 +91,7 @@ def validated_receptive_field(model: BaseModel, own_validation: bool) -> int:
         UserError: the model, or its network, does not work in tiles.
     """
     opt = model.opt
-    tile = (opt.get('val') or {}).get('tile')
+    tile = (opt['val'] or {}).get('tile')
     if tile is None:
         return 0
     if own_validation or not runs_as_basicsr(model):
@@ -91,7 +101,12 @@ def validated_receptive_field(model: BaseModel, own_validation: bool) -> int:
 
 
 def validate(
-    model: BaseModel, reach: int, loader: DataLoader, current_iter: int | str, save_img: bool
+    model: BaseModel,
+    reach: int,
+    loader: DataLoader,
+    current_iter: int | str,
+    save_img: bool,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[list[float]]:
     """Upscales, scores and, if asked for, saves the images of a set, each rank every R-th of them.
 
@@ -100,18 +115,18 @@ def validate(
         reach: from :func:`validated_receptive_field`.
         loader: of batches of one.
         current_iter, save_img: as ``nondist_validation`` has them.
+        stop: asked before each batch; True ends it.
 
     Returns:
         For each image, in the order of the set, the values of ``val.metrics``: on every rank those of all.
 
     Raises:
-        Stopped: on all ranks, when the loader's ``stop`` has ended it on one.
+        Stopped: on all ranks, when ``stop`` has ended it on one.
     """
     rank, size, images = model.opt['rank'], model.opt['world_size'], len(loader)
     own = loader if size == 1 else DataLoader(Subset(loader.dataset, range(rank, images, size)))
-    stop = getattr(loader, 'stop', lambda: False)
     name = dataset_of(loader).opt['name']
-    metrics = model.opt['val'].get('metrics') or {}
+    metrics = model.opt['val']['metrics'] or {}
 
     def score(result: Tensor, gt: Tensor | None, stem: str) -> list[float]:
         image = to_image(result)
@@ -119,14 +134,16 @@ def validate(
             imwrite(image, image_path(model.opt, name, stem, current_iter))
         return scores(image, None if gt is None else to_image(gt), metrics)
 
+    direct = runs_as_basicsr(model)
+    pixels = BATCH_PIXELS if model.device.type == 'cuda' and direct else 0
     values: list[list[float]] | None
     try:
-        with _with_validation_networks(model, reach), ThreadPoolExecutor(SCORERS) as scorers:
+        with _network(model, reach) if direct else _own_test(model) as run, ThreadPoolExecutor(SCORERS) as scorers:
             scored = (
                 (index, stem, scorers.submit(score, result, gt, stem))
-                for index, stem, result, gt in _upscaled(model, own, stop)
+                for index, stem, result, gt in _upscaled(run, own, pixels, stop)
             )
-            values = _in_order(scored, len(own), model.opt['val'].get('pbar', False) and rank == 0)
+            values = _in_order(scored, len(own), model.opt['val']['pbar'] and rank == 0)
     except Stopped:
         values = None  # tells the others
     by_rank = Ranks().gather(values)
@@ -143,40 +160,58 @@ def image_path(opt: dict[str, Any], dataset: str, image: str, current_iter: int 
     return str(folder / dataset / f'{image}_{opt["val"]["suffix"] or opt["name"]}.png')
 
 
+Forward = Callable[[Sample], tuple[Tensor, Tensor | None]]  # a batch's results and GT, each (N, C, H, W) on the CPU
+
+
 @contextmanager
-def _with_validation_networks(model: BaseModel, reach: int) -> Iterator[None]:
-    """Replaces the networks by their fastest form, without DDP, whose forward may wait for other ranks."""
-    networks = {name: net for name in ('net_g', 'net_g_ema') if (net := vars(model).get(name)) is not None}
+def _network(model: BaseModel, reach: int) -> Iterator[Forward]:
+    """What ``SRModel.test`` runs: the average of ``net_g`` if there is one. Without DDP, whose forward may wait for
+    other ranks."""
+    net = model.get_bare_model(getattr(model, 'net_g_ema', model.net_g))  # BasicSR's, which may not have it
+    scale, tile, training = model.opt['scale'], model.opt['val']['tile'] or 0, net.training
+
+    @torch.no_grad()
+    def run(batch: Sample) -> tuple[Tensor, Tensor | None]:
+        lq = batch['lq'].to(model.device, non_blocking=True)
+        return validation_forward(net, lq, scale, tile, reach).cpu(), batch.get('gt')
+
     try:
-        for name, net in networks.items():
-            bare = model.get_bare_model(net)
-            tile = model.opt['val'].get('tile', 0)
-            fast = ValidationNetwork(bare, model.opt['scale'], tile, reach) if runs_as_basicsr(model) else bare
-            setattr(model, name, fast)
-        yield
+        net.eval()
+        yield run
+    finally:
+        net.train(training)
+
+
+@contextmanager
+def _own_test(model: BaseModel) -> Iterator[Forward]:
+    """A model's own ``test``. It takes the networks from the model, so that without DDP they must be put there."""
+    networks = {name: net for name in ('net_g', 'net_g_ema') if (net := vars(model).get(name)) is not None}
+
+    def run(batch: Sample) -> tuple[Tensor, Tensor | None]:
+        model.feed_data(batch)
+        model.test()
+        visuals = model.get_current_visuals()  # whose GT may be that of the last training batch
+        return visuals['result'], visuals['gt'] if 'gt' in batch else None
+
+    try:
+        vars(model).update({name: model.get_bare_model(net) for name, net in networks.items()})
+        yield run
     finally:
         vars(model).update(networks)
-        for name in ('lq', 'gt', 'output'):  # the last images', as large as they may be
+        for name in ('lq', 'gt', 'output'):  # the last image's, as large as they may be
             vars(model).pop(name, None)
 
 
 def _upscaled(
-    model: BaseModel, loader: Iterable[Sample], stop: Callable[[], bool]
+    run: Forward, loader: Iterable[Sample], pixels: int, stop: Callable[[], bool]
 ) -> Iterator[tuple[int, str, Tensor, Tensor | None]]:
     """Number, name, result and GT (None without) of every image, (1, C, H, W), in any order."""
-    pixels = BATCH_PIXELS if model.device.type == 'cuda' and runs_as_basicsr(model) else 0
     for group in _by_shape(_read_ahead(loader), pixels):
         if stop():
             raise Stopped
-        model.feed_data(_batch([sample for _, sample in group]))
-        model.test()
-        visuals = model.get_current_visuals()
-        for position, (index, sample) in enumerate(group):
-            own = (
-                visuals if len(group) == 1 else {key: value[position : position + 1] for key, value in visuals.items()}
-            )
-            gt = own['gt'] if 'gt' in sample else None  # visuals may have that of the last training batch
-            yield index, Path(sample['lq_path'][0]).stem, own['result'], gt
+        results, gts = run(_batch([sample for _, sample in group]))
+        for (index, sample), result, gt in zip(group, results, [None] * len(group) if gts is None else gts):
+            yield index, Path(sample['lq_path'][0]).stem, result[None], None if gt is None else gt[None]
 
 
 def _in_order(scored: Iterable[tuple[int, str, Future]], images: int, bar: bool) -> list[list[float]]:

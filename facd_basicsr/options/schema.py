@@ -7,7 +7,7 @@ from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
 from basicsr.models import lr_scheduler
 
 from facd_basicsr.distill.teacher import WEIGHTS_FORMATS
-from facd_basicsr.engine.nonfinite import ACTIONS
+from facd_basicsr.models.nonfinite import ACTIONS
 from facd_basicsr.options.signatures import Key
 from facd_basicsr.runtime.execution import PRECISIONS
 

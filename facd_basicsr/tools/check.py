@@ -15,13 +15,14 @@ from facd_basicsr.archs import input_channels
 from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.engine.logs import DeferredLog
+from facd_basicsr.engine.loop import Training
 from facd_basicsr.environment import versions
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.evaluation.complexity import flops, parameters, saved_activations
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models import FACDModel
 from facd_basicsr.options import complete_options, load_options, parser
-from facd_basicsr.train import Training, set_up
+from facd_basicsr.train import set_up
 
 GIB = 2**30
 SMALL, LARGE = 2, 4  # batch sizes of the memory estimate; contrastive losses need two samples

@@ -13,6 +13,7 @@ from runs import TOTAL, Child, assert_same, limit_files_to, log_text, result, ru
 
 from facd_basicsr.engine.checkpoint import state_iterations
 from facd_basicsr.files import atomic
+from facd_basicsr.files.download import sha256_of
 
 
 def states(root: Path) -> list[int]:
@@ -27,7 +28,8 @@ def test_a_state_says_all_that_training_goes_on_from_and_latest_names_it(train_o
     run(train_opt, tmp_path, 4)
     state = result(tmp_path, 4)
     assert (state['iter'], state['epoch'], state['batches']) == (4, 1, 2)
-    assert sorted(state['networks']) == ['net_g_4.pth', 'net_r_4.pth']
+    models = tmp_path / 'experiments/tiny/models'
+    assert state['networks'] == {name: sha256_of(models / name) for name in ('net_g_4.pth', 'net_r_4.pth')}
     assert [sorted(random) for random in state['random']] == [['numpy', 'python', 'torch']]
     assert state['data'] == {'images': 6, 'samples': 6, 'batch_size': 3, 'world_size': 1, 'seed': 7}
     assert state['best_metric_results'] == {}  # written before the validation of its iteration

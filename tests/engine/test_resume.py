@@ -10,6 +10,7 @@ from facd_basicsr.engine.checkpoint import Position
 from facd_basicsr.engine.resume import load_resume_state, newest_first, resumed_position
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.atomic import atomic_torch_save
+from facd_basicsr.files.download import sha256_of
 from facd_basicsr.runtime.processes import Ranks
 
 
@@ -30,7 +31,8 @@ def write_state(folder: Path, iteration: int) -> Path:
     networks = {}
     for net in 'gr':
         name = f'net_{net}_{iteration}.pth'
-        networks[name] = atomic_torch_save({'params': {'weight': torch.full((3,), float(iteration))}}, folder / name)
+        atomic_torch_save({'params': {'weight': torch.full((3,), float(iteration))}}, folder / name)
+        networks[name] = sha256_of(folder / name)
     path = folder / f'{iteration}.state'
     schedulers = [{'milestones': Counter([3])}]  # as BasicSR's
     state = {'epoch': 1, 'iter': iteration, 'optimizers': [], 'schedulers': schedulers, 'networks': networks}

@@ -9,7 +9,6 @@ from basicsr.utils import get_root_logger, set_random_seed
 from conftest import changed, train_options
 
 from facd_basicsr.data.loaders import batches, build_loaders
-from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.runtime.execution import tf32_of
 from facd_basicsr.runtime.rng import restore_rng_state, rng_state
@@ -94,21 +93,20 @@ def test_every_way_to_run_gives_the_terms_of_the_cpu_in_float32(parsed, train_op
 
 @pytest.mark.parametrize('execution', ['fp32', 'bf16, channels_last', 'fp16', 'bf16, channels_last, CUDA graphs'])
 @pytest.mark.parametrize('method', ['FACD', 'FAKD', 'alone'])
-def test_twenty_steps_wait_for_nothing(parsed, train_opt, tmp_path, method, execution):
+def test_twenty_steps_wait_for_nothing(parsed, train_opt, method, execution):
     opt = train_opt
     if method == 'FAKD':
         del opt['network_r']
         opt['train']['distill_opt'] = {'type': 'FAKDLoss'}
     opt = alone(opt) if method == 'alone' else opt
     model = build_model(parsed(run_as(opt, EXECUTIONS[execution])))
-    guard = NonFiniteGuard(model, folder=tmp_path)
 
     def steps(first: int, last: int) -> None:
         for iteration in range(first, last):
             model.update_learning_rate(iteration)
             model.feed_data(batch)
             model.optimize_parameters(iteration)
-            guard.after_step(batch, iteration)
+            model.guard.after_step(batch, iteration)
 
     batch = random_batch()
     steps(1, 5)  # what is compiled or recorded, is
@@ -117,16 +115,15 @@ def test_twenty_steps_wait_for_nothing(parsed, train_opt, tmp_path, method, exec
         steps(5, 25)
     finally:
         torch.cuda.set_sync_debug_mode('default')
-    guard.settle()
+    model.guard.settle()
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'bf16', 'fp16'])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_reported_after_the_next(
-    parsed, train_opt, tmp_path, caplog, monkeypatch, precision
+    parsed, train_opt, caplog, monkeypatch, precision
 ):
     monkeypatch.setattr(get_root_logger(), 'propagate', True)
     model = build_model(parsed(run_as(train_opt, {'precision': precision})))
-    guard = NonFiniteGuard(model, folder=tmp_path)
     assert model.optimizer_g.param_groups[0]['fused']
     good = random_batch() | {'gt_path': ['good.png']}
     bad = {**good, 'gt': good['gt'].clone().fill_(float('nan')), 'gt_path': ['bad.png']}
@@ -134,7 +131,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_reported_after_the_nex
     def step(batch: dict, iteration: int) -> None:
         model.feed_data(batch)
         model.optimize_parameters(iteration)
-        guard.after_step(batch, iteration)
+        model.guard.after_step(batch, iteration)
 
     step(good, 1)
     before = {name: value.clone() for name, value in model.net_g.state_dict().items()}

@@ -1,5 +1,6 @@
 """Every loss in the model that trains with it: one step, as train.py takes it."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from conftest import changed, train_options
 from states import save_vgg
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
+from facd_basicsr.models.nonfinite import NonFiniteGuard
 from facd_basicsr.models.safe_model import build_model
 
 LOSSES = {
@@ -93,18 +94,20 @@ def test_what_waits_for_the_device_is_noticed():
 @pytest.mark.parametrize(
     ('name', 'precision'), [*((name, 'fp32') for name in sorted(LOSSES)), ('FACDLoss', 'fp16'), ('FACDLoss', 'bf16')]
 )
-def test_no_step_of_any_method_reads_a_value_back_until_a_line_is_printed(name, precision, train_opt, tmp_path):
+def test_no_step_of_any_method_reads_a_value_back_until_a_line_is_printed(
+    name, precision, train_opt, tmp_path, monkeypatch
+):
     opt = method_opt(train_opt, name, tmp_path)
     opt['train'] |= {'ema_decay': 0.9, 'precision': precision, 'optim_g': {'type': 'Adam', 'lr': 1e-3, 'fused': True}}
+    monkeypatch.setattr('facd_basicsr.models.safe_model.NonFiniteGuard', partial(NonFiniteGuard, late=True))
     model = build(opt, tmp_path)
-    guard = NonFiniteGuard(model, folder=tmp_path, late=True)
     with Reads() as reads:
         for current_iter in range(1, 4):
             data = {'lq': torch.rand(3, 3, 12, 12), 'gt': torch.rand(3, 3, 24, 24)}
             model.update_learning_rate(current_iter)
             model.feed_data(data)
             model.optimize_parameters(current_iter)
-            guard.after_step(data, current_iter)
+            model.guard.after_step(data, current_iter)
         assert reads.found == []
         model.get_current_log()
     assert len(reads.found) >= 1

@@ -13,7 +13,6 @@ from torch.amp import GradScaler
 
 from facd_basicsr.archs.regressor_arch import DeepRegressor
 from facd_basicsr.distill.teacher import Teacher
-from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses.facd_loss import FACDLoss
 from facd_basicsr.models import FACDModel
@@ -466,21 +465,21 @@ def test_a_scaler_is_there_in_every_precision_and_has_a_state_in_float16_only(bu
     assert model.scaler.is_enabled() == bool(model.scaler.state_dict()) == enabled
 
 
-def test_an_overflow_in_float16_halves_the_scale_and_leaves_the_weights(build, train_opt, tmp_path):
+def test_an_overflow_in_float16_halves_the_scale_and_leaves_the_weights(build, train_opt):
+    train_opt['train']['nonfinite'] = {'action': 'fatal', 'limit': 3}
     model = build(changed(train_opt, 'train.precision', 'fp16'))
     model.scaler = GradScaler('cpu', init_scale=2.0**40)
-    guard = NonFiniteGuard(model, 'fatal', 3, folder=tmp_path / 'nonfinite')
     before = copy.deepcopy(model.net_g.state_dict())
     step(model)
-    guard.after_step(batch(), 1)
+    model.guard.after_step(batch(), 1)
     assert model.scaler.get_scale() == 2.0**39
     assert all(torch.equal(value, before[key]) for key, value in model.net_g.state_dict().items())
-    assert not (tmp_path / 'nonfinite').exists()
+    assert not Path(model.opt['path']['experiments_root'], 'nonfinite').exists()
     step(model)
-    guard.after_step(batch(), 2)
+    model.guard.after_step(batch(), 2)
     step(model)
     with pytest.raises(UserError, match=r'train.nonfinite.limit: 3, .* at loss scales down to 1.37439e\+11; accepted'):
-        guard.after_step(batch(), 3)
+        model.guard.after_step(batch(), 3)
 
 
 def test_the_first_scale_of_float16_loses_no_step(build, train_opt, tmp_path):
@@ -499,8 +498,8 @@ class Poisoned(nn.Module):
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'fp16'])
-def test_an_infinite_term_is_caught_though_its_gradient_is_finite(build, train_opt, tmp_path, precision):
-    train_opt['train']['ema_decay'] = 0.5
+def test_an_infinite_term_is_caught_though_its_gradient_is_finite(build, train_opt, precision):
+    train_opt['train'] |= {'ema_decay': 0.5, 'nonfinite': {'action': 'fatal'}}
     model = build(changed(train_opt, 'train.precision', precision))
     facd = model.cri_distill
     step(model)
@@ -509,12 +508,11 @@ def test_an_infinite_term_is_caught_though_its_gradient_is_finite(build, train_o
     gradients = torch.autograd.grad(model.cri_distill(state)['l_sr'], list(model.net_g.parameters()))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
-    guard = NonFiniteGuard(model, 'fatal', folder=tmp_path / 'nonfinite')
     nets = (model.net_g, model.net_r)
     before = copy.deepcopy([net.state_dict() for net in nets] + [model.optimizer_g.state_dict()['state']])
     step(model)
     with pytest.raises(UserError, match=r'train.nonfinite.action: fatal, and in iteration 1 l_sr not finite'):
-        guard.after_step({**batch(), 'lq_path': ['a', 'b', 'c']}, 1)
+        model.guard.after_step({**batch(), 'lq_path': ['a', 'b', 'c']}, 1)
     for net, values in zip(nets, before):
         assert all(torch.equal(value, values[key]) for key, value in net.state_dict().items())
     for index, values in model.optimizer_g.state_dict()['state'].items():
@@ -522,8 +520,8 @@ def test_an_infinite_term_is_caught_though_its_gradient_is_finite(build, train_o
 
     model.cri_distill = facd
     step(model)
-    guard.after_step(batch(), 2)
-    assert guard.state_dict() == {'in_a_row': 0, 'skipped': 1}
+    model.guard.after_step(batch(), 2)
+    assert model.guard.state_dict() == {'in_a_row': 0, 'skipped': 1}
     assert all(torch.isfinite(value).all() for value in model.net_g_ema.state_dict().values())
 
 

@@ -9,9 +9,9 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from conftest import METRICS, STUDENT, train_options
 from runs import assert_same
+from torch.utils.data import DataLoader
 
 from facd_basicsr.data.loaders import build_loaders
-from facd_basicsr.engine.loop import Interruptible
 from facd_basicsr.errors import Stopped, UserError
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import SafeModel, build_model
@@ -79,11 +79,11 @@ def test_networks_are_saved_with_basicsrs_content(build, alone):
     assert_same(torch.load(folder / 'alone_latest.pth', weights_only=True), {'params': expected['params']})
 
 
-def test_saved_has_the_digest_of_every_network_and_basicsrs_state_is_not_written(build, train_opt):
+def test_basicsrs_state_is_not_written(build, train_opt):
     model = build(train_opt)
     model.save(0, 3)
-    assert set(model.saved) == {'net_g_3.pth', 'net_r_3.pth'}
-    assert sorted(path.name for path in Path(model.opt['path']['experiments_root']).rglob('*.*')) == sorted(model.saved)
+    found = sorted(path.name for path in Path(model.opt['path']['experiments_root']).rglob('*.*'))
+    assert found == ['net_g_3.pth', 'net_r_3.pth']
 
 
 def test_a_training_state_and_its_networks_are_all_that_training_goes_on_from(build, train_opt, tmp_path):
@@ -175,6 +175,29 @@ def test_a_resumed_optimizer_works_as_this_option_file_says_in_float16_too(
         torch.testing.assert_close(ours[index], values)
 
 
+def test_a_step_of_a_model_of_basicsr_that_is_not_finite_changes_nothing(build, alone, monkeypatch):
+    lines: list[str] = []
+    logger = SimpleNamespace(warning=lines.append)
+    monkeypatch.setattr('facd_basicsr.models.nonfinite.get_root_logger', lambda: logger)
+    alone |= {'model_type': 'SRGANModel', 'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}}
+    alone['train'] |= {'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla'}, 'optim_d': {'type': 'Adam', 'lr': 1e-3}}
+    model = build(alone)
+    step(model, 1, 1)
+    model.guard.after_step({}, 1)
+    nets = model.net_g, model.net_d
+    before = [parameter.clone() for net in nets for parameter in net.parameters()]
+    data = {'lq': torch.rand(3, 3, 8, 8), 'gt': torch.full((3, 3, 16, 16), float('inf'))}  # |s - inf| has a gradient
+    model.feed_data(data)
+    model.optimize_parameters(2)
+    model.guard.after_step(data, 2)
+    assert_same([parameter.detach() for net in nets for parameter in net.parameters()], before)
+    assert lines[0].startswith('Iteration 2: l_g_pix, l_d_real, out_d_real, gt not finite; step skipped, 1 in a row')
+    model.net_d.conv0.weight.register_hook(lambda gradient: gradient * float('nan'))
+    step(model, 3, 3)
+    model.guard.after_step({}, 3)
+    assert lines[1].startswith('Iteration 3: gradient of net_d.conv0.weight not finite; step skipped, 2 in a row')
+
+
 def best_of(metrics: Iterable[str]) -> dict:
     return {metric: {'better': 'higher', 'val': 30.5, 'iter': 2} for metric in metrics}
 
@@ -204,15 +227,21 @@ def test_an_optimizer_that_goes_on_with_other_settings_than_the_option_files_say
     ]
 
 
-def test_a_model_with_a_validation_of_its_own_keeps_it():
-    own = type('OwnValidation', (SRModel,), {'dist_validation': lambda self, *_: 'own'})
+def test_a_model_with_a_validation_of_its_own_keeps_it_until_it_is_stopped():
+    seen: list = []
+    own = type('OwnValidation', (SRModel,), {'nondist_validation': lambda self, loader, *_: seen.extend(loader)})
     MODEL_REGISTRY._obj_map['OwnValidation'] = own
     try:
-        opt = {'model_type': 'OwnValidation', 'num_gpu': 0, 'is_train': False, 'dist': False, 'path': {}}
+        opt = {'model_type': 'OwnValidation', 'num_gpu': 0, 'is_train': False, 'dist': False, 'path': {}, 'val': None}
         model = build_model({**opt, 'network_g': STUDENT})
     finally:
         del MODEL_REGISTRY._obj_map['OwnValidation']
-    assert model.dist_validation() == 'own' and isinstance(model, SafeModel)
+    assert isinstance(model, SafeModel)
+    model.validation(DataLoader(range(3)), 1, None)
+    assert len(seen) == 3
+    with pytest.raises(Stopped):
+        model.validation(DataLoader(range(3)), 1, None, stop=lambda: len(seen) == 5)
+    assert len(seen) == 5
 
 
 def gathered_with(theirs: list | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,10 +255,9 @@ def test_validation_by_several_ranks_ends_on_all_when_one_is_stopped(build, alon
     model = build(alone)
     model.opt |= {'dist': True, 'rank': 0, 'world_size': 2}
     gathered_with(theirs, monkeypatch)
-    loader = Interruptible(build_loaders(model.opt).val['val'], lambda: stopped_here)
-    network = model.net_g
+    loader, network = build_loaders(model.opt).val['val'], model.net_g
     with pytest.raises(Stopped):
-        model.validation(loader, 1, None, False)
+        model.validation(loader, 1, None, stop=lambda: stopped_here)
     assert model.net_g is network and not hasattr(model, 'metric_results')
 
 

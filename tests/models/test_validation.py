@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.data.loaders import build_ordered_dataset
 from facd_basicsr.data.seeded_dataset import NamingDataset
-from facd_basicsr.engine.loop import Interruptible
 from facd_basicsr.errors import Stopped, UserError
 from facd_basicsr.models import validation
 from facd_basicsr.models.safe_model import SafeModel, build_model
@@ -63,7 +62,7 @@ def opt(folders: dict[str, str], tmp_path: Path) -> dict:
         'world_size': 1,
         'network_g': WIDE,
         'path': {'visualization': str(tmp_path)},
-        'val': {'save_img': True, 'suffix': None, 'metrics': METRICS},
+        'val': {'save_img': True, 'suffix': None, 'metrics': METRICS, 'tile': None, 'pbar': False},
     }
 
 
@@ -122,8 +121,7 @@ def test_images_of_one_shape_in_a_batch_have_the_figures_that_they_have_alone(op
     monkeypatch.setattr(
         validation, '_by_shape', lambda samples, pixels, group=validation._by_shape: group(samples, 960)
     )
-    feed_data = model.feed_data
-    monkeypatch.setattr(model, 'feed_data', lambda data: batches.append(len(data['lq'])) or feed_data(data))
+    model.net_g.register_forward_hook(lambda _, inputs, __: batches.append(len(inputs[0])))
     assert by_image(model, loader) == pytest.approx(alone, abs=ROUNDING)
     assert batches == [2, 1, 2, 1]  # 24 x 20 of which two are 960 pixels, 16 x 28, 20 x 20
 
@@ -169,7 +167,6 @@ def test_tiles_are_refused_when_the_network_or_the_model_does_not_work_in_them(o
 def test_a_model_that_tests_in_its_own_way_is_validated_by_it(opt, loader):
     class Flipped(SRModel):
         def test(self) -> None:
-            assert type(self.net_g) is not validation.ValidationNetwork
             super().test()
             self.output = self.output.flip(3)
 
@@ -231,8 +228,8 @@ def test_a_stopped_validation_leaves_no_figures(opt, loader):
     model = build_model(opt)
     asked = iter([False, False, False, True])
     with pytest.raises(Stopped):
-        model.nondist_validation(Interruptible(loader, lambda: next(asked, True)), 0, None, False)
-    assert 'metric_results' not in vars(model) and isinstance(model.net_g, torch.nn.Module)
+        model.validation(loader, 0, None, stop=lambda: next(asked, True))
+    assert 'metric_results' not in vars(model) and model.net_g.training
 
 
 def test_a_bar_counts_the_images_if_asked_for(opt, loader, capsys):
@@ -247,7 +244,7 @@ def test_test_py_takes_tiles_and_refuses_them_in_one_line(test_opt, tmp_path):
     test_opt['val']['tile'] = 16
     for network in (STUDENT, RCAN):
         model = build_model(
-            {**test_opt, 'network_g': network, 'is_train': False, 'dist': False, 'rank': 0, 'path': {}, 'val': {}}
+            {**test_opt, 'network_g': network, 'is_train': False, 'dist': False, 'rank': 0, 'path': {}, 'val': None}
         )
         test_opt |= {'network_g': network, 'path': {'pretrain_network_g': str(tmp_path / 'net.pth')}}
         torch.save({'params': model.net_g.state_dict()}, tmp_path / 'net.pth')

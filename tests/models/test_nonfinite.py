@@ -1,10 +1,12 @@
-"""Steps whose loss or gradient is not finite, in models as BasicSR writes them; FACDModel's are in tests/models."""
+"""Steps whose loss or gradient is not finite, in models as BasicSR writes them and in those that call the guard."""
 
 import copy
 import logging
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,10 +21,11 @@ import facd_basicsr  # noqa: F401  before basicsr, in the workers too
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 
-from facd_basicsr.engine import nonfinite
-from facd_basicsr.engine.nonfinite import NonFiniteGuard
 from facd_basicsr.errors import UserError
-from facd_basicsr.models.safe_model import ReportsLossTerms
+from facd_basicsr.models import nonfinite
+from facd_basicsr.models.nonfinite import NonFiniteGuard, tie_gradient
+from facd_basicsr.models.safe_model import SafeSRModel
+from facd_basicsr.runtime.execution import Execution
 
 NAN, INF = float('nan'), float('inf')
 
@@ -56,46 +59,41 @@ class Plain(BaseModel):
         self.log_dict = self.reduce_loss_dict(self.terms)
 
 
-class Telling(ReportsLossTerms, Plain):
-    """As FACDModel: says its own rank's terms, and has a scaler."""
+class Calling(Plain):
+    """The same, with the step of SRModel and FACDModel, which calls the guard."""
 
-    def __init__(self, fused: bool | None = None, **scaling: object) -> None:
+    _minimize = SafeSRModel._minimize
+    _execution_g = Execution.of({})
+    ema_decay = 0
+
+    def __init__(self, fused: bool | None = None, scale: float | None = None) -> None:
         super().__init__(fused)
-        self.scaler = torch.amp.GradScaler('cpu', **scaling)
+        self.optimizer_g = self.optimizers[0]
+        self.scaler = torch.amp.GradScaler('cpu', init_scale=scale or 1.0, enabled=scale is not None)
 
     def optimize_parameters(self, current_iter: int) -> None:
-        self.optimizers[0].zero_grad()
-        self.terms = {'l_pix': self.cri_pix(self.net_g(self.lq), self.gt)}
-        self.scaler.scale(self.terms['l_pix']).backward()
-        self.scaler.step(self.optimizers[0])
-        self.scaler.update()
-
-    def loss_terms(self) -> dict[str, Tensor]:
-        return self.terms
+        l_pix = self.cri_pix(self.net_g(self.lq), self.gt)
+        self._minimize({'l_pix': l_pix, 'l_percep': l_pix.detach() * 0 + 1, 'l_style': l_pix.new_ones(())})
 
 
-class Late(ReportsLossTerms, Plain):
-    """As Plain, but looked at when the next step has been queued."""
-
-    def __init__(self) -> None:
-        super().__init__(fused=True)
-        self.scaler = torch.amp.GradScaler('cpu', enabled=False)
-
-    def loss_terms(self) -> dict[str, Tensor]:
-        return self.terms
+Build = Callable[[], Plain]
 
 
-@pytest.fixture(params=[Plain, Late])
-def build(request: pytest.FixtureRequest) -> type[Plain]:
+@pytest.fixture(params=[Plain, Calling, partial(Calling, True)], ids=['hooks', 'calling', 'late'])
+def build(request: pytest.FixtureRequest) -> Build:
     return request.param
 
 
 both_kernels = pytest.mark.parametrize('fused', [None, True])
 
 
-def watch(model: BaseModel, *args: object, **options: object) -> NonFiniteGuard:
-    """A guard as on a GPU: late where it can be."""
-    return NonFiniteGuard(model, *args, **options, late=True)
+def watch(model: Plain, *args: object, **options: object) -> NonFiniteGuard:
+    """The model's guard, as on a GPU: late where it can be."""
+    networks = {'net_g': model.get_bare_model(model.net_g)}
+    model.guard = NonFiniteGuard(networks, *args, **options, late=True)
+    if not isinstance(model, Calling):
+        model.guard.attach_hooks(model.optimizers, [model.cri_pix], model.get_current_log)
+    return model.guard
 
 
 def batch(gt: float = 0.5, rank: int = 0) -> dict:
@@ -148,6 +146,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / 'experiment' / 'nonfinite'
 
 
+def test_a_loss_that_is_not_finite_has_no_finite_gradient_and_another_its_own():
+    x = torch.tensor([3.0, 1 / 3], requires_grad=True)
+    for loss in (x.pow(2).sum(), -x.sum(), x.sum() * 0):
+        tied = tie_gradient(loss)
+        assert torch.equal(tied, loss)
+        assert torch.equal(*(torch.autograd.grad(y, x, retain_graph=True)[0] for y in (tied, loss)))
+    for target in (INF, -INF, NAN):
+        loss = (x - target).abs().sum()
+        assert torch.autograd.grad(loss, x, retain_graph=True)[0].isfinite().all()
+        assert torch.autograd.grad(tie_gradient(loss), x)[0].isnan().all()
+
+
 @pytest.mark.parametrize('gt', [NAN, INF])
 def test_a_skipped_step_changes_no_bit_of_weights_and_optimizer(build, folder, lines, gt):
     model = build()
@@ -162,8 +172,9 @@ def test_a_skipped_step_changes_no_bit_of_weights_and_optimizer(build, folder, l
 
 
 def test_a_run_of_good_steps_is_bit_identical_to_one_without_a_guard_and_leaves_no_trace(build, folder, lines):
-    models = build(), build()
-    guard = watch(models[0], folder=folder)
+    model = build()
+    models = model, Plain(model.optimizers[0].param_groups[0]['fused'])
+    guard = watch(model, folder=folder)
     train(models[0], guard, batch(), batch())
     guard.end()
     for _ in range(2):
@@ -220,9 +231,9 @@ def test_a_good_step_reads_one_value_back_and_an_optimizer_without_gradients_non
     assert read == ['item']
 
 
-@both_kernels
-def test_a_late_reader_reads_nothing_back_in_a_good_step(fused, folder, monkeypatch):
-    model = Telling(fused=True, enabled=bool(fused))
+@pytest.mark.parametrize('scale', [None, 2.0**16])
+def test_a_late_reader_reads_nothing_back_in_a_good_step(scale, folder, monkeypatch):
+    model = Calling(True, scale)
     guard = watch(model, folder=folder)
     read = []
     for name in ('item', 'tolist', '__bool__', '__float__'):
@@ -238,7 +249,7 @@ def test_a_late_reader_reads_nothing_back_in_a_good_step(fused, folder, monkeypa
 
 
 def test_a_late_reader_reports_a_step_when_the_next_is_queued_but_it_is_skipped_at_once(folder, lines):
-    model = Late()
+    model = Calling(True)
     guard = watch(model, folder=folder)
     train(model, guard, batch())
     before = state(model)
@@ -255,7 +266,7 @@ def test_a_late_reader_reports_a_step_when_the_next_is_queued_but_it_is_skipped_
 
 
 def test_an_optimizer_that_can_not_skip_by_itself_is_read_at_once(folder, lines):
-    model = Telling(fused=False, enabled=False)
+    model = Calling(fused=False)
     guard = watch(model, folder=folder)
     model.feed_data(batch(NAN))
     model.optimize_parameters(1)
@@ -264,14 +275,14 @@ def test_an_optimizer_that_can_not_skip_by_itself_is_read_at_once(folder, lines)
 
 
 def test_what_a_fused_optimizer_was_told_of_one_step_is_gone_after_it(folder):
-    model = Late()
+    model = Calling(True)
     train(model, watch(model, folder=folder), batch(NAN))
     assert getattr(model.optimizers[0], 'found_inf', None) is None
     assert all(parameter.grad is not None for parameter in model.net_g.parameters())
 
 
-def test_a_step_of_two_optimizers_counts_once(build, folder, lines):
-    model = build()
+def test_a_step_of_two_optimizers_counts_once(folder, lines):
+    model = Plain()
     first, second = model.net_g
     model.optimizers = [torch.optim.Adam(first.parameters()), torch.optim.Adam(second.parameters())]
     train(model, guard := watch(model, folder=folder), batch(NAN))
@@ -331,7 +342,7 @@ def test_a_batch_that_can_not_be_saved_does_not_end_the_training(build, folder, 
 
 @both_kernels
 def test_steps_by_which_a_scaler_finds_its_scale_are_not_reported_nor_fatal_by_themselves(fused, folder, lines):
-    model = Telling(fused, init_scale=2.0**127)
+    model = Calling(fused, 2.0**127)
     for parameter in model.net_g.parameters():
         parameter.register_hook(lambda gradient: torch.where(gradient.abs().max() > 2.0**120, INF, gradient))
     guard = watch(model, 'fatal', 100, folder=folder)
@@ -346,7 +357,7 @@ def test_steps_by_which_a_scaler_finds_its_scale_are_not_reported_nor_fatal_by_t
 
 @both_kernels
 def test_a_scaler_that_finds_no_scale_is_fatal(fused, folder, lines):
-    model = Telling(fused, init_scale=4.0)
+    model = Calling(fused, 4.0)
     model.net_g[1].bias.register_hook(lambda gradient: gradient * INF)
     guard = watch(model, limit=2, folder=folder)
     with pytest.raises(UserError) as error:
@@ -358,19 +369,19 @@ def test_a_scaler_that_finds_no_scale_is_fatal(fused, folder, lines):
 
 @both_kernels
 def test_a_term_that_is_not_finite_is_reported_although_a_scaler_has_skipped_the_step(fused, folder, lines):
-    model = Telling(fused)
+    model = Calling(fused, 2.0**16)
     guard = watch(model, folder=folder)
     train(model, guard, batch(NAN), batch())
-    assert len(lines) == 1 and lines[0].startswith('WARNING: Iteration 1: l_pix, gt not finite; step skipped')
+    assert len(lines) == 1 and lines[0].startswith('WARNING: Iteration 1: l_pix, l_percep, gt not finite; step skipped')
     assert guard.state_dict() == {'in_a_row': 0, 'skipped': 1}
 
 
 MODELS = {
-    'plain': Plain,
-    'telling': lambda: Telling(enabled=False),
-    'scaling': Telling,
-    'late': Late,
-    'late and scaling': lambda: Telling(fused=True),
+    'hooks': Plain,
+    'calling': Calling,
+    'scaling': partial(Calling, None, 2.0**16),
+    'late': partial(Calling, True),
+    'late and scaling': partial(Calling, True, 2.0**16),
 }
 
 
@@ -422,8 +433,8 @@ def test_a_nan_on_one_rank_is_skipped_on_both_and_both_end_alike(ranks, name):
 @pytest.mark.parametrize('name', MODELS)
 def test_the_first_rank_says_which_rank_had_it_and_both_save_their_batch(ranks, name):
     folder, (first, second) = ranks
-    terms = 'l_pix, l_percep, gt' if name in ('plain', 'late') else 'l_pix, gt'
-    here = 'gt' if name == 'plain' else terms
+    terms = 'l_pix, l_percep, gt'
+    here = 'gt' if name == 'hooks' else terms
     assert first[name]['lines'][0] == (
         f'WARNING: Iteration 3: {terms} not finite; step skipped, 1 in a row, 1 in all; '
         f'files of rank 0: gt/0a.png, gt/0b.png; files of rank 1 ({here}): gt/1a.png, gt/1b.png; '
