@@ -10,13 +10,13 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from glob import escape
 from pathlib import Path
 
 import cv2
+import lmdb
 import numpy as np
 from basicsr.utils import get_root_logger, imfrombytes
 from filelock import FileLock, Timeout
@@ -31,6 +31,10 @@ from facd_basicsr.files.parallel import in_threads
 
 CACHE_FORMAT = 1  # of the file; a part of its digest
 GB = 10**9
+
+
+class CacheNotWrittenError(Exception):
+    """Why, what is needed and what is free. No OSError, which ``opened_lmdb`` would take for the LMDB's."""
 
 
 class DecodedImages:
@@ -74,7 +78,7 @@ def decoded_images(root: Path, files: list[str], where: str, hidden: bool = Fals
         hidden: begins the name of the file with a dot.
 
     Raises:
-        OSError: the cache cannot be written. The message has the folder, what is needed and what is free.
+        CacheNotWrittenError: the disk is full or read-only, for example.
         UserError: the LMDB cannot be read.
     """
     root = Path(os.path.normpath(Path.cwd() / root))  # a link is kept: there may be no writing beside what it names
@@ -84,22 +88,25 @@ def decoded_images(root: Path, files: list[str], where: str, hidden: bool = Fals
         return DecodedImages(path, len(files))
     table = _planned_table(root, files, where)
     needed = int(table[-1, 0])
-    try:
-        with _locked(root.with_name(f'{PARTIAL}{stem}.lock'), root):
-            with suppress(OSError, ValueError):  # another process was faster
+    # not the dataset's own LMDB, which is for the process that trains
+    with opened_lmdb(root, where) if root.suffix == '.lmdb' else nullcontext() as env:
+        try:
+            with _locked(root.with_name(f'{PARTIAL}{stem}.lock'), root):
+                with suppress(OSError, ValueError):  # another process was faster
+                    return DecodedImages(path, len(files))
+                for partial in root.parent.glob(f'{PARTIAL}{escape(stem)}-*'):  # of a killed process
+                    partial.unlink()
+                if needed > shutil.disk_usage(root.parent).free:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                get_root_logger().info(f'Decoding {len(files)} images of {root} into {needed / GB:.1f} GB of {path}.')
+                _build(path, files, env, table, where)
                 return DecodedImages(path, len(files))
-            for partial in root.parent.glob(f'{PARTIAL}{escape(stem)}-*'):  # of a killed process
-                partial.unlink()
-            if needed > shutil.disk_usage(root.parent).free:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            _build(path, root, files, table, where)
-            return DecodedImages(path, len(files))
-    except OSError as error:
-        free = shutil.disk_usage(root.parent).free
-        raise OSError(
-            f'{root.parent}: {error.strerror or error}, {needed / GB:.1f} GB needed for {path.name}, {free / GB:.1f} '
-            'GB free'
-        ) from error
+        except OSError as error:
+            free = shutil.disk_usage(root.parent).free
+            raise CacheNotWrittenError(
+                f'{root.parent}: {error.strerror or error}, {needed / GB:.1f} GB needed for {path.name}, '
+                f'{free / GB:.1f} GB free'
+            ) from error
 
 
 def _digest(root: Path, files: list[str]) -> str:
@@ -139,16 +146,9 @@ def _planned_table(root: Path, files: list[str], where: str) -> np.ndarray:
     return table
 
 
-def _build(path: Path, root: Path, files: list[str], table: np.ndarray, where: str) -> None:
-    log, start = get_root_logger(), time.perf_counter()
-    log.info(f'Decoding {len(files)} images of {root} into {path.name}, {table[-1, 0] / GB:.1f} GB.')
-    is_lmdb, threads, turn = root.suffix == '.lmdb', cv2.getNumThreads(), threading.Lock()
-    # an LMDB opened here, not the dataset's own, which is for the process that trains
-    with (
-        atomic_path(path) as partial,
-        partial.open('wb') as file,
-        opened_lmdb(root, where) if is_lmdb else nullcontext() as env,
-    ):
+def _build(path: Path, files: list[str], env: lmdb.Environment | None, table: np.ndarray, where: str) -> None:
+    threads, turn = cv2.getNumThreads(), threading.Lock()
+    with atomic_path(path) as partial, partial.open('wb') as file:
         file.truncate(int(table[-1, 0]))
 
         def write(offset: int, content: np.ndarray) -> None:  # not to a mapping: on a full disk that kills the process
@@ -178,7 +178,6 @@ def _build(path: Path, root: Path, files: list[str], table: np.ndarray, where: s
         finally:
             cv2.setNumThreads(threads)
         write(0, table)
-    log.info(f'{root.name} is decoded after {time.perf_counter() - start:.1f} s.')
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
-from facd_basicsr.data.decoded_cache import DecodedImages, decoded_images
+from facd_basicsr.data.decoded_cache import CacheNotWrittenError, DecodedImages, decoded_images
 
 
 def from_memory(dataset: PairedImageDataset) -> 'PairedImageDataset | MemoryPairs':
@@ -34,7 +34,7 @@ def from_memory(dataset: PairedImageDataset) -> 'PairedImageDataset | MemoryPair
 
     try:
         gt, lq = decoded('gt'), decoded('lq')
-    except OSError as error:
+    except CacheNotWrittenError as error:
         log.warning(
             f'{where}: memory: {error}; accepted: that space in a writable folder. {name} is read from its files, '
             'which is slower; docs/data.md#in-memory'

@@ -16,6 +16,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils import imfrombytes
 from conftest import tiny_train_opt
 from damages import make_empty, replace_by_text, truncate_to_half
@@ -365,6 +366,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, 'open', open_file)
 
 
+@pytest.mark.parametrize('names', [('GT', 'LQ'), ('HR.lmdb', 'LR.lmdb')])
 @pytest.mark.parametrize(
     ('obstacle', 'said'),
     [
@@ -375,21 +377,27 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_where_no_cache_can_be_written_one_warning_says_so_and_the_files_are_read(
-    own_folders, monkeypatch, obstacle, said
+    data, tmp_path, monkeypatch, names, obstacle, said
 ):
-    warnings = []
+    for name in names:
+        shutil.copytree(data / name, tmp_path / name)
+    block, warnings = block_of(tmp_path, names), []
     monkeypatch.setattr(memory_pairs, 'get_root_logger', lambda: Log(warnings))
     with monkeypatch.context() as patches:
         obstacle(patches)
-        files, memory = (
-            build_ordered_dataset(block_of(own_folders) | backend) for backend in ({}, {'io_backend': MEMORY})
-        )
-    assert not isinstance(memory, MemoryPairs) and caches(own_folders) == []
-    for index in range(7):
-        assert_same(SeededDataset(memory)[index, 3], SeededDataset(files)[index, 3])
+        memory = build_ordered_dataset(block | {'io_backend': MEMORY})
+    assert type(memory) is PairedImageDataset and caches(tmp_path) == []
+    samples = [(index, 3) for index in range(len(memory))]
+    found = [SeededDataset(memory)[sample] for sample in samples]
+    if memory.file_client.backend == 'lmdb':  # one LMDB cannot be opened twice
+        for client in memory.file_client.client._client.values():
+            client.close()
+    files = SeededDataset(build_ordered_dataset(block))
+    for sample, one in zip(samples, found):
+        assert_same(one, files[sample])
     (warning,) = warnings
     assert re.fullmatch(
-        rf'datasets\.train\.io_backend: memory: {own_folders}: {said}, 0\.0 GB needed for GT\.decoded-[0-9a-f]{{8}}, '
+        rf'datasets\.train\.io_backend: memory: {tmp_path}: {said}, 0\.0 GB needed for {names[0]}\.decoded-[0-9a-f]+, '
         r'[0-9.]+ GB free; accepted: that space in a writable folder\. pictures is read from its files, .*',
         warning,
     )
