@@ -50,7 +50,9 @@ def build(features: int, blocks: int, gpus: int) -> SafeModel:
     network = {'type': 'EDSRStudent', 'num_feat': features, 'num_block': blocks, 'upscale': SCALE}
     shared = {'is_train': False, 'dist': False, 'rank': 0, 'world_size': 1, 'num_gpu': gpus, 'scale': SCALE}
     paths = {'path': {}, 'name': 'benchmark', 'model_type': 'SRModel'}
-    return build_model({**shared, **paths, 'network_g': network, 'val': {'metrics': METRICS, 'tile': None, 'pbar': False}})
+    return build_model(
+        {**shared, **paths, 'network_g': network, 'val': {'metrics': METRICS, 'tile': None, 'pbar': False}}
+    )
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, float]:

@@ -148,12 +148,12 @@ class RunLog(DeferredLog):
     def iteration(self, epoch: int, lrs: list[float], values: Mapping[str, float]) -> None:
         """Records an iteration: its learning rates, and its seconds and loss terms by name."""
         names = ['lr'] if len(lrs) == 1 else [f'lr_{number}' for number in range(1, len(lrs) + 1)]
-        self._append(epoch=epoch, **dict(zip(names, lrs)), **values)
+        self._append(epoch=epoch, **dict(zip(names, lrs)), **{name: float(value) for name, value in values.items()})
 
     def validation(self, name: str, metrics: Mapping[str, float]) -> None:
         """Records the metrics of a set."""
         for metric, value in metrics.items():
-            self._append(set=name, metric=metric, value=value)
+            self._append(set=name, metric=metric, value=float(value))
 
     def event(self, event: str, message: str = '') -> None:
         """Records an event."""
