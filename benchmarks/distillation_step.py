@@ -154,7 +154,7 @@ def take_turns(
         trained = ours(with_execution(opt, execution))
         runs[f'FACD {name}'] = execution['precision'], lambda turn: train_step(trained, batch, turn)
         bare = ours(with_execution(opt, {**execution, 'compile': None}))
-        run_floor = floor(bare.model, Execution.of(execution))
+        run_floor = floor(bare, Execution.of(execution))
         runs[f'floor {name}'] = execution['precision'], lambda _: run_floor(batch)
         laps = Laps(ours(with_execution(opt, execution))) if name == args.split else None
 

@@ -98,7 +98,7 @@ def split(model: SafeModel, loader: DataLoader) -> dict[str, dict[str, float]]:
 
 def compare(model: SafeModel, loader: DataLoader, turns: int) -> dict[str, Any]:
     """BasicSR's validation and ours in turns; the first turn is excluded."""
-    validations = {'BasicSR': SRModel.nondist_validation, 'ours': SafeModel.nondist_validation}
+    validations = {'BasicSR': SRModel.nondist_validation, 'ours': SafeModel.validation}
     seconds: dict[str, list[tuple[float, float]]] = {who: [] for who in validations}
     metrics = {}
     for _ in range(1 + turns):

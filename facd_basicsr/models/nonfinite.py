@@ -49,12 +49,18 @@ class Step:
     late: bool = False
     _event: torch.cuda.Event | None = None
 
-    def look(self, optimizer: Optimizer) -> Tensor:
-        """Whether the optimizer's gradients are all finite, on their device, (); nothing waits for it."""
+    def are_finite(self, optimizer: Optimizer) -> bool:
+        """Whether the optimizer's gradients are all finite: one value is read back."""
+        if self.look(optimizer, norm=2).item():  # on a CPU the fastest norm, but it may overflow
+            return True
+        self.gradients.pop()
+        return bool(self.look(optimizer).item())
+
+    def look(self, optimizer: Optimizer, norm: float = math.inf) -> Tensor:
+        """The same on the gradients' device, (); nothing waits for it."""
         parameters = [p for p in _parameters(optimizer) if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        largest = torch._foreach_norm(gradients, float('inf'))  # these do not overflow
-        finite = torch.isfinite(torch.stack(largest))  # (P,)
+        finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients, norm)))  # (P,)
         self.gradients.append((parameters, finite.to('cpu', non_blocking=True)))  # into pinned memory
         if finite.is_cuda:
             self._event = torch.cuda.Event()
@@ -131,14 +137,14 @@ class NonFiniteGuard:
         fused = all(group.get('fused') for group in optimizer.param_groups)
         late = optimizer.param_groups[0]['params'][0].is_cuda if self._late is None else self._late
         self._step = Step(terms=terms, scaler=scaler if scaler.is_enabled() else None, late=fused and late)
-        finite = self._step.look(optimizer)
         if scaler.is_enabled():
+            self._step.look(optimizer)
             scaler.step(optimizer)  # looks for itself, and skips alike
         elif fused:
-            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # skips on the device, as for a scaler
+            optimizer.found_inf = (~self._step.look(optimizer)).float()  # type: ignore[attr-defined]  # skips on the device, as for a scaler
             optimizer.step()
             del optimizer.found_inf  # type: ignore[attr-defined]
-        elif finite.item():  # the one value that is read back; others do not support found_inf
+        elif self._step.are_finite(optimizer):  # others do not support found_inf
             optimizer.step()
 
     def attach_hooks(
@@ -158,7 +164,7 @@ class NonFiniteGuard:
             loss.register_forward_hook(_tie_gradients)
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if all(p.grad is None for p in _parameters(optimizer)) or self._step.look(optimizer).item():
+        if all(p.grad is None for p in _parameters(optimizer)) or self._step.are_finite(optimizer):
             return
         for p in _parameters(optimizer):
             p.grad = None  # to an optimizer, a parameter that had no part in the loss

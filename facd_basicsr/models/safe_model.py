@@ -32,6 +32,7 @@ from facd_basicsr.models.validation import (
     feed_data_non_blocking,
     validate,
     validated_receptive_field,
+    validates_itself,
 )
 from facd_basicsr.runtime.execution import Execution, set_tf32
 
@@ -56,9 +57,7 @@ class SafeModel(BaseModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.best_metric_results: dict[str, dict[str, Any]] = {}
         super().__init__(opt)
-        validations = ('dist_validation', 'nondist_validation')
-        self._validates_itself = any(getattr(type(self), name) is not getattr(SafeModel, name) for name in validations)
-        self.reach = validated_receptive_field(self, self._validates_itself)
+        self.reach = validated_receptive_field(self)
         if self.is_train:
             folder = Path(self.opt['path']['experiments_root'], 'nonfinite')
             self.guard = NonFiniteGuard(self._networks(), **self.opt['train']['nonfinite'], folder=folder)
@@ -177,34 +176,19 @@ class SafeModel(BaseModel):
         save_img: bool = False,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """As BasicSR's, until ``stop``, which is asked before each image.
+        """As BasicSR's, in less time, the images shared out to the ranks; BasicSR's makes the others wait for rank 0.
+        The metrics do not depend on the number of ranks: they are summed in the order of the images. A model that has a
+        validation of its own keeps it.
+
+        Args:
+            stop: asked before each image; True ends it.
 
         Raises:
-            Stopped: ``stop`` has ended it; on all ranks, but in models that have their own validation.
+            Stopped: on all ranks, when ``stop`` has ended it on one; in a model's own validation on that one.
         """
-        if self._validates_itself:
+        if validates_itself(self):
             super().validation(Interruptible(dataloader, stop), current_iter, tb_logger, save_img)
-        else:
-            self.nondist_validation(dataloader, current_iter, tb_logger, save_img, stop)
-
-    def dist_validation(self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool) -> None:
-        """As ``nondist_validation``, the images shared out to the ranks; BasicSR's makes the others wait for rank 0."""
-        self.nondist_validation(dataloader, current_iter, tb_logger, save_img)
-
-    def nondist_validation(
-        self,
-        dataloader: DataLoader,
-        current_iter: int | str,
-        tb_logger: Any,
-        save_img: bool,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """As BasicSR's, in less time. The metrics do not depend on the number of ranks: they are summed in the order of
-        the images.
-
-        Raises:
-            Stopped: on all ranks, when ``stop`` has ended it on one.
-        """
+            return
         name, metrics = dataset_of(dataloader).opt['name'], self.opt['val']['metrics'] or {}
         by_image = validate(self, self.reach, dataloader, current_iter, save_img, stop)
         if not metrics:
@@ -334,10 +318,7 @@ def build_model(opt: dict[str, Any]) -> SafeModel:
     if cls is SRModel:
         cls = type(cls.__name__, (SafeSRModel,), {})
     elif not issubclass(cls, SafeModel):
-        # a model that has a validation of its own keeps it
-        validations = {name: getattr(cls, name) for name in ('dist_validation', 'nondist_validation')}
-        is_basicsrs = all(method is getattr(SRModel, name) for name, method in validations.items())
-        cls = type(cls.__name__, (SafeModel, cls), {} if is_basicsrs else validations)
+        cls = type(cls.__name__, (SafeModel, cls), {})
     model = cls(copy.deepcopy(opt))  # models pop keys
     get_root_logger().info(f'Model [{cls.__name__}] is created.')
     return model

@@ -81,11 +81,14 @@ def runs_as_basicsr(model: BaseModel) -> bool:
     return fed and all(method is getattr(SRModel, name) for name, method in methods.items())
 
 
-def validated_receptive_field(model: BaseModel, own_validation: bool) -> int:
-    """The receptive field radius of a model's network beyond the tiles of ``val.tile``; 0 without tiles.
+def validates_itself(model: BaseModel) -> bool:
+    """Whether a model has a validation of its own, where SRModel's becomes :func:`validate`."""
+    methods = ('dist_validation', 'nondist_validation')
+    return any(getattr(type(model), name, None) is not getattr(SRModel, name) for name in methods)
 
-    Args:
-        own_validation: whether the model has one in the place of :func:`validate`.
+
+def validated_receptive_field(model: BaseModel) -> int:
+    """The receptive field radius of a model's network beyond the tiles of ``val.tile``; 0 without tiles.
 
     Raises:
         UserError: the model, or its network, does not work in tiles.
@@ -94,7 +97,7 @@ def validated_receptive_field(model: BaseModel, own_validation: bool) -> int:
     tile = (opt['val'] or {}).get('tile')
     if tile is None:
         return 0
-    if own_validation or not runs_as_basicsr(model):
+    if validates_itself(model) or not runs_as_basicsr(model):
         raise UserError(f'val.tile: {tile} for {opt["model_type"]} which has its own test(); accepted: no val.tile')
     net = model.get_bare_model(model.net_g)
     return receptive_field_radius(net, input_channels(opt['network_g']), opt['scale'], tile)
@@ -106,7 +109,7 @@ def validate(
     loader: DataLoader,
     current_iter: int | str,
     save_img: bool,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool],
 ) -> list[list[float]]:
     """Upscales, scores and, if asked for, saves the images of a set, each rank every R-th of them.
 
@@ -114,8 +117,7 @@ def validate(
         model: SRModel or a model that passes images as it does.
         reach: from :func:`validated_receptive_field`.
         loader: of batches of one.
-        current_iter, save_img: as ``nondist_validation`` has them.
-        stop: asked before each batch; True ends it.
+        current_iter, save_img, stop: as :meth:`SafeModel.validation` has them.
 
     Returns:
         For each image, in the order of the set, the values of ``val.metrics``: on every rank those of all.

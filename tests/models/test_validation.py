@@ -93,7 +93,7 @@ def test_a_validation_is_basicsrs(opt, loader, tmp_path, monkeypatch, network, i
     model = build_model({**opt, 'network_g': network})
     model.opt['is_train'] = is_train
     found, expected = {}, {}
-    for outcome, validate in ((expected, SRModel.nondist_validation), (found, SafeModel.nondist_validation)):
+    for outcome, validate in ((expected, SRModel.nondist_validation), (found, SafeModel.validation)):
         lines.clear()
         model.best_metric_results, curves = {}, Curves()
         validate(model, loader, 7, curves, True)
@@ -110,7 +110,7 @@ def test_a_validation_is_basicsrs(opt, loader, tmp_path, monkeypatch, network, i
 
 
 def by_image(model: SafeModel, loader: torch.utils.data.DataLoader) -> np.ndarray:
-    return np.array(validation.validate(model, model.reach, loader, 0, False))
+    return np.array(validation.validate(model, model.reach, loader, 0, False, lambda: False))
 
 
 def test_images_of_one_shape_in_a_batch_have_the_figures_that_they_have_alone(opt, loader, monkeypatch):
@@ -177,11 +177,11 @@ def test_a_model_that_tests_in_its_own_way_is_validated_by_it(opt, loader):
     finally:
         del MODEL_REGISTRY._obj_map['Flipped']
     flipped.net_g.load_state_dict(model.net_g.state_dict())
-    flipped.nondist_validation(loader, 0, None, False)
+    flipped.validation(loader, 0, None, False)
     own = dict(flipped.metric_results)
     SRModel.nondist_validation(flipped, loader, 0, None, False)
     assert own == pytest.approx(flipped.metric_results, abs=1e-12)
-    model.nondist_validation(loader, 0, None, False)
+    model.validation(loader, 0, None, False)
     assert own != pytest.approx(model.metric_results, abs=1e-3)
 
 
@@ -199,9 +199,7 @@ def test_a_set_without_gt_is_saved_and_scored_by_metrics_that_need_none(opt, fol
     opt['val']['metrics'] = {'own': {'type': 'brightness'}}
     model = build_model(opt)
     model.gt = torch.zeros(1, 3, 8, 8)  # of the last training batch
-    model.nondist_validation(
-        loader_of({'type': 'SingleImageDataset', 'dataroot_lq': folders['dataroot_lq']}), 0, None, True
-    )
+    model.validation(loader_of({'type': 'SingleImageDataset', 'dataroot_lq': folders['dataroot_lq']}), 0, None, True)
     images = written(tmp_path)
     assert list(images) == [f'pictures/{i}_tiny.png' for i in range(len(SIZES))]
     assert model.metric_results['own'] == pytest.approx(np.mean([image.mean() for image in images.values()]))
@@ -220,7 +218,7 @@ def test_an_image_that_can_not_be_read_is_named_and_the_network_is_put_back(opt,
     )
     (tmp_path / 'LQ' / '2.png').write_bytes(b'')
     with pytest.raises(UserError, match=r'2\.png'):
-        model.nondist_validation(loader, 0, None, False)
+        model.validation(loader, 0, None, False)
     assert model.net_g is network
 
 
@@ -233,10 +231,10 @@ def test_a_stopped_validation_leaves_no_figures(opt, loader):
 
 
 def test_a_bar_counts_the_images_if_asked_for(opt, loader, capsys):
-    build_model(opt).nondist_validation(loader, 0, None, False)
+    build_model(opt).validation(loader, 0, None, False)
     assert capsys.readouterr().err == ''
     opt['val']['pbar'] = True
-    build_model(opt).nondist_validation(loader, 0, None, False)
+    build_model(opt).validation(loader, 0, None, False)
     assert 'Test 5: 100%' in capsys.readouterr().err
 
 
