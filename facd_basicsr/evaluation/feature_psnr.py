@@ -63,7 +63,6 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
         UserError: the teacher's taps do not fit it.
     """
     taps = train_opt['taps']
-    mode = cast(DistillLoss, build_loss(train_opt['train']['distill_opt'])).regressor
     teacher.taps = Taps(teacher.bare, [tap['teacher'] for tap in taps], 'teacher')
     probe = np.full((PROBE_SIZE, PROBE_SIZE, 3), 128, np.uint8)
     _, teacher_feats = teacher.upscale_with_features(probe)
@@ -72,7 +71,7 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
         try:
             student.taps = Taps(student.bare, [tap['student'] for tap in taps], 'student')
             _, student_feats = student.upscale_with_features(probe)
-            note = _add_regressors(student, train_opt.get('network_r'), mode, student_feats, teacher_feats)
+            note = _add_regressors(student, train_opt, student_feats, teacher_feats)
         except UserError as error:
             student.taps = student.regressors = None
             note = f'no feature PSNR: {error}'
@@ -82,13 +81,10 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
 
 
 def _add_regressors(
-    student: Method,
-    network_opt: dict[str, Any] | None,
-    mode: str,
-    student_feats: Sequence[Tensor],
-    teacher_feats: Sequence[Tensor],
+    student: Method, train_opt: dict[str, Any], student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
 ) -> str:
     """Loads the student's regressors. Returns a note for the table, if there is one."""
+    mode = cast(DistillLoss, build_loss(train_opt['train']['distill_opt'])).regressor
     checkpoint = Path(student.checkpoint)
     path = checkpoint.with_name('net_r_' + checkpoint.name.removeprefix('net_g_'))
     if not path.is_file():
@@ -97,7 +93,7 @@ def _add_regressors(
                 f"no {path.name} beside {checkpoint}, and its features have other shapes than the teacher's"
             )
         return f'no {path.name} beside {checkpoint}: features compared as they are' if mode == 'always' else ''
-    regressors = build_regressors(network_opt, mode, student_feats, teacher_feats)
+    regressors = build_regressors(train_opt.get('network_r'), mode, student_feats, teacher_feats)
     if regressors is not None:
         state_dict = load_state_dict(path, 'regressors', ['params'])
         load_exactly(regressors, state_dict, f'regressors: {path}')

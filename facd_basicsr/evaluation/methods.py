@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import Teacher, build_teacher, local_weights
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, locating
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.files.state_dicts import basicsr_param_keys, load_exactly, load_state_dict
@@ -209,10 +209,8 @@ def read_train_file(path: str, overrides: Sequence[str], scale: int) -> dict[str
     Raises:
         UserError: it is not accepted, has no teacher, or another scale.
     """
-    try:
+    with locating('--teacher'):
         opt = load_options(path, overrides, is_train=True, with_data=False)
-    except UserError as error:
-        raise UserError(f'--teacher: {error}') from error
     if 'teacher' not in opt:
         raise UserError(f'--teacher: {path} has no teacher block; accepted: a train file such as FACD_EDSR_x2.yml')
     if opt['scale'] != scale:

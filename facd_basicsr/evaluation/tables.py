@@ -5,7 +5,6 @@ import html
 import io
 import itertools
 import json
-import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -259,26 +258,14 @@ def is_student(method: Method) -> bool:
 def to_csv(records: Sequence[dict[str, Any]]) -> str:
     """One line for each method and image; an infinite PSNR is ``inf``, and what there is not is empty."""
     text = io.StringIO()
-    longest = max(records, key=len)
-    writer = csv.DictWriter(text, _ordered(longest), restval='', lineterminator='\n')
+    columns = dict.fromkeys(['method', 'set', 'image', *QUALITY, *max(records, key=len)])
+    writer = csv.DictWriter(text, list(columns), restval='', lineterminator='\n')
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
 
 
-def _ordered(record: dict[str, Any]) -> list[str]:
-    first = ['method', 'set', 'image', *QUALITY]
-    return [*first, *(key for key in record if key not in first)]
-
-
 def to_json(results: dict[str, Any]) -> str:
     """Indented JSON; numbers that JSON cannot hold, such as an infinite PSNR, are ``null``."""
-    return json.dumps(_finite(results), indent=1, allow_nan=False) + '\n'
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    finite = json.loads(json.dumps(results), parse_constant=lambda constant: None)
+    return json.dumps(finite, indent=1, allow_nan=False) + '\n'

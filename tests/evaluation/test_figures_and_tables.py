@@ -9,26 +9,19 @@ from facd_basicsr.evaluation.figures import (
     LINE_HEIGHT,
     PANEL_MARGIN,
     YELLOW,
+    enlarge,
     grid,
-    largest_error,
     marked,
-    side_by_side,
     tinted,
     window_sums,
 )
 from facd_basicsr.evaluation.tables import html_table, latex_table, markdown_table, text_table
 
 
-def test_largest_error_finds_the_window_with_the_largest_error():
-    error = np.zeros((30, 40))
-    error[12:17, 21:26] = 1
-    assert largest_error(error, 5) == (12, 21)
-
-
-def test_side_by_side_shows_each_crop_enlarged_in_its_place_in_rgb():
+def test_a_grid_shows_each_crop_enlarged_in_its_place_in_rgb():
     blue, red = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)
     blue[..., 0], red[..., 2] = 255, 255
-    picture = side_by_side([[('a', blue), ('b\nc', red)]], zoom=10)
+    picture = grid([[('a', enlarge(blue, 10)), ('b\nc', enlarge(red, 10))]])
     assert picture.getpixel((PANEL_MARGIN, PANEL_MARGIN)) == (0, 0, 255)
     assert picture.getpixel((PANEL_MARGIN + 40 + PANEL_MARGIN + 39, PANEL_MARGIN + 39)) == (255, 0, 0)
 
