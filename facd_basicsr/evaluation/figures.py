@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER, Method
 from facd_basicsr.evaluation.test_sets import ImagePair
-from facd_basicsr.losses.image import teacher_is_right
+from facd_basicsr.losses.image import indicator
 from facd_basicsr.losses.pairwise import sample_l1
 from facd_basicsr.runtime.metrics import as_input, luma, psnr
 
@@ -275,6 +275,6 @@ def teacher_map(student: Method, teacher: Method, pair: ImagePair, patch: int) -
     sr_s, sr_t, gt_patches = (
         torch.cat([image[:, :, top:bottom, left:right] for left, top, right, bottom in boxes]) for image in images
     )  # (1, C, H, W) -> (N, C, gt_size, gt_size) each
-    loses = teacher_is_right(sr_s, sr_t, gt_patches) == 0  # (N,)
+    loses = indicator(sr_s, sr_t, gt_patches) == 0  # (N,)
     student_error, teacher_error = (255 * sample_l1(sr, gt_patches) for sr in (sr_s, sr_t))  # (N,), (N,)
     return TeacherMap(pair, boxes, loses.numpy(), student_error.numpy(), teacher_error.numpy())
