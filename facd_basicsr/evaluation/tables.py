@@ -5,7 +5,8 @@ import html
 import io
 import itertools
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.feature_psnr import feature_scores
 from facd_basicsr.evaluation.methods import TEACHER, Method
 from facd_basicsr.evaluation.test_sets import ImagePair
+from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.runtime.metrics import score
 
 Cell = tuple[int, int]  # row, column
@@ -153,6 +155,16 @@ class Table(NamedTuple):
     rows: list[list[str]]
     groups: list[str]
     bold: set[Cell]
+
+
+def write_tables(made: Mapping[str, Table], notes: Iterable[str], folder: Path) -> None:
+    """Writes table.md, which the notes end, and table.tex, and prints the tables, each under its title."""
+    markdown = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in made.items()]
+    atomic_write(folder / 'table.md', '\n'.join([*markdown, *(f'{note}\n' for note in notes)]))
+    latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in made.items()]
+    atomic_write(folder / 'table.tex', '\n'.join([f'{LATEX_RULES}\n', *latex]))
+    for title, (header, rows, groups, _) in made.items():
+        print(f'\n{title}\n\n{text_table(header, rows, groups)}')
 
 
 def evaluate(methods: Sequence[Method], images: Iterable[ImagePair]) -> Iterator[dict[str, Any]]:
