@@ -121,8 +121,8 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
     def scaled(value: int) -> int:
         return max(1, round(value * factor)) if value > 0 else value
 
-    opts = {}
-    for method, opt in copy.deepcopy(comparison.methods).items():
+    opts = copy.deepcopy(comparison.methods)
+    for opt in opts.values():
         train_opt, scheduler_opt = opt['train'], opt['train']['scheduler']
         train_opt['total_iter'] = scaled(train_opt['total_iter'])
         if 'warmup_iter' in train_opt:
@@ -136,7 +136,6 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
             opt['val']['val_freq'] = scaled(opt['val']['val_freq'])
         opt['logger']['save_checkpoint_freq'] = scaled(opt['logger']['save_checkpoint_freq'])
         opt['logger']['print_freq'] = min(opt['logger']['print_freq'], scaled(opt['logger']['print_freq']))
-        opts[method] = opt
     return replace(comparison, name=f'{comparison.name}_{iterations}', methods=opts)
 
 

@@ -156,7 +156,9 @@ def train_all(
                     _remove_numbered(root_path() / 'experiments' / run.opt['name'])
                     waiting.insert(0, run)  # to be scored
                 else:
-                    failures.append(f'{run.name}: {_last_line(folder.output(run), process.returncode)}')
+                    output = folder.output(run)
+                    lines = output.read_text(encoding='utf-8', errors='replace').strip().splitlines() or ['no output']
+                    failures.append(f'{run.name}: {lines[-1]} (exit code {process.returncode}; {output})')
                     print(failures[-1], flush=True)
             free = [slot for slot in range(jobs) if slot not in running]
             while waiting and free:
@@ -216,11 +218,6 @@ def _remove_numbered(experiment: Path) -> None:
     for path in [*experiment.glob('training_states/*'), *experiment.glob('models/net_*.pth')]:
         if not path.stem.endswith('_latest'):
             path.unlink()
-
-
-def _last_line(output: Path, returncode: int) -> str:
-    lines = output.read_text(encoding='utf-8', errors='replace').strip().splitlines()
-    return f'{lines[-1] if lines else "no output"} (exit code {returncode}; {output})'
 
 
 def read_records(comparison: Comparison, folder: Folder) -> Iterator[dict[str, Any]]:

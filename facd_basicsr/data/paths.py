@@ -54,12 +54,11 @@ def check_whole_dataset(phase: str, dataset_opt: dict[str, Any], scale: int) -> 
     roots = _roots(dataset_opt)
     if file_backend(dataset_opt) == 'lmdb':
         counts = [check_lmdb(Path(dataset_opt[key]), f'{where}.{key}') for key in roots]
+    elif len(roots) == 2:
+        files = zip(roots, zip(*_folder_pairs(dataset_opt)))
+        counts = [check_files(paths, f'{where}.{key}') for key, paths in files]
     else:
-        if len(roots) == 2:
-            files = [list(paths) for paths in zip(*_folder_pairs(dataset_opt))]
-        else:
-            files = [_files(Path(dataset_opt[key])) for key in roots]
-        counts = [check_files(paths, f'{where}.{key}') for key, paths in zip(roots, files)]
+        counts = [check_files(_files(Path(dataset_opt[key])), f'{where}.{key}') for key in roots]
     if not counts:
         return f'{dataset_opt["name"]} is a {dataset_opt["type"]}, whose files are not known here'
     kind = 'pairs' if len(counts) == 2 else 'images'
