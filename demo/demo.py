@@ -33,8 +33,8 @@ from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import Stopped, run_command
-from facd_basicsr.evaluation.complexity import flops, latency_ms, parameters
-from facd_basicsr.evaluation.figures import largest_error, side_by_side
+from facd_basicsr.evaluation.complexity import flops, latencies_ms, parameters
+from facd_basicsr.evaluation.figures import enlarge, grid, window_sums
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.files.atomic import atomic_path, atomic_torch_save, atomic_write, partial_of
 from facd_basicsr.files.images import read_bgr
@@ -140,6 +140,13 @@ def trained_student(option_file: Path) -> nn.Module:
     return net.eval()
 
 
+def largest_error(error: np.ndarray, size: int) -> tuple[int, int]:
+    """Top and left of the ``size`` x ``size`` window with the largest sum of ``error``, (H, W)."""
+    sums = window_sums(error, size)
+    top, left = np.unravel_index(sums.argmax(), sums.shape)
+    return int(top), int(left)
+
+
 def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: int) -> None:
     """Prints and writes the table, and draws crops of every method.
 
@@ -160,7 +167,8 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: in
         cells = [method, f'{quality[0]:.3f}', f'{quality[1]:.3f}', f'{quality[2]:.4f}']
         if method in nets:
             net = nets[method]
-            ms = float(np.mean([latency_ms(net, as_input(lq)) for lq in lqs.values()]))
+            times = [latencies_ms({'': (net, as_input(lq))}, repeats=5)[''] for lq in lqs.values()]
+            ms = float(np.mean(np.median(times, axis=1)))
             cells += [f'{parameters(net):,}', f'{flops(net, SCALE) / 1e9:.1f} G', f'{ms:.1f}']
         else:
             cells += ['-'] * 3
@@ -172,16 +180,16 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: in
     )
     atomic_write(OUT / 'table.txt', table + '\n')
 
-    grid = []
+    pictures = []
     for name, gt in gts.items():
         top, left = largest_error(np.abs(gt.astype(float) - images['bicubic'][name]).sum(2), CROP)
         window = np.s_[top : top + CROP, left : left + CROP]
-        row = [(f'{name}\nground truth', gt[window])]
+        row = [(f'{name}\nground truth', enlarge(gt[window], ZOOM))]
         for method, srs in images.items():
-            row.append((f'{method}\n{scores[method][name]["psnr_y"]:.2f} dB', srs[name][window]))
-        grid.append(row)
+            row.append((f'{method}\n{scores[method][name]["psnr_y"]:.2f} dB', enlarge(srs[name][window], ZOOM)))
+        pictures.append(row)
     with atomic_path(OUT / 'comparison.png') as path:
-        side_by_side(grid, ZOOM).save(path)
+        grid(pictures).save(path)
 
     print(f'\nMean over {len(gts)} held-out photographs ({", ".join(gts)}):\n\n{table}\n')
     print('FLOPs: for a 1280x720 output, two per multiply-add. ms/image: on this CPU, mean over the photographs.')

@@ -36,5 +36,11 @@ def test_the_demo_ends_with_its_table_and_picture(checkout):
     assert {path.name for path in (out / 'experiments').iterdir()} == {'demo_Student', 'demo_FACD'}
 
 
+def test_largest_error_finds_the_window_with_the_largest_error():
+    error = np.zeros((30, 40))
+    error[12:17, 21:26] = 1
+    assert demo.largest_error(error, 5) == (12, 21)
+
+
 def test_the_shipped_teacher_is_small():
     assert demo.TEACHER_WEIGHTS.stat().st_size < 1_000_000

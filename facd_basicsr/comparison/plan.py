@@ -99,12 +99,10 @@ class Comparison:
             method: [key for key in SHARED if _value(opt, key) != _value(base, key)]
             for method, opt in self.methods.items()
         }
-        taught = [method for method, opt in self.methods.items() if 'teacher' in opt]
-        for method in taught:
-            first = self.methods[taught[0]]
-            found[method] += [
-                key for key in SHARED_BY_TAUGHT if _value(self.methods[method], key) != _value(first, key)
-            ]
+        taught = {method: opt for method, opt in self.methods.items() if 'teacher' in opt}
+        for method, opt in taught.items():
+            first = next(iter(taught.values()))
+            found[method] += [key for key in SHARED_BY_TAUGHT if _value(opt, key) != _value(first, key)]
         return {method: keys for method, keys in found.items() if keys}
 
 
@@ -123,8 +121,8 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
     def scaled(value: int) -> int:
         return max(1, round(value * factor)) if value > 0 else value
 
-    opts = {}
-    for method, opt in copy.deepcopy(comparison.methods).items():
+    opts = copy.deepcopy(comparison.methods)
+    for opt in opts.values():
         train_opt, scheduler_opt = opt['train'], opt['train']['scheduler']
         train_opt['total_iter'] = scaled(train_opt['total_iter'])
         if 'warmup_iter' in train_opt:
@@ -138,7 +136,6 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
             opt['val']['val_freq'] = scaled(opt['val']['val_freq'])
         opt['logger']['save_checkpoint_freq'] = scaled(opt['logger']['save_checkpoint_freq'])
         opt['logger']['print_freq'] = min(opt['logger']['print_freq'], scaled(opt['logger']['print_freq']))
-        opts[method] = opt
     return replace(comparison, name=f'{comparison.name}_{iterations}', methods=opts)
 
 
@@ -179,12 +176,21 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
         raise UserError(f'seeds: {seeds}; accepted: one or more whole numbers from 0, each once')
     if content['baseline'] not in methods:
         raise UserError(f'baseline: {content["baseline"]!r}; accepted: one of the methods, {", ".join(methods)}')
-    test_opt = _test_options(content['test'], path)
-    opts = {method: _method_options(method, methods[method], content, path) for method in methods}
+    test_opt = _resolved('test', content['test'], path)
+    _check('test', test_opt, is_train=False)
+    opts = {}
+    for method, block in methods.items():
+        opts[method] = merged(_resolved(f'methods.{method}', block, path), content.get('common', {}))
+        opts[method].setdefault('name', method)
+        _check(f'methods.{method}', opts[method], is_train=True)
     for method, opt in opts.items():
         if opt['scale'] != test_opt['scale']:
             raise UserError(f'methods.{method}.scale: {opt["scale"]}; accepted: {test_opt["scale"]}, as in test')
-    teachers = {method: _teacher(opt) for method, opt in opts.items() if 'teacher' in opt}
+    teachers = {
+        method: {key: value for key, value in opt['teacher'].items() if key not in ('expect', *EXECUTION)}
+        for method, opt in opts.items()
+        if 'teacher' in opt
+    }
     for method, teacher in teachers.items():
         first = next(iter(teachers))
         if teacher != teachers[first]:
@@ -192,31 +198,19 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
     return Comparison(name, tuple(seeds), content['baseline'], opts, test_opt)
 
 
-def _method_options(method: str, block: Any, content: dict[str, Any], path: Path) -> dict[str, Any]:
-    where = f'methods.{method}'
-    check_type(where, block, (dict,))
-    opt = merged(_resolved(where, block, path), content.get('common', {}))
-    opt.setdefault('name', method)
+def _check(where: str, opt: dict[str, Any], is_train: bool) -> None:
+    """The sets that are reported must exist; the test file's checkpoint is not checked."""
     try:
-        check_options(opt, is_train=True)
+        check_options(opt, is_train)
+        if not is_train:
+            check_paths({**opt, 'path': {}}, is_train)
     except UserError as error:
         raise UserError(f'{where}.{error}') from error
-    return opt
 
 
-def _test_options(block: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The options of the sets that are reported. They must exist; the file's checkpoint is not checked."""
-    opt = _resolved('test', block, path)
-    try:
-        check_options(opt, is_train=False)
-        check_paths({**opt, 'path': {}}, is_train=False)
-    except UserError as error:
-        raise UserError(f'test.{error}') from error
-    return opt
-
-
-def _resolved(where: str, block: dict[str, Any], path: Path) -> dict[str, Any]:
+def _resolved(where: str, block: Any, path: Path) -> dict[str, Any]:
     """Options with all that their ``base``, relative to the comparison file, gives them."""
+    check_type(where, block, (dict,))
     changes = {key: value for key, value in block.items() if key != BASE}
     if BASE not in block:
         if 'model_type' not in block:
@@ -227,11 +221,6 @@ def _resolved(where: str, block: dict[str, Any], path: Path) -> dict[str, Any]:
     if not base.is_file():
         raise UserError(f'{where}.{BASE}: no such file: {base}; accepted: an option file, relative to {path.parent}')
     return merged(read_option_file(str(base)), changes)
-
-
-def _teacher(opt: dict[str, Any]) -> dict[str, Any]:
-    """The teacher block without execution and ``expect``."""
-    return {key: value for key, value in opt['teacher'].items() if key not in ('expect', *EXECUTION)}
 
 
 def _value(opt: dict[str, Any], location: str) -> Any:

@@ -79,7 +79,14 @@ def write_option_files(comparison: Comparison, folder: Folder) -> None:
     for run in runs:
         path = folder.option_file(run)
         if path.is_file():
-            _check_unchanged(run, load_yaml(path.read_text(encoding='utf-8'), str(path)), folder)
+            before = load_yaml(path.read_text(encoding='utf-8'), str(path))
+            names = list(dict.fromkeys(key for key, _ in sorted(_leaves(before).items() ^ _leaves(run.opt).items())))
+            if names:
+                raise UserError(
+                    f'methods.{run.method}: {", ".join(names[:SHOWN])}{" and more" * (len(names) > SHOWN)} changed '
+                    f'since the comparison was started; accepted: as it was ({path}), another name for the method or '
+                    f'the comparison, or its runs started over: rm {folder.root}/*/{run.method}_seed*'
+                )
     for directory in ('options', 'runs'):
         (folder.root / directory).mkdir(parents=True, exist_ok=True)
     for run in runs:
@@ -96,17 +103,6 @@ def _check(run: Run, path: Path) -> None:
         load_options(str(path), [], is_train=True)
     except UserError as error:
         raise UserError(f'methods.{run.method}: {str(error).removeprefix(f"{path}: ")}') from error
-
-
-def _check_unchanged(run: Run, before: dict[str, Any], folder: Folder) -> None:
-    changed = sorted(_leaves(before).items() ^ _leaves(run.opt).items())
-    if changed:
-        names = list(dict.fromkeys(key for key, _ in changed))
-        raise UserError(
-            f'methods.{run.method}: {", ".join(names[:SHOWN])}{" and more" * (len(names) > SHOWN)} changed since the '
-            f'comparison was started; accepted: as it was ({folder.option_file(run)}), another name for the method or '
-            f'the comparison, or its runs started over: rm {folder.root}/*/{run.method}_seed*'
-        )
 
 
 def _leaves(block: Any, path: str = '') -> dict[str, str]:
@@ -160,7 +156,9 @@ def train_all(
                     _remove_numbered(root_path() / 'experiments' / run.opt['name'])
                     waiting.insert(0, run)  # to be scored
                 else:
-                    failures.append(f'{run.name}: {_last_line(folder.output(run), process.returncode)}')
+                    output = folder.output(run)
+                    lines = output.read_text(encoding='utf-8', errors='replace').strip().splitlines() or ['no output']
+                    failures.append(f'{run.name}: {lines[-1]} (exit code {process.returncode}; {output})')
                     print(failures[-1], flush=True)
             free = [slot for slot in range(jobs) if slot not in running]
             while waiting and free:
@@ -220,11 +218,6 @@ def _remove_numbered(experiment: Path) -> None:
     for path in [*experiment.glob('training_states/*'), *experiment.glob('models/net_*.pth')]:
         if not path.stem.endswith('_latest'):
             path.unlink()
-
-
-def _last_line(output: Path, returncode: int) -> str:
-    lines = output.read_text(encoding='utf-8', errors='replace').strip().splitlines()
-    return f'{lines[-1] if lines else "no output"} (exit code {returncode}; {output})'
 
 
 def read_records(comparison: Comparison, folder: Folder) -> Iterator[dict[str, Any]]:

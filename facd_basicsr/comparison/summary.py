@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,13 +15,11 @@ from scipy import stats
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.tables import NONE, Table, markdown_table
 
-
-class Spread(NamedTuple):
-    """Mean and standard deviation (n - 1 in the denominator) of values; without a deviation where there is one."""
-
-    mean: float
-    sd: float | None
-    n: int
+LEVELS = ((0.01, '**'), (0.05, '*'))
+METRICS = {'psnr_y': 3, 'ssim_y': 4, 'psnr_rgb': 3, 'feature_psnr': 3}  # digits after the point
+END = '<!-- end -->'
+ALPHA, VALIDATION = 'alpha', 'metrics/'  # tags of curves
+BINS = 20  # points that are drawn of the share of rejected patches
 
 
 class Difference(NamedTuple):
@@ -40,9 +39,10 @@ class Difference(NamedTuple):
     p: float | None
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float]) -> tuple[float, float | None, int]:
+    """Mean, standard deviation (n - 1 in the denominator) and number of values; one value has no deviation."""
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Spread(float(np.mean(values)), sd, len(values))
+    return float(np.mean(values)), sd, len(values)
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
@@ -67,15 +67,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """
     order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
-    largest = 0.0
-    for rank, (p, index) in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p))
-        adjusted[index] = largest
+    largest = accumulate(((len(order) - rank) * p for rank, (p, _) in enumerate(order)), max)
+    for (_, index), p in zip(order, largest):
+        adjusted[index] = min(1.0, p)
     return adjusted
-
-
-LEVELS = ((0.01, '**'), (0.05, '*'))
-METRICS = {'psnr_y': 3, 'ssim_y': 4, 'psnr_rgb': 3, 'feature_psnr': 3}  # digits after the point
 
 
 def by_method(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -104,14 +99,20 @@ def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Tabl
     first = len(rows)
     rows += [[method, str(len(records))] for method, records in runs.items()]
     for column, name in enumerate(sets):
-        values = {method: _by_seed(records, name, metric) for method, records in runs.items()}
+        values = {  # {method: {seed: value}}, without values that are not finite, which JSON has as none
+            method: {run['seed']: value for run in records if (value := run['means'][name].get(metric)) is not None}
+            for method, records in runs.items()
+        }
         differences = {
             method: None if method == results['baseline'] else paired_difference(found, values[results['baseline']])
             for method, found in values.items()
             if results['baseline'] in values
         }
         corrected = holm([difference and difference.p for difference in differences.values()])
-        marks = dict(zip(differences, map(_mark, corrected)))
+        marks = {
+            method: next((mark for level, mark in LEVELS if p is not None and p < level), '')
+            for method, p in zip(differences, corrected)
+        }
         shown = {}
         for row, (method, found) in enumerate(values.items(), start=first):
             if not found:
@@ -160,15 +161,19 @@ def compared_features(results: Mapping[str, Any]) -> Table | None:
     The paper holds features with and without regressors not to be comparable.
     """
     runs = by_method(results)
-    have = [method for method, records in runs.items() if any(_features(record) for record in records)]
+    have = [
+        method
+        for method, records in runs.items()
+        if any('feature_psnr' in found for record in records for found in record['means'].values())
+    ]
     if not have:
         return None
     table = compared_quality(
         {**results, 'references': results['references'][:1], 'methods': have, 'baseline': None}, 'feature_psnr'
     )
-    means = [[cell for column, cell in enumerate(row) if column < 2 or column % 2 == 0] for row in table.rows[1:]]
     rows = [
-        [*row[:2], 'regressors' if runs[row[0]][0]['through_regressors'] else 'as they are', *row[2:]] for row in means
+        [method, seeds, 'regressors' if runs[method][0]['through_regressors'] else 'as they are', *cells[::2]]
+        for method, seeds, *cells in table.rows[1:]
     ]
     sets = table.groups[2::2]
     bold = {(row - 1, 3 + (column - 2) // 2) for row, column in table.bold}
@@ -210,30 +215,12 @@ def records_csv(results: Mapping[str, Any]) -> str:
     """One line for each method, seed and set."""
     text = io.StringIO()
     costs = ('iterations', 'seconds_per_iter', 'train_seconds', 'parameters', 'flops')
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['method', 'seed', 'set', *METRICS, *costs])
+    columns = ['method', 'seed', 'set', *METRICS, *costs]
+    writer = csv.DictWriter(text, columns, extrasaction='ignore', lineterminator='\n')
+    writer.writeheader()
     for record in [*results['references'], *results['runs']]:
-        for name, found in record['means'].items():
-            writer.writerow(
-                [
-                    record['method'],
-                    record.get('seed', ''),
-                    name,
-                    *(_blank(found.get(metric)) for metric in METRICS),
-                    *(_blank(record.get(cost)) for cost in costs),
-                ]
-            )
+        writer.writerows({**record, **found, 'set': name} for name, found in record['means'].items())
     return text.getvalue()
-
-
-def _by_seed(records: Sequence[Mapping[str, Any]], name: str, metric: str) -> dict[int, float]:
-    """{seed: value}, without values that are not finite, which JSON has as none."""
-    values = {record['seed']: record['means'][name].get(metric) for record in records}
-    return {seed: value for seed, value in values.items() if value is not None}
-
-
-def _mark(p: float | None) -> str:
-    return '' if p is None else next((mark for level, mark in LEVELS if p < level), '')
 
 
 def _network_cost(record: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
@@ -246,14 +233,6 @@ def _mean(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _features(record: Mapping[str, Any]) -> bool:
-    return any('feature_psnr' in found for found in record['means'].values())
-
-
-def _blank(value: Any) -> Any:
-    return '' if value is None else value
-
-
 # What a page or table.md may show of a comparison, as Markdown.
 PARTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     'quality': lambda results: markdown_table(*compared_quality(results)),
@@ -262,9 +241,6 @@ PARTS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     'feature_notes': lambda results: '\n'.join(f'- {note}' for note in feature_notes(results)) or NONE,
     'caption': caption,
 }
-
-
-END = '<!-- end -->'
 
 
 def with_blocks(page: str, mark: str, content: Callable[[re.Match], str]) -> tuple[str, int]:
@@ -311,12 +287,6 @@ def filled(page: str, results: Mapping[str, Any]) -> str:
     return text
 
 
-BINS = 20  # points that are drawn of the share of rejected patches
-
-
-ALPHA, VALIDATION = 'alpha', 'metrics/'
-
-
 def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
     """Validation PSNR-Y by iterations and by training time, and the share of rejected patches (Fig. 2).
 
@@ -330,11 +300,10 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
     validation = next((tag for tag in tags if tag.startswith(VALIDATION) and tag.endswith('/psnr_y')), None)
     panels = []
     if validation is not None:
-        name = validation.split('/')[1]
-        panels.append((validation, f'PSNR-Y on {name}, dB', 'iterations', lambda run: 1.0))
+        label = f'PSNR-Y on {validation.split("/")[1]}, dB'
+        panels.append((validation, label, 'iterations', lambda run: 1.0))
         if all(run['seconds_per_iter'] for runs in records.values() for run in runs):
-            minutes = ('minutes of training', lambda run: run['seconds_per_iter'] / 60)
-            panels.append((validation, f'PSNR-Y on {name}, dB', *minutes))
+            panels.append((validation, label, 'minutes of training', lambda run: run['seconds_per_iter'] / 60))
     if ALPHA in tags:
         panels.append((ALPHA, 'share of rejected patches', 'iterations', lambda run: 1.0))
     figure = Figure(figsize=(6 * max(1, len(panels)), 4.5), layout='constrained')
@@ -344,8 +313,10 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
             drawn = [run for run in runs if tag in run['curves']]
             if not drawn or (tag == ALPHA and all(value == 1 for run in drawn for _, value in run['curves'][tag])):
                 continue
-            steps, y = _common(drawn, tag)
-            x = steps * np.mean([unit(run) for run in drawn])
+            by_step = [{step: value for step, value in run['curves'][tag] if value is not None} for run in drawn]
+            steps = sorted(set.intersection(*map(set, by_step)))  # at which all have a value
+            y = np.array([[points[step] for step in steps] for points in by_step])  # (seeds, points)
+            x = np.array(steps) * np.mean([unit(run) for run in drawn])
             if tag == ALPHA:  # of single batches: a share of few samples, so neighbors are averaged
                 x, y = (_averaged(values, BINS) for values in (x, 1 - y))
             (line,) = axes.plot(x, y.mean(0), label=method)
@@ -353,13 +324,6 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
         axes.set(xlabel=x_label, ylabel=label)
         axes.legend(fontsize='small')
     return figure
-
-
-def _common(runs: Sequence[Mapping[str, Any]], tag: str) -> tuple[np.ndarray, np.ndarray]:
-    """The iterations at which all runs have a value, and the values, (seeds, points)."""
-    by_step = [{step: value for step, value in run['curves'][tag] if value is not None} for run in runs]
-    steps = sorted(set.intersection(*(set(points) for points in by_step)))
-    return np.array(steps), np.array([[points[step] for step in steps] for points in by_step])
 
 
 def _averaged(values: np.ndarray, bins: int) -> np.ndarray:

@@ -29,7 +29,7 @@ def prepare_benchmarks(root: Path, out: Path, scales: Sequence[int], workers: in
 
 
 def write_set(images: Sequence[Path], path: Path, scales: Sequence[int], workers: int) -> None:
-    """Writes one set, unless it exists, made of the same images.
+    """Writes one set, unless it exists, made of the same images; resumes an interrupted one.
 
     Raises:
         UserError: an image cannot be read, or another set exists under that name.
@@ -37,7 +37,17 @@ def write_set(images: Sequence[Path], path: Path, scales: Sequence[int], workers
     record = {'lr': METHOD, 'scales': ' '.join(map(str, scales)), 'images': files_of(images)}
     already = are_finished([path], record)
     if not already:
-        _write_set(images, path, scales, record, workers)
+        unfinished = open_partial(path, record, _forget)
+        folders = {1: 'GTmod12', **{scale: f'LRbicx{scale}' for scale in scales}}
+        calls = {}
+        for image in images:
+            targets = {scale: unfinished / folder / f'{image.stem}.png' for scale, folder in folders.items()}
+            if not all(target.is_file() for target in targets.values()):
+                calls[image.name] = partial(_write_image, image, targets)
+        with in_processes(calls, workers) as results:
+            for _ in tqdm(results, desc=path.name, total=len(images), initial=len(images) - len(calls), unit='image'):
+                pass
+        unfinished.rename(path)
     print(f'{len(images)} images{" already there" * already}: {path}', flush=True)
 
 
@@ -75,21 +85,6 @@ def _hr_images(folder: Path) -> list[Path]:
     if len(candidates) > 1:
         raise UserError(f'{folder}: HR images may be in {", ".join(map(str, sorted(candidates)))}; accepted: one place')
     return images_in(candidates[0]) if candidates else []
-
-
-def _write_set(images: Sequence[Path], path: Path, scales: Sequence[int], record: dict, workers: int) -> None:
-    """Writes a set under a temporary name until it is complete; resumes an interrupted one."""
-    unfinished = open_partial(path, record, _forget)
-    folders = {1: 'GTmod12', **{scale: f'LRbicx{scale}' for scale in scales}}
-    calls = {}
-    for image in images:
-        targets = {scale: unfinished / folder / f'{image.stem}.png' for scale, folder in folders.items()}
-        if not all(target.is_file() for target in targets.values()):
-            calls[image.name] = partial(_write_image, image, targets)
-    with in_processes(calls, workers) as results:
-        for _ in tqdm(results, desc=path.name, total=len(images), initial=len(images) - len(calls), unit='image'):
-            pass
-    unfinished.rename(path)
 
 
 def _forget(folder: Path, images: Sequence[str]) -> None:

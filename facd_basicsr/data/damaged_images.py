@@ -1,6 +1,7 @@
 """Damaged images: finding them by reading every byte, naming them, and skipping them in training."""
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ import lmdb
 from PIL import Image, UnidentifiedImageError
 
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes, png_shape
-from facd_basicsr.errors import UserError, one_line
+from facd_basicsr.errors import UserError, locating, one_line
 from facd_basicsr.files.images import DAMAGED, reraise_damaged
 from facd_basicsr.files.parallel import in_threads
 from facd_basicsr.runtime.processes import Ranks
@@ -30,11 +31,8 @@ def check_files(paths: Sequence[Path], where: str) -> int:
     """
 
     def check(path: Path) -> None:
-        try:
-            with reraise_damaged(path), Image.open(path) as image:
-                read_completely(image)
-        except UserError as error:
-            raise UserError(f'{where}: {error}') from error
+        with locating(where), reraise_damaged(path), Image.open(path) as image:
+            read_completely(image)
 
     return in_threads(check, paths, where)
 
@@ -54,8 +52,23 @@ def check_lmdb(path: Path, where: str) -> int:
         UserError: naming the LMDB and the first key that is missing, damaged or of another size.
     """
     shapes = meta_info_shapes(path, where)
+
+    def check(key: str) -> None:
+        with env.begin() as txn:
+            png = txn.get(key.encode('utf-8'))
+        if png is None:
+            raise UserError(f'{where}: {path} lacks {key}, which its meta_info.txt lists')
+        try:
+            shape = png_shape(png)
+            with Image.open(io.BytesIO(png)) as image:
+                read_completely(image)
+        except DAMAGED as error:
+            raise UserError(f'{where}: {path}: {key} is damaged ({one_line(error)})') from error
+        if shape != shapes[key]:
+            raise UserError(f'{where}: {path}: {key} is {shape}, but its meta_info.txt says {shapes[key]}')
+
     with opened_lmdb(path, where) as env:
-        return _check_images(env, path, where, shapes)
+        return in_threads(check, list(shapes), where)
 
 
 @contextmanager
@@ -75,24 +88,6 @@ def opened_lmdb(path: Path, where: str) -> Iterator[lmdb.Environment]:
             yield env
     except (OSError, lmdb.Error) as error:
         raise UserError(f'{where}: {path}: {error}; {DATA_PAGE}') from error
-
-
-def _check_images(env: lmdb.Environment, path: Path, where: str, shapes: dict[str, tuple[int, int, int]]) -> int:
-    def check(key: str) -> None:
-        with env.begin() as txn:
-            png = txn.get(key.encode('utf-8'))
-        if png is None:
-            raise UserError(f'{where}: {path} lacks {key}, which its meta_info.txt lists')
-        try:
-            shape = png_shape(png)
-            with Image.open(io.BytesIO(png)) as image:
-                read_completely(image)
-        except DAMAGED as error:
-            raise UserError(f'{where}: {path}: {key} is damaged ({one_line(error)})') from error
-        if shape != shapes[key]:
-            raise UserError(f'{where}: {path}: {key} is {shape}, but its meta_info.txt says {shapes[key]}')
-
-    return in_threads(check, list(shapes), where)
 
 
 def read_completely(image: Image.Image) -> None:
@@ -134,10 +129,9 @@ def describe_damage(dataset: Any, index: int, error: Exception) -> str:
                 return f'{_name(dataset, client, path)}: missing'
             with Image.open(io.BytesIO(content)) as image:
                 read_completely(image)
-        except UnidentifiedImageError:  # its text contains a memory address
-            return f'{_name(dataset, client, path)}: not a readable image (of no known format)'
-        except DAMAGED as damage:
-            return f'{_name(dataset, client, path)}: not a readable image ({one_line(damage)})'
+        except DAMAGED as damage:  # of which UnidentifiedImageError names a memory address
+            found = 'of no known format' if isinstance(damage, UnidentifiedImageError) else one_line(damage)
+            return f'{_name(dataset, client, path)}: not a readable image ({found})'
     if isinstance(error, (AttributeError, TypeError)):
         raise error
     return f'{_name(dataset, "gt", next(iter(sorted(paths.values()))))}: {reason}'
@@ -161,7 +155,7 @@ class DamagedImages:
         self._skip = skip
         self._ranks = ranks
         self._warn = warn
-        self._found: dict[str, int] = {}  # samples by complaint, of this rank
+        self._found: Counter[str] = Counter()  # samples by complaint, of this rank
         self._known: set[str] = set()  # reported before
 
     def look(self, complaints: Sequence[str]) -> None:
@@ -176,7 +170,7 @@ class DamagedImages:
                     f'datasets.train: {complaint}; accepted: whole images (facd check reads every file), or '
                     'datasets.train.skip_damaged: true, which takes another image in the place of a damaged one'
                 )
-            self._found[complaint] = self._found.get(complaint, 0) + 1
+            self._found[complaint] += 1
 
     def report(self) -> None:
         """Warns of files that are new since the last report. To be called by all ranks."""
@@ -198,10 +192,6 @@ class DamagedImages:
             counts = ', '.join(f'{complaint.split(": ")[0]} {samples}' for complaint, samples in sorted(total.items()))
             self._warn(f'Damaged images, and in how many samples another took their place: {counts}.')
 
-    def _total(self) -> dict[str, int]:
+    def _total(self) -> Counter[str]:
         """Samples by complaint, of all ranks."""
-        total: dict[str, int] = {}
-        for found in self._ranks.gather(self._found):
-            for complaint, samples in found.items():
-                total[complaint] = total.get(complaint, 0) + samples
-        return total
+        return sum(self._ranks.gather(self._found), Counter())

@@ -35,7 +35,16 @@ def unpack(archive: Path, folder: Path) -> None:
                 if stat.S_ISLNK(member.external_attr >> 16):  # the file mode, where Unix made the archive
                     raise UserError(f'{archive}: holds a link ({member.filename}); not unpacked')
             for member in tqdm(members, desc=archive.name, unit='file'):
-                _unpack_member(zipped, member, folder / member.filename)
+                path = folder / member.filename
+                if path.is_file() and path.stat().st_size == member.file_size:
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with (
+                    zipped.open(member) as source,
+                    atomic_path(path) as partial_file,
+                    partial_file.open('wb') as target,
+                ):
+                    shutil.copyfileobj(source, target, 2**20)  # reading to the end checks the CRC
     except FileNotFoundError as error:
         raise UserError(f'{archive}: no such file') from error
     # the last two are zipfile's for a compression that it does not know, and for an encrypted member
@@ -43,14 +52,6 @@ def unpack(archive: Path, folder: Path) -> None:
         raise UserError(
             f'{archive}: damaged or no zip archive ({one_line(error)}); delete it to get it again'
         ) from error
-
-
-def _unpack_member(zipped: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
-    if path.is_file() and path.stat().st_size == member.file_size:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with zipped.open(member) as source, atomic_path(path) as partial, partial.open('wb') as target:
-        shutil.copyfileobj(source, target, 2**20)  # reading to the end checks the CRC
 
 
 OFFICIAL_URL = 'https://data.vision.ee.ethz.ch/cvl/DIV2K/'

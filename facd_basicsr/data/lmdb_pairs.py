@@ -198,12 +198,8 @@ def _exclusive(path: Path) -> Iterator[None]:
 
 def sub_images(size: int, crop: int, step: int) -> list[tuple[int, int]]:
     """Start and end along one axis of overlapping crops that cover it, the last one flush with the end."""
-    if size <= crop:
-        return [(0, size)]
-    starts = list(range(0, size - crop + 1, step))
-    if starts[-1] != size - crop:
-        starts.append(size - crop)
-    return [(start, start + crop) for start in starts]
+    starts = [*range(0, size - crop, step), max(0, size - crop)]
+    return [(start, min(start + crop, size)) for start in starts]
 
 
 def boxes(height: int, width: int, crop: int, step: int) -> list[tuple[int, int, int, int]]:

@@ -7,7 +7,7 @@ from typing import Any
 from facd_basicsr.data.damaged_images import check_files, check_lmdb, opened_lmdb
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
-from facd_basicsr.errors import UserError, reraise
+from facd_basicsr.errors import UserError, locating, reraise
 from facd_basicsr.files.download import is_url
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size
 
@@ -54,22 +54,15 @@ def check_whole_dataset(phase: str, dataset_opt: dict[str, Any], scale: int) -> 
     roots = _roots(dataset_opt)
     if file_backend(dataset_opt) == 'lmdb':
         counts = [check_lmdb(Path(dataset_opt[key]), f'{where}.{key}') for key in roots]
+    elif len(roots) == 2:
+        files = zip(roots, zip(*_folder_pairs(dataset_opt)))
+        counts = [check_files(paths, f'{where}.{key}') for key, paths in files]
     else:
-        if len(roots) == 2:
-            files = [list(paths) for paths in zip(*_folder_pairs(dataset_opt))]
-        else:
-            files = [_files(Path(dataset_opt[key])) for key in roots]
-        counts = [check_files(paths, f'{where}.{key}') for key, paths in zip(roots, files)]
+        counts = [check_files(_files(Path(dataset_opt[key])), f'{where}.{key}') for key in roots]
     if not counts:
         return f'{dataset_opt["name"]} is a {dataset_opt["type"]}, whose files are not known here'
     kind = 'pairs' if len(counts) == 2 else 'images'
     return f'{counts[0]} {kind} of {dataset_opt["name"]}, every file read'
-
-
-def _check_left_over(where: str, dataset_opt: dict[str, Any], pairs: list[tuple[Path, Path]]) -> None:
-    left_over = set(_files(Path(dataset_opt['dataroot_lq']))) - {lq for _, lq in pairs}
-    if left_over:
-        raise UserError(f'{where}: {min(left_over)} has no counterpart in {dataset_opt["dataroot_gt"]}; {DATA_PAGE}')
 
 
 def _roots(dataset_opt: dict[str, Any]) -> list[str]:
@@ -79,11 +72,10 @@ def _roots(dataset_opt: dict[str, Any]) -> list[str]:
 def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training: bool, every: bool = False) -> None:
     roots = _roots(dataset_opt)
     is_lmdb = file_backend(dataset_opt) == 'lmdb'
-    accepted = 'memory: two LMDBs or two folders of images' if is_in_memory(dataset_opt) else None
     for key in roots:
         dataset_opt[key] = _expanded(dataset_opt[key])
         with _reraise(f'{where}.{key}'):
-            (_check_lmdb if is_lmdb else _check_folder)(f'{where}.{key}', Path(dataset_opt[key]), accepted)
+            _check_root(f'{where}.{key}', Path(dataset_opt[key]), is_lmdb, is_in_memory(dataset_opt))
     if dataset_opt.get('meta_info_file') is not None:
         _check_file(f'{where}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
     if len(roots) == 2:
@@ -95,7 +87,9 @@ def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training
         else:
             pairs = _folder_pairs(dataset_opt)
             if dataset_opt.get('meta_info_file') is None:
-                _check_left_over(f'{where}.dataroot_lq', dataset_opt, pairs)
+                for path in sorted(set(_files(Path(dataset_opt['dataroot_lq']))) - {lq for _, lq in pairs})[:1]:
+                    gt_root = dataset_opt['dataroot_gt']
+                    raise UserError(f'{where}.dataroot_lq: {path} has no counterpart in {gt_root}; {DATA_PAGE}')
             if training and not every:
                 pairs = pairs[:: max(1, len(pairs) // TRAIN_PAIRS_OPENED)]
             gt = {gt.name: _image_size(f'{where}.dataroot_gt', gt) for gt, _ in pairs}
@@ -103,25 +97,24 @@ def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training
         _check_pairs(where, dataset_opt, gt, lq, scale, training)
 
 
-def _check_lmdb(where: str, path: Path, accepted: str | None) -> None:
-    if not path.is_dir():
-        raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
-    if path.suffix != '.lmdb':
-        accepted = accepted or 'lmdb: a folder whose name ends in .lmdb; for images, type: disk'
-        raise UserError(f'{where}: {path}; accepted with io_backend {accepted}')
-    for name in ('data.mdb', 'meta_info.txt'):
-        if not (path / name).is_file():
-            raise UserError(f'{where}: {path} has no {name}, so it is not a finished LMDB; {DATA_PAGE}')
-    with opened_lmdb(path, where):
-        pass
+ROOT_OF_BACKEND = {  # by whether it reads LMDBs
+    True: 'lmdb: a folder whose name ends in .lmdb; for images, type: disk',
+    False: 'disk: a folder of images; for an LMDB, type: lmdb',
+}
 
 
-def _check_folder(where: str, path: Path, accepted: str | None) -> None:
+def _check_root(where: str, path: Path, is_lmdb: bool, in_memory: bool) -> None:
     if not path.is_dir():
         raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
-    if path.suffix == '.lmdb':
-        accepted = accepted or 'disk: a folder of images; for an LMDB, type: lmdb'
+    if is_lmdb != (path.suffix == '.lmdb'):
+        accepted = 'memory: two LMDBs or two folders of images' if in_memory else ROOT_OF_BACKEND[is_lmdb]
         raise UserError(f'{where}: {path}; accepted with io_backend {accepted}')
+    if is_lmdb:
+        for name in ('data.mdb', 'meta_info.txt'):
+            if not (path / name).is_file():
+                raise UserError(f'{where}: {path} has no {name}, so it is not a finished LMDB; {DATA_PAGE}')
+        with opened_lmdb(path, where):
+            return
     files = _files(path)
     if not files:
         raise UserError(f'{where}: {path} holds no files; {DATA_PAGE}')
@@ -149,10 +142,8 @@ def _folder_pairs(dataset_opt: dict[str, Any]) -> list[tuple[Path, Path]]:
 
 def _image_size(where: str, path: Path) -> tuple[int, int]:
     _check_file(where, path, DATA_PAGE)
-    try:
+    with locating(where):
         return image_size(path)
-    except UserError as error:
-        raise UserError(f'{where}: {error}') from error
 
 
 def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, scale: int, training: bool) -> None:

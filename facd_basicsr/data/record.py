@@ -23,23 +23,22 @@ def are_finished(paths: Iterable[Path], record: dict[str, Any]) -> bool:
     Raises:
         UserError: one exists, but of other or unknown settings or files.
     """
-    return all(_is_finished(path, record) for path in paths)
-
-
-def _is_finished(path: Path, record: dict[str, Any]) -> bool:
-    if not path.exists():
-        return False
-    found = _read(path)
-    if found == record:
-        return True
-    if found is None:
-        reason = f'without a {PREPARE_RECORD}, so not by this command'
-    else:
-        keys = [key for key in record if found.get(key) != record[key]]
-        reason = 'with other ' + ', '.join(
-            key if isinstance(record[key], list) else f'{key} ({found.get(key)}, now {record[key]})' for key in keys
-        )
-    raise UserError(f'{path}: already exists, made {reason}; delete it, or choose another --out or --name')
+    for path in paths:
+        if not path.exists():
+            return False
+        found = _read(path)
+        if found == record:
+            continue
+        if found is None:
+            reason = f'without a {PREPARE_RECORD}, so not by this command'
+        else:
+            reason = 'with other ' + ', '.join(
+                key if isinstance(value, list) else f'{key} ({found.get(key)}, now {value})'
+                for key, value in record.items()
+                if found.get(key) != value
+            )
+        raise UserError(f'{path}: already exists, made {reason}; delete it, or choose another --out or --name')
+    return True
 
 
 def open_partial(path: Path, record: dict[str, Any], forget: Callable[[Path, Sequence[str]], None]) -> Path:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.utils import tensor2img
-from torch import Tensor
 
 from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.errors import UserError
@@ -28,17 +27,14 @@ def teacher_psnr_y(
         device: where the teacher is.
         bgr: whether input and output are BGR.
     """
-
-    def upscale(lq: Tensor) -> Tensor:
-        return teacher(lq.flip(1)).flip(1) if bgr else teacher(lq)
-
+    flipped = [1] if bgr else []  # dimensions: the channels
     # A loader draws from torch's generator, and training is not to depend on this.
     with torch.random.fork_rng(devices=[]):
-        return np.array([_psnr_y(upscale(batch['lq'].to(device)), batch['gt'], scale) for batch in loader])
-
-
-def _psnr_y(sr: Tensor, gt: Tensor, scale: int) -> float:
-    return score(tensor2img(sr), tensor2img(gt), scale)['psnr_y']
+        images = (
+            (tensor2img(teacher(batch['lq'].to(device).flip(flipped)).flip(flipped)), tensor2img(batch['gt']))
+            for batch in loader
+        )
+        return np.array([score(sr, gt, scale)['psnr_y'] for sr, gt in images])
 
 
 def check_teacher(

@@ -9,6 +9,7 @@ the checkpoint, as 1x1 convolutions ``sub_mean`` and ``add_mean``; BasicSR's wor
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,22 +43,19 @@ MODULES = {
         ('body.{i}.body.{m}', 'body.{i}.conv'),
     ),
 }
-SIGNS = {
-    'body.0.conv1.weight': ('basicsr', 'EDSR'),
-    'body.0.residual_group.0.rcab.0.weight': ('basicsr', 'RCAN'),
-    'body.0.body.0.weight': ('edsr-pytorch', 'EDSR'),
-    'body.0.body.0.body.3.conv_du.0.weight': ('rcan', 'RCAN'),
-}
 BASICSR_TRUNK = ('conv_first.weight', 'conv_after_body.weight', 'conv_last.weight')  # MSRResNet lacks the second
 OFFICIAL_TRUNK = ('head.0.weight', 'tail.1.weight')
+SIGNS = {
+    ('basicsr', 'EDSR'): (*BASICSR_TRUNK, 'body.0.conv1.weight'),
+    ('basicsr', 'RCAN'): (*BASICSR_TRUNK, 'body.0.residual_group.0.rcab.0.weight'),
+    ('edsr-pytorch', 'EDSR'): (*OFFICIAL_TRUNK, 'body.0.body.0.weight'),
+    ('rcan', 'RCAN'): (*OFFICIAL_TRUNK, 'body.0.body.0.body.3.conv_du.0.weight'),
+}
 
 
 def recognize(state_dict: dict[str, Tensor]) -> tuple[str, str] | None:
     """(layout, network) of an EDSR's or RCAN's state dict, such as ('rcan', 'RCAN'), or None for any other."""
-    for key, (layout, network) in SIGNS.items():
-        if all(name in state_dict for name in (key, *(BASICSR_TRUNK if layout == 'basicsr' else OFFICIAL_TRUNK))):
-            return layout, network
-    return None
+    return next((found for found, keys in SIGNS.items() if state_dict.keys() >= set(keys)), None)
 
 
 def to_basicsr(state_dict: dict[str, Tensor], layout: str, where: str) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -74,17 +72,9 @@ def to_basicsr(state_dict: dict[str, Tensor], layout: str, where: str) -> tuple[
     Raises:
         UserError: a key is not of that layout, or ``sub_mean`` and ``add_mean`` do what BasicSR's networks cannot.
     """
-    patterns = [(_pattern(official), basicsr) for official, basicsr in MODULES[layout]]
-    converted = {}
-    for key, value in state_dict.items():
-        module, _, leaf = key.rpartition('.')
-        if module in ('sub_mean', 'add_mean'):
-            continue
-        name = next((new.format(**m.groupdict()) for p, new in patterns if (m := p.fullmatch(module))), None)
-        if name is None:
-            raise UserError(f'{where}: key {key!r} is not in the layout {layout}; accepted: the network as published')
-        converted[f'{name}.{leaf}'] = value
-    return converted, _mean_shift(state_dict, where)
+    own = {key: value for key, value in state_dict.items() if key.rpartition('.')[0] not in ('sub_mean', 'add_mean')}
+    accepted = f'the layout {layout}; accepted: the network as published'
+    return _renamed(own, MODULES[layout], {}, where, accepted), _mean_shift(state_dict, where)
 
 
 def from_basicsr(state_dict: dict[str, Tensor], layout: str, shift: Tensor, where: str) -> dict[str, Tensor]:
@@ -99,19 +89,14 @@ def from_basicsr(state_dict: dict[str, Tensor], layout: str, shift: Tensor, wher
     Raises:
         UserError: a key is not of BasicSR's network.
     """
-    patterns = [(_pattern(basicsr), official) for official, basicsr in MODULES[layout]]
+    modules = [(basicsr, official) for official, basicsr in MODULES[layout]]
     counts = {'n': _count(state_dict, r'body\.(\d+)\.'), 'm': _count(state_dict, r'body\.0\.residual_group\.(\d+)\.')}
     converted = {}
     for mean, sign in (('sub_mean', -1), ('add_mean', 1)):
         converted[f'{mean}.weight'] = torch.eye(3).view(3, 3, 1, 1)
         converted[f'{mean}.bias'] = sign * shift
-    for key, value in state_dict.items():
-        module, _, leaf = key.rpartition('.')
-        name = next((new.format(**counts, **m.groupdict()) for p, new in patterns if (m := p.fullmatch(module))), None)
-        if name is None:
-            raise UserError(f"{where}: key {key!r} is not in BasicSR's layout; accepted: BasicSR's network, unchanged")
-        converted[f'{name}.{leaf}'] = value
-    return converted
+    accepted = "BasicSR's layout; accepted: BasicSR's network, unchanged"
+    return converted | _renamed(state_dict, modules, counts, where, accepted)
 
 
 def network_block(state_dict: dict[str, Tensor]) -> dict[str, Any]:
@@ -145,9 +130,21 @@ def network_block(state_dict: dict[str, Tensor]) -> dict[str, Any]:
     return block
 
 
-def _pattern(module: str) -> re.Pattern[str]:
-    """``body.{i}.conv1`` as a pattern with a group ``i``."""
-    return re.compile(re.sub(r'\\{(\w)\\}', r'(?P<\1>\\d+)', re.escape(module)))
+def _renamed(
+    state_dict: dict[str, Tensor], modules: Iterable[tuple[str, str]], counts: dict[str, int], where: str, accepted: str
+) -> dict[str, Tensor]:
+    """The state dict with every module, such as ``body.{i}.conv1``, under its new name; ``counts`` are {n} and {m}."""
+    patterns = [(re.sub(r'\\{(\w)\\}', r'(?P<\1>\\d+)', re.escape(old)), new) for old, new in modules]
+    renamed = {}
+    for key, value in state_dict.items():
+        module, _, leaf = key.rpartition('.')
+        name = next(
+            (new.format(**counts, **m.groupdict()) for p, new in patterns if (m := re.fullmatch(p, module))), None
+        )
+        if name is None:
+            raise UserError(f'{where}: key {key!r} is not in {accepted}')
+        renamed[f'{name}.{leaf}'] = value
+    return renamed
 
 
 def _count(state_dict: dict[str, Tensor], pattern: str) -> int:

@@ -67,16 +67,6 @@ def build_regressors(
         raise UserError(
             f'network_r: no tap needs it, for the loss asks for regressors {WANTED[mode]}; accepted: no network_r'
         )
-    _check_shapes(regressors, network_opt, student_feats, teacher_feats)
-    return regressors
-
-
-def _check_shapes(
-    regressors: TapRegressors,
-    network_opt: dict[str, Any],
-    student_feats: Sequence[Tensor],
-    teacher_feats: Sequence[Tensor],
-) -> None:
     try:
         with torch.no_grad():
             regressed = regressors.to(student_feats[0].device)(student_feats)
@@ -90,3 +80,4 @@ def _check_shapes(
                 f'network_r.type: {network_opt["type"]} gives {tuple(feat.shape)} at taps[{index}], where the teacher '
                 f'has {tuple(teacher.shape)}; {REGRESSOR_ACCEPTED}'
             )
+    return regressors

@@ -45,7 +45,7 @@ class Taps:
             if name not in modules:
                 close = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
                 nearest = f'nearest: {close[0] + path[len(name) :]!r}' if close else 'it has no modules'
-                raise UserError(f'taps[{index}].{key}: {path!r} is not in {_name(net)}; {nearest}')
+                raise UserError(f'taps[{index}].{key}: {path!r} is not in {type(net).__name__}; {nearest}')
         for path in dict.fromkeys(self._paths):
             module = modules[_module(path)]
             if path.removesuffix(TOKENS).endswith(INPUT):
@@ -81,7 +81,8 @@ class Taps:
     def _feature(self, index: int, path: str, seen: list[tuple[Any, int | None]], x: Tensor) -> Tensor:
         where = f'taps[{index}].{self._key}: {path!r}'
         if len(seen) != 1:
-            raise UserError(f'{where} ran {len(seen)} times in one forward of {_name(self._net)}; accepted: once')
+            net = type(self._net).__name__
+            raise UserError(f'{where} ran {len(seen)} times in one forward of {net}; accepted: once')
         (feature, version), *_ = seen
         tokens = path.endswith(TOKENS)
         if not isinstance(feature, Tensor) or feature.dim() != (3 if tokens else 4):
@@ -134,7 +135,3 @@ def _version(tensor: Any) -> int | None:
 
 def _module(path: str) -> str:
     return path.removesuffix(TOKENS).removesuffix(INPUT)
-
-
-def _name(net: nn.Module) -> str:
-    return type(net).__name__

@@ -1,6 +1,7 @@
 """The frozen teacher: find its weights, recognize their layout, build, load strictly, freeze."""
 
 import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,10 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
             or does not fit the network exactly.
     """
     where = f'teacher.weights: {teacher_opt["weights"]}'
-    state_dict = _read(teacher_opt)
+    path = local_weights(teacher_opt)
+    origin = f'it came from {teacher_opt["weights"]}: delete it to download it again'
+    with advising(origin) if is_url(teacher_opt['weights']) else nullcontext():
+        state_dict = load_any_state_dict(path, 'teacher.weights')
     layout_format, network_opt = teacher_opt['format'], teacher_opt.get('network')
     execution = Execution.of(teacher_opt)
     if network_opt is not None:
@@ -108,16 +112,6 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
             f'256 x 32: 0.1, EDSR 64 x 16 and RCAN: 1); {PAGE}'
         )
     return _build_by_spandrel(state_dict, scale, execution, where)
-
-
-def _read(teacher_opt: dict[str, Any]) -> dict[str, Tensor]:
-    path = local_weights(teacher_opt)
-    try:
-        return load_any_state_dict(path, 'teacher.weights')
-    except UserError as error:
-        if not is_url(teacher_opt['weights']):
-            raise
-        raise UserError(f'{error}; it came from {teacher_opt["weights"]}: delete it to download it again') from error
 
 
 def local_weights(teacher_opt: dict[str, Any]) -> Path:
@@ -151,8 +145,15 @@ def _build_registered(
         )
     if layout != 'basicsr':
         state_dict, shift = to_basicsr(state_dict, layout, where)
+        # the one argument that an official checkpoint determines: img_range times rgb_mean
         if shift is not None and isinstance(net, (EDSR, RCAN)):
-            _check_mean(net, shift, where)
+            own = net.img_range * net.mean.flatten()
+            if not torch.allclose(own, shift, rtol=1e-3):
+                raise UserError(
+                    f'{where}: was trained with img_range * rgb_mean = {_rounded(shift)}, but teacher.network has '
+                    f"{_rounded(own)}; accepted: the checkpoint's, e.g. img_range: 255. and rgb_mean: "
+                    f'{_rounded(shift / 255)}'
+                )
     try:
         load_exactly(net, state_dict, where)
     except UserError as error:
@@ -160,16 +161,6 @@ def _build_registered(
             raise
         raise UserError(f'{error}; the checkpoint is of {_block(state_dict, "basicsr", where)}') from error
     return net
-
-
-def _check_mean(net: EDSR | RCAN, shift: Tensor, where: str) -> None:
-    """The one argument that an official checkpoint determines: ``img_range`` times ``rgb_mean``."""
-    own = net.img_range * net.mean.flatten()
-    if not torch.allclose(own, shift, rtol=1e-3):
-        raise UserError(
-            f'{where}: was trained with img_range * rgb_mean = {_rounded(shift)}, but teacher.network has '
-            f"{_rounded(own)}; accepted: the checkpoint's, e.g. img_range: 255. and rgb_mean: {_rounded(shift / 255)}"
-        )
 
 
 def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Execution, where: str) -> Teacher:

@@ -2,12 +2,10 @@
 
 import copy
 import math
-import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,36 +48,27 @@ def flops(
     return counter.get_total_flops()
 
 
-@dataclass(frozen=True)
-class Footprint:
-    """The activations and peak memory of one forward of one image.
-
-    Attributes:
-        activations: elements of the outputs of all convolutions, as NTIRE's challenges count them.
-        memory: bytes of all live tensors at the peak: weights, input, features. What an operator needs for
-            itself, as cuDNN's workspaces, does not count.
-    """
-
-    activations: int
-    memory: int
-
-
 def footprint(
     net: nn.Module, lq_size: tuple[int, int], num_in_ch: int = 3, pad: Callable[[Tensor], Tensor] = lambda lq: lq
-) -> Footprint:
+) -> tuple[int, int]:
     """Counts activations and memory of one forward without gradient, on the meta device: nothing runs.
 
     Args:
         net: the network, for float32 input.
         lq_size: height and width of the input.
         num_in_ch, pad: as in :func:`flops`.
+
+    Returns:
+        Activations: elements of the outputs of all convolutions, as NTIRE's challenges count them. Memory: bytes of all
+        live tensors at the peak: weights, input, features. What an operator needs for itself, as cuDNN's workspaces,
+        does not count.
     """
     meta = _on_meta(net)
     tensors = _LiveTensors()
     tensors.hold([*meta.parameters(), *meta.buffers()])
     with tensors:
         _forward_on_meta(meta, lq_size, num_in_ch, pad)
-    return Footprint(tensors.activations, tensors.peak)
+    return tensors.activations, tensors.peak
 
 
 def _on_meta(net: nn.Module) -> nn.Module:
@@ -101,24 +90,20 @@ class _LiveTensors(TorchDispatchMode):
         self.activations = 0
         self.peak = 0
         self._now = 0
-        self._alive: dict[int, weakref.ref] = {}
+        self._alive: set[int] = set()
 
     def hold(self, values: Any) -> None:
         """Counts the memory of the tensors among nested values, each storage once."""
-        for tensor in tree_leaves(values):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._alive:
-                self._hold_storage(tensor.untyped_storage())
+        for storage in (leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)):
+            if storage._cdata not in self._alive:
+                self._alive.add(storage._cdata)
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+                weakref.finalize(storage, self._let_go, storage._cdata, storage.nbytes())
 
-    def _hold_storage(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage._cdata, storage.nbytes()
-
-        def let_go(_: weakref.ref) -> None:
-            del self._alive[address]
-            self._now -= size
-
-        self._alive[address] = weakref.ref(storage, let_go)
-        self._now += size
-        self.peak = max(self.peak, self._now)
+    def _let_go(self, address: int, size: int) -> None:
+        self._alive.remove(address)
+        self._now -= size
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -144,11 +129,6 @@ def peak_gpu_memory(net: nn.Module, lq: Tensor) -> int:
     with torch.inference_mode():
         net(lq)
     return torch.cuda.max_memory_allocated(lq.device) - before + own
-
-
-def latency_ms(net: nn.Module, lq: Tensor, repeats: int = 5) -> float:
-    """Milliseconds of one forward, where ``lq`` is: the median of ``repeats``, after one that is not counted."""
-    return statistics.median(latencies_ms({'': (net, lq)}, repeats)[''])
 
 
 def latencies_ms(

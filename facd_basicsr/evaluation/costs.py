@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,12 +67,25 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
     networks = _networks(opt, device)
     sizes = [LQ_SIZE, (OUTPUT_SIZE[0] // scale, OUTPUT_SIZE[1] // scale)]
     settings = []
-    turns = len(sizes) * len(networks) * (repeats + 1)
-    with tqdm(total=turns, bar_format=PROGRESS, disable=not repeats) as bar:
+
+    def tell(size: tuple[int, int], name: str) -> None:
+        bar.n += 1
+        bar.set_description(f'{words_of(size)}, {name}')
+
+    with tqdm(total=len(sizes) * len(networks) * (repeats + 1), bar_format=PROGRESS, disable=not repeats) as bar:
         for size in sizes:
-            found = {name: _counted(name, network, size, scale) for name, network in networks.items()}
-            if repeats:
-                _measure(networks, size, device, repeats, found, bar)
+            found = {}
+            nets = {}
+            for name, network in networks.items():
+                with _reraise(name, network, size):
+                    found[name] = _counted(network, size, scale)
+                    if repeats:
+                        lq = network.pad(torch.rand(1, network.num_in_ch, *size, device=device))
+                        nets[name] = (network.net, lq)
+                        if device.type == 'cuda':
+                            found[name]['gpu_memory'] = peak_gpu_memory(network.net, lq.clone())
+            for name, times in latencies_ms(nets, repeats, LIMIT, partial(tell, size)).items():
+                found[name] |= {'latency_ms': round(statistics.median(times), 2), 'runs': len(times)}
             settings.append({'input': list(size), 'output': [side * scale for side in size], 'networks': found})
     return {
         'option_file': option_file,
@@ -97,44 +111,18 @@ def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
     return networks
 
 
-def _counted(name: str, network: Network, size: tuple[int, int], scale: int) -> dict[str, Any]:
+def _counted(network: Network, size: tuple[int, int], scale: int) -> dict[str, Any]:
     output_size = (size[0] * scale, size[1] * scale)
-    with _reraise(name, network, size):
-        flop_count = flops(network.net, scale, output_size, network.num_in_ch, network.pad)
-        left = footprint(network.net, size, network.num_in_ch, network.pad)
+    flop_count = flops(network.net, scale, output_size, network.num_in_ch, network.pad)
+    activations, memory = footprint(network.net, size, network.num_in_ch, network.pad)
     return {
         'network': type(network.net).__name__,
         'parameters': parameters(network.net),
         'multiply_adds': flop_count // 2,
         'flops': flop_count,
-        'activations': left.activations,
-        'memory': left.memory,
+        'activations': activations,
+        'memory': memory,
     }
-
-
-def _measure(
-    networks: dict[str, Network],
-    size: tuple[int, int],
-    device: torch.device,
-    repeats: int,
-    found: dict[str, dict[str, Any]],
-    bar: tqdm,
-) -> None:
-    """Adds latencies and GPU memory to ``found``."""
-
-    def tell(name: str) -> None:
-        bar.n += 1
-        bar.set_description(f'{words_of(size)}, {name}')
-
-    inputs = {}
-    for name, network in networks.items():
-        inputs[name] = network.pad(torch.rand(1, network.num_in_ch, *size, device=device))
-        if device.type == 'cuda':
-            with _reraise(name, network, size):
-                found[name]['gpu_memory'] = peak_gpu_memory(network.net, inputs[name].clone())
-    times = latencies_ms({name: (networks[name].net, lq) for name, lq in inputs.items()}, repeats, LIMIT, tell)
-    for name, milliseconds in times.items():
-        found[name] |= {'latency_ms': round(statistics.median(milliseconds), 2), 'runs': len(milliseconds)}
 
 
 def _reraise(name: str, network: Network, size: tuple[int, int]) -> AbstractContextManager[None]:
@@ -196,17 +184,11 @@ def cost_tables(result: dict[str, Any], table: Callable[[Sequence[str], Sequence
             for name, found in networks.items()
         ]
         if 'teacher' in networks:
-            ratios = [_ratio(networks, key) if key != 'runs' else '' for key in columns]
+            teacher, student = networks['teacher'], networks['student']
+            ratios = [f'{teacher[key] / student[key]:.2f}' if key != 'runs' else '' for key in columns]
             rows.append(['teacher / student', '', *ratios])
-        header = [_title(setting), 'network', *(title for title, _, _ in columns.values())]
+        title = f'{words_of(setting["input"])} -> {words_of(setting["output"])}'
+        header = [title, 'network', *(column for column, _, _ in columns.values())]
         parts.append(table(header, rows))
     notes = [note for key, note in NOTES.items() if key in columns]
     return '\n\n'.join([*parts, '\n'.join(notes)])
-
-
-def _title(setting: dict[str, Any]) -> str:
-    return f'{words_of(setting["input"])} -> {words_of(setting["output"])}'
-
-
-def _ratio(networks: dict[str, dict[str, Any]], key: str) -> str:
-    return f'{networks["teacher"][key] / networks["student"][key]:.2f}'

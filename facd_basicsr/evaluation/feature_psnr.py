@@ -72,34 +72,20 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
         try:
             student.taps = Taps(student.bare, [tap['student'] for tap in taps], 'student')
             _, student_feats = student.upscale_with_features(probe)
-            note = _add_regressors(student, train_opt.get('network_r'), mode, student_feats, teacher_feats)
+            checkpoint = Path(student.checkpoint)
+            path = checkpoint.with_name('net_r_' + checkpoint.name.removeprefix('net_g_'))
+            lacks = f'no {path.name} beside {checkpoint}'
+            if path.is_file():
+                regressors = build_regressors(train_opt.get('network_r'), mode, student_feats, teacher_feats)
+                if regressors is not None:
+                    state_dict = load_state_dict(path, 'regressors', ['params'])
+                    load_exactly(regressors, state_dict, f'regressors: {path}')
+                    student.regressors = regressors.eval().requires_grad_(False).to(teacher_feats[0].device)
+            elif any(s.shape != t.shape for s, t in zip(student_feats, teacher_feats)):
+                raise UserError(f"{lacks}, and its features have other shapes than the teacher's")
+            elif mode == 'always':
+                notes.append(f'{student.name}: {lacks}: features compared as they are')
         except UserError as error:
             student.taps = student.regressors = None
-            note = f'no feature PSNR: {error}'
-        if note:
-            notes.append(f'{student.name}: {note}')
+            notes.append(f'{student.name}: no feature PSNR: {error}')
     return notes
-
-
-def _add_regressors(
-    student: Method,
-    network_opt: dict[str, Any] | None,
-    mode: str,
-    student_feats: Sequence[Tensor],
-    teacher_feats: Sequence[Tensor],
-) -> str:
-    """Loads the student's regressors. Returns a note for the table, if there is one."""
-    checkpoint = Path(student.checkpoint)
-    path = checkpoint.with_name('net_r_' + checkpoint.name.removeprefix('net_g_'))
-    if not path.is_file():
-        if any(s.shape != t.shape for s, t in zip(student_feats, teacher_feats)):
-            raise UserError(
-                f"no {path.name} beside {checkpoint}, and its features have other shapes than the teacher's"
-            )
-        return f'no {path.name} beside {checkpoint}: features compared as they are' if mode == 'always' else ''
-    regressors = build_regressors(network_opt, mode, student_feats, teacher_feats)
-    if regressors is not None:
-        state_dict = load_state_dict(path, 'regressors', ['params'])
-        load_exactly(regressors, state_dict, f'regressors: {path}')
-        student.regressors = regressors.eval().requires_grad_(False).to(teacher_feats[0].device)
-    return ''

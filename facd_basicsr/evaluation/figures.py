@@ -7,12 +7,11 @@ from typing import TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER, Method
 from facd_basicsr.evaluation.test_sets import ImagePair
-from facd_basicsr.losses.image import teacher_is_right
+from facd_basicsr.losses.image import indicator
 from facd_basicsr.losses.pairwise import sample_l1
 from facd_basicsr.runtime.metrics import as_input, luma, psnr
 
@@ -28,26 +27,6 @@ def window_sums(error: np.ndarray, size: int) -> np.ndarray:
     """Sum of each ``size`` x ``size`` window of ``error``: (H, W) -> (H - size + 1, W - size + 1), by top and left."""
     integral = np.pad(error.astype(np.float64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
     return integral[size:, size:] - integral[:-size, size:] - integral[size:, :-size] + integral[:-size, :-size]
-
-
-def largest_error(error: np.ndarray, size: int) -> tuple[int, int]:
-    """Top and left of the ``size`` x ``size`` window with the largest sum of ``error``, (H, W)."""
-    sums = window_sums(error, size)
-    top, left = np.unravel_index(sums.argmax(), sums.shape)
-    return int(top), int(left)
-
-
-def side_by_side(rows: Sequence[Sequence[tuple[str, np.ndarray]]], zoom: int) -> Image.Image:
-    """A grid of captioned crops.
-
-    Args:
-        rows: for each row its (caption, BGR uint8 (S, S, 3)) crops; captions may have several lines.
-        zoom: pixels of the picture for each pixel of a crop, without smoothing.
-
-    Returns:
-        An RGB picture.
-    """
-    return grid([[(caption, enlarge(crop, zoom)) for caption, crop in row] for row in rows])
 
 
 def enlarge(image: np.ndarray, zoom: int) -> Image.Image:
@@ -293,12 +272,9 @@ def teacher_map(student: Method, teacher: Method, pair: ImagePair, patch: int) -
     if not boxes:
         return TeacherMap(pair, [], np.zeros(0, bool), np.zeros(0), np.zeros(0))
     images = (student.output(pair.lq).cpu(), teacher.output(pair.lq).cpu(), gt)
-    sr_s, sr_t, gt_patches = (_patches(image, boxes) for image in images)
-    loses = teacher_is_right(sr_s, sr_t, gt_patches) == 0  # (N,)
+    sr_s, sr_t, gt_patches = (
+        torch.cat([image[:, :, top:bottom, left:right] for left, top, right, bottom in boxes]) for image in images
+    )  # (1, C, H, W) -> (N, C, gt_size, gt_size) each
+    loses = indicator(sr_s, sr_t, gt_patches) == 0  # (N,)
     student_error, teacher_error = (255 * sample_l1(sr, gt_patches) for sr in (sr_s, sr_t))  # (N,), (N,)
     return TeacherMap(pair, boxes, loses.numpy(), student_error.numpy(), teacher_error.numpy())
-
-
-def _patches(image: Tensor, boxes: list[Box]) -> Tensor:
-    """(1, C, H, W) -> (N, C, gt_size, gt_size)."""
-    return torch.cat([image[:, :, top:bottom, left:right] for left, top, right, bottom in boxes])

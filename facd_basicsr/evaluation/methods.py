@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import Teacher, build_teacher, local_weights
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, locating
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.files.state_dicts import basicsr_param_keys, load_exactly, load_state_dict
@@ -184,23 +184,19 @@ def read_test_files(
         if ours != first:
             differing = min(set(ours.items()) ^ set(first.items()), key=str)[0]
             raise UserError(
-                f'{path}: datasets: {differing!r} is {_describe(ours, differing)}; accepted: '
-                f'{_describe(first, differing)}, as in {paths[0]}, for all files need the same sets'
+                f'{path}: datasets: {differing!r} is {ours.get(differing, "absent")}; accepted: '
+                f'{first.get(differing, "absent")}, as in {paths[0]}, for all files need the same sets'
             )
     return opts
 
 
-def _roots(opt: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """{set's name: its folders}."""
+def _roots(opt: dict[str, Any]) -> dict[str, str]:
+    """{set's name: its folders, as a message names them}."""
     keys = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')
     return {
-        block['name']: tuple(str(Path(block[key])) for key in keys if block.get(key) is not None)
+        block['name']: ' and '.join(str(Path(block[key])) for key in keys if block.get(key) is not None)
         for block in opt['datasets'].values()
     }
-
-
-def _describe(roots: dict[str, tuple[str, ...]], name: str) -> str:
-    return ' and '.join(roots[name]) if name in roots else 'absent'
 
 
 def read_train_file(path: str, overrides: Sequence[str], scale: int) -> dict[str, Any]:
@@ -209,10 +205,8 @@ def read_train_file(path: str, overrides: Sequence[str], scale: int) -> dict[str
     Raises:
         UserError: it is not accepted, has no teacher, or another scale.
     """
-    try:
+    with locating('--teacher'):
         opt = load_options(path, overrides, is_train=True, with_data=False)
-    except UserError as error:
-        raise UserError(f'--teacher: {error}') from error
     if 'teacher' not in opt:
         raise UserError(f'--teacher: {path} has no teacher block; accepted: a train file such as FACD_EDSR_x2.yml')
     if opt['scale'] != scale:

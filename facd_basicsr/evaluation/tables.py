@@ -1,12 +1,11 @@
-"""The paper's tables, quality (Table 2) and feature PSNR (Table 4), as text, Markdown, LaTeX, HTML and CSV."""
+"""The paper's tables, quality (Table 2) and feature PSNR (Table 4), as text, Markdown, LaTeX and CSV."""
 
 import csv
-import html
 import io
 import itertools
 import json
-import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.feature_psnr import feature_scores
 from facd_basicsr.evaluation.methods import TEACHER, Method
 from facd_basicsr.evaluation.test_sets import ImagePair
+from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.runtime.metrics import score
 
 Cell = tuple[int, int]  # row, column
@@ -44,14 +44,14 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Seq
         groups: a title for each column that neighbors share, empty for none; goes above the header.
     """
     widths = [max(map(len, column)) for column in zip(header, *rows)]
-    for title, start, end in _spans(groups):
+    for title, start, end in spans(groups):
         widths[end - 1] += max(0, len(title) - _joined(widths[start:end]))
 
     def line(cells: Sequence[str]) -> str:
         first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths)))
         return '  '.join([first, *others])
 
-    above = ['  '.join(title.center(_joined(widths[start:end])) for title, start, end in _spans(groups)).rstrip()]
+    above = ['  '.join(title.center(_joined(widths[start:end])) for title, start, end in spans(groups)).rstrip()]
     return '\n'.join([*(above if groups else []), line(header), '  '.join('-' * w for w in widths), *map(line, rows)])
 
 
@@ -81,12 +81,12 @@ def latex_table(
     """As :func:`markdown_table` for LaTeX: a ``tabular`` with booktabs' rules, which ``LATEX_RULES`` replace."""
     lines = [rf'\begin{{tabular}}{{l{"r" * (len(header) - 1)}}}', r'\toprule']
     if groups:
-        spans = list(_spans(groups))
+        columns = list(spans(groups))
         titles = [
-            rf'\multicolumn{{{end - start}}}{{c}}{{{_tex(title)}}}' if title else '' for title, start, end in spans
+            rf'\multicolumn{{{end - start}}}{{c}}{{{_tex(title)}}}' if title else '' for title, start, end in columns
         ]
         lines.append(_latex_line(titles))
-        lines.append(' '.join(rf'\cmidrule{{{start + 1}-{end}}}' for title, start, end in spans if title))
+        lines.append(' '.join(rf'\cmidrule{{{start + 1}-{end}}}' for title, start, end in columns if title))
     lines += [_latex_line(map(_tex, header)), r'\midrule']
     for i, row in enumerate(rows):
         cells = (rf'\textbf{{{_tex(cell)}}}' if (i, j) in bold else _tex(cell) for j, cell in enumerate(row))
@@ -94,33 +94,11 @@ def latex_table(
     return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}'])
 
 
-def html_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), bold: Collection[Cell] = ()
-) -> str:
-    """As :func:`markdown_table` for HTML, with the groups' titles above their columns; every cell is escaped."""
-    lines = []
-    if groups:
-        spans = [
-            f'<th scope="colgroup" colspan="{end - start}">{html.escape(title)}</th>' if title else '<td></td>'
-            for title, start, end in _spans(groups)
-        ]
-        lines.append(f'<tr>{"".join(spans)}</tr>')
-    lines.append(f'<tr>{"".join(f"""<th scope="col">{html.escape(title)}</th>""" for title in header)}</tr>')
-    body = []
-    for i, (first, *others) in enumerate(rows):
-        cells = [
-            f'<td><b>{html.escape(cell)}</b></td>' if (i, j) in bold else f'<td>{html.escape(cell)}</td>'
-            for j, cell in enumerate(others, start=1)
-        ]
-        body.append(f'<tr><th scope="row">{html.escape(first)}</th>{"".join(cells)}</tr>')
-    return '\n'.join(['<table>', '<thead>', *lines, '</thead>', '<tbody>', *body, '</tbody>', '</table>'])
-
-
 def _latex_line(cells: Iterable[str]) -> str:
     return rf'{" & ".join(cells)} \\'
 
 
-def _spans(groups: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+def spans(groups: Sequence[str]) -> Iterator[tuple[str, int, int]]:
     """(title, first column, column after the last); columns without a title stand alone."""
     for _, group in itertools.groupby(enumerate(groups), lambda item: item[1] or item[0]):
         columns = [column for column, _ in group]
@@ -154,6 +132,16 @@ class Table(NamedTuple):
     rows: list[list[str]]
     groups: list[str]
     bold: set[Cell]
+
+
+def write_tables(made: Mapping[str, Table], notes: Iterable[str], folder: Path) -> None:
+    """Writes table.md, which the notes end, and table.tex, and prints the tables, each under its title."""
+    markdown = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in made.items()]
+    atomic_write(folder / 'table.md', '\n'.join([*markdown, *(f'{note}\n' for note in notes)]))
+    latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in made.items()]
+    atomic_write(folder / 'table.tex', '\n'.join([f'{LATEX_RULES}\n', *latex]))
+    for title, (header, rows, groups, _) in made.items():
+        print(f'\n{title}\n\n{text_table(header, rows, groups)}')
 
 
 def evaluate(methods: Sequence[Method], images: Iterable[ImagePair]) -> Iterator[dict[str, Any]]:
@@ -259,26 +247,14 @@ def is_student(method: Method) -> bool:
 def to_csv(records: Sequence[dict[str, Any]]) -> str:
     """One line for each method and image; an infinite PSNR is ``inf``, and what there is not is empty."""
     text = io.StringIO()
-    longest = max(records, key=len)
-    writer = csv.DictWriter(text, _ordered(longest), restval='', lineterminator='\n')
+    columns = dict.fromkeys(['method', 'set', 'image', *QUALITY, *max(records, key=len)])
+    writer = csv.DictWriter(text, list(columns), restval='', lineterminator='\n')
     writer.writeheader()
     writer.writerows(records)
     return text.getvalue()
 
 
-def _ordered(record: dict[str, Any]) -> list[str]:
-    first = ['method', 'set', 'image', *QUALITY]
-    return [*first, *(key for key in record if key not in first)]
-
-
 def to_json(results: dict[str, Any]) -> str:
     """Indented JSON; numbers that JSON cannot hold, such as an infinite PSNR, are ``null``."""
-    return json.dumps(_finite(results), indent=1, allow_nan=False) + '\n'
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    finite = json.loads(json.dumps(results), parse_constant=lambda constant: None)
+    return json.dumps(finite, indent=1, allow_nan=False) + '\n'

@@ -95,7 +95,12 @@ class CSDLoss(DistillLoss):
         """
         if self.vgg is None:
             raise RuntimeError('CSDLoss: prepare() loads its VGG, and comes before the first forward')
-        self._check_images(state.student)
+        channels, *size = state.student.shape[1:]
+        least = 2 ** (len(self.layer_weights) - 1)  # each layer but the first has half the height and width
+        if channels != 3:
+            raise UserError(f'network_g.num_out_ch: {channels}; accepted: 3, for the VGG of CSDLoss')
+        if min(size) < least:
+            raise UserError(f'datasets.train.gt_size: {min(size)}; accepted: {least} or more, for the VGG of CSDLoss')
         check_batch(state, 'CSDLoss')
         lq = at_least_float32(all_gather_samples(state.lq)[0][: self.num_negatives])  # (K, C, h, w)
         with torch.no_grad():
@@ -112,11 +117,3 @@ class CSDLoss(DistillLoss):
             terms.append(w_j * l_j)
         l_sr = self.img_range * sample_l1(state.student, state.gt).mean()
         return {'l_sr': l_sr, 'l_csd': self.lambda_ * sum_of(terms), **logs}
-
-    def _check_images(self, images: Tensor) -> None:
-        _, channels, *size = images.shape
-        least = 2 ** (len(self.layer_weights) - 1)  # each layer but the first has half the height and width
-        if channels != 3:
-            raise UserError(f'network_g.num_out_ch: {channels}; accepted: 3, for the VGG of CSDLoss')
-        if min(size) < least:
-            raise UserError(f'datasets.train.gt_size: {min(size)}; accepted: {least} or more, for the VGG of CSDLoss')

@@ -6,35 +6,23 @@ from torch import Tensor
 from facd_basicsr.losses.pairwise import sample_l1
 
 
-def teacher_is_right(student: Tensor, teacher: Tensor, gt: Tensor) -> Tensor:
+def indicator(student: Tensor, teacher: Tensor, gt: Tensor, adaptive: bool = True) -> Tensor:
     """Equation (1): alpha_i = 0 where the student is already closer to GT than the teacher, else 1.
 
     The sums run over unclamped outputs, carry no gradient, and a tie gives 1, as the paper's "else" says.
 
     Args:
         student, teacher, gt: SR^S, SR^T and GT, (N, C, H, W).
+        adaptive: off, alpha is 1 for every sample (FCD).
 
     Returns:
-        (N,) of 0. and 1.
+        (N,) of 0. and 1., without gradient.
     """
+    if not adaptive:
+        return student.new_ones(len(student), dtype=torch.promote_types(student.dtype, torch.float32))
     with torch.no_grad():
         student_error, teacher_error = sample_l1(student, gt), sample_l1(teacher, gt)  # (N,), (N,)
         return (student_error >= teacher_error).to(student_error.dtype)
-
-
-def indicator(student: Tensor, teacher: Tensor, gt: Tensor, adaptive: bool) -> Tensor:
-    """alpha of a batch: equation (1), or 1 for every sample where distillation is not adaptive (FCD).
-
-    Args:
-        student, teacher, gt: (N, C, H, W).
-        adaptive: whether equation (1) decides.
-
-    Returns:
-        (N,), without gradient.
-    """
-    if adaptive:
-        return teacher_is_right(student, teacher, gt)
-    return student.new_ones(len(student), dtype=torch.promote_types(student.dtype, torch.float32))
 
 
 def image_loss(

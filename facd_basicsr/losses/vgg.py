@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg19
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import advising
 from facd_basicsr.files.download import cached, is_url
 from facd_basicsr.files.state_dicts import check_fit, load_any_state_dict
 
@@ -59,12 +59,10 @@ def load_vgg(weights: str, depth: int = len(ENDS)) -> VGGFeatures:
     """
     with torch.device('meta'):  # its classifier would be half a gigabyte of random numbers
         layers = vgg19(weights=None).features[: ENDS[depth - 1]]
-    try:
+    with advising(ADVICE):
         path = cached(weights, WHERE, None) if is_url(weights) else Path(weights)
         checkpoint = load_any_state_dict(path, WHERE)
         wanted = {key: checkpoint[f'features.{key}'] for key in layers.state_dict() if f'features.{key}' in checkpoint}
         check_fit(layers, wanted, f'{WHERE}: {path}')
-    except UserError as error:
-        raise UserError(f'{error}; {ADVICE}') from error
     layers.load_state_dict(wanted, assign=True)
     return VGGFeatures([layers.float()[start:end] for start, end in zip((0, *ENDS), ENDS[:depth])])

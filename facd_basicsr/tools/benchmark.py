@@ -15,7 +15,6 @@ from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation import tables as tables
 from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import load_methods
-from facd_basicsr.evaluation.tables import LATEX_RULES, latex_table, markdown_table, text_table
 from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, pairs
 from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.options.parse import root_path
@@ -75,14 +74,9 @@ def benchmark(
         'means': mean,
         'images': records,
     }
-    markdown = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in made.items()]
-    atomic_write(out / 'table.md', '\n'.join([*markdown, *(f'{note}\n' for note in notes)]))
-    latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in made.items()]
-    atomic_write(out / 'table.tex', '\n'.join([f'{LATEX_RULES}\n', *latex]))
     atomic_write(out / 'per_image.csv', tables.to_csv(records))
     atomic_write(out / 'results.json', tables.to_json(results))
-    for title, (header, rows, groups, _) in made.items():
-        print(f'\n{title}\n\n{text_table(header, rows, groups)}')
+    tables.write_tables(made, notes, out)
     print('\n' + ''.join(f'{note}\n' for note in notes) + f'table.md, table.tex, per_image.csv, results.json: {out}')
     return mean
 

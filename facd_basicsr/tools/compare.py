@@ -35,7 +35,7 @@ from facd_basicsr.comparison.summary import (
 from facd_basicsr.errors import UserError, reraise_disk_errors
 from facd_basicsr.evaluation.figures import find_crops
 from facd_basicsr.evaluation.methods import BICUBIC, Method
-from facd_basicsr.evaluation.tables import LATEX_RULES, latex_table, markdown_table, text_table, to_json
+from facd_basicsr.evaluation.tables import to_json, write_tables
 from facd_basicsr.evaluation.test_sets import build_sets, pairs
 from facd_basicsr.files.atomic import atomic_path, atomic_write
 from facd_basicsr.options.parse import root_path
@@ -92,14 +92,8 @@ def tables(results: dict[str, Any]) -> dict[str, Any]:
 def write_report(results: dict[str, Any], folder: Path) -> None:
     """Writes table.md, table.tex and table.csv."""
     made, notes = tables(results), feature_notes(results)
-    markdown = [f'{title}\n\n{markdown_table(*table)}\n' for title, table in made.items()]
-    markdown += [*(f'- {note}\n' for note in notes), f'{caption(results)}\n']
-    latex = [f'% {title}\n{latex_table(*table)}\n' for title, table in made.items()]
-    atomic_write(folder / 'table.md', '\n'.join(markdown))
-    atomic_write(folder / 'table.tex', '\n'.join([f'{LATEX_RULES}\n', *latex]))
     atomic_write(folder / 'table.csv', records_csv(results))
-    for title, (header, rows, groups, _) in made.items():
-        print(f'\n{title}\n\n{text_table(header, rows, groups)}')
+    write_tables(made, [*(f'- {note}' for note in notes), caption(results)], folder)
     print('\n' + '\n'.join(notes))
     print(f'\n{caption(results)}\n\ntable.md, table.tex, table.csv, results.json, curves.png, crops.png: {folder}')
 

@@ -10,7 +10,7 @@ from states import images, random_state, with_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, FACDLoss, build_loss
 from facd_basicsr.losses.contrastive import contrastive_loss
-from facd_basicsr.losses.image import image_loss, teacher_is_right
+from facd_basicsr.losses.image import image_loss, indicator
 
 
 def equation_3(s: torch.Tensor, t: torch.Tensor, alpha: torch.Tensor, negatives: str) -> torch.Tensor:
@@ -32,12 +32,12 @@ def test_equation_1_rejects_a_sample_only_where_the_student_is_strictly_closer()
     gt = images(0.5, 0.5, 0.5)
     student = images(0.6, 0.8, 0.7)  # errors 0.1, 0.3, 0.2
     teacher = images(0.7, 0.6, 0.3)  # errors 0.2, 0.1, 0.2: worse, better, tie
-    assert teacher_is_right(student, teacher, gt).tolist() == [0.0, 1.0, 1.0]
+    assert indicator(student, teacher, gt).tolist() == [0.0, 1.0, 1.0]
 
 
 def test_equation_1_sees_outputs_beyond_the_image_range():
     # clamped to [0, 1] both would have no error, a tie, and alpha would be 1
-    assert teacher_is_right(images(1.1), images(1.3), images(1.0)).tolist() == [0.0]
+    assert indicator(images(1.1), images(1.3), images(1.0)).tolist() == [0.0]
 
 
 def test_equation_2_equals_a_value_worked_by_hand():

@@ -6,7 +6,7 @@ from states import images, random_state
 
 from facd_basicsr.losses import DistillState, FACDLoss
 from facd_basicsr.losses.iacd_loss import IACDLoss
-from facd_basicsr.losses.image import teacher_is_right
+from facd_basicsr.losses.image import indicator
 
 
 def equation_4_on_images(state: DistillState) -> torch.Tensor:
@@ -57,7 +57,7 @@ def test_it_is_facd_with_images_for_features(negatives):
 
 def test_without_adaption_every_sample_is_distilled():
     state = random_state(seed=3)
-    assert teacher_is_right(state.student, state.teacher, state.gt).mean() < 1
+    assert indicator(state.student, state.teacher, state.gt).mean() < 1
     assert IACDLoss(adaptive=False)(state)['alpha'] == 1
     assert IACDLoss(adaptive=False)(state)['l_iacd'] > IACDLoss()(state)['l_iacd']
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from states import images, random_state
 
 from facd_basicsr.losses import DistillState
-from facd_basicsr.losses.image import teacher_is_right
+from facd_basicsr.losses.image import indicator
 from facd_basicsr.losses.infonce_loss import InfoNCELoss, infonce
 from facd_basicsr.losses.teacher_supervision_loss import supervision
 
@@ -87,7 +87,7 @@ def test_terms_equal_values_worked_by_hand():
 
 def test_table_6_compares_without_adaption_which_can_be_had():
     state = random_state(seed=3)
-    alpha = teacher_is_right(state.student, state.teacher, state.gt)
+    alpha = indicator(state.student, state.teacher, state.gt)
     assert not InfoNCELoss().adaptive
     assert torch.equal(InfoNCELoss(img_range=1)(state)['l_sr'], supervision(state))
     adaptive = InfoNCELoss(1, (1.0, 0.0, 0.0), adaptive=True)(state)
