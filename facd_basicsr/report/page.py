@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -76,15 +75,6 @@ WARNINGS = 20  # that are shown
 TIME = '%Y-%m-%d %H:%M:%S'
 
 
-@dataclass(frozen=True)
-class KeyFigure:
-    """A headline value: its title, the value, and what to compare it with."""
-
-    title: str
-    figure: str
-    note: str
-
-
 def page(run: RunFolder, results: Results) -> str:
     """The page as text. Whatever comes from options and log is escaped; nothing is loaded from elsewhere.
 
@@ -140,22 +130,23 @@ def status(run: RunFolder) -> str:
     return f'{done}; {session.end}' + ('' if session.end.endswith('.') else '.')
 
 
-def key_figures(run: RunFolder, results: Results) -> list[KeyFigure]:
-    """The first validation set's PSNR-Y, the networks' sizes, and what training took."""
+def key_figures(run: RunFolder, results: Results) -> list[tuple[str, str, str]]:
+    """The first validation set's PSNR-Y, the networks' sizes, and what training took: title, value, what to compare it
+    with."""
     sizes = {method.name: parameters(method.net) for method in results.methods if method.net is not None}
     found = []
     for student in (method.name for method in results.methods if is_student(method)):
         for name, mean in list(results.mean.get(student, {}).items())[:1]:
             others = {key: results.mean[key][name]['psnr_y'] for key in (BICUBIC, TEACHER) if key in results.mean}
             against = [f'{mean["psnr_y"] - value:+.2f} to {key}' for key, value in others.items()]
-            found.append(KeyFigure(f'PSNR-Y on {name}', f'{mean["psnr_y"]:.2f} dB', ', '.join(against)))
+            found.append((f'PSNR-Y on {name}', f'{mean["psnr_y"]:.2f} dB', ', '.join(against)))
         of_teacher = sizes.get(TEACHER)
         note = f'{sizes[student] / of_teacher:.1%} of the {of_teacher:,} of the teacher' if of_teacher else ''
-        found.append(KeyFigure('Parameters', f'{sizes[student]:,}', note))
-    found.append(KeyFigure('Iterations', f'{run.iteration:,}', f'of {run.opt["train"]["total_iter"]:,}'))
+        found.append(('Parameters', f'{sizes[student]:,}', note))
+    found.append(('Iterations', f'{run.iteration:,}', f'of {run.opt["train"]["total_iter"]:,}'))
     seconds = run.metrics.seconds_per_iter
     ms = '' if seconds is None else f'{1000 * seconds:.0f} ms an iteration'
-    found.append(KeyFigure('Training time', _duration(run.duration), ms))
+    found.append(('Training time', _duration(run.duration), ms))
     return found
 
 
