@@ -7,15 +7,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-
 from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
-from facd_basicsr.evaluation.tables import html_table, is_student
+from facd_basicsr.evaluation.tables import is_student
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.report.results import Results
-from facd_basicsr.report.svg_curves import COLORS, Panel, described, svg
+from facd_basicsr.report.svg_curves import COLORS, TEMPLATES, Panel, described, svg
 from facd_basicsr.runs.run_folder import Curve, Metrics, RunFolder
 
 LOSSES, ALPHA, RATIOS, RATES = 'l_', 'alpha$', r'r_\d+$', r'lr(_\d+)?$'
@@ -82,14 +80,12 @@ def page(run: RunFolder, results: Results) -> str:
         run: the run's folder, read.
         results: of its networks.
     """
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_part('page.html'))
     warnings = run.metrics.warnings
     drawn = [
         {'panel': panel, 'svg': svg(panel), 'last': described(panel), 'several': len(panel.lines) > 1}
         for panel in panels(run.metrics, run.opt)
     ]
-    table = results.table
-    return template.render(
+    return TEMPLATES.get_template('page.html').render(
         style=_part('page.css'),
         script=_part('page.js'),
         colors=COLORS,
@@ -99,8 +95,8 @@ def page(run: RunFolder, results: Results) -> str:
         status=status(run),
         key_figures=key_figures(run, results),
         panels=drawn,
-        table=None if table is None else html_table(*table),
-        validation=html_table(*_validation_table(run)) if run.metrics.validation else None,
+        table=results.table,
+        validation=_validation_table(run) if run.metrics.validation else None,
         results=results,
         checkpoint=_checkpoint(run),
         warnings=warnings[-WARNINGS:],
