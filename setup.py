@@ -12,7 +12,7 @@ setup(
     packages=find_packages(include=['facd_basicsr', 'facd_basicsr.*']),
     package_data={
         'facd_basicsr': ['py.typed'],  # type checkers may read its annotations
-        'facd_basicsr.report': ['page.html', 'page.css', 'page.js'],  # the template of facd report
+        'facd_basicsr.report': ['*.html', '*.svg', '*.css', '*.js'],  # the templates of facd report
     },
     py_modules=['facd_cli'],  # the `facd` command; outside the package, whose import takes seconds
     python_requires='>=3.10',

@@ -4,14 +4,16 @@ import dataclasses
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from facd_basicsr.deploy.graphs import OPSET, channels, halved, onnx_bytes, program_bytes, read_program
-from facd_basicsr.deploy.student import METADATA, Description, Student, read_student
+from facd_basicsr.archs import input_channels
+from facd_basicsr.deploy.graphs import OPSET, halved, onnx_bytes, program_bytes, read_program
+from facd_basicsr.deploy.student import METADATA, Student, read_student
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_paths
 from facd_basicsr.runtime.tiling import receptive_field_radius_or_none
@@ -30,8 +32,7 @@ class Format:
     Attributes:
         suffix: of its name, after the stem.
         content: of the file.
-        load: what runs a written file, by name; raises ValueError, worded as the end of "it would", where its content
-            is not the student's.
+        runner: what runs a written file.
         holds: its content, and what was compared besides its output.
         instead: what a user can do if the network does not support it.
         cause: why its output may differ from the student's.
@@ -40,7 +41,7 @@ class Format:
 
     suffix: str
     content: Callable[[Student], bytes]
-    load: Callable[[Path, Student], dict[str, nn.Module]]
+    runner: str
     holds: str
     instead: str
     cause: str
@@ -64,72 +65,25 @@ def _safetensors(student: Student) -> bytes:
     return safetensors.torch.save(_state_dict(student), {'format': 'pt', **student.description.as_metadata()})
 
 
-def _onnx(student: Student) -> bytes:
-    return onnx_bytes(student.net, student.description, half=False)
-
-
-def _onnx_fp16(student: Student) -> bytes:
-    return onnx_bytes(student.net, student.description, half=True)
-
-
-def _program(student: Student) -> bytes:
-    return program_bytes(student.net, student.description)
-
-
-def _load_weights(path: Path, student: Student) -> dict[str, nn.Module]:
-    read = _read(path, student)
-    own = student.net.state_dict()
-    changed = [key for key, value in read.net.state_dict().items() if not torch.equal(value, own[key])]
-    if changed:
-        raise ValueError(f'not read back as it was written ({changed[0]})')
-    return {'torch': read.net}
-
-
-def _load_onnx(path: Path, student: Student) -> dict[str, nn.Module]:
-    return {'onnxruntime': _read(path, student).net}
-
-
-def _load_onnx_fp16(path: Path, student: Student) -> dict[str, nn.Module]:
-    # onnxruntime has few float16 operators for CPUs, and calculates the others in float32, where nothing overflows and
-    # little is rounded. So the file is compared by it, and for the rest the same network by torch.
-    return {**_load_onnx(path, student), 'torch in float16': halved(student.net)}
-
-
-def _load_program(path: Path, student: Student) -> dict[str, nn.Module]:
-    net, description = read_program(path)
-    _check_description(description, student)
-    return {'torch.export.load': net}
-
-
-def _read(path: Path, student: Student) -> Student:
-    read = read_student(path, where='-o')
-    _check_description(read.description, student)
-    return read
-
-
-def _check_description(found: Description | None, student: Student) -> None:
-    if found != student.description:
-        raise ValueError(f'say {found} of itself instead of {student.description}')
-
-
+WEIGHTS, GRAPH, PROGRAM = 'torch', 'onnxruntime', 'torch.export.load'
 STEADY = 'one with the same output for the same image'  # any other reason is found before outputs are compared
 WEIGHTS_ALONE = 'weights and arguments do not tell all of it'
 BASIC = (
-    Format('.pth', _pth, _load_weights, "BasicSR's checkpoint, loaded strictly, weights equal", STEADY, WEIGHTS_ALONE),
-    Format('.safetensors', _safetensors, _load_weights, 'loaded strictly, weights equal', STEADY, WEIGHTS_ALONE),
+    Format('.pth', _pth, WEIGHTS, "BasicSR's checkpoint, loaded strictly, weights equal", STEADY, WEIGHTS_ALONE),
+    Format('.safetensors', _safetensors, WEIGHTS, 'loaded strictly, weights equal', STEADY, WEIGHTS_ALONE),
 )
-GRAPH = 'a graph does not decide by the size, as the network may'
-ONNX = Format('.onnx', _onnx, _load_onnx, f'ONNX, opset {OPSET}', '--no-onnx', GRAPH)
+FIXED = 'a graph does not decide by the size, as the network may'
+ONNX = Format('.onnx', partial(onnx_bytes, half=False), GRAPH, f'ONNX, opset {OPSET}', '--no-onnx', FIXED)
 ONNX_FP16 = Format(
     '_fp16.onnx',
-    _onnx_fp16,
-    _load_onnx_fp16,
+    partial(onnx_bytes, half=True),
+    GRAPH,
     f'ONNX, opset {OPSET}, float16 between float32 images',
     '--no-fp16',
     'float16 has three digits, too few for its features',
     HALF_ROUNDING,
 )
-TORCH_EXPORT = Format('.pt2', _program, _load_program, "torch.export's program", 'no --torch-export', GRAPH)
+TORCH_EXPORT = Format('.pt2', program_bytes, PROGRAM, "torch.export's program", 'no --torch-export', FIXED)
 EXPORT_FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)
 
 
@@ -140,27 +94,11 @@ COMPARED = (((2, 24, 40), (1, 33, 17)), ((2, 64, 80), (1, 48, 32)))
 Example = tuple[Tensor, Tensor]  # images (N, C, h, w) in [0, 1] and the student's output for them
 
 
-@dataclass(frozen=True)
-class Written:
-    """A file that was written, loaded back and compared.
-
-    Attributes:
-        path: its name.
-        size: bytes.
-        holds: its content, and what was compared besides its output.
-        differences: {what ran it: the largest between its output and the student's, of a range of 1}.
-    """
-
-    path: Path
-    size: int
-    holds: str
-    differences: dict[str, float]
-
-
 def measured(student: Student, psnr: dict[str, float]) -> Student:
     """The student, with receptive field radius and validation metrics in its description, if there are any."""
     description = student.description
-    reach = receptive_field_radius_or_none(student.net, channels(description), description.scale, TESTED_TILE)
+    channels = input_channels(description.network)
+    reach = receptive_field_radius_or_none(student.net, channels, description.scale, TESTED_TILE)
     return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))
 
 
@@ -183,35 +121,59 @@ def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
     return paths
 
 
-def export(student: Student, stem: Path, formats: Sequence[Format]) -> list[Written]:
-    """Writes all files or, when one of them fails, none.
+def export(student: Student, stem: Path, formats: Sequence[Format]) -> list[dict[str, float]]:
+    """Writes all files or, when one of them fails, none. Each is loaded back and compared.
 
     Args:
         student: what :func:`measured` gives.
         stem: the files' path without suffix.
         formats: some of ``EXPORT_FORMATS``.
 
+    Returns:
+        For each format {what ran the file: the largest difference between its output and the student's, of a range of
+        1}.
+
     Raises:
         UserError: as of :func:`paths_of`; a format does not support the network; or a file does not hold the student.
         OSError: the disk is full.
     """
-    paths, examples = paths_of(stem, formats), _examples(student)
-    with atomic_paths(paths) as partials:
-        return [
-            _write(student, format, path, partial, examples) for format, path, partial in zip(formats, paths, partials)
-        ]
+    paths, examples, differences = paths_of(stem, formats), _examples(student), []
+    with atomic_paths(paths) as written:
+        for format, path, file in zip(formats, paths, written):
+            file.write_bytes(format.content(student))
+            try:
+                nets = _loaded(file, student, format)
+                differences.append({name: _difference(net, examples, format) for name, net in nets.items()})
+            except UserError:
+                raise
+            except ValueError as error:
+                raise UserError(f'-o: {path} would {error}; accepted: {format.instead}') from error
+    return differences
 
 
-def _write(student: Student, format: Format, path: Path, partial: Path, examples: Sequence[Example]) -> Written:
-    partial.write_bytes(format.content(student))
-    try:
-        nets = format.load(partial, student)
-        differences = {name: _difference(net, examples, format) for name, net in nets.items()}
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f'-o: {path} would {error}; accepted: {format.instead}') from error
-    return Written(path, partial.stat().st_size, format.holds, differences)
+def _loaded(file: Path, student: Student, format: Format) -> dict[str, nn.Module]:
+    """What runs a written file, by name.
+
+    Raises:
+        ValueError: its content is not the student's; worded as the end of "it would".
+    """
+    if format.runner == PROGRAM:
+        net, description = read_program(file)
+    else:
+        read = read_student(file, where='-o')
+        net, description = read.net, read.description
+    if description != student.description:
+        raise ValueError(f'say {description} of itself instead of {student.description}')
+    if format.runner == WEIGHTS:
+        own = student.net.state_dict()
+        changed = [key for key, value in net.state_dict().items() if not torch.equal(value, own[key])]
+        if changed:
+            raise ValueError(f'not read back as it was written ({changed[0]})')
+    if format.tolerance == HALF_ROUNDING:
+        # onnxruntime has few float16 operators for CPUs, and calculates the others in float32, where nothing overflows
+        # and little is rounded. So the file is compared by it, and for the rest the same network by torch.
+        return {format.runner: net, 'torch in float16': halved(student.net)}
+    return {format.runner: net}
 
 
 def _difference(net: nn.Module, examples: Sequence[Example], format: Format) -> float:
@@ -247,9 +209,10 @@ def _examples(student: Student) -> list[Example]:
     Raises:
         UserError: it takes none.
     """
+    channels = input_channels(student.description.network)
     for sizes in COMPARED:
         generator = torch.Generator().manual_seed(0)
-        images = [torch.rand(n, channels(student.description), h, w, generator=generator) for n, h, w in sizes]
+        images = [torch.rand(n, channels, h, w, generator=generator) for n, h, w in sizes]
         try:
             return [(lq, student.net(lq.clone())) for lq in images]
         except (RuntimeError, AssertionError) as error:  # AssertionError: RRDBNet's

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from facd_basicsr.archs import input_channels
-from facd_basicsr.deploy.student import INSTALL, METADATA, Description
+from facd_basicsr.deploy.student import INSTALL, METADATA, Description, Student
 from facd_basicsr.errors import UserError, one_line, reraise
 
 OPSET = 17  # read by onnxruntime 1.12 (2022) and everything later
@@ -37,12 +37,11 @@ def require_onnx(where: str) -> None:
         raise UserError(f'{where}: needs {" and ".join(missing)}, not installed; accepted: {INSTALL}, or --no-onnx')
 
 
-def onnx_bytes(net: nn.Module, description: Description, half: bool) -> bytes:
+def onnx_bytes(student: Student, half: bool) -> bytes:
     """An ONNX file's content: input ``lq``, output ``sr``, float32 both, of any number, height and width.
 
     Args:
-        net: on the CPU, in eval mode.
-        description: of it; the file's metadata.
+        student: on the CPU; its description is the file's metadata.
         half: whether weights and operators are float16.
 
     Raises:
@@ -50,7 +49,8 @@ def onnx_bytes(net: nn.Module, description: Description, half: bool) -> bytes:
     """
     import onnx
 
-    graph = halved(net) if half else _traceable(net)
+    description = student.description
+    graph = halved(student.net) if half else _traceable(student.net)
     axes = {INPUT: {0: 'batch', 2: 'height', 3: 'width'}}
     axes[OUTPUT] = {0: 'batch', **{axis: f'{axes[INPUT][axis]}_x{description.scale}' for axis in (2, 3)}}
     with (
@@ -85,23 +85,19 @@ def onnx_bytes(net: nn.Module, description: Description, half: bool) -> bytes:
     return model.SerializeToString()
 
 
-def program_bytes(net: nn.Module, description: Description) -> bytes:
+def program_bytes(student: Student) -> bytes:
     """The content of a ``.pt2``: ``torch.export.load(FILE).module()`` is the network, with any height and width.
 
     The description is in it as the extra file ``metadata``, JSON of text by name.
-
-    Args:
-        net: on the CPU, in eval mode.
-        description: of it.
 
     Raises:
         UserError: torch.export does not support it.
     """
     dynamic = {0: torch.export.Dim('batch'), 2: torch.export.Dim('height'), 3: torch.export.Dim('width')}
-    buffer = io.BytesIO()
+    description, buffer = student.description, io.BytesIO()
     with torch.no_grad(), _reraise_export_errors(description, "torch.export's program", 'no --torch-export'):
         example = (_example(description),)
-        program = torch.export.export(_traceable(net), example, dynamic_shapes=(dynamic,), strict=False)
+        program = torch.export.export(_traceable(student.net), example, dynamic_shapes=(dynamic,), strict=False)
         torch.export.save(program, buffer, extra_files={METADATA: json.dumps(description.as_metadata())})
     return buffer.getvalue()
 
@@ -118,14 +114,10 @@ def read_program(path: Path) -> tuple[nn.Module, Description | None]:
     return program.module(), Description.of_metadata(json.loads(texts[METADATA]))
 
 
-def channels(description: Description) -> int:
-    """Of the network's input."""
-    return input_channels(description.network)
-
-
 def _example(description: Description) -> Tensor:
     images, height, width = TRACED
-    return torch.rand(images, channels(description), height, width, generator=torch.Generator().manual_seed(0))
+    channels = input_channels(description.network)
+    return torch.rand(images, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def _traceable(net: nn.Module) -> nn.Module:

@@ -1,7 +1,6 @@
-"""The paper's tables, quality (Table 2) and feature PSNR (Table 4), as text, Markdown, LaTeX, HTML and CSV."""
+"""The paper's tables, quality (Table 2) and feature PSNR (Table 4), as text, Markdown, LaTeX and CSV."""
 
 import csv
-import html
 import io
 import itertools
 import json
@@ -45,14 +44,14 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Seq
         groups: a title for each column that neighbors share, empty for none; goes above the header.
     """
     widths = [max(map(len, column)) for column in zip(header, *rows)]
-    for title, start, end in _spans(groups):
+    for title, start, end in column_spans(groups):
         widths[end - 1] += max(0, len(title) - _joined(widths[start:end]))
 
     def line(cells: Sequence[str]) -> str:
         first, *others = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths)))
         return '  '.join([first, *others])
 
-    above = ['  '.join(title.center(_joined(widths[start:end])) for title, start, end in _spans(groups)).rstrip()]
+    above = ['  '.join(title.center(_joined(widths[start:end])) for title, start, end in column_spans(groups)).rstrip()]
     return '\n'.join([*(above if groups else []), line(header), '  '.join('-' * w for w in widths), *map(line, rows)])
 
 
@@ -82,7 +81,7 @@ def latex_table(
     """As :func:`markdown_table` for LaTeX: a ``tabular`` with booktabs' rules, which ``LATEX_RULES`` replace."""
     lines = [rf'\begin{{tabular}}{{l{"r" * (len(header) - 1)}}}', r'\toprule']
     if groups:
-        spans = list(_spans(groups))
+        spans = list(column_spans(groups))
         titles = [
             rf'\multicolumn{{{end - start}}}{{c}}{{{_tex(title)}}}' if title else '' for title, start, end in spans
         ]
@@ -95,33 +94,11 @@ def latex_table(
     return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}'])
 
 
-def html_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = (), bold: Collection[Cell] = ()
-) -> str:
-    """As :func:`markdown_table` for HTML, with the groups' titles above their columns; every cell is escaped."""
-    lines = []
-    if groups:
-        spans = [
-            f'<th scope="colgroup" colspan="{end - start}">{html.escape(title)}</th>' if title else '<td></td>'
-            for title, start, end in _spans(groups)
-        ]
-        lines.append(f'<tr>{"".join(spans)}</tr>')
-    lines.append(f'<tr>{"".join(f"""<th scope="col">{html.escape(title)}</th>""" for title in header)}</tr>')
-    body = []
-    for i, (first, *others) in enumerate(rows):
-        cells = [
-            f'<td><b>{html.escape(cell)}</b></td>' if (i, j) in bold else f'<td>{html.escape(cell)}</td>'
-            for j, cell in enumerate(others, start=1)
-        ]
-        body.append(f'<tr><th scope="row">{html.escape(first)}</th>{"".join(cells)}</tr>')
-    return '\n'.join(['<table>', '<thead>', *lines, '</thead>', '<tbody>', *body, '</tbody>', '</table>'])
-
-
 def _latex_line(cells: Iterable[str]) -> str:
     return rf'{" & ".join(cells)} \\'
 
 
-def _spans(groups: Sequence[str]) -> Iterator[tuple[str, int, int]]:
+def column_spans(groups: Sequence[str]) -> Iterator[tuple[str, int, int]]:
     """(title, first column, column after the last); columns without a title stand alone."""
     for _, group in itertools.groupby(enumerate(groups), lambda item: item[1] or item[0]):
         columns = [column for column, _ in group]

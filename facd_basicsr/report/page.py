@@ -2,21 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-
 from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
-from facd_basicsr.evaluation.tables import html_table, is_student
+from facd_basicsr.evaluation.tables import is_student
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.report.results import Results
-from facd_basicsr.report.svg_curves import COLORS, Panel, described, svg
+from facd_basicsr.report.svg_curves import COLORS, TEMPLATES, Panel, described, svg
 from facd_basicsr.runs.run_folder import Curve, Metrics, RunFolder
 
 LOSSES, ALPHA, RATIOS, RATES = 'l_', 'alpha$', r'r_\d+$', r'lr(_\d+)?$'
@@ -76,15 +73,6 @@ WARNINGS = 20  # that are shown
 TIME = '%Y-%m-%d %H:%M:%S'
 
 
-@dataclass(frozen=True)
-class KeyFigure:
-    """A headline value: its title, the value, and what to compare it with."""
-
-    title: str
-    figure: str
-    note: str
-
-
 def page(run: RunFolder, results: Results) -> str:
     """The page as text. Whatever comes from options and log is escaped; nothing is loaded from elsewhere.
 
@@ -92,14 +80,12 @@ def page(run: RunFolder, results: Results) -> str:
         run: the run's folder, read.
         results: of its networks.
     """
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_part('page.html'))
     warnings = run.metrics.warnings
     drawn = [
         {'panel': panel, 'svg': svg(panel), 'last': described(panel), 'several': len(panel.lines) > 1}
         for panel in panels(run.metrics, run.opt)
     ]
-    table = results.table
-    return template.render(
+    return TEMPLATES.get_template('page.html').render(
         style=_part('page.css'),
         script=_part('page.js'),
         colors=COLORS,
@@ -109,8 +95,8 @@ def page(run: RunFolder, results: Results) -> str:
         status=status(run),
         key_figures=key_figures(run, results),
         panels=drawn,
-        table=None if table is None else html_table(*table),
-        validation=html_table(*_validation_table(run)) if run.metrics.validation else None,
+        table=results.table,
+        validation=_validation_table(run) if run.metrics.validation else None,
         results=results,
         checkpoint=_checkpoint(run),
         warnings=warnings[-WARNINGS:],
@@ -140,22 +126,23 @@ def status(run: RunFolder) -> str:
     return f'{done}; {session.end}' + ('' if session.end.endswith('.') else '.')
 
 
-def key_figures(run: RunFolder, results: Results) -> list[KeyFigure]:
-    """The first validation set's PSNR-Y, the networks' sizes, and what training took."""
+def key_figures(run: RunFolder, results: Results) -> list[tuple[str, str, str]]:
+    """The first validation set's PSNR-Y, the networks' sizes, and what training took: title, value, what to compare it
+    with."""
     sizes = {method.name: parameters(method.net) for method in results.methods if method.net is not None}
     found = []
     for student in (method.name for method in results.methods if is_student(method)):
         for name, mean in list(results.mean.get(student, {}).items())[:1]:
             others = {key: results.mean[key][name]['psnr_y'] for key in (BICUBIC, TEACHER) if key in results.mean}
             against = [f'{mean["psnr_y"] - value:+.2f} to {key}' for key, value in others.items()]
-            found.append(KeyFigure(f'PSNR-Y on {name}', f'{mean["psnr_y"]:.2f} dB', ', '.join(against)))
+            found.append((f'PSNR-Y on {name}', f'{mean["psnr_y"]:.2f} dB', ', '.join(against)))
         of_teacher = sizes.get(TEACHER)
         note = f'{sizes[student] / of_teacher:.1%} of the {of_teacher:,} of the teacher' if of_teacher else ''
-        found.append(KeyFigure('Parameters', f'{sizes[student]:,}', note))
-    found.append(KeyFigure('Iterations', f'{run.iteration:,}', f'of {run.opt["train"]["total_iter"]:,}'))
+        found.append(('Parameters', f'{sizes[student]:,}', note))
+    found.append(('Iterations', f'{run.iteration:,}', f'of {run.opt["train"]["total_iter"]:,}'))
     seconds = run.metrics.seconds_per_iter
     ms = '' if seconds is None else f'{1000 * seconds:.0f} ms an iteration'
-    found.append(KeyFigure('Training time', _duration(run.duration), ms))
+    found.append(('Training time', _duration(run.duration), ms))
     return found
 
 

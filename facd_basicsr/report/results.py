@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from PIL import Image
+from tqdm import tqdm
 
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.data.paths import check_paths
@@ -31,69 +32,41 @@ WHOLE = (240, 160)  # width and height that an image's thumbnail fits in
 
 
 @dataclass(frozen=True)
-class View:
-    """A crop as one method has it: the method's name, what is said of it, and the PNG as a data URI."""
-
-    name: str
-    caption: str
-    image: str
-
-
-@dataclass(frozen=True)
 class ShownCrop:
-    """A crop: its image and where in it, a thumbnail of the image with the crop's outline, and all views of it."""
+    """A crop: its image and where in it, a thumbnail of the image with the crop's outline, and all views of it: what
+    made each, what is said of it, and the PNG as a data URI."""
 
     title: str
     size: int
     whole: str
-    views: list[View]
+    views: list[tuple[str, str, str]]
 
 
-class Gallery:
-    """Takes images one by one and has the crops at their end: as :func:`facd_basicsr.evaluation.figures.find_crops`
-    chooses, but that no image is kept and none is upscaled again.
+def differing_crops(
+    student: str, scale: int, pair: ImagePair, outputs: Mapping[str, np.ndarray]
+) -> list[tuple[float, ShownCrop]]:
+    """(difference, crop) of the windows of an image in which student and bicubic differ most; none if it is too small.
+
+    As :func:`facd_basicsr.evaluation.figures.find_crops` chooses, but neither keeps nor upscales an image again.
 
     Args:
         student: the name of what is compared with bicubic.
         scale: upscaling factor, and the border that is left out.
+        pair: the image.
+        outputs: by method, the upscaled LQ, BGR uint8 (H, W, 3).
     """
-
-    def __init__(self, student: str, scale: int) -> None:
-        self._compared, self._scale = (BICUBIC, student), scale
-        self._by_image: list[list[tuple[float, ShownCrop]]] = []
-
-    def look(self, pair: ImagePair, outputs: Mapping[str, np.ndarray]) -> None:
-        """Keeps an image's windows if they may be among those that are shown.
-
-        Args:
-            pair: the image.
-            outputs: by method, the upscaled LQ, BGR uint8 (H, W, 3).
-        """
-        size = min(SIZE, min(pair.gt.shape[:2]) - 2 * self._scale)
-        if size < LEAST_SIZE:
-            return
-        compared = [outputs[name] for name in self._compared]
-        windows = differing_windows(compared, pair, self._scale, size, CROPS)
-        if len(self._by_image) == CROPS:  # more images than that show their best window only
-            firsts = [image[0][0] for image in self._by_image]
-            least = max(index for index, first in enumerate(firsts) if first == min(firsts))
-            if windows[0][0] <= firsts[least]:
-                return
-            del self._by_image[least]
-        self._by_image.append([(difference, _shown(crop, outputs)) for difference, crop in windows])
-
-    def crops(self) -> list[ShownCrop]:
-        """Up to ``CROPS``; none where all images were too small."""
-        return best_of(self._by_image, CROPS)
+    size = min(SIZE, min(pair.gt.shape[:2]) - 2 * scale)
+    if size < LEAST_SIZE:
+        return []
+    windows = differing_windows([outputs[BICUBIC], outputs[student]], pair, scale, size, CROPS)
+    return [(difference, _shown(crop, outputs)) for difference, crop in windows]
 
 
 def _shown(crop: Crop, outputs: Mapping[str, np.ndarray]) -> ShownCrop:
     pair = crop.pair
     box = (crop.left, crop.top, crop.left + crop.size, crop.top + crop.size)
-    views = [
-        View(name, f'{crop_psnr(sr, crop):.2f} dB', png_uri(as_picture(crop.of(sr)))) for name, sr in outputs.items()
-    ]
-    views.append(View('HR', 'ground truth', png_uri(as_picture(crop.of(pair.gt)))))
+    views = [(name, f'{crop_psnr(sr, crop):.2f} dB', png_uri(as_picture(crop.of(sr)))) for name, sr in outputs.items()]
+    views.append(('HR', 'ground truth', png_uri(as_picture(crop.of(pair.gt)))))
     return ShownCrop(f'{pair.set}/{pair.image}', crop.size, png_uri(marked(pair.gt, box, WHOLE)), views)
 
 
@@ -105,8 +78,6 @@ def png_uri(picture: Image.Image) -> str:
 
 
 STUDENT = 'student'
-
-Progress = Callable[[Iterable[ImagePair], int], Iterable[ImagePair]]
 
 
 @dataclass
@@ -128,14 +99,13 @@ class Results:
     notes: list[str] = field(default_factory=list)
 
 
-def results_of(run: RunFolder, progress: Progress = lambda images, count: images) -> Results:
-    """Scores a run's student, bicubic and its teacher, and finds crops.
+def results_of(run: RunFolder) -> Results:
+    """Scores a run's student, bicubic and its teacher, and finds crops, under a progress bar.
 
     Data or weights that are missing or damaged are named in the notes.
 
     Args:
         run: from :func:`facd_basicsr.runs.run_folder.read_run_folder`.
-        progress: wraps the images of all sets, with their number.
     """
     result = Results()
     try:
@@ -143,18 +113,15 @@ def results_of(run: RunFolder, progress: Progress = lambda images, count: images
         student = _student(run)
         result.methods = [Method(BICUBIC, run.opt['scale']), student]
         if 'teacher' in run.opt:
-            _add_teacher(result, run)
-        _score(result, student.name, progress(pairs(sets), sum(map(len, sets.values()))))
+            try:
+                result.methods.append(_teacher(run))
+            except UserError as error:
+                result.notes.append(f'No teacher in table and crops: {error}.')
+        images = tqdm(pairs(sets), 'table and crops', sum(map(len, sets.values())), unit='image', dynamic_ncols=True)
+        _score(result, student.name, images)
     except UserError as error:
         result.notes.append(f'No table and no crops: {error}.')
     return result
-
-
-def _add_teacher(result: Results, run: RunFolder) -> None:
-    try:
-        result.methods.append(_teacher(run))
-    except UserError as error:
-        result.notes.append(f'No teacher in table and crops: {error}.')
 
 
 def _score(result: Results, student: str, images: Iterable[ImagePair]) -> None:
@@ -166,11 +133,11 @@ def _score(result: Results, student: str, images: Iterable[ImagePair]) -> None:
     scale = result.methods[0].scale
     records: list[dict[str, Any]] = []
     notes: list[str] = []
-    gallery = Gallery(student, scale)
+    crops: list[list[tuple[float, ShownCrop]]] = []
     for pair in images:
         outputs = {method.name: method.upscale(pair.lq) for method in result.methods}
         records += [scored(name, pair, sr, scale) for name, sr in outputs.items()]
-        gallery.look(pair, outputs)
+        crops.append(differing_crops(student, scale, pair, outputs))
         if pair.gray:
             notes.append(
                 f'{pair.set}/{pair.image} has one channel and is scored as it is; validation in training takes it for '
@@ -178,7 +145,7 @@ def _score(result: Results, student: str, images: Iterable[ImagePair]) -> None:
             )
     result.mean = means(records)
     result.table = quality_table(result.methods, result.mean)
-    result.crops = gallery.crops()
+    result.crops = best_of(crops, CROPS)
     result.notes += notes if result.crops else [*notes, 'No crops: the images are too small.']
 
 

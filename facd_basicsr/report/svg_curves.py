@@ -1,12 +1,14 @@
 """Learning curves as inline SVG, in the page's colors."""
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jinja2 import Environment, PackageLoader
 from matplotlib.ticker import LogLocator, MaxNLocator
+
+from facd_basicsr.evaluation.tables import column_spans
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 8, 38  # around the axes
@@ -87,6 +89,10 @@ def number(value: float) -> str:
     return f'{value:g}'
 
 
+TEMPLATES = Environment(loader=PackageLoader(__package__, ''), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+TEMPLATES.filters |= {'number': number, 'pixel': '{:.1f}'.format, 'column_spans': column_spans}
+
+
 def svg(panel: Panel) -> str:
     """The picture of a panel as an ``svg`` element, of the classes that the page's style knows.
 
@@ -94,24 +100,18 @@ def svg(panel: Panel) -> str:
     """
     lines = {label: _finite(line) for label, line in panel.lines.items()}
     x, y = _axes([line for line in lines.values() if len(line[0])], panel)
-    parts = [*_grid(x, y, panel.unit)]
+    drawn = []  # label, classes, points, whether each has a mark
     for index, (label, (steps, values)) in enumerate(lines.items()):
         color = f'c{index % COLORS}'
         averaged = panel.noisy and len(steps) >= SMOOTHED
-        parts.append(_polyline(x, y, *thinned(steps, values), f'{color} raw' if averaged else color, label))
+        has_marks = not panel.noisy and len(steps) <= MARKED
+        points = list(zip(*thinned(steps, values)))
+        drawn.append((label, f'{color} raw' if averaged else color, points, has_marks))
         if averaged:
             smooth = moving_average(values, max(3, len(values) // WINDOWS))
-            parts.append(_polyline(x, y, *thinned(steps, smooth), f'{color} mean', label))
-        if not panel.noisy and len(steps) <= MARKED:
-            parts += [
-                f'<circle class="{color}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.4"/>'
-                for step, value in zip(steps, values)
-            ]
-    axes = f'data-x="{x.low!r},{x.high!r},{x.start},{x.end}" data-y="{y.low!r},{y.high!r},{y.start},{y.end}"'
-    log = ' data-log=""' if y.is_log else ''
-    label = html.escape(f'{panel.title}: {described(panel)}', quote=True)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" {axes}{log}>' + ''.join(parts) + '</svg>'
+            drawn.append((label, f'{color} mean', list(zip(*thinned(steps, smooth))), False))
+    return TEMPLATES.get_template('curves.svg').render(
+        panel=panel, described=described(panel), x=x, y=y, lines=drawn, width=WIDTH, height=HEIGHT
     )
 
 
@@ -147,26 +147,3 @@ def _axes(lines: Sequence[tuple[np.ndarray, np.ndarray]], panel: Panel) -> tuple
         low, high = low - margin, high + margin
     x = Axis(min(0.0, float(steps.min())), float(steps.max()) or 1.0, LEFT, WIDTH - RIGHT)
     return x, Axis(float(low), float(high), HEIGHT - BOTTOM, TOP, is_log)
-
-
-def _grid(x: Axis, y: Axis, unit: str) -> list[str]:
-    parts = []
-    for value in y.ticks():
-        at = f'{y(value):.1f}'
-        parts.append(f'<line class="grid" x1="{x.start}" x2="{x.end}" y1="{at}" y2="{at}"/>')
-        parts.append(f'<text x="{x.start - 6}" y="{at}" dy="0.32em" text-anchor="end">{number(value)}</text>')
-    for value in x.ticks():
-        at = f'{x(value):.1f}'
-        parts.append(f'<line class="tick" x1="{at}" x2="{at}" y1="{y.start}" y2="{y.start + 4}"/>')
-        parts.append(f'<text x="{at}" y="{y.start + 17}" text-anchor="middle">{number(value)}</text>')
-    middle = (y.start + y.end) / 2
-    parts.append(f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{y.start}" y2="{y.start}"/>')
-    parts.append(f'<text class="unit" x="{x.end}" y="{HEIGHT - 4}" text-anchor="end">iteration</text>')
-    turned = f'transform="rotate(-90 10 {middle})" x="10" y="{middle}"'
-    parts.append(f'<text class="unit" {turned} text-anchor="middle">{html.escape(unit)}</text>')
-    return parts
-
-
-def _polyline(x: Axis, y: Axis, steps: np.ndarray, values: np.ndarray, classes: str, label: str) -> str:
-    points = ' '.join(f'{x(step):.1f},{y(value):.1f}' for step, value in zip(steps, values))
-    return f'<polyline class="{classes}" data-label="{html.escape(label, quote=True)}" points="{points}"/>'

@@ -11,7 +11,6 @@ from facd_basicsr.deploy.export_formats import (
     ONNX_FP16,
     STEP,
     TORCH_EXPORT,
-    Written,
     export,
     measured,
     paths_of,
@@ -63,13 +62,17 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         require_onnx('--onnx')
     if checkpoint.suffix == '.onnx':
         raise UserError(f'CHECKPOINT: {checkpoint}; accepted: a name that ends in {", ".join(CHECKPOINTS)}')
-    paths_of(stem, formats)
+    paths = paths_of(stem, formats)
     student = measured(read_student(checkpoint, option_file, 'CHECKPOINT'), psnr_of(checkpoint))
     click.echo(_title(student))
     with reraise_disk_errors():
-        written = export(student, stem, formats)
-    for file in written:
-        click.echo(_line(file))
+        differences = export(student, stem, formats)
+    for path, format, by_runner in zip(paths, formats, differences):
+        found = ', '.join(
+            f'{difference / STEP:.2g} of an 8-bit step ({name})' if difference else f'none ({name})'
+            for name, difference in by_runner.items()
+        )
+        click.echo(f'{path}: {path.stat().st_size / 1e6:.2f} MB; {format.holds}; largest difference: {found}')
     click.echo(f'facd upscale IN -o OUT --student {shlex.quote(f"{stem}.safetensors")}')
 
 
@@ -81,11 +84,3 @@ def _title(student: Student) -> str:
         f'{description.architecture} x{description.scale}: {parameters(student.net):,} parameters; '
         f'receptive field: {radius}; PSNR-Y in validation: {psnr}'
     )
-
-
-def _line(file: Written) -> str:
-    differences = ', '.join(
-        f'{difference / STEP:.2g} of an 8-bit step ({name})' if difference else f'none ({name})'
-        for name, difference in file.differences.items()
-    )
-    return f'{file.path}: {file.size / 1e6:.2f} MB; {file.holds}; largest difference: {differences}'

@@ -2,15 +2,12 @@
 
 import logging
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
 from basicsr.utils import get_root_logger
-from tqdm import tqdm
 
 from facd_basicsr.errors import UserError, reraise_disk_errors
-from facd_basicsr.evaluation.test_sets import ImagePair
 from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.report.page import page
 from facd_basicsr.report.results import Results, results_of
@@ -39,7 +36,7 @@ def report(run_dir: Path, out: Path | None, table: bool = True) -> Path:
         _check_target(out)
     run = read_run_folder(run_dir)
     _check_writable(out)
-    results = results_of(run, _progress) if table else Results(notes=['No table and no crops: --no-table.'])
+    results = results_of(run) if table else Results(notes=['No table and no crops: --no-table.'])
     text = page(run, results)
     with reraise_disk_errors():
         atomic_write(out, text.encode())
@@ -63,10 +60,6 @@ def _check_writable(out: Path) -> None:
         raise UserError(
             f'--out: {out} cannot be written ({error.strerror}); accepted: a file in a writable folder'
         ) from error
-
-
-def _progress(images: Iterable[ImagePair], count: int) -> Iterable[ImagePair]:
-    return tqdm(images, 'table and crops', count, unit='image', dynamic_ncols=True)
 
 
 @click.command()

@@ -246,7 +246,7 @@ def test_a_graph_of_finite_garbage_is_refused(half, tmp_path):
     def of_another(student: Student) -> bytes:
         net = copy.deepcopy(student.net)
         net.conv_after_body.weight.neg_()
-        return onnx_bytes(net, student.description, half)
+        return onnx_bytes(Student(net, student.description), half)
 
     student = student_of(STUDENT)
     damaged = dataclasses.replace(ONNX_FP16 if half else ONNX, content=of_another)
@@ -298,7 +298,7 @@ def test_a_network_that_decides_by_the_images_size_has_its_weights_exported_but_
 def test_a_network_of_even_sizes_is_compared_at_even_sizes(tmp_path):
     student = measured(student_of({'type': 'EvenSizes', **ARGUMENTS}), {})
     (written,) = export(student, tmp_path / 'student', [ONNX])
-    assert 0 <= written.differences['onnxruntime'] < 0.01 * STEP
+    assert 0 <= written['onnxruntime'] < 0.01 * STEP
 
 
 SWINIR = {

@@ -1,5 +1,3 @@
-from xml.etree import ElementTree
-
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
@@ -15,7 +13,7 @@ from facd_basicsr.evaluation.figures import (
     tinted,
     window_sums,
 )
-from facd_basicsr.evaluation.tables import html_table, latex_table, markdown_table, text_table
+from facd_basicsr.evaluation.tables import latex_table, markdown_table, text_table
 
 
 def test_a_grid_shows_each_crop_enlarged_in_its_place_in_rgb():
@@ -103,11 +101,3 @@ def test_tinted_reddens_the_windows_only_and_leaves_the_image_as_it_is():
     result = tinted(image, [(4, 0, 8, 4)])
     assert (result[:, :4] == 100).all() and (image == 100).all()
     assert tuple(result[0, 4]) == (70, 70, 177)  # BGR, halfway from 100 to (40, 40, 255)
-
-
-def test_html_tables_span_groups_and_escape_cells():
-    table = ElementTree.fromstring(html_table(['', 'a', 'b'], [['<m>', '1', '2 & 3']], ['', 'Set5', 'Set5'], {(0, 2)}))
-    head, titles, row = table.iter('tr')
-    assert [(cell.text, cell.get('colspan')) for cell in head] == [(None, None), ('Set5', '2')]
-    assert [cell.text for cell in titles] == [None, 'a', 'b']
-    assert [cell.text or cell.find('b').text for cell in row] == ['<m>', '1', '2 & 3']

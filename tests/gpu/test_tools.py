@@ -130,10 +130,10 @@ def test_num_gpu_0_is_profiled_on_the_cpu(no_data):
 
 def test_what_is_exported_beside_a_gpu_is_read_back_equal(full_float32, tmp_path):
     found = measured(student(EDSR), {})
-    written = export(found, tmp_path / 'a', [*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT])
-    assert [file.differences for file in written[:2]] == [{'torch': 0.0}] * 2
-    for file in written[:2]:
-        read = read_student(file.path).net.state_dict()
+    differences = export(found, tmp_path / 'a', [*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT])
+    assert differences[:2] == [{'torch': 0.0}] * 2
+    for path in (tmp_path / 'a.pth', tmp_path / 'a.safetensors'):
+        read = read_student(path).net.state_dict()
         assert all(torch.equal(value, read[key]) for key, value in found.net.state_dict().items())
 
 

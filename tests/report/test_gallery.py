@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from facd_basicsr.evaluation.figures import best_of
 from facd_basicsr.evaluation.test_sets import ImagePair
-from facd_basicsr.report.results import CROPS, Gallery, png_uri
+from facd_basicsr.report.results import CROPS, differing_crops, png_uri
 
 GRAY = np.full((40, 60, 3), 100, np.uint8)
 
@@ -18,12 +19,13 @@ def picture_of(uri: str) -> np.ndarray:
 
 def titles(differences: dict[str, int], gt: np.ndarray = GRAY) -> list[str]:
     """Of the crops of images, each named by a letter, in which the student is so many levels off at one pixel."""
-    gallery = Gallery('student', 2)
+    by_image = []
     for name, levels in differences.items():
         sr = gt.copy()
         sr[8, 30] += levels
-        gallery.look(ImagePair('S', name, gt[::2, ::2], gt), {'bicubic': gt, 'student': sr, 'teacher': gt})
-    return [crop.title for crop in gallery.crops()]
+        outputs = {'bicubic': gt, 'student': sr, 'teacher': gt}
+        by_image.append(differing_crops('student', 2, ImagePair('S', name, gt[::2, ::2], gt), outputs))
+    return [crop.title for crop in best_of(by_image, CROPS)]
 
 
 @pytest.mark.parametrize('order', list(permutations(range(1, CROPS + 2)))[::17])
@@ -47,13 +49,14 @@ def test_images_too_small_have_none():
 
 
 def test_a_crop_has_what_every_method_makes_of_it():
-    gallery, sr = Gallery('student', 2), np.stack([GRAY[..., 0], GRAY[..., 0] + 7, GRAY[..., 0] + 90], -1)
-    gallery.look(ImagePair('S', 'a', GRAY[::2, ::2], GRAY), {'bicubic': GRAY, 'student': sr})
-    crop = gallery.crops()[0]
-    assert [(view.name, view.caption) for view in crop.views][::2] == [('bicubic', 'inf dB'), ('HR', 'ground truth')]
+    sr = np.stack([GRAY[..., 0], GRAY[..., 0] + 7, GRAY[..., 0] + 90], -1)
+    outputs = {'bicubic': GRAY, 'student': sr}
+    (_, crop), *_ = differing_crops('student', 2, ImagePair('S', 'a', GRAY[::2, ::2], GRAY), outputs)
+    bicubic, student, hr = crop.views
+    assert (bicubic[:2], hr[:2]) == (('bicubic', 'inf dB'), ('HR', 'ground truth'))
     assert crop.size == 40 - 2 * 2
-    assert picture_of(crop.views[1].image).shape == (36, 36, 3)
-    assert picture_of(crop.views[1].image)[0, 0].tolist() == [190, 107, 100]  # RGB
+    assert picture_of(student[2]).shape == (36, 36, 3)
+    assert picture_of(student[2])[0, 0].tolist() == [190, 107, 100]  # RGB
 
 
 def test_a_picture_is_in_its_address():

@@ -1,4 +1,7 @@
+from xml.etree import ElementTree
+
 from facd_basicsr.report.page import panels
+from facd_basicsr.report.svg_curves import TEMPLATES
 from facd_basicsr.runs.run_folder import Metrics
 
 POINT = {1: 0.5}
@@ -40,3 +43,15 @@ def test_a_loss_says_the_range_of_its_images():
     (image, distillation) = panels(Metrics(curves={'l_sr': POINT, 'l_facd': POINT}), opt)
     assert image.note == 'image loss, of images in [0, 255]'
     assert distillation.note == 'distillation loss, of images in [0, 255]'
+
+
+def test_html_tables_span_groups_and_escape_cells():
+    table = ElementTree.fromstring(
+        TEMPLATES.get_template('table.html').module.html_table(
+            ['', 'a', 'b'], [['<m>', '1', '2 & 3']], ['', 'Set5', 'Set5'], {(0, 2)}
+        )
+    )
+    head, titles, row = table.iter('tr')
+    assert [(cell.text, cell.get('colspan')) for cell in head] == [(None, None), ('Set5', '2')]
+    assert [cell.text for cell in titles] == [None, 'a', 'b']
+    assert [cell.text or cell.find('b').text for cell in row] == ['<m>', '1', '2 & 3']
