@@ -25,6 +25,7 @@ from facd_basicsr.comparison.plan import Run, read_comparison
 from facd_basicsr.comparison.run_record import checkpoint_of
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import build_model
+from facd_basicsr.options.option_check import with_defaults
 
 BATCHES = 10
 BODY = ('conv_first', 'body')  # the layers before the last tap
@@ -32,7 +33,13 @@ BODY = ('conv_first', 'body')  # the layers before the last tap
 
 def gradients(run: Run, trained: bool) -> dict[str, float]:
     """The medians for one run, at its trained or initial weights."""
-    opt = copy.deepcopy(run.opt) | {'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'root_path': '.'}
+    opt = with_defaults(run.opt, is_train=True) | {
+        'is_train': True,
+        'dist': False,
+        'rank': 0,
+        'world_size': 1,
+        'root_path': '.',
+    }
     opt['num_gpu'] = 0
     opt['path']['experiments_root'] = '.'
     if trained:

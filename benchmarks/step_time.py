@@ -7,7 +7,6 @@ them equally. Medians, and their ratio to the baseline's.
 """
 
 import argparse
-import copy
 import json
 import statistics
 import time
@@ -25,6 +24,7 @@ from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import build_model
+from facd_basicsr.options.option_check import with_defaults
 
 WARM_UP = 2  # turns excluded from the medians
 
@@ -35,7 +35,8 @@ def build(comparison: Comparison) -> dict[str, BaseModel]:
     shared = {'is_train': True, 'dist': False, 'rank': 0, 'world_size': 1, 'num_gpu': gpus, 'root_path': '.'}
 
     def options(opt: dict[str, Any]) -> dict[str, Any]:
-        return {**copy.deepcopy(opt), **shared, 'path': {**opt['path'], 'experiments_root': '.'}}
+        complete = with_defaults(opt, is_train=True)
+        return {**complete, **shared, 'path': {**complete['path'], 'experiments_root': '.'}}
 
     return {method: build_model(options(opt)) for method, opt in comparison.methods.items()}
 
