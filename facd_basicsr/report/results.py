@@ -77,9 +77,6 @@ def png_uri(picture: Image.Image) -> str:
     return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
 
 
-STUDENT = 'student'
-
-
 @dataclass
 class Results:
     """Results of the networks of a run.
@@ -179,7 +176,7 @@ def _student(run: RunFolder) -> Method:
     dry_run({'network_g': opt['network_g']}, is_train=False)
     param_key = param_key_of(opt)
     path = {'pretrain_network_g': str(run.checkpoint), 'param_key_g': param_key}
-    name = f'{STUDENT} (EMA)' if param_key == 'params_ema' else STUDENT
+    name = 'student (EMA)' if param_key == 'params_ema' else 'student'
     return build_student(str(run.path / OPTIONS_FILE), {**opt, 'name': name, 'path': path}, device_of([opt]))
 
 
