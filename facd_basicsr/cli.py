@@ -1,13 +1,16 @@
 """What the subcommands of ``facd`` share. ``python -m facd_basicsr.cli`` runs ``facd`` too (``facd_cli.py``)."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import click
+from basicsr.utils import get_root_logger
 
+from facd_basicsr.errors import reraise_disk_errors
 from facd_cli import COMMANDS, facd, main
 
-__all__ = ['COMMANDS', 'MultiValueCommand', 'facd', 'main', 'methods_options']
+__all__ = ['COMMANDS', 'MultiValueCommand', 'QuietCommand', 'facd', 'main', 'methods_options']
 
 
 def methods_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,6 +49,15 @@ class MultiValueCommand(click.Command):
                 option = None
             expanded.append(arg)
         return super().parse_args(ctx, expanded)
+
+
+class QuietCommand(MultiValueCommand):
+    """Without BasicSR's messages about what it builds. An error of the disk becomes a :class:`UserError`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        get_root_logger().setLevel(logging.WARNING)
+        with reraise_disk_errors():
+            return super().invoke(ctx)
 
 
 def _is_number(arg: str) -> bool:

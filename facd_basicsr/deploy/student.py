@@ -5,7 +5,7 @@ import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,14 @@ class OnnxNetwork(nn.Module):
 # Of these only the defaults differ, so that with every argument spelled out BasicSR's own class is the same network.
 STOCK = {EDSRStudent: EDSR, RCANStudent: RCAN}
 
-TEXTS = ('architecture', 'name', 'option_file', 'option_sha256')
-VALUES: dict[str, Callable[[Any], bool]] = {  # by name, whether it can be one
+VALUES: dict[str, Callable[[Any], bool]] = {  # what is not text, by name: whether it can be one
     'arguments': lambda value: isinstance(value, dict) and 'type' not in value,
     'scale': lambda value: type(value) is int and value >= 1,
     'reach': lambda value: value is None or (type(value) is int and value >= 0),
-    'psnr': lambda value: isinstance(value, dict) and all(map(_is_figure, value.values())),
+    'psnr': lambda value: (
+        isinstance(value, dict)
+        and all(type(psnr) in (int, float) and abs(psnr) < 1e6 for psnr in value.values())  # which NaN is not
+    ),
 }
 
 
@@ -142,21 +144,17 @@ class Description:
         """
         if not metadata.keys() >= {'architecture', 'arguments', 'scale'}:
             return None
-        texts = {key: metadata[key] for key in TEXTS if key in metadata}
-        values = {key: _value(key, metadata[key]) for key in VALUES if key in metadata}
-        return cls(**texts | values)
+        return cls(**{key.name: _value(key.name, metadata[key.name]) for key in fields(cls) if key.name in metadata})
 
 
 def _value(key: str, text: str) -> Any:
+    if key not in VALUES:
+        return text
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(text)
         if VALUES[key](value):
             return value
     raise ValueError(f'{key}: {text[:80]}')
-
-
-def _is_figure(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e6  # which NaN is not
 
 
 def describe_network(network_opt: Mapping[str, Any], scale: int) -> Description:
@@ -209,20 +207,16 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
             raise UserError(
                 f'--opt: {option_file}; accepted with {path}: none, since an ONNX file describes its network'
             )
-        return _read_onnx(path, where)
+        onnx = OnnxNetwork(path, where)
+        own = _described(onnx.metadata, path, where)
+        if own is None:
+            raise UserError(f'{where}: {path} does not name its network; accepted: an ONNX file by facd export')
+        return Student(onnx.eval(), own)
     description = _description_of(path, option_file, where)
     state_dict = load_any_state_dict(path, where)
     net = build_lone_network(f'{where}: {path}: network', description.network, description.scale)
     load_exactly(net, state_dict, f'{where}: {path}')
     return Student(net.eval().requires_grad_(False), description)
-
-
-def _read_onnx(path: Path, where: str) -> Student:
-    net = OnnxNetwork(path, where)
-    description = _described(net.metadata, path, where)
-    if description is None:
-        raise UserError(f'{where}: {path} does not name its network; accepted: an ONNX file by facd export')
-    return Student(net.eval(), description)
 
 
 def _description_of(path: Path, option_file: str | None, where: str) -> Description:
@@ -231,13 +225,10 @@ def _description_of(path: Path, option_file: str | None, where: str) -> Descript
         description = _trained_by(opt, option_file, options_digest(option_file))
         _check_against_run(description, path, option_file)
         return description
-    own = _described(_metadata(path), path, where)
-    if own is not None:
-        return own
-    by_run = _described_by_run(path, where)
-    if by_run is None:
+    found = _described(_metadata(path), path, where) or _described_by_run(path, where)
+    if found is None:
         raise UserError(f'{where}: {path} does not name its network; accepted: with {OPT}')
-    return by_run
+    return found
 
 
 def _described_by_run(path: Path, where: str) -> Description | None:
@@ -254,13 +245,7 @@ def _described_by_run(path: Path, where: str) -> Description | None:
 
 
 def _trained_by(opt: dict[str, Any], option_file: str, digest: str) -> Description:
-    """The description of ``network_g``.
-
-    Args:
-        opt: the options of its run, or of a test.
-        option_file: the file that they are from.
-        digest: of that file.
-    """
+    """The description of ``network_g``, from the options of ``option_file``, whose digest it is."""
     return dataclasses.replace(
         describe_network(opt['network_g'], opt['scale']),
         name=str(opt['name']),

@@ -232,8 +232,7 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, r
     jobs = max(1, min(jobs, len(pairs)))
     skipped = 0
     with (
-        _shared_cores(jobs),
-        _without_size_limit(),
+        _settings(jobs),
         tf32_of('fp32'),  # TF32 rounds more than a step of 16 bits
         tqdm(total=len(pairs), unit='image', dynamic_ncols=True, disable=None) as bar,
         ThreadPoolExecutor(jobs) as threads,
@@ -291,21 +290,14 @@ def _upscale(upscaler: Upscaler, pair: UpscaleJob, record: UpscaleRecord | None,
 
 
 @contextmanager
-def _without_size_limit() -> Iterator[None]:
-    """Lifts Pillow's limit of 179 megapixels, which is for untrusted images."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-@contextmanager
-def _shared_cores(jobs: int) -> Iterator[None]:
-    """Threads that are started inside have a part of torch's threads each."""
-    threads = torch.get_num_threads()
+def _settings(jobs: int) -> Iterator[None]:
+    """Without Pillow's limit of 179 megapixels, which is for untrusted images. Threads that are started inside have a
+    part of torch's threads each."""
+    limit, threads = Image.MAX_IMAGE_PIXELS, torch.get_num_threads()
+    Image.MAX_IMAGE_PIXELS = None
     torch.set_num_threads(max(1, threads // jobs))
     try:
         yield
     finally:
+        Image.MAX_IMAGE_PIXELS = limit
         torch.set_num_threads(threads)

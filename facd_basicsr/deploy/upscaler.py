@@ -152,7 +152,10 @@ class Upscaler:
             traceback.clear_frames(error.__traceback__)  # they hold features, as long as anybody keeps the error
             if _is_lack_of_memory(error):
                 raise
-            raise RefusedSizeError(_reason(error)) from error
+            # of an error that says nothing, the line of code that it is from
+            silent = not str(error).strip()
+            reason = (silent and traceback.extract_tb(error.__traceback__)[-1].line) or one_line(error)
+            raise RefusedSizeError(reason) from error
         expected = (1, 3, *(self.scale * side for side in lq.shape[2:]))
         if output.shape != expected:
             raise RefusedSizeError(f'gives {tuple(output.shape)} instead of {expected}')
@@ -167,9 +170,3 @@ class Upscaler:
 
 def _is_lack_of_memory(error: Exception) -> bool:
     return 'alloc' in str(error).lower()  # so torch says it, of the CPU's and a GPU's, cuDNN and onnxruntime
-
-
-def _reason(error: Exception) -> str:
-    """What an error says in one line; of one that says nothing the line of code that it is from."""
-    silent = not str(error).strip()
-    return (silent and traceback.extract_tb(error.__traceback__)[-1].line) or one_line(error)

@@ -158,7 +158,8 @@ def _attempt(url: str, part: Path, where: str) -> bool:
         requests.RequestException: the connection broke.
         UserError: the server answered with an error.
     """
-    validator = _read_validator(part)
+    version = _version_of(part)
+    validator = version.read_text(encoding='latin-1') if version.is_file() else ''
     start = _size(part) if validator else 0
     headers = {'Accept-Encoding': 'identity'}  # else lengths would be of what is compressed
     if start:
@@ -184,7 +185,10 @@ def _attempt(url: str, part: Path, where: str) -> bool:
         if response.status_code == 200 or start == 0:
             start = 0
             _forget(part)
-            _write_validator(part, response)
+            etag = response.headers.get('ETag', '')
+            if not etag or etag.startswith('W/'):  # a weak ETag promises the same meaning, not the same bytes
+                etag = response.headers.get('Last-Modified', '')
+            version.write_text(etag, encoding='latin-1')
         length = resumed[2] if resumed else response.headers.get('Content-Length')
         total = None if length is None else int(length)
         with (
@@ -219,28 +223,14 @@ def _verify(file: Path, path: Path, where: str, sha256: str | None) -> None:
         raise UserError(f'{where}: {path} has sha256 {digest}; accepted: {sha256.lower()}; {advice}')
 
 
-def _validator_of(part: Path) -> Path:
+def _version_of(part: Path) -> Path:
     """The file with the version (ETag) of the remote file that ``part`` is of."""
     return part.with_name(f'{part.name}.version')
 
 
-def _read_validator(part: Path) -> str:
-    try:
-        return _validator_of(part).read_text(encoding='latin-1')
-    except FileNotFoundError:
-        return ''
-
-
-def _write_validator(part: Path, response: requests.Response) -> None:
-    etag = response.headers.get('ETag', '')
-    # a weak ETag promises the same meaning, not the same bytes
-    validator = etag if etag and not etag.startswith('W/') else response.headers.get('Last-Modified', '')
-    _validator_of(part).write_text(validator, encoding='latin-1')
-
-
 def _forget(part: Path) -> None:
     part.unlink(missing_ok=True)
-    _validator_of(part).unlink(missing_ok=True)
+    _version_of(part).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

@@ -56,9 +56,11 @@ def read_pixels(path: Path) -> tuple[np.ndarray, bytes | None]:
             gray = _has_brightness_only(image)
             image.load()
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            # Pillow drops the low byte of 16-bit colors
-            transparent = image.info.get('transparency')
-            pixels = _sixteen_bit(path, gray, transparent) if deep else _eight_bit(image, gray)
+            if deep:  # Pillow drops the low byte of 16-bit colors
+                pixels = _sixteen_bit(path, gray, image.info.get('transparency'))
+            else:
+                mode = ('L' if gray else 'RGB') + 'A' * image.has_transparency_data
+                pixels = np.atleast_3d(np.asarray(image.convert(mode)))
             profile = image.info.get('icc_profile')
     if profile is not None and profile[16:20] != (b'GRAY' if gray else b'RGB '):
         profile = None
@@ -142,12 +144,6 @@ def _has_brightness_only(image: ImageFile.ImageFile) -> bool:
     return one_channel or image.mode == 'LA' or 'LA;16' in str(image.tile)
 
 
-def _eight_bit(image: Image.Image, gray: bool) -> np.ndarray:
-    """uint8 (H, W, 1 to 4)."""
-    pixels = np.asarray(image.convert(('L' if gray else 'RGB') + 'A' * image.has_transparency_data))
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
 def _sixteen_bit(path: Path, gray: bool, transparent: int | tuple[int, int, int] | None) -> np.ndarray:
     """uint16 (H, W, 1 to 4) of a file with 16 bits a channel, one value of which may stand for transparency."""
     try:
@@ -217,7 +213,8 @@ def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[Ite
         colors, alpha = without_alpha(pixels)
         if alpha is not None and alpha.min() < 255:
             lost.append('JPEG has no transparency: laid on white')
-            colors = _on_white(colors, alpha)
+            opacity = alpha.astype(np.float32) / 255
+            colors = (colors * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
         pixels = colors
     buffer = io.BytesIO()
     # Pillow: gray is (H, W), and makes colors of it where the format has no gray
@@ -225,12 +222,6 @@ def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[Ite
         buffer, name, icc_profile=profile, **(JPEG if name == 'JPEG' else WEBP)
     )
     return [buffer.getbuffer()], lost
-
-
-def _on_white(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 1 or 3) and (H, W, 1) -> uint8 as colors."""
-    opacity = alpha.astype(np.float32) / 255
-    return (colors * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
 
 
 def _png(pixels: np.ndarray, profile: bytes | None) -> Iterator[bytes]:

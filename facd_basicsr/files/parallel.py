@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
 from typing import TypeVar
 
 import cv2
@@ -24,16 +23,10 @@ Item = TypeVar('Item')
 def in_threads(work: Callable[[Item], object], items: Sequence[Item], title: str) -> int:
     """Calls ``work`` with every item, under a progress bar if there is a terminal. Returns their number."""
     with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(items), desc=title, unit='image', disable=None) as bar:
-        for batch in _batches(items, 64 * THREADS):  # map submits all that it is given at once
-            for _ in pool.map(work, batch):
+        for first in range(0, len(items), 64 * THREADS):  # map submits all that it is given at once
+            for _ in pool.map(work, items[first : first + 64 * THREADS]):
                 bar.update()
     return len(items)
-
-
-def _batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 Result = TypeVar('Result')
@@ -59,8 +52,11 @@ def in_processes(calls: Mapping[str, Callable[[], Result]], workers: int) -> Ite
     def results() -> Iterator[tuple[str, Result]]:
         ahead: deque = deque()
         for key, call in calls.items():
-            with _sigint_blocked():  # a process that this starts inherits it: Ctrl-C is for the main one alone
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:  # a process that this starts inherits it: Ctrl-C is for the main one alone
                 ahead.append((key, pool.submit(call)))
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             if len(ahead) > 2 * workers:  # all at once would fill the memory
                 first, future = ahead.popleft()
                 yield first, future.result()
@@ -75,15 +71,6 @@ def in_processes(calls: Mapping[str, Callable[[], Result]], workers: int) -> Ite
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _start_worker() -> None:

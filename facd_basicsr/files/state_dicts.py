@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError
@@ -38,7 +38,7 @@ def load_state_dict(path: str | Path, where: str, param_keys: Sequence[str | Non
     entries = content if isinstance(content, dict) else {}
     for param_key in param_keys:
         candidate = entries if param_key is None else entries.get(param_key)
-        if isinstance(candidate, dict) and _is_state_dict(candidate):
+        if _is_state_dict(candidate):
             return {key.removeprefix('module.'): value for key, value in candidate.items()}
     found = f'keys {list(entries)[:4]}' if entries else type(content).__name__
     accepted = ', '.join('a bare state dict' if key is None else key for key in dict.fromkeys(param_keys))
@@ -81,16 +81,11 @@ def _read(path: str | Path, where: str) -> Any:
     ) from cause
 
 
-def _is_state_dict(content: Any) -> bool:
-    return (
-        isinstance(content, dict)
-        and bool(content)
-        and all(isinstance(key, str) and _is_dense(value) for key, value in content.items())
-    )
-
-
-def _is_dense(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided
+def _is_state_dict(content: Any) -> TypeGuard[dict[str, Tensor]]:
+    if not isinstance(content, dict) or not content:
+        return False
+    dense = (isinstance(value, Tensor) and value.layout == torch.strided for value in content.values())
+    return all(dense) and all(isinstance(key, str) for key in content)
 
 
 def check_fit(net: nn.Module, state_dict: dict[str, Tensor], where: str) -> None:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +80,16 @@ def page(run: RunFolder, results: Results) -> str:
         results: of its networks.
     """
     warnings = run.metrics.warnings
-    drawn = [
-        {'panel': panel, 'svg': svg(panel), 'last': described(panel), 'several': len(panel.lines) > 1}
-        for panel in panels(run.metrics, run.opt)
-    ]
     return TEMPLATES.get_template('page.html').render(
-        style=_part('page.css'),
-        script=_part('page.js'),
         colors=COLORS,
         run=run,
         title=run.opt['name'],
         summary=summary(run.opt),
         status=status(run),
         key_figures=key_figures(run, results),
-        panels=drawn,
+        panels=panels(run.metrics, run.opt),
+        svg=svg,
+        described=described,
         table=results.table,
         validation=_validation_table(run) if run.metrics.validation else None,
         results=results,
@@ -186,7 +181,3 @@ def _environment(run: RunFolder) -> list[tuple[str, str]]:
 def _duration(time: timedelta) -> str:
     hours, minutes = time.total_seconds() / 3600, time.total_seconds() / 60
     return f'{hours:.1f} h' if hours >= 2 else f'{minutes:.1f} min' if minutes >= 2 else f'{60 * minutes:.0f} s'
-
-
-def _part(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding='utf-8')

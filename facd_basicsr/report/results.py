@@ -17,7 +17,7 @@ from tqdm import tqdm
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.figures import Crop, as_picture, best_of, crop_psnr, differing_windows, marked
+from facd_basicsr.evaluation.figures import as_picture, best_of, crop_psnr, differing_windows, marked
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
 from facd_basicsr.evaluation.tables import Means, Table, means, quality_table, scored
 from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, pairs
@@ -58,16 +58,16 @@ def differing_crops(
     size = min(SIZE, min(pair.gt.shape[:2]) - 2 * scale)
     if size < LEAST_SIZE:
         return []
-    windows = differing_windows([outputs[BICUBIC], outputs[student]], pair, scale, size, CROPS)
-    return [(difference, _shown(crop, outputs)) for difference, crop in windows]
-
-
-def _shown(crop: Crop, outputs: Mapping[str, np.ndarray]) -> ShownCrop:
-    pair = crop.pair
-    box = (crop.left, crop.top, crop.left + crop.size, crop.top + crop.size)
-    views = [(name, f'{crop_psnr(sr, crop):.2f} dB', png_uri(as_picture(crop.of(sr)))) for name, sr in outputs.items()]
-    views.append(('HR', 'ground truth', png_uri(as_picture(crop.of(pair.gt)))))
-    return ShownCrop(f'{pair.set}/{pair.image}', crop.size, png_uri(marked(pair.gt, box, WHOLE)), views)
+    found = []
+    for difference, crop in differing_windows([outputs[BICUBIC], outputs[student]], pair, scale, size, CROPS):
+        views = [
+            (name, f'{crop_psnr(sr, crop):.2f} dB', png_uri(as_picture(crop.of(sr)))) for name, sr in outputs.items()
+        ]
+        views.append(('HR', 'ground truth', png_uri(as_picture(crop.of(pair.gt)))))
+        box = (crop.left, crop.top, crop.left + size, crop.top + size)
+        whole = png_uri(marked(pair.gt, box, WHOLE))
+        found.append((difference, ShownCrop(f'{pair.set}/{pair.image}', size, whole, views)))
+    return found
 
 
 def png_uri(picture: Image.Image) -> str:
@@ -75,9 +75,6 @@ def png_uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, 'PNG', optimize=True)
     return f'data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'
-
-
-STUDENT = 'student'
 
 
 @dataclass
@@ -179,7 +176,7 @@ def _student(run: RunFolder) -> Method:
     dry_run({'network_g': opt['network_g']}, is_train=False)
     param_key = param_key_of(opt)
     path = {'pretrain_network_g': str(run.checkpoint), 'param_key_g': param_key}
-    name = f'{STUDENT} (EMA)' if param_key == 'params_ema' else STUDENT
+    name = 'student (EMA)' if param_key == 'params_ema' else 'student'
     return build_student(str(run.path / OPTIONS_FILE), {**opt, 'name': name, 'path': path}, device_of([opt]))
 
 

@@ -1,17 +1,16 @@
 """``facd benchmark``: the paper's table of several checkpoints and bicubic (docs/evaluation.md)."""
 
 import dataclasses
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
-from basicsr.utils import get_root_logger, get_time_str
+from basicsr.utils import get_time_str
 from tqdm import tqdm
 
-from facd_basicsr.cli import MultiValueCommand, methods_options
+from facd_basicsr.cli import QuietCommand, methods_options
 from facd_basicsr.environment import versions
-from facd_basicsr.errors import UserError, reraise_disk_errors
+from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation import tables as tables
 from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import load_methods
@@ -96,7 +95,7 @@ def _note_gray_images(images: Iterable[ImagePair], notes: list[str], gray_as_col
         yield dataclasses.replace(pair, gray=False) if gray_as_colour else pair
 
 
-@click.command(cls=MultiValueCommand)
+@click.command(cls=QuietCommand)
 @methods_options
 @click.option(
     '--teacher',
@@ -131,6 +130,4 @@ def command(
       facd benchmark --run experiments/Student_EDSR_x4 --run experiments/FACD_EDSR_x4 --sets Set5 Set14
     """
     out = out or root_path() / 'results' / f'benchmark_{get_time_str()}'
-    get_root_logger().setLevel(logging.WARNING)  # silences BasicSR's messages about what it builds
-    with reraise_disk_errors():
-        benchmark(option_files, force_yml, train_file, out, gray_as_colour, runs, sets)
+    benchmark(option_files, force_yml, train_file, out, gray_as_colour, runs, sets)

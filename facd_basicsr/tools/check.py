@@ -52,7 +52,9 @@ def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
         training = set_up(opt, log)
         model = training.model
         if isinstance(model, FACDModel):
-            yield f'teacher      {_teacher(opt, training)}'
+            net = type(model.teacher.net).__name__
+            yield f'teacher      {net} from {opt["teacher"]["weights"]}: all keys match'
+            yield f'             {training.teacher or "quality not checked: no teacher.expect"}'
             yield from _block('taps', _taps(model, opt))
         yield from _block('networks', _networks(model, opt))
         for name, dataset_opt in opt['datasets'].items():  # late, since it takes longest
@@ -72,12 +74,6 @@ def _environment() -> Iterator[str]:
     devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     gpus = ', '.join(f'{device.name} {device.total_memory / GIB:.0f} GiB' for device in devices) or 'no GPU'
     yield f'             {gpus}, {torch.get_num_threads()} CPU threads, {_ram() / GIB:.0f} GiB memory'
-
-
-def _teacher(opt: dict[str, Any], training: Training) -> str:
-    loaded = f'{type(training.model.teacher.net).__name__} from {opt["teacher"]["weights"]}: all keys match'
-    gate = training.teacher or 'quality not checked: no teacher.expect'
-    return f'{loaded}\n             {gate}'
 
 
 def _taps(model: FACDModel, opt: dict[str, Any]) -> str:
@@ -179,17 +175,13 @@ def _activations(model: Any, batch: dict[str, Any], samples: int, trained: Seque
 
 def _step(model: Any, batch: dict[str, Any]) -> float:
     """Seconds of one iteration. It changes the model, which is not saved."""
+    wait = torch.cuda.synchronize if model.device.type == 'cuda' else lambda: None
     model.feed_data(batch)
-    _synchronize(model.device)
+    wait()
     start = time.perf_counter()
     model.optimize_parameters(1)
-    _synchronize(model.device)
+    wait()
     return time.perf_counter() - start
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
 
 
 def _total_memory(device: torch.device) -> tuple[int, str]:

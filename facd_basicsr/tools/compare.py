@@ -1,7 +1,6 @@
 """``facd compare``: methods x seeds under equal settings, and a report of the results."""
 
 import json
-import logging
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 import click
 import torch
-from basicsr.utils import get_root_logger
 
+from facd_basicsr.cli import QuietCommand
 from facd_basicsr.comparison.plan import Comparison, read_comparison, shortened
 from facd_basicsr.comparison.run import Folder, locked, read_records, train_all, write_option_files
 from facd_basicsr.comparison.run_record import (
@@ -32,7 +31,7 @@ from facd_basicsr.comparison.summary import (
     filled,
     records_csv,
 )
-from facd_basicsr.errors import UserError, reraise_disk_errors
+from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.figures import find_crops
 from facd_basicsr.evaluation.methods import BICUBIC, Method
 from facd_basicsr.evaluation.tables import to_json, write_tables
@@ -82,16 +81,12 @@ def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, A
     return results
 
 
-def tables(results: dict[str, Any]) -> dict[str, Any]:
-    """{title: table} of a report."""
-    found = {f'PSNR-Y in dB, x{results["scale"]}': compared_quality(results), 'Cost': cost_table(results)}
-    features = compared_features(results)
-    return found if features is None else {**found, f'Feature PSNR in dB, x{results["scale"]}': features}
-
-
 def write_report(results: dict[str, Any], folder: Path) -> None:
     """Writes table.md, table.tex and table.csv."""
-    made, notes = tables(results), feature_notes(results)
+    made = {f'PSNR-Y in dB, x{results["scale"]}': compared_quality(results), 'Cost': cost_table(results)}
+    features, notes = compared_features(results), feature_notes(results)
+    if features is not None:
+        made[f'Feature PSNR in dB, x{results["scale"]}'] = features
     atomic_write(folder / 'table.csv', records_csv(results))
     write_tables(made, [*(f'- {note}' for note in notes), caption(results)], folder)
     print('\n' + '\n'.join(notes))
@@ -132,7 +127,7 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
         print(f'{page}: {name}')
 
 
-@click.command()
+@click.command(cls=QuietCommand)
 @click.argument('file', type=click.Path(path_type=Path))
 @click.option('--jobs', type=click.IntRange(1), help='Parallel runs.  [default: one per GPU, or 1]')
 @click.option(
@@ -157,13 +152,10 @@ def command(file: Path, jobs: int | None, iterations: int | None, pages: tuple[P
       facd compare options/compare/mini_x2.yml
       facd compare benchmarks/results/mini_x2.json --into README.md
     """
-    get_root_logger().setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which ends the runs too
     if pages or file.suffix == '.json':
         if file.suffix != '.json' or not pages:
             raise UserError(f'{file}: accepted: a comparison file, or a results.json with --into PAGE.md')
-        with reraise_disk_errors():
-            fill_pages(file, pages)
-        return
-    with reraise_disk_errors():
+        fill_pages(file, pages)
+    else:
         compare(file, jobs or max(1, torch.cuda.device_count()), iterations)

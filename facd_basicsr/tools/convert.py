@@ -52,7 +52,7 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
     if source_layout != 'basicsr':
         state_dict, shift = to_basicsr(state_dict, source_layout, f'IN: {source}')
     block = network_block(state_dict)
-    shift_found = shift is not None
+    source_of_mean = "  # assumed: not stored in BasicSR's layout" if shift is None else ''
     if shift is not None:
         # The checkpoint holds img_range * rgb_mean. Color means are below 1, so larger values are for [0, 255].
         img_range = 255.0 if shift.max() > 1 else 1.0
@@ -61,7 +61,6 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
         shift = torch.tensor(rgb_mean) * img_range if shift is None else shift
         state_dict = from_basicsr(state_dict, layout, shift, f'IN: {source}')
     _write_verified(state_dict, target, layout)
-    source_of_mean = '' if shift_found else "  # assumed: not stored in BasicSR's layout"
     block |= {
         'img_range': f'{img_range}{source_of_mean}',
         'rgb_mean': f'{list(rgb_mean)}{source_of_mean}',

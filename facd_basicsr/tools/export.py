@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from facd_basicsr.cli import QuietCommand
 from facd_basicsr.deploy.export_formats import (
     BASIC,
     ONNX,
@@ -14,17 +15,17 @@ from facd_basicsr.deploy.export_formats import (
     export,
     measured,
     paths_of,
+    require_onnx,
 )
-from facd_basicsr.deploy.graphs import require_onnx
-from facd_basicsr.deploy.student import Student, read_student
-from facd_basicsr.errors import UserError, reraise_disk_errors
+from facd_basicsr.deploy.student import read_student
+from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.runs.run_folder import psnr_of
 
 CHECKPOINTS = ('.pth', '.pt', '.safetensors')
 
 
-@click.command()
+@click.command(cls=QuietCommand)
 @click.argument('checkpoint', type=click.Path(path_type=Path))
 @click.option(
     '-opt', '--opt', 'option_file', type=click.Path(), metavar='FILE', help='Train or test file of the student.'
@@ -64,9 +65,14 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         raise UserError(f'CHECKPOINT: {checkpoint}; accepted: a name that ends in {", ".join(CHECKPOINTS)}')
     paths = paths_of(stem, formats)
     student = measured(read_student(checkpoint, option_file, 'CHECKPOINT'), psnr_of(checkpoint))
-    click.echo(_title(student))
-    with reraise_disk_errors():
-        differences = export(student, stem, formats)
+    description = student.description
+    radius = 'the whole image' if description.reach is None else f'radius {description.reach} pixels'
+    psnr = ', '.join(f'{name} {value:.2f} dB' for name, value in description.psnr.items()) or 'unknown'
+    click.echo(
+        f'{description.architecture} x{description.scale}: {parameters(student.net):,} parameters; '
+        f'receptive field: {radius}; PSNR-Y in validation: {psnr}'
+    )
+    differences = export(student, stem, formats)
     for path, format, by_runner in zip(paths, formats, differences):
         found = ', '.join(
             f'{difference / STEP:.2g} of an 8-bit step ({name})' if difference else f'none ({name})'
@@ -74,13 +80,3 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         )
         click.echo(f'{path}: {path.stat().st_size / 1e6:.2f} MB; {format.holds}; largest difference: {found}')
     click.echo(f'facd upscale IN -o OUT --student {shlex.quote(f"{stem}.safetensors")}')
-
-
-def _title(student: Student) -> str:
-    description = student.description
-    radius = 'the whole image' if description.reach is None else f'radius {description.reach} pixels'
-    psnr = ', '.join(f'{name} {value:.2f} dB' for name, value in description.psnr.items()) or 'unknown'
-    return (
-        f'{description.architecture} x{description.scale}: {parameters(student.net):,} parameters; '
-        f'receptive field: {radius}; PSNR-Y in validation: {psnr}'
-    )

@@ -1,17 +1,16 @@
 """``facd figure``: the paper's Figure 4 (crops side by side) and Figure 2 (patches where the student is better)."""
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
-from basicsr.utils import get_root_logger
 from PIL import Image
 from tqdm import tqdm
 
-from facd_basicsr.cli import MultiValueCommand, methods_options
-from facd_basicsr.errors import UserError, reraise_disk_errors
+from facd_basicsr.cli import QuietCommand, methods_options
+from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.figures import (
     Crop,
     TeacherMap,
@@ -74,7 +73,7 @@ def draw_teacher_maps(student: Method, teacher: Method, maps: Sequence[TeacherMa
 
 
 def save(picture: Image.Image, out: Path) -> None:
-    with reraise_disk_errors(), atomic_path(out) as path:
+    with atomic_path(out) as path:
         picture.save(path)
     print(f'{out}: {picture.width}x{picture.height}')
 
@@ -82,8 +81,7 @@ def save(picture: Image.Image, out: Path) -> None:
 def check_out(out: Path) -> None:
     if out.suffix != '.png' or out.is_dir():
         raise UserError(f'--out: {out}; accepted: a file name that ends in .png')
-    with reraise_disk_errors():
-        out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 force_option = click.option(
@@ -97,7 +95,7 @@ def command() -> None:
     """The paper's figures: crops side by side (Figure 4), and where the student beats the teacher (Figure 2)."""
 
 
-@command.command(cls=MultiValueCommand)
+@command.command(cls=QuietCommand)
 @methods_options
 @click.option(
     '--teacher', 'train_file', type=click.Path(), metavar='TRAIN_YML', help='train file; adds a column for its teacher'
@@ -132,7 +130,6 @@ def crops(
     Example:
       facd figure crops --run experiments/Student_EDSR_x4 --run experiments/FACD_EDSR_x4
     """
-    get_root_logger().setLevel(logging.WARNING)  # silences BasicSR's messages about what it builds
     check_out(out)
     methods, opt, _ = load_methods(option_files, train_file, force_yml, runs, sets)
     images = select(build_sets(opt), set_name, image)
@@ -149,7 +146,7 @@ def crops(
         print(f'{crop.pair.set}/{crop.pair.image} --crop {crop.left} {crop.top} {crop.size}')
 
 
-@command.command('teacher-map', cls=MultiValueCommand)
+@command.command('teacher-map', cls=QuietCommand)
 @methods_options
 @click.option(
     '--teacher', 'train_file', type=click.Path(), required=True, metavar='TRAIN_YML', help='train file with the teacher'
@@ -183,7 +180,6 @@ def teacher_map_command(
     Example:
       facd figure teacher-map --run experiments/Student_EDSR_x4 --teacher options/train/FACD_EDSR_x4.yml
     """
-    get_root_logger().setLevel(logging.WARNING)
     check_out(out)
     if len(option_files) + len(runs) != 1:
         raise UserError(f'-opt: {len(option_files)} and --run: {len(runs)}; accepted: one of both, the student')
@@ -197,7 +193,7 @@ def teacher_map_command(
     drawn = sorted(with_patches, key=lambda found: -found.share)
     drawn = [found for found in drawn if found.share > 0][:count] or drawn[:1]
 
-    shares = [
+    shares: list[dict[str, Any]] = [
         {
             'set': found.pair.set,
             'image': found.pair.image,
@@ -207,15 +203,10 @@ def teacher_map_command(
         }
         for found in maps
     ]
-    patches, lost = sum(len(found.boxes) for found in maps), sum(int(found.loses.sum()) for found in maps)
+    patches, lost = (sum(of[key] for of in shares) for key in ('patches', 'teacher_loses'))
     rows = [
-        [
-            f'{found.pair.set}/{found.pair.image}',
-            str(len(found.boxes)),
-            str(int(found.loses.sum())),
-            _percent(found.share if found.boxes else None),
-        ]
-        for found in maps
+        [f'{of["set"]}/{of["image"]}', str(of['patches']), str(of['teacher_loses']), _percent(of['share'])]
+        for of in shares
     ]
     rows.append(['all', str(patches), str(lost), _percent(lost / patches)])
     print(text_table(['image', 'patches', 'teacher worse', 'share'], rows))

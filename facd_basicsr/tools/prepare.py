@@ -8,11 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
-from facd_basicsr.cli import MultiValueCommand
+from facd_basicsr.cli import QuietCommand
 from facd_basicsr.data.benchmark_sets import prepare_benchmarks
 from facd_basicsr.data.div2k import OFFICIAL_URL, prepare_div2k
 from facd_basicsr.data.folder_pairs import prepare_folders
-from facd_basicsr.errors import reraise_disk_errors
 
 Command = TypeVar('Command', bound=Callable[..., Any])
 
@@ -48,7 +47,7 @@ def command() -> None:
     """
 
 
-@command.command(cls=MultiValueCommand, short_help='DIV2K: download, unpack, sub-images, LMDBs.')
+@command.command(cls=QuietCommand, short_help='DIV2K: download, unpack, sub-images, LMDBs.')
 @scale_option(required=True)
 @click.option('--out', type=click.Path(path_type=Path), default='datasets/DIV2K', show_default=True, help='Folder.')
 @click.option('--url', default=OFFICIAL_URL, show_default=True, help='Mirror, or folder with the archives.')
@@ -62,11 +61,10 @@ def div2k(scales: list[int], out: Path, url: str, workers: int) -> None:
     Example:
       facd prepare div2k --scale 2 3 4
     """
-    with reraise_disk_errors():
-        prepare_div2k(scales, out, url, workers)
+    prepare_div2k(scales, out, url, workers)
 
 
-@command.command(cls=MultiValueCommand, short_help='Folders of HR images: LR, sub-images, LMDBs.')
+@command.command(cls=QuietCommand, short_help='Folders of HR images: LR, sub-images, LMDBs.')
 @click.argument('folders', metavar='HR_DIR...', nargs=-1, required=True, type=click.Path(path_type=Path))
 @scale_option(required=True)
 @click.option('--out', type=click.Path(path_type=Path), help='Output folder.  [default: parent of the first HR_DIR]')
@@ -102,11 +100,10 @@ def folder(
     name = folders[0].resolve().name.removesuffix('_HR') if name is None else name
     unit = math.lcm(*scales)
     step = max(unit, crop // 2 // unit * unit) if step is None else step
-    with reraise_disk_errors():
-        prepare_folders(folders, scales, out, name, crop, step, min_size, workers, hold_out)
+    prepare_folders(folders, scales, out, name, crop, step, min_size, workers, hold_out)
 
 
-@command.command(cls=MultiValueCommand, short_help='Benchmark sets: GTmod12 and LRbicx2, 3, 4.')
+@command.command(cls=QuietCommand, short_help='Benchmark sets: GTmod12 and LRbicx2, 3, 4.')
 @click.argument('root', metavar='DIR', type=click.Path(path_type=Path))
 @scale_option(required=False)
 @click.option('--out', type=click.Path(path_type=Path), default='datasets', show_default=True, help='Folder of sets.')
@@ -120,5 +117,4 @@ def benchmarks(root: Path, scales: list[int], out: Path, workers: int) -> None:
     Example:
       facd prepare benchmarks downloads/benchmark
     """
-    with reraise_disk_errors():
-        prepare_benchmarks(root, out, scales, workers)
+    prepare_benchmarks(root, out, scales, workers)

@@ -1,27 +1,20 @@
 """``facd profile``: cost of teacher and student, as in NTIRE's challenges on efficient super-resolution."""
 
 import json
-import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
-from basicsr.utils import get_root_logger
 
-from facd_basicsr.cli import MultiValueCommand
-from facd_basicsr.errors import UserError, reraise_disk_errors
+from facd_basicsr.cli import QuietCommand
+from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.costs import cost_tables, costs
 from facd_basicsr.evaluation.tables import markdown_table, text_table
 from facd_basicsr.files.atomic import atomic_write
 
-TABLE_FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {
-    '.json': lambda result: json.dumps(result, indent=1),
-    '.md': lambda result: cost_tables(result, markdown_table),
-}
+TABLE_SUFFIXES = ('.json', '.md')
 
 
-@click.command(cls=MultiValueCommand)
+@click.command(cls=QuietCommand)
 @click.option(
     '-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Option file for train.py or test.py.'
 )
@@ -45,13 +38,12 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
     Example:
       facd profile -opt options/train/FACD_EDSR_x4.yml
     """
-    if out is not None and out.suffix not in TABLE_FORMATS:
-        raise UserError(f'--out: {out}; accepted: a name that ends in {", ".join(TABLE_FORMATS)}')
+    if out is not None and out.suffix not in TABLE_SUFFIXES:
+        raise UserError(f'--out: {out}; accepted: a name that ends in {", ".join(TABLE_SUFFIXES)}')
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f'--out: {out}; accepted: a file name in a folder that exists')
-    get_root_logger().setLevel(logging.WARNING)  # silences BasicSR's messages about what it builds
     result = costs(option_file, overrides, repeats)
     click.echo(cost_tables(result, text_table))
     if out is not None:
-        with reraise_disk_errors():
-            atomic_write(out, (TABLE_FORMATS[out.suffix](result) + '\n').encode())
+        text = json.dumps(result, indent=1) if out.suffix == '.json' else cost_tables(result, markdown_table)
+        atomic_write(out, f'{text}\n')

@@ -1,15 +1,13 @@
 """``facd upscale``: upscales images and folders of images with a student."""
 
-import logging
 import sys
 from pathlib import Path
 
 import click
-from basicsr.utils import get_root_logger
 
+from facd_basicsr.cli import QuietCommand
 from facd_basicsr.deploy.student import read_student
 from facd_basicsr.deploy.upscale_images import (
-    UpscaleJob,
     UpscaleRecord,
     is_one_file,
     pairs_of,
@@ -17,21 +15,12 @@ from facd_basicsr.deploy.upscale_images import (
     upscale_images,
 )
 from facd_basicsr.deploy.upscaler import Upscaler
-from facd_basicsr.errors import UserError, reraise_disk_errors
+from facd_basicsr.errors import UserError
 
 EXIT_SKIPPED = 3  # some images were skipped; 1 is an uncaught exception, 2 a user error
 
 
-def _unfinished(pairs: list[UpscaleJob], record: UpscaleRecord | None) -> list[UpscaleJob]:
-    if record is not None:
-        return record.unfinished(pairs)
-    (pair,) = pairs
-    if pair.target.exists():
-        raise UserError(f'--out: {pair.target} exists; accepted: a new file, or --overwrite')
-    return pairs
-
-
-@click.command()
+@click.command(cls=QuietCommand)
 @click.argument('inputs', metavar='IN...', nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     '-o', '--out', required=True, type=click.Path(path_type=Path), help='Output folder, or a file for a single image.'
@@ -82,13 +71,13 @@ def command(
       facd upscale photos -o photos_x4 --student experiments/FACD_EDSR_x4/models/net_g_latest.pth
       facd upscale a.jpg -o a_x4.png -s student.onnx
     """
-    get_root_logger().setLevel(logging.WARNING)  # silences BasicSR's messages about what it builds
     pairs = pairs_of(inputs, out, kind and f'.{kind}')
     found = read_student(student, option_file, '--student')
-    with reraise_disk_errors():
-        record = None if is_one_file(inputs, out) else UpscaleRecord(out, student_id(student, found.description))
-        pending = pairs if overwrite else _unfinished(pairs, record)
-        skipped = upscale_images(Upscaler(found, tile), pending, jobs, record) if pending else 0
+    record = None if is_one_file(inputs, out) else UpscaleRecord(out, student_id(student, found.description))
+    pending = pairs if overwrite or record is None else record.unfinished(pairs)
+    if record is None and pairs[0].target.exists() and not overwrite:
+        raise UserError(f'--out: {pairs[0].target} exists; accepted: a new file, or --overwrite')
+    skipped = upscale_images(Upscaler(found, tile), pending, jobs, record) if pending else 0
     upscaled, existing = len(pending) - skipped, len(pairs) - len(pending)
     click.echo(f'{out}: {upscaled} upscaled, {existing} up to date, {skipped} skipped')
     sys.exit(EXIT_SKIPPED if skipped else 0)

@@ -25,9 +25,11 @@ from facd_basicsr.deploy.export_formats import (
     TORCH_EXPORT,
     export,
     measured,
+    onnx_bytes,
     paths_of,
+    read_program,
+    require_onnx,
 )
-from facd_basicsr.deploy.graphs import onnx_bytes, read_program, require_onnx
 from facd_basicsr.deploy.student import METADATA, Description, Student, describe_network, read_student
 from facd_basicsr.distill.layouts import DIV2K_MEAN
 from facd_basicsr.errors import UserError
