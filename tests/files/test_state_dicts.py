@@ -24,7 +24,8 @@ def opt_for(content: object, folder: Path, **path_opt: object) -> dict:
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    return {'network_g': STUDENT, 'path': {'pretrain_network_g': str(path), **path_opt}}
+    defaults = {'param_key_g': 'params', 'strict_load_g': True}
+    return {'network_g': STUDENT, 'path': {**defaults, 'pretrain_network_g': str(path), **path_opt}}
 
 
 @pytest.fixture
