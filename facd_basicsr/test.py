@@ -27,8 +27,7 @@ from facd_basicsr.environment import versions
 from facd_basicsr.errors import UserError, reraise_data_errors, run_command
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import build_model, check_pretrained
-from facd_basicsr.options import check_inputs, complete_options, parser
-from facd_basicsr.options.parse import checked_options
+from facd_basicsr.options import check_inputs, complete_options, options_of, parser
 from facd_basicsr.runs.benchmark_options import benchmark_options
 from facd_basicsr.runtime.processes import Ranks
 
@@ -39,7 +38,7 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
     """Evaluates the checkpoint of a run or of an option file on each test set, and prints and logs one table.
 
     Args:
-        args: from :func:`facd_basicsr.options.parser`.
+        args: from :func:`facd_basicsr.options.parser`, of ``is_train=False``.
         root: where ``results`` goes; the checkout if None.
         console: whether to log to the console as well as to the file.
 
@@ -83,11 +82,11 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    if args.run is None:
-        if args.sets:
-            raise UserError('--sets: accepted with --run; -opt names its sets itself')
-        return checked_options(args.opt, args.force_yml, is_train=False)
-    return benchmark_options(Path(args.run), args.sets or (), args.force_yml)
+    if args.run is not None:
+        return options_of(args, False, benchmark_options(Path(args.run), args.sets or (), args.force_yml))
+    if args.sets:
+        raise UserError('--sets: accepted with --run; -opt names its sets itself')
+    return options_of(args, is_train=False)
 
 
 def main() -> None:

@@ -120,9 +120,10 @@ def killed_and_resumed(checkout: Path, data: Path, teacher_weights: Path) -> Pat
 def test_a_run_without_its_log_is_tested_without_an_option_file(killed_and_resumed, checkout):
     named, found = (
         run('facd_basicsr/test.py', '--run', killed_and_resumed, *sets, cwd=checkout)
-        for sets in (['--sets', checkout / 'datasets' / 'Two'], [])
+        for sets in (['--sets', checkout / 'datasets' / 'Two'], ['--debug'])
     )
     assert named.returncode == found.returncode == 0, named.stderr + found.stderr
+    assert {path.name for path in (checkout / 'results').glob('*killed')} == {'killed', 'debug_killed'}
     rows = [re.search(r'^Two +(.*)$', done.stderr, re.MULTILINE).group(1).split() for done in (named, found)]
     validation = read_run_folder(killed_and_resumed).metrics.validation['val']
     assert rows[0] == rows[1] == [f'{validation[metric][6]:.4f}' for metric in ('psnr_y', 'ssim_y', 'psnr_rgb')]

@@ -201,14 +201,18 @@ def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = 
     return complete_options(options_of(args, is_train), args, is_train, root)
 
 
-def options_of(args: argparse.Namespace, is_train: bool) -> dict[str, Any]:
+def options_of(args: argparse.Namespace, is_train: bool, opt: dict[str, Any] | None = None) -> dict[str, Any]:
     """The first half of :func:`parse_options`: the options of the command line, checked, complete with defaults, and
     valid as an option file on any machine.
+
+    Args:
+        args, is_train: as :func:`parse_options` has them.
+        opt: from :func:`checked`, where they are not from ``args.opt``.
 
     Raises:
         UserError: an option is not accepted.
     """
-    opt = checked_options(args.opt, args.force_yml, is_train)
+    opt = opt or checked_options(args.opt, args.force_yml, is_train)
     if args.debug and not opt['name'].startswith('debug'):
         opt['name'] = 'debug_' + opt['name']
     if is_train and 'debug' in opt['name']:
@@ -224,7 +228,7 @@ def complete_options(
     """The second half of :func:`parse_options`: a copy with the keys that no option file has.
 
     Raises:
-        UserError: this machine has not the GPUs that are asked for.
+        UserError: this machine does not have the GPUs that are asked for, or several need ``--launcher``.
     """
     opt = copy.deepcopy(options)
     root = root or root_path()
