@@ -183,15 +183,14 @@ class TrainingLoop:
         try:
             with preserve_rng_state():
                 for loader in self._loaders.val.values():
-                    self._model.validation(
+                    metrics = self._model.validation(
                         loader,
                         self._position.iteration,
                         self._log.tb_logger,
                         self._opt['val']['save_img'],
                         self._is_stop_requested,
                     )
-                    if self._opt['val']['metrics']:
-                        self._log.validation(dataset_of(loader).opt['name'], self._model.metric_results)
+                    self._log.validation(dataset_of(loader).opt['name'], metrics)
         except Stopped:
             self._end_by_signal()
         if self._opt['logger']['keep_best']:

@@ -175,7 +175,7 @@ class SafeModel(BaseModel):
         tb_logger: Any,
         save_img: bool = False,
         stop: Callable[[], bool] = lambda: False,
-    ) -> None:
+    ) -> dict[str, float]:
         """As BasicSR's, in less time, the images shared out to the ranks; BasicSR's makes the others wait for rank 0.
         The metrics do not depend on the number of ranks: they are summed in the order of the images. A model that has a
         validation of its own keeps it.
@@ -183,22 +183,26 @@ class SafeModel(BaseModel):
         Args:
             stop: asked before each image; True ends it.
 
+        Returns:
+            The set's metrics; none of a model's own validation.
+
         Raises:
             Stopped: on all ranks, when ``stop`` has ended it on one; in a model's own validation on that one.
         """
         if validates_itself(self):
             super().validation(Interruptible(dataloader, stop), current_iter, tb_logger, save_img)
-            return
+            return {}
         name, metrics = dataset_of(dataloader).opt['name'], self.opt['val']['metrics'] or {}
         by_image = validate(self, self.reach, dataloader, current_iter, save_img, stop)
         if not metrics:
-            return
+            return {}
         self._initialize_best_metric_results(name)
         self.metric_results = {metric: sum(values) / len(by_image) for metric, values in zip(metrics, zip(*by_image))}
         for metric, value in self.metric_results.items():
             self._update_best_metric_result(name, metric, value, current_iter)
         if self.opt['rank'] == 0:
             self._log_validation_metric_values(current_iter, name, tb_logger)
+        return self.metric_results
 
 
 class SafeSRModel(SafeModel, SRModel):
