@@ -29,9 +29,10 @@ from facd_basicsr.errors import UserError, reraise_disk_errors, run_command
 from facd_basicsr.evaluation.tables import markdown_table
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.models import FACDModel
-from facd_basicsr.options import option_check, schema
-from facd_basicsr.options.option_check import Keys, bounds, choice_names, type_names
+from facd_basicsr.options import schema
+from facd_basicsr.options.option_check import bounds, choice_names, type_names
 from facd_basicsr.options.option_files import ORDER, OptionDumper
+from facd_basicsr.options.schema import Keys
 from facd_basicsr.options.signatures import Key
 
 HEADER = ('key', 'value', 'file', 'default', 'meaning')
@@ -46,7 +47,7 @@ AS_IN = 'as in '  # followed by the class whose meaning applies
 def tables() -> dict[str, str]:
     """Every table of the page, by its name in the marker."""
     train, test = (
-        _model_keys(functools.partial(option_check.top_keys, is_train=is_train), ORDER) for is_train in (True, False)
+        _model_keys(functools.partial(schema.top_keys, is_train=is_train), ORDER) for is_train in (True, False)
     )
     in_train = [*schema.TRAIN, *schema.TRAIN_KEYS, *schema.EXECUTION_TRAIN]
     schedulers = {name: cls for name, cls in schema.SCHEDULERS.items() if name != SYNONYM}
@@ -58,21 +59,21 @@ def tables() -> dict[str, str]:
             f'datasets {dataset.__name__}': _dataset_table(dataset)
             for dataset in (PairedImageDataset, SingleImageDataset)
         },
-        'datasets.*.io_backend lmdb': _shared_table(option_check.io_backend_keys('lmdb')),
-        **{f'network_g {name}': _shared_table(option_check.network_keys(ARCH_REGISTRY.get(name))) for name in NETWORKS},
+        'datasets.*.io_backend lmdb': _shared_table(schema.io_backend_keys('lmdb')),
+        **{f'network_g {name}': _shared_table(schema.network_keys(ARCH_REGISTRY.get(name))) for name in NETWORKS},
         'teacher': table(schema.TEACHER),
         'teacher.expect': table(schema.EXPECT),
         'taps': table(schema.TAP),
-        'network_r DeepRegressor': table(option_check.regressor_keys(ARCH_REGISTRY.get('DeepRegressor'))),
+        'network_r DeepRegressor': table(schema.regressor_keys(ARCH_REGISTRY.get('DeepRegressor'))),
         'path': table(
-            option_check.path_keys(['network_g', 'network_r'], is_train=True),
-            option_check.path_keys(['network_g'], is_train=False),
+            schema.path_keys(['network_g', 'network_r'], is_train=True),
+            schema.path_keys(['network_g'], is_train=False),
         ),
-        'train': table(_model_keys(option_check.train_keys, in_train)),
+        'train': table(_model_keys(schema.train_keys, in_train)),
         'compile': table(schema.COMPILE),
         'train.nonfinite': table(schema.NONFINITE),
-        **{f'train.optim_g {name}': table(option_check.optimizer_keys(cls)) for name, cls in schema.OPTIMIZERS.items()},
-        **{f'train.scheduler {name}': table(option_check.scheduler_keys(cls)) for name, cls in schedulers.items()},
+        **{f'train.optim_g {name}': table(schema.optimizer_keys(cls)) for name, cls in schema.OPTIMIZERS.items()},
+        **{f'train.scheduler {name}': table(schema.scheduler_keys(cls)) for name, cls in schedulers.items()},
         **{f'train.pixel_opt {name}': table(_loss_keys(name)) for name in IMAGE_LOSSES},
         'train.perceptual_opt PerceptualLoss': table(_loss_keys('PerceptualLoss')),
         **{f'train.distill_opt {name}': _distill_opt_table(name) for name in distillation_losses()},
@@ -138,7 +139,7 @@ def _shared_table(own: Keys) -> str:
 
 
 def _metric_table(name: str) -> str:
-    own = option_check.metric_keys(METRIC_REGISTRY.get(name))
+    own = schema.metric_keys(METRIC_REGISTRY.get(name))
     return _shared_table({argument: key for argument, key in own.items() if argument != 'type'})
 
 
@@ -153,13 +154,11 @@ def _model_keys(keys_of: Callable[[type], Keys], order: Iterable[str]) -> Keys:
 
 
 def _dataset_table(dataset: type) -> str:
-    return table(
-        *(_ordered(option_check.dataset_keys(dataset, training), schema.DATASET_KEYS) for training in (True, False))
-    )
+    return table(*(_ordered(schema.dataset_keys(dataset, training), schema.DATASET_KEYS) for training in (True, False)))
 
 
 def _loss_keys(name: str) -> Keys:
-    own = option_check.loss_keys(LOSS_REGISTRY.get(name))
+    own = schema.loss_keys(LOSS_REGISTRY.get(name))
     return {argument: replace(key, meaning=_resolved_meaning(argument, key.meaning)) for argument, key in own.items()}
 
 

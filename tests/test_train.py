@@ -19,7 +19,7 @@ from facd_basicsr.models import FACDModel
 from facd_basicsr.models.nonfinite import NonFiniteGuard
 from facd_basicsr.models.safe_model import SafeSRModel
 from facd_basicsr.options import load_yaml, parser
-from facd_basicsr.options.option_check import path_keys
+from facd_basicsr.options.schema import path_keys
 from facd_basicsr.tools.show import show
 from facd_basicsr.train import train
 

@@ -1,21 +1,16 @@
-"""Checks option dicts by the schema, signatures and sources; errors say what is accepted."""
+"""Checks option dicts by the schema and fills in its defaults; errors say what is accepted."""
 
 import copy
 import difflib
 import importlib.util
-import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
 from basicsr.archs.vgg_arch import insert_bn
-from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.losses.basic_loss import PerceptualLoss
-from basicsr.models.sr_model import SRModel
-from basicsr.utils.file_client import FileClient
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     DATASET_REGISTRY,
@@ -31,8 +26,8 @@ from facd_basicsr.files.download import DIGEST
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.options import schema
 from facd_basicsr.options.option_files import BASE
-from facd_basicsr.options.schema import NUMBER
-from facd_basicsr.options.signatures import Key, keys_read, signature_keys
+from facd_basicsr.options.schema import NUMBER, Keys
+from facd_basicsr.options.signatures import Key
 
 
 def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complete: bool = True) -> None:
@@ -112,102 +107,6 @@ def listed(names: Iterable[str]) -> str:
     return ', '.join(sorted(map(str, names)))
 
 
-Keys = dict[str, Key]
-
-
-def top_keys(model: type, is_train: bool) -> Keys:
-    """Of the file itself, ``base`` aside, for a model."""
-    accepted = {**schema.TOP, **(schema.TOP_TRAIN if is_train else schema.TOP_TEST)}
-    read = keys_read(model, 'opt')
-    if is_train:
-        accepted |= {key: _model_key(key) for key in sorted(read - accepted.keys() - schema.DERIVED)}
-    return accepted | {key: _model_key(key) for key in sorted(read - schema.TOP.keys()) if key.startswith('network_')}
-
-
-def _model_key(key: str) -> Key:
-    return schema.TOP_MODEL.get(key, Key((dict,) if key.startswith('network_') else ()))
-
-
-def dataset_keys(dataset: type, training: bool) -> Keys:
-    """Of a set in ``datasets``; ``training``: of ``datasets.train``."""
-    required = schema.DATASET_REQUIRED.get(dataset.__name__, set())
-    if training:
-        required = required | schema.DATASET_REQUIRED_TRAIN.get(dataset.__name__, set())
-    read = keys_read(dataset, 'opt') - schema.DERIVED
-    own = {key: replace(schema.DATASET_KEYS.get(key, Key()), required=key in required) for key in sorted(read)}
-    return {**own, **schema.DATASET, **(schema.DATASET_TRAIN if training else {})}
-
-
-def io_backends(dataset: type, is_train: bool) -> tuple[str, ...]:
-    """The types of ``io_backend`` that a dataset can have."""
-    return schema.IO_BACKENDS_TRAIN if is_train and dataset is PairedImageDataset else schema.IO_BACKENDS
-
-
-def io_backend_keys(backend: str) -> Keys:
-    """Of an ``io_backend``, beside ``type``."""
-    if backend == 'memory':
-        return {}
-    # a dataset fills in the LMDB's folders itself
-    return signature_keys(FileClient._backends[backend], supplied=('db_paths', 'client_keys'))
-
-
-def network_keys(network: type) -> Keys:
-    """Of ``network_g`` or ``teacher.network``, beside ``type``; a default of ``upscale`` does not count."""
-    own = signature_keys(network, known=schema.NETWORK_KEYS)
-    return {name: replace(key, default=...) if name == 'upscale' else key for name, key in own.items()}
-
-
-def regressor_keys(network: type) -> Keys:
-    """Of ``network_r``, beside ``type``: channels are read off the taps."""
-    return signature_keys(network, supplied=('num_in_ch', 'num_out_ch'), known=schema.REGRESSOR_KEYS)
-
-
-def path_keys(networks: Iterable[str], is_train: bool) -> Keys:
-    """Of ``path``, for the ``network_*`` blocks of a file."""
-    accepted = dict(schema.PATH)
-    for network in networks:
-        suffix = network.removeprefix('network_')
-        accepted |= {f'{prefix}_{suffix}': key for prefix, key in schema.PATH_NETWORK.items()}
-    if not is_train:
-        pretrained = schema.PATH_NETWORK['pretrain_network']
-        accepted['pretrain_network_g'] = replace(pretrained, types=(str,), required=True)
-    return accepted
-
-
-def train_keys(model: type) -> Keys:
-    """Of ``train``, for a model."""
-    own = {key: schema.TRAIN_KEYS.get(key, Key()) for key in sorted(keys_read(model, 'train_opt'))}
-    if 'distill_opt' in own:
-        own |= schema.EXECUTION_TRAIN
-    elif model is SRModel:
-        own |= schema.EXECUTION
-    return {**own, **schema.TRAIN}
-
-
-def loss_keys(loss: type) -> Keys:
-    """Of a loss, beside ``type``."""
-    known = {**schema.LOSS_KEYS, **(schema.PERCEPTUAL_KEYS if loss is PerceptualLoss else {})}
-    return signature_keys(loss, known=known)
-
-
-def optimizer_keys(optimizer: type) -> Keys:
-    """Of ``train.optim_g``, beside ``type``."""
-    return signature_keys(optimizer, supplied=('params',), known=schema.OPTIM_KEYS)
-
-
-def scheduler_keys(scheduler: type) -> Keys:
-    """Of ``train.scheduler``, beside ``type``."""
-    return signature_keys(scheduler, supplied=('optimizer',), known=schema.SCHEDULER_KEYS)
-
-
-def metric_keys(metric: Callable[..., Any]) -> Keys:
-    """Of an entry of ``val.metrics``. BasicSR calls a metric with all of them, so ``better`` is for those that take
-    any."""
-    own = signature_keys(metric, supplied=('img', 'img2'), known=schema.METRIC_KEYS)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(metric).parameters.values())
-    return {**own, **(schema.METRIC if takes_any else schema.TYPE)}
-
-
 def check_vgg_layers(where: str, block: dict[str, Any]) -> None:
     """Compares the layers of a block whose keys are checked with those that its VGG has. Other losses pass.
 
@@ -246,17 +145,19 @@ def option_blocks(opt: OptionBlock, is_train: bool) -> Iterator[tuple[str, Optio
     """
     check_block('', opt, schema.TOP, complete=False)
     model = _registered(MODEL_REGISTRY, 'model_type', opt['model_type'])
-    yield '', opt, top_keys(model, is_train)
+    yield '', opt, schema.top_keys(model, is_train)
     for name, dataset_opt in opt['datasets'].items():
         yield from _dataset_blocks(name, dataset_opt, is_train)
     networks = [key for key in opt if key.startswith('network_')]
     for key in networks:
-        yield _called(key, opt[key], ARCH_REGISTRY, regressor_keys if key == 'network_r' else network_keys)
-    yield 'path', opt['path'], path_keys(networks, is_train)
+        yield _called(
+            key, opt[key], ARCH_REGISTRY, schema.regressor_keys if key == 'network_r' else schema.network_keys
+        )
+    yield 'path', opt['path'], schema.path_keys(networks, is_train)
     if opt.get('val') is not None:
         yield 'val', opt['val'], schema.VAL_TRAIN if is_train else schema.VAL_TEST
         for name, block in (opt['val'].get('metrics') or {}).items():
-            yield _called(f'val.metrics.{name}', block, METRIC_REGISTRY, metric_keys)
+            yield _called(f'val.metrics.{name}', block, METRIC_REGISTRY, schema.metric_keys)
     if 'dist_params' in opt:
         yield 'dist_params', opt['dist_params'], schema.DIST_PARAMS
     if is_train:
@@ -271,7 +172,7 @@ def _dataset_blocks(name: str, dataset_opt: OptionBlock, is_train: bool) -> Iter
         raise UserError(f'{where}: unknown set; accepted: {", ".join(phases)}, and {several} with _1, _2, ...')
     check_block(where, dataset_opt, schema.DATASET, complete=False)
     dataset = _registered(DATASET_REGISTRY, f'{where}.type', dataset_opt['type'])
-    yield where, dataset_opt, dataset_keys(dataset, phase == 'train')
+    yield where, dataset_opt, schema.dataset_keys(dataset, phase == 'train')
     backend_opt = dataset_opt.get('io_backend')
     if backend_opt is None:
         return
@@ -280,19 +181,19 @@ def _dataset_blocks(name: str, dataset_opt: OptionBlock, is_train: bool) -> Iter
     known = schema.IO_BACKENDS_TRAIN if is_train else schema.IO_BACKENDS
     if backend_opt['type'] not in known:
         raise UserError(f'{where}.type: {backend_opt["type"]!r}; accepted: {listed(known)}')
-    if backend_opt['type'] not in (own := io_backends(dataset, is_train)):
+    if backend_opt['type'] not in (own := schema.io_backends(dataset, is_train)):
         raise UserError(f'{where}.type: {backend_opt["type"]}; accepted with {dataset_opt["type"]}: {listed(own)}')
-    yield where, backend_opt, {**schema.TYPE, **io_backend_keys(backend_opt['type'])}
+    yield where, backend_opt, {**schema.TYPE, **schema.io_backend_keys(backend_opt['type'])}
 
 
 def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBlock, Keys]]:
-    train_opt, accepted = opt['train'], train_keys(model)
+    train_opt, accepted = opt['train'], schema.train_keys(model)
     yield 'train', train_opt, accepted
-    yield _chosen('train.optim_g', train_opt['optim_g'], schema.OPTIMIZERS, optimizer_keys)
-    yield _chosen('train.scheduler', train_opt['scheduler'], schema.SCHEDULERS, scheduler_keys)
+    yield _chosen('train.optim_g', train_opt['optim_g'], schema.OPTIMIZERS, schema.optimizer_keys)
+    yield _chosen('train.scheduler', train_opt['scheduler'], schema.SCHEDULERS, schema.scheduler_keys)
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
-            yield _called(f'train.{key}', block, LOSS_REGISTRY, loss_keys)
+            yield _called(f'train.{key}', block, LOSS_REGISTRY, schema.loss_keys)
     if 'nonfinite' in train_opt:
         yield 'train.nonfinite', train_opt['nonfinite'], schema.NONFINITE
     yield 'logger', opt['logger'], schema.LOGGER
@@ -302,7 +203,7 @@ def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBl
     for where, teacher_opt in distilled:
         yield where, teacher_opt, schema.TEACHER
         if 'network' in teacher_opt:
-            yield _called(f'{where}.network', teacher_opt['network'], ARCH_REGISTRY, network_keys)
+            yield _called(f'{where}.network', teacher_opt['network'], ARCH_REGISTRY, schema.network_keys)
         if 'expect' in teacher_opt:
             yield f'{where}.expect', teacher_opt['expect'], schema.EXPECT
     for where, block in [('train', train_opt), *distilled]:
@@ -441,13 +342,13 @@ def check_network(where: str, network_opt: OptionBlock, scale: int) -> None:
     Raises:
         UserError: a key is unknown, missing or of the wrong type, or ``upscale`` is not ``scale``.
     """
-    check_block(*_called(where, network_opt, ARCH_REGISTRY, network_keys))
+    check_block(*_called(where, network_opt, ARCH_REGISTRY, schema.network_keys))
     _check_upscale(where, network_opt, scale)
 
 
 def _check_upscale(where: str, network_opt: OptionBlock, scale: int) -> None:
     upscale = network_opt.get('upscale')
-    if upscale is None and 'upscale' in network_keys(ARCH_REGISTRY.get(network_opt['type'])):
+    if upscale is None and 'upscale' in schema.network_keys(ARCH_REGISTRY.get(network_opt['type'])):
         raise UserError(f'{where}.upscale: missing; accepted: {scale}, the scale of this file')
     if upscale is not None and upscale != scale:
         raise UserError(f'{where}.upscale: {upscale}; accepted: {scale}, the scale of this file')
@@ -466,7 +367,7 @@ def _check_metrics(opt: OptionBlock) -> None:
 
 def _check_train(opt: OptionBlock) -> None:
     train_opt = opt['train']
-    accepted = train_keys(_registered(MODEL_REGISTRY, 'model_type', opt['model_type']))
+    accepted = schema.train_keys(_registered(MODEL_REGISTRY, 'model_type', opt['model_type']))
     periods = train_opt['scheduler'].get('periods')
     if periods is not None and sum(periods) < train_opt['total_iter']:
         raise UserError(f'train.scheduler.periods: {periods}; accepted: a sum of total_iter or more')

@@ -12,7 +12,7 @@ from basicsr.archs.rcan_arch import RCAN
 from basicsr.utils.registry import ARCH_REGISTRY
 
 from facd_basicsr.archs import CONVOLUTIONAL, EDSRStudent, RCANStudent
-from facd_basicsr.options.option_check import network_keys
+from facd_basicsr.options.schema import network_keys
 
 SMALL = {EDSRStudent: {'num_feat': 4, 'num_block': 2}, RCANStudent: {'num_feat': 16, 'num_group': 2, 'num_block': 1}}
 
