@@ -159,14 +159,17 @@ def reraise_killed_worker() -> AbstractContextManager[None]:
     """Turns what torch says when a worker process was killed, wherever in the main thread, into a UserError."""
 
     def translated(error: RuntimeError) -> UserError | None:
-        if 'DataLoader worker (pid' not in str(error):  # not "Caught ... in DataLoader worker", which has a traceback
-            return None
-        return UserError(
-            f'datasets.train: {one_line(error)}; perhaps memory or /dev/shm is full (fewer num_worker_per_gpu need '
-            'less), or an LMDB was cut short (facd check reads all of it)'
-        )
+        # not "Caught ... in DataLoader worker", which has a traceback
+        return _killed_worker(one_line(error)) if 'DataLoader worker (pid' in str(error) else None
 
     return reraise(RuntimeError, translated)
+
+
+def _killed_worker(reason: str) -> UserError:
+    return UserError(
+        f'datasets.train: {reason}; perhaps memory or /dev/shm is full (fewer num_worker_per_gpu need less), or an '
+        'LMDB was cut short (facd check reads all of it)'
+    )
 
 
 def _prefetched(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any] | Exception]:
@@ -188,7 +191,8 @@ def _copied_ahead(prefetcher: CUDAPrefetcher) -> Iterator[dict[str, Any]]:
 
 
 def _without_errors(items: Iterator[dict[str, Any] | Exception]) -> Iterator[dict[str, Any]]:
-    """Raises what a thread has caught, and a worker's UserError without the worker's traceback."""
+    """Raises what a thread has caught, a worker's UserError without the worker's traceback, and one for a worker that
+    was killed while a batch was on its way, which breaks the connection."""
     try:
         for item in items:
             if isinstance(item, Exception):
@@ -196,6 +200,10 @@ def _without_errors(items: Iterator[dict[str, Any] | Exception]) -> Iterator[dic
             yield item
     except UserError as error:
         raise UserError(str(error).rpartition('UserError: ')[2]) from error
+    except (ConnectionError, EOFError) as error:
+        if 'Caught' in str(error):  # in a worker, whose traceback it has
+            raise
+        raise _killed_worker(f'DataLoader worker exited ({type(error).__name__})') from error
 
 
 def _ending_with_error(items: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any] | Exception]:

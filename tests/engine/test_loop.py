@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -166,6 +166,19 @@ def test_a_damaged_validation_image_is_named(train_opt, tmp_path, folders, data)
     train_set |= tiny_train_opt(data, data)['datasets']['train']
     with pytest.raises(UserError, match=r'datasets: .*LQ/3.png: not a readable image'):
         run(train_opt, tmp_path, 20, on_iteration=damage_when_trained(folders / 'LQ' / '3.png'))
+
+
+@pytest.mark.parametrize('error', [ConnectionResetError(104, 'Connection reset by peer'), EOFError()])
+def test_a_worker_that_is_killed_while_it_sends_a_batch_ends_the_training_in_a_line(
+    train_opt, tmp_path, monkeypatch, error
+):
+    def broken(*_: object) -> Iterator[dict]:
+        raise error
+        yield {}
+
+    monkeypatch.setattr('facd_basicsr.data.loaders._prefetched', broken)
+    with pytest.raises(UserError, match=r'datasets.train: DataLoader worker exited \(.*Error\); perhaps memory'):
+        run(train_opt, tmp_path, 2)
 
 
 def test_a_worker_that_is_killed_ends_the_training_in_a_line(train_opt, tmp_path):
