@@ -241,10 +241,14 @@ def with_defaults(opt: OptionBlock, is_train: bool) -> OptionBlock:
     """
     complete = copy.deepcopy(opt)
     for _, block, keys in option_blocks(complete, is_train):
-        for key, accepted in keys.items():
-            if key not in block and accepted.default is not ...:
-                block[key] = copy.deepcopy(accepted.default)
+        _fill_in(block, keys)
     return complete
+
+
+def _fill_in(block: OptionBlock, keys: Keys) -> None:
+    for key, accepted in keys.items():
+        if key not in block and accepted.default is not ...:
+            block[key] = copy.deepcopy(accepted.default)
 
 
 def check_options(opt: OptionBlock, is_train: bool) -> OptionBlock:
@@ -255,7 +259,7 @@ def check_options(opt: OptionBlock, is_train: bool) -> OptionBlock:
         is_train: whether it is meant for train.py or for test.py.
 
     Returns:
-        Its copy with all defaults, from :func:`with_defaults`.
+        Its copy with all defaults, as of :func:`with_defaults`.
 
     Raises:
         UserError: a key is unknown, missing, of the wrong type, or disagrees with another.
@@ -270,9 +274,10 @@ def check_options(opt: OptionBlock, is_train: bool) -> OptionBlock:
             'train: this is a file for train.py; accepted: a test file such as those in options/test/, or --run with '
             'the folder of its run'
         )
-    for where, block, keys in option_blocks(opt, is_train):
+    complete = copy.deepcopy(opt)
+    for where, block, keys in option_blocks(complete, is_train):
         check_block(where, block, keys)
-    complete = with_defaults(opt, is_train)
+        _fill_in(block, keys)
     _check_together(complete, is_train)
     return complete
 

@@ -7,7 +7,7 @@ import click
 
 from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.options.option_files import lineage, option_text
-from facd_basicsr.options.parse import checked_options, read_options
+from facd_basicsr.options.parse import checked, read_options
 
 
 def show(option_file: str, overrides: Sequence[str], defaults: bool = False) -> str:
@@ -21,13 +21,13 @@ def show(option_file: str, overrides: Sequence[str], defaults: bool = False) -> 
     Raises:
         UserError: a file cannot be read, or a key is not accepted. Data, teacher and checkpoints may be missing.
     """
-    complete = checked_options(option_file, overrides)
-    opt = complete if defaults else read_options(option_file, overrides)
+    opt = read_options(option_file, overrides)
+    complete = checked(opt, option_file)
     files = ', which is based on '.join(os.path.normpath(path) for path, _ in lineage(option_file))
     comment = f'# resolved from {files}\n'
     if overrides:
         comment += f'# with --force_yml {" ".join(" ".join(overrides).split())}\n'
-    return f'{comment}\n{option_text(opt)}'
+    return f'{comment}\n{option_text(complete if defaults else opt)}'
 
 
 @click.command(cls=MultiValueCommand)
