@@ -24,11 +24,11 @@ from facd_basicsr.data.seeded_dataset import NamingDataset
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
-from facd_basicsr.errors import UserError, reraise_data_errors, run_command
+from facd_basicsr.errors import reraise_data_errors, run_command
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import check_inputs, complete_options, options_of, parser
-from facd_basicsr.runs.benchmark_options import benchmark_options
+from facd_basicsr.runs.benchmark_options import benchmark_options, check_sets
 from facd_basicsr.runtime.processes import Ranks
 
 TEST_FOLDERS = ('results_root', 'log', 'visualization')
@@ -82,11 +82,9 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    if args.run is not None:
-        return options_of(args, False, benchmark_options(Path(args.run), args.sets or (), args.force_yml))
-    if args.sets:
-        raise UserError('--sets: accepted with --run; -opt names its sets itself')
-    return options_of(args, is_train=False)
+    sets, run = args.sets or (), args.run
+    check_sets(sets, [run] if run else [])
+    return options_of(args, False, benchmark_options(Path(run), sets, args.force_yml) if run else None)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.files.state_dicts import basicsr_param_keys, load_exactly, load_state_dict
 from facd_basicsr.options import check_inputs, load_options
-from facd_basicsr.runs.benchmark_options import benchmark_options
+from facd_basicsr.runs.benchmark_options import benchmark_options, check_sets
 from facd_basicsr.runtime.metrics import as_input, bicubic
 
 BICUBIC, TEACHER = 'bicubic', 'teacher'
@@ -159,8 +159,7 @@ def read_test_files(
     """
     if not (paths or runs):
         raise UserError('-opt: missing; accepted: a test file, or --run experiments/NAME, for each method')
-    if sets and not runs:
-        raise UserError('--sets: accepted with --run; -opt names its sets itself')
+    check_sets(sets, runs)
     opts = [load_options(path, overrides, is_train=False) for path in paths]
     for run in runs:
         opts.append(benchmark_options(Path(run), sets, overrides))

@@ -52,6 +52,16 @@ def benchmark_options(folder: Path, sets: Sequence[str], overrides: Sequence[str
     return checked(opt, str(folder), is_train=False)
 
 
+def check_sets(sets: Sequence[str], runs: Sequence[str]) -> None:
+    """Refuses ``--sets`` without a run.
+
+    Raises:
+        UserError: there are sets and no run.
+    """
+    if sets and not runs:
+        raise UserError('--sets: accepted with --run; -opt names its sets itself')
+
+
 def _set_blocks(sets: Sequence[str], scale: int) -> Iterator[dict[str, Any]]:
     names = sets or _prepared(scale)
     if not names:

@@ -125,3 +125,11 @@ def test_overrides_of_the_teacher_are_for_the_train_file_and_others_for_the_test
     assert [method.name for method in methods] == ['bicubic', 'forced', 'teacher']
     assert methods[2].checkpoint == str(teacher_weights)
     assert (opt['name'], opt_of_train['name']) == ('forced', 'tiny')
+
+
+def test_a_table_needs_a_method_and_sets_need_a_run(student_opt, tmp_path):
+    with pytest.raises(UserError, match=r'^-opt: missing; accepted: a test file, or --run experiments/NAME'):
+        load_methods([], None, [])
+    test_file = str(write_yml(student_opt, tmp_path / 'test.yml'))
+    with pytest.raises(UserError, match=r'^--sets: accepted with --run; -opt names its sets itself'):
+        load_methods([test_file], None, [], sets=['Set5'])
