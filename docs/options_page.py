@@ -117,7 +117,7 @@ def value_words(key: Key) -> str:
     words = type_names(key.types)
     if key.items:
         words = words.replace('a list', f'a list of {"numbers" if float in key.items else "whole numbers"}', 1)
-    return ', '.join([words.replace('nothing (~)', '`~`'), *bounds(key)])
+    return ', '.join([words.replace('nothing (null)', '`null`'), *bounds(key)])
 
 
 def shown(value: Any) -> str:

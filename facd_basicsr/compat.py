@@ -1,8 +1,9 @@
-"""What basicsr 1.4.2 needs to import on current Python and torchvision. Importing this module is enough."""
+"""What basicsr 1.4.2 needs on current Python and torchvision. Importing this module is enough."""
 
 import importlib.util
 import sys
 import types
+from typing import Any
 
 
 def _provide_functional_tensor() -> None:
@@ -28,5 +29,22 @@ def _provide_distutils_version() -> None:
         sys.modules['distutils.version'] = module
 
 
+def _find_suffixed_names_silently() -> None:
+    """BasicSR registers some of its own, ``SRVGGNetCompact_basicsr`` for one, with a suffix. ``Registry.get`` prints a
+    line that reads like an error each time it finds one by its name without it (basicsr/utils/registry.py:66)."""
+    from basicsr.utils.registry import Registry
+
+    own_get = Registry.get
+
+    def get(self: Registry, name: str, suffix: str = 'basicsr') -> Any:
+        registered = name if name in self else f'{name}_{suffix}'
+        if registered not in self:
+            raise KeyError(f"No object named '{name}' found in '{self._name}' registry!")
+        return own_get(self, registered, suffix)
+
+    Registry.get = get
+
+
 _provide_functional_tensor()
 _provide_distutils_version()
+_find_suffixed_names_silently()

@@ -26,6 +26,7 @@ from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
 from facd_basicsr.errors import reraise_data_errors, run_command
 from facd_basicsr.evaluation.tables import text_table
+from facd_basicsr.models.data_check import check_smallest_image
 from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import check_inputs, complete_options, options_of, parser
 from facd_basicsr.runs.benchmark_options import benchmark_options, check_sets
@@ -66,6 +67,8 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
                 for _, dataset_opt in sorted(opt['datasets'].items())
             ]
         model = build_model(opt)
+        for name in opt['datasets']:
+            check_smallest_image(model, model.reach, name)
 
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in TEST_FOLDERS}})
         ranks.wait()  # or another would write images into a folder that is yet to be moved aside

@@ -36,6 +36,7 @@ from facd_basicsr.engine.signals import stop_on_signal, worker_ignore_signals
 from facd_basicsr.environment import git_commit, machine, versions
 from facd_basicsr.errors import UserError, reraise_data_errors, run_command
 from facd_basicsr.files.atomic import atomic_write, remove_unfinished
+from facd_basicsr.models.data_check import check_smallest_image, check_training_sample
 from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import PACKAGE_PARENT, check_inputs, complete_options, load_yaml, options_of, parser
 from facd_basicsr.options.option_files import RUN, option_text
@@ -114,6 +115,9 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
         f'{opt["train"]["total_iter"]} iterations; {ranks.size} processes with batches of {loaders.train.batch_size}.'
     )
     model = build_model(opt)
+    check_training_sample(model, loaders.sampler)
+    for name in loaders.val:
+        check_smallest_image(model, model.reach, name)
     teacher = ''
     if 'expect' in opt.get('teacher', {}):
         expect = opt['teacher']['expect']

@@ -1,12 +1,14 @@
-"""Small states for the tests of losses."""
+"""Small states for the tests of losses, and options for each."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from basicsr.utils.registry import LOSS_REGISTRY
+from conftest import changed
 from torchvision.models import vgg19
 
-from facd_basicsr.losses import DistillState
+from facd_basicsr.losses import DistillLoss, DistillState
 from facd_basicsr.losses.vgg import ENDS
 
 
@@ -69,3 +71,26 @@ def save_vgg(path: Path, depth: int) -> Path:
     }
     torch.save({**weights, 'classifier.0.bias': torch.zeros(2)}, path)
     return path
+
+
+LOSSES = {
+    name: loss
+    for name, loss in LOSS_REGISTRY
+    if issubclass(loss, DistillLoss) and loss.__module__.startswith('facd_basicsr.losses.')
+}
+
+
+def method_opt(train_opt: dict, name: str, tmp_path: Path) -> dict:
+    """The options of FACD's fixture with another loss, and the taps and regressors that this one takes."""
+    loss = LOSSES[name]
+    opt = changed(train_opt, 'train.distill_opt', {'type': name})
+    if name == 'CSDLoss':
+        opt['train']['distill_opt'] |= {
+            'vgg_weights': str(save_vgg(tmp_path / 'vgg.pth', 2)),
+            'layer_weights': [0.5, 1],
+        }
+    if not loss.reads_features:
+        del opt['taps']
+    if not (loss.reads_features and loss.compares_channels):
+        del opt['network_r']
+    return opt

@@ -94,7 +94,7 @@ def test_a_table_has_value_file_and_default_of_each_key():
 
 def test_the_items_of_lists_are_described():
     numbers = Key((list, type(None)), items=(int, float), least=0)
-    assert options_page.value_words(numbers) == 'a list of numbers or `~`, 0 or more'
+    assert options_page.value_words(numbers) == 'a list of numbers or `null`, 0 or more'
     assert options_page.value_words(Key((list,), items=(int,))) == 'a list of whole numbers'
 
 

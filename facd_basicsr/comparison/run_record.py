@@ -60,7 +60,7 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
     """
     student, teacher = student_of(run), teacher_of(comparison)
     notes = []
-    tapped = run.opt if 'taps' in run.opt else next((o for o in comparison.methods.values() if 'taps' in o), None)
+    tapped = run.opt if run.opt.get('taps') else next((o for o in comparison.methods.values() if o.get('taps')), None)
     if teacher is not None and tapped is not None:
         notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teacher, [student])]
     # features are compared with the teacher's

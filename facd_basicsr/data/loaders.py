@@ -131,18 +131,23 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
 
 
 def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
+    """A set of an option file; of ``io_backend: memory`` with its images decoded."""
+    dataset = build_file_dataset(dataset_opt)
+    return from_memory(dataset) if is_in_memory(dataset_opt) else dataset
+
+
+def build_file_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
     """As BasicSR's ``build_dataset``, with the images of a folder by name: their order on the disk is not that of a
     copy, and a run resumed with the copy would see others. Of its own datasets only: another's ``paths`` may
     belong to other lists.
     """
-    in_memory = is_in_memory(dataset_opt)
-    if in_memory:
+    if is_in_memory(dataset_opt):
         dataset_opt = {**dataset_opt, 'io_backend': {'type': file_backend(dataset_opt)}}
     dataset = build_dataset(dataset_opt)
     paths = getattr(dataset, 'paths', None)
     if isinstance(paths, list) and type(dataset).__module__.startswith('basicsr.'):
         paths.sort(key=lambda path: sorted(path.items()) if isinstance(path, dict) else path)
-    return from_memory(dataset) if in_memory else dataset
+    return dataset
 
 
 def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]:

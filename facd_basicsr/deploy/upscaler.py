@@ -17,8 +17,9 @@ from facd_basicsr.archs import input_channels
 from facd_basicsr.archs.tail_in_tiles import has_tail, with_tail_in_tiles
 from facd_basicsr.deploy.student import OnnxNetwork, Student
 from facd_basicsr.environment import available_memory
-from facd_basicsr.errors import UserError, one_line
+from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import without_alpha
+from facd_basicsr.runtime.execution import is_lack_of_memory, refusal_reason
 from facd_basicsr.runtime.tiling import receptive_field_radius_or_none, tiles
 
 DEFAULT_TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
@@ -108,7 +109,7 @@ class Upscaler:
             elif alpha is not None:
                 self._run(alpha, output[:, :, -1:], show, is_alpha=True)
         except RuntimeError as error:
-            if not _is_lack_of_memory(error):
+            if not is_lack_of_memory(error):
                 raise
             raise MemoryError from error
         return output
@@ -150,12 +151,9 @@ class Upscaler:
             output = self._net(rgb)
         except (RuntimeError, AssertionError) as error:  # AssertionError: RRDBNet's
             traceback.clear_frames(error.__traceback__)  # they hold features, as long as anybody keeps the error
-            if _is_lack_of_memory(error):
+            if is_lack_of_memory(error):
                 raise
-            # of an error that says nothing, the line of code that it is from
-            silent = not str(error).strip()
-            reason = (silent and traceback.extract_tb(error.__traceback__)[-1].line) or one_line(error)
-            raise RefusedSizeError(reason) from error
+            raise RefusedSizeError(refusal_reason(error)) from error
         expected = (1, 3, *(self.scale * side for side in lq.shape[2:]))
         if output.shape != expected:
             raise RefusedSizeError(f'gives {tuple(output.shape)} instead of {expected}')
@@ -166,7 +164,3 @@ class Upscaler:
             least, most = (interpolate(bound, scale_factor=self.scale) for bound in (lowest, highest))
             output = output.clamp(least, most)
         return output.clamp(0, 1)
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    return 'alloc' in str(error).lower()  # so torch says it, of the CPU's and a GPU's, cuDNN and onnxruntime

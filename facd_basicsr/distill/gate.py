@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.utils import tensor2img
+from torch import Tensor
 
 from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.errors import UserError
+from facd_basicsr.runtime.execution import reraise_refused_input
 from facd_basicsr.runtime.metrics import score
 
 COLOUR_MARGIN = 0.005  # dB
@@ -31,10 +33,15 @@ def teacher_psnr_y(
     # A loader draws from torch's generator, and training is not to depend on this.
     with torch.random.fork_rng(devices=[]):
         images = (
-            (tensor2img(teacher(batch['lq'].to(device).flip(flipped)).flip(flipped)), tensor2img(batch['gt']))
+            (tensor2img(_output(teacher, batch['lq'].to(device).flip(flipped)).flip(flipped)), tensor2img(batch['gt']))
             for batch in loader
         )
         return np.array([score(sr, gt, scale)['psnr_y'] for sr, gt in images])
+
+
+def _output(teacher: Teacher, lq: Tensor) -> Tensor:
+    with reraise_refused_input('teacher', teacher.net, lq):
+        return teacher(lq)
 
 
 def check_teacher(

@@ -29,13 +29,30 @@ def start_ranks(opt: dict[str, Any], launcher: str) -> None:
         launcher: ``none``, ``pytorch`` (torchrun) or ``slurm``.
 
     Raises:
+        UserError: several processes were started, which without a launcher would each be a run of its own.
         UserError, PeerFailedError: as of :func:`init_dist`.
     """
+    if launcher == 'none':
+        _check_alone()
     if opt['dist']:
         init_dist(launcher, opt['num_gpu'] > 0, opt['dist_params'])
     with reraise_peer_failure():
         ranks = Ranks()  # connects all ranks by gloo too
     opt['rank'], opt['world_size'] = ranks.rank, ranks.size
+
+
+# By what has started the processes: the variable with their number, and the option that joins them.
+STARTED = {'torchrun': ('WORLD_SIZE', 'pytorch'), 'srun': ('SLURM_STEP_NUM_TASKS', 'slurm')}
+
+
+def _check_alone() -> None:
+    for starter, (variable, launcher) in STARTED.items():
+        if os.environ.get(variable, '1') not in ('', '0', '1'):
+            raise UserError(
+                f'--launcher: none, but {starter} has started {os.environ[variable]} processes ({variable}), each of '
+                f'which would be a run of its own in the same folder; accepted: --launcher {launcher}, or `unset '
+                f'{variable}` for one process'
+            )
 
 
 def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:

@@ -12,12 +12,11 @@ from torch import Tensor
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.methods import Method
+from facd_basicsr.evaluation.methods import PROBE_SIZE, Method
 from facd_basicsr.files.state_dicts import load_exactly, load_state_dict
 from facd_basicsr.losses import DistillLoss, build_loss
 
 PEAK = 255.0
-PROBE_SIZE = 16
 
 
 def feature_psnr(student: Tensor, teacher: Tensor) -> float:
@@ -63,6 +62,8 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
         UserError: the teacher's taps do not fit it.
     """
     taps = train_opt['taps']
+    if not taps:  # a loss of images
+        return []
     mode = cast(DistillLoss, build_loss(train_opt['train']['distill_opt'])).regressor
     teacher.taps = Taps(teacher.bare, [tap['teacher'] for tap in taps], 'teacher')
     probe = np.full((PROBE_SIZE, PROBE_SIZE, 3), 128, np.uint8)

@@ -21,9 +21,11 @@ from facd_basicsr.files.download import sha256_of
 from facd_basicsr.files.state_dicts import basicsr_param_keys, load_exactly, load_state_dict
 from facd_basicsr.options import check_inputs, load_options
 from facd_basicsr.runs.benchmark_options import benchmark_options, check_sets
+from facd_basicsr.runtime.execution import reraise_refused_input
 from facd_basicsr.runtime.metrics import as_input, bicubic
 
 BICUBIC, TEACHER = 'bicubic', 'teacher'
+PROBE_SIZE = 16  # of LQ
 
 
 @dataclass
@@ -72,8 +74,14 @@ class Method:
 
     def output(self, lq: np.ndarray) -> Tensor:
         """BGR uint8 (h, w, 3) -> the network's RGB output, float32 (1, 3, h * scale, w * scale), not clamped."""
-        with torch.no_grad():
-            return self.network(self._input(lq))
+        x = self._input(lq)
+        with torch.no_grad(), reraise_refused_input(self.name, self.bare, x):
+            output = self.network(x)
+        expected = (*x.shape[:2], *(self.scale * side for side in x.shape[2:]))
+        if output.shape != expected:
+            found = tuple(output.shape)
+            raise UserError(f'{self.name}: gives {found}; accepted: {expected}, of color images at scale {self.scale}')
+        return output
 
     def upscale(self, lq: np.ndarray) -> np.ndarray:
         """BGR uint8 (h, w, 3) -> BGR uint8 (h * scale, w * scale, 3)."""
@@ -87,8 +95,9 @@ class Method:
         """
         if self.taps is None:
             return self.upscale(lq), ()
-        with torch.no_grad():
-            output, feats = self.taps.run(self.network, self._input(lq))
+        x = self._input(lq)
+        with torch.no_grad(), reraise_refused_input(self.name, self.bare, x):
+            output, feats = self.taps.run(self.network, x)
             return tensor2img(output), feats if self.regressors is None else self.regressors(feats)
 
     def summary(self) -> dict[str, Any]:
@@ -129,7 +138,7 @@ def load_methods(
         The methods; the first method's options, whose sets are every method's; the train file's options.
 
     Raises:
-        UserError: a file or checkpoint is not accepted.
+        UserError: a file or checkpoint is not accepted, or a network does not take color images or has another scale.
     """
     for_teacher = [entry for entry in overrides if entry.startswith('teacher:')]
     opts = read_test_files(paths, [entry for entry in overrides if entry not in for_teacher], runs, sets)
@@ -140,6 +149,8 @@ def load_methods(
     methods = [Method(BICUBIC, scale), *(build_student(path, opt, device) for path, opt in zip(paths, opts))]
     if train_file is not None and train_opt is not None:
         methods.append(build_teacher_method(train_file, train_opt, device))
+    for method in methods:
+        method.upscale(np.full((PROBE_SIZE, PROBE_SIZE, 3), 128, np.uint8))
     return methods, opts[0], train_opt
 
 

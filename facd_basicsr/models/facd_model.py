@@ -16,7 +16,7 @@ from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_s
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.models.safe_model import SafeModel, SafeSRModel, run_network
-from facd_basicsr.runtime.execution import Execution, tf32_of
+from facd_basicsr.runtime.execution import Execution, reraise_refused_input, tf32_of
 
 PROBE_LQ_SIZE = 16  # of LQ, where the training set has no gt_size
 SMALL_PROBE_SIZE = 8  # if no part depends on it; CSD's VGG halves an x2 output of it four times
@@ -51,7 +51,7 @@ class FACDModel(SafeSRModel):
         self.cri_distill = loss.prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
         student = self.get_bare_model(self.net_g)
-        taps = self.opt.get('taps', [])
+        taps = self.opt['taps']
         self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')
         self.teacher_taps = Taps(self.teacher.net, [tap['teacher'] for tap in taps], 'teacher')
         self.net_r = self._build_regressors()
@@ -82,10 +82,12 @@ class FACDModel(SafeSRModel):
         Args:
             size: height and width of LQ; the training patch's if None.
         """
-        lq = self._flat(1, size or self._patch_size())
-        with torch.no_grad(), self._execution_g.reraise_layout_errors('train'):
-            _, student_feats = self.student_taps.run(self.get_bare_model(self.net_g), self._execution_g.laid_out(lq))
-        with self.teacher.execution.reraise_layout_errors('teacher'):
+        lq, net_g = self._flat(1, size or self._patch_size()), self.get_bare_model(self.net_g)
+        student_errors = reraise_refused_input('network_g', net_g, lq)
+        with torch.no_grad(), student_errors, self._execution_g.reraise_layout_errors('train'):
+            _, student_feats = self.student_taps.run(net_g, self._execution_g.laid_out(lq))
+        teacher_errors = reraise_refused_input('teacher', self.teacher.net, lq)
+        with teacher_errors, self.teacher.execution.reraise_layout_errors('teacher'):
             _, teacher_feats = self.teacher_taps.run(self.teacher, lq)
         return student_feats, teacher_feats
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from facd_basicsr.archs import input_channels
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.errors import Stopped, UserError
+from facd_basicsr.runtime.execution import reraise_refused_input
 from facd_basicsr.runtime.metrics import scores, to_image
 from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.tiling import receptive_field_radius, tiled
@@ -136,11 +137,10 @@ def validate(
             imwrite(image, image_path(model.opt, name, stem, current_iter))
         return scores(image, None if gt is None else to_image(gt), metrics)
 
-    direct = runs_as_basicsr(model)
-    pixels = BATCH_PIXELS if model.device.type == 'cuda' and direct else 0
+    pixels = BATCH_PIXELS if model.device.type == 'cuda' and runs_as_basicsr(model) else 0
     values: list[list[float]] | None
     try:
-        with _network(model, reach) if direct else _own_test(model) as run, ThreadPoolExecutor(SCORERS) as scorers:
+        with forward_of(model, reach) as run, ThreadPoolExecutor(SCORERS) as scorers:
             scored = (
                 (index, stem, scorers.submit(score, result, gt, stem))
                 for index, stem, result, gt in _upscaled(run, own, pixels, stop)
@@ -165,6 +165,11 @@ def image_path(opt: dict[str, Any], dataset: str, image: str, current_iter: int 
 Forward = Callable[[Sample], tuple[Tensor, Tensor | None]]  # a batch's results and GT, each (N, C, H, W) on the CPU
 
 
+def forward_of(model: BaseModel, reach: int) -> AbstractContextManager[Forward]:
+    """How a model upscales the images of a set; arguments as :func:`validate` takes them."""
+    return _network(model, reach) if runs_as_basicsr(model) else _own_test(model)
+
+
 @contextmanager
 def _network(model: BaseModel, reach: int) -> Iterator[Forward]:
     """What ``SRModel.test`` runs: the average of ``net_g`` if there is one. Without DDP, whose forward may wait for
@@ -175,7 +180,8 @@ def _network(model: BaseModel, reach: int) -> Iterator[Forward]:
     @torch.no_grad()
     def run(batch: Sample) -> tuple[Tensor, Tensor | None]:
         lq = batch['lq'].to(model.device, non_blocking=True)
-        return validation_forward(net, lq, scale, tile, reach).cpu(), batch.get('gt')
+        with reraise_refused_input('network_g', net, lq):
+            return validation_forward(net, lq, scale, tile, reach).cpu(), batch.get('gt')
 
     try:
         net.eval()

@@ -5,7 +5,7 @@ import difflib
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
@@ -29,6 +29,8 @@ from facd_basicsr.options.option_files import BASE
 from facd_basicsr.options.schema import NUMBER, Keys
 from facd_basicsr.options.signatures import Key
 
+SUFFIX = '_basicsr'  # of some of BasicSR's names, which its registries find without it too
+
 
 def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complete: bool = True) -> None:
     """Checks one mapping: required keys, types and, if ``complete``, that it has no key beyond ``keys``."""
@@ -39,7 +41,7 @@ def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complet
             if key not in keys:
                 raise UserError(f'{dot}{key}: unknown key{did_you_mean(str(key), keys)}')
     for key, accepted in keys.items():
-        if key in block:
+        if key in block and not is_left_out(block[key], accepted):
             check_type(dot + key, block[key], accepted.types)
             if isinstance(block[key], list) and accepted.items:
                 for index, item in enumerate(block[key]):
@@ -53,10 +55,16 @@ def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complet
             raise UserError(f'{dot}{key}: missing; accepted: {type_names(accepted.types)}')
 
 
+def is_left_out(value: Any, accepted: Key) -> bool:
+    """Whether ``null`` takes an optional key or block out, as it does where it is no value of its own."""
+    has_null = not accepted.types or type(None) in accepted.types or None in accepted.choices
+    return value is None and not (accepted.required or has_null)
+
+
 def check_type(where: str, value: Any, types: tuple[type, ...]) -> None:
     fits = isinstance(value, types) and not (isinstance(value, bool) and bool not in types)
     if types and not fits:
-        raise UserError(f'{where}: {value!r}; accepted: {type_names(types)}')
+        raise UserError(f'{where}: {"null" if value is None else repr(value)}; accepted: {type_names(types)}')
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f'{where}: {value!r}; accepted: a finite number')
 
@@ -79,7 +87,7 @@ def bounds(accepted: Key) -> list[str]:
 
 def choice_names(accepted: Key) -> list[str]:
     """The values that there are, as an option file has them."""
-    return ['~' if choice is None else choice for choice in accepted.choices]
+    return ['null' if choice is None else choice for choice in accepted.choices]
 
 
 def type_names(types: tuple[type, ...]) -> str:
@@ -91,16 +99,16 @@ def type_names(types: tuple[type, ...]) -> str:
         bool: 'true or false',
         list: 'a list',
         dict: 'a block of keys',
-        type(None): 'nothing (~)',
+        type(None): 'nothing (null)',
     }
     return ' or '.join(names[t] for t in types if t is not int or float not in types) or 'any value'
 
 
-def did_you_mean(name: str, accepted: Iterable[str]) -> str:
+def did_you_mean(name: str, accepted: Collection[str]) -> str:
     """The nearest accepted name and all of them, as the end of a message."""
-    accepted = sorted(accepted)
-    close = difflib.get_close_matches(name, accepted, n=1, cutoff=0.0)
-    return (f'; did you mean {close[0]!r}?' if close else '') + f' Accepted: {listed(accepted)}'
+    by_lower_case = {other.lower(): other for other in sorted(accepted, reverse=True)}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=0.0)
+    return (f'; did you mean {by_lower_case[close[0]]!r}?' if close else '') + f' Accepted: {listed(accepted)}'
 
 
 def listed(names: Iterable[str]) -> str:
@@ -234,7 +242,7 @@ def _chosen(
 
 
 def with_defaults(opt: OptionBlock, is_train: bool) -> OptionBlock:
-    """A copy of a checked option dict in which every key that has a default is there.
+    """A copy of a checked option dict in which every key that has a default is there, and none that ``null`` takes out.
 
     Args:
         opt, is_train: as :func:`check_options` has accepted them.
@@ -247,6 +255,8 @@ def with_defaults(opt: OptionBlock, is_train: bool) -> OptionBlock:
 
 def _fill_in(block: OptionBlock, keys: Keys) -> None:
     for key, accepted in keys.items():
+        if key in block and is_left_out(block[key], accepted):
+            del block[key]
         if key not in block and accepted.default is not ...:
             block[key] = copy.deepcopy(accepted.default)
 
@@ -352,11 +362,12 @@ def check_network(where: str, network_opt: OptionBlock, scale: int) -> None:
 
 
 def _check_upscale(where: str, network_opt: OptionBlock, scale: int) -> None:
-    upscale = network_opt.get('upscale')
-    if upscale is None and 'upscale' in schema.network_keys(ARCH_REGISTRY.get(network_opt['type'])):
-        raise UserError(f'{where}.upscale: missing; accepted: {scale}, the scale of this file')
-    if upscale is not None and upscale != scale:
-        raise UserError(f'{where}.upscale: {upscale}; accepted: {scale}, the scale of this file')
+    taken = schema.network_keys(ARCH_REGISTRY.get(network_opt['type']))
+    for key in schema.UPSCALE:
+        if key in taken or key in network_opt:
+            found = network_opt.get(key, 'missing')
+            if found != scale:
+                raise UserError(f'{where}.{key}: {found}; accepted: {scale}, the scale of this file')
 
 
 def _check_metrics(opt: OptionBlock) -> None:
@@ -436,13 +447,11 @@ def _check_distillation(opt: OptionBlock) -> None:
     loss = LOSS_REGISTRY.get(distill_opt['type'])
     if not loss.reads_features:
         for key in ('taps', 'network_r'):
-            if key in opt:
+            if opt.get(key):
                 raise UserError(f'{key}: given, but {distill_opt["type"]} compares images only; accepted: no {key}')
         return
-    if 'taps' not in opt:
-        raise UserError('taps: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     if not opt['taps']:
-        raise UserError('taps: []; accepted: at least one {student: PATH, teacher: PATH}')
+        raise UserError('taps: []; accepted: one {student: PATH, teacher: PATH} or more, as in FACD_EDSR_x2.yml')
     weights = distill_opt.get('layer_weights')
     if weights is not None and len(weights) != len(opt['taps']):
         raise UserError(
@@ -477,6 +486,7 @@ def _check_teacher(opt: dict[str, Any]) -> None:
 
 
 def _registered(registry: Registry, where: str, name: str) -> Any:
-    if name not in registry and f'{name}_basicsr' not in registry:  # the suffix that BasicSR's registries try too
-        raise UserError(f'{where}: {name!r} is not registered{did_you_mean(name, registry.keys())}')
+    if name not in registry and f'{name}{SUFFIX}' not in registry:
+        names = {key.removesuffix(SUFFIX) for key, _ in registry}
+        raise UserError(f'{where}: {name!r} is not registered{did_you_mean(name, names)}')
     return registry.get(name)

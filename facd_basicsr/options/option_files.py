@@ -87,7 +87,7 @@ OptionLoader.add_constructor('tag:yaml.org,2002:int', OptionLoader.construct_yam
 OptionLoader.add_implicit_resolver(*FLOAT)
 OptionDumper.add_implicit_resolver(*FLOAT)  # the text '1e-4' is put in quotes
 OptionDumper.add_representer(str, OptionDumper.represent_text)
-OptionDumper.add_representer(type(None), lambda dumper, _: dumper.represent_scalar('tag:yaml.org,2002:null', '~'))
+OptionDumper.add_representer(type(None), lambda dumper, _: dumper.represent_scalar('tag:yaml.org,2002:null', 'null'))
 
 
 def load_yaml(text: str, source: str) -> Any:
@@ -128,8 +128,8 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """What ``changes`` makes of ``base``. Neither is changed, and the result shares nothing with them.
 
     A block is merged key by key, unless it gives its own ``type``: then it stands for the whole block, as the keys of
-    one type mean nothing to another. Any other value, a list too, replaces the inherited one; ``~`` takes an inherited
-    block or list out.
+    one type mean nothing to another. Any other value, a list too, replaces the inherited one; ``null`` takes an
+    inherited block or list out.
     """
     result = copy.deepcopy(base)
     for key, value in changes.items():

@@ -4,6 +4,7 @@ import argparse
 import copy
 import hashlib
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,14 @@ def force_yml(opt: dict[str, Any], entries: Sequence[str]) -> None:
                 raise UserError(
                     f'--force_yml: {entry!r}: {name!r} is not a block of keys; set it whole, as {name}=[...]'
                 )
-        value = load_yaml(value, f'--force_yml {keys}')
-        block[leaf] = None if str(value).lower() == 'none' else value  # BasicSR's spelling of null
+        block[leaf] = _value(value, f'--force_yml {keys}')
+
+
+def _value(text: str, source: str) -> Any:
+    """A value of the command line: YAML, but ``none``, BasicSR's spelling of null, and ``{}_x2``, which is text."""
+    if text.strip().lower() == 'none':
+        return None
+    return text if re.match(r'{}.', text) else load_yaml(text, source)
 
 
 def parser(is_train: bool = True) -> argparse.ArgumentParser:
@@ -240,7 +247,7 @@ def complete_options(
         raise UserError(f'{source}: num_gpu: {opt["num_gpu"]}; accepted: auto, or 0 to {gpus}, the GPUs here')
     for name, dataset_opt in opt['datasets'].items():
         if opt['num_gpu'] == 0 and dataset_opt['prefetch_mode'] == 'cuda':
-            raise UserError(f'{source}: datasets.{name}.prefetch_mode: cuda; accepted without a GPU: ~, cpu')
+            raise UserError(f'{source}: datasets.{name}.prefetch_mode: cuda; accepted without a GPU: null, cpu')
     if opt['num_gpu'] > 1 and args.launcher == 'none':
         raise UserError(
             f'{source}: num_gpu: {opt["num_gpu"]} without --launcher; accepted: 1, or several by '

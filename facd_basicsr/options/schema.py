@@ -64,11 +64,11 @@ TOP = {
         least=0,
         below=2**31,  # for processes add to it and numpy's seeds have 32 bits
         default=None,
-        meaning='seed of weights, order of the data, crops and flips; `~` draws one, which a resumed run keeps',
+        meaning='seed of weights, order of the data, crops and flips; `null` draws one, which a resumed run keeps',
     ),
     'datasets': Key((dict,), required=True, meaning='the sets, by phase'),
     'network_g': Key((dict,), required=True, meaning='the network that is trained or tested: the student'),
-    'path': Key((dict,), required=True, meaning='checkpoints to begin from'),
+    'path': Key((dict,), default={}, meaning='checkpoints to begin from'),
     'find_unused_parameters': Key(
         (bool,),
         default=False,
@@ -79,7 +79,7 @@ TOP = {
 }
 TOP_TRAIN = {
     'train': Key((dict,), required=True, meaning='iterations, optimizer and losses; its presence makes a train file'),
-    'val': Key((dict, type(None)), default=None, meaning='metrics and images of validation; `~`: none'),
+    'val': Key((dict, type(None)), default=None, meaning='metrics and images of validation; `null`: none'),
     'logger': Key((dict,), required=True, meaning='log and checkpoints'),
     'deterministic': Key(
         (bool,),
@@ -93,6 +93,7 @@ TOP_MODEL = {
     'teacher': Key((dict,), meaning='the frozen network that is learnt from. Required with `FACDModel`'),
     'taps': Key(
         (list,),
+        default=[],
         meaning='pairs of features to compare. Required by a loss that reads features, refused by others',
     ),
     'network_r': Key(
@@ -106,7 +107,7 @@ DATASET = {
     'pin_memory': Key(
         (bool, type(None)),
         default=None,
-        meaning='page-locked memory for copies to a GPU; `~`: for training on GPUs',
+        meaning='page-locked memory for copies to a GPU; `null`: for training on GPUs',
     ),
     'persistent_workers': Key(
         (bool,), default=False, meaning='keep the worker processes from epoch to epoch; with `num_worker_per_gpu` only'
@@ -143,7 +144,7 @@ DATASET_KEYS = {
     'meta_info_file': Key(
         OPTIONAL_STR,
         default=None,
-        meaning='text file whose lines begin with the name of an image and a blank; `~`: every file. Not with LMDBs',
+        meaning='text file whose lines begin with the name of an image and a blank; `null`: every file. Not with LMDBs',
     ),
     'filename_tmpl': Key(
         (str,), default='{}', meaning='name of an LQ file without suffix; `{}` is that of its GT. Not with LMDBs'
@@ -178,16 +179,16 @@ PATH = {
     'ignore_resume_networks': Key(
         (list, str, type(None)),
         default=None,
-        meaning='networks, such as `network_g`, that are not taken from the state that is resumed; `~`: all are',
+        meaning='networks, such as `network_g`, that are not taken from the state that is resumed; `null`: all are',
     ),
 }
 # Of every `network_*` block: `_g`, and in training by FACDModel `_r`.
 PATH_NETWORK = {
-    'pretrain_network': Key(OPTIONAL_STR, default=None, meaning='checkpoint to begin from; `~`: random weights'),
+    'pretrain_network': Key(OPTIONAL_STR, default=None, meaning='checkpoint to begin from; `null`: random weights'),
     'param_key': Key(
         OPTIONAL_STR,
         default='params',
-        meaning='entry of that file: `params`, or `params_ema`, the moving average; `~`: the whole file',
+        meaning='entry of that file: `params`, or `params_ema`, the moving average; `null`: the whole file',
     ),
     'strict_load': Key(
         (bool,),
@@ -216,12 +217,12 @@ EXECUTION = {
         OPTIONAL_STR,
         choices=(None, *PRECISIONS),
         default=None,
-        meaning="of convolutions and products; `~`: torch's own float32, which uses TF32 in a GPU's convolutions",
+        meaning="of convolutions and products; `null`: torch's own float32, which uses TF32 in a GPU's convolutions",
     ),
     'channels_last': Key(
         (bool,), default=False, meaning='memory format (N, H, W, C) of weights and activations; changes rounding only'
     ),
-    'compile': Key((dict, type(None)), default=None, meaning='run by `torch.compile`, with these options; `~`: not'),
+    'compile': Key((dict, type(None)), default=None, meaning='run by `torch.compile`, with these options; `null`: not'),
 }
 EXECUTION_TRAIN = {
     **EXECUTION,
@@ -241,7 +242,7 @@ COMPILE = {
     'dynamic': Key(
         (bool, type(None)),
         default=None,
-        meaning='one kernel for all shapes; `~`: once a second shape was met; `false`: one for each shape',
+        meaning='one kernel for all shapes; `null`: once a second shape was met; `false`: one for each shape',
     ),
     'fullgraph': Key((bool,), default=False, meaning='refuse a network that cannot be compiled as a whole'),
 }
@@ -267,7 +268,7 @@ VAL = {
         (int, type(None)),
         least=16,  # what is smaller consists of overlap
         default=None,
-        meaning='LQ pixels; larger images are upscaled in parts of so many; `~`: whole',
+        meaning='LQ pixels; larger images are upscaled in parts of so many; `null`: whole',
     ),
 }
 VAL_TRAIN = {
@@ -281,7 +282,7 @@ VAL_TRAIN = {
 }
 VAL_TEST = {
     **VAL,
-    'suffix': Key(OPTIONAL_STR, required=True, meaning='of saved images, `IMAGE_SUFFIX.png`; `~`: the `name`'),
+    'suffix': Key(OPTIONAL_STR, required=True, meaning='of saved images, `IMAGE_SUFFIX.png`; `null`: the `name`'),
 }
 LOGGER = {
     'print_freq': Key((int,), required=True, least=1, meaning='iterations between lines of progress'),
@@ -290,7 +291,7 @@ LOGGER = {
     ),
     'use_tb_logger': Key((bool,), required=True, meaning='write TensorBoard curves to `tb_logger/NAME`'),
     'wandb': Key((dict, type(None)), default=None, meaning='curves on Weights & Biases, which must be installed'),
-    'keep_last': Key((int, type(None)), least=1, default=None, meaning='checkpoints that stay; `~`: all'),
+    'keep_last': Key((int, type(None)), least=1, default=None, meaning='checkpoints that stay; `null`: all'),
     'keep_best': Key(
         (bool,),
         default=False,
@@ -298,9 +299,9 @@ LOGGER = {
     ),
 }
 WANDB = {
-    'project': Key(OPTIONAL_STR, default=None, meaning='where the run appears, with `use_tb_logger`; `~`: nowhere'),
+    'project': Key(OPTIONAL_STR, default=None, meaning='where the run appears, with `use_tb_logger`; `null`: nowhere'),
     'resume_id': Key(
-        OPTIONAL_STR, default=None, meaning='the run of an earlier process to continue with; `~`: a new one'
+        OPTIONAL_STR, default=None, meaning='the run of an earlier process to continue with; `null`: a new one'
     ),
 }
 TEACHER = {
@@ -314,7 +315,7 @@ TEACHER = {
     ),
     'sha256': Key(  # of any type: a number if it lacks its quotes
         default=None,
-        meaning="the file's digest in quotes, or its first 8 hexadecimal digits or more; `~`: for an address the "
+        meaning="the file's digest in quotes, or its first 8 hexadecimal digits or more; `null`: for an address the "
         'digits in its file name, if it carries some',
     ),
     **EXECUTION,
@@ -342,7 +343,7 @@ DIST_PARAMS = {
         least=1,
         below=2**16,
         default=None,
-        meaning='of the first node, with `--launcher slurm`; `MASTER_PORT` goes before it; `~`: 29500',
+        meaning='of the first node, with `--launcher slurm`; `MASTER_PORT` goes before it; `null`: 29500',
     ),
 }
 
@@ -351,10 +352,12 @@ IO_BACKENDS_TRAIN = (*IO_BACKENDS, 'memory')  # in a test every image is read on
 
 
 SIZE = Key((int,), least=1, below=10_000)  # with more a network is not built in any time
+UPSCALE = ('upscale', 'scale')  # a network's argument, RRDBNet's for one
+_UPSCALE = replace(SIZE, meaning='Required: the `scale` of the file. EDSR and RCAN: 3 or a power of 2')
 NETWORK_KEYS = {
     **dict.fromkeys(('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'num_group'), SIZE),
     'squeeze_factor': SIZE,
-    'upscale': replace(SIZE, meaning='Required: the `scale` of the file. EDSR and RCAN: 3 or a power of 2'),
+    **dict.fromkeys(UPSCALE, _UPSCALE),
     'img_range': Key(NUMBER, above=0, meaning='the network works on inputs times this'),
 }
 REGRESSOR_KEYS = {'num_feat': replace(SIZE, least=0), 'num_layer': SIZE}
@@ -387,12 +390,14 @@ OPTIM_KEYS = {
     'weight_decay': Key(NUMBER, least=0, meaning='factor of the weights that is added to their gradient'),
     'amsgrad': Key((bool,), meaning='divide by the largest second moment so far'),
     'foreach': Key(
-        (bool, type(None)), meaning='one kernel for many parameters; `~`: as torch chooses, on GPUs `fused` instead'
+        (bool, type(None)), meaning='one kernel for many parameters; `null`: as torch chooses, on GPUs `fused` instead'
     ),
     'maximize': Key((bool,), meaning='climb instead: no use here'),
     'capturable': Key((bool,), meaning='may be recorded in a CUDA graph: no use here'),
     'differentiable': Key((bool,), meaning='gradients through the step itself: no use here'),
-    'fused': Key((bool, type(None)), meaning='the step as one kernel; `~`: `true` on GPUs unless `foreach` is given'),
+    'fused': Key(
+        (bool, type(None)), meaning='the step as one kernel; `null`: `true` on GPUs unless `foreach` is given'
+    ),
     'decoupled_weight_decay': Key((bool,), meaning='weight decay as in AdamW, past the moments'),
 }
 ITERATIONS = Key((list,), required=True, items=(int,), least=1)
@@ -456,9 +461,9 @@ def io_backend_keys(backend: str) -> Keys:
 
 
 def network_keys(network: type) -> Keys:
-    """Of ``network_g`` or ``teacher.network``, beside ``type``; a default of ``upscale`` does not count."""
+    """Of ``network_g`` or ``teacher.network``, beside ``type``; a default of its scale does not count."""
     own = signature_keys(network, known=NETWORK_KEYS)
-    return {name: replace(key, default=...) if name == 'upscale' else key for name, key in own.items()}
+    return {name: replace(key, default=...) if name in UPSCALE else key for name, key in own.items()}
 
 
 def regressor_keys(network: type) -> Keys:

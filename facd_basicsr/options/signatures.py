@@ -155,16 +155,24 @@ def keys_read(cls: type, variable: str) -> frozenset[str]:
     """The keys that a class reads from a dict called ``variable`` or ``self.variable``, from its source.
 
     BasicSR's models and datasets take their whole option block as one dict, so no signature says what they know.
-    Only the methods that the class resolves to count: one that a subclass overrides does not.
+    Only the methods that the class resolves to count: one that a subclass overrides only if its own calls ``super()``.
     """
     found = set()
-    for _, method in inspect.getmembers(cls, inspect.isfunction):
-        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(method)))):
-            holder, key = _lookup(node)
-            name = getattr(holder, 'attr', getattr(holder, 'id', None))
-            if name == variable and isinstance(key, ast.Constant) and isinstance(key.value, str):
-                found.add(key.value)
+    for name, _ in inspect.getmembers(cls, inspect.isfunction):
+        for owner in (base for base in inspect.getmro(cls) if inspect.isfunction(vars(base).get(name))):
+            tree = ast.parse(textwrap.dedent(inspect.getsource(vars(owner)[name])))
+            found |= {key for node in ast.walk(tree) if (key := _key_read(node, variable)) is not None}
+            if not any(isinstance(node, ast.Name) and node.id == 'super' for node in ast.walk(tree)):
+                break
     return frozenset(found)
+
+
+def _key_read(node: ast.AST, variable: str) -> str | None:
+    holder, key = _lookup(node)
+    name = getattr(holder, 'attr', getattr(holder, 'id', None))
+    if name == variable and isinstance(key, ast.Constant) and isinstance(key.value, str):
+        return key.value
+    return None
 
 
 def _lookup(node: ast.AST) -> tuple[ast.AST | None, ast.AST | None]:

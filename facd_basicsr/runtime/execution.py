@@ -4,6 +4,7 @@ Weights, losses, validation and checkpoints stay float32.
 """
 
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields
@@ -126,6 +127,36 @@ class Execution:
             )
 
         return reraise(RuntimeError, translated)
+
+
+def reraise_refused_input(where: str, net: nn.Module, lq: Tensor) -> AbstractContextManager[None]:
+    """Turns what a network raises of an input that it does not take into a UserError; a lack of memory stays.
+
+    Args:
+        where: the block or the file that has the network.
+        lq: the input, (N, C, h, w).
+    """
+
+    def translated(error: Exception) -> UserError | None:
+        if is_lack_of_memory(error):
+            return None
+        channels, height, width = lq.shape[1:]
+        return UserError(
+            f'{where}: {type(net).__name__} does not take LQ of {height} x {width} with {channels} channels '
+            f'({refusal_reason(error)}); accepted: sizes and channels that it takes'
+        )
+
+    return reraise((AssertionError, RuntimeError, ValueError, IndexError), translated)
+
+
+def refusal_reason(error: Exception) -> str:
+    """What a network's error says in one line; of one that says nothing, as RRDBNet's, the line of code."""
+    silent = not str(error).strip()
+    return (silent and traceback.extract_tb(error.__traceback__)[-1].line) or one_line(error, 200)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    return 'alloc' in str(error).lower()  # so torch says it, of the CPU's and a GPU's, cuDNN and onnxruntime
 
 
 def set_deterministic(deterministic: bool) -> None:

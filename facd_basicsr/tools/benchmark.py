@@ -49,6 +49,7 @@ def benchmark(
     methods, opt, train_opt = load_methods(option_files, train_file, overrides, runs, sets)
     datasets, scale = build_sets(opt), opt['scale']
     students = [method for method in methods if tables.is_student(method)]
+    taps = [] if train_opt is None else train_opt['taps']
     notes = [] if train_opt is None else tap_features(train_opt, methods[-1], students)
     if out.exists() and not out.is_dir():
         raise UserError(f'--out: {out} is a file; accepted: a folder, created if it does not exist')
@@ -58,8 +59,8 @@ def benchmark(
     records = list(tables.evaluate(methods, _note_gray_images(images, notes, gray_as_colour)))
     mean = tables.means(records)
     made = {f'PSNR in dB and SSIM, x{scale}': tables.quality_table(methods, mean)}
-    if train_opt is not None and any(student.taps for student in students):
-        made[f'Feature PSNR in dB, x{scale}'] = tables.feature_table(methods, mean, len(train_opt['taps']))
+    if any(student.taps for student in students):
+        made[f'Feature PSNR in dB, x{scale}'] = tables.feature_table(methods, mean, len(taps))
     results = {
         'scale': scale,
         'border': scale,
@@ -68,7 +69,7 @@ def benchmark(
         'versions': versions(),
         'force_yml': list(overrides),
         'methods': [method.summary() for method in methods],
-        'taps': [] if train_opt is None else train_opt['taps'],
+        'taps': taps,
         'notes': notes,
         'means': mean,
         'images': records,

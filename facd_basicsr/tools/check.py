@@ -55,7 +55,8 @@ def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
             net = type(model.teacher.net).__name__
             yield f'teacher      {net} from {opt["teacher"]["weights"]}: all keys match'
             yield f'             {training.teacher or "quality not checked: no teacher.expect"}'
-            yield from _block('taps', _taps(model, opt))
+            if opt['taps']:
+                yield from _block('taps', _taps(model, opt))
         yield from _block('networks', _networks(model, opt))
         for name, dataset_opt in opt['datasets'].items():  # late, since it takes longest
             yield f'data         {name}: {check_whole_dataset(name, dataset_opt, opt["scale"])}'

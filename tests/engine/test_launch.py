@@ -1,8 +1,12 @@
 import pytest
 import torch
+from conftest import write_yml
+from runs import run
 
 from facd_basicsr.engine import launch
 from facd_basicsr.errors import PeerFailedError, UserError
+from facd_basicsr.options import parser
+from facd_basicsr.test import test as evaluate
 
 
 @pytest.mark.parametrize(
@@ -19,6 +23,26 @@ def test_the_port_of_dist_params_is_for_slurm_only(monkeypatch, launcher, passed
 def test_a_launcher_without_its_environment_is_refused(launcher, missing):
     with pytest.raises(UserError, match=rf'--launcher: {launcher}, but .*{missing}.*; accepted: start it as'):
         launch.init_dist(launcher, on_gpu=False, dist_params={})
+
+
+@pytest.mark.parametrize(
+    ('variable', 'launcher', 'starter'),
+    [('WORLD_SIZE', 'pytorch', 'torchrun'), ('SLURM_STEP_NUM_TASKS', 'slurm', 'srun')],
+)
+def test_several_processes_without_a_launcher_are_refused_before_anything_is_created(
+    variable, launcher, starter, monkeypatch, train_opt, test_opt, teacher_weights, tmp_path
+):
+    monkeypatch.setenv(variable, '2')
+    message = rf'--launcher: none, but {starter} has started 2 processes .*; accepted: --launcher {launcher}'
+    with pytest.raises(UserError, match=message):
+        run(train_opt, tmp_path)
+    test_opt['path']['pretrain_network_g'] = str(teacher_weights)
+    path = str(write_yml(test_opt, tmp_path / 'test.yml'))
+    with pytest.raises(UserError, match=message):
+        evaluate(parser(is_train=False).parse_args(['-opt', path]), tmp_path, console=False)
+    assert {path.name for path in tmp_path.iterdir()} == {'opt.yml', 'test.yml'}
+    monkeypatch.setenv(variable, '1')
+    launch.start_ranks({'dist': False}, 'none')
 
 
 def test_slurm_without_scontrol_is_refused(monkeypatch, tmp_path):

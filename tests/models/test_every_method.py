@@ -5,37 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from basicsr.utils.registry import LOSS_REGISTRY
-from conftest import changed, train_options
-from states import save_vgg
+from conftest import train_options
+from states import LOSSES, method_opt
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses import DistillLoss
 from facd_basicsr.models.nonfinite import NonFiniteGuard
 from facd_basicsr.models.safe_model import build_model
-
-LOSSES = {
-    name: loss
-    for name, loss in LOSS_REGISTRY
-    if issubclass(loss, DistillLoss) and loss.__module__.startswith('facd_basicsr.losses.')
-}
-
-
-def method_opt(train_opt: dict, name: str, tmp_path: Path) -> dict:
-    """The options of FACD's fixture with another loss, and the taps and regressors that this one takes."""
-    loss = LOSSES[name]
-    opt = changed(train_opt, 'train.distill_opt', {'type': name})
-    if name == 'CSDLoss':
-        opt['train']['distill_opt'] |= {
-            'vgg_weights': str(save_vgg(tmp_path / 'vgg.pth', 2)),
-            'layer_weights': [0.5, 1],
-        }
-    if not loss.reads_features:
-        del opt['taps']
-    if not (loss.reads_features and loss.compares_channels):
-        del opt['network_r']
-    return opt
 
 
 def build(opt: dict, tmp_path: Path) -> torch.nn.Module:

@@ -200,8 +200,7 @@ def check_file(path: Path) -> None:
     opt = read_option_file(str(path))
 
     def check_it(mutated: dict[str, Any]) -> None:
-        check_options(mutated, 'train' in opt)
-        dry_run(mutated, 'train' in opt)
+        dry_run(check_options(mutated, 'train' in opt), 'train' in opt)
 
     check_it(opt)
     complaints = [complaint(mutation, check_it) for mutation in mutations(opt)]

@@ -3,6 +3,8 @@ import functools
 from pathlib import Path
 
 import pytest
+from basicsr.archs.srvgg_arch import SRVGGNetCompact
+from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import changed, tiny_test_opt, tiny_train_opt
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.options.build import dry_run
 from facd_basicsr.options.option_check import check_options, option_blocks, with_defaults
 
+RRDB = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1}
 EXPECT = {'dataset': 'val', 'psnr_y': 32.4, 'tolerance': 0.1}
 
 
@@ -104,6 +107,8 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         # types that nothing is registered for
         ('model_type', 'FACDModle', "model_type: 'FACDModle' is not registered; did you mean 'FACDModel'?"),
         ('network_g.type', 'EDSRStudnet', "'EDSRStudnet' is not registered; did you mean 'EDSRStudent'?"),
+        ('network_g.type', 'SRVGGNet', "'SRVGGNet' is not registered; did you mean 'SRVGGNetCompact'?"),
+        ('network_g.type', 'msrresnet_x4', "'msrresnet_x4' is not registered; did you mean 'MSRResNet'?"),
         ('train.distill_opt.type', 'FACD', "train.distill_opt.type: 'FACD' is not registered"),
         ('datasets.val.type', 'PairedDataset', "datasets.val.type: 'PairedDataset' is not registered"),
         ('val.metrics.psnr_y.type', 'psnr', "val.metrics.psnr_y.type: 'psnr' is not registered"),
@@ -114,7 +119,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('scale', ..., 'scale: missing; accepted: a whole number'),
         ('model_type', ..., 'model_type: missing; accepted: text'),
         ('teacher', ..., 'teacher: missing'),
-        ('taps', ..., 'taps: missing'),
+        ('taps', ..., 'taps: []; accepted: one {student: PATH, teacher: PATH} or more'),
         ('train.distill_opt', ..., 'train.distill_opt: missing'),
         ('teacher.weights', ..., 'teacher.weights: missing; accepted: text'),
         ('teacher.network.num_in_ch', ..., 'teacher.network.num_in_ch: missing'),
@@ -130,7 +135,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         # wrong types and values
         ('teacher.format', 'keras', "teacher.format: 'keras'; accepted: auto, basicsr, edsr-pytorch, rcan, spandrel"),
         ('teacher.format', 'spandrel', 'teacher.network: accepted with format: spandrel: none'),
-        ('teacher.precision', 'int8', "teacher.precision: 'int8'; accepted: ~, fp32, tf32, bf16, fp16"),
+        ('teacher.precision', 'int8', "teacher.precision: 'int8'; accepted: null, fp32, tf32, bf16, fp16"),
         ('teacher.sha256', '76ee1c', "teacher.sha256: '76ee1c'; accepted: 8 to 64 hexadecimal digits"),
         ('teacher.expect', EXPECT | {'dataset': 'val_2'}, "teacher.expect.dataset: 'val_2'; accepted: val"),
         ('teacher.expect', EXPECT | {'dataset': 'train'}, "teacher.expect.dataset: 'train'; accepted: val"),
@@ -138,7 +143,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('train', ..., 'train: missing; accepted: a file for training such as those in options/train/'),
         ('teacher.expect', EXPECT | {'tolerance': 0}, 'teacher.expect.tolerance: 0; accepted: more than 0'),
         ('teacher', {'weights': 'x', 'format': 'rcan'}, 'teacher.network: missing; accepted with format: rcan'),
-        ('taps', [], 'taps: []; accepted: at least one'),
+        ('taps', [], 'taps: []; accepted: one {student: PATH, teacher: PATH} or more'),
         ('train.optim_g.lr', 0, 'train.optim_g.lr: 0; accepted: more than 0'),
         ('train.optim_g.lr', float('nan'), 'train.optim_g.lr: nan; accepted: a finite number'),
         ('train.optim_g.betas', [0.9, 1], 'train.optim_g.betas[1]: 1; accepted: 0 or more, less than 1'),
@@ -160,7 +165,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('datasets.train.persistent_workers', True, 'accepted with num_worker_per_gpu: 1 or more'),
         ('datasets.val.filename_tmpl', '{x}', "datasets.val.filename_tmpl: '{x}'; accepted: text with {} for the name"),
         ('datasets.val.filename_tmpl', 'LQ', "datasets.val.filename_tmpl: 'LQ'; accepted: text with {} for the name"),
-        ('datasets.train.mean', 0.5, 'datasets.train.mean: 0.5; accepted: a list or nothing (~)'),
+        ('datasets.train.mean', 0.5, 'datasets.train.mean: 0.5; accepted: a list or nothing (null)'),
         ('manual_seed', 2**32, 'manual_seed: 4294967296; accepted: 0 or more, less than 2147483648'),
         # an option file may not name a folder whose modules are then imported
         ('datasets.val.io_backend', {'type': 'memcached', 'sys_path': 'x'}, "type: 'memcached'; accepted: disk, lmdb"),
@@ -168,10 +173,10 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('scale', 0, 'scale: 0; accepted: 1 or more'),
         ('manual_seed', -1, 'manual_seed: -1; accepted: 0 or more'),
         ('datasets.val.name', 'pictures', "datasets: 'pictures' is the name of several sets"),
-        ('datasets.train.prefetch_mode', 'cdua', "datasets.train.prefetch_mode: 'cdua'; accepted: ~, cpu, cuda"),
+        ('datasets.train.prefetch_mode', 'cdua', "datasets.train.prefetch_mode: 'cdua'; accepted: null, cpu, cuda"),
         ('datasets.train.prefetch_mode', 'cuda', 'prefetch_mode: cuda; accepted with pin_memory: true only'),
         ('train.scheduler.milestones', 3, 'train.scheduler.milestones: 3; accepted: a list'),
-        ('train.scheduler.milestones', None, 'train.scheduler.milestones: None; accepted: a list'),
+        ('train.scheduler.milestones', None, 'train.scheduler.milestones: null; accepted: a list'),
         ('train.scheduler.milestones', ['a'], "train.scheduler.milestones[0]: 'a'; accepted: a whole number"),
         ('train.distill_opt.layer_weights', ['a', 1, 1], "train.distill_opt.layer_weights[0]: 'a'; accepted: a num"),
         ('train.distill_opt', {'type': 'L1Loss'}, "train.distill_opt.type: 'L1Loss'; accepted: CSDLoss, FACDLoss"),
@@ -181,9 +186,12 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('scale', True, 'scale: True; accepted: a whole number'),
         ('name', 'a/b', "name: 'a/b'; accepted: a folder name"),
         ('num_gpu', 'all', "num_gpu: 'all'; accepted: auto, or a number from 0"),
-        ('network_g', None, 'network_g: None; accepted: a block of keys'),
+        ('network_g', None, 'network_g: null; accepted: a block of keys'),
         ('network_g.num_feat', 'many', "network_g.num_feat: 'many'; accepted: a whole number"),
         ('network_g.upscale', 4, 'network_g.upscale: 4; accepted: 2, the scale of this file'),
+        ('network_g', RRDB | {'scale': 4}, 'network_g.scale: 4; accepted: 2, the scale of this file'),
+        ('network_g', RRDB, 'network_g.scale: missing; accepted: 2, the scale of this file'),
+        ('teacher.network', RRDB, 'teacher.network.scale: missing; accepted: 2, the scale of this file'),
         ('teacher.network.upscale', 4, 'teacher.network.upscale: 4; accepted: 2, the scale of this file'),
         ('taps', 'body.0', "taps: 'body.0'; accepted: a list"),
         ('taps.0', 'body.0', "taps[0]: 'body.0'; accepted: a block of keys"),
@@ -203,11 +211,11 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('train.nonfinite', {'action': 'ignore'}, "train.nonfinite.action: 'ignore'; accepted: skip, fatal"),
         ('train.nonfinite', {'limit': 0}, 'train.nonfinite.limit: 0; accepted: 1 or more'),
         ('train.nonfinite', {'limit': 2.5}, 'train.nonfinite.limit: 2.5; accepted: a whole number'),
-        ('train.precision', 'half', "train.precision: 'half'; accepted: ~, fp32, tf32, bf16, fp16"),
+        ('train.precision', 'half', "train.precision: 'half'; accepted: null, fp32, tf32, bf16, fp16"),
         ('train.precision', 16, 'train.precision: 16; accepted: text'),
         ('train.precision_g', 'bf16', "train.precision_g: unknown key; did you mean 'precision_r'?"),
         ('train.channels_last_r', 1, 'train.channels_last_r: 1; accepted: true or false'),
-        ('train.compile', True, 'train.compile: True; accepted: a block of keys or nothing (~)'),
+        ('train.compile', True, 'train.compile: True; accepted: a block of keys or nothing (null)'),
         ('train.compile', {'mode': 'fast'}, "train.compile.mode: 'fast'; accepted: default, reduce-overhead, max-auto"),
         ('train.compile_r', {'backend': 'inductor'}, 'train.compile_r.backend: unknown key'),
         ('teacher.compile', {'fullgraph': 1}, 'teacher.compile.fullgraph: 1; accepted: true or false'),
@@ -217,6 +225,41 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
 )  # fmt: skip
 def test_a_bad_option_is_refused_with_its_key_and_what_is_accepted(train_opt, location, value, message):
     assert message in refusal(changed(train_opt, location, value))
+
+
+@pytest.mark.parametrize(
+    ('location', 'default'),
+    [
+        ('val', None),
+        ('datasets.val.color', None),
+        ('dist_params', {'backend': 'nccl', 'port': None}),
+        ('train.nonfinite', {'action': 'skip', 'limit': 10}),
+        ('train.ema_decay', 0),
+        ('train.distill_opt.negatives', 'upper'),
+        ('network_g.res_scale', 1.0),
+        ('teacher.expect', ...),
+        ('logger.keep_best', False),
+    ],
+)
+def test_null_takes_an_optional_key_or_block_out(train_opt, location, default):
+    given = changed(train_opt, location, None)
+    complete = check_options(given, is_train=True)
+    assert (
+        complete == check_options(changed(given, location, ...), is_train=True) == with_defaults(given, is_train=True)
+    )
+    *blocks, leaf = location.split('.')
+    assert functools.reduce(dict.__getitem__, blocks, complete).get(leaf, ...) == default
+
+
+def test_a_network_of_basicsrs_is_named_without_its_suffix_and_found_without_a_word(train_opt, capsys):
+    train_opt['network_g'] = {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 2, 'upscale': 2}
+    assert check_options(train_opt, is_train=True)['network_g']['type'] == 'SRVGGNetCompact'
+    assert ARCH_REGISTRY.get('SRVGGNetCompact') is SRVGGNetCompact
+    with pytest.raises(KeyError, match="No object named 'SRVGGNet'"):
+        ARCH_REGISTRY.get('SRVGGNet')
+    assert capsys.readouterr().out == ''
+    message = refusal(changed(train_opt, 'network_g.type', 'SRVGGNet'))
+    assert 'SRVGGNetCompact,' in message and '_basicsr' not in message
 
 
 def test_a_plain_model_needs_a_loss_of_images(train_opt):
@@ -278,7 +321,7 @@ def test_a_plain_model_refuses_what_only_distillation_reads(train_opt, key):
 
 def test_a_test_file_needs_a_test_set_and_a_checkpoint(train_opt, test_opt):
     assert 'train: this is a file for train.py' in refusal(train_opt, is_train=False)
-    message = 'path.pretrain_network_g: None; accepted: text'
+    message = 'path.pretrain_network_g: null; accepted: text'
     assert message in refusal(changed(test_opt, 'path.pretrain_network_g', None), is_train=False)
     test_opt['path']['pretrain_network_g'] = 'net.pth'
     single = {**test_opt['datasets']['test_1'], 'type': 'SingleImageDataset'}

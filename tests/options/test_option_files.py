@@ -127,7 +127,7 @@ def test_what_is_written_is_in_the_order_and_the_style_of_the_files():
         'name: a\nscale: 4\n'
         '\ndatasets: {}\n'
         '\ntaps:\n- {student: body.4, teacher: body.9}\n'
-        '\ntrain:\n  layer_weights: [0.5, 0.3]\n  pixel_opt: ~\n'
+        '\ntrain:\n  layer_weights: [0.5, 0.3]\n  pixel_opt: null\n'
         "other: '1e-4'\n"
     )
 

@@ -32,6 +32,9 @@ def test_yaml_that_would_run_code_is_refused(tmp_path, monkeypatch):
         ('train:total_iter=None', None),
         ('train:total_iter=none', None),
         ('train:total_iter=~', None),
+        ('train:total_iter=null', None),
+        ('train:total_iter={}_x2', '{}_x2'),
+        ('train:total_iter={}', {}),
         ('train:total_iter=__import__("os").getcwd()', '__import__("os").getcwd()'),
     ],
 )
@@ -60,6 +63,16 @@ def test_a_block_that_the_file_lacks_is_made_by_the_command_line_and_a_misspelt_
     assert opt['train']['nonfinite'] == {'limit': 3, 'action': 'skip'}
     with pytest.raises(UserError, match=r"trian: unknown key; did you mean 'train'\?"):
         load_options(path, ['trian:total_iter=1'], is_train=True)
+
+
+@pytest.mark.parametrize('nothing', ['~', 'null', 'none'])
+@pytest.mark.parametrize('block', ['teacher:expect', 'datasets:val', 'val', 'path'])
+def test_the_command_line_takes_a_block_out(block, nothing, train_opt, tmp_path):
+    train_opt['teacher']['expect'] = {'dataset': 'val', 'psnr_y': 30, 'tolerance': 0.1}
+    overrides = [f'{block}={nothing}', *(['teacher:expect=null'] if block == 'datasets:val' else [])]
+    opt = load_options(str(write_yml(train_opt, tmp_path / 'opt.yml')), overrides, is_train=True)
+    held = {'teacher': 'expect' in opt['teacher'], 'datasets': 'val' in opt['datasets']}
+    assert not held.get(block.partition(':')[0], False)
 
 
 def test_a_misspelt_leaf_on_the_command_line_is_refused_by_the_check(train_opt, tmp_path):
@@ -129,7 +142,7 @@ def test_several_gpus_without_a_launcher_are_refused_with_the_command(train_opt,
 
 def test_cuda_prefetch_without_a_gpu_is_refused(train_opt, tmp_path):
     train_opt['datasets']['train'] |= {'prefetch_mode': 'cuda', 'pin_memory': True}
-    with pytest.raises(UserError, match='prefetch_mode: cuda; accepted without a GPU: ~, cpu'):
+    with pytest.raises(UserError, match='prefetch_mode: cuda; accepted without a GPU: null, cpu'):
         parsed(train_opt, tmp_path)
 
 

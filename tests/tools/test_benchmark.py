@@ -12,6 +12,7 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from conftest import STUDENT, changed, run, write_yml
+from states import method_opt
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
@@ -57,6 +58,25 @@ def test_the_command_prints_the_table_and_writes_its_files(files, checkout, tmp_
     assert sum(values) / 2 == pytest.approx(results['means']['wide_b']['pictures']['psnr_y'])
     compared = {row['method'] for row in rows if row['feature_psnr']}
     assert compared == {'wide_b'}  # the narrow one has no regressors next to its checkpoint
+
+
+@pytest.mark.parametrize('name', ['TeacherSupervisionLoss', 'CSDLoss', 'IACDLoss', 'LFDLoss'])
+def test_the_teacher_of_any_loss_has_a_row_and_feature_psnr_only_where_there_are_taps(name, files, train_opt, tmp_path):
+    opt = method_opt(train_opt, name, tmp_path)
+    train_file = str(write_yml(opt, tmp_path / 'method.yml'))
+    benchmark([files['wide_b']], [], train_file, tmp_path / 'out')
+    table = (tmp_path / 'out/table.md').read_text()
+    assert '| teacher |' in table and ('Feature PSNR' in table) == ('taps' in opt)
+
+
+def test_a_network_that_takes_no_color_images_is_refused_in_a_line_and_no_folder_is_made(files, test_opt, tmp_path):
+    network = {'type': 'SRVGGNetCompact', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_conv': 1, 'upscale': 2}
+    opt = changed(test_opt, 'network_g', network)
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'gray.pth')
+    torch.save({'params': build_network(network).state_dict()}, tmp_path / 'gray.pth')
+    with pytest.raises(UserError, match=r'tiny_test: .*SRVGGNetCompact does not take LQ of 16 x 16 with 3 channels'):
+        benchmark([str(write_yml(opt, tmp_path / 'gray.yml'))], [], None, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
 
 
 def test_its_metrics_equal_those_of_test_py(files, tmp_path):

@@ -7,6 +7,7 @@ import lmdb
 import pytest
 import torch
 from conftest import changed, picture, run, write_yml
+from states import LOSSES, method_opt
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import saved_activations
@@ -70,6 +71,27 @@ def test_a_student_alone_is_checked_too(opt, tmp_path):
     alone['train']['pixel_opt'] = {'type': 'L1Loss'}
     out = checked(alone | {'model_type': 'SRModel'}, tmp_path)
     assert 'iteration    ' in out and 'teacher' not in out and 'taps' not in out
+
+
+@pytest.mark.parametrize('name', sorted(LOSSES))
+def test_every_loss_is_checked_with_taps_and_regressors_only_if_it_has_them(name, opt, tmp_path):
+    own = method_opt(opt, name, tmp_path)
+    out = checked(own, tmp_path)
+    assert ('taps  ' in out) == ('taps' in own) and 'iteration    ' in out
+
+
+@pytest.mark.parametrize(
+    'block', ['val', 'datasets.val', 'path', 'manual_seed', 'datasets.train.dataset_enlarge_ratio', 'teacher.network']
+)
+def test_what_may_be_left_out_is(block, opt, tmp_path):
+    if block == 'teacher.network':
+        pytest.importorskip('spandrel')
+        message = 'teacher.network: missing, and .* does not determine all of it'
+        with pytest.raises(UserError, match=message):
+            checked(changed(opt, block, ...), tmp_path)
+        return
+    assert 'iteration    ' in checked(changed(opt, block, ...), tmp_path)
+    assert 'iteration    ' in checked(changed(opt, block, None), tmp_path)
 
 
 def test_overrides_work_as_in_train_py(opt, tmp_path):

@@ -1,0 +1,154 @@
+"""Data, networks and metrics of a run meet before anything is created: one training sample, and the smallest image of
+each other set."""
+
+import copy
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.single_image_dataset import SingleImageDataset
+from basicsr.models.base_model import BaseModel
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from facd_basicsr.archs import input_channels
+from facd_basicsr.data.lmdb_pairs import meta_info_shapes
+from facd_basicsr.data.loaders import ResumableSampler, build_file_dataset
+from facd_basicsr.data.memory_pairs import file_backend
+from facd_basicsr.data.seeded_dataset import DescribedDataset, NamingDataset, SeededDataset
+from facd_basicsr.errors import UserError, one_line, reraise
+from facd_basicsr.files.images import image_size
+from facd_basicsr.models.validation import forward_of, runs_as_basicsr, validates_itself
+from facd_basicsr.runtime.execution import reraise_refused_input
+from facd_basicsr.runtime.metrics import scores, to_image
+from facd_basicsr.runtime.rng import preserve_rng_state
+
+
+def check_training_sample(model: BaseModel, sampler: ResumableSampler) -> None:
+    """Runs the first training sample through ``net_g``, unless the model makes LQ of its own.
+
+    Args:
+        model: of a run.
+        sampler: of its training set.
+
+    Raises:
+        UserError: the sample has no ``lq`` or ``gt``, the network does not take it, or its output has another shape
+            than ``gt``.
+    """
+    if not runs_as_basicsr(model):
+        return
+    dataset_opt = model.opt['datasets']['train']
+    with preserve_rng_state():
+        sample = SeededDataset(_own_dataset(dataset_opt))[next(iter(sampler))]
+    _check_keys('datasets.train', dataset_opt, sample, ('lq', 'gt'))
+    net = model.get_bare_model(model.net_g)
+    lq, gt = (default_collate([sample[key]]).to(model.device) for key in ('lq', 'gt'))
+    _check_channels('datasets.train', model, lq)
+    training = net.training
+    try:
+        with torch.no_grad(), reraise_refused_input('network_g', net, lq):
+            output = net.eval()(lq)
+    finally:
+        net.train(training)
+    _check_output('datasets.train', model.opt['scale'], lq, output, gt)
+
+
+def check_smallest_image(model: BaseModel, reach: int, phase: str) -> None:
+    """Upscales and scores the smallest image of a set, unless the model validates by itself.
+
+    Args:
+        model: of a run or a test.
+        reach: as :func:`facd_basicsr.models.validation.validate` takes it.
+        phase: the set's name in ``datasets``.
+
+    Raises:
+        UserError: the network does not take the image, its output has another shape than ``gt``, or a metric has no
+            value for it.
+    """
+    if validates_itself(model) or model.opt['val'] is None:
+        return
+    where, dataset_opt = f'datasets.{phase}', model.opt['datasets'][phase]
+    with preserve_rng_state():
+        dataset = _own_dataset(dataset_opt)
+        batch = default_collate([NamingDataset(dataset)[_smallest(dataset)]])
+        _check_keys(where, dataset_opt, batch, ('lq', 'lq_path'))
+        if runs_as_basicsr(model):
+            _check_channels(where, model, batch['lq'])
+        with forward_of(model, reach) as run:
+            result, gt = run(batch)
+    _check_output(where, model.opt['scale'], batch['lq'], result, gt)
+    image, target = to_image(result), None if gt is None else to_image(gt)
+    for name, metric_opt in (model.opt['val']['metrics'] or {}).items():
+        size = f'{Path(batch["lq_path"][0]).name}, the smallest image of {where}, {image.shape[0]} x {image.shape[1]}'
+        border = metric_opt.get('crop_border', 0)
+        with np.errstate(all='ignore'), _reraise(f'val.metrics.{name}: {metric_opt["type"]} fails for {size}'):
+            [value] = scores(image, target, {name: metric_opt})
+        if np.isnan(value) or 2 * border >= min(image.shape[:2]):
+            raise UserError(
+                f'val.metrics.{name}: crop_border: {border} leaves too little of {size}; accepted: a smaller one, or '
+                'larger images'
+            )
+
+
+def _reraise(where: str) -> AbstractContextManager[None]:
+    return reraise(
+        (ValueError, IndexError, ArithmeticError, AssertionError, TypeError),
+        lambda error: UserError(f'{where} ({one_line(error)}); accepted: a metric that takes it'),
+    )
+
+
+def _check_keys(where: str, dataset_opt: dict[str, Any], sample: dict[str, Any], needed: tuple[str, ...]) -> None:
+    missing = [key for key in needed if key not in sample]
+    if missing:
+        raise UserError(
+            f'{where}.type: {dataset_opt["type"]} gives no {" and no ".join(missing)}; accepted: a dataset that does, '
+            'such as PairedImageDataset'
+        )
+
+
+def _check_channels(where: str, model: BaseModel, lq: Tensor) -> None:
+    """By what the option file says, which tells more than the error of a convolution."""
+    network_opt, channels = model.opt['network_g'], lq.shape[1]
+    taken = input_channels(network_opt)
+    if taken != channels:
+        raise UserError(
+            f'network_g: {network_opt["type"]} takes {taken} channels (num_in_ch), but {where} gives LQ of {channels}; '
+            'accepted: equal numbers: 3, or 1 with color: y in every set'
+        )
+
+
+def _check_output(where: str, scale: int, lq: Tensor, output: Tensor, gt: Tensor | None) -> None:
+    channels = lq.shape[1] if gt is None else gt.shape[1]
+    if output.shape[1] != channels:
+        raise UserError(
+            f'network_g: gives {output.shape[1]} channels (num_out_ch), but {where} has images of {channels}; '
+            'accepted: equal numbers'
+        )
+    expected = tuple(scale * side for side in lq.shape[2:])
+    if output.shape[2:] != expected:
+        found = ' x '.join(map(str, output.shape[2:]))
+        raise UserError(
+            f'network_g: gives {found} for LQ of {lq.shape[2]} x {lq.shape[3]} in {where}; accepted: '
+            f'{expected[0]} x {expected[1]}, as scale: {scale} asks for'
+        )
+
+
+def _own_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
+    """A dataset for this check alone: an LMDB that it opens is closed with it, before workers are forked."""
+    return build_file_dataset(copy.deepcopy(dataset_opt))  # BasicSR's datasets pop keys
+
+
+def _smallest(dataset: DescribedDataset) -> int:
+    """Number of the image whose shorter side is the shortest; 0 where the sizes are not known."""
+    if not isinstance(dataset, (PairedImageDataset, SingleImageDataset)):
+        return 0
+    names = [path['lq_path'] if isinstance(path, dict) else path for path in dataset.paths]
+    if file_backend(dataset.opt) == 'lmdb':
+        shapes = meta_info_shapes(Path(dataset.opt['dataroot_lq']), 'dataroot_lq')
+        sizes = [shapes[name][:2] for name in names]
+    else:
+        sizes = [image_size(Path(name)) for name in names]
+    return min(range(len(sizes)), key=lambda index: (min(sizes[index]), max(sizes[index])))

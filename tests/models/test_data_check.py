@@ -1,0 +1,146 @@
+"""Data, networks and metrics that do not fit each other: refused in one line by train.py, facd check and test.py."""
+
+import gc
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.utils.registry import DATASET_REGISTRY
+from conftest import METRICS, changed, picture, write_yml
+from runs import result, run
+
+from facd_basicsr.data.bicubic import bicubic_lr
+from facd_basicsr.errors import UserError
+from facd_basicsr.options import parser
+from facd_basicsr.test import test as evaluate
+
+PLAIN = {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 1, 'upscale': 2}
+TWICE = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'num_grow_ch': 2}
+
+
+@DATASET_REGISTRY.register()
+class BareDataset(PairedImageDataset):
+    """A user's, whose keys have names of their own."""
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return {'low': sample['lq'], 'high': sample['gt']}
+
+
+@pytest.fixture
+def alone(train_opt: dict) -> dict:
+    """A student without a teacher."""
+    opt = {key: value for key, value in train_opt.items() if key not in ('teacher', 'taps', 'network_r')}
+    train = {key: value for key, value in train_opt['train'].items() if key != 'distill_opt'}
+    return {**opt, 'model_type': 'SRModel', 'network_g': PLAIN, 'train': {**train, 'pixel_opt': {'type': 'L1Loss'}}}
+
+
+def refusal(opt: dict, tmp_path: Path) -> str:
+    with pytest.raises(UserError) as error:
+        run(opt, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ['opt.yml']
+    return str(error.value)
+
+
+def evaluated(test_opt: dict, network: dict, tmp_path: Path, **keys: object) -> dict:
+    torch.save({'params': build_network(network).state_dict()}, tmp_path / 'net.pth')
+    opt = changed(test_opt, 'network_g', network)
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'net.pth')
+    opt['datasets']['test_1'] |= keys
+    return evaluate(
+        parser(is_train=False).parse_args(['-opt', str(write_yml(opt, tmp_path / 'test.yml'))]), tmp_path, False
+    )
+
+
+@pytest.mark.parametrize(
+    ('network', 'message'),
+    [
+        (PLAIN | {'num_in_ch': 1}, 'SRVGGNetCompact takes 1 channels (num_in_ch), but datasets.train gives LQ of 3; '),
+        (TWICE | {'num_out_ch': 1, 'scale': 2}, 'network_g: gives 1 channels (num_out_ch), but datasets.train has im'),
+        (
+            {'type': 'RIDNet', 'in_channels': 3, 'mid_channels': 16, 'out_channels': 3},
+            'network_g: gives 12 x 12 for LQ of 12 x 12 in datasets.train; accepted: 24 x 24, as scale: 2 asks for',
+        ),
+    ],
+)
+def test_a_network_for_other_images_is_refused_before_anything_is_created(network, message, alone, tmp_path):
+    if network['type'] == 'RIDNet':
+        pytest.skip('needs the CPU build')
+    assert message in refusal(alone | {'network_g': network}, tmp_path)
+
+
+def test_gray_data_need_a_network_of_one_channel_and_the_other_way_round(alone, test_opt, tmp_path):
+    for dataset_opt in alone['datasets'].values():
+        dataset_opt['color'] = 'y'
+    message = 'SRVGGNetCompact takes 3 channels (num_in_ch), but datasets.train gives LQ of 1; accepted: equal numbers'
+    assert message in refusal(alone, tmp_path)
+    gray = PLAIN | {'num_in_ch': 1, 'num_out_ch': 1}
+    alone['network_g'] = gray
+    alone['val']['metrics'] = {'psnr': METRICS['psnr_rgb']}
+    run(alone, tmp_path)
+    test_opt['val']['metrics'] = {'psnr': METRICS['psnr_rgb']}
+    assert evaluated(test_opt, gray, tmp_path, color='y')['pictures']['psnr'] > 0
+    with pytest.raises(UserError, match=r'but datasets.test_1 gives LQ of 3; accepted: equal numbers'):
+        evaluated(test_opt, gray, tmp_path)
+
+
+@pytest.mark.parametrize('kind', ['SingleImageDataset', 'BareDataset'])
+def test_a_training_set_whose_samples_lack_images_is_refused(kind, alone, data, tmp_path):
+    dataset_opt = alone['datasets']['train']
+    dataset_opt['type'] = kind
+    missing = 'lq and no gt'
+    if kind == 'SingleImageDataset':
+        missing = 'gt'
+        for key in ('dataroot_gt', 'gt_size', 'use_hflip', 'use_rot'):
+            del dataset_opt[key]
+    message = f'datasets.train.type: {kind} gives no {missing}; accepted: a dataset that does, such as PairedImageD'
+    assert message in refusal(alone, tmp_path)
+
+
+def test_metrics_that_have_no_value_for_the_smallest_image_are_refused(alone, test_opt, tmp_path):
+    small = changed(alone, 'val.metrics.ssim_y.crop_border', 12)  # of 32 x 48 that leaves 8 x 24, less than SSIM's 11
+    assert 'val.metrics.ssim_y: crop_border: 12 leaves too little of 0.png' in refusal(small, tmp_path)
+    test_opt['val']['metrics']['psnr_rgb']['crop_border'] = 16
+    with pytest.raises(UserError, match=r'psnr_rgb: crop_border: 16 leaves too little of 0.png, the smallest image'):
+        evaluated(test_opt, PLAIN, tmp_path)
+    assert not (tmp_path / 'results').exists()
+
+
+def odd_images(root: Path) -> dict[str, str]:
+    """Keys of a set of a 24 x 24 and a larger 25 x 27 LQ."""
+    for folder in ('odd_GT', 'odd_LQ'):
+        (root / folder).mkdir()
+    for name, (height, width) in {'even': (48, 48), 'odd': (50, 54)}.items():
+        gt = picture(3, 64, 64)[:height, :width]
+        cv2.imwrite(str(root / 'odd_GT' / f'{name}.png'), gt)
+        cv2.imwrite(str(root / 'odd_LQ' / f'{name}.png'), bicubic_lr(gt, 2))
+    return {'dataroot_gt': str(root / 'odd_GT'), 'dataroot_lq': str(root / 'odd_LQ')}
+
+
+def test_an_image_of_a_size_that_the_network_does_not_take_is_named_in_a_line(alone, test_opt, tmp_path):
+    images = odd_images(tmp_path)
+    alone['network_g'] = TWICE | {'scale': 2}
+    alone['datasets']['val'] |= images
+    message = (
+        'network_g: RRDBNet does not take LQ of 25 x 27 with 3 channels (assert hh % scale == 0 and hw % scale == 0); '
+    )
+    (tmp_path / 'test').mkdir()
+    with pytest.raises(UserError) as error:
+        evaluated(test_opt, TWICE | {'scale': 2}, tmp_path / 'test', **images)
+    assert message in str(error.value)
+    with pytest.raises(UserError) as error:
+        run(alone, tmp_path / 'train')
+    assert message in str(error.value)
+    del error  # whose traceback holds the loader, which has the training set's LMDB open
+    gc.collect()
+
+
+def test_the_check_does_not_change_what_is_trained(train_opt, tmp_path, monkeypatch):
+    run(train_opt, tmp_path / 'checked')
+    monkeypatch.setattr('facd_basicsr.train.check_training_sample', lambda *args: None)
+    monkeypatch.setattr('facd_basicsr.train.check_smallest_image', lambda *args: None)
+    run(train_opt, tmp_path / 'unchecked')
+    assert result(tmp_path / 'checked')['networks'] == result(tmp_path / 'unchecked')['networks']
