@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -128,6 +129,23 @@ class Crop:
     def of(self, image: np.ndarray) -> np.ndarray:
         """(H, W, C) -> (size, size, C)."""
         return image[self.top : self.top + self.size, self.left : self.left + self.size]
+
+
+def error_map(sr: np.ndarray, crop: Crop, top: float) -> np.ndarray:
+    """The absolute error of a crop in Y: BGR uint8 (size, size, 3), from black for 0 to the brightest for ``top``.
+
+    Args:
+        sr: the whole image, BGR uint8 (H, W, 3).
+        crop: the window.
+        top: in 8-bit levels; larger errors are as bright.
+    """
+    levels = (absolute_error(sr, crop) * (255 / max(top, 1e-6))).clip(0, 255)
+    return cv2.applyColorMap(levels.round().astype(np.uint8), cv2.COLORMAP_INFERNO)
+
+
+def absolute_error(sr: np.ndarray, crop: Crop) -> np.ndarray:
+    """|Y of SR - Y of GT| of a crop in 8-bit levels, (size, size)."""
+    return np.abs(crop.of(luma(sr, crop.pair.gray)) - crop.of(luma(crop.pair.gt, crop.pair.gray)))
 
 
 def crop_psnr(sr: np.ndarray, crop: Crop) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -14,9 +15,11 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.figures import (
     Crop,
     TeacherMap,
+    absolute_error,
     chosen_crop,
     crop_psnr,
     enlarge,
+    error_map,
     find_crops,
     grid,
     marked,
@@ -29,10 +32,17 @@ from facd_basicsr.evaluation.test_sets import build_sets, select
 from facd_basicsr.files.atomic import atomic_path, atomic_write
 
 CELL = 192  # approximate size of a crop in the figure, in pixels
+BRIGHTEST = 0.99  # quantile of the errors of the worst method that is as bright as can be
 
 
-def draw_crops(methods: Sequence[Method], crops: Sequence[Crop]) -> Image.Image:
-    """A row per crop: the image with the crop's outline, GT, and every method with the crop's PSNR-Y."""
+def draw_crops(methods: Sequence[Method], crops: Sequence[Crop], errors: bool = False) -> Image.Image:
+    """A row per crop: the image with the crop's outline, GT, and every method with the crop's PSNR-Y.
+
+    Args:
+        methods: one in each column.
+        crops: one in each row.
+        errors: whether a second row has each method's error.
+    """
     rows = []
     for crop in crops:
         zoom = max(1, round(CELL / crop.size))
@@ -43,10 +53,17 @@ def draw_crops(methods: Sequence[Method], crops: Sequence[Crop]) -> Image.Image:
             (f'{crop.pair.set}/{crop.pair.image}', overview),
             ('HR\n(PSNR-Y of the crop)', enlarge(crop.of(crop.pair.gt), zoom)),
         ]
-        for method in methods:
-            sr = method.upscale(crop.pair.lq)
+        srs = [method.upscale(crop.pair.lq) for method in methods]
+        for method, sr in zip(methods, srs):
             row.append((f'{method.name}\n{crop_psnr(sr, crop):.2f} dB', enlarge(crop.of(sr), zoom)))
         rows.append(row)
+        if errors:
+            top = max(float(np.quantile(absolute_error(sr, crop), BRIGHTEST)) for sr in srs)
+            nothing = Image.new('RGB', (1, 1), 'white')
+            key = f'error in Y below:\nblack 0, brightest {top:.0f} or more'
+            maps = [('', enlarge(error_map(sr, crop, top), zoom)) for sr in srs]
+            rows.append([('', nothing), ('', nothing), *maps])
+            row[1] = (f'{row[1][0]}\n{key}', row[1][1])
     return grid(rows)
 
 
@@ -107,6 +124,7 @@ def command() -> None:
 )
 @click.option('--count', type=click.IntRange(1), default=3, show_default=True, help='number of crops to find')
 @click.option('--size', type=click.IntRange(1), default=48, show_default=True, help='side of found crops in HR pixels')
+@click.option('--errors', is_flag=True, help="a second row of every method's error in Y, on one scale")
 @click.option('--out', type=click.Path(path_type=Path), default='figure.png', show_default=True, help='PNG to write')
 @force_option
 def crops(
@@ -119,6 +137,7 @@ def crops(
     windows: tuple[tuple[int, int, int], ...],
     count: int,
     size: int,
+    errors: bool,
     out: Path,
     force_yml: tuple[str, ...],
 ) -> None:
@@ -141,7 +160,7 @@ def crops(
         found = [chosen_crop(images[0], *window) for window in windows]
     else:
         found = find_crops(methods, tqdm(images, unit='image', dynamic_ncols=True), size, count)
-    save(draw_crops(methods, found), out)
+    save(draw_crops(methods, found, errors), out)
     for crop in found:
         print(f'{crop.pair.set}/{crop.pair.image} --crop {crop.left} {crop.top} {crop.size}')
 

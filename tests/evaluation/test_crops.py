@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.figures import Crop, chosen_crop, crop_psnr, find_crops
+from facd_basicsr.evaluation.figures import Crop, absolute_error, chosen_crop, crop_psnr, error_map, find_crops
 from facd_basicsr.evaluation.test_sets import ImagePair
 
 
@@ -78,3 +78,15 @@ def test_a_window_outside_the_image_is_refused(window):
 
 def test_a_window_that_touches_the_images_edge_is_accepted():
     assert boxes([chosen_crop(pair('a'), 60, 40, 20)]) == [('a', 60, 40)]
+
+
+def test_an_error_map_is_black_where_there_is_no_error_and_brightest_from_its_top_on():
+    crop = Crop(pair('a'), 8, 6, 4)
+    image = Painted('x', {'a': [(8, 6, 2, 219)]}).upscale(np.full((1, 1, 3), ord('a'), np.uint8))
+    image[6, 10] += 40  # Y has 219 levels for 255 of gray
+    assert np.allclose(
+        absolute_error(image, crop)[0], [np.abs(63 - 100) * 219 / 255] * 2 + [40 * 219 / 255, 0], atol=1e-3
+    )
+    colors = error_map(image, crop, top=30.0).astype(int).sum(2)  # of the map from black to pale yellow
+    assert colors[3, 3] == colors.min() < 10 and colors[0, 2] == colors.max() == colors[0, 0] > 500
+    assert colors[0, 0] > error_map(image, crop, top=60.0).astype(int).sum(2)[0, 0]

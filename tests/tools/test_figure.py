@@ -41,6 +41,16 @@ def test_found_crops_are_drawn_for_every_method(files, checkout, tmp_path):
     assert done.stdout.count('--crop') == 2 and 'pictures/0 --crop' in done.stdout
 
 
+def test_a_row_of_errors_shows_them_below_the_crops(files, tmp_path):
+    options = ('-opt', files['test'], '--teacher', files['train'], '--image', '1', '--crop', '20', '4', '24')
+    invoke('figure', 'crops', *options, '--out', str(tmp_path / 'plain.png'))
+    invoke('figure', 'crops', *options, '--errors', '--out', str(tmp_path / 'errors.png'))
+    plain, errors = (np.asarray(Image.open(tmp_path / f'{name}.png')) for name in ('plain', 'errors'))
+    assert errors.shape[0] > plain.shape[0] + 192 and errors.shape[1] == plain.shape[1]
+    assert np.array_equal(errors[:192], plain[:192])
+    assert (errors[plain.shape[0] + 32 :, -192:].sum(2) < 30).any()  # black: no error somewhere in the teacher's
+
+
 def test_a_chosen_crop_shows_gts_pixels(files, data, tmp_path):
     out = tmp_path / 'new' / 'chosen.png'
     options = ('-opt', files['test'], '--image', '1', '--crop', '20', '4', '24', '--out', str(out))
