@@ -7,6 +7,7 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
+from facd_basicsr.distill.taps import hint
 from facd_basicsr.errors import UserError
 
 REGRESSOR_ACCEPTED = 'accepted: DeepRegressor, or another that maps channels and keeps height and width'
@@ -47,7 +48,7 @@ def build_regressors(
         if student.shape[2:] != teacher.shape[2:]:
             raise UserError(
                 f"taps[{index}]: the student's feature is {tuple(student.shape[2:])} and the teacher's "
-                f'{tuple(teacher.shape[2:])} high and wide; accepted: taps of equal size'
+                f'{tuple(teacher.shape[2:])} high and wide; accepted: taps of equal size{hint("student")}'
             )
         num_in_ch, num_out_ch = student.shape[1], teacher.shape[1]
         if mode == 'never' and compares_channels and num_in_ch != num_out_ch:

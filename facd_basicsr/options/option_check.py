@@ -21,6 +21,7 @@ from basicsr.utils.registry import (
 )
 
 from facd_basicsr.distill.layouts import LAYOUTS
+from facd_basicsr.distill.taps import hint
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.download import DIGEST
 from facd_basicsr.losses import DistillLoss
@@ -440,7 +441,7 @@ def _check_distillation(opt: OptionBlock) -> None:
                 raise UserError(f'{key}: given, but {distill_opt["type"]} compares images only; accepted: no {key}')
         return
     if 'taps' not in opt:
-        raise UserError('taps: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
+        raise UserError(f'taps: missing; accepted: as in options/train/FACD_EDSR_x2.yml{hint("teacher")}')
     if not opt['taps']:
         raise UserError('taps: []; accepted: at least one {student: PATH, teacher: PATH}')
     weights = distill_opt.get('layer_weights')
