@@ -12,9 +12,10 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
-from facd_basicsr.archs import input_channels
+from facd_basicsr.archs import DeepRegressor, input_channels
 from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.data.paths import check_whole_dataset
+from facd_basicsr.distill.regressors import OTHER_UNITS, in_other_units, rms
 from facd_basicsr.distill.taps import suggested, tappable
 from facd_basicsr.distill.teacher import Teacher, build_teacher
 from facd_basicsr.engine.logs import DeferredLog
@@ -163,6 +164,8 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     """Estimates the batch's memory from a few samples, then runs two iterations."""
     model = training.model
     batch = next(iter(training.loaders.train))
+    if isinstance(model, FACDModel) and 'taps' in opt:
+        yield from _units(model, batch, opt)
     size = len(batch['lq'])
     estimate, breakdown = memory_estimate(model, batch)
     capacity, name = _total_memory(model.device)
@@ -184,6 +187,30 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
         f'iteration    {seconds:.3f} s for a batch of {size} at the current load of this machine; {total} iterations: '
         f'{seconds * total / 3600:.1f} h without data loading and validation'
     )
+
+
+def _units(model: FACDModel, batch: dict[str, Any], opt: dict[str, Any]) -> Iterator[str]:
+    """The RMS of each tap's features on a few real patches, and a warning where student and teacher differ much."""
+    found = rms(*model.tapped(batch['lq'][:LARGE].to(model.device))).tolist()
+    taps = [f'{tap["student"]} <- {tap["teacher"]}' for tap in opt['taps']]
+    rows = [[tap, f'{student:.3g}', f'{teacher:.3g}'] for tap, (student, teacher) in zip(taps, found)]
+    yield from _block('features', text_table(['tap', 'RMS of student', 'RMS of teacher'], rows))
+    regressors = [nn.Identity()] * len(rows) if model.net_r is None else model.get_bare_model(model.net_r)
+    for index, (regressor, (student, teacher)) in enumerate(zip(regressors, found)):
+        if in_other_units(student, teacher):
+            times = f'differ by more than {OTHER_UNITS} times'
+            advice = _advice(regressor, opt['train']['init_r'], student < teacher)
+            yield f'{"":<13}warning: taps[{index}]: the features {times}; {advice}'
+
+
+def _advice(regressor: nn.Module, init: str, student_is_smaller: bool) -> str:
+    if isinstance(regressor, nn.Identity):
+        return 'without a regressor they are hardly learnt'
+    if not isinstance(regressor, DeepRegressor):
+        return "a DeepRegressor would start in the teacher's units (train.init_r)"
+    if init == 'first_batch' or (init == 'auto' and student_is_smaller):
+        return f"the regressor starts in the teacher's units (train.init_r: {init})"
+    return f"by train.init_r: first_batch the regressor starts in the teacher's units, here {init}"
 
 
 def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:

@@ -64,6 +64,29 @@ def test_every_file_is_read_for_io_backend_memory_too(opt, own_data, tmp_path):
     assert 'datasets.train.dataroot_lq: ' in refusal(opt, tmp_path)
 
 
+def test_the_rms_of_both_sides_features_is_printed_and_no_warning_of_equal_units(opt, tmp_path):
+    out = checked(opt, tmp_path)
+    assert re.search(r'features     tap +RMS of student +RMS of teacher\n', out)
+    assert re.search(r'body.1 <- body.1 +\d+[.\d]* +\d+[.\d]*\n', out)
+    assert 'warning' not in out
+
+
+@pytest.mark.parametrize(
+    ('changes', 'advice'),
+    [
+        ({}, "the regressor starts in the teacher's units (train.init_r: auto)"),
+        ({'train.init_r': 'random'}, "by train.init_r: first_batch the regressor starts in the teacher's units, here "),
+        ({'train.distill_opt': {'type': 'FAKDLoss'}, 'network_r': ...}, 'without a regressor they are hardly learnt'),
+    ],
+)  # fmt: skip
+def test_features_of_other_units_are_warned_of(opt, tmp_path, changes, advice):
+    for location, value in {'network_g.img_range': 1.0, **changes}.items():
+        opt = changed(opt, location, value)
+    for index in range(3):
+        warning = f'warning: taps[{index}]: the features differ by more than 30 times; {advice}'
+        assert warning in checked(opt, tmp_path)
+
+
 def test_a_student_alone_is_checked_too(opt, tmp_path):
     alone = {key: value for key, value in opt.items() if key not in ('teacher', 'taps', 'network_r')}
     del alone['train']['distill_opt']
