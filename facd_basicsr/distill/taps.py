@@ -224,12 +224,13 @@ def _described(path: str, module: str, seen: Sequence[tuple[Any, int | None, int
 def suggested(paths: Sequence[Tappable]) -> list[str]:
     """Paths like those of the paper: after a third and two thirds of the blocks, and the last before the upsampler."""
     features = [found for found in paths if found.at_lq_size]
-    if not features:
+    outputs = [found for found in features if not found.path.endswith(INPUT)]
+    groups = Counter(map(_group, outputs))
+    if not groups:
         return []
-    groups = Counter(map(_group, features))
     repeated = [group for group, members in groups.items() if members >= BLOCKS] or list(groups)
     trunk = min(repeated, key=lambda group: (len(group[0]), -groups[group]))  # groups of blocks before their blocks
-    blocks = [found for found in features if _group(found) == trunk]
+    blocks = [found for found in outputs if _group(found) == trunk]
     last = max((found for found in features if found.channels == trunk[2]), key=lambda found: found.order)
     chosen = [blocks[max(0, len(blocks) * thirds // 3 - 1)] for thirds in (1, 2)]
     return list(dict.fromkeys(found.path for found in [*chosen, last]))
