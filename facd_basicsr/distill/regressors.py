@@ -1,5 +1,6 @@
 """One regressor per tap, from the student's width to the teacher's."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,9 +8,16 @@ import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
+from facd_basicsr.archs import DeepRegressor
+from facd_basicsr.distill.taps import hint
 from facd_basicsr.errors import UserError
+from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.runtime.processes import ranks, total
 
 REGRESSOR_ACCEPTED = 'accepted: DeepRegressor, or another that maps channels and keeps height and width'
+
+INITS = ('auto', 'first_batch', 'random')
+OTHER_UNITS = 30  # times: EDSR's and RCAN's, of images in [0, 255], differ by less, from those of [0, 1] by 100 or more
 
 WANTED = {'always': 'at every tap', 'auto': 'where widths differ', 'never': 'at no tap'}
 
@@ -47,7 +55,7 @@ def build_regressors(
         if student.shape[2:] != teacher.shape[2:]:
             raise UserError(
                 f"taps[{index}]: the student's feature is {tuple(student.shape[2:])} and the teacher's "
-                f'{tuple(teacher.shape[2:])} high and wide; accepted: taps of equal size'
+                f'{tuple(teacher.shape[2:])} high and wide; accepted: taps of equal size{hint("student")}'
             )
         num_in_ch, num_out_ch = student.shape[1], teacher.shape[1]
         if mode == 'never' and compares_channels and num_in_ch != num_out_ch:
@@ -81,3 +89,54 @@ def build_regressors(
                 f'has {tuple(teacher.shape)}; {REGRESSOR_ACCEPTED}'
             )
     return regressors
+
+
+@torch.no_grad()
+def rms(student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]) -> Tensor:
+    """Root mean square of each tap's features over all ranks: (J, 2), the student's and the teacher's."""
+    squares = [
+        torch.stack([at_least_float32(feat).square().mean() for feat in pair])
+        for pair in zip(student_feats, teacher_feats)
+    ]
+    return (total(torch.stack(squares)) / ranks()).sqrt()
+
+
+def in_other_units(student: float, teacher: float) -> bool:
+    """Whether the RMS of a tap's features differ by more than :data:`OTHER_UNITS` times."""
+    return max(student, teacher) > OTHER_UNITS * min(student, teacher)
+
+
+@torch.no_grad()
+def start_regressors(
+    regressors: TapRegressors, init: str, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+) -> list[str]:
+    """Lets new regressors take the student's features in the teacher's units, whatever the student's are.
+
+    The weights of a regressor's first layer are multiplied by RMS(F^T) / RMS(F^S). Nothing else changes: as with
+    networks of equal units, its output then begins a few times smaller than F^T. From an output with the teacher's mean
+    and deviation FACD learns nothing: a student that has just begun soon multiplies its features, the regressed ones
+    are then far from every teacher's, and a ratio of distances that are all large is 1 and has no gradient.
+
+    Args:
+        regressors: of all taps, as they were built.
+        init: ``first_batch``: all; ``auto``: those of taps where F^S is more than :data:`OTHER_UNITS` times smaller.
+            Features that are larger are learnt without.
+        student_feats, teacher_feats: of the first batch, (N, C_j, H_j, W_j) each; the student's before the regressors.
+
+    Returns:
+        A line for each regressor that was started. The same on all ranks, as are the weights.
+    """
+    found = rms(student_feats, teacher_feats).tolist()
+    lines = []
+    for index, (regressor, (student, teacher)) in enumerate(zip(regressors, found)):
+        scale = teacher / student if student > 0 else 0.0
+        wanted = init == 'first_batch' or scale > OTHER_UNITS
+        if not (isinstance(regressor, DeepRegressor) and wanted and 0 < scale < math.inf):
+            continue
+        first = next(layer for layer in regressor.modules() if isinstance(layer, nn.Conv2d))
+        first.weight.mul_(scale)
+        lines.append(
+            f'taps[{index}]: RMS of features {student:.3g} in the student, {teacher:.3g} in the teacher; the regressor '
+            f'starts with a first layer multiplied by {scale:.3g} (train.init_r: {init}).'
+        )
+    return lines

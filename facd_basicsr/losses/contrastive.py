@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from facd_basicsr.losses.pairwise import pairwise_l1, pairwise_l1_triu
+from facd_basicsr.losses.pairwise import pairwise_l1, pairwise_l1_triu, sample_l1
 from facd_basicsr.runtime.processes import all_gather_samples, total
 
 NEGATIVES = ('upper', 'all', 'per_anchor')
+NEGATIVES_FROM = ('teacher', 'student')
 
 
 def contrastive_loss(
@@ -16,11 +17,12 @@ def contrastive_loss(
     negatives: str = 'upper',
     stop_gradient: bool = False,
     eps: float = 1e-8,
+    negatives_from: str = 'teacher',
 ) -> tuple[Tensor, Tensor]:
     """Equation (3) for one tap: sum_i alpha_i d_ii / sum_k d_k, with d the L1 distance between two samples.
 
-    d_ii is the distance of the student's sample i to the teacher's sample i, d_ik (i != k) to another sample of
-    the teacher's, taken over the batches of all ranks. In sum form the loss is (N / K) * r when every alpha is 1.
+    d_ii is the distance of the student's sample i to the teacher's sample i, d_ik (i != k) to another sample k of
+    ``negatives_from``, taken over the batches of all ranks. In sum form the loss is (N / K) * r when every alpha is 1.
 
     Args:
         student_feat: DR(F^S), (N, C, H, W).
@@ -30,21 +32,25 @@ def contrastive_loss(
             ``per_anchor`` (each sample over its own N - 1 negatives, as in InfoNCE).
         stop_gradient: keep the gradient out of the denominator.
         eps: guards the division where all samples are equal.
+        negatives_from: whose feature of another sample is F^Neg: the ``teacher``'s, or the ``student``'s, with gradient
+            to both samples.
 
     Returns:
         The loss, a scalar, and r = mean positive distance / mean negative distance, without gradient.
     """
-    teachers, first = all_gather_samples(teacher_feat)  # (N', C, H, W), N' = samples on all ranks
+    from_teacher = negatives_from == 'teacher'
+    feat = teacher_feat if from_teacher else student_feat
+    others, first = all_gather_samples(feat, with_gradient=not from_teacher)  # (N', C, H, W), N' samples on all ranks
     if negatives == 'upper':  # then no other pairs count
-        d = pairwise_l1_triu(student_feat, teachers, first)  # (N, C, H, W) x (N', C, H, W) -> (N, N')
+        d = pairwise_l1_triu(student_feat, others, first)  # (N, C, H, W) x (N', C, H, W) -> (N, N')
     else:
-        d = pairwise_l1(student_feat, teachers)
+        d = pairwise_l1(student_feat, others)
     n, n_all = d.shape
-    own = torch.arange(first, first + n, device=d.device)[:, None]  # (N, 1): the column of each row's positive
+    own = torch.arange(first, first + n, device=d.device)[:, None]  # (N, 1): the column of each row's own sample
     other = torch.arange(n_all, device=d.device)[None]  # (1, N')
     is_negative = other > own if negatives == 'upper' else other != own  # (N, N')
 
-    d_pos = d.gather(1, own)[:, 0]  # (N,)
+    d_pos = d.gather(1, own)[:, 0] if from_teacher else sample_l1(student_feat, teacher_feat.detach())  # (N,)
     d_neg = (d.detach() if stop_gradient else d) * is_negative  # (N, N')
     sum_pos, sum_neg = total(torch.stack([d_pos.sum(), d_neg.sum()]))
     denominator = d_neg.sum(1) if negatives == 'per_anchor' else sum_neg  # (N,) or scalar

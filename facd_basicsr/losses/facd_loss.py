@@ -8,7 +8,7 @@ from torch import Tensor
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses.base import REGRESSOR, DistillLoss, DistillState, check_batch, option, weighted_taps
-from facd_basicsr.losses.contrastive import NEGATIVES, contrastive_loss
+from facd_basicsr.losses.contrastive import NEGATIVES, NEGATIVES_FROM, contrastive_loss
 from facd_basicsr.losses.image import image_loss, indicator
 
 
@@ -61,6 +61,13 @@ class FACDLoss(DistillLoss):
         choices=REGRESSOR,
     )
     eps: float = option(1e-8, 'guards the denominator where all samples are equal', least=0)
+    negatives_from: str = option(
+        'teacher',
+        'whose feature of another sample F^Neg in equation (3) is, which the text does not say. `teacher`: whose the '
+        'positive is. `student`: the only reading in which (N^2 - N) / 2 counts every pair, for (i, k) and (k, i) are '
+        'then the same; the gradient flows to both samples',
+        choices=NEGATIVES_FROM,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +92,7 @@ class FACDLoss(DistillLoss):
         l_facd = alpha.new_zeros(())
         for j, (w_j, student_feat, teacher_feat) in enumerate(taps, start=1):
             l_j, logs[f'r_{j}'] = contrastive_loss(
-                student_feat, teacher_feat, alpha, self.negatives, self.stop_gradient, self.eps
+                student_feat, teacher_feat, alpha, self.negatives, self.stop_gradient, self.eps, self.negatives_from
             )
             l_facd = l_facd + w_j * l_j
         l_sr = self.img_range * image_loss(student, teacher, gt, alpha, self.l1_gt, self.l1_t)

@@ -49,7 +49,7 @@ class AffinityL1(torch.autograd.Function):
         return output_gradient * gradient, None, None
 
 
-def affinity_loss(student_feat: Tensor, teacher_feat: Tensor, eps: float = 1e-7) -> Tensor:
+def affinity_loss(student_feat: Tensor, teacher_feat: Tensor, eps: float = 1e-8) -> Tensor:
     """mean |SA(F^S) - SA(F^T)|, SA(F) = F^T F of F's columns divided by their length.
 
     At batch 16 and 48 x 48 SA has 85 million entries, and autograd would keep several of that size for each tap. Here
@@ -58,7 +58,7 @@ def affinity_loss(student_feat: Tensor, teacher_feat: Tensor, eps: float = 1e-7)
     Args:
         student_feat: F^S, (N, C_s, H, W).
         teacher_feat: F^T, (N, C_t, H, W); the widths may differ. No gradient flows to it.
-        eps: added to the lengths.
+        eps: added to the lengths, as in the newest version of the authors' code (1e-7 in earlier ones).
 
     Returns:
         Scalar, at most 2. Computed in float32 (float64 for float64 inputs), whatever autocast says.

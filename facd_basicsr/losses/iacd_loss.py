@@ -6,7 +6,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
 from facd_basicsr.losses.base import DistillLoss, DistillState, check_batch, option
-from facd_basicsr.losses.contrastive import NEGATIVES, contrastive_loss
+from facd_basicsr.losses.contrastive import NEGATIVES, NEGATIVES_FROM, contrastive_loss
 from facd_basicsr.losses.image import image_loss, indicator
 
 
@@ -30,6 +30,7 @@ class IACDLoss(DistillLoss):
     negatives: str = option('upper', 'as in FACDLoss', choices=NEGATIVES)
     stop_gradient: bool = option(False, 'as in FACDLoss')
     eps: float = option(1e-8, 'as in FACDLoss', least=0)
+    negatives_from: str = option('teacher', 'as in FACDLoss', choices=NEGATIVES_FROM)
 
     def forward(self, state: DistillState) -> dict[str, Tensor]:
         """Equation (4) with SR^S and SR^T in the place of features.
@@ -43,6 +44,8 @@ class IACDLoss(DistillLoss):
         check_batch(state, 'IACDLoss')
         student, teacher, gt = state.student, state.teacher.detach(), state.gt
         alpha = indicator(student, teacher, gt, self.adaptive)  # (N,)
-        l_iacd, r = contrastive_loss(student, teacher, alpha, self.negatives, self.stop_gradient, self.eps)
+        l_iacd, r = contrastive_loss(
+            student, teacher, alpha, self.negatives, self.stop_gradient, self.eps, self.negatives_from
+        )
         l_sr = self.img_range * image_loss(student, teacher, gt, alpha)
         return {'l_sr': l_sr, 'l_iacd': self.lambda_ * l_iacd, 'alpha': alpha.mean(), 'r': r}

@@ -4,11 +4,12 @@ from typing import Any, cast
 
 import torch
 from basicsr.archs import build_network
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from facd_basicsr.archs import CONVOLUTIONAL, input_channels
-from facd_basicsr.distill.regressors import build_regressors
+from facd_basicsr.distill.regressors import build_regressors, start_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
@@ -57,8 +58,11 @@ class FACDModel(SafeSRModel):
         self.net_r = self._build_regressors()
         self._run_student, self._run_teacher = self.student_taps.run, self.teacher_taps.run
         self._run_regressors = run_network
+        self._init_r: str | None = None  # not by a probe
         self._try_loss(train_opt)
         self._compile()
+        if self.net_r is not None and self.opt['path']['pretrain_network_r'] is None:  # what is resumed has started
+            self._init_r = train_opt['init_r']
 
         self.setup_optimizers()
         self.setup_schedulers()
@@ -77,12 +81,16 @@ class FACDModel(SafeSRModel):
             self.net_g_ema.eval()
 
     def probe_taps(self, size: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The student's and the teacher's features, (1, C_j, h, w) each, of a flat patch; before the regressors.
+        """:meth:`tapped` of a flat patch, (1, C_j, h, w) each.
 
         Args:
             size: height and width of LQ; the training patch's if None.
         """
-        lq, net_g = self._flat(1, size or self._patch_size()), self.get_bare_model(self.net_g)
+        return self.tapped(self._flat(1, size or self._patch_size()))
+
+    def tapped(self, lq: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The student's and the teacher's features, (N, C_j, h, w) each, without gradient and before the regressors."""
+        net_g = self.get_bare_model(self.net_g)
         student_errors = reraise_refused_input('network_g', net_g, lq)
         with torch.no_grad(), student_errors, self._execution_g.reraise_layout_errors('train'):
             _, student_feats = self.student_taps.run(net_g, self._execution_g.laid_out(lq))
@@ -170,12 +178,20 @@ class FACDModel(SafeSRModel):
         """
         with self._execution_g.autocast(self.device):
             student, student_feats = self._run_student(self.net_g, self._execution_g.laid_out(lq))
-        if self.net_r is not None:
-            student_feats = self._regressed(self.net_r, student_feats)
         with tf32_of(self.teacher.execution.precision):
             teacher, teacher_feats = self._run_teacher(self.teacher, lq)
+        if self.net_r is not None:
+            self._start_regressors(self.net_r, student_feats, teacher_feats)
+            student_feats = self._regressed(self.net_r, student_feats)
         student_feats, teacher_feats = (tuple(map(at_least_float32, feats)) for feats in (student_feats, teacher_feats))
         return DistillState(at_least_float32(student), teacher, gt, lq, student_feats, teacher_feats)
+
+    def _start_regressors(self, net_r: nn.Module, *feats: tuple[Tensor, ...]) -> None:
+        """Nothing, but on the first batch of a run whose regressors are new (``train.init_r``)."""
+        if self._init_r not in (None, 'random'):
+            for line in start_regressors(self.get_bare_model(net_r), self._init_r, *feats):
+                get_root_logger().info(line)
+        self._init_r = None
 
     def _regressed(self, net_r: nn.Module, feats: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self._execution_r.dtype is None:

@@ -20,7 +20,9 @@ from basicsr.utils.registry import (
     Registry,
 )
 
+from facd_basicsr.archs import DeepRegressor
 from facd_basicsr.distill.layouts import LAYOUTS
+from facd_basicsr.distill.taps import hint
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.download import DIGEST
 from facd_basicsr.losses import DistillLoss
@@ -411,7 +413,7 @@ def _check_train(opt: OptionBlock) -> None:
             raise UserError(f'{where}: {value}; accepted: a whole number')
     if opt['logger']['keep_best'] and not (val_opt['metrics'] and len(opt['datasets']) > 1):
         raise UserError('logger.keep_best: true; accepted with val.metrics and datasets.val')
-    _check_regressors(train_opt, 'network_r' in opt)
+    _check_regressors(train_opt, opt.get('network_r'))
     if 'distill_opt' in accepted:
         _check_distillation(opt)
 
@@ -424,10 +426,18 @@ def _check_logger(logger_opt: OptionBlock) -> None:
         )
 
 
-def _check_regressors(train_opt: OptionBlock, are_there: bool) -> None:
+def _check_regressors(train_opt: OptionBlock, network_opt: OptionBlock | None) -> None:
     for key in schema.EXECUTION:
-        if f'{key}_r' in train_opt and not are_there:
+        if f'{key}_r' in train_opt and network_opt is None:
             raise UserError(f'train.{key}_r: given, but there is no network_r; accepted: no {key}_r')
+    if train_opt.get('init_r') == 'first_batch':
+        if network_opt is None:
+            raise UserError('train.init_r: first_batch, but there is no network_r; accepted: no init_r')
+        if not issubclass(ARCH_REGISTRY.get(network_opt['type']), DeepRegressor):
+            raise UserError(
+                f'train.init_r: first_batch; accepted with network_r.type: {network_opt["type"]}: auto or random, by '
+                'which it begins as it is built'
+            )
     precision, precision_r = (train_opt.get(key) for key in ('precision', 'precision_r'))
     # they share a backward, and torch has one setting for all of it
     if precision_r in ('fp32', 'tf32') and precision not in (precision_r, 'bf16', 'fp16'):
@@ -451,7 +461,8 @@ def _check_distillation(opt: OptionBlock) -> None:
                 raise UserError(f'{key}: given, but {distill_opt["type"]} compares images only; accepted: no {key}')
         return
     if not opt['taps']:
-        raise UserError('taps: []; accepted: one {student: PATH, teacher: PATH} or more, as in FACD_EDSR_x2.yml')
+        accepted = 'one {student: PATH, teacher: PATH} or more, as in options/train/FACD_EDSR_x2.yml'
+        raise UserError(f'taps: []; accepted: {accepted}{hint("teacher")}')
     weights = distill_opt.get('layer_weights')
     if weights is not None and len(weights) != len(opt['taps']):
         raise UserError(

@@ -16,6 +16,7 @@ from basicsr.models import lr_scheduler
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.file_client import FileClient
 
+from facd_basicsr.distill.regressors import INITS
 from facd_basicsr.distill.teacher import WEIGHTS_FORMATS
 from facd_basicsr.models.nonfinite import ACTIONS
 from facd_basicsr.options.signatures import Key, keys_read, signature_keys
@@ -253,6 +254,14 @@ TRAIN_KEYS = {
         below=1,
         default=0,
         meaning='of a moving average of the weights, validated in their place and saved as `params_ema`; `0`: none',
+    ),
+    'init_r': Key(
+        (str,),
+        choices=INITS,
+        default='auto',
+        meaning="how new regressors begin. `random`: as torch's layers do. `first_batch`: their first layer is then "
+        "multiplied, so that features come in the teacher's units. `auto`: that, but only where the student's features "
+        "are more than 30 times smaller than the teacher's ([teachers.md](teachers.md#features-in-other-units))",
     ),
     'distill_opt': Key((dict,), meaning='the distillation loss. Required with `FACDModel`, unknown to others'),
     'pixel_opt': Key((dict,), meaning='`SRModel`: a loss of images. Required unless there is `perceptual_opt`'),

@@ -19,20 +19,32 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def all_gather_samples(x: Tensor) -> tuple[Tensor, int]:
-    """Every rank's ``x`` along the batch axis, without gradient, and the index of this rank's first sample.
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.own = slice(dist.get_rank() * len(x), (dist.get_rank() + 1) * len(x))
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(ranks())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return total(gradient)[ctx.own]
+
+
+def all_gather_samples(x: Tensor, with_gradient: bool = False) -> tuple[Tensor, int]:
+    """Every rank's ``x`` along the batch axis, and the index of this rank's first sample.
 
     Args:
         x: (n, ...), the same shape on every rank.
+        with_gradient: whether gradients flow back, from all ranks to the rank of the sample; as for :func:`total`,
+            DDP's averaging then divides them by R.
 
     Returns:
         (R * n, ...) and rank * n.
     """
-    if ranks() == 1:
-        return x.detach(), 0
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(ranks())]
-    dist.all_gather(parts, x.detach().contiguous())
-    return torch.cat(parts), dist.get_rank() * x.shape[0]
+    x = x if with_gradient else x.detach()
+    return (x, 0) if ranks() == 1 else (_Gather.apply(x), dist.get_rank() * len(x))
 
 
 class _Total(torch.autograd.Function):

@@ -9,11 +9,15 @@ from typing import Any
 
 import click
 import torch
+from basicsr.archs import build_network
 from torch import Tensor, nn
 
-from facd_basicsr.archs import input_channels
+from facd_basicsr.archs import DeepRegressor, input_channels
 from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.data.paths import check_whole_dataset
+from facd_basicsr.distill.regressors import OTHER_UNITS, in_other_units, rms
+from facd_basicsr.distill.taps import suggested, tappable
+from facd_basicsr.distill.teacher import Teacher, build_teacher
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.engine.loop import Training
 from facd_basicsr.environment import versions
@@ -21,7 +25,9 @@ from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.evaluation.complexity import flops, parameters, saved_activations
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models import FACDModel
-from facd_basicsr.options import complete_options, load_options, parser
+from facd_basicsr.models.facd_model import PROBE_LQ_SIZE
+from facd_basicsr.options import check_inputs, complete_options, load_options, parser
+from facd_basicsr.options.parse import checked, read_options
 from facd_basicsr.train import set_up
 
 GIB = 2**30
@@ -61,6 +67,43 @@ def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
         for name, dataset_opt in opt['datasets'].items():  # late, since it takes longest
             yield f'data         {name}: {check_whole_dataset(name, dataset_opt, opt["scale"])}'
         yield from _first_iterations(training, opt)
+
+
+def list_modules(option_file: str, overrides: Sequence[str], of: str) -> Iterator[str]:
+    """The module paths of a file's student or teacher, with the shape of each feature of a training patch.
+
+    What it helps to write, taps, regressors and loss, may be wrong or missing, and so may data and weights.
+
+    Args:
+        option_file: a train file.
+        overrides: ``--force_yml`` entries.
+        of: ``student`` or ``teacher``.
+
+    Yields:
+        Lines of the report.
+
+    Raises:
+        UserError: the rest of the file is not accepted, or it has no teacher.
+    """
+    opt = read_options(option_file, overrides)
+    for key in ('taps', 'network_r'):
+        opt.pop(key, None)
+    if isinstance(opt.get('train'), dict) and 'teacher' in opt:
+        opt['train']['distill_opt'] = {'type': 'TeacherSupervisionLoss'}
+    opt = checked(opt, option_file, is_train=True)
+    check_inputs(opt, option_file, is_train=True, with_data=False, with_weights=False)
+    if of == 'teacher' and 'teacher' not in opt:
+        raise UserError(f'--modules teacher: {option_file} has no teacher; accepted: student')
+    network_opt = opt['network_g'] if of == 'student' else opt['teacher'].get('network')
+    run = build_teacher(opt['teacher'], opt['scale']) if network_opt is None else build_network(network_opt).eval()
+    net = run.net if isinstance(run, Teacher) else run
+    size = opt['datasets']['train'].get('gt_size', PROBE_LQ_SIZE * opt['scale']) // opt['scale']
+    found = tappable(net, torch.full((1, input_channels(opt['network_g']), size, size), 0.5), run)
+    yield f'{of:<13}{type(net).__name__}, features of LQ of {size} x {size}'
+    yield from _block('', text_table(['path', 'module', 'C x H x W'], [[o.path, o.module, o.found] for o in found]))
+    paths = suggested(found)
+    if paths:
+        yield f'{"":<13}after a third and two thirds, and last before the upsampler: {", ".join(paths)}'
 
 
 def _environment() -> Iterator[str]:
@@ -122,6 +165,8 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     """Estimates the batch's memory from a few samples, then runs two iterations."""
     model = training.model
     batch = next(iter(training.loaders.train))
+    if isinstance(model, FACDModel) and 'taps' in opt:
+        yield from _units(model, batch, opt)
     size = len(batch['lq'])
     estimate, breakdown = memory_estimate(model, batch)
     capacity, name = _total_memory(model.device)
@@ -143,6 +188,30 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
         f'iteration    {seconds:.3f} s for a batch of {size} at the current load of this machine; {total} iterations: '
         f'{seconds * total / 3600:.1f} h without data loading and validation'
     )
+
+
+def _units(model: FACDModel, batch: dict[str, Any], opt: dict[str, Any]) -> Iterator[str]:
+    """The RMS of each tap's features on a few real patches, and a warning where student and teacher differ much."""
+    found = rms(*model.tapped(batch['lq'][:LARGE].to(model.device))).tolist()
+    taps = [f'{tap["student"]} <- {tap["teacher"]}' for tap in opt['taps']]
+    rows = [[tap, f'{student:.3g}', f'{teacher:.3g}'] for tap, (student, teacher) in zip(taps, found)]
+    yield from _block('features', text_table(['tap', 'RMS of student', 'RMS of teacher'], rows))
+    regressors = [nn.Identity()] * len(rows) if model.net_r is None else model.get_bare_model(model.net_r)
+    for index, (regressor, (student, teacher)) in enumerate(zip(regressors, found)):
+        if in_other_units(student, teacher):
+            times = f'differ by more than {OTHER_UNITS} times'
+            advice = _advice(regressor, opt['train']['init_r'], student < teacher)
+            yield f'{"":<13}warning: taps[{index}]: the features {times}; {advice}'
+
+
+def _advice(regressor: nn.Module, init: str, student_is_smaller: bool) -> str:
+    if isinstance(regressor, nn.Identity):
+        return 'without a regressor they are hardly learnt'
+    if not isinstance(regressor, DeepRegressor):
+        return "a DeepRegressor would start in the teacher's units (train.init_r)"
+    if init == 'first_batch' or (init == 'auto' and student_is_smaller):
+        return f"the regressor starts in the teacher's units (train.init_r: {init})"
+    return f"by train.init_r: first_batch the regressor starts in the teacher's units, here {init}"
 
 
 def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
@@ -217,7 +286,12 @@ def _block(title: str, table: str) -> Iterator[str]:
 @click.option(
     '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help='Override options, as in train.py.'
 )
-def command(option_file: str, overrides: tuple[str, ...]) -> None:
+@click.option(
+    '--modules',
+    type=click.Choice(['student', 'teacher']),
+    help='List the module paths of this network with their shapes, for taps, and check nothing else.',
+)
+def command(option_file: str, overrides: tuple[str, ...], modules: str | None) -> None:
     """Check everything a run needs before it starts.
 
     Checks environment, option file, every image of the data, teacher, taps and memory, and times one iteration. The
@@ -226,7 +300,12 @@ def command(option_file: str, overrides: tuple[str, ...]) -> None:
     \b
     Example:
       facd check -opt options/train/FACD_EDSR_x4.yml
+      facd check -opt options/train/FACD_EDSR_x4.yml --modules teacher
     """
+    if modules is not None:
+        for line in list_modules(option_file, overrides, modules):
+            click.echo(line)
+        return
     for line in check(option_file, overrides):
         click.echo(line)
     click.echo('Training would start.')

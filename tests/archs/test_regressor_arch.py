@@ -31,6 +31,17 @@ def test_one_layer_equals_a_value_worked_by_hand():
     assert regressor(feat).item() == 2 * 3 - 4 + 0.5  # no PReLU after the last convolution
 
 
+def test_by_option_a_prelu_follows_the_last_convolution_too():
+    regressor = DeepRegressor(3, 8, last_act=True)
+    assert [type(layer) for layer in regressor] == [nn.Conv2d, nn.PReLU] * 5
+    feat = torch.randn(1, 3, 4, 4)
+    with torch.no_grad():
+        regressor[-1].weight.fill_(0.5)
+        signed = nn.Sequential(*list(regressor)[:-1])(feat)
+        assert (signed < 0).any()
+        torch.testing.assert_close(regressor(feat), torch.where(signed < 0, signed / 2, signed))
+
+
 def test_no_layers_are_refused():
     with pytest.raises(ValueError, match=r'network_r.num_layer: 0; accepted: 1 or more'):
         DeepRegressor(2, 2, num_layer=0)

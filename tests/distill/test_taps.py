@@ -4,11 +4,12 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
+from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from facd_basicsr.distill.taps import Taps
+from facd_basicsr.distill.taps import Taps, suggested, tappable
 from facd_basicsr.errors import UserError
 
 
@@ -52,8 +53,21 @@ def test_an_output_that_an_in_place_relu_overwrites_is_refused(edsr):
     ('path', 'nearest'), [('body.9', 'body.2'), ('boddy.2', 'body.2'), ('upsampel:input', 'upsample:input')]
 )
 def test_an_unknown_path_is_refused_with_the_nearest_one(edsr, path, nearest):
-    with pytest.raises(UserError, match=rf"taps\[0\].student: '{path}' is not in EDSR; nearest: '{nearest}'"):
+    message = (
+        rf"taps\[0\].student: '{path}' is not in EDSR; nearest: '{nearest}'; paths and shapes: facd check --modules "
+        'student$'
+    )
+    with pytest.raises(UserError, match=message):
         Taps(edsr, [path], 'student')
+
+
+def test_for_a_path_of_another_network_it_is_said_what_this_one_consists_of(edsr):
+    message = (
+        r"'layers.0.blocks.5' is not in EDSR; accepted: conv_first, body, conv_after_body, upsample, conv_last, or "
+        r'below; paths and shapes: facd check --modules teacher$'
+    )
+    with pytest.raises(UserError, match=message):
+        Taps(edsr, ['layers.0.blocks.5'], 'teacher')
 
 
 def test_an_output_that_is_no_nchw_tensor_is_refused():
@@ -151,12 +165,16 @@ def test_an_unknown_path_is_refused_in_a_line_with_one_that_there_is(net, path, 
     try:
         Taps(net, [path], 'teacher')
     except UserError as error:
-        found = re.fullmatch(r"taps\[0\]\.teacher: .* is not in Sequential; nearest: '(.*)'", str(error))
+        found = re.fullmatch(
+            r"taps\[0\]\.teacher: .* is not in Sequential; (?:nearest: '(.*)'|accepted: (\w+)\b.*, or below); "
+            'paths and shapes: facd check --modules teacher',
+            str(error),
+        )
         ends = (':input', ':tokens', ':input:tokens')
         known = paths | {name + end for name in paths for end in ends}
         assert found and path not in known
         if ':' not in path:
-            Taps(net, [found[1]], 'teacher')
+            Taps(net, [found[1] or found[2]], 'teacher')
     else:
         assert path.removesuffix(':input') in paths
 
@@ -164,3 +182,63 @@ def test_an_unknown_path_is_refused_in_a_line_with_one_that_there_is(net, path, 
 def test_a_network_without_modules_has_no_nearest_path():
     with pytest.raises(UserError, match=r"taps\[0\]\.student: 'body' is not in PReLU; it has no modules"):
         Taps(nn.PReLU(), ['body'], 'student')
+
+
+def test_what_can_be_tapped_is_listed_with_shapes_and_what_cannot_with_the_reason(edsr):
+    listed = {found.path: found for found in tappable(edsr, torch.rand(1, 3, 5, 6), edsr)}
+    assert listed['body.1'].module == 'ResidualBlockNoBN' and listed['body.1'].found == '4 x 5 x 6'
+    assert listed['conv_after_body'].found == 'changed in place later'  # by the global skip
+    assert listed['upsample:input'].found == '4 x 5 x 6'  # which no module returns
+    assert listed['upsample.0'].found == '16 x 5 x 6' and listed['upsample'].found == '4 x 10 x 12'
+    assert 'body.1:input' not in listed  # it is body.0
+    assert [path for path in listed if listed[path].channels] == list(
+        dict.fromkeys(path for path in listed if 'x' in listed[path].found)
+    )
+    feats = Taps(edsr, [path for path in listed if listed[path].channels], 'teacher').run(edsr, torch.rand(1, 3, 5, 6))
+    shapes = [' x '.join(map(str, feat.shape[1:])) for feat in feats[1]]
+    assert shapes == [found.found for found in listed.values() if found.channels]
+
+
+def test_tokens_are_listed_as_they_are_tapped_and_other_outputs_by_what_they_are():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.pooled, self.two, self.twice = (
+                nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.LSTM(30, 30), nn.Identity()
+            )  # fmt: skip
+
+        def forward(self, x):
+            tokens = self.embed(x)  # (1, 3, 30)
+            self.pooled(tokens)
+            self.two(tokens)
+            return self.twice(self.twice(self.embed2(tokens))).transpose(1, 2).unflatten(2, x.shape[2:])
+
+        def embed2(self, tokens):
+            return tokens.transpose(1, 2)
+
+    net = Tokens()
+    listed = {found.path: found.found for found in tappable(net, torch.rand(1, 3, 5, 6), net)}
+    assert listed == {
+        'embed': '(1, 3, 30)', 'pooled': '(1, 3, 1)', 'two': 'tuple', 'twice': 'runs 2 times',
+        'twice:input:tokens': '3 x 5 x 6',
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('net', 'paths'),
+    [
+        (EDSR(3, 3, 4, 12, 2), ['body.3', 'body.7', 'upsample:input']),
+        (EDSR(3, 3, 4, 4, 2), ['body.0', 'body.1', 'upsample:input']),
+        (RCAN(3, 3, 16, 3, 5, upscale=2), ['body.0', 'body.1', 'upsample:input']),
+        (SRVGGNetCompact(num_feat=8, num_conv=5, upscale=2), ['body.2', 'body.6', 'body.11']),
+    ],
+)
+def test_paths_like_the_papers_are_suggested(net, paths):
+    found = tappable(net, torch.rand(1, 3, 5, 6), net)
+    assert suggested(found) == paths
+    Taps(net, paths, 'student').run(net, torch.rand(1, 3, 5, 6))
+
+
+def test_of_a_network_without_features_at_lqs_size_none_is_suggested():
+    net = nn.Sequential(nn.Conv2d(3, 3, 2, stride=2))
+    assert suggested(tappable(net, torch.rand(1, 3, 4, 4), net)) == []

@@ -41,6 +41,12 @@ def facd(opt: dict) -> None:
     }
 
 
+def started_regressors(opt: dict) -> None:
+    """Regressors that take the first batch's features in the teacher's units, which no later batch may repeat."""
+    opt['network_g'] = {**opt['network_g'], 'img_range': 1.0}
+    opt['train'] |= {'ema_decay': 0.9, 'init_r': 'first_batch'}
+
+
 def student_alone(opt: dict) -> None:
     for key in ('teacher', 'taps', 'network_r'):
         del opt[key]
@@ -70,6 +76,7 @@ def prefetching(opt: dict) -> None:
     [
         (facd, [1]),
         (facd, [3, 4, 7]),  # in the middle of an epoch, at its end, and again
+        (started_regressors, [1]),
         (two_workers, [3]),
         (prefetching, [3]),
         (student_alone, [3]),

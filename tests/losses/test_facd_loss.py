@@ -114,6 +114,47 @@ def test_equation_3_equals_a_value_worked_by_hand(negatives, loss, r):
     assert found_r.item() == pytest.approx(r)
 
 
+@pytest.mark.parametrize(
+    ('negatives', 'loss', 'r'),
+    [
+        # students 1, 4, 6 and teachers 2, 10, 7: positives 1, 6, 1; between students 3 (1, 2), 5 (1, 3), 2 (2, 3)
+        ('upper', 8 / (3 + 5 + 2), (8 / 3) / (10 / 3)),
+        ('all', 8 / (2 * (3 + 5 + 2)), (8 / 3) / (20 / 6)),
+        ('per_anchor', 1 / (3 + 5) + 6 / (3 + 2) + 1 / (5 + 2), (8 / 3) / (20 / 6)),
+    ],
+)
+def test_equation_3_with_negatives_between_students_equals_a_value_worked_by_hand(negatives, loss, r):
+    found, found_r = contrastive_loss(
+        images(1, 4, 6), images(2, 10, 7), torch.ones(3), negatives, negatives_from='student'
+    )
+    assert found.item() == pytest.approx(loss)
+    assert found_r.item() == pytest.approx(r)
+
+
+@pytest.mark.parametrize('negatives', ['upper', 'all', 'per_anchor'])
+def test_gradcheck_with_negatives_between_students(negatives):
+    state = random_state(n=6)  # more than share their columns in pairwise_l1_triu
+    alpha = torch.tensor([1, 0, 1, 1, 1, 0]).double()
+
+    def loss(student_feat):
+        return contrastive_loss(student_feat, state.teacher_feats[0], alpha, negatives, negatives_from='student')[0]
+
+    assert torch.autograd.gradcheck(loss, state.student_feats[0])
+
+
+def test_a_negative_between_students_pushes_both_apart():
+    student = images(1, 4).requires_grad_()
+    loss, _ = contrastive_loss(student, images(2, 10), torch.ones(2), negatives_from='student')
+    loss.backward()
+    # L = ((2 - s_1) + (10 - s_2)) / (s_2 - s_1) = 7 / 3, so dL/ds_1 = -1/3 + 7/9 and dL/ds_2 = -1/3 - 7/9
+    expected = [-1 / 3 + 7 / 9, -1 / 3 - 7 / 9]
+    assert student.grad.flatten(1).sum(1).tolist() == pytest.approx(expected)
+    stopped = images(1, 4).requires_grad_()
+    loss, _ = contrastive_loss(stopped, images(2, 10), torch.ones(2), stop_gradient=True, negatives_from='student')
+    loss.backward()
+    assert stopped.grad.flatten(1).sum(1).tolist() == pytest.approx([-1 / 3, -1 / 3])
+
+
 def test_equation_3_gates_positives_only():
     # alpha = (0, 1): the positive d11 = 1 is gone, but student 1 against teacher 2, 9, stays the denominator
     assert contrastive_loss(images(1, 4), images(2, 10), torch.tensor([0.0, 1.0]))[0].item() == pytest.approx(6 / 9)
@@ -184,6 +225,7 @@ def test_the_defaults_are_the_papers_values():
     loss = FACDLoss()
     assert (loss.lambda_, loss.layer_weights, loss.img_range) == (4.0, (0.5, 0.3, 0.2), 255.0)
     assert (loss.adaptive, loss.negatives, loss.stop_gradient, loss.regressor) == (True, 'upper', False, 'always')
+    assert loss.negatives_from == 'teacher'
 
 
 def test_contrastive_term_is_a_few_percent_of_the_image_term_in_the_papers_setting():
@@ -247,7 +289,9 @@ def weights_of(state: DistillState) -> list[float]:
     return [0.5, 0.3, 0.2][: len(state.student_feats)]
 
 
-def literally(state: DistillState, lambda_: float, adaptive: bool, negatives: str) -> dict[str, torch.Tensor]:
+def literally(
+    state: DistillState, lambda_: float, adaptive: bool, negatives: str, negatives_from: str
+) -> dict[str, torch.Tensor]:
     """Equations (1) to (4) by broadcasting, every difference of two samples written out."""
 
     def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -259,17 +303,24 @@ def literally(state: DistillState, lambda_: float, adaptive: bool, negatives: st
     l_facd = torch.zeros((), dtype=torch.float64)
     for w_j, s, t in zip(weights_of(state), state.student_feats, state.teacher_feats):
         d = (s[:, None] - t[None]).abs().mean((2, 3, 4))  # (N, 1, C, H, W) - (1, N, C, H, W) -> (N, N)
-        d_neg = d.triu(1) if negatives == 'upper' else d - d.diag().diag()
+        of_others = {'teacher': d, 'student': (s[:, None] - s[None]).abs().mean((2, 3, 4))}[negatives_from]
+        d_neg = of_others.triu(1) if negatives == 'upper' else of_others - of_others.diag().diag()
         denominator = d_neg.sum(1) if negatives == 'per_anchor' else d_neg.sum()
         l_facd = l_facd + w_j * (alpha * d.diag() / denominator).sum()
     return {'l_sr': 255 * l_sr, 'l_facd': lambda_ * l_facd}
 
 
 @settings(deadline=None, max_examples=50)
-@given(state=states(), lambda_=st.floats(0, 100), adaptive=st.booleans(), negatives=NEGATIVES)
-def test_terms_and_gradients_are_those_of_the_equations_written_out(state, lambda_, adaptive, negatives):
-    ours = FACDLoss(lambda_, weights_of(state), adaptive=adaptive, negatives=negatives, eps=0)(state)
-    theirs = literally(state, lambda_, adaptive, negatives)
+@given(
+    state=states(), lambda_=st.floats(0, 100), adaptive=st.booleans(), negatives=NEGATIVES,
+    negatives_from=st.sampled_from(['teacher', 'student']),
+)  # fmt: skip
+def test_terms_and_gradients_are_those_of_the_equations_written_out(
+    state, lambda_, adaptive, negatives, negatives_from
+):
+    options = {'adaptive': adaptive, 'negatives': negatives, 'negatives_from': negatives_from}
+    ours = FACDLoss(lambda_, weights_of(state), eps=0, **options)(state)
+    theirs = literally(state, lambda_, **options)
     leaves = [state.student, *state.student_feats]
     for term in ('l_sr', 'l_facd'):
         torch.testing.assert_close(ours[term], theirs[term])

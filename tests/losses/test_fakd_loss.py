@@ -17,7 +17,7 @@ def literal(student_feat: torch.Tensor, teacher_feat: torch.Tensor) -> torch.Ten
     def similarity(feat: torch.Tensor) -> torch.Tensor:
         n, c, h, w = feat.shape
         columns = feat.reshape(n, c, h * w)
-        unit = columns / ((columns**2).sum(1, keepdim=True).sqrt() + 1e-7)
+        unit = columns / ((columns**2).sum(1, keepdim=True).sqrt() + 1e-8)
         return torch.einsum('ncp,ncq->npq', unit, unit)
 
     return (similarity(student_feat) - similarity(teacher_feat)).abs().mean()
@@ -123,6 +123,13 @@ def test_the_length_of_columns_does_not_matter():
     s, t = (feat.detach().double() for feat in features(n=2, c=3, size=4))
     lengths = torch.rand(2, 1, 4, 4, dtype=torch.float64) + 0.5
     torch.testing.assert_close(affinity_loss(lengths * s, 100 * t), affinity_loss(s, t), rtol=1e-5, atol=0)
+
+
+def test_what_is_added_to_a_columns_length_is_the_authors_1e_8():
+    # columns as long as that, and 1: of length 1/2 and 1, so products 1/4, 1/2, 1/2, 1 where the teacher's are all 1
+    s = torch.tensor([[1e-8, 1.0]], dtype=torch.float64).reshape(1, 1, 1, 2)
+    t = torch.ones(1, 1, 1, 2, dtype=torch.float64)
+    assert affinity_loss(s, t).item() == pytest.approx((0.75 + 0.5 + 0.5) / 4, rel=1e-6)
 
 
 def test_it_needs_no_regressor_whatever_the_widths():

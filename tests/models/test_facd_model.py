@@ -176,6 +176,54 @@ def test_resuming_restores_regressors_and_optimizer(build, train_opt, tmp_path):
         assert torch.equal(ours['exp_avg'], theirs['exp_avg'])
 
 
+def weak_student(opt: dict) -> dict:
+    """With features of images in [0, 1], a hundredth of the teacher's and less."""
+    return changed(opt, 'network_g.img_range', 1.0)
+
+
+def first_layers(model: FACDModel) -> list[torch.Tensor]:
+    return [regressor[0].weight.detach().clone() for regressor in model.net_r]
+
+
+def test_regressors_of_a_student_in_other_units_start_once_on_the_first_batch(build, train_opt):
+    model = build(weak_student(train_opt))
+    before = first_layers(model)
+    student_feats, teacher_feats = model.tapped(batch()['lq'])
+    scales = [t.square().mean().sqrt() / s.square().mean().sqrt() for s, t in zip(student_feats, teacher_feats)]
+    assert all(scale > 30 for scale in scales)
+    model.distill_state(**batch())
+    for weight, started, scale in zip(before, first_layers(model), scales):
+        torch.testing.assert_close(started, scale * weight)
+    started = first_layers(model)
+    model.distill_state(**batch())
+    assert all(map(torch.equal, started, first_layers(model)))
+
+
+def test_loaded_regressors_are_not_started_again(build, train_opt):
+    model = build(weak_student(train_opt))
+    step(model, 2)
+    model.save(epoch=0, current_iter=2)
+    train_opt['path']['pretrain_network_r'] = f'{model.opt["path"]["models"]}/net_r_2.pth'
+    resumed = build(weak_student(train_opt))
+    resumed.distill_state(**batch())
+    assert all(map(torch.equal, first_layers(model), first_layers(resumed)))
+
+
+def test_of_networks_in_equal_units_every_bit_is_as_without_starting(build, train_opt):
+    models = []
+    for init in ('random', 'auto'):
+        models.append(build(changed(train_opt, 'train.init_r', init)))
+        step(models[-1], 2)
+    for ours, theirs in zip(*(model.net_r.state_dict().values() for model in models)):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_average_student_begins_as_the_student_where_regressors_are_started(build, train_opt):
+    model = build(changed(weak_student(train_opt), 'train.ema_decay', 0.9))
+    model.distill_state(**batch())
+    assert all(map(torch.equal, model.net_g.state_dict().values(), model.net_g_ema.state_dict().values()))
+
+
 def test_the_average_student_follows_the_student_and_is_saved(build, train_opt):
     train_opt['train']['ema_decay'] = 0.5
     model = build(train_opt)
@@ -350,10 +398,10 @@ def test_each_network_has_its_own_memory_format_and_activations_follow(build, tr
     train_opt['teacher']['channels_last'] = teacher
     model = build(train_opt)
     seen = []
-    for module in (model.net_g.body[0].conv2, model.net_r[0][2], model.teacher.net.body[0].conv2):
+    for module in (model.net_g.body[0].conv2, model.teacher.net.body[0].conv2, model.net_r[0][2]):
         module.register_forward_hook(lambda _, __, output: seen.append(is_channels_last(output)))
     model.distill_state(**batch())
-    assert seen == [student, regressors, teacher]
+    assert seen == [student, teacher, regressors]
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
@@ -429,12 +477,12 @@ def test_only_student_and_regressors_run_in_the_precision_and_the_loss_sees_floa
     if dtype is not None:  # EDSR adds its float32 mean last; most networks' outputs are of the precision
         model.net_g.register_forward_hook(lambda _, __, output: output.to(dtype))
     seen = []
-    for module in (model.net_g.conv_last, model.net_r, model.teacher.net.conv_last):
+    for module in (model.net_g.conv_last, model.teacher.net.conv_last, model.net_r):
         module.register_forward_hook(
             lambda _, __, output: seen.append((output[0] if isinstance(output, tuple) else output).dtype)
         )
     state = model.distill_state(**batch())
-    assert seen == [dtype or torch.float32, dtype or torch.float32, torch.float32]
+    assert seen == [dtype or torch.float32, torch.float32, dtype or torch.float32]
     tensors = (state.student, state.teacher, state.gt, state.lq, *state.student_feats, *state.teacher_feats)
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
     model.feed_data(batch())

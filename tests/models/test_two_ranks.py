@@ -22,6 +22,8 @@ LOSSES = {
     'InfoNCELoss': {'type': 'InfoNCELoss', 'adaptive': True},
 }
 
+STARTED = {'init_r': 'first_batch'}
+
 
 def batch() -> dict[str, torch.Tensor]:
     """Images of different colors, so that now the teacher is closer to one, now the student."""
@@ -52,7 +54,8 @@ def step(option_file: Path, loss: str, share: slice, execution: dict | None = No
         torch.set_default_dtype(torch.float32)
     nets = {'student': model.net_g, 'regressors': model.net_r}
     gradients = {key: [p.grad for p in model.get_bare_model(net).parameters()] for key, net in nets.items()}
-    return {**gradients, 'log': model.get_current_log()}
+    weights = [p.detach() for p in model.get_bare_model(model.net_r).parameters()]
+    return {**gradients, 'weights of regressors': weights, 'log': model.get_current_log()}
 
 
 def worker(option_file: Path) -> None:
@@ -61,6 +64,7 @@ def worker(option_file: Path) -> None:
     rank = dist.get_rank()
     share = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
     found = {loss: step(option_file, loss, share) for loss in LOSSES}
+    found['started'] = step(option_file, 'FACDLoss', share, STARTED)
     torch.compile = functools.partial(torch.compile, backend='aot_eager')  # captures graphs, needs no compiler
     found['compiled'] = step(option_file, 'FACDLoss', share, {'compile': {}, 'channels_last': True})
     torch.save(found, option_file.parent / f'{rank}.pth')
@@ -83,6 +87,18 @@ def ranks(option_file: Path) -> list[dict]:
     done = run_ranks(__file__, option_file, cwd=option_file.parent, size=RANKS)
     assert done.returncode == 0, done.stderr
     return [torch.load(option_file.parent / f'{rank}.pth', weights_only=True) for rank in range(RANKS)]
+
+
+def test_regressors_start_with_the_same_bits_on_both_ranks_and_the_values_of_one_process(ranks, option_file):
+    expected = step(option_file, 'FACDLoss', slice(None), STARTED)
+    for rank in ranks:
+        torch.testing.assert_close(rank['started']['regressors'], expected['regressors'], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            rank['started']['weights of regressors'], expected['weights of regressors'], rtol=1e-6, atol=0
+        )
+    assert all(map(torch.equal, *(rank['started']['weights of regressors'] for rank in ranks)))
+    as_built = step(option_file, 'FACDLoss', slice(None))['weights of regressors']
+    assert not torch.allclose(as_built[0], expected['weights of regressors'][0])
 
 
 @pytest.mark.parametrize('case', [*LOSSES, 'compiled'])

@@ -289,6 +289,20 @@ def test_how_regressors_run_is_refused_where_there_are_none(train_opt):
     assert refusal(train_opt) == 'train.compile_r: given, but there is no network_r; accepted: no compile_r'
 
 
+def test_a_start_on_the_first_batch_is_for_regressors_that_can(train_opt):
+    for init in ('auto', 'random', 'first_batch'):
+        assert check_options(changed(train_opt, 'train.init_r', init), is_train=True)['train']['init_r'] == init
+    assert check_options(train_opt, is_train=True)['train']['init_r'] == 'auto'
+    assert "train.init_r: 'ridge'; accepted: auto, first_batch, random" in refusal(
+        changed(train_opt, 'train.init_r', 'ridge')
+    )
+    train_opt['train']['init_r'] = 'first_batch'
+    foreign = changed(train_opt, 'network_r', {'type': 'EDSR', 'upscale': 2})
+    assert refusal(foreign).startswith('train.init_r: first_batch; accepted with network_r.type: EDSR: auto or random')
+    del train_opt['network_r']
+    assert refusal(train_opt) == 'train.init_r: first_batch, but there is no network_r; accepted: no init_r'
+
+
 def test_what_is_done_about_losses_that_are_not_finite_and_precision_are_for_every_model_that_is_known(
     train_opt,
 ):

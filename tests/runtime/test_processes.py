@@ -31,6 +31,10 @@ def features(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 LOSSES = {
     **{f'FACDLoss {kind}': {'layer_weights': [1.0], 'negatives': kind} for kind in NEGATIVES},
     **{f'IACDLoss {kind}': {'negatives': kind} for kind in NEGATIVES},
+    **{
+        f'FACDLoss {kind} between students': {'layer_weights': [1.0], 'negatives': kind, 'negatives_from': 'student'}
+        for kind in NEGATIVES
+    },
     'InfoNCELoss': {'layer_weights': [1.0], 'adaptive': True},
     # as many negatives as one rank has samples, more, and more than there are
     **{f'CSDLoss {k}': {'layer_weights': [0.3, 0.7], 'num_negatives': k} for k in (3, 4, 10)},

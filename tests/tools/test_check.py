@@ -65,6 +65,29 @@ def test_every_file_is_read_for_io_backend_memory_too(opt, own_data, tmp_path):
     assert 'datasets.train.dataroot_lq: ' in refusal(opt, tmp_path)
 
 
+def test_the_rms_of_both_sides_features_is_printed_and_no_warning_of_equal_units(opt, tmp_path):
+    out = checked(opt, tmp_path)
+    assert re.search(r'features     tap +RMS of student +RMS of teacher\n', out)
+    assert re.search(r'body.1 <- body.1 +\d+[.\d]* +\d+[.\d]*\n', out)
+    assert 'warning' not in out
+
+
+@pytest.mark.parametrize(
+    ('changes', 'advice'),
+    [
+        ({}, "the regressor starts in the teacher's units (train.init_r: auto)"),
+        ({'train.init_r': 'random'}, "by train.init_r: first_batch the regressor starts in the teacher's units, here "),
+        ({'train.distill_opt': {'type': 'FAKDLoss'}, 'network_r': ...}, 'without a regressor they are hardly learnt'),
+    ],
+)  # fmt: skip
+def test_features_of_other_units_are_warned_of(opt, tmp_path, changes, advice):
+    for location, value in {'network_g.img_range': 1.0, **changes}.items():
+        opt = changed(opt, location, value)
+    for index in range(3):
+        warning = f'warning: taps[{index}]: the features differ by more than 30 times; {advice}'
+        assert warning in checked(opt, tmp_path)
+
+
 def test_a_student_alone_is_checked_too(opt, tmp_path):
     alone = {key: value for key, value in opt.items() if key not in ('teacher', 'taps', 'network_r')}
     del alone['train']['distill_opt']
@@ -212,3 +235,39 @@ def test_the_command_exits_with_0_only_if_training_would_start(opt, own_data, tm
     assert done.returncode == 2
     assert 'Training would start' not in done.stdout
     assert done.stderr.splitlines()[-1].startswith('error: datasets.val.dataroot_lq: ')
+
+
+def modules(opt: dict, of: str, tmp_path: Path) -> str:
+    return '\n'.join(tool.list_modules(str(write_yml(opt, tmp_path / 'opt.yml')), [], of))
+
+
+def test_module_paths_are_listed_with_shapes_whatever_the_taps_and_without_data_or_weights(opt, tmp_path):
+    for change in (('taps', ...), ('taps.0.student', 'layers.0'), ('network_r', ...), ('train.distill_opt', ...)):
+        out = modules(changed(opt, *change), 'student', tmp_path)
+        assert out.startswith('student      EDSRStudent, features of LQ of 12 x 12\n')
+        assert re.search(r'body.1 +ResidualBlockNoBN +4 x 12 x 12', out)
+        assert out.endswith('last before the upsampler: body.0, body.1, upsample:input')
+    absent = changed(changed(opt, 'datasets.train.dataroot_gt', '/absent'), 'teacher.weights', '/absent/teacher.pth')
+    assert re.search(
+        r'teacher +EDSR, (.*\n)* +body.1 +ResidualBlockNoBN +6 x 12 x 12', modules(absent, 'teacher', tmp_path)
+    )
+
+
+def test_a_teacher_of_a_file_without_one_is_not_listed(opt, tmp_path):
+    alone = {key: value for key, value in opt.items() if key not in ('teacher', 'taps', 'network_r')}
+    del alone['train']['distill_opt']
+    alone['train']['pixel_opt'] = {'type': 'L1Loss'}
+    alone['model_type'] = 'SRModel'
+    assert 'EDSRStudent' in modules(alone, 'student', tmp_path)
+    with pytest.raises(UserError, match=r'--modules teacher: .*opt.yml has no teacher; accepted: student'):
+        modules(alone, 'teacher', tmp_path)
+
+
+def test_the_command_that_a_message_about_taps_names_lists_the_paths(opt, tmp_path):
+    option_file = write_yml(changed(opt, 'taps.1.teacher', 'layers.0.blocks.5'), tmp_path / 'opt.yml')
+    message = refusal(changed(opt, 'taps.1.teacher', 'layers.0.blocks.5'), tmp_path)
+    assert message.startswith("taps[1].teacher: 'layers.0.blocks.5' is not in EDSR; accepted: conv_first, body, ")
+    flags = message.partition('facd check ')[2].split()
+    done = run('-m', 'facd_basicsr.cli', 'check', '-opt', option_file, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 'teacher      EDSR' in done.stdout and 'Training would start' not in done.stdout
