@@ -52,7 +52,8 @@ def test_the_command_writes_aligned_sub_images_for_every_scale(photographs, tmp_
         full_lr = bicubic_lr(picture(0, 100, 76), scale)
         assert np.array_equal(lr['0_s001'], full_lr[: 48 // scale, : 48 // scale])
         roots = {'dataroot_gt': 'SET_HR_sub.lmdb', 'dataroot_lq': f'SET_LR_bicubic_X{scale}_sub.lmdb'}
-        dataset = {key: str(tmp_path / name) for key, name in roots.items()} | {'io_backend': {'type': 'lmdb'}}
+        dataset = {'type': 'PairedImageDataset', 'io_backend': {'type': 'lmdb'}}
+        dataset |= {key: str(tmp_path / name) for key, name in roots.items()}
         check_paths({'scale': scale, 'path': {}, 'datasets': {'train': {**dataset, 'gt_size': 48}}}, is_train=True)
     assert hr['gray_s001'].shape == (48, 48, 3)
 
