@@ -132,7 +132,7 @@ def _check_root(where: str, path: Path, dataset_opt: dict[str, Any], rules: Rule
             return
     if rules.clips or dataset_opt.get(rules.list_key) is not None or rules.needs_list:
         return
-    files = Folders().names(path)
+    files = Folders().names(str(path))
     if not files:
         raise UserError(f'{where}: {path} holds no files; {DATA_PAGE}')
     for name in files:  # BasicSR takes every file of the folder for an image

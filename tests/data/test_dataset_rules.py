@@ -238,4 +238,6 @@ def test_the_first_lq_without_gt_is_named_where_the_counts_differ(root):
 def test_two_gt_do_not_share_an_lq(root):
     (root / 'LQ' / 'b.png').unlink()
     (root / 'GT' / 'b.png').rename(root / 'GT' / 'a.bmp')
-    assert 'LQ/a.png would be the LQ of a.bmp and a.png; accepted: one of each' in refusal(block_of(root, PAIRED))
+    assert f'LQ/a.png would be the LQ of {root}/GT/a.bmp and {root}/GT/a.png; accepted: one of each' in refusal(
+        block_of(root, PAIRED)
+    )
