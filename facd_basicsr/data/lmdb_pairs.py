@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from facd_basicsr.data.record import are_finished, open_partial
+from facd_basicsr.data.record import are_finished, key_of, open_partial
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.atomic import atomic_write, partial_of
 from facd_basicsr.files.parallel import in_processes
@@ -175,7 +175,7 @@ def _forget(folder: Path, images: Sequence[str]) -> None:
     with lmdb.open(str(folder), map_size=MAP_SIZE) as env, env.begin(write=True) as txn:
         for image in images:
             index = itertools.count(1)
-            while txn.delete(f'{Path(image).stem}_s{next(index):03d}'.encode('ascii')):
+            while txn.delete(f'{key_of(image)}_s{next(index):03d}'.encode('ascii')):
                 pass
 
 
