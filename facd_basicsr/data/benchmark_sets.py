@@ -1,14 +1,14 @@
 """Benchmark sets in the layout that the test options read: GTmod12 and LRbicx2, LRbicx3, LRbicx4."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from facd_basicsr.data.bicubic import METHOD, with_bicubic_lr
-from facd_basicsr.data.record import are_finished, files_of, open_partial
+from facd_basicsr.data.record import are_finished, files_of, key_of, open_partial
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size, images_in, is_gray, read_bgr, write_png
 from facd_basicsr.files.parallel import in_processes
@@ -28,8 +28,8 @@ def prepare_benchmarks(root: Path, out: Path, scales: Sequence[int], workers: in
         write_set(images, out / name, scales, workers)
 
 
-def write_set(images: Sequence[Path], path: Path, scales: Sequence[int], workers: int) -> None:
-    """Writes one set, unless it exists, made of the same images; resumes an interrupted one.
+def write_set(images: Mapping[str, Path], path: Path, scales: Sequence[int], workers: int) -> None:
+    """Writes one set of images by key, unless it exists, made of the same images; resumes an interrupted one.
 
     Raises:
         UserError: an image cannot be read, or another set exists under that name.
@@ -40,10 +40,10 @@ def write_set(images: Sequence[Path], path: Path, scales: Sequence[int], workers
         unfinished = open_partial(path, record, _forget)
         folders = {1: 'GTmod12', **{scale: f'LRbicx{scale}' for scale in scales}}
         calls = {}
-        for image in images:
-            targets = {scale: unfinished / folder / f'{image.stem}.png' for scale, folder in folders.items()}
+        for key, image in images.items():
+            targets = {scale: unfinished / folder / f'{key}.png' for scale, folder in folders.items()}
             if not all(target.is_file() for target in targets.values()):
-                calls[image.name] = partial(_write_image, image, targets)
+                calls[key] = partial(_write_image, image, targets)
         with in_processes(calls, workers) as results:
             for _ in tqdm(results, desc=path.name, total=len(images), initial=len(images) - len(calls), unit='image'):
                 pass
@@ -51,8 +51,8 @@ def write_set(images: Sequence[Path], path: Path, scales: Sequence[int], workers
     print(f'{len(images)} images{" already there" * already}: {path}', flush=True)
 
 
-def _sets(root: Path) -> dict[str, list[Path]]:
-    """The HR images of every set, all checked before the first is written."""
+def _sets(root: Path) -> dict[str, dict[str, Path]]:
+    """The HR images of every set by their stems, all checked before the first is written."""
     if not root.is_dir():
         raise UserError(f'{root}: no such folder')
     sets = {root.resolve().name: _hr_images(root)}
@@ -65,8 +65,9 @@ def _sets(root: Path) -> dict[str, list[Path]]:
             f'{root}: no images of {without_images[0]}; accepted: a folder for each set, with HR images in it or in '
             f'its folder {", ".join(HR_FOLDERS)}'
         )
-    for images in sets.values():
-        stems: dict[str, Path] = {}
+    keyed: dict[str, dict[str, Path]] = {}
+    for name, images in sets.items():
+        stems = keyed.setdefault(name, {})
         for path in images:
             if path.stem in stems:
                 raise UserError(f'{path} and {stems[path.stem]} would both be {path.stem}.png; accepted: one of them')
@@ -74,7 +75,7 @@ def _sets(root: Path) -> dict[str, list[Path]]:
             height, width = image_size(path)
             if min(height, width) < MULTIPLE:
                 raise UserError(f'{path}: {width}x{height} pixels; accepted: {MULTIPLE} or more both ways')
-    return sets
+    return keyed
 
 
 def _hr_images(folder: Path) -> list[Path]:
@@ -90,7 +91,7 @@ def _hr_images(folder: Path) -> list[Path]:
 def _forget(folder: Path, images: Sequence[str]) -> None:
     """Removes what was made of images from an unfinished set."""
     for image in images:
-        for target in folder.glob(f'*/{glob.escape(Path(image).stem)}.png'):
+        for target in folder.glob(f'*/{glob.escape(key_of(image))}.png'):
             target.unlink()
 
 

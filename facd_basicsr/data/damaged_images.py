@@ -120,7 +120,7 @@ def describe_damage(dataset: Any, index: int, error: Exception) -> str:
     entry = dataset.paths[index]
     if dataset.file_client is None:
         raise UserError(f'datasets: {reason}; datasets/README.md describes the layout') from error
-    paths = entry if isinstance(entry, dict) else {'lq_path': entry}
+    paths = entry if isinstance(entry, dict) else {'lq_path' if 'dataroot_lq' in dataset.opt else 'gt_path': entry}
     for key, path in sorted(paths.items()):
         client = key.removesuffix('_path')
         try:

@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from facd_basicsr.data.record import are_finished, open_partial
+from facd_basicsr.data.record import are_finished, key_of, open_partial
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.atomic import atomic_write, partial_of
 from facd_basicsr.files.parallel import in_processes
@@ -100,15 +100,22 @@ def meta_info_shapes(path: Path, where: str) -> dict[str, tuple[int, int, int]]:
         UserError: it cannot be read, is empty or not in BasicSR's format.
     """
     try:
-        lines = (path / 'meta_info.txt').read_text(encoding='utf-8').splitlines()
+        lines = (path / 'meta_info.txt').read_text(encoding='utf-8-sig').split('\n')
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f'{where}: {path}/meta_info.txt: {error}; {DATA_PAGE}') from error
     shapes = {}
-    for line in lines or ['']:
-        match = re.fullmatch(r'(.+)\.png \((\d+),(\d+),(\d+)\) \d+', line)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        match = re.fullmatch(r'(.+)\.png \((\d+),(\d+),(\d+)\) \d+', line.strip())
         if match is None:
-            raise UserError(f"{where}: {path}/meta_info.txt is not in BasicSR's format ({line!r}); {DATA_PAGE}")
+            raise UserError(
+                f"{where}: {path}/meta_info.txt, line {number} is not in BasicSR's format ({line!r}); accepted: such "
+                f"as '0001_s001.png (480,480,3) 1'; {DATA_PAGE}"
+            )
         shapes[match[1]] = (int(match[2]), int(match[3]), int(match[4]))
+    if not shapes:
+        raise UserError(f'{where}: {path}/meta_info.txt is empty, so it is not a finished LMDB; {DATA_PAGE}')
     return shapes
 
 
@@ -168,7 +175,7 @@ def _forget(folder: Path, images: Sequence[str]) -> None:
     with lmdb.open(str(folder), map_size=MAP_SIZE) as env, env.begin(write=True) as txn:
         for image in images:
             index = itertools.count(1)
-            while txn.delete(f'{Path(image).stem}_s{next(index):03d}'.encode('ascii')):
+            while txn.delete(f'{key_of(image)}_s{next(index):03d}'.encode('ascii')):
                 pass
 
 

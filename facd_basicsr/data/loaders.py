@@ -1,5 +1,6 @@
 """Training and validation loaders of an option dict, by BasicSR's datasets and loader."""
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher, PrefetchDataLoader, PrefetchGenerator
 from torch.utils.data import DataLoader, Sampler
 
+from facd_basicsr.data.dataset_rules import Rules, image_paths, rules_of, with_plain_list
 from facd_basicsr.data.memory_pairs import file_backend, from_memory, is_in_memory
 from facd_basicsr.data.seeded_dataset import DescribedDataset, NamingDataset, SeededDataset
 from facd_basicsr.errors import UserError, one_line, reraise
@@ -131,22 +133,49 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
 
 
 def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
-    """A set of an option file; of ``io_backend: memory`` with its images decoded."""
+    """A set of an option file; of ``io_backend: memory`` with its images decoded.
+
+    Raises:
+        UserError: as of :func:`build_file_dataset`.
+    """
     dataset = build_file_dataset(dataset_opt)
     return from_memory(dataset) if is_in_memory(dataset_opt) else dataset
 
 
-def build_file_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
-    """As BasicSR's ``build_dataset``, with the images of a folder by name: their order on the disk is not that of a
-    copy, and a run resumed with the copy would see others. Of its own datasets only: another's ``paths`` may
-    belong to other lists.
+def build_file_dataset(dataset_opt: dict[str, Any]) -> Any:
+    """As BasicSR's ``build_dataset``, with the images that :func:`facd_basicsr.data.dataset_rules.image_paths` finds,
+    by name: their order on the disk is not that of a copy, and a run resumed with the copy would see others.
+
+    A dataset with rules of its own is built as it is.
+
+    Raises:
+        UserError: its images are not found, or it reads an option that its block lacks.
     """
+    where = f'datasets.{dataset_opt["phase"]}'
     if is_in_memory(dataset_opt):
         dataset_opt = {**dataset_opt, 'io_backend': {'type': file_backend(dataset_opt)}}
-    dataset = build_dataset(dataset_opt)
-    paths = getattr(dataset, 'paths', None)
-    if isinstance(paths, list) and type(dataset).__module__.startswith('basicsr.'):
-        paths.sort(key=lambda path: sorted(path.items()) if isinstance(path, dict) else path)
+    rules = rules_of(dataset_opt)
+    with reraise(
+        KeyError,
+        lambda error: UserError(f'{where}.{error.args[0]}: missing; accepted: what {dataset_opt["type"]} reads'),
+    ):
+        if rules is None:
+            return build_dataset(dataset_opt)
+        if rules.clips:
+            with with_plain_list(where, dataset_opt, rules) as plain:
+                return build_dataset(plain)
+        return _with_images(where, dataset_opt, rules)
+
+
+def _with_images(where: str, dataset_opt: dict[str, Any], rules: Rules) -> Any:
+    """BasicSR's dataset, built with an empty list and then given what was found."""
+    found = sorted(image_paths(where, dataset_opt, rules), key=lambda paths: sorted(paths.items()))
+    dataset = build_dataset({**dataset_opt, rules.list_key: os.devnull, 'io_backend': {'type': 'disk'}})
+    dataset.opt, dataset.io_backend_opt = dataset_opt, dict(dataset_opt['io_backend'])
+    if file_backend(dataset_opt) == 'lmdb':
+        dataset.io_backend_opt['db_paths'] = [dataset_opt[f'dataroot_{side}'] for side in rules.sides]
+        dataset.io_backend_opt['client_keys'] = list(rules.sides)
+    dataset.paths = found if len(rules.sides) == 2 else [path for paths in found for path in paths.values()]
     return dataset
 
 

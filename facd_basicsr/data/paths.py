@@ -1,10 +1,12 @@
 """Checks that the data and files of an option file exist and fit, before anything is created."""
 
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from facd_basicsr.data.damaged_images import check_files, check_lmdb, opened_lmdb
+from facd_basicsr.data.dataset_rules import Folders, Rules, check_clips, image_paths, rules_of
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.errors import UserError, locating, reraise
@@ -50,51 +52,58 @@ def check_whole_dataset(phase: str, dataset_opt: dict[str, Any], scale: int) -> 
     """
     where = f'datasets.{phase}'
     training = phase == 'train'
-    _check_dataset(where, dataset_opt, scale, training, every=True)
-    roots = _roots(dataset_opt)
-    if file_backend(dataset_opt) == 'lmdb':
-        counts = [check_lmdb(Path(dataset_opt[key]), f'{where}.{key}') for key in roots]
-    elif len(roots) == 2:
-        files = zip(roots, zip(*_folder_pairs(dataset_opt)))
-        counts = [check_files(paths, f'{where}.{key}') for key, paths in files]
-    else:
-        counts = [check_files(_files(Path(dataset_opt[key])), f'{where}.{key}') for key in roots]
-    if not counts:
+    rules = _check_dataset(where, dataset_opt, scale, training, every=True)
+    if rules is None or rules.clips:
         return f'{dataset_opt["name"]} is a {dataset_opt["type"]}, whose files are not known here'
+    keys = {side: f'{where}.dataroot_{side}' for side in rules.sides}
+    if file_backend(dataset_opt) == 'lmdb':
+        counts = [check_lmdb(Path(dataset_opt[f'dataroot_{side}']), key) for side, key in keys.items()]
+    else:
+        found = image_paths(where, dataset_opt, rules)
+        counts = [check_files([Path(paths[f'{side}_path']) for paths in found], key) for side, key in keys.items()]
     kind = 'pairs' if len(counts) == 2 else 'images'
     return f'{counts[0]} {kind} of {dataset_opt["name"]}, every file read'
 
 
-def _roots(dataset_opt: dict[str, Any]) -> list[str]:
-    return [key for key in ('dataroot_gt', 'dataroot_lq') if key in dataset_opt]
-
-
-def _check_dataset(where: str, dataset_opt: dict[str, Any], scale: int, training: bool, every: bool = False) -> None:
-    roots = _roots(dataset_opt)
-    is_lmdb = file_backend(dataset_opt) == 'lmdb'
-    for key in roots:
-        dataset_opt[key] = _expanded(dataset_opt[key])
-        with _reraise(f'{where}.{key}'):
-            _check_root(f'{where}.{key}', Path(dataset_opt[key]), is_lmdb, is_in_memory(dataset_opt))
-    if dataset_opt.get('meta_info_file') is not None:
-        _check_file(f'{where}.meta_info_file', Path(dataset_opt['meta_info_file']), DATA_PAGE)
-    if len(roots) == 2:
-        if is_lmdb:
+def _check_dataset(
+    where: str, dataset_opt: dict[str, Any], scale: int, training: bool, every: bool = False
+) -> Rules | None:
+    """Checks a set by the rules of its dataset, which are returned. Of a dataset with rules of its own only its roots
+    are known, and that they are there."""
+    rules = rules_of(dataset_opt)
+    for side in ('gt', 'lq') if rules is None else rules.sides:
+        key = f'dataroot_{side}'
+        if dataset_opt.get(key) is not None or rules is not None:
+            dataset_opt[key] = _expanded(dataset_opt[key])
+            with _reraise(f'{where}.{key}'):
+                _check_root(f'{where}.{key}', Path(dataset_opt[key]), dataset_opt, rules)
+    if rules is None:
+        return None
+    if dataset_opt.get(rules.list_key) is not None:
+        dataset_opt[rules.list_key] = _expanded(dataset_opt[rules.list_key])
+    if rules.clips:
+        check_clips(where, dataset_opt, rules)
+        return rules
+    found = image_paths(where, dataset_opt, rules)
+    if len(rules.sides) == 2:
+        if file_backend(dataset_opt) == 'lmdb':
             gt, lq = (
                 {name: shape[:2] for name, shape in meta_info_shapes(Path(dataset_opt[key]), f'{where}.{key}').items()}
-                for key in roots
+                for key in ('dataroot_gt', 'dataroot_lq')
             )
         else:
-            pairs = _folder_pairs(dataset_opt)
-            if dataset_opt.get('meta_info_file') is None:
-                for path in sorted(set(_files(Path(dataset_opt['dataroot_lq']))) - {lq for _, lq in pairs})[:1]:
-                    gt_root = dataset_opt['dataroot_gt']
-                    raise UserError(f'{where}.dataroot_lq: {path} has no counterpart in {gt_root}; {DATA_PAGE}')
             if training and not every:
-                pairs = pairs[:: max(1, len(pairs) // TRAIN_PAIRS_OPENED)]
-            gt = {gt.name: _image_size(f'{where}.dataroot_gt', gt) for gt, _ in pairs}
-            lq = {gt.name: _image_size(f'{where}.dataroot_lq', lq) for gt, lq in pairs}
+                found = found[:: max(1, len(found) // TRAIN_PAIRS_OPENED)]
+            names = [os.path.relpath(paths['gt_path'], dataset_opt['dataroot_gt']) for paths in found]
+            gt, lq = (
+                {
+                    name: _image_size(f'{where}.dataroot_{side}', Path(paths[f'{side}_path']))
+                    for name, paths in zip(names, found)
+                }
+                for side in ('gt', 'lq')
+            )
         _check_pairs(where, dataset_opt, gt, lq, scale, training)
+    return rules
 
 
 ROOT_OF_BACKEND = {  # by whether it reads LMDBs
@@ -103,41 +112,32 @@ ROOT_OF_BACKEND = {  # by whether it reads LMDBs
 }
 
 
-def _check_root(where: str, path: Path, is_lmdb: bool, in_memory: bool) -> None:
+def _check_root(where: str, path: Path, dataset_opt: dict[str, Any], rules: Rules | None) -> None:
+    if rules is None:
+        if not path.exists():
+            raise UserError(f'{where}: no such file or folder: {path}; {DATA_PAGE}')
+        return
+    is_lmdb = file_backend(dataset_opt) == 'lmdb'
     if not path.is_dir():
         raise UserError(f'{where}: no such folder: {path}; {DATA_PAGE}')
     if is_lmdb != (path.suffix == '.lmdb'):
+        in_memory = is_in_memory(dataset_opt)
         accepted = 'memory: two LMDBs or two folders of images' if in_memory else ROOT_OF_BACKEND[is_lmdb]
         raise UserError(f'{where}: {path}; accepted with io_backend {accepted}')
     if is_lmdb:
-        for name in ('data.mdb', 'meta_info.txt'):
+        for name in ('data.mdb',) if rules.clips else ('data.mdb', 'meta_info.txt'):
             if not (path / name).is_file():
                 raise UserError(f'{where}: {path} has no {name}, so it is not a finished LMDB; {DATA_PAGE}')
         with opened_lmdb(path, where):
             return
-    files = _files(path)
+    if rules.clips or dataset_opt.get(rules.list_key) is not None or rules.needs_list:
+        return
+    files = Folders().names(str(path))
     if not files:
         raise UserError(f'{where}: {path} holds no files; {DATA_PAGE}')
-    for file in files:  # BasicSR takes every file of the folder for an image
-        if file.suffix.lower() not in IMAGE_SUFFIXES:
-            raise UserError(f'{where}: {file} is not an image; accepted in this folder: images only')
-
-
-def _files(folder: Path) -> list[Path]:
-    """What BasicSR takes for the images of a folder."""
-    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith('.'))
-
-
-def _folder_pairs(dataset_opt: dict[str, Any]) -> list[tuple[Path, Path]]:
-    """The files of GT and of LQ, as BasicSR pairs their names."""
-    gt_root, lq_root = Path(dataset_opt['dataroot_gt']), Path(dataset_opt['dataroot_lq'])
-    if dataset_opt.get('meta_info_file') is not None:
-        lines = Path(dataset_opt['meta_info_file']).read_text(encoding='utf-8').splitlines()
-        names = [line.split(' ')[0] for line in lines]
-    else:
-        names = [file.name for file in _files(gt_root)]
-    template = dataset_opt.get('filename_tmpl', '{}')
-    return [(gt_root / name, lq_root / (template.format(Path(name).stem) + Path(name).suffix)) for name in names]
+    for name in files:  # BasicSR takes every file of the folder for an image
+        if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+            raise UserError(f'{where}: {path / name} is not an image; accepted in this folder: images only')
 
 
 def _image_size(where: str, path: Path) -> tuple[int, int]:
@@ -147,11 +147,7 @@ def _image_size(where: str, path: Path) -> tuple[int, int]:
 
 
 def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, scale: int, training: bool) -> None:
-    """Checks that GT and LQ have the same keys, LQ ``scale`` times smaller, and GT no smaller than a patch."""
-    for key in sorted(gt.keys() ^ lq.keys())[:1]:
-        raise UserError(
-            f'{where}.dataroot_lq: {dataset_opt["dataroot_lq"]} and dataroot_gt differ in {key}; {DATA_PAGE}'
-        )
+    """Checks that LQ is ``scale`` times smaller than GT, and GT no smaller than a patch."""
     for key, size in gt.items():
         # In validation BasicSR crops a GT whose size is no multiple of the scale; in training it must match.
         rest = [gt_length - scale * lq_length for gt_length, lq_length in zip(size, lq[key])]

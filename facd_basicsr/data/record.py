@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,14 @@ from facd_basicsr.files.atomic import atomic_write, partial_of
 PREPARE_RECORD = 'prepare.json'
 
 
-def files_of(paths: Sequence[Path]) -> list[list]:
-    """Name, size and time of change of files, for a record."""
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+def files_of(images: Mapping[str, Path]) -> list[list]:
+    """Name, size and time of change of images by key, for a record; a name is the key with the suffix of the file."""
+    return [[f'{key}{path.suffix}', path.stat().st_size, path.stat().st_mtime_ns] for key, path in images.items()]
+
+
+def key_of(name: str) -> str:
+    """The key of an image by its name in a record."""
+    return name.rpartition('.')[0]
 
 
 def are_finished(paths: Iterable[Path], record: dict[str, Any]) -> bool:

@@ -184,7 +184,7 @@ class UpscaleRecord:
 
     def line(self, pair: UpscaleJob) -> dict[str, Any]:
         """What is recorded of a pair."""
-        return {'file': self._name(pair), 'image': files_of([pair.source])[0], **self._student}
+        return {'file': self._name(pair), 'image': files_of({pair.source.stem: pair.source})[0], **self._student}
 
     def _is_of_the_image_as_it_is(self, pair: UpscaleJob) -> bool:
         interrupted = partial_of(pair.target).exists()  # the last line may not be this file's

@@ -92,6 +92,8 @@ def folder(
 ) -> None:
     """Training pairs from folders of HR images: MATLAB-bicubic LR, sub-images in LMDBs.
 
+    Images in folders below count, too: 000/00000001.png gets the key 000_00000001.
+
     \b
     Example:
       facd prepare folder photos more_photos --scale 2 4 --out datasets/mine --name mine

@@ -38,7 +38,8 @@ def test_sets_have_the_layout_that_the_test_options_read(root, tmp_path, capsys)
     assert np.array_equal(cv2.imread(str(out / 'Set5' / 'LRbicx4' / 'baby.png')), bicubic_lr(gt, 4))
     assert cv2.imread(str(out / 'Set5' / 'GTmod12' / 'bird.png'), cv2.IMREAD_UNCHANGED).shape == (24, 24)  # stays gray
     for scale in (2, 4):
-        dataset = {'dataroot_gt': out / 'Set5' / 'GTmod12', 'dataroot_lq': out / 'Set5' / f'LRbicx{scale}'}
+        roots = {'dataroot_gt': out / 'Set5' / 'GTmod12', 'dataroot_lq': out / 'Set5' / f'LRbicx{scale}'}
+        dataset = {'type': 'PairedImageDataset', **roots}
         check_paths({'scale': scale, 'path': {}, 'datasets': {'test_1': dataset}}, is_train=False)
 
     capsys.readouterr()

@@ -164,12 +164,9 @@ def own_folders(folders, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize('side', ['GT', 'LQ'])
-@pytest.mark.parametrize('damage', [truncate_to_half, make_empty, replace_by_text, Path.unlink, too_small])
+@pytest.mark.parametrize('damage', [truncate_to_half, make_empty, replace_by_text, too_small])
 def test_a_damaged_image_is_replaced_and_named_as_from_its_folder(own_folders, monkeypatch, damage, side):
     block = block_of(own_folders)
-    if damage is Path.unlink:  # of which BasicSR's list is to know nothing
-        (own_folders / 'list.txt').write_text(''.join(f'{i}.png (1,1,3)\n' for i in range(7)))
-        block['meta_info_file'] = str(own_folders / 'list.txt')
     damage(own_folders / side / '5.png')
     warnings = []
     monkeypatch.setattr('facd_basicsr.data.memory_pairs.get_root_logger', lambda: Log(warnings))

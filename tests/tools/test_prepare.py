@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from PIL import Image
 
 from facd_basicsr.cli import facd
 from facd_basicsr.data.bicubic import bicubic_lr
+from facd_basicsr.data.loaders import build_ordered_dataset
 from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError, reraise_disk_errors
 
@@ -52,7 +54,8 @@ def test_the_command_writes_aligned_sub_images_for_every_scale(photographs, tmp_
         full_lr = bicubic_lr(picture(0, 100, 76), scale)
         assert np.array_equal(lr['0_s001'], full_lr[: 48 // scale, : 48 // scale])
         roots = {'dataroot_gt': 'SET_HR_sub.lmdb', 'dataroot_lq': f'SET_LR_bicubic_X{scale}_sub.lmdb'}
-        dataset = {key: str(tmp_path / name) for key, name in roots.items()} | {'io_backend': {'type': 'lmdb'}}
+        dataset = {'type': 'PairedImageDataset', 'io_backend': {'type': 'lmdb'}}
+        dataset |= {key: str(tmp_path / name) for key, name in roots.items()}
         check_paths({'scale': scale, 'path': {}, 'datasets': {'train': {**dataset, 'gt_size': 48}}}, is_train=True)
     assert hr['gray_s001'].shape == (48, 48, 3)
 
@@ -152,12 +155,13 @@ def test_bad_folders_names_and_sizes_are_refused(photographs, tmp_path):
     assert '--step: 0; accepted: a multiple of every scale' in attempt('--step', '0')
     (tmp_path / 'empty').mkdir()
     assert 'empty: no images; accepted: .bmp' in attempt(folder=tmp_path / 'empty')
-    assert '0.png have the same name; accepted: a name for each image' in attempt(photographs)
     assert 'no image is left to write' in attempt('--min-size', '1000')
     cv2.imwrite(str(photographs / 'tiny.png'), np.zeros((3, 50, 3), np.uint8))
     assert 'tiny.png: 50x3 pixels; accepted: 4 or more both ways (see --min-size)' in attempt('--scale', '4')
-    (photographs / 'tiny.png').rename(photographs / 'a.b.png')
-    assert 'a.b.png: accepted: an ASCII file name without further dots' in attempt()
+    (photographs / 'tiny.png').unlink()
+    (photographs / 'LRbicx2').mkdir()
+    cv2.imwrite(str(photographs / 'LRbicx2' / '0.png'), picture(0, 50, 38))
+    assert 'SET_HR: has a folder LRbicx2, of low-resolution images by its name; accepted: folders of HR' in attempt()
     assert not (tmp_path / 'out').exists()
 
 
@@ -188,3 +192,64 @@ def test_held_out_images_form_their_own_set_and_are_not_in_the_training_pairs(ph
 def test_holding_out_every_image_is_refused(photographs):
     message = refusal('folder', photographs, '--scale', 2, '--crop', 48, '--hold-out', 3)
     assert message == '--hold-out: 3 of 3 images; accepted: fewer than there are'
+
+
+def keys_in(path: Path) -> set[str]:
+    return {key.rpartition('_s')[0] for key in decoded(path)}
+
+
+def test_images_of_any_name_in_any_folder_below_get_keys_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [
+        'a.png',
+        'photo.v2.png',
+        'été.png',
+        '000/00000000.png',
+        '000/00000001.png',
+        '001/00000000.jpg',
+        'deep/er/a.png',
+    ]
+    for i, name in enumerate(names):
+        (tmp_path / 'HR' / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(i, 24, 32)[:, :, ::-1]).save(tmp_path / 'HR' / name)
+    (tmp_path / 'HR' / 'notes.txt').touch()
+    (tmp_path / 'HR' / 'linked').symlink_to(tmp_path / 'HR' / '000')
+    done = prepare('folder', 'HR', '--scale', 2, '--crop', 48, '--out', 'HR', '--name', 'N', '--workers', 1)
+    assert done.exit_code == 0, done.exception
+    assert 'HR: 7 images, in 4 folders\n' in done.output and 'HR: left out: linked and 1 more; accepted:' in done.output
+    assert keys_in(tmp_path / 'HR' / 'N_HR_sub.lmdb') == {
+        'a', 'photo-v2', 'ete', '000_00000000', '000_00000001', '001_00000000', 'deep_er_a',
+    }  # fmt: skip
+    assert np.array_equal(decoded(tmp_path / 'HR' / 'N_HR_sub.lmdb')['photo-v2_s001'], picture(1, 24, 32))
+    roots = {f'dataroot_{side}': f'HR/N_{name}_sub.lmdb' for side, name in (('gt', 'HR'), ('lq', 'LR_bicubic_X2'))}
+    block = {'type': 'PairedImageDataset', 'io_backend': {'type': 'lmdb'}, 'phase': 'val', 'scale': 2, 'name': 'N'}
+    assert len(build_ordered_dataset(block | roots)) == 7
+    again = prepare('folder', 'HR', '--scale', 2, '--crop', 48, '--out', 'HR', '--name', 'N', '--workers', 1)
+    assert '7 pairs already there' in again.output  # what it has made there is not taken for images
+
+
+def test_images_that_would_share_a_key_get_digits_of_their_paths_and_one_in_two_folders_counts_once(tmp_path):
+    names = ['one/x.png', 'two/x.png', 'one/照.png', 'one/片.png', 'one/sub/x.png']
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), picture(i, 24, 24))
+    folders = [tmp_path / name for name in ('one', 'two', 'one/sub', 'one')]
+    done = prepare('folder', *folders, '--scale', 2, '--out', tmp_path / 'out', '--name', 'N', '--hold-out', 2)
+    assert done.exit_code == 0, done.exception
+    held_out = {path.stem for path in (tmp_path / 'out' / 'N_val' / 'GTmod12').iterdir()}
+    keys = keys_in(tmp_path / 'out' / 'N_HR_sub.lmdb') | held_out
+    assert len(held_out) == 2 and len(keys) == 5
+    assert sorted(re.sub('[0-9a-f]{8}', '#', key) for key in keys) == ['--#', '--#', 'sub_x', 'x-#', 'x-#']
+
+
+def test_an_interrupted_preparation_forgets_by_key_what_was_made_of_an_image_that_is_gone(tmp_path):
+    for name in ('a.b', 'c.d'):
+        (tmp_path / 'HR').mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / 'HR' / f'{name}.png'), picture(0, 24, 24))
+    command = ('folder', tmp_path / 'HR', '--scale', 2, '--out', tmp_path / 'out', '--name', 'N', '--workers', 1)
+    assert prepare(*command).exit_code == 0
+    for name in ('N_HR_sub.lmdb', 'N_LR_bicubic_X2_sub.lmdb'):
+        (tmp_path / 'out' / name).rename(tmp_path / 'out' / f'.partial_{name}')
+    (tmp_path / 'HR' / 'a.b.png').unlink()
+    assert prepare(*command).exit_code == 0
+    assert keys_in(tmp_path / 'out' / 'N_HR_sub.lmdb') == {'c-d'}
