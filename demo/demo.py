@@ -12,7 +12,6 @@ import functools
 import shutil
 import sys
 import time
-from importlib.resources import files
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +36,7 @@ from facd_basicsr.evaluation.complexity import flops, latencies_ms, parameters
 from facd_basicsr.evaluation.figures import enlarge, grid, window_sums
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.files.atomic import atomic_path, atomic_torch_save, atomic_write, partial_of
-from facd_basicsr.files.images import read_bgr
+from facd_basicsr.files.images import photograph, read_bgr
 from facd_basicsr.files.state_dicts import load_state_dict
 from facd_basicsr.options import parser
 from facd_basicsr.options.parse import checked_options
@@ -69,13 +68,13 @@ TRAIN_PHOTOGRAPHS = (
 VAL_PHOTOGRAPHS = ('astronaut.png', 'chelsea.png', 'coffee.png')
 
 
-def photograph(name: str) -> np.ndarray:
-    """A photograph from scikit-image's wheel, BGR uint8; gray as three equal channels."""
-    return mod_crop(cv2.imread(str(files('skimage') / 'data' / name), cv2.IMREAD_COLOR), SCALE)
+def gt_of(name: str) -> np.ndarray:
+    """A photograph from scikit-image's wheel, BGR uint8, of a size that ``SCALE`` divides."""
+    return mod_crop(photograph(name), SCALE)
 
 
 def pair(name: str, scales: list[int]) -> dict[int, np.ndarray]:
-    return with_bicubic_lr(photograph(name), scales, SCALE)
+    return with_bicubic_lr(gt_of(name), scales, SCALE)
 
 
 def make_data() -> None:
@@ -93,7 +92,7 @@ def make_data() -> None:
     for folder in ('val_GT', 'val_LR'):
         (partial / folder).mkdir()
     for name in VAL_PHOTOGRAPHS:
-        gt = photograph(name)
+        gt = gt_of(name)
         file_name = Path(name).with_suffix('.png').name
         cv2.imwrite(str(partial / 'val_GT' / file_name), gt)
         cv2.imwrite(str(partial / 'val_LR' / file_name), bicubic_lr(gt, SCALE))

@@ -10,7 +10,9 @@ from basicsr.utils import get_root_logger
 from facd_basicsr.errors import reraise_disk_errors
 from facd_cli import COMMANDS, facd, main
 
-__all__ = ['COMMANDS', 'MultiValueCommand', 'QuietCommand', 'facd', 'main', 'methods_options']
+__all__ = ['COMMANDS', 'EXIT_SKIPPED', 'MultiValueCommand', 'QuietCommand', 'facd', 'main', 'methods_options']
+
+EXIT_SKIPPED = 3  # some files were not written; 1 is an uncaught exception, 2 a user error
 
 
 def methods_options(function: Callable[..., Any]) -> Callable[..., Any]:

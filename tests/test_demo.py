@@ -10,7 +10,7 @@ demo = imported_script(REPOSITORY / 'demo' / 'demo.py')
 
 @pytest.mark.parametrize('name', demo.TRAIN_PHOTOGRAPHS + demo.VAL_PHOTOGRAPHS)
 def test_every_photograph_is_in_scikit_images_wheel(name):
-    image = demo.photograph(name)
+    image = demo.gt_of(name)
     assert image.dtype == np.uint8 and image.shape[2] == 3 and image.std() > 5
     assert image.shape[0] % 2 == image.shape[1] % 2 == 0
 

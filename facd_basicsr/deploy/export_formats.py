@@ -1,12 +1,15 @@
-"""``facd export``: its file formats; each written file is loaded back and compared with the student."""
+"""``facd export``: its file formats; each file is loaded back and compared with the student before it gets its name."""
 
+import contextlib
 import copy
+import ctypes
 import dataclasses
 import importlib.util
 import io
 import json
+import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -20,14 +23,15 @@ from torch import Tensor, nn
 from facd_basicsr.archs import input_channels
 from facd_basicsr.deploy.student import INSTALL, METADATA, Description, Student, read_student
 from facd_basicsr.errors import UserError, one_line, reraise
-from facd_basicsr.files.atomic import atomic_paths
+from facd_basicsr.files.atomic import atomic_paths, make_folder_of
+from facd_basicsr.runtime.metrics import photograph_input
 from facd_basicsr.runtime.tiling import receptive_field_radius_or_none
 
 OPSET = 17  # read by onnxruntime 1.12 (2022) and everything later
 INPUT, OUTPUT = 'lq', 'sr'
 TRACED = (2, 32, 48)  # images, height, width of the example; 1 would be taken for a constant
 
-STEP = 1 / 255  # of 8 bits, in [0, 1]
+STEP = 1 / 255  # of 8 bits, of the range of the student's output
 ROUNDING = 0.01 * STEP  # thirty times the measured difference of float32 graphs
 # Float16's. Measured: 0.1 to 0.44, EDSR 256 x 32 and features up to 18,000 included, for it grows with how much of them
 # cancels and not with their size. Where the largest is 4, the root mean square is 0.7: 0.05 dB of a PSNR of 32.
@@ -45,7 +49,7 @@ class Format:
         holds: its content, and what was compared besides its output.
         instead: what a user can do if the network does not support it.
         cause: why its output may differ from the student's.
-        tolerance: the largest difference accepted, of a range of 1.
+        tolerance: the largest difference accepted, of the range of the student's output.
     """
 
     suffix: str
@@ -218,17 +222,30 @@ EXPORT_FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)
 
 
 TESTED_TILE = 64  # in which the receptive field radius is verified
+PHOTOGRAPHS = ('astronaut.png', 'chelsea.png')
 # Images, height, width to compare at, none that a graph is traced at; the second for those whose sizes must be even
-COMPARED = (((2, 24, 40), (1, 33, 17)), ((2, 64, 80), (1, 48, 32)))
+COMPARED = (((2, 24, 40), (1, 81, 65)), ((2, 64, 80), (1, 48, 32)))
 
-Example = tuple[Tensor, Tensor]  # images (N, C, h, w) in [0, 1] and the student's output for them
+
+@dataclass(frozen=True)
+class Example:
+    """What a file is compared on.
+
+    Attributes:
+        lq: images (N, C, h, w) in [0, 1].
+        sr: the student's output for them.
+    """
+
+    lq: Tensor
+    sr: Tensor
 
 
 def measured(student: Student, psnr: dict[str, float]) -> Student:
     """The student, with receptive field radius and validation metrics in its description, if there are any."""
     description = student.description
     channels = input_channels(description.network)
-    reach = receptive_field_radius_or_none(student.net, channels, description.scale, TESTED_TILE)
+    with _silence():  # warnings of torch about the network's code
+        reach = receptive_field_radius_or_none(student.net, channels, description.scale, TESTED_TILE)
     return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))
 
 
@@ -236,10 +253,8 @@ def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
     """The files that would be written.
 
     Raises:
-        UserError: one exists, there is no folder for them, or the stem is a file's whole name.
+        UserError: one exists, or the stem is a folder's or a file's whole name.
     """
-    if not stem.parent.is_dir():
-        raise UserError(f'-o: no such folder: {stem.parent}')
     if stem.suffix in {format.suffix for format in EXPORT_FORMATS}:
         raise UserError(f'-o: {stem}; accepted: a name without suffix, as {stem.with_suffix("")}, for several files')
     if stem.is_dir():
@@ -251,34 +266,72 @@ def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
     return paths
 
 
-def export(student: Student, stem: Path, formats: Sequence[Format]) -> list[dict[str, float]]:
-    """Writes all files or, when one of them fails, none. Each is loaded back and compared.
+def export(student: Student, stem: Path, formats: Sequence[Format]) -> dict[Path, dict[str, float] | UserError]:
+    """Writes the files, each of which is loaded back and compared with the student on photographs.
+
+    One that does not hold the student is left out. The others get their names together; after any error there is none.
+    What other libraries print meanwhile, a whole graph in the case of torch, is held back.
 
     Args:
         student: what :func:`measured` gives.
-        stem: the files' path without suffix.
+        stem: the files' path without suffix; its folder is made.
         formats: some of ``EXPORT_FORMATS``.
 
     Returns:
-        For each format {what ran the file: the largest difference between its output and the student's, of a range of
-        1}.
+        For each file {what ran it: the largest difference between its output and the student's, of the range of the
+        student's}; of one that was left out, the reason.
 
     Raises:
-        UserError: as of :func:`paths_of`; a format does not support the network; or a file does not hold the student.
+        UserError: as of :func:`paths_of`; or the student has no output for photographs.
         OSError: the disk is full.
     """
-    paths, examples, differences = paths_of(stem, formats), _examples(student), []
-    with atomic_paths(paths) as written:
-        for format, path, file in zip(formats, paths, written):
-            file.write_bytes(format.content(student))
+    paths = paths_of(stem, formats)
+    found: dict[Path, dict[str, float] | UserError] = {}
+    make_folder_of(stem, '-o')
+    with _silence(), atomic_paths(paths) as partials:
+        examples = _examples(student)
+        for format, path, partial in zip(formats, paths, [*partials]):
             try:
-                nets = _loaded(file, student, format)
-                differences.append({name: _difference(net, examples, format) for name, net in nets.items()})
-            except UserError:
-                raise
-            except ValueError as error:
-                raise UserError(f'-o: {path} would {error}; accepted: {format.instead}') from error
-    return differences
+                found[path] = _write_verified(student, format, partial, examples)
+            except UserError as error:
+                partials.remove(partial)
+                found[path] = error
+    return found
+
+
+def _write_verified(student: Student, format: Format, file: Path, examples: Sequence[Example]) -> dict[str, float]:
+    """
+    Raises:
+        UserError: the format does not support the network, or the file does not hold the student.
+    """
+    file.write_bytes(format.content(student))
+    try:
+        return {name: _difference(net, examples, format) for name, net in _loaded(file, student, format).items()}
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f'it would {error}; accepted: {format.instead}') from error
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Holds back what is printed, by C++ too: what file descriptors 1 and 2 are given."""
+    library = ctypes.CDLL(None)
+    with (
+        Path(os.devnull).open('w') as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+        contextlib.ExitStack() as undo,
+    ):
+        for number in (1, 2):
+            kept = os.dup(number)
+            undo.callback(os.close, kept)
+            undo.callback(os.dup2, kept, number)
+        undo.callback(library.fflush, None)  # what C and C++ hold in their buffers, before it gets to the terminal
+        library.fflush(None)
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+        yield
 
 
 def _loaded(file: Path, student: Student, format: Format) -> dict[str, nn.Module]:
@@ -307,23 +360,24 @@ def _loaded(file: Path, student: Student, format: Format) -> dict[str, nn.Module
 
 
 def _difference(net: nn.Module, examples: Sequence[Example], format: Format) -> float:
-    """The largest difference to the student's output, of a range of 1.
+    """The largest difference to the student's output, of the range of that.
 
     Raises:
         ValueError: it is too large, or there is none; worded as the end of "it would".
     """
-    largest = 0.0
-    for lq, expected in examples:
-        size = f'images of {lq.shape[2]} x {lq.shape[3]}'
+    outputs = torch.cat([example.sr.flatten() for example in examples])
+    largest, unit = 0.0, float(outputs.max() - outputs.min()) or 1.0
+    for example in examples:
+        size = f'photographs of {example.lq.shape[2]} x {example.lq.shape[3]}'
         try:
-            sr = net(lq)
+            sr = net(example.lq)
         except Exception as error:  # what onnxruntime and exported programs raise has no class in common
             raise ValueError(f'not run on {size}: {one_line(error)}') from error
-        if sr.shape != expected.shape:
-            raise ValueError(f'make {tuple(sr.shape)} instead of {tuple(expected.shape)} of {size}')
+        if sr.shape != example.sr.shape:
+            raise ValueError(f'make {tuple(sr.shape)} instead of {tuple(example.sr.shape)} of {size}')
         if not sr.isfinite().all():
-            raise ValueError(f'make numbers that are not finite of {size}')
-        difference = float((sr - expected).abs().max())
+            raise ValueError(f'make numbers that are not finite of {size}: {format.cause}')
+        difference = float((sr - example.sr).abs().max()) / unit
         if difference > format.tolerance:
             raise ValueError(
                 f'differ by {difference / STEP:.2g} of an 8-bit step, more than rounding '
@@ -334,20 +388,28 @@ def _difference(net: nn.Module, examples: Sequence[Example], format: Format) -> 
 
 
 def _examples(student: Student) -> list[Example]:
-    """Random images of the first sizes that the student takes.
+    """Photographs of the first sizes that the student takes.
 
     Raises:
-        UserError: it takes none.
+        UserError: it takes none, or its output is not finite.
     """
-    channels = input_channels(student.description.network)
+    channels, architecture = input_channels(student.description.network), student.description.architecture
     for sizes in COMPARED:
-        generator = torch.Generator().manual_seed(0)
-        images = [torch.rand(n, channels, h, w, generator=generator) for n, h, w in sizes]
+        images = [
+            torch.cat([photograph_input(name, channels, *size) for name in PHOTOGRAPHS[:n]]) for n, *size in sizes
+        ]
         try:
-            return [(lq, student.net(lq.clone())) for lq in images]
+            examples = [Example(lq, student.net(lq.clone())) for lq in images]
         except (RuntimeError, AssertionError) as error:  # AssertionError: RRDBNet's
             refusal = error
+            continue
+        if not all(example.sr.isfinite().all() for example in examples):
+            raise UserError(
+                f'CHECKPOINT: {architecture} makes numbers that are not finite of photographs; accepted: weights that '
+                'have learnt to upscale them'
+            )
+        return examples
     raise UserError(
-        f'network_g: {student.description.architecture} does not run on images of {sizes[0][1]} x {sizes[0][2]} '
-        f'({one_line(refusal)}); accepted: a network that does'
+        f'network_g: {architecture} does not run on images of {sizes[0][1]} x {sizes[0][2]} ({one_line(refusal)}); '
+        'accepted: a network that does'
     ) from refusal

@@ -54,8 +54,10 @@ class OnnxNetwork(nn.Module):
 
         available = onnxruntime.get_available_providers()
         providers = [(name, options) for name, options in PROVIDERS.items() if name in available]
+        quiet = onnxruntime.SessionOptions()
+        quiet.log_severity_level = 4  # fatal: its errors are raised, and need not be printed as well
         try:
-            self._session = onnxruntime.InferenceSession(str(path), providers=providers)
+            self._session = onnxruntime.InferenceSession(str(path), sess_options=quiet, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no public class
             reason = one_line(error)
             raise UserError(

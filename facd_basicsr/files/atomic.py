@@ -11,12 +11,31 @@ from typing import Any
 
 import torch
 
+from facd_basicsr.errors import UserError
+
 PARTIAL = '.partial_'  # before the name of a file or folder that is being written
 
 
 def partial_of(path: Path) -> Path:
     """The temporary name of a file or folder that is being written."""
     return path.with_name(PARTIAL + path.name)
+
+
+def make_folder_of(path: Path, where: str) -> None:
+    """Makes the folder of a file that is to be written, and those above it.
+
+    Args:
+        where: the option that names the file, for the message.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f'{where}: {path}: its folder cannot be made ({error.strerror}); accepted: a file in a writable folder'
+        ) from error
 
 
 def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
@@ -44,21 +63,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Temporary names for files of one folder, which are renamed when all of them are written and checked.
 
-    After an error nothing of them is left.
+    Those that the body takes out of the list do not get theirs. After an error nothing of them is left.
 
     Raises:
         OSError: they cannot be flushed to the disk or renamed.
     """
-    partials = [partial_of(path) for path in paths]
+    targets = {partial_of(path): path for path in paths}
+    partials = list(targets)
     try:
         yield partials
         for partial in partials:
             with partial.open('rb+') as file:
                 os.fsync(file.fileno())
-        for partial, path in zip(partials, paths):
-            partial.replace(path)
-    finally:
         for partial in partials:
+            partial.replace(targets[partial])
+    finally:
+        for partial in targets:
             partial.unlink(missing_ok=True)
     fsync_directory(paths[0].parent)
 

@@ -1,5 +1,6 @@
 """Image files of every kind, as they are and as the 8-bit BGR that training reads."""
 
+import importlib.resources
 import io
 import re
 import struct
@@ -65,6 +66,23 @@ def read_pixels(path: Path) -> tuple[np.ndarray, bytes | None]:
     if profile is not None and profile[16:20] != (b'GRAY' if gray else b'RGB '):
         profile = None
     return _turned(pixels, orientation), profile
+
+
+def photograph(name: str) -> np.ndarray:
+    """A photograph of scikit-image's wheel, BGR uint8 (H, W, 3); gray as three equal channels.
+
+    Args:
+        name: of a file in ``skimage/data``.
+
+    Raises:
+        UserError: scikit-image is not installed, or its package lacks the file, as some distributions' does.
+    """
+    try:
+        return read_bgr(Path(str(importlib.resources.files('skimage') / 'data' / name)))
+    except (ModuleNotFoundError, UserError) as error:
+        raise UserError(
+            f'scikit-image: no photograph {name} ({one_line(error)}); accepted: scikit-image by pip, which has it'
+        ) from error
 
 
 def eight_bits(pixels: np.ndarray) -> np.ndarray:

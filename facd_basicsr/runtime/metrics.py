@@ -13,6 +13,8 @@ from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 
+from facd_basicsr.files.images import photograph
+
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 GAUSSIAN = cv2.getGaussianKernel(11, 1.5)
 GAUSSIAN_RADIUS = 5  # of the Gaussian, which stays inside the image
@@ -30,6 +32,25 @@ def upscale(net: nn.Module, lq: np.ndarray) -> np.ndarray:
 def as_input(lq: np.ndarray) -> Tensor:
     """BGR uint8 (H, W, 3) -> RGB float32 (1, 3, H, W) in [0, 1]."""
     return img2tensor(lq.astype(np.float32) / 255)[None]
+
+
+def photograph_input(name: str, channels: int, height: int, width: int) -> Tensor:
+    """The middle of a photograph as a network's input, (1, channels, height, width) in [0, 1].
+
+    What a network does is tried on it. On white noise, which no network is trained on, sound ones give values of any
+    size: PAN 6e20.
+
+    Args:
+        name: as of :func:`facd_basicsr.files.images.photograph`. It has a quarter of its height and width, for the
+            detail of an LQ image, and is mirrored where that is too small.
+        channels: 3: RGB; any other number: so many equal channels of gray.
+    """
+    image = cv2.resize(photograph(name), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    missing = [max(0, wanted - found) for wanted, found in zip((height, width), image.shape)]
+    image = np.pad(image, [(more // 2, more - more // 2) for more in (*missing, 0)], 'symmetric')
+    top, left = ((found - wanted) // 2 for wanted, found in zip((height, width), image.shape))
+    lq = as_input(image[top : top + height, left : left + width])
+    return lq if channels == 3 else lq.mean(1, keepdim=True).repeat(1, channels, 1, 1)
 
 
 def bicubic(lq: np.ndarray, scale: int) -> np.ndarray:

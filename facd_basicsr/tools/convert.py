@@ -10,7 +10,7 @@ from torch import Tensor
 
 from facd_basicsr.distill.layouts import DIV2K_MEAN, LAYOUTS, from_basicsr, network_block, recognize, to_basicsr
 from facd_basicsr.errors import UserError, one_line
-from facd_basicsr.files.atomic import atomic_path
+from facd_basicsr.files.atomic import atomic_path, make_folder_of
 from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, without_prefix
 
 CONVERTED_SUFFIXES = ('.pth', '.pt', '.safetensors')
@@ -33,8 +33,6 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
     """
     if not source.is_file():
         raise UserError(f'IN: no such file: {source}')
-    if not target.parent.is_dir():
-        raise UserError(f'OUT: no such folder: {target.parent}')
     if target.exists():
         raise UserError(f'OUT: {target} exists; accepted: a new file')
     if target.suffix not in CONVERTED_SUFFIXES:
@@ -72,6 +70,7 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
 def _write_verified(state_dict: dict[str, Tensor], target: Path, layout: str) -> None:
     """Atomic write that is read back and compared before the file gets its name."""
     state_dict = {key: value.contiguous() for key, value in state_dict.items()}
+    make_folder_of(target, 'OUT')
     try:
         with atomic_path(target) as partial:
             if target.suffix == '.safetensors':

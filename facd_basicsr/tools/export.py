@@ -1,11 +1,12 @@
 """``facd export``: a trained student in deployment formats."""
 
 import shlex
+import sys
 from pathlib import Path
 
 import click
 
-from facd_basicsr.cli import QuietCommand
+from facd_basicsr.cli import EXIT_SKIPPED, QuietCommand
 from facd_basicsr.deploy.export_formats import (
     BASIC,
     ONNX,
@@ -17,7 +18,7 @@ from facd_basicsr.deploy.export_formats import (
     paths_of,
     require_onnx,
 )
-from facd_basicsr.deploy.student import read_student
+from facd_basicsr.deploy.student import STUDENT_SUFFIXES, read_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.runs.run_folder import psnr_of
@@ -37,7 +38,7 @@ CHECKPOINTS = ('.pth', '.pt', '.safetensors')
     metavar='STEM',
     type=click.Path(path_type=Path),
     required=True,
-    help='Output path without suffix: STEM.pth and so on.',
+    help='Output path without suffix: STEM.pth and so on. Its folder is made.',
 )
 @click.option(
     '--onnx/--no-onnx',
@@ -50,8 +51,9 @@ CHECKPOINTS = ('.pth', '.pt', '.safetensors')
 def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, fp16: bool, torch_export: bool) -> None:
     """Export a trained student as .pth, .safetensors, .onnx and _fp16.onnx.
 
-    Each file is loaded back and compared with the student before any of them gets its name. FILE is not needed for a
-    CHECKPOINT in experiments/NAME/models or one written by facd export. docs/deploy.md says how to use each format.
+    Each file is loaded back and compared with the student on photographs. One that does not hold is not written: a line
+    says why, and the exit code is then 3. FILE is not needed for a CHECKPOINT in experiments/NAME/models or one written
+    by facd export. docs/deploy.md says how to use each format.
 
     \b
     Example:
@@ -63,7 +65,7 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         require_onnx('--onnx')
     if checkpoint.suffix == '.onnx':
         raise UserError(f'CHECKPOINT: {checkpoint}; accepted: a name that ends in {", ".join(CHECKPOINTS)}')
-    paths = paths_of(stem, formats)
+    paths_of(stem, formats)  # which takes no time, reading and measuring the student do
     student = measured(read_student(checkpoint, option_file, 'CHECKPOINT'), psnr_of(checkpoint))
     description = student.description
     radius = 'the whole image' if description.reach is None else f'radius {description.reach} pixels'
@@ -72,11 +74,20 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         f'{description.architecture} x{description.scale}: {parameters(student.net):,} parameters; '
         f'receptive field: {radius}; PSNR-Y in validation: {psnr}'
     )
-    differences = export(student, stem, formats)
-    for path, format, by_runner in zip(paths, formats, differences):
-        found = ', '.join(
+    found = export(student, stem, formats)
+    for (path, result), format in zip(found.items(), formats):
+        if isinstance(result, UserError):
+            click.echo(f'error: {path}: not written: {result}', err=True)
+            continue
+        differences = ', '.join(
             f'{difference / STEP:.2g} of an 8-bit step ({name})' if difference else f'none ({name})'
-            for name, difference in by_runner.items()
+            for name, difference in result.items()
         )
-        click.echo(f'{path}: {path.stat().st_size / 1e6:.2f} MB; {format.holds}; largest difference: {found}')
-    click.echo(f'facd upscale IN -o OUT --student {shlex.quote(f"{stem}.safetensors")}')
+        click.echo(f'{path}: {path.stat().st_size / 1e6:.2f} MB; {format.holds}; largest difference: {differences}')
+    written = [path for path, result in found.items() if not isinstance(result, UserError)]
+    readable = [path for path in written if path.suffix in STUDENT_SUFFIXES]
+    if readable:
+        use = next((path for path in readable if path.suffix == '.safetensors'), readable[0])
+        click.echo(f'facd upscale IN -o OUT --student {shlex.quote(str(use))}')
+    if len(written) < len(found):
+        sys.exit(EXIT_SKIPPED if written else 2)

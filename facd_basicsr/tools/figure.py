@@ -29,7 +29,7 @@ from facd_basicsr.evaluation.figures import (
 from facd_basicsr.evaluation.methods import Method, load_methods
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.evaluation.test_sets import build_sets, select
-from facd_basicsr.files.atomic import atomic_path, atomic_write
+from facd_basicsr.files.atomic import atomic_path, atomic_write, make_folder_of
 
 CELL = 192  # approximate size of a crop in the figure, in pixels
 BRIGHTEST = 0.99  # quantile of the errors of the worst method that is as bright as can be
@@ -98,7 +98,7 @@ def save(picture: Image.Image, out: Path) -> None:
 def check_out(out: Path) -> None:
     if out.suffix != '.png' or out.is_dir():
         raise UserError(f'--out: {out}; accepted: a file name that ends in .png')
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_of(out, '--out')
 
 
 force_option = click.option(

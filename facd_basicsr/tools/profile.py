@@ -9,7 +9,7 @@ from facd_basicsr.cli import QuietCommand
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.costs import cost_tables, costs
 from facd_basicsr.evaluation.tables import markdown_table, text_table
-from facd_basicsr.files.atomic import atomic_write
+from facd_basicsr.files.atomic import atomic_write, make_folder_of
 
 TABLE_SUFFIXES = ('.json', '.md')
 
@@ -40,8 +40,10 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
     """
     if out is not None and out.suffix not in TABLE_SUFFIXES:
         raise UserError(f'--out: {out}; accepted: a name that ends in {", ".join(TABLE_SUFFIXES)}')
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise UserError(f'--out: {out}; accepted: a file name in a folder that exists')
+    if out is not None and out.is_dir():
+        raise UserError(f'--out: {out} is a folder; accepted: a file name')
+    if out is not None:
+        make_folder_of(out, '--out')  # before networks run for minutes
     result = costs(option_file, overrides, repeats)
     click.echo(cost_tables(result, text_table))
     if out is not None:

@@ -7,7 +7,7 @@ import click
 
 from facd_basicsr.cli import QuietCommand
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.atomic import atomic_write
+from facd_basicsr.files.atomic import atomic_write, make_folder_of
 from facd_basicsr.report.page import page
 from facd_basicsr.report.results import Results, results_of
 from facd_basicsr.runs.run_folder import read_run_folder
@@ -36,11 +36,12 @@ def command(run_dir: Path, out: Path | None, table: bool) -> None:
     """
     if out is None:
         out = run_dir / 'report.html'
-    elif out.is_dir() or not out.parent.is_dir():
-        raise UserError(f'--out: {out}; accepted: a file name in a folder that exists')
+    elif out.is_dir():
+        raise UserError(f'--out: {out} is a folder; accepted: a file name')
     elif out.exists() and REPORT_MARKER not in out.read_bytes()[:2000]:
         raise UserError(f'--out: {out} exists and is not a report; accepted: a new file, or a report')
     run = read_run_folder(run_dir)
+    make_folder_of(out, '--out')
     try:
         with tempfile.TemporaryFile(dir=out.parent):  # before networks run for minutes
             pass

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from facd_basicsr.cli import QuietCommand
+from facd_basicsr.cli import EXIT_SKIPPED, QuietCommand
 from facd_basicsr.deploy.student import read_student
 from facd_basicsr.deploy.upscale_images import (
     UpscaleRecord,
@@ -16,8 +16,6 @@ from facd_basicsr.deploy.upscale_images import (
 )
 from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.errors import UserError
-
-EXIT_SKIPPED = 3  # some images were skipped; 1 is an uncaught exception, 2 a user error
 
 
 @click.command(cls=QuietCommand)

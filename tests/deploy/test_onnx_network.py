@@ -53,7 +53,7 @@ def test_a_gpu_is_taken_but_no_engine_is_built(available, chosen, monkeypatch, t
     asked, session = [], onnxruntime.InferenceSession
     path = doubling(tmp_path / 'a.onnx', TensorProto.FLOAT)
 
-    def recorded(path: str, providers: list[tuple[str, dict]]) -> onnxruntime.InferenceSession:
+    def recorded(path: str, providers: list[tuple[str, dict]], **_: object) -> onnxruntime.InferenceSession:
         asked.extend(name for name, _ in providers)
         assert dict(providers).get('CUDAExecutionProvider', {'use_tf32': '0'}) == {'use_tf32': '0'}
         return session(path, providers=['CPUExecutionProvider'])

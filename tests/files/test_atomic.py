@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from facd_basicsr.errors import UserError
 from facd_basicsr.files.atomic import (
     atomic_paths,
     atomic_torch_save,
     atomic_write,
+    make_folder_of,
     remove_unfinished,
     verify_checksums,
 )
@@ -19,6 +21,21 @@ def test_a_file_is_written_and_replaced(tmp_path):
     atomic_write(tmp_path / 'file', b'second')
     assert (tmp_path / 'file').read_bytes() == b'second'
     assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_a_file_that_is_taken_out_of_those_written_together_does_not_get_its_name(tmp_path):
+    with atomic_paths([tmp_path / 'a', tmp_path / 'b']) as partials:
+        for partial in partials:
+            partial.write_text('content')
+        del partials[0]
+    assert [path.name for path in tmp_path.iterdir()] == ['b']
+
+
+def test_a_folder_that_cannot_be_made_is_a_line(tmp_path):
+    (tmp_path / 'file').touch()
+    message = r'-o: .*/file/a.txt: its folder cannot be made \(File exists\); accepted: a file in a writable folder'
+    with pytest.raises(UserError, match=message):
+        make_folder_of(tmp_path / 'file' / 'a.txt', '-o')
 
 
 @pytest.mark.parametrize(('owner', 'step'), [(os, 'fsync'), (Path, 'replace')])

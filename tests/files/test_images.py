@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.images import image_size, images_below, images_in, is_gray, read_bgr, read_pixels, write_png
+from facd_basicsr.files.images import (
+    image_size,
+    images_below,
+    images_in,
+    is_gray,
+    photograph,
+    read_bgr,
+    read_pixels,
+    write_png,
+)
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -278,3 +287,11 @@ def test_a_written_png_reads_back(tmp_path):
     write_png(tmp_path / 'a.png', image)
     assert np.array_equal(read_bgr(tmp_path / 'a.png'), image)
     assert [path.name for path in tmp_path.iterdir()] == ['a.png']
+
+
+def test_a_photograph_that_scikit_image_lacks_is_a_line():
+    assert photograph('camera.png').shape == (512, 512, 3)
+    with pytest.raises(
+        UserError, match=r'scikit-image: no photograph no.png \(.*no such file\); accepted: scikit-image'
+    ):
+        photograph('no.png')

@@ -128,3 +128,21 @@ def test_a_network_that_does_not_take_tiles_of_every_size_is_refused(net):
     message = rf'val.tile: {type(net).__name__} does not run on tiles of every size \(.*\); accepted .* no val'
     with pytest.raises(UserError, match=message):
         receptive_field_radius(net, 3, 1, 16)
+
+
+class ExplodesOnNoise(nn.Module):
+    """A gain of 1 on photographs and of 1e30 on white noise, then sums that cancel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 5, padding=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        roughness = nn.functional.avg_pool2d((x - nn.functional.avg_pool2d(x, 3, 1, 1)).abs(), 7, 1, 3)
+        gain = (1 + nn.functional.relu(roughness.mean(1, keepdim=True) - 0.2)) ** 2000
+        return nn.functional.pixel_shuffle(self.conv(gain * x), 2)
+
+
+def test_a_network_that_explodes_on_noise_and_is_sound_on_photographs_runs_in_tiles():
+    torch.manual_seed(0)
+    assert receptive_field_radius(ExplodesOnNoise(), 3, 2, 16) == 1 + 3 + 2

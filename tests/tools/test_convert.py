@@ -83,9 +83,9 @@ def test_what_cannot_be_converted_is_refused(tmp_path):
         attempt(other, 'out.pth')
     with pytest.raises(UserError, match=r'--to: rcan, but .*edsr.pt is an EDSR; accepted: basicsr, edsr-pytorch'):
         attempt(edsr, 'out.pth', 'rcan')
-    with pytest.raises(UserError, match=r'OUT: no such folder: .*absent'):
-        attempt(edsr, 'absent/out.pth')
     assert sorted(path.name for path in tmp_path.iterdir()) == ['edsr.pt', 'other.pt']
+    attempt(edsr, 'new/folder/out.pth')
+    assert (tmp_path / 'new' / 'folder' / 'out.pth').is_file()
 
 
 @pytest.mark.parametrize('name', ['out.pth', 'out.safetensors'])

@@ -50,6 +50,23 @@ def test_the_command_reports_what_each_file_was_compared_with(checkpoint, tmp_pa
     assert {path.name for path in tmp_path.glob('b*')} == {'b.pth', 'b.safetensors'}
 
 
+def test_what_does_not_hold_is_said_in_a_line_with_exit_code_3_and_the_rest_is_written_in_a_new_folder(
+    checkpoint, tmp_path
+):
+    state_dict = torch.load(checkpoint, weights_only=True)['params']
+    state_dict['conv_first.weight'] *= 3e4  # features beyond float16's largest number, 65504
+    torch.save({'params': state_dict}, checkpoint)
+    done = run('-m', 'facd_basicsr.cli', 'export', checkpoint, '-o', 'new/folder/student', cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    line = (
+        r'error: new/folder/student_fp16.onnx: not written: it would make numbers that are not finite of .*--no-fp16\n'
+    )
+    assert re.fullmatch(line, done.stderr)
+    written = {f'student{suffix}' for suffix in ('.pth', '.safetensors', '.onnx')}
+    assert {path.name for path in (tmp_path / 'new' / 'folder').iterdir()} == written
+    assert done.stdout.splitlines()[-1] == 'facd upscale IN -o OUT --student new/folder/student.safetensors'
+
+
 def test_the_suggested_upscale_command_can_be_pasted_into_a_shell(checkpoint, tmp_path):
     done = CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / "my student's"), '--no-onnx'])
     assert done.exit_code == 0, done.output
