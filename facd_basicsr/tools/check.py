@@ -165,7 +165,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     """Estimates the batch's memory from a few samples, then runs two iterations."""
     model = training.model
     batch = next(iter(training.loaders.train))
-    if isinstance(model, FACDModel) and 'taps' in opt:
+    if isinstance(model, FACDModel) and opt['taps']:
         yield from _units(model, batch, opt)
     size = len(batch['lq'])
     estimate, breakdown = memory_estimate(model, batch)
