@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from basicsr.archs import build_network
 from conftest import REPOSITORY, build_teacher, changed, imported_script, write_yml
 
 from facd_basicsr.data.bicubic import bicubic_lr
@@ -170,3 +171,21 @@ def test_training_starts_behind_the_gate_only(train_opt, tmp_path):
     (log,) = (tmp_path / 'experiments' / 'gated').glob('*.log')
     assert f'dB PSNR-Y on datasets.val, expected {expect["psnr_y"]} +- 0.1.' in log.read_text()
     assert (tmp_path / 'experiments' / 'gated' / 'models' / 'net_g_latest.pth').is_file()
+
+
+def test_an_image_of_a_size_that_the_teacher_does_not_take_is_named_in_a_line():
+    network = build_network(
+        {
+            'type': 'RRDBNet',
+            'num_in_ch': 3,
+            'num_out_ch': 3,
+            'scale': 2,
+            'num_feat': 4,
+            'num_block': 1,
+            'num_grow_ch': 2,
+        }
+    )
+    odd = [{'gt': torch.rand(1, 3, 50, 54), 'lq': torch.rand(1, 3, 25, 27)}]
+    message = r'^teacher: RRDBNet does not take LQ of 25 x 27 with 3 channels \(assert hh % scale == 0 and .*accepted: '
+    with pytest.raises(UserError, match=message):
+        teacher_psnr_y(Teacher(network, 2), odd, 2, CPU)

@@ -29,6 +29,16 @@ def student_opt(test_opt, tmp_path) -> dict:
     return with_defaults(changed(test_opt, 'path.pretrain_network_g', str(checkpoint)), is_train=False)
 
 
+def test_an_image_that_a_network_does_not_take_and_an_output_of_another_scale_are_named_in_a_line():
+    network = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'num_grow_ch': 2}
+    odd = np.full((25, 27, 3), 200, np.uint8)
+    with pytest.raises(UserError, match=r'^mine: RRDBNet does not take LQ of 25 x 27 with 3 channels \(assert hh % '):
+        Method('mine', 2, build_network({**network, 'scale': 2})).upscale(odd)
+    message = r'^mine: gives \(1, 3, 100, 108\); accepted: \(1, 3, 50, 54\), of color images at scale 2'
+    with pytest.raises(UserError, match=message):
+        Method('mine', 2, build_network({**network, 'scale': 4})).upscale(odd)
+
+
 def test_a_students_output_is_its_networks_and_its_summary_names_the_checkpoint(student_opt):
     method = build_student('a.yml', student_opt, CPU)
     lq = np.full((4, 5, 3), 200, np.uint8)
