@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from facd_basicsr.errors import UserError
+
 PARTIAL = '.partial_'  # before the name of a file or folder that is being written
 
 
@@ -61,6 +63,20 @@ def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
         for partial in partials:
             partial.unlink(missing_ok=True)
     fsync_directory(paths[0].parent)
+
+
+def check_creatable(folder: Path) -> None:
+    """Refuses, before anything is done, a folder that cannot be created or moved aside.
+
+    Raises:
+        UserError: naming the folder above that is not writable.
+    """
+    parent = next(parent for parent in folder.parents if parent.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(
+            f'cannot create {folder}: {parent} is not a writable directory; accepted: a checkout of your own, where '
+            'results go, or the installed package, which writes to the working directory'
+        )
 
 
 def write_partial(path: Path, parts: Iterable[bytes | memoryview]) -> Path:
