@@ -207,8 +207,8 @@ def reraise_killed_worker() -> AbstractContextManager[None]:
 
 def _killed_worker(reason: str) -> UserError:
     return UserError(
-        f'datasets.train: {reason}; perhaps memory or /dev/shm is full (fewer num_worker_per_gpu need less, and 0 no '
-        '/dev/shm; docker run --shm-size gives more), or an LMDB was cut short (facd check reads all of it)'
+        f'datasets.train: {reason}; perhaps memory or /dev/shm is full (fewer num_worker_per_gpu need less), or an '
+        'LMDB was cut short (facd check reads all of it)'
     )
 
 
