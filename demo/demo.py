@@ -31,7 +31,7 @@ from tqdm import tqdm
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.distill.teacher import build_teacher
-from facd_basicsr.errors import Stopped, run_command
+from facd_basicsr.errors import Stopped, reraise_disk_errors, run_command
 from facd_basicsr.evaluation.complexity import flops, latencies_ms, parameters
 from facd_basicsr.evaluation.figures import enlarge, grid, window_sums
 from facd_basicsr.evaluation.tables import text_table
@@ -236,7 +236,12 @@ def main() -> None:
     args = arguments.parse_args()
     if args.iterations is not None and args.iterations < 1:
         arguments.error(f'--iterations: {args.iterations}; accepted: 1 or more')
-    run_command(train_teacher if args.train_teacher else lambda: demo(args.iterations))
+
+    def run() -> None:
+        with reraise_disk_errors():
+            train_teacher() if args.train_teacher else demo(args.iterations)
+
+    run_command(run)
 
 
 if __name__ == '__main__':

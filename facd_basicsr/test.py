@@ -24,8 +24,9 @@ from facd_basicsr.data.seeded_dataset import NamingDataset
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
-from facd_basicsr.errors import reraise_data_errors, run_command
+from facd_basicsr.errors import reraise_data_errors, reraise_disk_errors, run_command
 from facd_basicsr.evaluation.tables import text_table
+from facd_basicsr.files.atomic import check_creatable
 from facd_basicsr.models.data_check import check_smallest_image
 from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import check_inputs, complete_options, options_of, parser
@@ -47,15 +48,16 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         {set: {metric: value}}, PSNR in dB, metrics named as in the option file; the same on every rank.
 
     Raises:
-        UserError: an option, path or checkpoint is not accepted; then no folder was made.
+        UserError: an option, path or checkpoint is not accepted, then no folder was made; or the disk is full.
         PeerFailedError: another process of the group has ended.
     """
     source = args.opt or args.run
     opt = complete_options(_options(args), args, is_train=False, root=root)
+    check_creatable(Path(opt['path']['results_root']))
     start_ranks(opt, args.launcher)
     check_inputs(opt, source, is_train=False)
     set_random_seed(opt['manual_seed'] + opt['rank'])
-    with DeferredLog(opt['rank'], console) as log, reraise_peer_failure():
+    with DeferredLog(opt['rank'], console) as log, reraise_peer_failure(), reraise_disk_errors():
         ranks = Ranks()
         log.info(versions())
         log.info(dict2str(opt))

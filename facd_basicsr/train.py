@@ -8,7 +8,6 @@ saved; 1 for any other error.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,8 +33,8 @@ from facd_basicsr.engine.loop import Training, TrainingLoop
 from facd_basicsr.engine.resume import describe_resume, load_resume_state, resume_rng, resumed_position
 from facd_basicsr.engine.signals import stop_on_signal, worker_ignore_signals
 from facd_basicsr.environment import git_commit, machine, versions
-from facd_basicsr.errors import UserError, reraise_data_errors, run_command
-from facd_basicsr.files.atomic import atomic_write, remove_unfinished
+from facd_basicsr.errors import reraise_data_errors, run_command
+from facd_basicsr.files.atomic import atomic_write, check_creatable, remove_unfinished
 from facd_basicsr.models.data_check import check_smallest_image, check_training_sample
 from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import PACKAGE_PARENT, check_inputs, complete_options, load_yaml, options_of, parser
@@ -151,9 +150,7 @@ RUN_FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualiz
 def _check_folders(opt: dict[str, Any]) -> None:
     """Refuses, before anything is loaded, folders that :func:`_make_folders` cannot create."""
     for folder in (Path(opt['path']['experiments_root']), Path(opt['root_path'], 'tb_logger', opt['name'])):
-        parent = next(parent for parent in folder.parents if parent.exists())
-        if not (parent.is_dir() and os.access(parent, os.W_OK)):
-            raise UserError(f'cannot create {folder}: {parent} is not a writable directory')
+        check_creatable(folder)
 
 
 def _make_folders(opt: dict[str, Any], in_place: bool) -> None:

@@ -1,4 +1,5 @@
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -34,6 +35,18 @@ def test_the_demo_ends_with_its_table_and_picture(checkout):
         assert re.search(rf'{step}: 100%.*2/2', done.stderr)
     assert Image.open(out / 'comparison.png').size[0] > 1000
     assert {path.name for path in (out / 'experiments').iterdir()} == {'demo_Student', 'demo_FACD'}
+
+
+def test_a_checkout_that_cannot_be_written_is_a_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr(demo, 'OUT', tmp_path / 'file')
+    monkeypatch.setattr(demo, 'DATA', tmp_path / 'file' / 'data')
+    monkeypatch.setattr(sys, 'argv', ['demo.py'])
+    with pytest.raises(SystemExit, match='2'):
+        demo.main()
+    assert re.fullmatch(
+        r'error: .*Not a directory; once that is fixed, give the same command again\n', capsys.readouterr().err
+    )
 
 
 def test_largest_error_finds_the_window_with_the_largest_error():

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from conftest import STUDENT, run, run_in_new_interpreter, tiny_test_opt, tiny_t
 from runs import Child
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
 from facd_basicsr.runs.run_folder import read_run_folder
 from facd_basicsr.test import test as evaluate
@@ -229,6 +231,22 @@ def test_user_errors_are_one_line_on_stderr_and_exit_code_2(tested, checkout, sc
     assert re.match(rf'error: .*{message}', failed.stderr.splitlines()[-1]), failed.stderr
     assert 'Traceback' not in failed.stderr
     assert files(checkout) == before  # nothing created, renamed or archived
+
+
+def test_results_that_cannot_be_written_are_a_line(test_opt, tmp_path, monkeypatch):
+    test_opt['path']['pretrain_network_g'] = str(tmp_path / 'student.pth')
+    torch.save({'params': build_network(STUDENT).state_dict()}, tmp_path / 'student.pth')
+    args = parser(is_train=False).parse_args(['-opt', str(write_yml(test_opt, tmp_path / 'opt.yml'))])
+    (tmp_path / 'results').touch()
+    with pytest.raises(
+        UserError, match=r'^cannot create .*results/tiny_test: .*results is not a writable directory; a'
+    ):
+        evaluate(args, root=tmp_path, console=False)
+    (tmp_path / 'results').unlink()
+    full = Mock(side_effect=OSError(28, 'No space left on device', 'results'))
+    monkeypatch.setattr('facd_basicsr.test.make_exp_dirs', full)
+    with pytest.raises(UserError, match=r'^results: No space left on device; once that is fixed'):
+        evaluate(args, root=tmp_path, console=False)
 
 
 def files(folder: Path) -> list[Path]:

@@ -1,6 +1,8 @@
 """Training and validation loaders of an option dict, by BasicSR's datasets and loader."""
 
+import multiprocessing
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -186,15 +188,27 @@ def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]
         loader: of the training set.
         opt: from :func:`facd_basicsr.options.parse_options`.
     """
-    return _without_errors(_prefetched(loader, opt))
+    try:  # the locks of the workers' queues, which are in /dev/shm; torch's own would complain to the end
+        del [multiprocessing.Lock() for _ in range(4 * loader.num_workers)][:]
+        return _without_errors(_prefetched(loader, opt))
+    except OSError as error:
+        raise _killed_worker(f'no worker process can be started ({one_line(error)})') from error
+
+
+# How torch names the memory that workers share, whatever it says of it: "unable to write to file </torch_1_2>",
+# "unable to allocate shared memory(shm) for file </torch_1_2_0>: ...", "received 0 items of ancdata"
+SHARED_MEMORY = re.compile(r'/torch_\d|\(shm\)|/dev/shm|torch_shm_manager|Shared memory manager|ancdata')
 
 
 def reraise_killed_worker() -> AbstractContextManager[None]:
-    """Turns what torch says when a worker process was killed, wherever in the main thread, into a UserError."""
+    """Turns what torch says when a worker process was killed, wherever in the main thread, or has no shared memory for
+    its batch, into a UserError."""
 
     def translated(error: RuntimeError) -> UserError | None:
-        # not "Caught ... in DataLoader worker", which has a traceback
-        return _killed_worker(one_line(error)) if 'DataLoader worker (pid' in str(error) else None
+        # not all of "Caught ... in DataLoader worker", which has a traceback and ends in what has happened
+        *_, reason = str(error).strip().splitlines() or ['']
+        known = 'DataLoader worker (pid' in str(error) or SHARED_MEMORY.search(reason)
+        return _killed_worker(one_line(RuntimeError(reason))) if known else None
 
     return reraise(RuntimeError, translated)
 

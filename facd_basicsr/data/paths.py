@@ -73,7 +73,9 @@ def _check_dataset(
     rules = rules_of(dataset_opt)
     for side in ('gt', 'lq') if rules is None else rules.sides:
         key = f'dataroot_{side}'
-        if dataset_opt.get(key) is not None or rules is not None:
+        if rules is not None and dataset_opt.get(key) is None:
+            raise UserError(f'{where}.{key}: missing; accepted: a folder or LMDB, which {dataset_opt["type"]} reads')
+        if dataset_opt.get(key) is not None:
             dataset_opt[key] = _expanded(dataset_opt[key])
             with _reraise(f'{where}.{key}'):
                 _check_root(f'{where}.{key}', Path(dataset_opt[key]), dataset_opt, rules)

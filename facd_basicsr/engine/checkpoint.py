@@ -17,6 +17,8 @@ from facd_basicsr.runtime.rng import rng_state
 
 LATEST = 'latest'  # a file in training_states with the name of the state that was written last
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROOM = 'there is room (logger.keep_last bounds the number of checkpoints)'
+NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)  # by now
 
 
 @dataclass
@@ -106,28 +108,27 @@ class Checkpoints:
 
 
 def reraise_disk_full(states: Path) -> AbstractContextManager[None]:
-    """Turns the errors of a full disk into one that names the newest checkpoint; others stay.
+    """Turns the errors of a full disk, or of one that cannot be written, into one that names the newest checkpoint;
+    others stay.
 
     Args:
         states: the folder of the training states.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full or cannot be written.
     """
 
     def translated(error: OSError) -> UserError | None:
         # the last is BasicSR's for an image of a validation, which does not say why
-        if error.errno not in FULL and 'Failed in writing images' not in str(error):
+        if error.errno not in FULL + NOT_WRITABLE and 'Failed in writing images' not in str(error):
             return None
         latest = states / LATEST
-        left = 'there is no checkpoint yet'
+        left = 'there is no checkpoint yet, and the same command starts over'
         if latest.is_file():
             name = latest.read_text(encoding='utf-8', errors='replace').strip()
             left = f'{name} and its networks are complete, and --auto_resume resumes from there'
-        return UserError(
-            f'{error.filename or states.parent}: {error.strerror or error}; {left} once there is room '
-            '(logger.keep_last bounds the number of checkpoints)'
-        )
+        fixed = 'it can be written' if error.errno in NOT_WRITABLE else ROOM
+        return UserError(f'{error.filename or states.parent}: {error.strerror or error}; {left} once {fixed}')
 
     return reraise(OSError, translated)
 

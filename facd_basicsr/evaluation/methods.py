@@ -202,7 +202,7 @@ def read_test_files(
 
 def _roots(opt: dict[str, Any]) -> dict[str, str]:
     """{set's name: its folders, as a message names them}."""
-    keys = ('dataroot_gt', 'dataroot_lq', 'meta_info_file')
+    keys = ('dataroot_gt', 'dataroot_lq', 'meta_info_file', 'meta_info')
     return {
         block['name']: ' and '.join(str(Path(block[key])) for key in keys if block.get(key) is not None)
         for block in opt['datasets'].values()

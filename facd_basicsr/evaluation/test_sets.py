@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from basicsr.data import build_dataset
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.realesrgan_paired_dataset import RealESRGANPairedDataset
 from basicsr.utils import tensor2img
 
+from facd_basicsr.data.loaders import build_ordered_dataset
 from facd_basicsr.data.seeded_dataset import NamingDataset
 from facd_basicsr.errors import UserError, reraise_data_errors
 from facd_basicsr.files.images import is_gray
@@ -53,9 +54,10 @@ def build_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
                 )
         dataset_opt = copy.deepcopy(block) | {'phase': phase.split('_')[0], 'scale': opt['scale']}
         with reraise_data_errors():
-            dataset = build_dataset(dataset_opt)
-        if not isinstance(dataset, PairedImageDataset):
-            raise UserError(f'datasets.{phase}.type: {block["type"]}; accepted here: PairedImageDataset')
+            dataset = build_ordered_dataset(dataset_opt)
+        if not isinstance(dataset, PairedImageDataset | RealESRGANPairedDataset):
+            accepted = 'PairedImageDataset, RealESRGANPairedDataset'
+            raise UserError(f'datasets.{phase}.type: {block["type"]}; accepted here: {accepted}')
         sets[block['name']] = dataset
     return sets
 

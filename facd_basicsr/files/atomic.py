@@ -83,6 +83,20 @@ def atomic_paths(paths: Sequence[Path]) -> Iterator[list[Path]]:
     fsync_directory(paths[0].parent)
 
 
+def check_creatable(folder: Path) -> None:
+    """Refuses, before anything is done, a folder that cannot be created or moved aside.
+
+    Raises:
+        UserError: naming the folder above that is not writable.
+    """
+    parent = next(parent for parent in folder.parents if parent.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise UserError(
+            f'cannot create {folder}: {parent} is not a writable directory; accepted: a checkout of your own, where '
+            'results go, or the installed package, which writes to the working directory'
+        )
+
+
 def write_partial(path: Path, parts: Iterable[bytes | memoryview]) -> Path:
     """The first half of :func:`atomic_write`, for a content in parts: all of it is on the disk, under a temporary name.
 

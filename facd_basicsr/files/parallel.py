@@ -41,13 +41,19 @@ def in_processes(calls: Mapping[str, Callable[[], Result]], workers: int) -> Ite
         workers: 1: this process alone.
 
     Raises:
-        UserError: a worker was killed.
+        UserError: a worker was killed, or none can be started.
     """
     if workers == 1 or len(calls) < 2:
         yield ((key, call()) for key, call in calls.items())
         return
     # spawn: forking a process that has used torch's or OpenCV's threads can hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), initializer=_start_worker)
+    try:
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), initializer=_start_worker)
+    except OSError as error:
+        raise UserError(
+            f'--workers: {workers}: no process can be started ({error.strerror}); perhaps /dev/shm is full, in which '
+            'processes share memory; accepted: 1, which needs none'
+        ) from error
 
     def results() -> Iterator[tuple[str, Result]]:
         ahead: deque = deque()

@@ -150,6 +150,12 @@ DATASET_KEYS = {
     'filename_tmpl': Key(
         (str,), default='{}', meaning='name of an LQ file without suffix; `{}` is that of its GT. Not with LMDBs'
     ),
+    'meta_info': Key(
+        OPTIONAL_STR,
+        default=None,
+        meaning='list of RealESRGANPairedDataset, a line for each pair, `GT/0001.png, LQ/0001.png`, or of '
+        'RealESRGANDataset, a name in a line. Not with LMDBs',
+    ),
     'io_backend': Key((dict,), meaning='how the images are stored'),
     'gt_size': replace(
         COUNT,

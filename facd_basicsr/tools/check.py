@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from facd_basicsr.archs import DeepRegressor, input_channels
 from facd_basicsr.cli import MultiValueCommand
+from facd_basicsr.data.loaders import reraise_killed_worker
 from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.distill.regressors import OTHER_UNITS, in_other_units, rms
 from facd_basicsr.distill.taps import suggested, tappable
@@ -164,7 +165,8 @@ def _flops(net: nn.Module, scale: int, num_in_ch: int, pad: Callable[[Tensor], T
 def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     """Estimates the batch's memory from a few samples, then runs two iterations."""
     model = training.model
-    batch = next(iter(training.loaders.train))
+    with reraise_killed_worker():
+        batch = next(iter(training.loaders.train))
     if isinstance(model, FACDModel) and opt['taps']:
         yield from _units(model, batch, opt)
     size = len(batch['lq'])

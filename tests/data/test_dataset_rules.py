@@ -136,6 +136,12 @@ def test_the_list_of_a_video_training_set_may_name_clips_that_are_not_there_but_
     )
 
 
+@pytest.mark.parametrize('kind', [PAIRED, OFFICIAL, 'VideoTestDataset', 'RealESRGANDataset'])
+def test_a_root_that_a_dataset_reads_is_missed_by_name(root, kind):
+    for block in (block_of(root, kind, dataroot_gt=None), {'type': kind}):
+        assert refusal(block) == (f'datasets.val.dataroot_gt: missing; accepted: a folder or LMDB, which {kind} reads')
+
+
 class OwnDataset(Dataset):
     """With rules of its own: one file for all images."""
 

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import signal
@@ -11,7 +12,8 @@ import torch
 from conftest import METRICS, write_yml
 from runs import TOTAL, Child, assert_same, limit_files_to, log_text, result, run
 
-from facd_basicsr.engine.checkpoint import state_iterations
+from facd_basicsr.engine.checkpoint import reraise_disk_full, state_iterations
+from facd_basicsr.errors import UserError
 from facd_basicsr.files import atomic
 from facd_basicsr.files.download import sha256_of
 
@@ -191,3 +193,15 @@ def test_a_disk_that_is_really_full_ends_the_run_in_a_line_and_leaves_the_last_c
     latest = (tmp_path / 'kept/tiny/training_states/latest').read_text().strip()
     assert latest in last_line
     atomic.verify_checksums(tmp_path / 'kept/tiny/training_states' / latest)
+
+
+@pytest.mark.parametrize('number', [errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_disk_that_cannot_be_written_any_more_ends_the_run_in_a_line(tmp_path, number):
+    reason = os.strerror(number)
+    with (
+        pytest.raises(
+            UserError, match=rf'^4\.state: {reason}; there is no checkpoint yet, and .* once it can be written$'
+        ),
+        reraise_disk_full(tmp_path),
+    ):
+        raise OSError(number, reason, '4.state')

@@ -26,6 +26,22 @@ def test_pairs_read_lmdbs(test_opt, data):
     assert np.array_equal(found[3].gt, picture(3, 48, 48))
 
 
+def test_pairs_are_those_of_test_py_with_another_suffix_and_by_a_list_of_real_esrgan(test_opt, data, tmp_path):
+    (tmp_path / 'LQ').mkdir()
+    for name in ('0', '1'):
+        cv2.imwrite(str(tmp_path / 'LQ' / f'{name}.bmp'), cv2.imread(str(data / 'LQ' / f'{name}.png')))
+    opt = changed(test_opt, 'datasets.test_1.dataroot_lq', str(tmp_path / 'LQ'))
+    (tmp_path / 'list.txt').write_text('1.png, 1.bmp\n\n')
+    listed = changed(opt, 'datasets.test_1.meta_info', str(tmp_path / 'list.txt'))
+    for block, names in (
+        (opt, ['0', '1']),
+        (changed(listed, 'datasets.test_1.type', 'RealESRGANPairedDataset'), ['1']),
+    ):
+        found = list(pairs(build_sets(block)))
+        assert [pair.image for pair in found] == names
+        assert np.array_equal(found[-1].lq, cv2.imread(str(data / 'LQ' / '1.png')))
+
+
 def test_a_one_channel_gt_is_known_as_such(test_opt, tmp_path):
     for folder, size in (('GT', 16), ('LQ', 8)):
         (tmp_path / folder).mkdir()

@@ -151,7 +151,7 @@ DAMAGES = {
     ),
     'val GT without LQ': (
         lambda d: shutil.copy(d / 'GT' / '1.png', d / 'GT' / '7.png'),
-        r'datasets.val.dataroot_lq: no such file: .*LQ/7.png',
+        r'datasets.val.dataroot_lq: .*GT/7.png has no LQ: sought .*LQ/7.png',
     ),
     'damaged image in the LMDB': (lambda d: damage_lmdb(d / 'LR.lmdb'), r'train.dataroot_lq: .*LR.lmdb: 0000_s001'),
 }

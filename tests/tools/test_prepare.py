@@ -1,6 +1,7 @@
 import json
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import lmdb
@@ -253,3 +254,12 @@ def test_an_interrupted_preparation_forgets_by_key_what_was_made_of_an_image_tha
     (tmp_path / 'HR' / 'a.b.png').unlink()
     assert prepare(*command).exit_code == 0
     assert keys_in(tmp_path / 'out' / 'N_HR_sub.lmdb') == {'c-d'}
+
+
+def test_workers_that_cannot_be_started_for_a_full_dev_shm_are_a_line(photographs, tmp_path, monkeypatch):
+    full = Mock(side_effect=OSError(28, 'No space left on device'))
+    monkeypatch.setattr('facd_basicsr.files.parallel.ProcessPoolExecutor', full)
+    assert refusal('folder', photographs, '--scale', 2, '--out', tmp_path / 'out', '--workers', 2) == (
+        '--workers: 2: no process can be started (No space left on device); perhaps /dev/shm is full, in which '
+        'processes share memory; accepted: 1, which needs none'
+    )
