@@ -8,10 +8,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from facd_basicsr.distill.layouts import DIV2K_MEAN, LAYOUTS, from_basicsr, network_block, recognize, to_basicsr
+from facd_basicsr.distill.layouts import DIV2K_MEAN, LAYOUTS, SIGNS, from_basicsr, network_block, recognize, to_basicsr
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_path
-from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, without_prefix
+from facd_basicsr.files.state_dicts import load_state_dict
 
 CONVERTED_SUFFIXES = ('.pth', '.pt', '.safetensors')
 
@@ -39,7 +39,7 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
         raise UserError(f'OUT: {target} exists; accepted: a new file')
     if target.suffix not in CONVERTED_SUFFIXES:
         raise UserError(f'OUT: {target}; accepted: a name that ends in {", ".join(CONVERTED_SUFFIXES)}')
-    state_dict = without_prefix(load_any_state_dict(source, 'IN'), LIGHTNING)
+    state_dict = load_state_dict(source, 'IN', SIGNS.values())
     found = recognize(state_dict)
     if found is None:
         raise UserError(f'IN: {source} is neither an EDSR nor an RCAN (first key: {min(state_dict)}); accepted: these')
@@ -78,7 +78,7 @@ def _write_verified(state_dict: dict[str, Tensor], target: Path, layout: str) ->
                 save_file(state_dict, partial)
             else:
                 torch.save({'params': state_dict} if layout == 'basicsr' else state_dict, partial)
-            written = load_any_state_dict(partial, 'OUT')
+            written = load_state_dict(partial, 'OUT')
             if written.keys() != state_dict.keys() or not all(
                 torch.equal(written[key], state_dict[key]) for key in written
             ):

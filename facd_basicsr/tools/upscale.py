@@ -26,7 +26,7 @@ EXIT_SKIPPED = 3  # some images were skipped; 1 is an uncaught exception, 2 a us
     '-o', '--out', required=True, type=click.Path(path_type=Path), help='Output folder, or a file for a single image.'
 )
 @click.option(
-    '-s', '--student', required=True, type=click.Path(path_type=Path), help='.pth, .pt, .safetensors or .onnx.'
+    '-s', '--student', required=True, type=click.Path(path_type=Path), help='.pth, .pt, .ckpt, .safetensors or .onnx.'
 )
 @click.option(
     '-opt',

@@ -90,6 +90,21 @@ def test_any_transformers_tokens_and_last_feature_can_be_tapped(network, tmp_pat
     assert teacher(torch.rand(1, 3, 13, 18)).shape == (1, 3, 26, 36)  # windows that do not fit are padded
 
 
+def test_a_network_beside_others_is_found_and_two_are_refused(tmp_path):
+    def build(*prefixes: str) -> torch.nn.Module:
+        content = {'loss.vgg.0.weight': torch.zeros(4, 3, 3, 3)}
+        for prefix in prefixes:
+            content |= {prefix + key: value for key, value in net.state_dict().items()}
+        torch.save({'state_dict': content, 'epoch': 3}, tmp_path / 'net.ckpt')
+        return build_teacher({'weights': str(tmp_path / 'net.ckpt')}, 2)
+
+    net = small_swinir()
+    lq = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(build('model.')(lq), net.eval()(lq))
+    with pytest.raises(UserError, match=r'net.ckpt: spandrel recognizes one below each of model., ema. \(first key: '):
+        build('model.', 'ema.')
+
+
 def test_an_image_below_the_networks_least_size_is_padded_and_cropped(dat_opt):
     teacher = build_teacher(dat_opt, 2)
     lq = torch.rand(1, 3, 9, 20)

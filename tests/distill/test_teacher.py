@@ -15,6 +15,7 @@ from conftest import TEACHER, build_teacher
 from distill.official_networks import official_edsr, official_rcan
 from safetensors.torch import save_file
 from torch import Tensor
+from wrappings import WRAPPED, prefixed
 
 from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.errors import UserError
@@ -36,24 +37,6 @@ def saved(content: object, tmp_path: Path, **teacher_opt: object) -> dict:
 
 def without_network(teacher_opt: dict) -> dict:
     return {key: value for key, value in teacher_opt.items() if key != 'network'}
-
-
-def prefixed(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {prefix + key: value for key, value in state_dict.items()}
-
-
-WRAPPED = {
-    'BasicSR params': lambda s: {'params': s},
-    'BasicSR params_ema': lambda s: {'params_ema': s},
-    'bare': lambda s: s,
-    'DDP': lambda s: {'params': prefixed(s, 'module.')},
-    'traiNNer EMA': lambda s: {'params_ema': {'n_averaged': torch.tensor(9), **prefixed(s, 'module.')}},
-    'compiled': lambda s: {'params': prefixed(s, '_orig_mod.')},
-    'DDP of compiled': lambda s: prefixed(s, 'module._orig_mod.'),
-    'neosr': lambda s: {'params-ema': s, 'params': {key: value + 1 for key, value in s.items()}},
-    'a run snapshot': lambda s: {'epoch': 3, 'state_dict': prefixed(s, 'net_g.'), 'optimizer': {'lr': 1e-4}},
-    'Lightning': lambda s: {'state_dict': prefixed(s, 'model.'), 'epoch': 3},
-}
 
 
 @pytest.mark.parametrize('wrap', WRAPPED.values(), ids=WRAPPED)
@@ -225,7 +208,7 @@ def test_a_checkpoint_that_carries_code_is_refused_and_not_run(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     torch.save({'params': Attack()}, tmp_path / 'bad.pth')
     with pytest.raises(UserError, match=r'teacher.weights: .*bad.pth cannot be read as a checkpoint'):
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights')
     assert not (tmp_path / 'attacked').exists()
 
 
@@ -237,17 +220,17 @@ def test_a_checkpoint_that_carries_code_is_refused_and_not_run(tmp_path, monkeyp
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(content, tmp_path):
     (tmp_path / 'bad.pth').write_bytes(content)
     with pytest.raises(UserError, match=r'teacher.weights: .*bad.pth.*accepted') as error:
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights')
     assert '\n' not in str(error.value)
 
 
 def test_a_checkpoint_of_something_else_is_refused_with_its_keys(tmp_path):
     torch.save({1: torch.zeros(1)}, tmp_path / 'bad.pth')
     with pytest.raises(UserError, match=r'holds keys \[1\]'):
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights')
     torch.save({'epoch': 3, 'optimizer': {}}, tmp_path / 'bad.pth')
     with pytest.raises(UserError, match=r"holds keys \['epoch', 'optimizer'\]"):
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights')
 
 
 class Quiet(SimpleHTTPRequestHandler):
