@@ -8,7 +8,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from facd_basicsr.distill.layouts import DIV2K_MEAN, LAYOUTS, SIGNS, from_basicsr, network_block, recognize, to_basicsr
+from facd_basicsr.distill.layouts import (
+    DIV2K_MEAN,
+    LAYOUTS,
+    SIGNS,
+    from_basicsr,
+    image_range,
+    network_block,
+    recognize,
+    to_basicsr,
+    trained_color_maps,
+)
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_path
 from facd_basicsr.files.state_dicts import load_state_dict
@@ -48,14 +58,15 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
     if layout not in ('basicsr', own_layout):
         raise UserError(f'--to: {layout}, but {source} is an {network}; accepted: basicsr, {own_layout}')
 
-    shift = None
+    shift, trained = None, trained_color_maps(state_dict)
     if source_layout != 'basicsr':
         state_dict, shift = to_basicsr(state_dict, source_layout, f'IN: {source}')
     block = network_block(state_dict)
     source_of_mean = "  # assumed: not stored in BasicSR's layout" if shift is None else ''
+    if trained:
+        source_of_mean = '  # with conv_first and conv_last it does what the trained sub_mean and add_mean do'
     if shift is not None:
-        # The checkpoint holds img_range * rgb_mean. Color means are below 1, so larger values are for [0, 255].
-        img_range = 255.0 if shift.max() > 1 else 1.0
+        img_range = image_range(shift) or img_range  # the checkpoint holds img_range * rgb_mean
         rgb_mean = tuple(round(value, 6) for value in (shift / img_range).tolist())
     if layout != 'basicsr':
         shift = torch.tensor(rgb_mean) * img_range if shift is None else shift
@@ -96,7 +107,8 @@ def _write_verified(state_dict: dict[str, Tensor], target: Path, layout: str) ->
 def command(source: Path, target: Path, layout: str, img_range: float, rgb_mean: tuple[float, ...]) -> None:
     """Rewrite an EDSR or RCAN checkpoint in another key layout.
 
-    IN may have any usual wrapping (params, params_ema, module., safetensors). Values do not change.
+    IN may have any usual wrapping (params, params_ema, module., safetensors). Values do not change, but for RCAN's
+    trained color maps (docs/teachers.md).
 
     \b
     Example:

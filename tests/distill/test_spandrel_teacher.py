@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import build_teacher, changed, write_yml
-from distill.official_networks import official_rcan
+from distill.official_networks import official_rcan, with_trained_color_maps
 from torch import Tensor
 
 from facd_basicsr.distill.taps import Taps
@@ -125,7 +125,10 @@ def test_lq_is_untouched_by_spandrels_rcan_which_multiplies_its_input_in_place(r
     assert not torch.equal(lq, before)  # without the teacher's copy it would not be
 
 
-def test_spandrels_rcan_and_basicsrs_give_the_same_for_one_official_checkpoint(rcan_opt):
+@pytest.mark.parametrize('trained', [False, True])
+def test_spandrels_rcan_and_basicsrs_give_the_same_for_one_official_checkpoint(trained, rcan_opt):
+    if trained:
+        torch.save(with_trained_color_maps(official_rcan(8, 2, 2, 2)).state_dict(), rcan_opt['weights'])
     network = {'type': 'RCANStudent', 'num_feat': 8, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4, 'upscale': 2}
     ours = build_teacher({'weights': rcan_opt['weights'], 'network': network}, 2)
     theirs = build_teacher(rcan_opt, 2)
