@@ -135,7 +135,7 @@ def trained_student(option_file: Path) -> nn.Module:
     opt = options(option_file)
     net = build_network(opt['network_g'])
     checkpoint = OUT / 'experiments' / opt['name'] / 'models' / 'net_g_latest.pth'
-    net.load_state_dict(load_state_dict(checkpoint, str(option_file), ['params']))
+    net.load_state_dict(load_state_dict(checkpoint, str(option_file), param_keys=['params']))
     return net.eval()
 
 

@@ -7,9 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+from facd_basicsr.runtime.rng import preserve_rng_state
 
 from .regressor_arch import DeepRegressor
 from .student_arch import EDSRStudent, RCANStudent
@@ -35,4 +40,19 @@ def input_channels(network_opt: Mapping[str, Any]) -> int:
     return next((given[name] for name in CHANNELS if isinstance(given.get(name), int)), 3)
 
 
-__all__ = ['CONVOLUTIONAL', 'DeepRegressor', 'EDSRStudent', 'RCANStudent', 'input_channels']
+def build_without_weights(network_opt: Mapping[str, Any]) -> nn.Module:
+    """A network for its arguments, keys and shapes alone; the random number generators are left as they were.
+
+    On the meta device, without memory and in no time. Some classes read values while they are constructed (SwinIR) or
+    make tensors that the meta device does not take (ECBSR, RIDNet): these, and what fails anyway, on the CPU.
+
+    Raises:
+        Exception: whatever the class raises on the CPU.
+    """
+    with preserve_rng_state():
+        with suppress(Exception), torch.device('meta'):
+            return build_network(dict(network_opt))
+        return build_network(dict(network_opt))
+
+
+__all__ = ['CONVOLUTIONAL', 'DeepRegressor', 'EDSRStudent', 'RCANStudent', 'build_without_weights', 'input_channels']

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from facd_basicsr.archs.student_arch import EDSRStudent, RCANStudent
 from facd_basicsr.errors import UserError, one_line
-from facd_basicsr.files.state_dicts import load_any_state_dict, load_exactly
+from facd_basicsr.files.state_dicts import load_exactly, load_state_dict
 from facd_basicsr.options.build import build_lone_network, check_lone_network
 from facd_basicsr.options.parse import OPTIONS_FILE, checked_options, options_digest
 from facd_basicsr.options.signatures import signature_keys
@@ -170,7 +170,7 @@ def describe_network(network_opt: Mapping[str, Any], scale: int) -> Description:
 
 METADATA = 'metadata'  # next to `params` in a .pth; BasicSR and spandrel look at `params` only
 OPT = '--opt FILE, the option file of its run'
-STUDENT_SUFFIXES = ('.pth', '.pt', '.safetensors', '.onnx')
+STUDENT_SUFFIXES = ('.pth', '.pt', '.ckpt', '.safetensors', '.onnx')
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
     """A student, described by its option file, else its own metadata, else the run whose folder it is in.
 
     Args:
-        path: ``.pth``, ``.pt``, ``.safetensors`` or ``.onnx``.
+        path: ``.pth``, ``.pt``, ``.ckpt``, ``.safetensors`` or ``.onnx``.
         option_file: a train or test file whose ``network_g`` it is; data and teacher need not be there. None: the file
             says it itself, as ONNX does always, or lies in ``experiments/NAME/models``, whose ``options.yml`` does.
         where: what names ``path``, for messages.
@@ -215,9 +215,8 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
             raise UserError(f'{where}: {path} does not name its network; accepted: an ONNX file by facd export')
         return Student(onnx.eval(), own)
     description = _description_of(path, option_file, where)
-    state_dict = load_any_state_dict(path, where)
     net = build_lone_network(f'{where}: {path}: network', description.network, description.scale)
-    load_exactly(net, state_dict, f'{where}: {path}')
+    load_exactly(net, load_state_dict(path, where, [net.state_dict().keys()]), f'{where}: {path}')
     return Student(net.eval().requires_grad_(False), description)
 
 

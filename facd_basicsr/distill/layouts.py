@@ -3,9 +3,10 @@
     edsr-pytorch  https://github.com/sanghyun-son/EDSR-PyTorch, src/model/edsr.py
     rcan          https://github.com/yulunzhang/RCAN, RCAN_TestCode/code/model/rcan.py; EDSR-PyTorch's RCAN has it too
 
-The networks compute the same. The authors' work on images in [0, 255] and keep the mean's subtraction and addition in
-the checkpoint, as 1x1 convolutions ``sub_mean`` and ``add_mean``; BasicSR's work on [0, 1], with ``img_range`` and
-``rgb_mean`` as arguments. ``res_scale`` is an argument of both, and in no checkpoint.
+The networks compute the same. The authors' work on images in [0, 255], or [0, rgb_range], and keep the mean's
+subtraction and addition in the checkpoint, as 1x1 convolutions ``sub_mean`` and ``add_mean``, which RCAN's own code
+trains; BasicSR's work on [0, 1], with ``img_range`` and ``rgb_mean`` as arguments. ``res_scale`` is an argument of
+both, and in no checkpoint.
 """
 
 import re
@@ -18,6 +19,9 @@ from torch import Tensor
 from facd_basicsr.errors import UserError
 
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+IMG_RANGES = (1.0, 255.0, 65535.0)
+DARKEST = 0.05  # a set of photographs has a mean above it
+LARGEST_CONDITION = 1e3  # of sub_mean's matrix, so that float32 inverts it to four digits
 LAYOUTS = ('basicsr', 'edsr-pytorch', 'rcan')
 
 # (authors' module, BasicSR's module). The authors append the last convolution to the sequence of blocks or groups:
@@ -44,6 +48,7 @@ MODULES = {
     ),
 }
 BASICSR_TRUNK = ('conv_first.weight', 'conv_after_body.weight', 'conv_last.weight')  # MSRResNet lacks the second
+COLOR_MAPS = ('sub_mean', 'add_mean')
 OFFICIAL_TRUNK = ('head.0.weight', 'tail.1.weight')
 SIGNS = {
     ('basicsr', 'EDSR'): (*BASICSR_TRUNK, 'body.0.conv1.weight'),
@@ -59,22 +64,46 @@ def recognize(state_dict: dict[str, Tensor]) -> tuple[str, str] | None:
 
 
 def to_basicsr(state_dict: dict[str, Tensor], layout: str, where: str) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Renames the keys of an official state dict. No value changes.
+    """Renames the keys of an official state dict, and folds ``sub_mean`` and ``add_mean`` into it if they were trained.
+
+    Otherwise no value changes.
 
     Args:
         state_dict: in the layout ``layout``, one of ``edsr-pytorch`` and ``rcan``.
         where: the option or file that it is from, for messages.
 
     Returns:
-        The state dict without ``sub_mean`` and ``add_mean``, and what these subtract and add, (3,), which is the
-        network's ``img_range * rgb_mean``; None if they are not in it.
+        The state dict without ``sub_mean`` and ``add_mean``, and what BasicSR's network subtracts and adds in their
+        place, (3,), which is its ``img_range * rgb_mean``; None if they are not in it.
 
     Raises:
-        UserError: a key is not of that layout, or ``sub_mean`` and ``add_mean`` do what BasicSR's networks cannot.
+        UserError: a key is not of that layout, or ``sub_mean`` cannot be inverted.
     """
-    own = {key: value for key, value in state_dict.items() if key.rpartition('.')[0] not in ('sub_mean', 'add_mean')}
+    own = {key: value for key, value in state_dict.items() if key.rpartition('.')[0] not in COLOR_MAPS}
     accepted = f'the layout {layout}; accepted: the network as published'
-    return _renamed(own, MODULES[layout], {}, where, accepted), _mean_shift(state_dict, where)
+    converted, maps = _renamed(own, MODULES[layout], {}, where, accepted), _color_maps(state_dict, where)
+    if not maps:
+        return converted, None
+    if not trained_color_maps(state_dict):
+        return converted, maps['add_mean.bias']
+    return _folded(converted, maps, where)
+
+
+def trained_color_maps(state_dict: dict[str, Tensor]) -> bool:
+    """Whether ``sub_mean`` or ``add_mean`` of an official state dict do more than to subtract and add one color."""
+    maps = {name: [state_dict.get(f'{name}.{leaf}') for leaf in ('weight', 'bias')] for name in COLOR_MAPS}
+    (sub_weight, sub_bias), (add_weight, add_bias) = maps.values()
+    if sub_weight is None or sub_bias is None or add_weight is None or add_bias is None:
+        return False
+    identity = torch.eye(3).view(3, 3, 1, 1)
+    plain = all(torch.equal(weight.float(), identity) for weight in (sub_weight, add_weight))
+    return not (plain and torch.equal(sub_bias, -add_bias))
+
+
+def image_range(shift: Tensor) -> float | None:
+    """``img_range``, if what a network subtracts, (3,), tells it: the color mean of photographs is inside [0, 1]."""
+    largest = shift.max().item()
+    return next((img_range for img_range in IMG_RANGES if DARKEST * img_range < largest <= img_range), None)
 
 
 def from_basicsr(state_dict: dict[str, Tensor], layout: str, shift: Tensor, where: str) -> dict[str, Tensor]:
@@ -151,19 +180,31 @@ def _count(state_dict: dict[str, Tensor], pattern: str) -> int:
     return len({match[1] for key in state_dict if (match := re.match(pattern, key))})
 
 
-def _mean_shift(state_dict: dict[str, Tensor], where: str) -> Tensor | None:
-    """What ``add_mean`` adds, (3,), after checking that it inverts ``sub_mean`` and does nothing else."""
-    found = {key: value.float() for key, value in state_dict.items() if key.startswith(('sub_mean.', 'add_mean.'))}
-    if not found:
-        return None
-    missing = {f'{name}.{leaf}' for name in ('sub_mean', 'add_mean') for leaf in ('weight', 'bias')} - found.keys()
-    if missing:
+def _color_maps(state_dict: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """``sub_mean`` and ``add_mean``, both or neither."""
+    found = {key: value.float() for key, value in state_dict.items() if key.rpartition('.')[0] in COLOR_MAPS}
+    missing = {f'{name}.{leaf}' for name in COLOR_MAPS for leaf in ('weight', 'bias')} - found.keys()
+    if found and missing:
         raise UserError(f'{where}: {min(missing)} is missing; accepted: sub_mean and add_mean, both or neither')
-    identity = torch.eye(3).view(3, 3, 1, 1)
-    plain = all(torch.equal(found[f'{name}.weight'], identity) for name in ('sub_mean', 'add_mean'))
-    if not (plain and torch.equal(found['sub_mean.bias'], -found['add_mean.bias'])):
-        raise UserError(
-            f'{where}: sub_mean and add_mean scale the colors or do not undo each other; accepted: rgb_std of 1, as '
-            "BasicSR's networks know no other"
-        )
-    return found['add_mean.bias']
+    return found
+
+
+def _folded(converted: dict[str, Tensor], maps: dict[str, Tensor], where: str) -> tuple[dict[str, Tensor], Tensor]:
+    """The network with any affine color maps in its first and last convolution, and its ``img_range * rgb_mean``.
+
+    sub_mean(x) = A x + b = A (x - m) with m = -A^-1 b. Subtracting this m, and no other, leaves no constant to be put
+    into conv_first's bias, which would count at the borders, too, where conv_first's padding is zero after sub_mean.
+    """
+    weights = [maps[f'{name}.weight'].double().squeeze() for name in COLOR_MAPS]
+    bias_in, bias_out = (maps[f'{name}.bias'].double() for name in COLOR_MAPS)
+    if any(weight.shape != (3, 3) for weight in weights) or torch.linalg.cond(weights[0]) > LARGEST_CONDITION:
+        raise UserError(f'{where}: sub_mean.weight maps colors to fewer; accepted: a matrix of 3 x 3 with an inverse')
+    weight_in, weight_out = weights
+    m = -torch.linalg.solve(weight_in, bias_in)
+    first, last = converted['conv_first.weight'], converted['conv_last.weight']
+    folded = {
+        'conv_first.weight': torch.einsum('fchw,cd->fdhw', first.double(), weight_in),
+        'conv_last.weight': torch.einsum('dc,cfhw->dfhw', weight_out, last.double()),
+        'conv_last.bias': weight_out @ converted['conv_last.bias'].double() + bias_out - m,
+    }
+    return converted | {key: value.to(first.dtype) for key, value in folded.items()}, m.float()

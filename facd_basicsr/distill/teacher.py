@@ -1,7 +1,7 @@
 """The frozen teacher: find its weights, recognize their layout, build, load strictly, freeze."""
 
 import importlib.util
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,24 @@ from basicsr.archs.rcan_arch import RCAN
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from facd_basicsr.distill.layouts import LAYOUTS, network_block, recognize, to_basicsr
+from facd_basicsr.distill.layouts import (
+    LAYOUTS,
+    SIGNS,
+    image_range,
+    network_block,
+    recognize,
+    to_basicsr,
+    trained_color_maps,
+)
 from facd_basicsr.errors import UserError, advising, one_line
 from facd_basicsr.files.download import cached, is_url, sha256_of
-from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, load_exactly, without_prefix
+from facd_basicsr.files.state_dicts import load_exactly, load_state_dict, part_by_prefix
 from facd_basicsr.runtime.execution import PRECISIONS, Execution
 
 WEIGHTS_FORMATS = ('auto', *LAYOUTS, 'spandrel')
+LARGEST_DRIFT = 0.05  # of a trained mean from the one that training began with, in [0, 1]
+SPANDRELS_RANGE = 255.0
+WITHOUT_NETWORK = 'or leave teacher.network out: spandrel runs an RCAN as its authors do'
 PAGE = 'docs/teachers.md describes the teacher block'
 
 
@@ -97,20 +108,24 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     where = f'teacher.weights: {teacher_opt["weights"]}'
     path = local_weights(teacher_opt)
     origin = f'it came from {teacher_opt["weights"]}: delete it to download it again'
-    with advising(origin) if is_url(teacher_opt['weights']) else nullcontext():
-        state_dict = load_any_state_dict(path, 'teacher.weights')
     layout_format, network_opt = teacher_opt['format'], teacher_opt.get('network')
+    net = None if network_opt is None else build_network(network_opt)
+    wanted = [*([] if net is None else [net.state_dict().keys()]), *SIGNS.values()]
+    with advising(origin) if is_url(teacher_opt['weights']) else nullcontext():
+        state_dict = load_state_dict(path, 'teacher.weights', wanted)
     execution = Execution.of(teacher_opt)
-    if network_opt is not None:
-        return Teacher(_build_registered(network_opt, state_dict, layout_format, where), scale, execution)
-    bare = without_prefix(state_dict, LIGHTNING)
-    found = recognize(bare)
+    if net is not None:
+        _load_registered(net, state_dict, layout_format, where)
+        return Teacher(net, scale, execution)
+    found = recognize(state_dict)
     if layout_format == 'auto' and found is not None and found[0] != 'rcan':
         raise UserError(
             f'teacher.network: missing, and {teacher_opt["weights"]} does not determine all of it; accepted: '
-            f'{_block(bare, found[0], where)}, where res_scale is as it was trained (EDSR '
+            f'{_block(state_dict, found[0], where)}, where res_scale is as it was trained (EDSR '
             f'256 x 32: 0.1, EDSR 64 x 16 and RCAN: 1); {PAGE}'
         )
+    if found is not None and found[0] == 'rcan':
+        _check_spandrels_range(state_dict, where)
     return _build_by_spandrel(state_dict, scale, execution, where)
 
 
@@ -130,13 +145,8 @@ def local_weights(teacher_opt: dict[str, Any]) -> Path:
     return path
 
 
-def _build_registered(
-    network_opt: dict[str, Any], state_dict: dict[str, Tensor], layout_format: str, where: str
-) -> nn.Module:
-    """A network of BasicSR's registry, with a state dict in its own layout or in its authors'."""
-    net = build_network(network_opt)
-    if not any(key.startswith(LIGHTNING) for key in net.state_dict()):
-        state_dict = without_prefix(state_dict, LIGHTNING)
+def _load_registered(net: nn.Module, state_dict: dict[str, Tensor], layout_format: str, where: str) -> None:
+    """Loads a state dict in a network's own layout, or in its authors', into a network of BasicSR's registry."""
     layout, _ = recognize(state_dict) or ('basicsr', '')
     if layout_format not in ('auto', layout):
         raise UserError(
@@ -144,23 +154,35 @@ def _build_registered(
             f'accepted: {layout}, or auto'
         )
     if layout != 'basicsr':
-        state_dict, shift = to_basicsr(state_dict, layout, where)
-        # the one argument that an official checkpoint determines: img_range times rgb_mean
+        trained = trained_color_maps(state_dict)
+        with advising(WITHOUT_NETWORK) if layout == 'rcan' else nullcontext():
+            state_dict, shift = to_basicsr(state_dict, layout, where)
         if shift is not None and isinstance(net, (EDSR, RCAN)):
-            own = net.img_range * net.mean.flatten()
-            if not torch.allclose(own, shift, rtol=1e-3):
-                raise UserError(
-                    f'{where}: was trained with img_range * rgb_mean = {_rounded(shift)}, but teacher.network has '
-                    f"{_rounded(own)}; accepted: the checkpoint's, e.g. img_range: 255. and rgb_mean: "
-                    f'{_rounded(shift / 255)}'
-                )
+            _take_mean(net, shift, trained, where)
     try:
         load_exactly(net, state_dict, where)
     except UserError as error:
         if recognize(state_dict) is None:
             raise
         raise UserError(f'{error}; the checkpoint is of {_block(state_dict, "basicsr", where)}') from error
-    return net
+
+
+def _take_mean(net: EDSR | RCAN, shift: Tensor, trained: bool, where: str) -> None:
+    """Gives a network the ``rgb_mean`` of an official checkpoint, after comparing the arguments that this determines.
+
+    The product of ``img_range`` and ``rgb_mean`` is in the checkpoint. The networks are the same only if both factors
+    are: ``img_range`` scales what conv_first is given.
+    """
+    img_range = image_range(shift) or net.img_range
+    mean = shift / img_range
+    tolerance = LARGEST_DRIFT if trained else 1e-3 * mean.abs()
+    own = net.mean.flatten()
+    if img_range != net.img_range or ((own - mean).abs() > tolerance).any():
+        raise UserError(
+            f'{where}: was trained with img_range: {img_range} and rgb_mean: {_rounded(mean)}, but teacher.network has '
+            f"{float(net.img_range)} and {_rounded(own)}; accepted: the checkpoint's"
+        )
+    net.mean = mean.view(1, 3, 1, 1)
 
 
 def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Execution, where: str) -> Teacher:
@@ -170,18 +192,26 @@ def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Exe
             f'{where}: no teacher.network is given, and spandrel, which recognizes networks, is not installed; '
             "accepted: a teacher.network block, or `pip install 'facd_basicsr[spandrel]'`"
         )
-    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+    from spandrel import ImageModelDescriptor, ModelDescriptor, ModelLoader, UnsupportedModelError
 
+    found: dict[str, ModelDescriptor[Any]] = {}
     try:
-        descriptor = ModelLoader().load_from_state_dict(state_dict)
-    except UnsupportedModelError as error:
-        raise UserError(
-            f'{where}: spandrel does not recognize it (first key: {next(iter(state_dict))}); accepted: one of '
-            f'its architectures, or a teacher.network block; {PAGE}'
-        ) from error
+        with suppress(UnsupportedModelError):
+            found[''] = ModelLoader().load_from_state_dict(state_dict)
+        if not found:  # then below a prefix, as of Lightning, which saves the loss's networks beside it
+            for prefix, part in part_by_prefix(state_dict).items():
+                with suppress(UnsupportedModelError):
+                    found[prefix] = ModelLoader().load_from_state_dict(part)
     except (RuntimeError, ValueError, LookupError, AssertionError) as error:  # its detection failed
         reason = one_line(error, 200)
         raise UserError(f'{where}: spandrel cannot build it ({reason}); accepted: a teacher.network block') from error
+    if len(found) != 1:
+        what = f'recognizes one below each of {", ".join(found)}' if found else 'does not recognize it'
+        raise UserError(
+            f'{where}: spandrel {what} (first key: {next(iter(state_dict))}); accepted: one of '
+            f'its architectures, or a teacher.network block; {PAGE}'
+        )
+    (descriptor,) = found.values()
     name = descriptor.architecture.name
     if not isinstance(descriptor, ImageModelDescriptor) or descriptor.purpose != 'SR' or descriptor.scale != scale:
         raise UserError(
@@ -201,17 +231,28 @@ def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Exe
     return Teacher(descriptor.model, scale, execution, size.multiple_of, size.minimum)
 
 
+def _check_spandrels_range(state_dict: dict[str, Tensor], where: str) -> None:
+    """Refuses an RCAN of another range than spandrel, which cannot tell it, takes each to be of."""
+    shift = state_dict.get('add_mean.bias')
+    img_range = None if shift is None else image_range(shift)
+    if img_range not in (None, SPANDRELS_RANGE):
+        raise UserError(
+            f'{where}: was trained with an rgb_range of {img_range}, but spandrel takes {SPANDRELS_RANGE}; '
+            f'accepted: teacher.network: {_block(state_dict, "rcan", where)}, where res_scale is 1 for RCAN'
+        )
+
+
 def _block(state_dict: dict[str, Tensor], layout: str, where: str) -> str:
     """The ``network`` block that a checkpoint of an EDSR or RCAN determines, in YAML."""
     shift = None
     if layout != 'basicsr':
         state_dict, shift = to_basicsr(state_dict, layout, where)
     block = network_block(state_dict)
-    if shift is not None and shift.max() > 1:
-        block |= {'img_range': 255.0, 'rgb_mean': _rounded(shift / 255)}
+    if shift is not None and (img_range := image_range(shift)) is not None:
+        block |= {'img_range': img_range, 'rgb_mean': _rounded(shift / img_range)}
     listed = ', '.join(f'{key}: {value}' for key, value in block.items())
     return f'{{{listed}, res_scale: ?}}'
 
 
 def _rounded(values: Tensor) -> list[float]:
-    return [round(value, 4) for value in values.tolist()]
+    return [round(value, 6) for value in values.tolist()]

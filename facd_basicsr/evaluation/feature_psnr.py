@@ -79,7 +79,7 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
             if path.is_file():
                 regressors = build_regressors(train_opt.get('network_r'), mode, student_feats, teacher_feats)
                 if regressors is not None:
-                    state_dict = load_state_dict(path, 'regressors', ['params'])
+                    state_dict = load_state_dict(path, 'regressors', [regressors.state_dict().keys()])
                     load_exactly(regressors, state_dict, f'regressors: {path}')
                     student.regressors = regressors.eval().requires_grad_(False).to(teacher_feats[0].device)
             elif any(s.shape != t.shape for s, t in zip(student_feats, teacher_feats)):

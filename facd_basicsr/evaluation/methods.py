@@ -238,8 +238,9 @@ def build_student(path: str, opt: dict[str, Any], device: torch.device) -> Metho
     """
     checkpoint = opt['path']['pretrain_network_g']
     where = f'{path}: path.pretrain_network_g'
-    state_dict = load_state_dict(checkpoint, where, basicsr_param_keys(opt['path']['param_key_g']))
     net = build_network(opt['network_g'])
+    param_keys = basicsr_param_keys(opt['path']['param_key_g'])
+    state_dict = load_state_dict(checkpoint, where, [net.state_dict().keys()], param_keys)
     load_exactly(net, state_dict, f'{where}: {checkpoint}')
     return Method(opt['name'], opt['scale'], net.eval().requires_grad_(False).to(device), path, checkpoint)
 

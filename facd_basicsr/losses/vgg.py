@@ -8,7 +8,7 @@ from torchvision.models import vgg19
 
 from facd_basicsr.errors import advising
 from facd_basicsr.files.download import cached, is_url
-from facd_basicsr.files.state_dicts import check_fit, load_any_state_dict
+from facd_basicsr.files.state_dicts import check_fit, load_state_dict
 
 VGG19_WEIGHTS = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'  # torchvision's VGG19_Weights.IMAGENET1K_V1
 WHERE = 'train.distill_opt.vgg_weights'
@@ -61,8 +61,9 @@ def load_vgg(weights: str, depth: int = len(ENDS)) -> VGGFeatures:
         layers = vgg19(weights=None).features[: ENDS[depth - 1]]
     with advising(ADVICE):
         path = cached(weights, WHERE, None) if is_url(weights) else Path(weights)
-        checkpoint = load_any_state_dict(path, WHERE)
-        wanted = {key: checkpoint[f'features.{key}'] for key in layers.state_dict() if f'features.{key}' in checkpoint}
+        keys = {key: f'features.{key}' for key in layers.state_dict()}
+        checkpoint = load_state_dict(path, WHERE, [keys.values()])
+        wanted = {key: checkpoint[name] for key, name in keys.items() if name in checkpoint}
         check_fit(layers, wanted, f'{WHERE}: {path}')
     layers.load_state_dict(wanted, assign=True)
     return VGGFeatures([layers.float()[start:end] for start, end in zip((0, *ENDS), ENDS[:depth])])

@@ -13,7 +13,6 @@ from facd_basicsr.distill.regressors import build_regressors, start_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_state_dict
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.models.safe_model import SafeModel, SafeSRModel, run_network
@@ -112,9 +111,10 @@ class FACDModel(SafeSRModel):
         if net_r is None:
             return None
         self.print_network(net_r)
-        load_path = self.opt['path']['pretrain_network_r']
-        if load_path is not None:
-            self._load_regressors(net_r, load_path)
+        path_opt = self.opt['path']
+        if path_opt['pretrain_network_r'] is not None:
+            strict, param_key = path_opt['strict_load_r'], path_opt['param_key_r']
+            self.load_network(net_r, path_opt['pretrain_network_r'], strict, param_key)
         return SafeModel.model_to_device(self, self._execution_r.lay_out(net_r)).train()  # not in the student's format
 
     def _patch_size(self) -> int:
@@ -154,14 +154,6 @@ class FACDModel(SafeSRModel):
         self._run_student = self._execution_g.compiled(self._run_student, 'train.compile')
         self._run_regressors = self._execution_r.compiled(self._run_regressors, 'train.compile_r')
         self._run_teacher = self.teacher.execution.compiled(self._run_teacher, 'teacher.compile')
-
-    def _load_regressors(self, net_r: nn.Module, load_path: str) -> None:
-        param_key = self.opt['path']['param_key_r']
-        strict = self.opt['path']['strict_load_r']
-        state_dict = load_state_dict(load_path, 'path.pretrain_network_r', basicsr_param_keys(param_key))
-        if strict:
-            check_fit(net_r, state_dict, f'path.pretrain_network_r: {load_path}')
-        self.load_network(net_r, load_path, strict, param_key)
 
     def setup_optimizers(self) -> None:
         train_opt = self.opt['train']

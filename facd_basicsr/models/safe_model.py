@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.archs import build_network
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
@@ -19,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from facd_basicsr.archs import input_channels
+from facd_basicsr.archs import build_without_weights, input_channels
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_torch_save
-from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_state_dict
+from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_entry, load_state_dict, part_of
 from facd_basicsr.losses.base import sum_of
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.models.nonfinite import NonFiniteGuard, tie_gradient
@@ -95,6 +94,24 @@ class SafeModel(BaseModel):
         }
         name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
         atomic_torch_save(content, Path(self.opt['path']['models'], name))
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
+    ) -> None:
+        """As BasicSR's, from any file that :func:`facd_basicsr.files.state_dicts.load_state_dict` reads.
+
+        Raises:
+            UserError: the checkpoint cannot be read, or does not fit under ``strict``.
+        """
+        where = next((f'path.{key}' for key, value in self.opt['path'].items() if value == load_path), 'path')
+        net = self.get_bare_model(net)
+        found, state_dict = load_entry(load_path, where, basicsr_param_keys(param_key))
+        state_dict = part_of(state_dict, [net.state_dict().keys()], f'{where}: {load_path}')
+        if strict:
+            check_fit(net, state_dict, f'{where}: {load_path}')
+        get_root_logger().info(f'Loading {type(net).__name__} model from {load_path}, with param key: [{found}].')
+        self._print_different_keys_loading(net, state_dict, strict)
+        net.load_state_dict(state_dict, strict=strict)
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Nothing: engine/checkpoint.py writes it, with the loop's part and after all networks."""
@@ -329,7 +346,7 @@ def build_model(opt: dict[str, Any]) -> SafeModel:
 
 
 def check_pretrained(opt: dict[str, Any]) -> list[str]:
-    """Checks every checkpoint that BasicSR's ``load_network`` will be asked to load, before anything is created.
+    """Checks every checkpoint that ``load_network`` will be asked to load, before anything is created.
 
     The regressors' is checked by the model, which builds them once the taps' channels are known.
 
@@ -351,9 +368,8 @@ def check_pretrained(opt: dict[str, Any]) -> list[str]:
         if path is None:
             continue
         param_key = opt['path'][f'param_key_{suffix}']
-        state_dict = load_state_dict(path, where, basicsr_param_keys(param_key))
-        with torch.device('meta'):
-            net = build_network(opt[key])
+        net = build_without_weights(opt[key])
+        state_dict = load_state_dict(path, where, [net.state_dict().keys()], basicsr_param_keys(param_key))
         if opt['path'][f'strict_load_{suffix}']:
             check_fit(net, state_dict, f'{where}: {path}')
         else:

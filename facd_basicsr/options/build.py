@@ -11,6 +11,7 @@ import torch
 from basicsr.archs import build_network
 from torch import nn
 
+from facd_basicsr.archs import build_without_weights
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.losses import build_loss
 from facd_basicsr.options.option_check import check_network
@@ -21,7 +22,7 @@ PROBE_CHANNELS = 64  # of network_r, whose real ones are read off the taps
 
 
 def dry_run(opt: Block, is_train: bool) -> None:
-    """Constructs networks on the meta device, losses, optimizer and scheduler from a checked option dict.
+    """Constructs networks without their weights, losses, optimizer and scheduler from a checked option dict.
 
     Raises:
         UserError: a class refuses its options, with the key or the block, and the class's error.
@@ -73,8 +74,7 @@ def _builds(block: Block, build: Callable[[Block], Any]) -> bool:
 
 
 def _network(block: Block, **channels: Any) -> nn.Module:
-    with torch.device('meta'):
-        return build_network({**block, **channels})
+    return build_without_weights({**block, **channels})
 
 
 def _optimizer(block: Block) -> torch.optim.Optimizer:

@@ -195,7 +195,8 @@ PATH_NETWORK = {
     'param_key': Key(
         OPTIONAL_STR,
         default='params',
-        meaning='entry of that file: `params`, or `params_ema`, the moving average; `null`: the whole file',
+        meaning='entry of that file: `params`, or `params_ema`, the moving average; `null`: the whole file; '
+        'if it lacks that one, the one it has',
     ),
     'strict_load': Key(
         (bool,),

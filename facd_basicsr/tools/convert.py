@@ -8,10 +8,20 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from facd_basicsr.distill.layouts import DIV2K_MEAN, LAYOUTS, from_basicsr, network_block, recognize, to_basicsr
+from facd_basicsr.distill.layouts import (
+    DIV2K_MEAN,
+    LAYOUTS,
+    SIGNS,
+    from_basicsr,
+    image_range,
+    network_block,
+    recognize,
+    to_basicsr,
+    trained_color_maps,
+)
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_path, make_folder_of
-from facd_basicsr.files.state_dicts import LIGHTNING, load_any_state_dict, without_prefix
+from facd_basicsr.files.state_dicts import load_state_dict
 
 CONVERTED_SUFFIXES = ('.pth', '.pt', '.safetensors')
 
@@ -37,7 +47,7 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
         raise UserError(f'OUT: {target} exists; accepted: a new file')
     if target.suffix not in CONVERTED_SUFFIXES:
         raise UserError(f'OUT: {target}; accepted: a name that ends in {", ".join(CONVERTED_SUFFIXES)}')
-    state_dict = without_prefix(load_any_state_dict(source, 'IN'), LIGHTNING)
+    state_dict = load_state_dict(source, 'IN', SIGNS.values())
     found = recognize(state_dict)
     if found is None:
         raise UserError(f'IN: {source} is neither an EDSR nor an RCAN (first key: {min(state_dict)}); accepted: these')
@@ -46,14 +56,15 @@ def convert(source: Path, target: Path, layout: str, img_range: float, rgb_mean:
     if layout not in ('basicsr', own_layout):
         raise UserError(f'--to: {layout}, but {source} is an {network}; accepted: basicsr, {own_layout}')
 
-    shift = None
+    shift, trained = None, trained_color_maps(state_dict)
     if source_layout != 'basicsr':
         state_dict, shift = to_basicsr(state_dict, source_layout, f'IN: {source}')
     block = network_block(state_dict)
     source_of_mean = "  # assumed: not stored in BasicSR's layout" if shift is None else ''
+    if trained:
+        source_of_mean = '  # with conv_first and conv_last it does what the trained sub_mean and add_mean do'
     if shift is not None:
-        # The checkpoint holds img_range * rgb_mean. Color means are below 1, so larger values are for [0, 255].
-        img_range = 255.0 if shift.max() > 1 else 1.0
+        img_range = image_range(shift) or img_range  # the checkpoint holds img_range * rgb_mean
         rgb_mean = tuple(round(value, 6) for value in (shift / img_range).tolist())
     if layout != 'basicsr':
         shift = torch.tensor(rgb_mean) * img_range if shift is None else shift
@@ -77,7 +88,7 @@ def _write_verified(state_dict: dict[str, Tensor], target: Path, layout: str) ->
                 save_file(state_dict, partial)
             else:
                 torch.save({'params': state_dict} if layout == 'basicsr' else state_dict, partial)
-            written = load_any_state_dict(partial, 'OUT')
+            written = load_state_dict(partial, 'OUT')
             if written.keys() != state_dict.keys() or not all(
                 torch.equal(written[key], state_dict[key]) for key in written
             ):
@@ -95,7 +106,8 @@ def _write_verified(state_dict: dict[str, Tensor], target: Path, layout: str) ->
 def command(source: Path, target: Path, layout: str, img_range: float, rgb_mean: tuple[float, ...]) -> None:
     """Rewrite an EDSR or RCAN checkpoint in another key layout.
 
-    IN may have any usual wrapping (params, params_ema, module., safetensors). Values do not change.
+    IN may have any usual wrapping (params, params_ema, module., safetensors). Values do not change, but for RCAN's
+    trained color maps (docs/teachers.md).
 
     \b
     Example:

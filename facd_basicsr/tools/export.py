@@ -23,7 +23,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.runs.run_folder import psnr_of
 
-CHECKPOINTS = ('.pth', '.pt', '.safetensors')
+CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
 
 
 @click.command(cls=QuietCommand)

@@ -24,7 +24,7 @@ from facd_basicsr.errors import UserError
     '-o', '--out', required=True, type=click.Path(path_type=Path), help='Output folder, or a file for a single image.'
 )
 @click.option(
-    '-s', '--student', required=True, type=click.Path(path_type=Path), help='.pth, .pt, .safetensors or .onnx.'
+    '-s', '--student', required=True, type=click.Path(path_type=Path), help='.pth, .pt, .ckpt, .safetensors or .onnx.'
 )
 @click.option(
     '-opt',

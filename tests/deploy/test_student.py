@@ -204,7 +204,7 @@ def test_what_can_not_be_a_student_is_refused_in_a_line(net, run, train_opt, tmp
         read_student(tmp_path / 'a.onnx', str(tmp_path / 'FACD.yml'))
     for name, message in {
         'absent.pth': r'IN: no such file: .*absent.pth',
-        'a.gguf': r'IN: .*a.gguf; accepted: a name that ends in .pth, .pt, .safetensors, .onnx',
+        'a.gguf': r'IN: .*a.gguf; accepted: a name that ends in .pth, .pt, .ckpt, .safetensors, .onnx',
         'b.pth': r'IN: .*b.pth: metadata: .*; accepted: as facd export writes it',
         'a.onnx': r'IN: .*a.onnx does not name its network; accepted: an ONNX file by facd export',
         'empty.pth': r'IN: .*empty.pth does not name its network',

@@ -1,7 +1,7 @@
 """EDSR and RCAN as their authors compute them, written from the papers and the published key names, for tests.
 
-Input and output are images in [0, 255]. The modules' names give the checkpoints' keys: ``head``, ``body``, ``tail``,
-``sub_mean``, ``add_mean``.
+Input and output are images in [0, 255], or [0, img_range]. The modules' names give the checkpoints' keys: ``head``,
+``body``, ``tail``, ``sub_mean``, ``add_mean``.
 """
 
 import torch
@@ -67,11 +67,22 @@ def official_edsr(feats: int, n: int, scale: int, res_scale: float, mean: tuple[
     return Official(blocks, feats, scale, mean, 255.0)
 
 
-def official_rcan(feats: int, groups: int, n: int, scale: int, reduction: int = 4) -> Official:
+def official_rcan(
+    feats: int, groups: int, n: int, scale: int, reduction: int = 4, img_range: float = 255.0
+) -> Official:
     def group() -> Block:
         blocks = [
             Block(conv(feats, feats), nn.ReLU(), conv(feats, feats), Attention(feats, reduction)) for _ in range(n)
         ]
         return Block(*blocks, conv(feats, feats))
 
-    return Official([group() for _ in range(groups)], feats, scale, DIV2K, 255.0)
+    return Official([group() for _ in range(groups)], feats, scale, DIV2K, img_range)
+
+
+def with_trained_color_maps(net: Official, drift: float = 0.02) -> Official:
+    """As RCAN's own code leaves them: it sets ``requires_grad`` of the module, which does not freeze its parameters."""
+    with torch.no_grad():
+        for shift in (net.sub_mean, net.add_mean):
+            shift.weight += drift * torch.randn_like(shift.weight)
+            shift.bias *= 1 + drift * torch.randn_like(shift.bias)
+    return net

@@ -3,12 +3,19 @@
 import pytest
 import torch
 from basicsr.archs import build_network
-from distill.official_networks import DIV2K, official_edsr, official_rcan
+from distill.official_networks import DIV2K, official_edsr, official_rcan, with_trained_color_maps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from facd_basicsr.distill.layouts import from_basicsr, network_block, recognize, to_basicsr
+from facd_basicsr.distill.layouts import (
+    from_basicsr,
+    image_range,
+    network_block,
+    recognize,
+    to_basicsr,
+    trained_color_maps,
+)
 from facd_basicsr.errors import UserError
 
 EDSR = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3}
@@ -108,14 +115,41 @@ def test_a_key_that_is_not_of_the_layout_is_refused():
         from_basicsr({'extra.weight': torch.zeros(1)}, 'edsr-pytorch', torch.zeros(3), 'IN')
 
 
-def test_colour_scaling_that_basicsr_cannot_do_is_refused():
+@pytest.mark.parametrize('drift', [1e-4, 0.02, 0.2])
+def test_color_maps_that_were_trained_are_folded_and_borders_are_the_same(drift):
+    torch.manual_seed(3)
+    official = with_trained_color_maps(official_rcan(8, 2, 2, 2), drift)
+    converted, shift = to_basicsr(official.state_dict(), 'rcan', 'IN')
+    block = {**RCAN, 'num_feat': 8, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4, 'upscale': 2}
+    assert_same_function(official, {**block, 'rgb_mean': (shift / 255).tolist()}, converted)
+
+
+def test_a_folded_color_map_by_hand():
     official = official_edsr(4, 1, 2, 1.0).state_dict()
-    for key, value in (
-        ('sub_mean.weight', official['sub_mean.weight'] / 0.25),
-        ('add_mean.bias', official['add_mean.bias'] + 1),
-    ):
-        with pytest.raises(UserError, match=r'IN: sub_mean and add_mean scale the colors or do not undo each other'):
-            to_basicsr({**official, key: value}, 'edsr-pytorch', 'IN')
+    weight, bias = torch.diag(torch.tensor([2.0, 1.0, 1.0])).view(3, 3, 1, 1), torch.tensor([-240.0, -100.0, -90.0])
+    trained = {**official, 'sub_mean.weight': weight, 'sub_mean.bias': bias}  # 2 (x - 120), x - 100, x - 90
+    trained['add_mean.bias'] = torch.tensor([121.0, 100.0, 88.0])
+    assert trained_color_maps(trained) and not trained_color_maps(official)
+    converted, shift = to_basicsr(trained, 'edsr-pytorch', 'IN')
+    assert shift.tolist() == [120.0, 100.0, 90.0]
+    assert torch.equal(converted['conv_first.weight'], official['head.0.weight'] * weight.sum(0).view(1, 3, 1, 1))
+    assert torch.equal(converted['conv_first.bias'], official['head.0.bias'])
+    assert torch.equal(converted['conv_last.weight'], official['tail.1.weight'])
+    added = converted['conv_last.bias'] - official['tail.1.bias']
+    torch.testing.assert_close(added, torch.tensor([1.0, 0.0, -2.0]), rtol=0, atol=1e-6)
+
+
+def test_color_maps_that_lose_a_color_or_lack_one_are_refused():
+    official = official_edsr(4, 1, 2, 1.0).state_dict()
+    with pytest.raises(UserError, match=r'IN: sub_mean.weight maps colors to fewer; accepted: a matrix of 3 x 3 with'):
+        to_basicsr({**official, 'sub_mean.weight': torch.ones(3, 3, 1, 1)}, 'edsr-pytorch', 'IN')
     del official['add_mean.bias']
     with pytest.raises(UserError, match=r'IN: add_mean.bias is missing'):
         to_basicsr(official, 'edsr-pytorch', 'IN')
+
+
+@pytest.mark.parametrize(
+    ('largest', 'img_range'), [(0.4488, 1.0), (114.4, 255.0), (29412.0, 65535.0), (0.0, None), (459.0, None)]
+)
+def test_the_range_is_the_one_in_which_the_mean_may_be_one_of_photographs(largest, img_range):
+    assert image_range(torch.tensor([largest, 0.9 * largest, 0.0])) == img_range

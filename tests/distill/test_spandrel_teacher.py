@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import build_teacher, changed, write_yml
-from distill.official_networks import official_rcan
+from distill.official_networks import official_rcan, with_trained_color_maps
 from torch import Tensor
 
 from facd_basicsr.distill.taps import Taps
@@ -90,6 +90,21 @@ def test_any_transformers_tokens_and_last_feature_can_be_tapped(network, tmp_pat
     assert teacher(torch.rand(1, 3, 13, 18)).shape == (1, 3, 26, 36)  # windows that do not fit are padded
 
 
+def test_a_network_beside_others_is_found_and_two_are_refused(tmp_path):
+    def build(*prefixes: str) -> torch.nn.Module:
+        content = {'loss.vgg.0.weight': torch.zeros(4, 3, 3, 3)}
+        for prefix in prefixes:
+            content |= {prefix + key: value for key, value in net.state_dict().items()}
+        torch.save({'state_dict': content, 'epoch': 3}, tmp_path / 'net.ckpt')
+        return build_teacher({'weights': str(tmp_path / 'net.ckpt')}, 2)
+
+    net = small_swinir()
+    lq = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(build('model.')(lq), net.eval()(lq))
+    with pytest.raises(UserError, match=r'net.ckpt: spandrel recognizes one below each of model., ema. \(first key: '):
+        build('model.', 'ema.')
+
+
 def test_an_image_below_the_networks_least_size_is_padded_and_cropped(dat_opt):
     teacher = build_teacher(dat_opt, 2)
     lq = torch.rand(1, 3, 9, 20)
@@ -110,7 +125,10 @@ def test_lq_is_untouched_by_spandrels_rcan_which_multiplies_its_input_in_place(r
     assert not torch.equal(lq, before)  # without the teacher's copy it would not be
 
 
-def test_spandrels_rcan_and_basicsrs_give_the_same_for_one_official_checkpoint(rcan_opt):
+@pytest.mark.parametrize('trained', [False, True])
+def test_spandrels_rcan_and_basicsrs_give_the_same_for_one_official_checkpoint(trained, rcan_opt):
+    if trained:
+        torch.save(with_trained_color_maps(official_rcan(8, 2, 2, 2)).state_dict(), rcan_opt['weights'])
     network = {'type': 'RCANStudent', 'num_feat': 8, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 4, 'upscale': 2}
     ours = build_teacher({'weights': rcan_opt['weights'], 'network': network}, 2)
     theirs = build_teacher(rcan_opt, 2)

@@ -12,9 +12,10 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from conftest import TEACHER, build_teacher
-from distill.official_networks import official_edsr, official_rcan
+from distill.official_networks import DIV2K, official_edsr, official_rcan, with_trained_color_maps
 from safetensors.torch import save_file
 from torch import Tensor
+from wrappings import WRAPPED, prefixed
 
 from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.errors import UserError
@@ -36,24 +37,6 @@ def saved(content: object, tmp_path: Path, **teacher_opt: object) -> dict:
 
 def without_network(teacher_opt: dict) -> dict:
     return {key: value for key, value in teacher_opt.items() if key != 'network'}
-
-
-def prefixed(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {prefix + key: value for key, value in state_dict.items()}
-
-
-WRAPPED = {
-    'BasicSR params': lambda s: {'params': s},
-    'BasicSR params_ema': lambda s: {'params_ema': s},
-    'bare': lambda s: s,
-    'DDP': lambda s: {'params': prefixed(s, 'module.')},
-    'traiNNer EMA': lambda s: {'params_ema': {'n_averaged': torch.tensor(9), **prefixed(s, 'module.')}},
-    'compiled': lambda s: {'params': prefixed(s, '_orig_mod.')},
-    'DDP of compiled': lambda s: prefixed(s, 'module._orig_mod.'),
-    'neosr': lambda s: {'params-ema': s, 'params': {key: value + 1 for key, value in s.items()}},
-    'a run snapshot': lambda s: {'epoch': 3, 'state_dict': prefixed(s, 'net_g.'), 'optimizer': {'lr': 1e-4}},
-    'Lightning': lambda s: {'state_dict': prefixed(s, 'model.'), 'epoch': 3},
-}
 
 
 @pytest.mark.parametrize('wrap', WRAPPED.values(), ids=WRAPPED)
@@ -106,13 +89,58 @@ def test_another_range_or_mean_than_the_official_checkpoints_is_refused_with_bot
     opt = saved(official_edsr(4, 1, 2, 1.0, mean=(0.469, 0.449, 0.4036)).state_dict(), tmp_path, network=network)
     with pytest.raises(
         UserError,
-        match=r'rgb_mean = \[119.595, 114.495, 102.918\], but teacher.network has \[114.444, 111.4605, 103.02\]; '
-        r'accepted: .*rgb_mean: \[0.469, 0.449, 0.4036\]',
+        match=r'with img_range: 255.0 and rgb_mean: \[0.469, 0.449, 0.4036\], but teacher.network has 255.0 '
+        r"and \[0.4488, 0.4371, 0.404\]; accepted: the checkpoint's",
     ):
         build_teacher(opt, 2)
-    build_teacher({**opt, 'network': {**network, 'rgb_mean': [0.469, 0.449, 0.4036]}}, 2)
-    with pytest.raises(UserError, match=r'but teacher.network has \[0.4488, 0.4371, 0.404\]'):
+    network['rgb_mean'] = [0.469, 0.449, 0.4036]
+    build_teacher({**opt, 'network': network}, 2)
+    with pytest.raises(UserError, match=r'img_range: 255.0 and .* but teacher.network has 1.0 and \[0.469, '):
         build_teacher({**opt, 'network': {**network, 'img_range': 1.0}}, 2)
+
+
+SMALL_RCAN = {
+    'type': 'RCAN',
+    'num_in_ch': 3,
+    'num_out_ch': 3,
+    'num_feat': 8,
+    'num_group': 2,
+    'num_block': 2,
+    'squeeze_factor': 4,
+    'upscale': 2,
+}
+
+
+def test_a_checkpoint_for_images_in_0_to_1_needs_that_range_and_not_the_same_product(tmp_path):
+    original = official_rcan(8, 2, 2, 2, img_range=1.0)
+    opt = saved(original.state_dict(), tmp_path)
+    same_product = {'img_range': 255.0, 'rgb_mean': [value / 255 for value in DIV2K]}
+    for arguments in ({}, same_product):
+        with pytest.raises(
+            UserError,
+            match=r'with img_range: 1.0 and rgb_mean: \[0.4488, 0.4371, 0.404\], but teacher.network has 255.0',
+        ):
+            build_teacher({**opt, 'network': {**SMALL_RCAN, **arguments}}, 2)
+    teacher = build_teacher({**opt, 'network': {**SMALL_RCAN, 'img_range': 1.0, 'rgb_mean': list(DIV2K)}}, 2)
+    lq = torch.rand(2, 3, 6, 5)
+    torch.testing.assert_close(teacher(lq), original(lq), rtol=0, atol=2e-6)
+    block = r'accepted: teacher.network: \{type: RCAN, .*img_range: 1.0, rgb_mean: \[0.4488, 0.4371, 0.404\]'
+    with pytest.raises(UserError, match=r'with an rgb_range of 1.0, but spandrel takes 255.0; ' + block):
+        build_teacher(without_network(opt), 2)
+
+
+def test_a_checkpoint_by_rcans_own_code_which_trains_the_color_maps_teaches_what_it_computes(tmp_path):
+    torch.manual_seed(5)
+    original = with_trained_color_maps(official_rcan(8, 2, 2, 2))
+    teacher = build_teacher(saved(original.state_dict(), tmp_path, network=SMALL_RCAN), 2)
+    lq = torch.rand(2, 3, 6, 5)
+    torch.testing.assert_close(teacher(lq), original(lq * 255) / 255, rtol=0, atol=2e-6)
+    far = {**SMALL_RCAN, 'rgb_mean': [0.3, 0.3, 0.3]}
+    with pytest.raises(UserError, match=r'was trained with img_range: 255.0 and .* has 255.0 and \[0.3, 0.3, 0.3\]'):
+        build_teacher(saved(original.state_dict(), tmp_path, network=far), 2)
+    original.sub_mean.weight.data[0] = original.sub_mean.weight.data[1]
+    with pytest.raises(UserError, match=r'maps colors to fewer; .*; or leave teacher.network out: spandrel runs an RC'):
+        build_teacher(saved(original.state_dict(), tmp_path, network=SMALL_RCAN), 2)
 
 
 def test_the_teacher_is_frozen_in_eval_and_not_clamped(state_dict, tmp_path):
@@ -225,7 +253,7 @@ def test_a_checkpoint_that_carries_code_is_refused_and_not_run(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     torch.save({'params': Attack()}, tmp_path / 'bad.pth')
     with pytest.raises(UserError, match=r'teacher.weights: .*bad.pth cannot be read as a checkpoint'):
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights')
     assert not (tmp_path / 'attacked').exists()
 
 
@@ -237,17 +265,17 @@ def test_a_checkpoint_that_carries_code_is_refused_and_not_run(tmp_path, monkeyp
 def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(content, tmp_path):
     (tmp_path / 'bad.pth').write_bytes(content)
     with pytest.raises(UserError, match=r'teacher.weights: .*bad.pth.*accepted') as error:
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights')
     assert '\n' not in str(error.value)
 
 
 def test_a_checkpoint_of_something_else_is_refused_with_its_keys(tmp_path):
     torch.save({1: torch.zeros(1)}, tmp_path / 'bad.pth')
     with pytest.raises(UserError, match=r'holds keys \[1\]'):
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights')
     torch.save({'epoch': 3, 'optimizer': {}}, tmp_path / 'bad.pth')
     with pytest.raises(UserError, match=r"holds keys \['epoch', 'optimizer'\]"):
-        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights', ['params', None])
+        load_state_dict(tmp_path / 'bad.pth', 'teacher.weights')
 
 
 class Quiet(SimpleHTTPRequestHandler):

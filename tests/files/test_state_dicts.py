@@ -9,11 +9,19 @@ import torch
 from basicsr.archs import build_network
 from basicsr.models.base_model import BaseModel
 from conftest import STUDENT, TEACHER, build_teacher, changed, write_yml
+from runs import assert_same
+from safetensors.torch import save_file
+from torch import nn
+from wrappings import LOSS, WRAPPED, prefixed
 
+from facd_basicsr.deploy.student import read_student
 from facd_basicsr.errors import UserError
+from facd_basicsr.evaluation.methods import build_student
+from facd_basicsr.files.state_dicts import load_state_dict
 from facd_basicsr.losses.vgg import load_vgg
-from facd_basicsr.models.safe_model import check_pretrained
-from facd_basicsr.options import parser
+from facd_basicsr.models.safe_model import build_model, check_pretrained
+from facd_basicsr.options import parse_options, parser
+from facd_basicsr.options.option_check import with_defaults
 from facd_basicsr.test import test as run_test
 from facd_basicsr.train import train
 
@@ -92,15 +100,101 @@ def test_what_is_counted_is_what_basicsr_loads(num_block, tmp_path):
     [
         (b'<html>not found</html>', 'net_g.pth cannot be read as a checkpoint of tensors'),
         ({'params': build_network(TEACHER).state_dict()}, r'does not fit EDSRStudent: keys .* of another shape'),
-        ({'params_ema': build_network(STUDENT).state_dict()}, r"holds keys \['params_ema'\]; accepted: params"),
-        (build_network(STUDENT).state_dict(), r"holds keys \['conv_first.weight', .*\]; accepted: params"),
+        (
+            {'generator': build_network(STUDENT).state_dict()},
+            r"holds keys \['generator'\]; accepted: params, params_ema, ",
+        ),
     ],
-    ids=['page', 'other network', 'average only', 'bare'],
+    ids=['page', 'other network', 'unknown entry'],
 )
-def test_what_basicsr_would_not_load_is_refused_in_one_line(content, message, tmp_path):
+def test_what_no_network_can_be_loaded_from_is_refused_in_one_line(content, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         check_pretrained(opt_for(copy.deepcopy(content), tmp_path))
     assert '\n' not in str(error.value)
+
+
+def as_teacher(path: Path, opt: dict, folder: Path) -> nn.Module:
+    return build_teacher({'network': STUDENT, 'weights': str(path)}, 2).net
+
+
+def in_test(path: Path, opt: dict, folder: Path) -> nn.Module:
+    """As test.py and train.py load a network: after the check, by BasicSR's model."""
+    args = parser(is_train=False).parse_args(['-opt', str(option_file(path, opt, folder))])
+    complete = parse_options(args, is_train=False, root=folder)
+    assert check_pretrained(complete) == []
+    return build_model(complete).net_g
+
+
+def in_benchmark(path: Path, opt: dict, folder: Path) -> nn.Module:
+    complete = with_defaults(changed(opt, 'path.pretrain_network_g', str(path)), is_train=False)
+    return build_student('a.yml', complete, torch.device('cpu')).network
+
+
+def in_export(path: Path, opt: dict, folder: Path) -> nn.Module:
+    return read_student(path, str(option_file(path, opt, folder))).net
+
+
+def option_file(path: Path, opt: dict, folder: Path) -> Path:
+    return write_yml(changed(opt, 'path.pretrain_network_g', str(path)), folder / 'test.yml')
+
+
+READERS = [as_teacher, in_test, in_benchmark, in_export]
+
+
+def saved(content: dict, path: Path) -> Path:
+    if path.suffix == '.safetensors':
+        save_file(content, path)
+    else:
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize('read', READERS)
+def test_a_checkpoint_that_one_command_reads_is_read_by_all(read, weights, test_opt, tmp_path):
+    wraps = {name: wrap for name, wrap in WRAPPED.items() if name != 'neosr'}  # of two entries each reads its own
+    files = [saved(wrap(weights), tmp_path / f'{name}.pth') for name, wrap in wraps.items()]
+    files.append(saved(weights, tmp_path / 'a.safetensors'))
+    files.append(saved(prefixed(weights, 'model.') | LOSS, tmp_path / 'b.safetensors'))
+    for path in files:
+        assert_same(read(path, test_opt, tmp_path).state_dict(), weights, path.name)
+
+
+@pytest.mark.parametrize('read', READERS)
+def test_values_that_are_not_finite_are_refused_by_key_wherever_a_checkpoint_is_read(read, weights, test_opt, tmp_path):
+    weights['body.1.conv1.weight'][2, 1] = torch.nan
+    weights['body.1.conv1.weight'][3, 1, 0, 0] = torch.inf
+    for content in ({'params': weights}, {'params_ema': weights}):
+        with pytest.raises(
+            UserError,
+            match=r'net_g.pth: body.1.conv1.weight has 10 of 144 values that are not finite \(nan\); accepted: ',
+        ) as error:
+            read(saved(content, tmp_path / 'net_g.pth'), test_opt, tmp_path)
+        assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('read', READERS)
+def test_a_network_below_two_prefixes_is_refused_with_both(read, weights, test_opt, tmp_path):
+    both = prefixed(weights, 'model.') | prefixed(weights, 'ema.model.')
+    with pytest.raises(
+        UserError, match=r"net_g.pth has the network more than once, below 'model.' and 'ema.model.'; acc"
+    ):
+        read(saved({'state_dict': both}, tmp_path / 'net_g.pth'), test_opt, tmp_path)
+
+
+def test_large_finite_values_whose_sum_is_not_are_accepted(tmp_path):
+    state_dict = {
+        'a': torch.full((4,), 3e38),
+        'b': torch.full((4,), 6e4, dtype=torch.float16),
+        'c': torch.ones(2).long(),
+    }
+    assert_same(load_state_dict(saved(state_dict, tmp_path / 'a.pth'), 'IN'), state_dict)
+
+
+def test_a_prefix_is_of_whole_names(tmp_path):
+    state_dict = {'supermodel.a': torch.zeros(1), 'supermodel.b': torch.zeros(1)}
+    path = saved(state_dict, tmp_path / 'a.pth')
+    assert list(load_state_dict(path, 'IN', [['model.a', 'model.b']])) == list(state_dict)
+    assert list(load_state_dict(path, 'IN', [['a', 'c'], ['a', 'b']])) == ['a', 'b']
 
 
 class Attack:

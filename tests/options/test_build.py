@@ -1,9 +1,14 @@
 import re
 
 import pytest
+import torch
+from basicsr.archs import build_network
 from conftest import changed, write_yml
 
+from facd_basicsr.archs import build_without_weights
+from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
+from facd_basicsr.models.safe_model import check_pretrained
 from facd_basicsr.options import load_options
 
 
@@ -40,3 +45,56 @@ def test_a_losss_default_weights_must_be_one_per_tap(train_opt, tmp_path):
     path = write_yml(train_opt, tmp_path / 'opt.yml')
     with pytest.raises(UserError, match=r'layer_weights: \[0.5, 0.3, 0.2\] for 2 taps; accepted: one weight per tap'):
         load_options(str(path), [], is_train=True)
+
+
+SWINIR = {
+    'type': 'SwinIR',
+    'upscale': 2,
+    'img_size': 16,
+    'window_size': 8,
+    'embed_dim': 12,
+    'depths': [2],
+    'num_heads': [2],
+    'upsampler': 'pixelshuffledirect',
+}
+ECBSR = {
+    'type': 'ECBSR',
+    'num_in_ch': 3,
+    'num_out_ch': 3,
+    'num_block': 1,
+    'num_channel': 4,
+    'with_idt': False,
+    'act_type': 'prelu',
+    'scale': 2,
+}
+RIDNET = {'type': 'RIDNet', 'in_channels': 3, 'mid_channels': 16, 'out_channels': 3}
+
+
+@pytest.mark.parametrize('network', [SWINIR, ECBSR, RIDNET], ids=lambda network: network['type'])
+def test_a_network_that_the_meta_device_does_not_take_is_accepted_as_student_and_teacher(train_opt, tmp_path, network):
+    with pytest.raises((RuntimeError, TypeError)), torch.device('meta'):
+        build_network(network)
+    torch.save({'params': build_network(network).state_dict()}, tmp_path / 'net.pth')
+    opt = changed(changed(train_opt, 'network_g', network), 'teacher.network', network)
+    for key in ('path.pretrain_network_g', 'teacher.weights'):
+        opt = changed(opt, key, str(tmp_path / 'net.pth'))
+    opt = load_options(str(write_yml(opt, tmp_path / 'opt.yml')), [], is_train=True)
+    assert check_pretrained(opt) == []
+    assert type(build_teacher(opt['teacher'], 2).net).__name__ == network['type']
+
+
+def test_a_network_is_built_for_its_keys_without_touching_the_random_numbers():
+    for network in (SWINIR, {'type': 'EDSRStudent'}):
+        torch.manual_seed(3)
+        keys = build_without_weights(network).state_dict().keys()
+        after = torch.rand(4)
+        torch.manual_seed(3)
+        assert torch.equal(torch.rand(4), after)
+        assert keys == build_network(network).state_dict().keys()
+    assert build_without_weights({'type': 'EDSRStudent'}).conv_first.weight.is_meta
+
+
+def test_what_the_class_refuses_on_the_cpu_is_what_is_blamed(train_opt, tmp_path):
+    opt = changed(train_opt, 'network_g', {**SWINIR, 'num_heads': []})
+    with pytest.raises(UserError, match=r'network_g\.num_heads: \[\]; not accepted by SwinIR \(IndexError: '):
+        load_options(str(write_yml(opt, tmp_path / 'opt.yml')), [], is_train=True)

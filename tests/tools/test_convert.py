@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from basicsr.archs import build_network
 from click.testing import CliRunner
 from conftest import run
-from distill.official_networks import official_edsr, official_rcan
+from distill.official_networks import official_edsr, official_rcan, with_trained_color_maps
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -64,6 +65,21 @@ def test_a_mean_other_than_div2ks_is_reported_and_kept(tmp_path):
     assert 'img_range: 255.0\n  rgb_mean: [0.469, 0.449, 0.4036]\n  res_scale: ?' in block
     convert(source, tmp_path / 'b.pt', 'edsr-pytorch', 255.0, DIV2K_MEAN)
     assert_equal(loaded(tmp_path / 'b.pt'), official)
+
+
+def test_trained_color_maps_are_folded_into_the_converted_file(tmp_path):
+    original = with_trained_color_maps(official_rcan(8, 2, 3, 2))
+    source = saved(original.state_dict(), tmp_path / 'source.pt')
+    block = convert(source, tmp_path / 'a.pth', 'basicsr', 255.0, DIV2K_MEAN)
+    assert '  # with conv_first and conv_last it does what the trained sub_mean and add_mean do\n' in block
+    net = build_network(yaml.safe_load(block.replace('?', '1')))
+    net.load_state_dict(loaded(tmp_path / 'a.pth')['params'])
+    lq = torch.rand(1, 3, 6, 5)
+    torch.testing.assert_close(net(lq), original(lq * 255) / 255, rtol=0, atol=4e-6)  # rgb_mean has six digits
+    convert(source, tmp_path / 'b.pt', 'rcan', 255.0, DIV2K_MEAN)
+    original.load_state_dict(loaded(tmp_path / 'b.pt'))
+    torch.testing.assert_close(net(lq), original(lq * 255) / 255, rtol=0, atol=4e-6)
+    assert torch.equal(original.sub_mean.weight, torch.eye(3).view(3, 3, 1, 1))
 
 
 def test_what_cannot_be_converted_is_refused(tmp_path):

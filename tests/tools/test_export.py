@@ -77,7 +77,7 @@ def test_the_suggested_upscale_command_can_be_pasted_into_a_shell(checkpoint, tm
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['student.onnx'], r'CHECKPOINT: student.onnx; accepted: a name that ends in .pth, .pt, .safetensors'),
+        (['student.onnx'], r'CHECKPOINT: student.onnx; accepted: a name that ends in .pth, .pt, .ckpt, .safetensors'),
         (['absent.pth'], r'CHECKPOINT: no such file: absent.pth'),
     ],
 )
