@@ -138,6 +138,8 @@ def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
     in_memory = is_in_memory(dataset_opt)
     if in_memory:
         dataset_opt = {**dataset_opt, 'io_backend': {'type': file_backend(dataset_opt)}}
+    if dataset_opt.get('meta_info_file', ...) is None:  # SingleImageDataset opens it if the key is there
+        dataset_opt = {key: value for key, value in dataset_opt.items() if key != 'meta_info_file'}
     dataset = build_dataset(dataset_opt)
     paths = getattr(dataset, 'paths', None)
     if isinstance(paths, list) and type(dataset).__module__.startswith('basicsr.'):
