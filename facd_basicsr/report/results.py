@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from PIL import Image
@@ -20,7 +19,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.figures import as_picture, best_of, crop_psnr, differing_windows, marked
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
 from facd_basicsr.evaluation.tables import Means, Table, means, quality_table, scored
-from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, pairs
+from facd_basicsr.evaluation.test_sets import ImagePair, Sets, build_sets, pairs
 from facd_basicsr.files.download import cached_path, is_url
 from facd_basicsr.options import OPTIONS_FILE
 from facd_basicsr.options.build import check_lone_network, dry_run
@@ -129,27 +128,24 @@ def _score(result: Results, student: str, images: Iterable[ImagePair]) -> None:
     """
     scale = result.methods[0].scale
     records: list[dict[str, Any]] = []
-    notes: list[str] = []
     crops: list[list[tuple[float, ShownCrop]]] = []
     for pair in images:
         outputs = {method.name: method.upscale(pair.lq) for method in result.methods}
         records += [scored(name, pair, sr, scale) for name, sr in outputs.items()]
         crops.append(differing_crops(student, scale, pair, outputs))
-        if pair.gray:
-            notes.append(
-                f'{pair.set}/{pair.image} has one channel and is scored as it is; validation in training takes it for '
-                'color, which adds 1.32 dB to its PSNR-Y (docs/evaluation.md).'
-            )
     result.mean = means(records)
     result.table = quality_table(result.methods, result.mean)
     result.crops = best_of(crops, CROPS)
-    result.notes += notes if result.crops else [*notes, 'No crops: the images are too small.']
+    if not result.crops:
+        result.notes.append('No crops: the images are too small.')
 
 
-def _validation_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
-    blocks = {phase: dict(block) for phase, block in opt['datasets'].items() if phase.split('_')[0] == 'val'}
+def _validation_sets(opt: dict[str, Any]) -> Sets:
+    found = {phase: dict(block) for phase, block in opt['datasets'].items() if phase.split('_')[0] == 'val'}
+    blocks = {phase: block for phase, block in found.items() if block['type'] != 'SingleImageDataset'}
     if not blocks:
-        raise UserError('datasets.val: missing; accepted: a run with a validation set')
+        lacks = 'has no ground truth' if found else 'missing'
+        raise UserError(f'datasets.val: {lacks}; accepted: a run with a validation set of pairs')
     try:
         check_paths({'datasets': blocks, 'scale': opt['scale'], 'path': {}}, is_train=False)
     except UserError as error:

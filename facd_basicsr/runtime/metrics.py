@@ -47,11 +47,32 @@ def score(sr: np.ndarray, gt: np.ndarray, scale: int, gray: bool = False) -> dic
     Args:
         sr, gt: BGR uint8 (H, W, 3).
         scale: as the papers have it, also the border that is left out.
-        gray: whether GT is a one-channel image, which is its own Y: see :func:`luma`.
+        gray: whether to take GT for a one-channel image, which is its own Y: see :func:`luma`.
     """
     inner = np.s_[scale : gt.shape[0] - scale, scale : gt.shape[1] - scale]
     y_sr, y_gt = luma(sr[inner], gray), luma(gt[inner], gray)  # (H - 2 * scale, W - 2 * scale)
     return {'psnr_y': psnr(y_sr, y_gt), 'psnr_rgb': psnr(sr[inner], gt[inner]), 'ssim_y': ssim(y_sr, y_gt)}
+
+
+NIQE = 'niqe'
+
+
+def niqe_options(scale: int) -> dict[str, Any]:
+    """NIQE's block in ``val.metrics`` as the papers have it, without ``scale`` pixels of border."""
+    return {'type': 'calculate_niqe', 'crop_border': scale}
+
+
+def score_without_gt(sr: np.ndarray, scale: int) -> dict[str, float]:
+    """``niqe``, without ``scale`` pixels of border.
+
+    Args:
+        sr: BGR uint8 (H, W, 3).
+        scale: the border.
+
+    Raises:
+        UserError: the image is too small.
+    """
+    return scores(sr, None, {NIQE: niqe_options(scale)})
 
 
 def to_image(tensor: Tensor) -> np.ndarray:
@@ -146,8 +167,9 @@ def luma(image: np.ndarray, gray: bool = False) -> np.ndarray:
 
     Args:
         gray: whether the three channels are those of a one-channel image, which is then its own Y, in [0, 255] in the
-            place of [16, 235]. Published values take such an image as it is (img_003 of Set14), which makes its
-            PSNR-Y 20 log10(255 / 219) = 1.32 dB lower than Y's shorter range does, and the mean of Set14 0.09 dB.
+            place of [16, 235]. Published values of bicubic take such an image as it is (img_003 of Set14), those of
+            networks since EDSR as color. Y's shorter range makes PSNR-Y 20 log10(255 / 219) = 1.32 dB higher, and the
+            mean of Set14 0.09 dB.
     """
     unit = cv2.LUT(image, UNIT)
     if image.ndim == 3:
