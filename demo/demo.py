@@ -161,14 +161,16 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: in
     images |= {method: {name: upscale(net, lq) for name, lq in lqs.items()} for method, net in nets.items()}
     scores = {method: {name: score(sr, gts[name], SCALE) for name, sr in srs.items()} for method, srs in images.items()}
 
+    latencies = [
+        latencies_ms({name: (net, as_input(lq)) for name, net in nets.items()}, repeats=5) for lq in lqs.values()
+    ]
     rows = []
     for method, by_image in scores.items():
         quality = [float(np.mean([s[key] for s in by_image.values()])) for key in ('psnr_y', 'psnr_rgb', 'ssim_y')]
         cells = [method, f'{quality[0]:.3f}', f'{quality[1]:.3f}', f'{quality[2]:.4f}']
         if method in nets:
             net = nets[method]
-            times = [latencies_ms({'': (net, as_input(lq))}, repeats=5)[''] for lq in lqs.values()]
-            ms = float(np.mean(np.median(times, axis=1)))
+            ms = float(np.mean([np.median(times[method]) for times in latencies]))
             cells += [f'{parameters(net):,}', f'{flops(net, SCALE) / 1e9:.1f} G', f'{ms:.1f}']
         else:
             cells += ['-'] * 3

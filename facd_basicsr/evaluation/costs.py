@@ -19,6 +19,7 @@ from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.evaluation.complexity import (
     LQ_SIZE,
     OUTPUT_SIZE,
+    architecture,
     flops,
     footprint,
     latencies_ms,
@@ -72,7 +73,8 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
         bar.n += 1
         bar.set_description(f'{words_of(size)}, {name}')
 
-    with tqdm(total=len(sizes) * len(networks) * (repeats + 1), bar_format=PROGRESS, disable=not repeats) as bar:
+    kinds = len({architecture(network.net) for network in networks.values()})
+    with tqdm(total=len(sizes) * kinds * (repeats + 1), bar_format=PROGRESS, disable=not repeats) as bar:
         for size in sizes:
             found = {}
             nets = {}
@@ -159,7 +161,8 @@ NOTES = {
     'activations': 'activations: elements of the outputs of all convolutions.',
     'memory': 'memory: weights, input and features at the peak of a forward, counted, without workspaces of libraries.',
     'gpu_memory': "GPU memory: by torch.cuda.max_memory_allocated, as in NTIRE's tables, with workspaces.",
-    'latency_ms': 'latency: of one image in float32, random weights, the networks in turn: median of so many runs.',
+    'latency_ms': 'latency: of one image in float32, random weights, the networks in turn: median of so many runs. '
+    'Networks of one architecture are measured once.',
 }
 
 

@@ -97,6 +97,12 @@ def test_a_killed_comparison_resumes_and_reports_every_run(finished, checkout):
     ]  # fmt: skip
 
 
+def test_students_of_one_architecture_have_one_latency(finished, checkout):
+    latencies = json.loads((checkout / 'results' / 'tiny' / 'results.json').read_text())['latency_ms']
+    assert list(latencies) == ['teacher', 'Student', 'FACD']
+    assert latencies['Student'] == latencies['FACD']
+
+
 def test_a_stopped_run_resumes_from_its_newest_state(finished, checkout):
     runs = checkout / 'results' / 'tiny' / 'runs'
     assert 'Resuming from' in (runs / 'FACD_seed1.log').read_text()
