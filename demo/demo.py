@@ -27,7 +27,6 @@ import numpy as np
 from basicsr.archs import build_network
 from basicsr.data.transforms import mod_crop
 from torch import nn
-from tqdm import tqdm
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
@@ -41,6 +40,7 @@ from facd_basicsr.files.images import read_bgr
 from facd_basicsr.files.state_dicts import load_state_dict
 from facd_basicsr.options import parser
 from facd_basicsr.options.parse import checked_options
+from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runtime.metrics import as_input, bicubic, score, upscale
 from facd_basicsr.train import train
 
@@ -107,7 +107,7 @@ def run_training(option_file: Path, iterations: int | None, title: str) -> float
     overrides = [*path_overrides(opt), f'train:total_iter={total}']
     args = parser().parse_args(['-opt', str(option_file), '--force_yml', *overrides])
     start = time.perf_counter()
-    with tqdm(total=total, desc=title, unit='it', mininterval=0.5, dynamic_ncols=True) as bar:
+    with ProgressBar(total=total, desc=title, unit='it', mininterval=0.5, dynamic_ncols=True) as bar:
         try:
             train(args, root=OUT, console=False, on_iteration=lambda iteration: bar.update(iteration - bar.n))
         except Stopped:  # its message is about resuming with train.py; the demo starts over

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from facd_basicsr.data.bicubic import METHOD, with_bicubic_lr
 from facd_basicsr.data.record import are_finished, files_of, open_partial
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size, images_in, is_gray, read_bgr, write_png
 from facd_basicsr.files.parallel import in_processes
+from facd_basicsr.progress import ProgressBar
 
 MULTIPLE = 12  # of 2, 3 and 4, so that every scale is tested on the same ground truth
 HR_FOLDERS = ('hr', 'gt', 'original')
@@ -45,7 +44,9 @@ def write_set(images: Sequence[Path], path: Path, scales: Sequence[int], workers
             if not all(target.is_file() for target in targets.values()):
                 calls[image.name] = partial(_write_image, image, targets)
         with in_processes(calls, workers) as results:
-            for _ in tqdm(results, desc=path.name, total=len(images), initial=len(images) - len(calls), unit='image'):
+            for _ in ProgressBar(
+                results, desc=path.name, total=len(images), initial=len(images) - len(calls), unit='image'
+            ):
                 pass
         unfinished.rename(path)
     print(f'{len(images)} images{" already there" * already}: {path}', flush=True)

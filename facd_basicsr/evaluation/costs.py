@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from facd_basicsr.archs import input_channels
 from facd_basicsr.distill.teacher import build_teacher
@@ -28,6 +27,7 @@ from facd_basicsr.evaluation.complexity import (
 )
 from facd_basicsr.evaluation.methods import device_of
 from facd_basicsr.options import load_options
+from facd_basicsr.progress import ProgressBar
 
 LIMIT = 30  # seconds; on two CPU cores one forward of EDSR 256 x 32 takes as long
 PROGRESS = '{desc} run {n_fmt} of {total_fmt}, {elapsed}'  # with the run that has just begun
@@ -74,7 +74,7 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
         bar.set_description(f'{words_of(size)}, {name}')
 
     kinds = len({architecture(network.net) for network in networks.values()})
-    with tqdm(total=len(sizes) * kinds * (repeats + 1), bar_format=PROGRESS, disable=not repeats) as bar:
+    with ProgressBar(total=len(sizes) * kinds * (repeats + 1), bar_format=PROGRESS, disable=not repeats) as bar:
         for size in sizes:
             found = {}
             nets = {}

@@ -14,11 +14,11 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import imwrite
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from facd_basicsr.archs import input_channels
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.errors import Stopped, UserError, locating
+from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runtime.metrics import scores, to_image
 from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.tiling import receptive_field_radius, tiled
@@ -222,7 +222,7 @@ def _in_order(scored: Iterable[tuple[int, str, Future]], images: int, bar: bool)
     """The values that the threads compute for each image, by its number."""
     values: list[dict[str, float]] = [{}] * images
     waiting: deque[tuple[int, str, Future]] = deque()
-    with tqdm(total=images, unit='image', disable=not bar) as progress:
+    with ProgressBar(total=images, unit='image', disable=not bar) as progress:
 
         def take() -> None:
             index, stem, future = waiting.popleft()

@@ -259,7 +259,7 @@ TRAIN_KEYS = {
 }
 VAL = {
     'metrics': Key((dict, type(None)), default=None, meaning='metrics, each under a name that is yours to choose'),
-    'pbar': Key((bool,), default=False, meaning='a progress bar over the images'),
+    'pbar': Key((bool,), default=False, meaning='a progress bar over the images; in a log a line every 30 seconds'),
     'save_img': Key(
         (bool,), required=True, meaning="write the results as PNG to the experiment's folder `visualization`"
     ),

@@ -11,7 +11,6 @@ import numpy as np
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from PIL import Image
-from tqdm import tqdm
 
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.data.paths import check_paths
@@ -23,6 +22,7 @@ from facd_basicsr.evaluation.test_sets import ImagePair, Sets, build_sets, pairs
 from facd_basicsr.files.download import cached_path, is_url
 from facd_basicsr.options import OPTIONS_FILE
 from facd_basicsr.options.build import check_lone_network, dry_run
+from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runs.run_folder import RunFolder, param_key_of
 
 CROPS = 4
@@ -113,7 +113,9 @@ def results_of(run: RunFolder) -> Results:
                 result.methods.append(_teacher(run))
             except UserError as error:
                 result.notes.append(f'No teacher in table and crops: {error}.')
-        images = tqdm(pairs(sets), 'table and crops', sum(map(len, sets.values())), unit='image', dynamic_ncols=True)
+        images = ProgressBar(
+            pairs(sets), 'table and crops', sum(map(len, sets.values())), unit='image', dynamic_ncols=True
+        )
         _score(result, student.name, images)
     except UserError as error:
         result.notes.append(f'No table and no crops: {error}.')

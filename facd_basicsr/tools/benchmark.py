@@ -5,7 +5,6 @@ from pathlib import Path
 
 import click
 from basicsr.utils import get_time_str
-from tqdm import tqdm
 
 from facd_basicsr.cli import QuietCommand, methods_options
 from facd_basicsr.environment import versions
@@ -16,6 +15,7 @@ from facd_basicsr.evaluation.methods import load_methods
 from facd_basicsr.evaluation.test_sets import ImagePair, LqImage, build_sets, images
 from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.options.parse import root_path
+from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runtime.metrics import NIQE
 
 
@@ -55,7 +55,7 @@ def benchmark(
         raise UserError(f'--out: {out} is a file; accepted: a folder, created if it does not exist')
     out.mkdir(parents=True, exist_ok=True)
 
-    bar = tqdm(images(datasets), total=sum(map(len, datasets.values())), unit='image', dynamic_ncols=True)
+    bar = ProgressBar(images(datasets), total=sum(map(len, datasets.values())), unit='image', dynamic_ncols=True)
     records = list(tables.evaluate(methods, _note_gray_images(bar, notes, gray), gray))
     mean = tables.means(records)
     made = {f'{_titles(mean)}, x{scale}': tables.quality_table(methods, mean)}

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 from PIL import Image
-from tqdm import tqdm
 
 from facd_basicsr.cli import QuietCommand, methods_options
 from facd_basicsr.errors import UserError
@@ -27,6 +26,7 @@ from facd_basicsr.evaluation.methods import Method, load_methods
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.evaluation.test_sets import build_sets, select
 from facd_basicsr.files.atomic import atomic_path, atomic_write
+from facd_basicsr.progress import ProgressBar
 
 CELL = 192  # approximate size of a crop in the figure, in pixels
 
@@ -140,7 +140,7 @@ def crops(
     if windows:
         found = [chosen_crop(images[0], *window) for window in windows]
     else:
-        found = find_crops(methods, tqdm(images, unit='image', dynamic_ncols=True), size, count)
+        found = find_crops(methods, ProgressBar(images, unit='image', dynamic_ncols=True), size, count)
     save(draw_crops(methods, found), out)
     for crop in found:
         print(f'{crop.pair.set}/{crop.pair.image} --crop {crop.left} {crop.top} {crop.size}')
@@ -184,7 +184,7 @@ def teacher_map_command(
     if len(option_files) + len(runs) != 1:
         raise UserError(f'-opt: {len(option_files)} and --run: {len(runs)}; accepted: one of both, the student')
     (_, student, teacher), opt, _ = load_methods(option_files, train_file, force_yml, runs, sets)
-    images = tqdm(select(build_sets(opt), set_name, image), unit='image', dynamic_ncols=True)
+    images = ProgressBar(select(build_sets(opt), set_name, image), unit='image', dynamic_ncols=True)
     maps = [teacher_map(student, teacher, pair, patch) for pair in images]
     with_patches = [found for found in maps if found.boxes]
     if not with_patches:
