@@ -96,7 +96,7 @@ def _forget(folder: Path, images: Sequence[str]) -> None:
 
 
 def _write_image(image: Path, targets: dict[int, Path]) -> None:
-    gray = is_gray(image)  # stays so: published values score a gray image as it is (facd benchmark)
+    gray = is_gray(image)  # stays so: published values score a gray image as it is (facd benchmark --gray)
     for scale, version in with_bicubic_lr(read_bgr(image), list(targets), MULTIPLE).items():
         targets[scale].parent.mkdir(exist_ok=True)
         write_png(targets[scale], version[:, :, :1] if gray else version)

@@ -121,7 +121,7 @@ def select(sets: Sets, set_name: str | None, names: Sequence[str] = ()) -> list[
     Args:
         sets: from :func:`build_sets`.
         set_name: the set; None: all of them.
-        names: the images' names without suffix; none: all of them.
+        names: the images' names without suffix, or SET/NAME; none: all of them.
 
     Raises:
         UserError: there is no such set, or no such image in it.
@@ -129,8 +129,14 @@ def select(sets: Sets, set_name: str | None, names: Sequence[str] = ()) -> list[
     if set_name is not None and set_name not in sets:
         raise UserError(f'--set: {set_name!r} is not in the option files{did_you_mean(set_name, sets)}')
     found = list(pairs(sets if set_name is None else {set_name: sets[set_name]}))
-    there = {pair.image for pair in found}
+    there = {pair.image for pair in found} | {f'{pair.set}/{pair.image}' for pair in found}
     for name in names:
         if name not in there:
-            raise UserError(f'--image: {name!r} is not in {set_name or ", ".join(sets)}{did_you_mean(name, there)}')
-    return [pair for pair in found if not names or pair.image in names]
+            known = {name for name in there if '/' not in name}
+            raise UserError(f'--image: {name!r} is not in {set_name or ", ".join(sets)}{did_you_mean(name, known)}')
+    return [pair for pair in found if not names or any(is_called(pair, name) for name in names)]
+
+
+def is_called(pair: ImagePair, name: str) -> bool:
+    """Whether a user's ``NAME`` or ``SET/NAME`` is that of an image."""
+    return name in (pair.image, f'{pair.set}/{pair.image}')
