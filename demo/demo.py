@@ -26,7 +26,6 @@ import numpy as np
 from basicsr.archs import build_network
 from basicsr.data.transforms import mod_crop
 from torch import nn
-from tqdm import tqdm
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
@@ -40,6 +39,7 @@ from facd_basicsr.files.images import photograph, read_bgr
 from facd_basicsr.files.state_dicts import load_state_dict
 from facd_basicsr.options import parser
 from facd_basicsr.options.parse import checked_options
+from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runtime.metrics import as_input, bicubic, score, upscale
 from facd_basicsr.train import train
 
@@ -106,7 +106,7 @@ def run_training(option_file: Path, iterations: int | None, title: str) -> float
     overrides = [*path_overrides(opt), f'train:total_iter={total}']
     args = parser().parse_args(['-opt', str(option_file), '--force_yml', *overrides])
     start = time.perf_counter()
-    with tqdm(total=total, desc=title, unit='it', mininterval=0.5, dynamic_ncols=True) as bar:
+    with ProgressBar(total=total, desc=title, unit='it', mininterval=0.5, dynamic_ncols=True) as bar:
         try:
             train(args, root=OUT, console=False, on_iteration=lambda iteration: bar.update(iteration - bar.n))
         except Stopped:  # its message is about resuming with train.py; the demo starts over
@@ -160,14 +160,16 @@ def report(nets: dict[str, nn.Module], seconds: dict[str, float], iterations: in
     images |= {method: {name: upscale(net, lq) for name, lq in lqs.items()} for method, net in nets.items()}
     scores = {method: {name: score(sr, gts[name], SCALE) for name, sr in srs.items()} for method, srs in images.items()}
 
+    latencies = [
+        latencies_ms({name: (net, as_input(lq)) for name, net in nets.items()}, repeats=5) for lq in lqs.values()
+    ]
     rows = []
     for method, by_image in scores.items():
         quality = [float(np.mean([s[key] for s in by_image.values()])) for key in ('psnr_y', 'psnr_rgb', 'ssim_y')]
         cells = [method, f'{quality[0]:.3f}', f'{quality[1]:.3f}', f'{quality[2]:.4f}']
         if method in nets:
             net = nets[method]
-            times = [latencies_ms({'': (net, as_input(lq))}, repeats=5)[''] for lq in lqs.values()]
-            ms = float(np.mean(np.median(times, axis=1)))
+            ms = float(np.mean([np.median(times[method]) for times in latencies]))
             cells += [f'{parameters(net):,}', f'{flops(net, SCALE) / 1e9:.1f} G', f'{ms:.1f}']
         else:
             cells += ['-'] * 3

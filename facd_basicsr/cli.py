@@ -10,6 +10,8 @@ from basicsr.utils import get_root_logger
 from facd_basicsr.errors import reraise_disk_errors
 from facd_cli import COMMANDS, facd, main
 
+logging.getLogger('matplotlib').setLevel(logging.ERROR)  # not of its font cache, before it is imported
+
 __all__ = ['COMMANDS', 'EXIT_SKIPPED', 'MultiValueCommand', 'QuietCommand', 'facd', 'main', 'methods_options']
 
 EXIT_SKIPPED = 3  # some files were not written; 1 is an uncaught exception, 2 a user error

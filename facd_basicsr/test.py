@@ -25,7 +25,7 @@ from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failu
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
 from facd_basicsr.errors import reraise_data_errors, reraise_disk_errors, run_command
-from facd_basicsr.evaluation.tables import text_table
+from facd_basicsr.evaluation.tables import NONE, text_table
 from facd_basicsr.files.atomic import check_creatable
 from facd_basicsr.models.data_check import check_smallest_image
 from facd_basicsr.models.safe_model import build_model, check_pretrained
@@ -45,7 +45,8 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         console: whether to log to the console as well as to the file.
 
     Returns:
-        {set: {metric: value}}, PSNR in dB, metrics named as in the option file; the same on every rank.
+        {set: {metric: value}}, PSNR in dB, metrics named as in the option file; the same on every rank. A set without
+        GT has those that need none.
 
     Raises:
         UserError: an option, path or checkpoint is not accepted, then no folder was made; or the disk is full.
@@ -81,7 +82,10 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
             model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
             if metrics:
                 results[loader.dataset.opt['name']] = dict(model.metric_results)
-        rows = [[name, *(f'{values[metric]:.4f}' for metric in metrics)] for name, values in results.items()]
+        rows = [
+            [name, *(f'{values[metric]:.4f}' if metric in values else NONE for metric in metrics)]
+            for name, values in results.items()
+        ]
         log.info('Results\n' + text_table(['set', *metrics], rows))
         return results
 

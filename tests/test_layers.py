@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / 'facd_basicsr'
 
 # From the lowest layer up. Rooms of a layer do not import each other.
 LAYERS = [
-    ['compat', 'errors', 'environment'],
+    ['compat', 'errors', 'environment', 'progress'],
     ['files'],
     ['runtime'],
     ['archs'],

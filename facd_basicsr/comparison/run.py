@@ -2,12 +2,13 @@
 
 import fcntl
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from facd_basicsr.files.atomic import atomic_path, atomic_write
 from facd_basicsr.options import load_yaml
 from facd_basicsr.options.option_files import option_text
 from facd_basicsr.options.parse import load_options, root_path
+from facd_basicsr.runs.run_folder import read_run_folder
 
 POLL = 0.2  # seconds between polls of the processes
+LEFT_FIRST, LEFT_EVERY = 15, 600  # seconds between looks for the first estimate of the time left, and between estimates
 SHOWN = 3  # keys that a message about changed options names
 
 
@@ -145,12 +148,19 @@ def train_all(
     waiting = [run for run in comparison.runs() if not _is_scored(run, comparison, folder)]
     running: dict[int, tuple[Run, subprocess.Popen]] = {}
     failures = []
+    next_look = time.monotonic() + LEFT_FIRST
     try:
         while waiting or running:
+            if running and time.monotonic() >= next_look:
+                left = time_left(comparison, folder, jobs)
+                next_look = time.monotonic() + (LEFT_FIRST if left is None else LEFT_EVERY)
+                if left is not None:
+                    print(_left_words(comparison, folder, left), flush=True)
             for slot, (run, process) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[slot]
+                next_look = 0.0  # once the next run has started
                 if process.returncode == 0:
                     atomic_write(folder.trained(run), to_json({'jobs': jobs, 'threads': threads}))
                     _remove_numbered(root_path() / 'experiments' / run.opt['name'])
@@ -176,6 +186,42 @@ def train_all(
         for _, process in running.values():
             process.wait()
     return failures
+
+
+def time_left(comparison: Comparison, folder: Folder, jobs: int) -> float | None:
+    """Seconds until all runs are trained, at the pace of each method so far; None before there is one.
+
+    Args:
+        comparison: whose runs.
+        folder: of their files.
+        jobs: runs at a time.
+    """
+    paces: dict[str, list[float]] = {}  # seconds of an iteration, with validation
+    left = []
+    for run in comparison.runs():
+        total_iter, done = run.opt['train']['total_iter'], 0
+        if folder.output(run).is_file():  # else an experiment of its name is another's
+            with suppress(UserError):  # it has not made its folder yet
+                experiment = read_run_folder(root_path() / 'experiments' / run.opt['name'])
+                done = experiment.iteration
+                if done > 0:
+                    paces.setdefault(run.method, []).append(experiment.duration.total_seconds() / done)
+        if not folder.trained(run).is_file():
+            left.append((run.method, max(0, total_iter - done)))
+    if not paces:
+        return None
+    pace = {method: sum(found) / len(found) for method, found in paces.items()}
+    usual = sum(pace.values()) / len(pace)  # of a method that has not begun
+    seconds = [iterations * pace.get(method, usual) for method, iterations in left]
+    return max([sum(seconds) / jobs, *seconds])
+
+
+def _left_words(comparison: Comparison, folder: Folder, left: float) -> str:
+    runs = list(comparison.runs())
+    trained = sum(folder.trained(run).is_file() for run in runs)
+    minutes = math.ceil(left / 60)
+    words = f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{minutes} min'
+    return f'{trained} of {len(runs)} runs trained, about {words} left for all'
 
 
 def threads_of(jobs: int) -> int:

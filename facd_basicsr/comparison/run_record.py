@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from facd_basicsr.comparison.plan import Comparison, Run
+from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latencies_ms, parameters
 from facd_basicsr.evaluation.feature_psnr import tap_features
@@ -111,7 +113,8 @@ def reference_records(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def latencies(comparison: Comparison) -> dict[str, float]:
-    """{method: milliseconds of one 1280 x 720 output} of the teacher and of every method's first trained student.
+    """{method: milliseconds of one 1280 x 720 output} of the teacher and of every method's first trained student, those
+    of one architecture measured once.
 
     To be measured when nothing else is running.
     """
@@ -121,9 +124,14 @@ def latencies(comparison: Comparison) -> dict[str, float]:
         if run.method not in seen and checkpoint_of(run).is_file():
             seen.add(run.method)
             methods.append(student_of(run))
-    height, width = (side // comparison.scale for side in OUTPUT_SIZE)
-    nets = {method.name: (method.network, torch.zeros(1, 3, height, width, device=method.device)) for method in methods}
+    nets = {method.name: (method.bare, _lq_of_output(method)) for method in methods}
     return {name: round(statistics.median(times), 2) for name, times in latencies_ms(nets, TURNS).items()}
+
+
+def _lq_of_output(method: Method) -> Tensor:
+    """An input of ``method.bare``, of a 1280 x 720 output."""
+    lq = torch.zeros(1, 3, *(side // method.scale for side in OUTPUT_SIZE), device=method.device)
+    return method.net.padded(lq) if isinstance(method.net, Teacher) else lq
 
 
 def _size(method: Method) -> dict[str, Any]:

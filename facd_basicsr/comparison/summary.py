@@ -4,8 +4,10 @@ import csv
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -309,6 +311,7 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
     figure = Figure(figsize=(6 * max(1, len(panels)), 4.5), layout='constrained')
     figure.suptitle(title)
     for axes, (tag, label, x_label, unit) in zip(np.atleast_1d(figure.subplots(1, max(1, len(panels)))), panels):
+        lines = {}
         for method, runs in records.items():
             drawn = [run for run in runs if tag in run['curves']]
             if not drawn or (tag == ALPHA and all(value == 1 for run in drawn for _, value in run['curves'][tag])):
@@ -319,11 +322,19 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
             x = np.array(steps) * np.mean([unit(run) for run in drawn])
             if tag == ALPHA:  # of single batches: a share of few samples, so neighbors are averaged
                 x, y = (_averaged(values, BINS) for values in (x, 1 - y))
-            (line,) = axes.plot(x, y.mean(0), label=method)
-            axes.fill_between(x, y.min(0), y.max(0), color=line.get_color(), alpha=0.15)
+            (lines[method],) = axes.plot(x, y.mean(0), label=method)
+            axes.fill_between(x, y.min(0), y.max(0), color=lines[method].get_color(), alpha=0.15)
         axes.set(xlabel=x_label, ylabel=label)
-        axes.legend(fontsize='small')
+        if lines:
+            axes.legend(lines.values(), lines, fontsize='small')
     return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a picture, without matplotlib's warnings of characters that its font lacks."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing from')
+        figure.savefig(path, dpi=110)
 
 
 def _averaged(values: np.ndarray, bins: int) -> np.ndarray:

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from facd_basicsr.data.bicubic import METHOD, with_bicubic_lr
 from facd_basicsr.data.record import are_finished, files_of, key_of, open_partial
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size, images_in, is_gray, read_bgr, write_png
 from facd_basicsr.files.parallel import in_processes
+from facd_basicsr.progress import ProgressBar
 
 MULTIPLE = 12  # of 2, 3 and 4, so that every scale is tested on the same ground truth
 HR_FOLDERS = ('hr', 'gt', 'original')
@@ -45,7 +44,9 @@ def write_set(images: Mapping[str, Path], path: Path, scales: Sequence[int], wor
             if not all(target.is_file() for target in targets.values()):
                 calls[key] = partial(_write_image, image, targets)
         with in_processes(calls, workers) as results:
-            for _ in tqdm(results, desc=path.name, total=len(images), initial=len(images) - len(calls), unit='image'):
+            for _ in ProgressBar(
+                results, desc=path.name, total=len(images), initial=len(images) - len(calls), unit='image'
+            ):
                 pass
         unfinished.rename(path)
     print(f'{len(images)} images{" already there" * already}: {path}', flush=True)
@@ -96,7 +97,7 @@ def _forget(folder: Path, images: Sequence[str]) -> None:
 
 
 def _write_image(image: Path, targets: dict[int, Path]) -> None:
-    gray = is_gray(image)  # stays so: published values score a gray image as it is (facd benchmark)
+    gray = is_gray(image)  # stays so: published values score a gray image as it is (facd benchmark --gray)
     for scale, version in with_bicubic_lr(read_bgr(image), list(targets), MULTIPLE).items():
         targets[scale].parent.mkdir(exist_ok=True)
         write_png(targets[scale], version[:, :, :1] if gray else version)

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from tqdm import tqdm
 
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.data.record import are_finished
@@ -17,6 +16,7 @@ from facd_basicsr.errors import UserError, advising, one_line
 from facd_basicsr.files.atomic import atomic_path
 from facd_basicsr.files.download import download
 from facd_basicsr.files.images import images_in, read_bgr
+from facd_basicsr.progress import ProgressBar
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -34,7 +34,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     raise UserError(f'{archive}: names a file outside its folder ({member.filename}); not unpacked')
                 if stat.S_ISLNK(member.external_attr >> 16):  # the file mode, where Unix made the archive
                     raise UserError(f'{archive}: holds a link ({member.filename}); not unpacked')
-            for member in tqdm(members, desc=archive.name, unit='file'):
+            for member in ProgressBar(members, desc=archive.name, unit='file'):
                 path = folder / member.filename
                 if path.is_file() and path.stat().st_size == member.file_size:
                     continue

@@ -17,12 +17,12 @@ import cv2
 import lmdb
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from facd_basicsr.data.record import are_finished, key_of, open_partial
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.atomic import atomic_write, partial_of
 from facd_basicsr.files.parallel import in_processes
+from facd_basicsr.progress import ProgressBar
 
 # Reads one source image: the scales that are asked for -> {scale: BGR uint8 (H / scale, W / scale, 3)}, 1 for HR. It
 # is called in other processes, so it must be picklable.
@@ -128,7 +128,7 @@ def _fill(sources: Mapping[str, Source], folders: Mapping[int, Path], crop: int,
         todo = {key: source for key, source in sources.items() if not all(_holds(env, key) for env in envs.values())}
         calls = {key: partial(_encode, source, list(envs), crop, step) for key, source in todo.items()}
         results = stack.enter_context(in_processes(calls, workers))
-        for key, parts in tqdm(
+        for key, parts in ProgressBar(
             results, total=len(sources), initial=len(sources) - len(todo), unit='image', disable=len(sources) < 2
         ):
             for scale, env in envs.items():

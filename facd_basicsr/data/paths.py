@@ -1,9 +1,12 @@
 """Checks that the data and files of an option file exist and fit, before anything is created."""
 
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+from basicsr.utils.registry import METRIC_REGISTRY
 
 from facd_basicsr.data.damaged_images import check_files, check_lmdb, opened_lmdb
 from facd_basicsr.data.dataset_rules import Folders, Rules, check_clips, image_paths, rules_of
@@ -12,6 +15,7 @@ from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.errors import UserError, locating, reraise
 from facd_basicsr.files.download import is_url
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size
+from facd_basicsr.runtime.metrics import check_metric_size, needs_gt
 
 TEACHER_PAGE = 'docs/teachers.md says where teachers come from'
 CHECKPOINT_PAGE = 'train it first (the option files under options/train/ name their command)'
@@ -26,7 +30,9 @@ def check_paths(opt: dict[str, Any], is_train: bool) -> None:
     """
     for phase, dataset_opt in opt['datasets'].items():
         with _reraise(f'datasets.{phase}'):
-            _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
+            rules = _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
+            if phase != 'train':
+                _check_metric_sizes(f'datasets.{phase}', dataset_opt, rules, opt['scale'], opt.get('val') or {})
     if is_train and 'teacher' in opt and not is_url(opt['teacher']['weights']):
         opt['teacher']['weights'] = _expanded(opt['teacher']['weights'])
         _check_file('teacher.weights', Path(opt['teacher']['weights']), TEACHER_PAGE)
@@ -163,6 +169,33 @@ def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, sc
                 f'{where}.gt_size: {dataset_opt["gt_size"]}, but {key} in {dataset_opt["dataroot_gt"]} is {size} '
                 '(height, width); accepted: the smallest image or less (facd prepare folder: --min-size leaves out)'
             )
+
+
+def _check_metric_sizes(
+    where: str, dataset_opt: dict[str, Any], rules: Rules | None, scale: int, val_opt: dict[str, Any]
+) -> None:
+    """Refuses images whose upscaled size a metric has no value for."""
+    metrics = [
+        (name, block)
+        for name, block in (val_opt.get('metrics') or {}).items()
+        if dataset_opt.get('dataroot_gt') is not None or not needs_gt(METRIC_REGISTRY.get(block['type']))
+    ]
+    if not metrics or rules is None or rules.clips or 'lq' not in rules.sides:
+        return
+    for image, (height, width) in _lq_sizes(where, dataset_opt, rules):
+        for name, block in metrics:
+            check_metric_size(f'val.metrics.{name}: {where}: {image}', block, height * scale, width * scale)
+
+
+def _lq_sizes(where: str, dataset_opt: dict[str, Any], rules: Rules) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(name, (height, width)) of the LQ images of a set."""
+    key = f'{where}.dataroot_lq'
+    if file_backend(dataset_opt) == 'lmdb':
+        for name, (height, width, _) in meta_info_shapes(Path(dataset_opt['dataroot_lq']), key).items():
+            yield name, (height, width)
+        return
+    for paths in image_paths(where, dataset_opt, rules):
+        yield Path(paths['lq_path']).name, _image_size(key, Path(paths['lq_path']))
 
 
 def _check_file(where: str, path: Path, page: str) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from facd_basicsr.data.record import files_of
 from facd_basicsr.deploy.student import Description
@@ -31,6 +30,7 @@ from facd_basicsr.files.images import (
     read_pixels,
     reraise_damaged,
 )
+from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runtime.execution import tf32_of
 
 
@@ -213,7 +213,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, record: UpscaleRecord | None) -> int:
-    """Writes the file of each pair, atomically, under a progress bar if there is a terminal.
+    """Writes the file of each pair, atomically, under a progress bar.
 
     What a format cannot keep of an image, and why an image is left out, is reported in a line each on stderr.
 
@@ -234,7 +234,7 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, r
     with (
         _settings(jobs),
         tf32_of('fp32'),  # TF32 rounds more than a step of 16 bits
-        tqdm(total=len(pairs), unit='image', dynamic_ncols=True, disable=None) as bar,
+        ProgressBar(total=len(pairs), unit='image', dynamic_ncols=True) as bar,
         ThreadPoolExecutor(jobs) as threads,
     ):
         try:
@@ -242,10 +242,10 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, r
             for future in as_completed(futures):
                 try:
                     for sentence in future.result():
-                        tqdm.write(f'{futures[future].source}: {sentence}', file=sys.stderr)
+                        ProgressBar.write(f'{futures[future].source}: {sentence}', file=sys.stderr)
                 except UserError as error:
                     skipped += 1
-                    tqdm.write(f'skipped: {error}', file=sys.stderr)
+                    ProgressBar.write(f'skipped: {error}', file=sys.stderr)
                 bar.update()
         except BaseException:
             upscaler.cancel()
@@ -254,7 +254,7 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, r
     return skipped
 
 
-def _upscale(upscaler: Upscaler, pair: UpscaleJob, record: UpscaleRecord | None, bar: tqdm) -> list[str]:
+def _upscale(upscaler: Upscaler, pair: UpscaleJob, record: UpscaleRecord | None, bar: ProgressBar) -> list[str]:
     """One image; returns what its format could not keep."""
     suffix = pair.target.suffix.lower()
 

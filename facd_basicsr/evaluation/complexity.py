@@ -4,7 +4,7 @@ import copy
 import math
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -131,6 +131,12 @@ def peak_gpu_memory(net: nn.Module, lq: Tensor) -> int:
     return torch.cuda.max_memory_allocated(lq.device) - before + own
 
 
+def architecture(net: nn.Module) -> Hashable:
+    """What a forward runs, apart from the weights' values: equal for networks that take equally long."""
+    modules = ((name, type(module).forward, module.extra_repr()) for name, module in net.named_modules())
+    return *modules, *((name, p.shape, p.dtype) for name, p in net.named_parameters())
+
+
 def latencies_ms(
     nets: Mapping[str, tuple[nn.Module, Tensor]],
     repeats: int,
@@ -139,19 +145,27 @@ def latencies_ms(
 ) -> dict[str, list[float]]:
     """Milliseconds of each network's forwards, interleaved, so that other load on the machine affects all alike.
 
+    Networks of one architecture, with inputs of one shape, share the forwards of the first.
+
     Args:
         nets: each with its input, by name.
         repeats: how many forwards count, after one that does not.
         limit: seconds after which a network has no further turn. If its first forward takes as long, that one counts.
         on_turn: called before each turn with the name.
     """
-    times: dict[str, list[float]] = {name: [] for name in nets}
+    alike: dict[Hashable, str] = {}
+    measured = {
+        name: alike.setdefault((architecture(net), lq.shape, lq.dtype, lq.device), name)
+        for name, (net, lq) in nets.items()
+    }
+    times: dict[str, list[float]] = {name: [] for name in alike.values()}
     for _ in range(repeats + 1):
-        for name, (net, lq) in nets.items():
+        for name in times:
+            net, lq = nets[name]
             on_turn(name)
             if sum(times[name]) < 1000 * limit:
                 times[name].append(_forward_ms(net, lq))
-    return {name: found[1:] or found for name, found in times.items()}
+    return {name: times[first][1:] or times[first] for name, first in measured.items()}
 
 
 def _forward_ms(net: nn.Module, lq: Tensor) -> float:

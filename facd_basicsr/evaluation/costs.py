@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from basicsr.archs import build_network
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from facd_basicsr.archs import input_channels
 from facd_basicsr.distill.teacher import build_teacher
@@ -19,6 +18,7 @@ from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.evaluation.complexity import (
     LQ_SIZE,
     OUTPUT_SIZE,
+    architecture,
     flops,
     footprint,
     latencies_ms,
@@ -27,6 +27,7 @@ from facd_basicsr.evaluation.complexity import (
 )
 from facd_basicsr.evaluation.methods import device_of
 from facd_basicsr.options import load_options
+from facd_basicsr.progress import ProgressBar
 
 LIMIT = 30  # seconds; on two CPU cores one forward of EDSR 256 x 32 takes as long
 PROGRESS = '{desc} run {n_fmt} of {total_fmt}, {elapsed}'  # with the run that has just begun
@@ -72,7 +73,8 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
         bar.n += 1
         bar.set_description(f'{words_of(size)}, {name}')
 
-    with tqdm(total=len(sizes) * len(networks) * (repeats + 1), bar_format=PROGRESS, disable=not repeats) as bar:
+    kinds = len({architecture(network.net) for network in networks.values()})
+    with ProgressBar(total=len(sizes) * kinds * (repeats + 1), bar_format=PROGRESS, disable=not repeats) as bar:
         for size in sizes:
             found = {}
             nets = {}
@@ -159,7 +161,8 @@ NOTES = {
     'activations': 'activations: elements of the outputs of all convolutions.',
     'memory': 'memory: weights, input and features at the peak of a forward, counted, without workspaces of libraries.',
     'gpu_memory': "GPU memory: by torch.cuda.max_memory_allocated, as in NTIRE's tables, with workspaces.",
-    'latency_ms': 'latency: of one image in float32, random weights, the networks in turn: median of so many runs.',
+    'latency_ms': 'latency: of one image in float32, random weights, the networks in turn: median of so many runs. '
+    'Networks of one architecture are measured once.',
 }
 
 

@@ -155,7 +155,7 @@ def crop_psnr(sr: np.ndarray, crop: Crop) -> float:
         sr: the whole image, BGR uint8 (H, W, 3).
         crop: the window.
     """
-    return psnr(*(crop.of(luma(image, crop.pair.gray)) for image in (sr, crop.pair.gt)))
+    return psnr(*(crop.of(luma(image)) for image in (sr, crop.pair.gt)))
 
 
 def chosen_crop(pair: ImagePair, left: int, top: int, size: int) -> Crop:
@@ -224,8 +224,8 @@ def differing_windows(
         size: side of the windows in pixels of GT.
         count: how many windows.
     """
-    gt = luma(pair.gt, pair.gray)
-    errors = [(luma(sr, pair.gray) - gt) ** 2 for sr in outputs]
+    gt = luma(pair.gt)
+    errors = [(luma(sr) - gt) ** 2 for sr in outputs]
     inside = np.s_[border:-border, border:-border]
     sums = np.stack([window_sums(error[inside], size) for error in errors])
     spread = (sums.max(0) - sums.min(0)) / size**2  # (H - 2 * border - size + 1, W - 2 * border - size + 1)

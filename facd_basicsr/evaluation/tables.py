@@ -15,9 +15,9 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.feature_psnr import feature_scores
 from facd_basicsr.evaluation.methods import TEACHER, Method
-from facd_basicsr.evaluation.test_sets import ImagePair
+from facd_basicsr.evaluation.test_sets import ImagePair, LqImage
 from facd_basicsr.files.atomic import atomic_write
-from facd_basicsr.runtime.metrics import score
+from facd_basicsr.runtime.metrics import NIQE, score, score_without_gt
 
 Cell = tuple[int, int]  # row, column
 
@@ -119,7 +119,8 @@ def _tex(cell: str) -> str:
 
 
 # metric: title, digits after the point
-QUALITY = {'psnr_y': ('PSNR-Y', 3), 'ssim_y': ('SSIM-Y', 4), 'psnr_rgb': ('PSNR-RGB', 3)}
+QUALITY = {'psnr_y': ('PSNR-Y', 3), 'ssim_y': ('SSIM-Y', 4), 'psnr_rgb': ('PSNR-RGB', 3), NIQE: ('NIQE', 3)}
+LOWER = {NIQE}  # the better
 NONE = '-'
 
 Means = dict[str, dict[str, dict[str, float]]]  # method, set, metric
@@ -144,7 +145,7 @@ def write_tables(made: Mapping[str, Table], notes: Iterable[str], folder: Path) 
         print(f'\n{title}\n\n{text_table(header, rows, groups)}')
 
 
-def evaluate(methods: Sequence[Method], images: Iterable[ImagePair]) -> Iterator[dict[str, Any]]:
+def evaluate(methods: Sequence[Method], images: Iterable[LqImage], gray: bool = False) -> Iterator[dict[str, Any]]:
     """Scores every method on every image, one record for each.
 
     Images are 8-bit, rounded, without ``scale`` pixels of border: see :func:`facd_basicsr.runtime.metrics.score`.
@@ -152,22 +153,24 @@ def evaluate(methods: Sequence[Method], images: Iterable[ImagePair]) -> Iterator
     Args:
         methods: those with taps are compared with the teacher's features, if the teacher is among them with taps.
         images: the images of all sets.
+        gray: whether one-channel images are scored as gray, as in published values of bicubic.
 
     Yields:
-        ``method``, ``set``, ``image``, ``psnr_y`` and ``psnr_rgb`` in dB, ``ssim_y``, and for a student with taps
+        ``method``, ``set``, ``image``, ``psnr_y`` and ``psnr_rgb`` in dB, ``ssim_y``, without ground truth ``niqe`` in
+        their place, and for a student with taps
         what :func:`facd_basicsr.evaluation.feature_psnr.feature_scores` gives, unless the image's size keeps a tap
         from being read. PSNR of equal images is infinite.
     """
     ordered = sorted(methods, key=lambda method: method.name != TEACHER)  # its features are needed by the others
-    for pair in images:
+    for image in images:
         records: dict[str, dict[str, Any]] = {}
         teacher_feats: tuple[Tensor, ...] = ()
         for method in ordered:
             try:
-                sr, feats = method.upscale_with_features(pair.lq)
+                sr, feats = method.upscale_with_features(image.lq)
             except UserError:  # of an image's size only: taps were tried before
-                sr, feats = method.upscale(pair.lq), ()
-            record = scored(method.name, pair, sr, method.scale)
+                sr, feats = method.upscale(image.lq), ()
+            record = scored(method.name, image, sr, method.scale, gray)
             if method.name == TEACHER:
                 teacher_feats = feats
             elif feats and teacher_feats:
@@ -176,10 +179,14 @@ def evaluate(methods: Sequence[Method], images: Iterable[ImagePair]) -> Iterator
         yield from (records[method.name] for method in methods)
 
 
-def scored(method: str, pair: ImagePair, sr: np.ndarray, scale: int) -> dict[str, Any]:
-    """The record of a method's image, BGR uint8 (H, W, 3): ``method``, ``set``, ``image`` and the three metrics."""
-    figures = {key: float(value) for key, value in score(sr, pair.gt, scale, pair.gray).items()}
-    return {'method': method, 'set': pair.set, 'image': pair.image, **figures}
+def scored(method: str, image: LqImage, sr: np.ndarray, scale: int, gray: bool = False) -> dict[str, Any]:
+    """The record of a method's image, BGR uint8 (H, W, 3): ``method``, ``set``, ``image`` and the metrics."""
+    if isinstance(image, ImagePair):
+        metrics = score(sr, image.gt, scale, gray and image.gray)
+    else:
+        metrics = score_without_gt(sr, scale)
+    values = {key: float(value) for key, value in metrics.items()}
+    return {'method': method, 'set': image.set, 'image': image.image, **values}
 
 
 def means(records: Sequence[dict[str, Any]]) -> Means:
@@ -199,8 +206,13 @@ def means(records: Sequence[dict[str, Any]]) -> Means:
 
 
 def quality_table(methods: Sequence[Method], mean: Means) -> Table:
-    """Methods x sets of PSNR-Y, SSIM-Y and PSNR-RGB, with the parameters."""
-    columns = [(name, metric, *QUALITY[metric]) for name in mean[methods[0].name] for metric in QUALITY]
+    """Methods x sets of PSNR-Y, SSIM-Y and PSNR-RGB, or without ground truth NIQE, with the parameters."""
+    columns = [
+        (name, metric, *QUALITY[metric])
+        for name, values in mean[methods[0].name].items()
+        for metric in QUALITY
+        if metric in values
+    ]
     counts = [NONE if method.net is None else f'{parameters(method.net):,}' for method in methods]
     table = _table(methods, mean, columns)
     return Table(
@@ -231,10 +243,11 @@ def _table(methods: Sequence[Method], mean: Means, columns: Sequence[tuple[str, 
     ]
     students = [row for row, method in enumerate(methods) if is_student(method)]
     bold = set()
-    for column in range(1, len(columns) + 1):
+    for column, (_, metric, _, _) in enumerate(columns, start=1):
         figures = {row: float(rows[row][column]) for row in students if rows[row][column] != NONE}
         if len(figures) > 1:
-            bold |= {(row, column) for row, figure in figures.items() if figure == max(figures.values())}
+            best = min(figures.values()) if metric in LOWER else max(figures.values())
+            bold |= {(row, column) for row, figure in figures.items() if figure == best}
     return Table(
         ['method', *(title for _, _, title, _ in columns)], rows, ['', *(name for name, _, _, _ in columns)], bold
     )
@@ -247,7 +260,9 @@ def is_student(method: Method) -> bool:
 def to_csv(records: Sequence[dict[str, Any]]) -> str:
     """One line for each method and image; an infinite PSNR is ``inf``, and what there is not is empty."""
     text = io.StringIO()
-    columns = dict.fromkeys(['method', 'set', 'image', *QUALITY, *max(records, key=len)])
+    there = {metric for record in records for metric in record}
+    quality = [metric for metric in QUALITY if metric in there]
+    columns = dict.fromkeys(['method', 'set', 'image', *quality, *max(records, key=len)])
     writer = csv.DictWriter(text, list(columns), restval='', lineterminator='\n')
     writer.writeheader()
     writer.writerows(records)

@@ -10,40 +10,62 @@ from typing import Any
 import numpy as np
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.realesrgan_paired_dataset import RealESRGANPairedDataset
+from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.utils import tensor2img
 
 from facd_basicsr.data.loaders import build_ordered_dataset
+from facd_basicsr.data.paths import check_paths
 from facd_basicsr.data.seeded_dataset import NamingDataset
 from facd_basicsr.errors import UserError, reraise_data_errors
 from facd_basicsr.files.images import is_gray
 from facd_basicsr.options.option_check import did_you_mean
+from facd_basicsr.runtime.metrics import NIQE, niqe_options
 
 
 @dataclass(frozen=True, eq=False)
-class ImagePair:
-    """One image of a test set.
+class LqImage:
+    """One image of a test set without ground truth.
 
     Attributes:
         set: the set's name.
-        image: GT's file name without suffix, or its LMDB key.
+        image: GT's file name without suffix, or its LMDB key; without GT that of LQ.
         lq: BGR uint8 (h, w, 3).
-        gt: BGR uint8 (h * scale, w * scale, 3).
-        gray: whether GT's file has one channel; then ``gt`` has it three times.
     """
 
     set: str
     image: str
     lq: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePair(LqImage):
+    """One image of a test set.
+
+    Attributes:
+        gt: BGR uint8 (h * scale, w * scale, 3).
+        gray: whether GT's file has one channel; then ``gt`` has it three times.
+    """
+
     gt: np.ndarray
     gray: bool = False
 
 
-def build_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
+PAIRED = (PairedImageDataset, RealESRGANPairedDataset)
+Sets = dict[str, PairedImageDataset | RealESRGANPairedDataset | SingleImageDataset]
+
+
+def build_sets(opt: dict[str, Any], lq_only: bool = False) -> Sets:
     """{name: dataset} of a checked test file, in test.py's order.
 
+    Args:
+        opt: the options.
+        lq_only: whether sets without ground truth are accepted too. NIQE is what they can be compared by.
+
     Raises:
-        UserError: a set is not of pairs of plain color images, or BasicSR's dataset complains.
+        UserError: a set is not of pairs of plain color images, an image is too small for NIQE, or BasicSR's dataset
+            complains.
     """
+    accepted = (*PAIRED, SingleImageDataset) if lq_only else PAIRED
     sets = {}
     for phase, block in sorted(opt['datasets'].items()):
         for key in ('color', 'mean', 'std'):
@@ -55,14 +77,22 @@ def build_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
         dataset_opt = copy.deepcopy(block) | {'phase': phase.split('_')[0], 'scale': opt['scale']}
         with reraise_data_errors():
             dataset = build_ordered_dataset(dataset_opt)
-        if not isinstance(dataset, PairedImageDataset | RealESRGANPairedDataset):
-            accepted = 'PairedImageDataset, RealESRGANPairedDataset'
-            raise UserError(f'datasets.{phase}.type: {block["type"]}; accepted here: {accepted}')
+        if not isinstance(dataset, accepted):
+            names = ', '.join(cls.__name__ for cls in accepted)
+            raise UserError(f'datasets.{phase}.type: {block["type"]}; accepted here: {names}')
+        if isinstance(dataset, SingleImageDataset):
+            of_niqe = {'datasets': {phase: block}, 'val': {'metrics': {NIQE: niqe_options(opt['scale'])}}}
+            check_paths({**of_niqe, 'scale': opt['scale'], 'path': {}}, is_train=False)
         sets[block['name']] = dataset
     return sets
 
 
-def pairs(sets: dict[str, PairedImageDataset]) -> Iterator[ImagePair]:
+def pairs(sets: Sets) -> Iterator[ImagePair]:
+    """As :func:`images`, of the sets that have ground truth."""
+    return (image for image in images(sets) if isinstance(image, ImagePair))
+
+
+def images(sets: Sets) -> Iterator[LqImage]:
     """Every image of every set as BasicSR's dataset reads it, in the order of GT's names.
 
     Raises:
@@ -70,6 +100,10 @@ def pairs(sets: dict[str, PairedImageDataset]) -> Iterator[ImagePair]:
     """
     for name, dataset in sets.items():
         naming, scale = NamingDataset(dataset), dataset.opt['scale']
+        if isinstance(dataset, SingleImageDataset):
+            for index, path in enumerate(dataset.paths):
+                yield LqImage(name, Path(path).stem, tensor2img(naming[index]['lq']))
+            continue
         gt_paths = [paths['gt_path'] for paths in dataset.paths]
         for gt_path, index in sorted(zip(gt_paths, range(len(gt_paths)))):
             data = naming[index]
@@ -83,13 +117,13 @@ def pairs(sets: dict[str, PairedImageDataset]) -> Iterator[ImagePair]:
             yield ImagePair(name, Path(gt_path).stem, lq, gt, gray)
 
 
-def select(sets: dict[str, PairedImageDataset], set_name: str | None, images: Sequence[str] = ()) -> list[ImagePair]:
+def select(sets: Sets, set_name: str | None, names: Sequence[str] = ()) -> list[ImagePair]:
     """The images of one set or of all, by name.
 
     Args:
         sets: from :func:`build_sets`.
         set_name: the set; None: all of them.
-        images: the images' names without suffix; none: all of them.
+        names: the images' names without suffix, or SET/NAME; none: all of them.
 
     Raises:
         UserError: there is no such set, or no such image in it.
@@ -97,8 +131,14 @@ def select(sets: dict[str, PairedImageDataset], set_name: str | None, images: Se
     if set_name is not None and set_name not in sets:
         raise UserError(f'--set: {set_name!r} is not in the option files{did_you_mean(set_name, sets)}')
     found = list(pairs(sets if set_name is None else {set_name: sets[set_name]}))
-    names = {pair.image for pair in found}
-    for image in images:
-        if image not in names:
-            raise UserError(f'--image: {image!r} is not in {set_name or ", ".join(sets)}{did_you_mean(image, names)}')
-    return [pair for pair in found if not images or pair.image in images]
+    there = {pair.image for pair in found} | {f'{pair.set}/{pair.image}' for pair in found}
+    for name in names:
+        if name not in there:
+            known = {name for name in there if '/' not in name}
+            raise UserError(f'--image: {name!r} is not in {set_name or ", ".join(sets)}{did_you_mean(name, known)}')
+    return [pair for pair in found if not names or any(is_called(pair, name) for name in names)]
+
+
+def is_called(pair: ImagePair, name: str) -> bool:
+    """Whether a user's ``NAME`` or ``SET/NAME`` is that of an image."""
+    return name in (pair.image, f'{pair.set}/{pair.image}')

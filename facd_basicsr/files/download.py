@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +11,10 @@ from urllib.parse import unquote, urlsplit
 import requests
 import torch
 from filelock import FileLock
-from tqdm import tqdm
 
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import PARTIAL, fsync_directory, partial_of
+from facd_basicsr.progress import ProgressBar
 
 ATTEMPTS = 5  # in a row without progress
 TIMEOUT = 30.0  # seconds without a byte
@@ -193,13 +192,12 @@ def _attempt(url: str, part: Path, where: str) -> bool:
         total = None if length is None else int(length)
         with (
             part.open('ab') as file,
-            tqdm(
+            ProgressBar(
                 total=total,
                 initial=start,
                 desc=part.name.removeprefix(PARTIAL),
                 unit='B',
                 unit_scale=True,
-                file=sys.stderr,
             ) as bar,
         ):
             for chunk in response.iter_content(CHUNK):

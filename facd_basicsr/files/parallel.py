@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import cv2
-from tqdm import tqdm
 
 from facd_basicsr.errors import UserError
+from facd_basicsr.progress import ProgressBar
 
 THREADS = os.cpu_count() or 1
 
@@ -21,8 +21,8 @@ Item = TypeVar('Item')
 
 
 def in_threads(work: Callable[[Item], object], items: Sequence[Item], title: str) -> int:
-    """Calls ``work`` with every item, under a progress bar if there is a terminal. Returns their number."""
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(items), desc=title, unit='image', disable=None) as bar:
+    """Calls ``work`` with every item, under a progress bar. Returns their number."""
+    with ThreadPoolExecutor(THREADS) as pool, ProgressBar(total=len(items), desc=title, unit='image') as bar:
         for first in range(0, len(items), 64 * THREADS):  # map submits all that it is given at once
             for _ in pool.map(work, items[first : first + 64 * THREADS]):
                 bar.update()

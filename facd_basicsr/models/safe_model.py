@@ -201,7 +201,7 @@ class SafeModel(BaseModel):
             stop: asked before each image; True ends it.
 
         Returns:
-            The set's metrics; none of a model's own validation.
+            The set's metrics, without GT those that need none; none of a model's own validation.
 
         Raises:
             Stopped: on all ranks, when ``stop`` has ended it on one; in a model's own validation on that one.
@@ -214,7 +214,9 @@ class SafeModel(BaseModel):
         if not metrics:
             return {}
         self._initialize_best_metric_results(name)
-        self.metric_results = {metric: sum(values) / len(by_image) for metric, values in zip(metrics, zip(*by_image))}
+        self.metric_results = {
+            metric: sum(values[metric] for values in by_image) / len(by_image) for metric in next(iter(by_image), {})
+        }
         for metric, value in self.metric_results.items():
             self._update_best_metric_result(name, metric, value, current_iter)
         if self.opt['rank'] == 0:

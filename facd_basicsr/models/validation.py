@@ -14,11 +14,11 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils import imwrite
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
 from facd_basicsr.archs import input_channels
 from facd_basicsr.data.seeded_dataset import dataset_of
-from facd_basicsr.errors import Stopped, UserError
+from facd_basicsr.errors import Stopped, UserError, locating
+from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runtime.execution import reraise_refused_input
 from facd_basicsr.runtime.metrics import scores, to_image
 from facd_basicsr.runtime.processes import Ranks
@@ -111,7 +111,7 @@ def validate(
     current_iter: int | str,
     save_img: bool,
     stop: Callable[[], bool],
-) -> list[list[float]]:
+) -> list[dict[str, float]]:
     """Upscales, scores and, if asked for, saves the images of a set, each rank every R-th of them.
 
     Args:
@@ -121,7 +121,8 @@ def validate(
         current_iter, save_img, stop: as :meth:`SafeModel.validation` has them.
 
     Returns:
-        For each image, in the order of the set, the values of ``val.metrics``: on every rank those of all.
+        For each image, in the order of the set, the values of ``val.metrics`` by name: on every rank those of all.
+        Without GT those that need it are left out.
 
     Raises:
         Stopped: on all ranks, when ``stop`` has ended it on one.
@@ -131,14 +132,15 @@ def validate(
     name = dataset_of(loader).opt['name']
     metrics = model.opt['val']['metrics'] or {}
 
-    def score(result: Tensor, gt: Tensor | None, stem: str) -> list[float]:
+    def score(result: Tensor, gt: Tensor | None, stem: str) -> dict[str, float]:
         image = to_image(result)
         if save_img:
             imwrite(image, image_path(model.opt, name, stem, current_iter))
-        return scores(image, None if gt is None else to_image(gt), metrics)
+        with locating(stem):
+            return scores(image, None if gt is None else to_image(gt), metrics)
 
     pixels = BATCH_PIXELS if model.device.type == 'cuda' and runs_as_basicsr(model) else 0
-    values: list[list[float]] | None
+    values: list[dict[str, float]] | None
     try:
         with forward_of(model, reach) as run, ThreadPoolExecutor(SCORERS) as scorers:
             scored = (
@@ -222,11 +224,11 @@ def _upscaled(
             yield index, Path(sample['lq_path'][0]).stem, result[None], None if gt is None else gt[None]
 
 
-def _in_order(scored: Iterable[tuple[int, str, Future]], images: int, bar: bool) -> list[list[float]]:
+def _in_order(scored: Iterable[tuple[int, str, Future]], images: int, bar: bool) -> list[dict[str, float]]:
     """The values that the threads compute for each image, by its number."""
-    values: list[list[float]] = [[]] * images
+    values: list[dict[str, float]] = [{}] * images
     waiting: deque[tuple[int, str, Future]] = deque()
-    with tqdm(total=images, unit='image', disable=not bar) as progress:
+    with ProgressBar(total=images, unit='image', disable=not bar) as progress:
 
         def take() -> None:
             index, stem, future = waiting.popleft()

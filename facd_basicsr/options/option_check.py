@@ -30,6 +30,7 @@ from facd_basicsr.options import schema
 from facd_basicsr.options.option_files import BASE
 from facd_basicsr.options.schema import NUMBER, Keys
 from facd_basicsr.options.signatures import Key
+from facd_basicsr.runtime.metrics import needs_gt
 
 SUFFIX = '_basicsr'  # of some of BasicSR's names, which its registries find without it too
 
@@ -54,7 +55,8 @@ def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complet
             if accepted.choices and block[key] not in accepted.choices:
                 raise UserError(f'{dot}{key}: {block[key]!r}; accepted: {", ".join(choice_names(accepted))}')
         elif accepted.required:
-            raise UserError(f'{dot}{key}: missing; accepted: {type_names(accepted.types)}')
+            found = ', '.join(choice_names(accepted)) or type_names(accepted.types)
+            raise UserError(f'{dot}{key}: missing; accepted: {found}')
 
 
 def is_left_out(value: Any, accepted: Key) -> bool:
@@ -378,9 +380,18 @@ def _check_metrics(opt: OptionBlock) -> None:
         if block['type'] in schema.OF_TENSORS:
             fitting = listed(name for name, _ in METRIC_REGISTRY if name not in schema.OF_TENSORS)
             raise UserError(f'{where}.type: {block["type"]} expects tensors, not images; accepted: {fitting}')
-        for phase, dataset_opt in opt['datasets'].items():
-            if phase != 'train' and 'dataroot_gt' not in dataset_opt and dataset_opt['type'] == 'SingleImageDataset':
-                raise UserError(f'{where}: datasets.{phase} has no ground truth; accepted: no metrics, or dataroot_gt')
+    metrics = opt['val']['metrics'] or {}
+    all_need_gt = all(needs_gt(METRIC_REGISTRY.get(block['type'])) for block in metrics.values())
+    for phase, dataset_opt in opt['datasets'].items():
+        if metrics and all_need_gt and _is_without_gt(phase, dataset_opt):
+            raise UserError(
+                f'val.metrics: {listed(metrics)}: datasets.{phase} has no ground truth; accepted: no metrics, one that '
+                f'needs none, e.g. {{type: calculate_niqe, crop_border: {opt["scale"]}}}, or a set of pairs'
+            )
+
+
+def _is_without_gt(phase: str, dataset_opt: OptionBlock) -> bool:
+    return phase != 'train' and dataset_opt['type'] == 'SingleImageDataset'
 
 
 def _check_train(opt: OptionBlock) -> None:
@@ -413,6 +424,14 @@ def _check_train(opt: OptionBlock) -> None:
             raise UserError(f'{where}: {value}; accepted: a whole number')
     if opt['logger']['keep_best'] and not (val_opt['metrics'] and len(opt['datasets']) > 1):
         raise UserError('logger.keep_best: true; accepted with val.metrics and datasets.val')
+    if opt['logger']['keep_best']:
+        name, block = next(iter(val_opt['metrics'].items()))
+        phase, dataset_opt = next((phase, block) for phase, block in opt['datasets'].items() if phase != 'train')
+        if _is_without_gt(phase, dataset_opt) and needs_gt(METRIC_REGISTRY.get(block['type'])):
+            raise UserError(
+                f'logger.keep_best: true, which is by the first metric, {name}, on the first set, datasets.{phase}, '
+                'which has no ground truth; accepted: a set of pairs first, or a metric that needs none'
+            )
     _check_regressors(train_opt, opt.get('network_r'))
     if 'distill_opt' in accepted:
         _check_distillation(opt)

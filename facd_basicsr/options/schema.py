@@ -3,7 +3,6 @@
 The tables have what no signature or source says; the functions below them add what a registered class accepts.
 """
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from facd_basicsr.distill.teacher import WEIGHTS_FORMATS
 from facd_basicsr.models.nonfinite import ACTIONS
 from facd_basicsr.options.signatures import Key, keys_read, signature_keys
 from facd_basicsr.runtime.execution import PRECISIONS
+from facd_basicsr.runtime.metrics import BETTER
 
 NUMBER = (int, float)
 OPTIONAL_STR = (str, type(None))
@@ -276,7 +276,7 @@ TRAIN_KEYS = {
 }
 VAL = {
     'metrics': Key((dict, type(None)), default=None, meaning='metrics, each under a name that is yours to choose'),
-    'pbar': Key((bool,), default=False, meaning='a progress bar over the images'),
+    'pbar': Key((bool,), default=False, meaning='a progress bar over the images; in a log a line every 30 seconds'),
     'save_img': Key(
         (bool,), required=True, meaning="write the results as PNG to the experiment's folder `visualization`"
     ),
@@ -348,7 +348,12 @@ TAP = {
 }
 METRIC = {
     'type': Key((str,), required=True, meaning='a metric registered with BasicSR'),
-    'better': Key((str,), choices=('higher', 'lower'), default='higher', meaning='which value is the best'),
+    'better': Key(
+        (str,),
+        choices=('higher', 'lower'),
+        required=True,
+        meaning="which value is the best; known of BasicSR's own metrics",
+    ),
 }
 DIST_PARAMS = {
     'backend': Key(
@@ -526,8 +531,9 @@ def scheduler_keys(scheduler: type) -> Keys:
 
 
 def metric_keys(metric: Callable[..., Any]) -> Keys:
-    """Of an entry of ``val.metrics``. BasicSR calls a metric with all of them, so ``better`` is for those that take
-    any."""
-    own = signature_keys(metric, supplied=('img', 'img2'), known=METRIC_KEYS)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(metric).parameters.values())
-    return {**own, **(METRIC if takes_any else TYPE)}
+    """Of an entry of ``val.metrics``. The direction of BasicSR's metrics is known, of others it must be said."""
+    own = {**signature_keys(metric, supplied=('img', 'img2', 'better'), known=METRIC_KEYS), **METRIC}
+    if metric in BETTER:
+        known = BETTER[metric]
+        own['better'] = replace(own['better'], choices=(known,), required=False, default=known)
+    return own

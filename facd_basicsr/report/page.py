@@ -1,5 +1,6 @@
 """The HTML page: one file with everything in it."""
 
+import math
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -147,8 +148,9 @@ def _validation_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, curves in run.metrics.validation.items():
         for metric, curve in curves.items():
-            better = min if (metrics.get(metric) or {}).get('better', 'higher') == 'lower' else max
-            best, last = better(curve, key=curve.__getitem__), max(curve)
+            sign = -1 if (metrics.get(metric) or {}).get('better', 'higher') == 'lower' else 1
+            known = [iteration for iteration, value in curve.items() if not math.isnan(value)]
+            best, last = max(known or curve, key=lambda iteration: sign * curve[iteration]), max(curve)
             rows.append([f'{metric} on {name}', f'{curve[best]:.4f}', f'{best:,}', f'{curve[last]:.4f}', f'{last:,}'])
     return ['', 'best', 'at iteration', 'last', 'at iteration'], rows
 

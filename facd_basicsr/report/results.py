@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from PIL import Image
-from tqdm import tqdm
 
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.data.paths import check_paths
@@ -20,10 +18,11 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.figures import as_picture, best_of, crop_psnr, differing_windows, marked
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
 from facd_basicsr.evaluation.tables import Means, Table, means, quality_table, scored
-from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, pairs
+from facd_basicsr.evaluation.test_sets import ImagePair, Sets, build_sets, pairs
 from facd_basicsr.files.download import cached_path, is_url
 from facd_basicsr.options import OPTIONS_FILE
 from facd_basicsr.options.build import check_lone_network, dry_run
+from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runs.run_folder import RunFolder, param_key_of
 
 CROPS = 4
@@ -114,7 +113,9 @@ def results_of(run: RunFolder) -> Results:
                 result.methods.append(_teacher(run))
             except UserError as error:
                 result.notes.append(f'No teacher in table and crops: {error}.')
-        images = tqdm(pairs(sets), 'table and crops', sum(map(len, sets.values())), unit='image', dynamic_ncols=True)
+        images = ProgressBar(
+            pairs(sets), 'table and crops', sum(map(len, sets.values())), unit='image', dynamic_ncols=True
+        )
         _score(result, student.name, images)
     except UserError as error:
         result.notes.append(f'No table and no crops: {error}.')
@@ -129,27 +130,24 @@ def _score(result: Results, student: str, images: Iterable[ImagePair]) -> None:
     """
     scale = result.methods[0].scale
     records: list[dict[str, Any]] = []
-    notes: list[str] = []
     crops: list[list[tuple[float, ShownCrop]]] = []
     for pair in images:
         outputs = {method.name: method.upscale(pair.lq) for method in result.methods}
         records += [scored(name, pair, sr, scale) for name, sr in outputs.items()]
         crops.append(differing_crops(student, scale, pair, outputs))
-        if pair.gray:
-            notes.append(
-                f'{pair.set}/{pair.image} has one channel and is scored as it is; validation in training takes it for '
-                'color, which adds 1.32 dB to its PSNR-Y (docs/evaluation.md).'
-            )
     result.mean = means(records)
     result.table = quality_table(result.methods, result.mean)
     result.crops = best_of(crops, CROPS)
-    result.notes += notes if result.crops else [*notes, 'No crops: the images are too small.']
+    if not result.crops:
+        result.notes.append('No crops: the images are too small.')
 
 
-def _validation_sets(opt: dict[str, Any]) -> dict[str, PairedImageDataset]:
-    blocks = {phase: dict(block) for phase, block in opt['datasets'].items() if phase.split('_')[0] == 'val'}
+def _validation_sets(opt: dict[str, Any]) -> Sets:
+    found = {phase: dict(block) for phase, block in opt['datasets'].items() if phase.split('_')[0] == 'val'}
+    blocks = {phase: block for phase, block in found.items() if block['type'] != 'SingleImageDataset'}
     if not blocks:
-        raise UserError('datasets.val: missing; accepted: a run with a validation set')
+        lacks = 'has no ground truth' if found else 'missing'
+        raise UserError(f'datasets.val: {lacks}; accepted: a run with a validation set of pairs')
     try:
         check_paths({'datasets': blocks, 'scale': opt['scale'], 'path': {}}, is_train=False)
     except UserError as error:

@@ -1,18 +1,21 @@
-"""How close an upscaled image is to the ground truth: BasicSR's PSNR and SSIM in a fraction of its time."""
+"""The metrics of an upscaled image: BasicSR's, PSNR and SSIM in a fraction of its time."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from basicsr.metrics import calculate_metric, calculate_psnr, calculate_ssim
+from basicsr.metrics.niqe import calculate_niqe
+from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_psnr_pt, calculate_ssim, calculate_ssim_pt
 from basicsr.utils import img2tensor, tensor2img
 from basicsr.utils.matlab_functions import imresize
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 
+from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import photograph
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
@@ -64,11 +67,32 @@ def score(sr: np.ndarray, gt: np.ndarray, scale: int, gray: bool = False) -> dic
     Args:
         sr, gt: BGR uint8 (H, W, 3).
         scale: as the papers have it, also the border that is left out.
-        gray: whether GT is a one-channel image, which is its own Y: see :func:`luma`.
+        gray: whether to take GT for a one-channel image, which is its own Y: see :func:`luma`.
     """
     inner = np.s_[scale : gt.shape[0] - scale, scale : gt.shape[1] - scale]
     y_sr, y_gt = luma(sr[inner], gray), luma(gt[inner], gray)  # (H - 2 * scale, W - 2 * scale)
     return {'psnr_y': psnr(y_sr, y_gt), 'psnr_rgb': psnr(sr[inner], gt[inner]), 'ssim_y': ssim(y_sr, y_gt)}
+
+
+NIQE = 'niqe'
+
+
+def niqe_options(scale: int) -> dict[str, Any]:
+    """NIQE's block in ``val.metrics`` as the papers have it, without ``scale`` pixels of border."""
+    return {'type': 'calculate_niqe', 'crop_border': scale}
+
+
+def score_without_gt(sr: np.ndarray, scale: int) -> dict[str, float]:
+    """``niqe``, without ``scale`` pixels of border.
+
+    Args:
+        sr: BGR uint8 (H, W, 3).
+        scale: the border.
+
+    Raises:
+        UserError: the image is too small.
+    """
+    return scores(sr, None, {NIQE: niqe_options(scale)})
 
 
 def to_image(tensor: Tensor) -> np.ndarray:
@@ -79,29 +103,83 @@ def to_image(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(image.flip(0).permute(1, 2, 0).numpy())
 
 
-def scores(image: np.ndarray, gt: np.ndarray | None, metrics: Mapping[str, dict[str, Any]]) -> list[float]:
-    """The metrics of an image by an option file's ``val.metrics``, in their order.
+def scores(image: np.ndarray, gt: np.ndarray | None, metrics: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """The metrics of an image by an option file's ``val.metrics``, by name and in their order.
 
-    PSNR has BasicSR's bits, SSIM its first twelve digits. Any other metric is called as BasicSR calls it.
+    PSNR has BasicSR's bits, SSIM its first twelve digits. Any other metric is called as BasicSR calls it, with those of
+    ``img2`` and ``better`` that it takes. NIQE is nan where fewer than two of its blocks have texture.
 
     Args:
-        image, gt: BGR uint8 (H, W, 3) or (H, W); gt: None if there is none.
+        image, gt: BGR uint8 (H, W, 3) or (H, W); gt: None if there is none, then metrics that need it are left out.
+
+    Raises:
+        UserError: the image is too small for a metric.
     """
-    if gt is None:
-        return [float(calculate_metric({'img': image}, opt)) for opt in metrics.values()]
 
     @cache
-    def planes(border: int, y_channel: bool) -> tuple[np.ndarray, np.ndarray]:
+    def planes(border: int, y_channel: bool) -> list[np.ndarray]:
         inner = np.s_[border : image.shape[0] - border, border : image.shape[1] - border]
-        return (luma(image[inner]), luma(gt[inner])) if y_channel else (image[inner], gt[inner])
+        pair = [one[inner] for one in (image, gt) if one is not None]
+        return list(map(luma, pair)) if y_channel else pair
 
-    def value(opt: dict[str, Any]) -> float:
-        fast = FAST.get(METRIC_REGISTRY.get(opt['type']))
-        if fast is None or image.shape != gt.shape:
-            return calculate_metric({'img': image, 'img2': gt}, opt)
-        return fast(*planes(opt['crop_border'], opt.get('test_y_channel', False)))
+    def value(metric: Metric, opt: dict[str, Any]) -> float:
+        fast = FAST.get(metric)
+        if fast is not None and gt is not None and image.shape == gt.shape:
+            return fast(*planes(opt['crop_border'], opt.get('test_y_channel', False)))
+        arguments = {key: value for key, value in opt.items() if key != 'type'}
+        optional = {'img2': gt, 'better': arguments.pop('better', None)}
+        taken = {key: value for key, value in optional.items() if value is not None and takes(metric, key)}
+        try:
+            return metric(img=image, **taken, **arguments)
+        except np.linalg.LinAlgError:
+            if metric is not calculate_niqe:
+                raise
+            return float('nan')
 
-    return [float(value(opt)) for opt in metrics.values()]
+    found = {}
+    for name, opt in metrics.items():
+        metric = METRIC_REGISTRY.get(opt['type'])
+        if gt is not None or not needs_gt(metric):
+            check_metric_size(name, opt, *image.shape[:2])
+            found[name] = float(value(metric, opt))
+    return found
+
+
+Metric = Callable[..., float]  # as METRIC_REGISTRY has it
+
+
+def needs_gt(metric: Metric) -> bool:
+    """Whether a metric compares with a reference: whether it has an argument ``img2`` without a default."""
+    parameter = inspect.signature(metric).parameters.get('img2')
+    return parameter is not None and parameter.default is parameter.empty
+
+
+def takes(metric: Metric, argument: str) -> bool:
+    """Whether a metric can be called with an argument."""
+    parameters = inspect.signature(metric).parameters
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def check_metric_size(where: str, opt: Mapping[str, Any], height: int, width: int) -> None:
+    """Refuses a metric of BasicSR on images that it has no value for.
+
+    Args:
+        where: what names metric and image, for messages.
+        opt: the metric's block in ``val.metrics``.
+        height, width: of the upscaled image.
+
+    Raises:
+        UserError: the image is too small.
+    """
+    metric, border = METRIC_REGISTRY.get(opt['type']), opt.get('crop_border', 0)
+    unit, count = LEAST.get(metric, (0, 0))
+    inner = height - 2 * border, width - 2 * border
+    if unit and (min(inner) < unit or (inner[0] // unit) * (inner[1] // unit) < count):
+        least = f'{count * unit + 2 * border}x{unit + 2 * border}'
+        raise UserError(
+            f'{where}: {opt["type"]} with crop_border: {border} on {width}x{height} pixels; accepted: {least} or more'
+            + (f', {count} blocks of {unit}x{unit} inside the border' if count > 1 else '')
+        )
 
 
 def luma(image: np.ndarray, gray: bool = False) -> np.ndarray:
@@ -109,8 +187,9 @@ def luma(image: np.ndarray, gray: bool = False) -> np.ndarray:
 
     Args:
         gray: whether the three channels are those of a one-channel image, which is then its own Y, in [0, 255] in the
-            place of [16, 235]. Published values take such an image as it is (img_003 of Set14), which makes its
-            PSNR-Y 20 log10(255 / 219) = 1.32 dB lower than Y's shorter range does, and the mean of Set14 0.09 dB.
+            place of [16, 235]. Published values of bicubic take such an image as it is (img_003 of Set14), those of
+            networks since EDSR as color. Y's shorter range makes PSNR-Y 20 log10(255 / 219) = 1.32 dB higher, and the
+            mean of Set14 0.09 dB.
     """
     unit = cv2.LUT(image, UNIT)
     if image.ndim == 3:
@@ -152,4 +231,12 @@ def _blurred(plane: np.ndarray) -> np.ndarray:
     ]
 
 
-FAST = {calculate_psnr: psnr, calculate_ssim: ssim}  # by registered function, not by name
+# By registered function, not by name:
+FAST: dict[Metric, Callable[[np.ndarray, np.ndarray], float]] = {calculate_psnr: psnr, calculate_ssim: ssim}
+BETTER = {  # the direction
+    **dict.fromkeys((calculate_psnr, calculate_ssim, calculate_psnr_pt, calculate_ssim_pt), 'higher'),
+    calculate_niqe: 'lower',
+}
+# The side of a square that a metric reads, and how many of them it needs. NIQE's statistics are of blocks of 96 pixels,
+# and of a single one there is no covariance.
+LEAST = {calculate_psnr: (1, 1), calculate_ssim: (11, 1), calculate_niqe: (96, 2)}

@@ -1,12 +1,10 @@
 """``facd benchmark``: the paper's table of several checkpoints and bicubic (docs/evaluation.md)."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
 from basicsr.utils import get_time_str
-from tqdm import tqdm
 
 from facd_basicsr.cli import QuietCommand, methods_options
 from facd_basicsr.environment import versions
@@ -14,9 +12,11 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation import tables as tables
 from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import load_methods
-from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, pairs
+from facd_basicsr.evaluation.test_sets import ImagePair, LqImage, build_sets, images
 from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.options.parse import root_path
+from facd_basicsr.progress import ProgressBar
+from facd_basicsr.runtime.metrics import NIQE
 
 
 def benchmark(
@@ -24,7 +24,7 @@ def benchmark(
     overrides: Sequence[str],
     train_file: str | None,
     out: Path,
-    gray_as_colour: bool = False,
+    gray: bool = False,
     runs: Sequence[str] = (),
     sets: Sequence[str] = (),
 ) -> tables.Means:
@@ -36,7 +36,8 @@ def benchmark(
             every test file.
         train_file: adds a row for its teacher, and feature PSNR at its taps; None: neither.
         out: folder for table.md, table.tex, per_image.csv and results.json, created if missing.
-        gray_as_colour: whether a one-channel GT is scored by the Y of three equal channels, as in test.py.
+        gray: whether a one-channel GT is its own Y, as in published values of bicubic; otherwise its Y is that of three
+            equal channels, as in test.py.
         runs: folders ``experiments/NAME``, one per method.
         sets: that runs are tested on; none: those in ``datasets/``.
 
@@ -47,7 +48,7 @@ def benchmark(
         UserError: files, checkpoints or sets are not accepted. No folder is created then.
     """
     methods, opt, train_opt = load_methods(option_files, train_file, overrides, runs, sets)
-    datasets, scale = build_sets(opt), opt['scale']
+    datasets, scale = build_sets(opt, lq_only=True), opt['scale']
     students = [method for method in methods if tables.is_student(method)]
     taps = [] if train_opt is None else train_opt['taps']
     notes = [] if train_opt is None else tap_features(train_opt, methods[-1], students)
@@ -55,15 +56,16 @@ def benchmark(
         raise UserError(f'--out: {out} is a file; accepted: a folder, created if it does not exist')
     out.mkdir(parents=True, exist_ok=True)
 
-    images = tqdm(pairs(datasets), total=sum(map(len, datasets.values())), unit='image', dynamic_ncols=True)
-    records = list(tables.evaluate(methods, _note_gray_images(images, notes, gray_as_colour)))
+    bar = ProgressBar(images(datasets), total=sum(map(len, datasets.values())), unit='image', dynamic_ncols=True)
+    records = list(tables.evaluate(methods, _note_gray_images(bar, notes, gray), gray))
     mean = tables.means(records)
-    made = {f'PSNR in dB and SSIM, x{scale}': tables.quality_table(methods, mean)}
+    made = {f'{_titles(mean)}, x{scale}': tables.quality_table(methods, mean)}
     if any(student.taps for student in students):
         made[f'Feature PSNR in dB, x{scale}'] = tables.feature_table(methods, mean, len(taps))
     results = {
         'scale': scale,
         'border': scale,
+        'gray': gray,
         'sets': {name: len(dataset) for name, dataset in datasets.items()},
         'device': students[0].device.type,
         'versions': versions(),
@@ -81,19 +83,23 @@ def benchmark(
     return mean
 
 
-def _note_gray_images(images: Iterable[ImagePair], notes: list[str], gray_as_colour: bool) -> Iterator[ImagePair]:
-    for pair in images:
-        if pair.gray and gray_as_colour:
+def _titles(mean: tables.Means) -> str:
+    there = {metric for sets in mean.values() for values in sets.values() for metric in values}
+    return ', '.join(['PSNR in dB and SSIM'] * ('psnr_y' in there) + ['NIQE (lower is better)'] * (NIQE in there))
+
+
+def _note_gray_images(found: Iterable[LqImage], notes: list[str], gray: bool) -> Iterator[LqImage]:
+    for image in found:
+        if isinstance(image, ImagePair) and image.gray:
             notes.append(
-                f"{pair.set}/{pair.image}: one-channel image, scored as color, as in test.py and EDSR's code; "
-                'published bicubic values score it as gray, which lowers its PSNR-Y by 1.32 dB'
+                f'{image.set}/{image.image}: one-channel image, scored as {"gray" if gray else "color"}, as in '
+                + (
+                    'published bicubic values; without --gray as color, which adds 1.32 dB to its PSNR-Y'
+                    if gray
+                    else "test.py, EDSR's code and the paper; with --gray as gray, which takes 1.32 dB from its PSNR-Y"
+                )
             )
-        elif pair.gray:
-            notes.append(
-                f'{pair.set}/{pair.image}: one-channel image, scored as gray, as in published bicubic values; '
-                "test.py and EDSR's code score it as color (--gray-as-colour), which adds 1.32 dB to its PSNR-Y"
-            )
-        yield dataclasses.replace(pair, gray=False) if gray_as_colour else pair
+        yield image
 
 
 @click.command(cls=QuietCommand)
@@ -107,9 +113,9 @@ def _note_gray_images(images: Iterable[ImagePair], notes: list[str], gray_as_col
 )
 @click.option('--out', type=click.Path(path_type=Path), help='folder to write to; default: results/benchmark_TIME')
 @click.option(
-    '--gray-as-colour',
+    '--gray',
     is_flag=True,
-    help="score one-channel images as color, like test.py and EDSR's code: adds 0.09 dB to Set14's PSNR-Y",
+    help="score one-channel images as gray, as published bicubic values do: takes 0.09 dB from Set14's PSNR-Y",
 )
 @click.option('--force_yml', multiple=True, metavar='KEY:KEY=VALUE ...', help='override options of every test file')
 def command(
@@ -118,17 +124,18 @@ def command(
     sets: tuple[str, ...],
     train_file: str | None,
     out: Path | None,
-    gray_as_colour: bool,
+    gray: bool,
     force_yml: tuple[str, ...],
 ) -> None:
     """The paper's table: PSNR-Y, SSIM-Y and PSNR-RGB of several checkpoints and of bicubic.
 
-    Each run or test file is one method; all need the same scale and sets. Their own metrics are ignored. The table is
-    written as Markdown, LaTeX, CSV and JSON (docs/evaluation.md).
+    Each run or test file is one method; all need the same scale and sets. Their own metrics are ignored. Sets without
+    ground truth (SingleImageDataset in a test file) have NIQE instead. The table is written as Markdown, LaTeX, CSV and
+    JSON (docs/evaluation.md).
 
     \b
     Example:
       facd benchmark --run experiments/Student_EDSR_x4 --run experiments/FACD_EDSR_x4 --sets Set5 Set14
     """
     out = out or root_path() / 'results' / f'benchmark_{get_time_str()}'
-    benchmark(option_files, force_yml, train_file, out, gray_as_colour, runs, sets)
+    benchmark(option_files, force_yml, train_file, out, gray, runs, sets)

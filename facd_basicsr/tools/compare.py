@@ -30,6 +30,7 @@ from facd_basicsr.comparison.summary import (
     feature_notes,
     filled,
     records_csv,
+    save_figure,
 )
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.figures import find_crops
@@ -96,7 +97,7 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
 def draw_pictures(comparison: Comparison, results: dict[str, Any], folder: Path) -> None:
     """Draws curves.png of all seeds, and crops.png of the first seed's students that have a checkpoint."""
     with atomic_path(folder / 'curves.png') as path:
-        draw_curves(by_method(results), f'{comparison.name}, x{comparison.scale}').savefig(path, dpi=110)
+        save_figure(draw_curves(by_method(results), f'{comparison.name}, x{comparison.scale}'), path)
     runs = [run for run in comparison.runs() if run.seed == comparison.seeds[0] and checkpoint_of(run).is_file()]
     teacher = teacher_of(comparison)
     methods = [Method(BICUBIC, comparison.scale), *map(student_of, runs), *([] if teacher is None else [teacher])]

@@ -1,6 +1,7 @@
 """``facd figure``: the paper's Figure 4 (crops side by side) and Figure 2 (patches where the student is better)."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 import click
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from facd_basicsr.cli import QuietCommand, methods_options
 from facd_basicsr.errors import UserError
@@ -28,8 +28,9 @@ from facd_basicsr.evaluation.figures import (
 )
 from facd_basicsr.evaluation.methods import Method, load_methods
 from facd_basicsr.evaluation.tables import text_table
-from facd_basicsr.evaluation.test_sets import build_sets, select
+from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, is_called, select
 from facd_basicsr.files.atomic import atomic_path, atomic_write, make_folder_of
+from facd_basicsr.progress import ProgressBar
 
 CELL = 192  # approximate size of a crop in the figure, in pixels
 BRIGHTEST = 0.99  # quantile of the errors of the worst method that is as bright as can be
@@ -118,9 +119,15 @@ def command() -> None:
     '--teacher', 'train_file', type=click.Path(), metavar='TRAIN_YML', help='train file; adds a column for its teacher'
 )
 @set_option
-@click.option('--image', multiple=True, help='use this image only, named without suffix; repeatable')
+@click.option('--image', multiple=True, help='use this image only, NAME without suffix or SET/NAME; repeatable')
 @click.option(
-    '--crop', 'windows', nargs=3, type=int, multiple=True, metavar='LEFT TOP SIZE', help='in HR pixels of --image'
+    '--crop',
+    'windows',
+    nargs=3,
+    type=int,
+    multiple=True,
+    metavar='LEFT TOP SIZE',
+    help='in HR pixels of --image; several for one image, or one for each',
 )
 @click.option('--count', type=click.IntRange(1), default=3, show_default=True, help='number of crops to find')
 @click.option('--size', type=click.IntRange(1), default=48, show_default=True, help='side of found crops in HR pixels')
@@ -143,7 +150,8 @@ def crops(
 ) -> None:
     """Figure 4: a row per crop, a column per method, each with the PSNR-Y of the crop.
 
-    Without --crop, chooses the windows where the methods differ most, from different images if there are enough.
+    Without --crop, chooses the windows where the methods differ most, from different images if there are enough, and
+    prints the command that draws them again.
 
     \b
     Example:
@@ -152,17 +160,39 @@ def crops(
     check_out(out)
     methods, opt, _ = load_methods(option_files, train_file, force_yml, runs, sets)
     images = select(build_sets(opt), set_name, image)
-    if windows and len(images) != 1:
-        raise UserError(
-            f'--crop: {len(images)} images match; accepted: one, chosen by --image and, if two sets have it, --set'
-        )
     if windows:
-        found = [chosen_crop(images[0], *window) for window in windows]
+        found = _chosen_crops(images, image, windows)
     else:
-        found = find_crops(methods, tqdm(images, unit='image', dynamic_ncols=True), size, count)
+        found = find_crops(methods, ProgressBar(images, unit='image', dynamic_ncols=True), size, count)
     save(draw_crops(methods, found, errors), out)
-    for crop in found:
-        print(f'{crop.pair.set}/{crop.pair.image} --crop {crop.left} {crop.top} {crop.size}')
+    if not windows:
+        given = [('-opt', option_files), ('--run', runs), ('--sets', sets), ('--force_yml', force_yml)]
+        words = [word for option, values in given for value in values for word in (option, value)]
+        words += [] if train_file is None else ['--teacher', train_file]
+        words += ['--errors'] if errors else []
+        for crop in found:
+            words += ['--image', f'{crop.pair.set}/{crop.pair.image}']
+            words += ['--crop', *map(str, (crop.left, crop.top, crop.size))]
+        print(f'The same crops again:\n{shlex.join(["facd", "figure", "crops", *words, "--out", str(out)])}')
+
+
+def _chosen_crops(
+    images: Sequence[ImagePair], names: Sequence[str], windows: Sequence[tuple[int, int, int]]
+) -> list[Crop]:
+    """The windows that a user names: of one image, or each of its own.
+
+    Raises:
+        UserError: a window is not inside its image, or which that is is not clear.
+    """
+    if len(images) == 1:
+        return [chosen_crop(images[0], *window) for window in windows]
+    of_window = [[pair for pair in images if is_called(pair, name)] for name in names]
+    if len(names) != len(windows) or any(len(found) != 1 for found in of_window):
+        raise UserError(
+            f'--crop: {len(images)} images match for {len(windows)} crops; accepted: one image, chosen by --image '
+            'SET/NAME, or one --image for each --crop'
+        )
+    return [chosen_crop(found[0], *window) for found, window in zip(of_window, windows)]
 
 
 @command.command('teacher-map', cls=QuietCommand)
@@ -203,7 +233,7 @@ def teacher_map_command(
     if len(option_files) + len(runs) != 1:
         raise UserError(f'-opt: {len(option_files)} and --run: {len(runs)}; accepted: one of both, the student')
     (_, student, teacher), opt, _ = load_methods(option_files, train_file, force_yml, runs, sets)
-    images = tqdm(select(build_sets(opt), set_name, image), unit='image', dynamic_ncols=True)
+    images = ProgressBar(select(build_sets(opt), set_name, image), unit='image', dynamic_ncols=True)
     maps = [teacher_map(student, teacher, pair, patch) for pair in images]
     with_patches = [found for found in maps if found.boxes]
     if not with_patches:

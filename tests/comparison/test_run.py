@@ -1,13 +1,18 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_yml
 
-from facd_basicsr.comparison.plan import Comparison
-from facd_basicsr.comparison.run import Folder, locked, threads_of, write_option_files
+from facd_basicsr.comparison.plan import Comparison, Run
+from facd_basicsr.comparison.run import Folder, locked, threads_of, time_left, write_option_files
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml, schema
 
@@ -49,3 +54,36 @@ def test_a_new_default_does_not_make_an_old_comparison_changed(train_opt, test_o
     train_opt['train']['warmup_iter'] = 5
     with pytest.raises(UserError, match=r'methods.FACD: train.warmup_iter changed since the comparison was started'):
         write_option_files(comparison, folder)
+
+
+def begun(run: Run, root: Path, iterations: int, seconds: float) -> None:
+    """The folder of a run that has done so many iterations in so many seconds."""
+    folder = root / 'experiments' / run.opt['name']
+    folder.mkdir(parents=True)
+    start = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    facts = {'start': start.isoformat(), 'iter': 0}
+    write_yml({**run.opt, 'run': [facts]}, folder / 'options.yml')
+    line = {'iter': iterations, 'timestamp': (start + timedelta(seconds=seconds)).isoformat(), 'epoch': 0, 'lr': 1e-4}
+    (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+
+
+def test_the_time_left_is_that_of_all_runs_at_the_pace_of_their_methods(train_opt, test_opt, tmp_path, monkeypatch):
+    monkeypatch.setattr('facd_basicsr.comparison.run.root_path', lambda: tmp_path)
+    train_opt['train']['total_iter'] = 100
+    comparison = Comparison('c', (0, 1), 'A', {'A': train_opt, 'B': train_opt}, test_opt)
+    folder = Folder(tmp_path / 'results')
+    (folder.root / 'runs').mkdir(parents=True)
+    first, second, *_ = comparison.runs()
+    begun(second, tmp_path, 100, 5)  # of another comparison: this one has not started it
+    assert time_left(comparison, folder, jobs=1) is None
+    folder.output(first).write_text('started')
+    assert time_left(comparison, folder, jobs=1) is None
+    begun(first, tmp_path, 40, 80)  # 2 s an iteration, for all methods as far as is known
+    assert time_left(comparison, folder, jobs=1) == pytest.approx(2 * (60 + 100 + 100 + 100))
+    assert time_left(comparison, folder, jobs=2) == pytest.approx(360)
+    assert time_left(comparison, folder, jobs=4) == pytest.approx(200)  # the longest run
+    folder.trained(first).write_text('{}')
+    shutil.rmtree(tmp_path / 'experiments' / second.opt['name'])
+    begun(second, tmp_path, 50, 300)  # 6 s
+    folder.output(second).write_text('started')
+    assert time_left(comparison, folder, jobs=1) == pytest.approx(6 * 50 + 2 * 100 + 6 * 100)

@@ -1,8 +1,10 @@
 import csv
 import io
+import logging
 
 import pytest
 
+import facd_basicsr.cli  # noqa: F401  quiets matplotlib's log
 from facd_basicsr.comparison.summary import (
     caption,
     compared_features,
@@ -11,6 +13,7 @@ from facd_basicsr.comparison.summary import (
     draw_curves,
     filled,
     records_csv,
+    save_figure,
 )
 from facd_basicsr.errors import UserError
 
@@ -141,6 +144,19 @@ def test_the_picture_has_psnr_by_iterations_and_by_time_and_rejected_patches_of_
     assert [line.get_xdata().tolist() for line in minutes.lines] == [[0.5, 1.0], [1.0, 2.0]]
     (line,) = rejected.lines
     assert line.get_label() == 'FACD' and line.get_ydata().tolist() == pytest.approx([0.15, 0.15])
+
+
+@pytest.mark.filterwarnings('error')
+def test_curves_are_drawn_without_warnings_on_the_console(tmp_path):
+    def run(alpha: float) -> dict:
+        return {'curves': {'metrics/Set5/psnr_y': [[10, 30.0]], 'alpha': [[10, alpha]]}, 'seconds_per_iter': 3.0}
+
+    figure = draw_curves({'_FACD': [run(1.0)], '学生': [run(1.0)]}, 'a name that the font lacks: 比較')
+    save_figure(figure, tmp_path / 'curves.png')
+    quality, _, rejected = figure.axes
+    assert [text.get_text() for text in quality.get_legend().get_texts()] == ['_FACD', '学生']
+    assert rejected.get_legend() is None  # no method rejected a patch
+    assert not logging.getLogger('matplotlib.font_manager').isEnabledFor(logging.WARNING)
 
 
 def test_a_point_that_a_killed_training_lost_is_left_out_for_all_seeds():

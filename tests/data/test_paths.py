@@ -178,3 +178,32 @@ def test_a_meta_info_file_that_is_no_text_is_refused(train_opt, tmp_path):
 def test_an_lmdb_without_its_suffix_is_refused(train_opt, tmp_path, data):
     message = data_refusal(train_opt, tmp_path, dataroot_gt=str(data / 'GT'), io_backend={'type': 'lmdb'})
     assert 'accepted with io_backend lmdb: a folder whose name ends in .lmdb' in message
+
+
+@pytest.mark.parametrize('listed', [False, True])
+def test_images_too_small_for_a_metric_are_refused_before_training(train_opt, tmp_path, listed):
+    train_opt['val']['metrics'] = {'niqe': {'type': 'calculate_niqe', 'crop_border': 2}}
+    block = {'name': 'val', 'type': 'SingleImageDataset', 'io_backend': {'type': 'disk'}}
+    block['dataroot_lq'] = images(tmp_path / 'LQ', (50, 98), (64, 64))  # two blocks of 96 x 96 inside the border; one
+    if listed:
+        (tmp_path / 'list.txt').write_text('1.png (64,64,3)\n')
+        block['meta_info_file'] = str(tmp_path / 'list.txt')
+    train_opt['datasets']['val'] = block
+    path = str(write_yml(train_opt, tmp_path / 'opt.yml'))
+    with pytest.raises(
+        UserError,
+        match=r'val\.metrics\.niqe: datasets\.val: 1\.png: calculate_niqe with crop_border: 2 on 128x128 pixels; '
+        r'accepted: 196x100 or more, 2 blocks',
+    ):
+        load_options(path, [], is_train=True)
+    (tmp_path / 'list.txt').write_text('0.png (50,98,3)\n')
+    (tmp_path / 'LQ' / '1.png').unlink()
+    load_options(path, [], is_train=True)
+
+
+def test_an_lmdb_of_images_too_small_for_a_metric_is_refused(train_opt, data, tmp_path):
+    lmdb = {'dataroot_gt': str(data / 'HR.lmdb'), 'dataroot_lq': str(data / 'LR.lmdb'), 'io_backend': {'type': 'lmdb'}}
+    train_opt['val']['metrics']['psnr_y']['crop_border'] = 24
+    assert 'val.metrics.psnr_y: datasets.val: 0000_s001: calculate_psnr with crop_border: 24 on 48x48' in data_refusal(
+        train_opt, tmp_path, **lmdb
+    )

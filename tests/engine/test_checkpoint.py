@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import METRICS, write_yml
+from basicsr.metrics import calculate_psnr
+from basicsr.utils.registry import METRIC_REGISTRY
+from conftest import write_yml
 from runs import TOTAL, Child, assert_same, limit_files_to, log_text, result, run
 
 from facd_basicsr.engine.checkpoint import reraise_disk_full, state_iterations
@@ -89,9 +91,10 @@ def test_the_best_networks_are_kept_though_later_ones_are_worse(train_opt, tmp_p
     assert networks(tmp_path, 'r')[-2:] == ['best', 'latest']
 
 
-def test_a_run_that_is_extended_remembers_the_best_of_its_last_validation(train_opt, tmp_path):
+def test_a_run_that_is_extended_remembers_the_best_of_its_last_validation(train_opt, tmp_path, monkeypatch):
     train_opt['logger']['keep_best'] = True
-    worse_with_every_step = {**METRICS['psnr_y'], 'better': 'lower'}
+    monkeypatch.setitem(METRIC_REGISTRY._obj_map, 'own', lambda img, img2: calculate_psnr(img, img2, 2))
+    worse_with_every_step = {'type': 'own', 'better': 'lower'}
     train_opt['val']['metrics'] = {'psnr_y': worse_with_every_step}
     run(train_opt, tmp_path, 3)
     networks = (tmp_path / 'experiments/tiny/models/net_g_best.pth').read_bytes()

@@ -1,10 +1,18 @@
 import pytest
 import torch
+from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.srresnet_arch import MSRResNet
 from torch import Tensor, nn
 
-from facd_basicsr.archs import EDSRStudent
-from facd_basicsr.evaluation.complexity import flops, footprint, latencies_ms, parameters, peak_gpu_memory
+from facd_basicsr.archs.student_arch import EDSRStudent
+from facd_basicsr.evaluation.complexity import (
+    architecture,
+    flops,
+    footprint,
+    latencies_ms,
+    parameters,
+    peak_gpu_memory,
+)
 
 
 def test_parameters_and_flops_of_a_convolution_equal_values_worked_by_hand():
@@ -78,6 +86,27 @@ class Counting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.runs.append(self.name)
         return x.add_(1)
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+def test_networks_of_one_architecture_are_measured_once_and_share_the_result():
+    runs, lq = [], torch.zeros(1)
+    nets = {
+        name: (Counting(runs, kind), lq) for name, kind in (('FACD', 'small'), ('teacher', 'large'), ('CSD', 'small'))
+    }
+    times = latencies_ms(nets, repeats=1)
+    assert runs == ['small', 'large'] * 2
+    assert list(times) == ['FACD', 'teacher', 'CSD'] and times['FACD'] == times['CSD'] != times['teacher']
+
+
+def test_an_architecture_is_known_by_its_modules_and_not_by_its_weights():
+    small = {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 2, 'upscale': 2}
+    first, same, student = EDSR(**small), EDSR(**small), EDSRStudent(**small)
+    assert architecture(first) == architecture(same) == architecture(student)  # defaults are all that differs
+    for other in (EDSR(**{**small, 'num_block': 3}), EDSR(**{**small, 'num_feat': 8}), nn.Identity()):
+        assert architecture(first) != architecture(other)
 
 
 def test_networks_run_in_turn_and_their_first_run_does_not_count():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.data.paired_image_dataset import PairedImageDataset
-from basicsr.utils.registry import DATASET_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY
 from conftest import METRICS, changed, picture, write_yml
 from runs import result, run
 
@@ -67,8 +67,6 @@ def evaluated(test_opt: dict, network: dict, tmp_path: Path, **keys: object) -> 
     ],
 )
 def test_a_network_for_other_images_is_refused_before_anything_is_created(network, message, alone, tmp_path):
-    if network['type'] == 'RIDNet':
-        pytest.skip('needs the CPU build')
     assert message in refusal(alone | {'network_g': network}, tmp_path)
 
 
@@ -100,13 +98,27 @@ def test_a_training_set_whose_samples_lack_images_is_refused(kind, alone, data, 
     assert message in refusal(alone, tmp_path)
 
 
-def test_metrics_that_have_no_value_for_the_smallest_image_are_refused(alone, test_opt, tmp_path):
+def test_metrics_that_have_no_value_for_an_image_are_refused(alone, test_opt, tmp_path):
     small = changed(alone, 'val.metrics.ssim_y.crop_border', 12)  # of 32 x 48 that leaves 8 x 24, less than SSIM's 11
-    assert 'val.metrics.ssim_y: crop_border: 12 leaves too little of 0.png' in refusal(small, tmp_path)
+    assert 'val.metrics.ssim_y: datasets.val: 0.png: calculate_ssim with crop_border: 12 on 48x32' in refusal(
+        small, tmp_path
+    )
     test_opt['val']['metrics']['psnr_rgb']['crop_border'] = 16
-    with pytest.raises(UserError, match=r'psnr_rgb: crop_border: 16 leaves too little of 0.png, the smallest image'):
+    with pytest.raises(UserError, match=r'val.metrics.psnr_rgb: .*0.png: calculate_psnr with crop_border: 16 on 48x32'):
         evaluated(test_opt, PLAIN, tmp_path)
     assert not (tmp_path / 'results').exists()
+
+
+@METRIC_REGISTRY.register()
+def metric_of_large_images(img, img2):
+    return float(img[100, 100].mean() - img2[100, 100].mean())
+
+
+def test_a_metric_that_fails_is_named_before_anything_is_created(alone, tmp_path):
+    message = 'val.metrics.own: metric_of_large_images fails for 0.png, the smallest image of datasets.val, 32 x 48 ('
+    assert message in refusal(
+        changed(alone, 'val.metrics.own', {'type': 'metric_of_large_images', 'better': 'lower'}), tmp_path
+    )
 
 
 def odd_images(root: Path) -> dict[str, str]:

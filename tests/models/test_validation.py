@@ -1,4 +1,5 @@
 import logging
+import re
 from pathlib import Path
 
 import cv2
@@ -110,7 +111,8 @@ def test_a_validation_is_basicsrs(opt, loader, tmp_path, monkeypatch, network, i
 
 
 def by_image(model: SafeModel, loader: torch.utils.data.DataLoader) -> np.ndarray:
-    return np.array(validation.validate(model, model.reach, loader, 0, False, lambda: False))
+    found = validation.validate(model, model.reach, loader, 0, False, lambda: False)
+    return np.array([list(values.values()) for values in found])
 
 
 def test_images_of_one_shape_in_a_batch_have_the_figures_that_they_have_alone(opt, loader, monkeypatch):
@@ -196,13 +198,48 @@ def test_the_average_is_validated_if_there_is_one(opt, loader):
 
 def test_a_set_without_gt_is_saved_and_scored_by_metrics_that_need_none(opt, folders, tmp_path, monkeypatch):
     monkeypatch.setitem(METRIC_REGISTRY._obj_map, 'brightness', lambda img: img.mean())
-    opt['val']['metrics'] = {'own': {'type': 'brightness'}}
+    opt['val']['metrics'] = {**METRICS, 'own': {'type': 'brightness', 'better': 'higher'}}
     model = build_model(opt)
     model.gt = torch.zeros(1, 3, 8, 8)  # of the last training batch
     model.validation(loader_of({'type': 'SingleImageDataset', 'dataroot_lq': folders['dataroot_lq']}), 0, None, True)
     images = written(tmp_path)
     assert list(images) == [f'pictures/{i}_tiny.png' for i in range(len(SIZES))]
-    assert model.metric_results['own'] == pytest.approx(np.mean([image.mean() for image in images.values()]))
+    brightness = np.mean([image.mean() for image in images.values()])
+    assert model.metric_results == {'own': pytest.approx(brightness)}
+
+
+def test_test_py_tests_a_set_of_lq_images_beside_one_of_pairs(test_opt, tmp_path):
+    (tmp_path / 'LQ').mkdir()
+    cv2.imwrite(str(tmp_path / 'LQ' / 'a.png'), picture(0, 48, 96))
+    single = {'name': 'photographs', 'type': 'SingleImageDataset', 'dataroot_lq': str(tmp_path / 'LQ')}
+    test_opt['datasets']['test_2'] = {**single, 'io_backend': {'type': 'disk'}}
+    niqe = {'type': 'calculate_niqe', 'crop_border': 0}
+    test_opt['val']['metrics'] = {'psnr_y': METRICS['psnr_y'], 'niqe': niqe}
+    opt = {**test_opt, 'is_train': False, 'dist': False, 'rank': 0, 'path': {}, 'val': None}
+    test_opt['path'] = {'pretrain_network_g': str(tmp_path / 'net.pth')}
+    torch.save({'params': build_model(opt).net_g.state_dict()}, tmp_path / 'net.pth')
+
+    def found() -> dict:
+        args = parser(is_train=False).parse_args(['-opt', str(write_yml(test_opt, tmp_path / 'opt.yml'))])
+        return run_test(args, root=tmp_path)
+
+    # two blocks of 96 x 96 in 96 x 192, none in the pairs' 32 x 48
+    with pytest.raises(UserError, match=r'val.metrics.niqe: datasets.test_1: 0.png: calculate_niqe .* on 48x32 pixels'):
+        found()
+    test_opt['val']['metrics']['niqe'] = {'type': 'brightness', 'better': 'higher'}
+    METRIC_REGISTRY._obj_map['brightness'] = lambda img: img.mean()
+    try:
+        assert {name: list(values) for name, values in found().items()} == {
+            'pictures': ['psnr_y', 'niqe'],
+            'photographs': ['niqe'],
+        }
+    finally:
+        del METRIC_REGISTRY._obj_map['brightness']
+    (log,) = (tmp_path / 'results').rglob('test_*.log')
+    assert re.search(r'\nphotographs +- +\d', log.read_text(encoding='utf-8'))
+    test_opt['datasets'] = {'test_1': test_opt['datasets']['test_2']}
+    test_opt['val']['metrics']['niqe'] = niqe
+    assert list(found()['photographs']) == ['niqe']
 
 
 def test_an_image_that_can_not_be_read_is_named_and_the_network_is_put_back(opt, folders, tmp_path):
@@ -230,12 +267,13 @@ def test_a_stopped_validation_leaves_no_figures(opt, loader):
     assert 'metric_results' not in vars(model) and model.net_g.training
 
 
-def test_a_bar_counts_the_images_if_asked_for(opt, loader, capsys):
+def test_a_bar_counts_the_images_if_asked_for(opt, loader, capsys, monkeypatch):
+    monkeypatch.setattr('facd_basicsr.progress.INTERVAL', 0)
     build_model(opt).validation(loader, 0, None, False)
     assert capsys.readouterr().err == ''
     opt['val']['pbar'] = True
     build_model(opt).validation(loader, 0, None, False)
-    assert 'Test 5: 100%' in capsys.readouterr().err
+    assert 'Test 5: 6 of 6, ' in capsys.readouterr().err
 
 
 def test_test_py_takes_tiles_and_refuses_them_in_one_line(test_opt, tmp_path):

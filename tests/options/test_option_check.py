@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from basicsr.archs.srvgg_arch import SRVGGNetCompact
-from basicsr.utils.registry import ARCH_REGISTRY
-from conftest import changed, tiny_test_opt, tiny_train_opt
+from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
+from conftest import METRICS, changed, tiny_test_opt, tiny_train_opt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -154,7 +154,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('val.metrics.psnr_y.test_y_channel', ..., 'psnr_y.test_y_channel: missing; accepted: true or false'),
         ('val.metrics.psnr_y.input_order', 'CHW', "psnr_y.input_order: 'CHW'; accepted: HWC"),
         ('val.metrics.psnr_y.type', 'calculate_psnr_pt', 'type: calculate_psnr_pt expects tensors, not images; '),
-        ('val.metrics.psnr_y.better', 'more', "psnr_y.better: 'more'; accepted: higher, lower"),
+        ('val.metrics.psnr_y.better', 'more', "psnr_y.better: 'more'; accepted: higher"),
         ('teacher.network.num_in_ch', True, 'teacher.network.num_in_ch: True; accepted: a whole number'),
         ('teacher.network.num_feat', 6.5, 'teacher.network.num_feat: 6.5; accepted: a whole number'),
         ('network_g.num_block', 0, 'network_g.num_block: 0; accepted: 1 or more, less than 10000'),
@@ -338,13 +338,61 @@ def test_a_test_file_needs_a_test_set_and_a_checkpoint(train_opt, test_opt):
     message = 'path.pretrain_network_g: null; accepted: text'
     assert message in refusal(changed(test_opt, 'path.pretrain_network_g', None), is_train=False)
     test_opt['path']['pretrain_network_g'] = 'net.pth'
-    single = {**test_opt['datasets']['test_1'], 'type': 'SingleImageDataset'}
-    del single['dataroot_gt']
-    assert 'datasets.test_1 has no ground truth' in refusal(
-        {**test_opt, 'datasets': {'test_1': single}}, is_train=False
-    )
     test_opt['datasets'] = {'val': test_opt['datasets']['test_1']}
     assert 'datasets.test: missing; accepted: a test set beside val' in refusal(test_opt, is_train=False)
+
+
+NIQE = {'type': 'calculate_niqe', 'crop_border': 2}
+
+
+def test_the_direction_of_basicsrs_metrics_is_known(test_opt):
+    test_opt['path']['pretrain_network_g'] = 'net.pth'
+    test_opt['val']['metrics']['niqe'] = NIQE
+    complete = check_options(test_opt, is_train=False)['val']['metrics']
+    assert {name: block['better'] for name, block in complete.items()} == {
+        'psnr_y': 'higher',
+        'ssim_y': 'higher',
+        'psnr_rgb': 'higher',
+        'niqe': 'lower',
+    }
+    wrong = changed(test_opt, 'val.metrics.niqe.better', 'higher')
+    assert refusal(wrong, is_train=False) == "val.metrics.niqe.better: 'higher'; accepted: lower"
+
+
+def test_the_direction_of_another_metric_must_be_said(test_opt, monkeypatch):
+    monkeypatch.setitem(METRIC_REGISTRY._obj_map, 'own', lambda img, img2: 0.0)
+    test_opt['path']['pretrain_network_g'] = 'net.pth'
+    test_opt['val']['metrics'] = {'own': {'type': 'own'}}
+    assert refusal(test_opt, is_train=False) == 'val.metrics.own.better: missing; accepted: higher, lower'
+    test_opt['val']['metrics']['own']['better'] = 'lower'
+    check_options(test_opt, is_train=False)
+
+
+def without_gt(block: dict) -> dict:
+    single = {**block, 'type': 'SingleImageDataset'}
+    del single['dataroot_gt']
+    return single
+
+
+def test_a_set_without_gt_needs_a_metric_that_needs_none(test_opt):
+    test_opt['path']['pretrain_network_g'] = 'net.pth'
+    test_opt['datasets'] = {'test_1': without_gt(test_opt['datasets']['test_1'])}
+    message = 'val.metrics: psnr_rgb, psnr_y, ssim_y: datasets.test_1 has no ground truth; accepted: no metrics, one'
+    assert refusal(test_opt, is_train=False).startswith(message)
+    check_options(changed(test_opt, 'val.metrics', None), is_train=False)
+    test_opt['val']['metrics']['niqe'] = NIQE
+    check_options(test_opt, is_train=False)
+
+
+def test_the_best_is_kept_by_a_metric_that_the_first_set_has(train_opt):
+    train_opt['logger']['keep_best'] = True
+    train_opt['datasets']['val'] = without_gt(train_opt['datasets']['val'])
+    train_opt['val']['metrics'] = {'psnr_y': METRICS['psnr_y'], 'niqe': NIQE}
+    assert refusal(train_opt).startswith(
+        'logger.keep_best: true, which is by the first metric, psnr_y, on the first set, datasets.val, which has no'
+    )
+    train_opt['val']['metrics'] = {'niqe': NIQE}
+    check_options(train_opt, is_train=True)
 
 
 TRAIN, TEST = tiny_train_opt(Path('data'), Path('teacher.pth')), tiny_test_opt(Path('data'))

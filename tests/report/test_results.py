@@ -181,9 +181,10 @@ def test_a_checkpoint_of_another_network_says_so(folder):
 def test_a_run_without_a_validation_set_says_so(folder):
     run = read_run_folder(folder)
     del run.opt['datasets']['val']
-    assert results_of(run).notes == [
-        'No table and no crops: datasets.val: missing; accepted: a run with a validation set.'
-    ]
+    end = 'accepted: a run with a validation set of pairs.'
+    assert results_of(run).notes == [f'No table and no crops: datasets.val: missing; {end}']
+    run.opt['datasets']['val_2'] = {'type': 'SingleImageDataset', 'dataroot_lq': 'x', 'io_backend': {'type': 'disk'}}
+    assert results_of(run).notes == [f'No table and no crops: datasets.val: has no ground truth; {end}']
 
 
 def test_a_student_alone_is_scored_by_its_average_over_iterations(data, teacher_weights, tmp_path):

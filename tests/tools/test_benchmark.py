@@ -7,15 +7,18 @@ import shutil
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
 from basicsr.archs import build_network
+from basicsr.metrics import calculate_niqe
 from conftest import STUDENT, changed, run, write_yml
 from states import method_opt
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
+from facd_basicsr.runtime.metrics import bicubic
 from facd_basicsr.test import test as evaluate
 from facd_basicsr.tools.benchmark import benchmark
 
@@ -42,7 +45,7 @@ def test_the_command_prints_the_table_and_writes_its_files(files, checkout, tmp_
     assert done.returncode == 0, done.stderr
     for text in ('PSNR-Y', 'bicubic', 'student_a', 'wide_b', 'teacher', 'Feature PSNR', 'student_a: no feature PSNR'):
         assert text in done.stdout, text
-    assert 'Network [' not in done.stderr and '2/2' in done.stderr
+    assert 'Network [' not in done.stderr and '\r' not in done.stderr
     out = tmp_path / 'out'
     assert {path.name for path in out.iterdir()} == {'table.md', 'table.tex', 'per_image.csv', 'results.json'}
     assert '| bicubic | - |' in (out / 'table.md').read_text()
@@ -93,7 +96,7 @@ def test_an_error_creates_no_folder(files, tmp_path):
         benchmark([files['wide_b']], [], None, tmp_path / 'student_a.yml')
 
 
-def test_a_gray_image_is_scored_as_gray_or_as_test_py_scores_it(files, data, tmp_path):
+def test_a_gray_image_is_scored_as_test_py_scores_it_or_as_gray(files, data, tmp_path):
     for folder in ('GT', 'LQ'):
         shutil.copytree(data / folder, tmp_path / folder)
         for path in (tmp_path / folder).iterdir():
@@ -104,10 +107,48 @@ def test_a_gray_image_is_scored_as_gray_or_as_test_py_scores_it(files, data, tmp
     as_test_py = evaluate(parser(is_train=False).parse_args(['-opt', option_file]), root=tmp_path, console=False)[
         'pictures'
     ]
-    as_colour = benchmark([option_file], [], None, tmp_path / 'color', gray_as_colour=True)['wide_b']['pictures']
-    alone = benchmark([option_file], [], None, tmp_path / 'alone')['wide_b']['pictures']
-    assert as_colour['psnr_y'] == pytest.approx(as_test_py['psnr_y'], abs=1e-4)
-    assert as_colour['psnr_y'] - alone['psnr_y'] == pytest.approx(20 * math.log10(255 / 219), abs=1e-4)
+    as_color = benchmark([option_file], [], None, tmp_path / 'color')['wide_b']['pictures']
+    as_gray = benchmark([option_file], [], None, tmp_path / 'gray', gray=True)['wide_b']['pictures']
+    assert as_color['psnr_y'] == pytest.approx(as_test_py['psnr_y'], abs=1e-4)
+    assert as_color['ssim_y'] == pytest.approx(as_test_py['ssim_y'], abs=1e-6)
+    assert as_color['psnr_y'] - as_gray['psnr_y'] == pytest.approx(20 * math.log10(255 / 219), abs=1e-4)
+    for folder, words in (('color', 'scored as color, as in test.py'), ('gray', 'scored as gray, as in published')):
+        assert f'pictures/0: one-channel image, {words}' in (tmp_path / folder / 'table.md').read_text(encoding='utf-8')
+
+
+def test_a_set_without_gt_is_compared_by_niqe(files, tmp_path):
+    (tmp_path / 'photographs').mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / 'photographs' / f'{i}.png'), rng.integers(0, 256, (60, 110, 3), dtype=np.uint8))
+    single = {'name': 'lq', 'type': 'SingleImageDataset', 'dataroot_lq': str(tmp_path / 'photographs')}
+    option_files = [files['student_a'], files['wide_b']]
+    for path in option_files:
+        opt = yaml.safe_load(Path(path).read_text())
+        opt['val']['metrics'] = None
+        opt['datasets']['test_2'] = {**single, 'io_backend': {'type': 'disk'}}
+        write_yml(opt, Path(path))
+    mean = benchmark(option_files, [], None, tmp_path / 'out')
+    assert {name: set(values) for name, values in mean['wide_b'].items()} == {
+        'pictures': {'psnr_y', 'ssim_y', 'psnr_rgb'},
+        'lq': {'niqe'},
+    }
+    image = bicubic(cv2.imread(str(tmp_path / 'photographs' / '0.png')), 2)
+    rows = list(csv.DictReader((tmp_path / 'out' / 'per_image.csv').open()))
+    assert [
+        float(row['niqe']) for row in rows if (row['method'], row['set'], row['image']) == ('bicubic', 'lq', '0')
+    ] == [calculate_niqe(image, crop_border=2)]
+    lower = min(mean[method]['lq']['niqe'] for method in ('student_a', 'wide_b'))  # is bold
+    assert f'**{lower:.3f}**' in (tmp_path / 'out' / 'table.md').read_text(encoding='utf-8')
+
+    (tmp_path / 'photographs' / '2.png').write_bytes(
+        (Path(opt['datasets']['test_1']['dataroot_lq']) / '0.png').read_bytes()
+    )
+    with pytest.raises(
+        UserError, match=r'val.metrics.niqe: datasets.test_2: 2.png: calculate_niqe .* 48x32 pixels; acc'
+    ):
+        benchmark(option_files, [], None, tmp_path / 'absent')
+    assert not (tmp_path / 'absent').exists()
 
 
 def test_sets_are_in_the_order_of_test_py(files, tmp_path):

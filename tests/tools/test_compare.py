@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -95,6 +96,16 @@ def test_a_killed_comparison_resumes_and_reports_every_run(finished, checkout):
     assert [(r['method'], r['seed']) for r in results['runs']] == [
         ('Student', 0), ('FACD', 0), ('Student', 1), ('FACD', 1),
     ]  # fmt: skip
+
+
+def test_students_of_one_architecture_have_one_latency(finished, checkout):
+    latencies = json.loads((checkout / 'results' / 'tiny' / 'results.json').read_text())['latency_ms']
+    assert list(latencies) == ['teacher', 'Student', 'FACD']
+    assert latencies['Student'] == latencies['FACD']
+
+
+def test_the_time_left_over_all_runs_is_printed(finished):
+    assert re.search(r'\d of 4 runs trained, about 1 min left for all', finished[0].stdout)
 
 
 def test_a_stopped_run_resumes_from_its_newest_state(finished, checkout):

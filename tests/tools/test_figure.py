@@ -1,6 +1,7 @@
 """``facd figure`` as a user runs it."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -38,7 +39,16 @@ def test_found_crops_are_drawn_for_every_method(files, checkout, tmp_path):
     assert done.returncode == 0, done.stderr
     width, height = Image.open(tmp_path / 'figure.png').size
     assert width > 4 * 192 and height > 2 * 192  # image, HR, bicubic, student, teacher; two crops
-    assert done.stdout.count('--crop') == 2 and 'pictures/0 --crop' in done.stdout
+    assert done.stdout.count('--crop') == 2 and '--image pictures/0 --crop' in done.stdout
+
+
+def test_the_printed_line_draws_the_same_crops_again(files, tmp_path):
+    first, again = tmp_path / 'first one.png', tmp_path / 'again.png'
+    printed = invoke('figure', 'crops', '-opt', files['test'], '--size', '16', '--count', '2', '--out', str(first))
+    program, *words = shlex.split(printed.splitlines()[-1])
+    assert program == 'facd' and words[-1] == str(first)
+    assert 'facd figure crops' not in invoke(*words[:-1], str(again))
+    assert again.read_bytes() == first.read_bytes()
 
 
 def test_a_row_of_errors_shows_them_below_the_crops(files, tmp_path):
@@ -54,7 +64,7 @@ def test_a_row_of_errors_shows_them_below_the_crops(files, tmp_path):
 def test_a_chosen_crop_shows_gts_pixels(files, data, tmp_path):
     out = tmp_path / 'new' / 'chosen.png'
     options = ('-opt', files['test'], '--image', '1', '--crop', '20', '4', '24', '--out', str(out))
-    assert 'pictures/1 --crop 20 4 24' in invoke('figure', 'crops', *options)
+    invoke('figure', 'crops', *options)
     gt = np.asarray(Image.open(data / 'GT' / '1.png').convert('RGB'))[4:28, 20:44]
     picture = np.asarray(Image.open(out))
     enlarged = gt.repeat(8, 0).repeat(8, 1)
@@ -65,7 +75,7 @@ def test_a_chosen_crop_shows_gts_pixels(files, data, tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--crop', '0', '0', '8'], r'--crop: 2 images match; accepted: one, chosen by --image'),
+        (['--crop', '0', '0', '8'], r'--crop: 2 images match for 1 crops; accepted: one image, chosen by --image'),
         (['--image', '1', '--crop', '40', '0', '16'], r'--crop: 40 0 16 .* is not inside pictures/1'),
         (['--out', 'figure.jpg'], r'--out: figure.jpg; accepted: a file name that ends in .png'),
     ],
