@@ -224,6 +224,19 @@ def start_up(result: Result) -> str:
     return f'{table}\n\n{what}'
 
 
+def threads(result: Result) -> str:
+    rows = [
+        [name, *(cell for found in by_load.values() for cell in (ms(found['ms'] / 1000), f'{found["ratio"]:.2f}'))]
+        for name, by_load in result['ways'].items()
+    ]
+    table = markdown_table(['threads', 'quiet, ms', 'ratio', 'busy, ms', 'ratio'], rows)
+    turns, load = result['turns'], result['load_average']
+    what = f'`{result["option_file"]}`, batch {result["batch"]}, LQ patches of {result["patch"]} x {result["patch"]}, '
+    what += f'medians of {turns["quiet"]} and {turns["busy"]}; '
+    what += 'quiet: with real-time priority over what else runs; ' * result['real_time']
+    return f'{table}\n\n{what}busy: a load average of {load["busy"]:.0f}; {machine_line(result)}'
+
+
 PARTS: dict[str, Callable[[Result], str]] = {
     'goals': goals,
     'ceilings': ceilings,
@@ -234,6 +247,7 @@ PARTS: dict[str, Callable[[Result], str]] = {
     'training': training,
     'validation': validation,
     'start_up': start_up,
+    'threads': threads,
     'growth': growth,
     'processes': processes,
     'scaling': scaling,

@@ -9,6 +9,7 @@ same initial weights and data order, and prints the results.
 
 import argparse
 import functools
+import shlex
 import shutil
 import sys
 import time
@@ -220,6 +221,21 @@ def demo(iterations: int | None) -> None:
     }
     report(nets, seconds, iterations or options(student)['train']['total_iter'])
     print(f'Took {time.perf_counter() - start:.0f} s.')
+    print('Upscale photographs of your own, files or folders, in the place of the first path:')
+    print(upscale_command(options(facd)['name']))
+
+
+def upscale_command(name: str) -> str:
+    """A line for the shell that upscales a photograph with a student of the demo, wherever that is started."""
+    student = OUT / 'experiments' / name / 'models' / 'net_g_latest.pth'
+    photo = (DATA / 'val_GT' / VAL_PHOTOGRAPHS[0]).with_suffix('.png')
+    words = [sys.executable, ROOT / 'facd_cli.py', 'upscale', photo, '-o', OUT / 'upscaled', '--student', student]
+    return shlex.join(_from_here(word) if isinstance(word, Path) else word for word in words)
+
+
+def _from_here(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def train_teacher() -> None:

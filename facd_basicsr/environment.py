@@ -1,19 +1,35 @@
-"""The machine: its processor or GPU, the versions of what results depend on, and free memory."""
+"""The machine: its processor or GPU, how threads wait, the versions of what results depend on, and free memory.
 
+Importing this module imports neither torch nor basicsr: :func:`choose_thread_waiting` comes before them.
+"""
+
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-
-import basicsr.version
-import torch
-import torchvision
 
 # Of control groups, version 2 and 1: limit, use, and what of the use is only a copy of files.
 NAMES = (
     ('memory.max', 'memory.current', ('inactive_file', 'active_file')),
     ('memory.limit_in_bytes', 'memory.usage_in_bytes', ('total_inactive_file', 'total_active_file')),
 )
+
+
+# Of libgomp, torch's OpenMP on Linux. Its own are 300,000, more than the scheduler's time slice: on a busy machine the
+# thread that is waited for may get its core only when the spinning one has used that up, at every layer of a network.
+# None at all would make a quiet machine slower (docs/performance.md#threads).
+SPINS = 1000
+
+
+def choose_thread_waiting() -> None:
+    """Limits how long OpenMP's threads spin before they sleep, unless the user has chosen: no result depends on it.
+
+    Before torch is imported, or it has no effect. The number of threads stays OpenMP's, one a core: on a quiet machine
+    fewer are slower, and results depend on it.
+    """
+    if os.environ.keys().isdisjoint({'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'}):
+        os.environ['GOMP_SPINCOUNT'] = str(SPINS)
 
 
 def available_memory(proc: Path = Path('/proc'), groups: Path = Path('/sys/fs/cgroup')) -> int | None:
@@ -62,6 +78,10 @@ def _lines(path: Path) -> list[str]:
 
 def versions() -> str:
     """The versions a result depends on, in one line."""
+    import basicsr.version
+    import torch
+    import torchvision
+
     return (
         f'Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, '
         f'basicsr {basicsr.version.__version__}'
@@ -74,6 +94,8 @@ def machine(on_gpu: bool | None = None) -> str:
     Args:
         on_gpu: whether the GPU is meant; None: if there is one.
     """
+    import torch
+
     if torch.cuda.is_available() if on_gpu is None else on_gpu:
         return torch.cuda.get_device_name()
     cpuinfo = Path('/proc/cpuinfo')

@@ -5,6 +5,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -160,6 +161,15 @@ def test_cost_growth_measures_each_setting_in_its_own_process(train_opt, tmp_pat
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1].removeprefix('RESULT '))
     assert result['seconds'] > 0 and result['peak_gib'] >= 0
+
+
+def test_threads_gives_medians_of_the_ratios_within_a_round_of_turns(capsys):
+    threads = benchmark('threads')
+    times = {threads.OWN: [1.0, 3.0, 2.0], 'no spins': [2.0, 3.0, 1.0]}
+    ways = {name: Mock(seconds=Mock(side_effect=seconds)) for name, seconds in times.items()}
+    found = threads.measure(ways, 'quiet', 3)
+    assert found == {threads.OWN: {'ms': 2000.0, 'ratio': 1.0}, 'no spins': {'ms': 2000.0, 'ratio': 1.0}}
+    assert capsys.readouterr().out.count('quiet') == 3
 
 
 def test_scaling_adds_computation_and_communication(monkeypatch):

@@ -1,4 +1,5 @@
 import re
+import shlex
 import sys
 
 import numpy as np
@@ -34,6 +35,12 @@ def test_the_demo_ends_with_its_table_and_picture(checkout):
     for step in ('2/4 student alone', '3/4 student, FACD'):
         assert re.search(rf'{step}: 100%.*2/2', done.stderr)
     assert Image.open(out / 'comparison.png').size[0] > 1000
+    python, *command = shlex.split(done.stdout.splitlines()[-1])
+    assert python == sys.executable and command[:2] == ['facd_cli.py', 'upscale']
+    upscaled = run(*command, cwd=checkout)
+    assert upscaled.returncode == 0, upscaled.stderr
+    photo = Image.open(out / 'data' / 'val_GT' / 'astronaut.png')
+    assert Image.open(out / 'upscaled' / 'astronaut.png').size == (2 * photo.width, 2 * photo.height)
     assert {path.name for path in (out / 'experiments').iterdir()} == {'demo_Student', 'demo_FACD'}
 
 

@@ -1,8 +1,54 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from facd_basicsr.environment import available_memory
+
+AT_TORCH = """
+import os, runpy, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == 'torch':
+            print('spins', os.environ.get('GOMP_SPINCOUNT'))
+            sys.stdout.flush()
+            os._exit(0)
+
+sys.meta_path.insert(0, Finder())
+sys.argv = sys.argv[1:]
+if sys.argv[0] == '-m':
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)
+else:
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+TRAIN = 'facd_basicsr/train.py'
+
+
+@pytest.mark.parametrize(
+    ('command', 'chosen', 'expected'),
+    [
+        ([TRAIN], {}, '1000'),
+        (['-m', 'facd_basicsr.train'], {}, '1000'),
+        (['facd_basicsr/test.py'], {}, '1000'),
+        (['facd_cli.py', 'check'], {}, '1000'),
+        (['demo/demo.py'], {}, '1000'),
+        ([TRAIN], {'GOMP_SPINCOUNT': '7'}, '7'),
+        ([TRAIN], {'OMP_WAIT_POLICY': 'ACTIVE'}, 'None'),
+    ],
+)
+def test_every_entry_point_chooses_how_threads_wait_before_torch_is_imported(command, chosen, expected):
+    free = {key: value for key, value in os.environ.items() if key not in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')}
+    done = subprocess.run(
+        [sys.executable, '-c', AT_TORCH, *command],
+        cwd=REPOSITORY, env={**free, **chosen}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == f'spins {expected}\n'
 
 
 @pytest.fixture

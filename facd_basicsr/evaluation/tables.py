@@ -35,6 +35,12 @@ LATEX_SPECIAL = {
 }
 
 
+def duration(seconds: float) -> str:
+    """In the unit that people would say it in: ``54 s``, ``12.5 min``, ``3.2 h``."""
+    hours, minutes = seconds / 3600, seconds / 60
+    return f'{hours:.1f} h' if hours >= 2 else f'{minutes:.1f} min' if minutes >= 2 else f'{seconds:.0f} s'
+
+
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[str] = ()) -> str:
     """Aligned columns, the first to the left, the others to the right, with a rule under the header.
 

@@ -3,14 +3,14 @@
 import math
 import re
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
-from facd_basicsr.evaluation.tables import is_student
+from facd_basicsr.evaluation.tables import duration, is_student
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.report.results import Results
 from facd_basicsr.report.svg_curves import COLORS, TEMPLATES, Panel, described, svg
@@ -138,7 +138,7 @@ def key_figures(run: RunFolder, results: Results) -> list[tuple[str, str, str]]:
     found.append(('Iterations', f'{run.iteration:,}', f'of {run.opt["train"]["total_iter"]:,}'))
     seconds = run.metrics.seconds_per_iter
     ms = '' if seconds is None else f'{1000 * seconds:.0f} ms an iteration'
-    found.append(('Training time', _duration(run.duration), ms))
+    found.append(('Training time', duration(run.duration.total_seconds()), ms))
     return found
 
 
@@ -178,8 +178,3 @@ def _environment(run: RunFolder) -> list[tuple[str, str]]:
         if values:
             found.append((term, '; '.join(dict.fromkeys(values))))
     return found
-
-
-def _duration(time: timedelta) -> str:
-    hours, minutes = time.total_seconds() / 3600, time.total_seconds() / 60
-    return f'{hours:.1f} h' if hours >= 2 else f'{minutes:.1f} min' if minutes >= 2 else f'{60 * minutes:.0f} s'

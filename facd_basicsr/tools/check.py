@@ -24,7 +24,7 @@ from facd_basicsr.engine.loop import Training
 from facd_basicsr.environment import versions
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.evaluation.complexity import flops, parameters, saved_activations
-from facd_basicsr.evaluation.tables import text_table
+from facd_basicsr.evaluation.tables import duration, text_table
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.facd_model import PROBE_LQ_SIZE
 from facd_basicsr.options import check_inputs, complete_options, load_options, parser
@@ -188,7 +188,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
     total = opt['train']['total_iter']
     yield (
         f'iteration    {seconds:.3f} s for a batch of {size} at the current load of this machine; {total} iterations: '
-        f'{seconds * total / 3600:.1f} h without data loading and validation'
+        f'{duration(seconds * total)} without data loading and validation'
     )
 
 

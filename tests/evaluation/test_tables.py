@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.evaluation.methods import Method
-from facd_basicsr.evaluation.tables import evaluate, feature_table, means, quality_table, to_csv, to_json
+from facd_basicsr.evaluation.tables import duration, evaluate, feature_table, means, quality_table, to_csv, to_json
 from facd_basicsr.evaluation.test_sets import ImagePair, build_sets, pairs
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'),
+    [(0.4, '0 s'), (119, '119 s'), (120, '2.0 min'), (7199, '120.0 min'), (7200, '2.0 h'), (86400, '24.0 h')],
+)
+def test_a_duration_is_said_in_seconds_minutes_or_hours(seconds, text):
+    assert duration(seconds) == text
 
 
 class Brighter(nn.Module):

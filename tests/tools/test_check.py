@@ -52,7 +52,8 @@ def test_a_file_that_would_train_is_described(opt, tmp_path):
     assert lines['student'][1] == 'EDSRStudent' and lines['teacher'][1] == 'EDSR'
     assert 'memory       estimate for a batch of 3: ' in out
     assert re.search(
-        r'iteration    \d+\.\d{3} s for a batch of 3 at the current load of this machine; 4 iterations: 0.0 h', out
+        r'iteration    \d+\.\d{3} s for a batch of 3 at the current load of this machine; 4 iterations: \d+ s without',
+        out,
     )
 
 
