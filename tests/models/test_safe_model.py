@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from basicsr.archs import build_network
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from conftest import METRICS, STUDENT, train_options
 from runs import assert_same
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from facd_basicsr.data.loaders import build_loaders
@@ -104,6 +106,28 @@ def test_a_training_state_and_its_networks_are_all_that_training_goes_on_from(bu
     assert_same(other.training_state(), model.training_state())
     for net in ('net_g', 'net_g_ema', 'net_r'):
         assert_same(getattr(other, net).state_dict(), getattr(model, net).state_dict())
+
+
+@pytest.mark.parametrize('kind', ['alone', 'train_opt'])
+def test_training_begins_from_safetensors_as_from_any_checkpoint(build, kind, request, tmp_path):
+    opt = request.getfixturevalue(kind)
+    opt['train']['ema_decay'] = 0.9
+    weights = {key: value + 1 for key, value in build_network(STUDENT).state_dict().items()}
+    save_file(weights, tmp_path / 'student.safetensors')
+    opt['path']['pretrain_network_g'] = str(tmp_path / 'student.safetensors')
+    model = build(opt)
+    assert_same(model.net_g.state_dict(), weights)
+    assert_same(model.net_g_ema.state_dict(), weights)
+
+
+def test_an_average_that_does_not_fit_is_refused_in_a_line(build, alone, tmp_path):
+    own, other = (build_network({**STUDENT, 'num_block': num_block}).state_dict() for num_block in (3, 2))
+    torch.save({'params': own, 'params_ema': other}, tmp_path / 'student.pth')
+    alone['path']['pretrain_network_g'] = str(tmp_path / 'student.pth')
+    with pytest.raises(
+        UserError, match=r'^path.pretrain_network_g: .*student.pth does not fit EDSRStudent: keys 4 miss'
+    ):
+        build(alone)
 
 
 @pytest.mark.parametrize(
