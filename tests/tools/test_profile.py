@@ -41,7 +41,8 @@ def test_the_command_counts_teacher_and_student_without_data_or_checkpoints(no_d
     assert ntire['networks']['student']['network'] == STUDENT['type']
 
 
-def test_markdown_has_the_table_of_the_console(no_data, small, tmp_path):
+def test_markdown_has_the_table_of_the_console(no_data, small, tmp_path, monkeypatch):
+    monkeypatch.setattr('facd_basicsr.progress.INTERVAL', 0)
     done = CliRunner().invoke(
         command,
         ['-opt', str(no_data), '--repeats', '1', '--out', str(tmp_path / 'new' / 'costs.md')],
