@@ -23,11 +23,17 @@ def test_a_log_gets_lines_in_an_interval_and_no_redrawn_bars(capsys, monkeypatch
             bar.update()
     begin = 'Set5: ' if desc else ''
     assert re.fullmatch(
-        rf'{begin}2 of 4, .*image/s, 00:00 left\n{begin}4 of 4, .*image/s, 00:00 left\n', capsys.readouterr().err
+        rf'{begin}2 of 4 in 00:00 .*image/s\), 00:00 left\n{begin}4 of 4 in 00:00 .*image/s\), 00:00 left\n',
+        capsys.readouterr().err,
     )
 
 
-def test_what_is_over_soon_leaves_no_line_in_a_log(capsys):
+def test_a_log_gets_a_last_line_of_what_has_a_title(capsys):
+    list(ProgressBar(range(3), 'Set5'))
+    assert re.fullmatch(r'Set5: 3 of 3 in 00:00 .*, 00:00 left\n', capsys.readouterr().err)
+
+
+def test_what_is_over_soon_and_has_no_title_leaves_no_line_in_a_log(capsys):
     for _ in ProgressBar(range(3)):
         ProgressBar.write('a.png: no alpha', file=sys.stderr)
     assert capsys.readouterr().err == 'a.png: no alpha\n' * 3
@@ -37,7 +43,7 @@ def test_a_description_stands_once_before_its_colon(capsys, monkeypatch):
     monkeypatch.setattr(progress, 'INTERVAL', 0)
     with ProgressBar(total=2) as bar:
         bar.set_description('Test 5')
-    assert capsys.readouterr().err.splitlines()[-1].startswith('Test 5: 0 of 2, ')
+    assert capsys.readouterr().err.splitlines()[-1].startswith('Test 5: 0 of 2 in ')
 
 
 def test_a_terminal_gets_a_bar(monkeypatch):
