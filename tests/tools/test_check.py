@@ -89,6 +89,11 @@ def test_features_of_other_units_are_warned_of(opt, tmp_path, changes, advice):
         assert warning in checked(opt, tmp_path)
 
 
+def test_a_loss_of_relations_between_pixels_needs_neither_equal_widths_nor_equal_units(opt, tmp_path):
+    out = checked(changed(method_opt(opt, 'FAKDLoss', tmp_path), 'network_g.img_range', 1.0), tmp_path)
+    assert out.count('none: channels are not compared') == 3 and 'RMS of student' in out and 'warning' not in out
+
+
 def test_a_student_alone_is_checked_too(opt, tmp_path):
     alone = {key: value for key, value in opt.items() if key not in ('teacher', 'taps', 'network_r')}
     del alone['train']['distill_opt']
