@@ -78,7 +78,14 @@ def test_the_rms_of_both_sides_features_is_printed_and_no_warning_of_equal_units
     [
         ({}, "the regressor starts in the teacher's units (train.init_r: auto)"),
         ({'train.init_r': 'random'}, "by train.init_r: first_batch the regressor starts in the teacher's units, here "),
-        ({'train.distill_opt': {'type': 'FAKDLoss'}, 'network_r': ...}, 'without a regressor they are hardly learnt'),
+        (
+            {
+                'train.distill_opt': {'type': 'FACDLoss', 'regressor': 'never'},
+                'network_r': ...,
+                'network_g.num_feat': 6,
+            },
+            'without a regressor they are hardly learnt',
+        ),
     ],
 )  # fmt: skip
 def test_features_of_other_units_are_warned_of(opt, tmp_path, changes, advice):
