@@ -68,7 +68,8 @@ def test_the_same_signal_twice_within_a_moment_is_one(train_opt, tmp_path):
 
 
 def signal_in_validation() -> None:
-    """SIGTERM at the first image of the validation after iteration 4, which has three; the next one waits for it."""
+    """SIGTERM at the first image of the validation after iteration 4, the next one waits for it. One image was upscaled
+    before training, to see that it fits."""
     import facd_basicsr.engine.loop
     from facd_basicsr.models import FACDModel
 
@@ -83,11 +84,11 @@ def signal_in_validation() -> None:
     def signalled(self: FACDModel) -> None:
         images.append(len(images))
         test(self)
-        if images == [0]:
+        if images == [0, 1]:
             os.kill(os.getpid(), signal.SIGTERM)
             while stops[0].requested is None:
                 os.sched_yield()
-        assert len(images) == 1, 'another image'
+        assert len(images) <= 2, 'another image'
 
     facd_basicsr.engine.loop.StopSignals.__enter__ = entered
     FACDModel.test = signalled
