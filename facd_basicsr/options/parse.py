@@ -96,7 +96,7 @@ def read_options(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     """
     opt = read_option_file(path)
     force_yml(opt, overrides)
-    if isinstance(opt.get('datasets'), dict):  # a set that is ~ is left out
+    if isinstance(opt.get('datasets'), dict):  # a set that is null is left out
         opt['datasets'] = {name: block for name, block in opt['datasets'].items() if block is not None}
     return opt
 
