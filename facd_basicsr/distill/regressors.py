@@ -17,7 +17,6 @@ from facd_basicsr.runtime.processes import ranks, total
 REGRESSOR_ACCEPTED = 'accepted: DeepRegressor, or another that maps channels and keeps height and width'
 
 INITS = ('auto', 'first_batch', 'random')
-RIDGE = 1e-3
 OTHER_UNITS = 30  # times: EDSR's and RCAN's, of images in [0, 255], differ by less, from those of [0, 1] by 100 or more
 
 WANTED = {'always': 'at every tap', 'auto': 'where widths differ', 'never': 'at no tap'}
@@ -113,8 +112,7 @@ def start_regressors(
 ) -> list[str]:
     """Lets new regressors take the student's features in the teacher's units, whatever the student's are.
 
-    A regressor of one layer becomes the ridge regression of F^T on F^S. Of another the weights of the first layer are
-    multiplied by RMS(F^T) / RMS(F^S). Nothing else changes: as with
+    The weights of a regressor's first layer are multiplied by RMS(F^T) / RMS(F^S). Nothing else changes: as with
     networks of equal units, its output then begins a few times smaller than F^T. From an output with the teacher's mean
     and deviation FACD learns nothing: a student that has just begun soon multiplies its features, the regressed ones
     are then far from every teacher's, and a ratio of distances that are all large is 1 and has no gradient.
@@ -136,37 +134,9 @@ def start_regressors(
         if not (isinstance(regressor, DeepRegressor) and wanted and 0 < scale < math.inf):
             continue
         first = next(layer for layer in regressor.modules() if isinstance(layer, nn.Conv2d))
-        if len(regressor) == 1 and first.bias is not None:
-            weight, bias = ridge_regression(student_feats[index], teacher_feats[index])
-            first.weight.copy_(weight[..., None, None])
-            first.bias.copy_(bias)
-            start = 'as the ridge regression of the first batch'
-        else:
-            first.weight.mul_(scale)
-            start = f'with a first layer multiplied by {scale:.3g}'
+        first.weight.mul_(scale)
         lines.append(
             f'taps[{index}]: RMS of features {student:.3g} in the student, {teacher:.3g} in the teacher; the regressor '
-            f'starts {start} (train.init_r: {init}).'
+            f'starts with a first layer multiplied by {scale:.3g} (train.init_r: {init}).'
         )
     return lines
-
-
-def ridge_regression(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The affine map of channels from F^S to F^T with the least squared error over all pixels of all ranks.
-
-    The squared weights are penalized by :data:`RIDGE` times the mean variance of the student's channels.
-
-    Args:
-        student, teacher: (N, C_S, H, W) and (N, C_T, H, W).
-
-    Returns:
-        Weight (C_T, C_S) and bias (C_T,), in float64.
-    """
-    x, y = (feat.movedim(1, -1).flatten(0, -2).double() for feat in (student, teacher))  # (N * H * W, C)
-    count = total(x.new_tensor(len(x)))
-    mean_x, mean_y = total(x.sum(0)) / count, total(y.sum(0)) / count
-    x, y = x - mean_x, y - mean_y
-    covariance, cross = total(x.T @ x) / count, total(x.T @ y) / count  # (C_S, C_S), (C_S, C_T)
-    penalty = (RIDGE * covariance.diagonal().mean()).clamp(min=torch.finfo(torch.float64).tiny)
-    weight = torch.linalg.solve(covariance + penalty * torch.eye(len(covariance)).to(x), cross).T
-    return weight, mean_y - weight @ mean_x

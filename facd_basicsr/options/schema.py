@@ -267,8 +267,7 @@ TRAIN_KEYS = {
         choices=INITS,
         default='auto',
         meaning="how new regressors begin. `random`: as torch's layers do. `first_batch`: their first layer is then "
-        "multiplied, so that features come in the teacher's units; a single layer is the ridge regression of the first "
-        "batch. `auto`: that, but only where the student's features "
+        "multiplied, so that features come in the teacher's units. `auto`: that, but only where the student's features "
         "are more than 30 times smaller than the teacher's ([teachers.md](teachers.md#features-in-other-units))",
     ),
     'distill_opt': Key((dict,), meaning='the distillation loss. Required with `FACDModel`, unknown to others'),
