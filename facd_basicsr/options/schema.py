@@ -265,7 +265,7 @@ TRAIN_KEYS = {
     'init_r': Key(
         (str,),
         choices=INITS,
-        default='auto',
+        default='random',
         meaning="how new regressors begin. `random`: as torch's layers do. `first_batch`: their first layer is then "
         "multiplied, so that features come in the teacher's units. `auto`: that, but only where the student's features "
         "are more than 30 times smaller than the teacher's ([teachers.md](teachers.md#features-in-other-units))",

@@ -178,7 +178,7 @@ def test_resuming_restores_regressors_and_optimizer(build, train_opt, tmp_path):
 
 def weak_student(opt: dict) -> dict:
     """With features of images in [0, 1], a hundredth of the teacher's and less."""
-    return changed(opt, 'network_g.img_range', 1.0)
+    return changed(changed(opt, 'network_g.img_range', 1.0), 'train.init_r', 'auto')
 
 
 def first_layers(model: FACDModel) -> list[torch.Tensor]:

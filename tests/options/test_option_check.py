@@ -292,7 +292,7 @@ def test_how_regressors_run_is_refused_where_there_are_none(train_opt):
 def test_a_start_on_the_first_batch_is_for_regressors_that_can(train_opt):
     for init in ('auto', 'random', 'first_batch'):
         assert check_options(changed(train_opt, 'train.init_r', init), is_train=True)['train']['init_r'] == init
-    assert check_options(train_opt, is_train=True)['train']['init_r'] == 'auto'
+    assert check_options(train_opt, is_train=True)['train']['init_r'] == 'random'
     assert "train.init_r: 'ridge'; accepted: auto, first_batch, random" in refusal(
         changed(train_opt, 'train.init_r', 'ridge')
     )

@@ -76,8 +76,8 @@ def test_the_rms_of_both_sides_features_is_printed_and_no_warning_of_equal_units
 @pytest.mark.parametrize(
     ('changes', 'advice'),
     [
-        ({}, "the regressor starts in the teacher's units (train.init_r: auto)"),
-        ({'train.init_r': 'random'}, "by train.init_r: first_batch the regressor starts in the teacher's units, here "),
+        ({'train.init_r': 'auto'}, "the regressor starts in the teacher's units (train.init_r: auto)"),
+        ({}, "by train.init_r: first_batch the regressor starts in the teacher's units, here "),
         (
             {
                 'train.distill_opt': {'type': 'FACDLoss', 'regressor': 'never'},
