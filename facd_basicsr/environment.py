@@ -19,7 +19,7 @@ NAMES = (
 # Of libgomp, torch's OpenMP on Linux. Its own are 300,000, more than the scheduler's time slice: on a busy machine the
 # thread that is waited for may get its core only when the spinning one has used that up, at every layer of a network.
 # None at all would make a quiet machine slower (docs/performance.md#threads).
-SPINS = 1000
+SPINS = 10_000
 
 
 def choose_thread_waiting() -> None:

@@ -33,11 +33,11 @@ TRAIN = 'facd_basicsr/train.py'
 @pytest.mark.parametrize(
     ('command', 'chosen', 'expected'),
     [
-        ([TRAIN], {}, '1000'),
-        (['-m', 'facd_basicsr.train'], {}, '1000'),
-        (['facd_basicsr/test.py'], {}, '1000'),
-        (['facd_cli.py', 'check'], {}, '1000'),
-        (['demo/demo.py'], {}, '1000'),
+        ([TRAIN], {}, '10000'),
+        (['-m', 'facd_basicsr.train'], {}, '10000'),
+        (['facd_basicsr/test.py'], {}, '10000'),
+        (['facd_cli.py', 'check'], {}, '10000'),
+        (['demo/demo.py'], {}, '10000'),
         ([TRAIN], {'GOMP_SPINCOUNT': '7'}, '7'),
         ([TRAIN], {'OMP_WAIT_POLICY': 'ACTIVE'}, 'None'),
     ],
