@@ -30,9 +30,9 @@ def check_paths(opt: dict[str, Any], is_train: bool) -> None:
     """
     for phase, dataset_opt in opt['datasets'].items():
         with _reraise(f'datasets.{phase}'):
-            rules = _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
+            _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
             if phase != 'train':
-                _check_metric_sizes(f'datasets.{phase}', dataset_opt, rules, opt['scale'], opt.get('val') or {})
+                _check_metric_sizes(f'datasets.{phase}', dataset_opt, opt['scale'], opt.get('val') or {})
     if is_train and 'teacher' in opt and not is_url(opt['teacher']['weights']):
         opt['teacher']['weights'] = _expanded(opt['teacher']['weights'])
         _check_file('teacher.weights', Path(opt['teacher']['weights']), TEACHER_PAGE)
@@ -171,31 +171,31 @@ def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, sc
             )
 
 
-def _check_metric_sizes(
-    where: str, dataset_opt: dict[str, Any], rules: Rules | None, scale: int, val_opt: dict[str, Any]
-) -> None:
+def _check_metric_sizes(where: str, dataset_opt: dict[str, Any], scale: int, val_opt: dict[str, Any]) -> None:
     """Refuses images whose upscaled size a metric has no value for."""
     metrics = [
         (name, block)
         for name, block in (val_opt.get('metrics') or {}).items()
         if dataset_opt.get('dataroot_gt') is not None or not needs_gt(METRIC_REGISTRY.get(block['type']))
     ]
-    if not metrics or rules is None or rules.clips or 'lq' not in rules.sides:
+    if not metrics:
         return
-    for image, (height, width) in _lq_sizes(where, dataset_opt, rules):
+    for path, (height, width) in lq_sizes(where, dataset_opt):
         for name, block in metrics:
-            check_metric_size(f'val.metrics.{name}: {where}: {image}', block, height * scale, width * scale)
+            check_metric_size(f'val.metrics.{name}: {where}: {Path(path).name}', block, height * scale, width * scale)
 
 
-def _lq_sizes(where: str, dataset_opt: dict[str, Any], rules: Rules) -> Iterator[tuple[str, tuple[int, int]]]:
-    """(name, (height, width)) of the LQ images of a set."""
-    key = f'{where}.dataroot_lq'
+def lq_sizes(where: str, dataset_opt: dict[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """(path as the dataset has it, (height, width)) of the LQ images of a set; none where they are not known."""
+    rules, key = rules_of(dataset_opt), f'{where}.dataroot_lq'
+    if rules is None or rules.clips or 'lq' not in rules.sides:
+        return
     if file_backend(dataset_opt) == 'lmdb':
         for name, (height, width, _) in meta_info_shapes(Path(dataset_opt['dataroot_lq']), key).items():
             yield name, (height, width)
         return
     for paths in image_paths(where, dataset_opt, rules):
-        yield Path(paths['lq_path']).name, _image_size(key, Path(paths['lq_path']))
+        yield paths['lq_path'], _image_size(key, Path(paths['lq_path']))
 
 
 def _check_file(where: str, path: Path, page: str) -> None:

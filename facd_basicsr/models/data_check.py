@@ -7,19 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.data.paired_image_dataset import PairedImageDataset
-from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.models.base_model import BaseModel
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from facd_basicsr.archs import input_channels
-from facd_basicsr.data.lmdb_pairs import meta_info_shapes
 from facd_basicsr.data.loaders import ResumableSampler, build_file_dataset
-from facd_basicsr.data.memory_pairs import file_backend
+from facd_basicsr.data.paths import lq_sizes
 from facd_basicsr.data.seeded_dataset import DescribedDataset, NamingDataset, SeededDataset
 from facd_basicsr.errors import UserError, one_line, reraise
-from facd_basicsr.files.images import image_size
 from facd_basicsr.models.validation import forward_of, runs_as_basicsr, validates_itself
 from facd_basicsr.runtime.execution import reraise_refused_input
 from facd_basicsr.runtime.metrics import scores, to_image
@@ -72,7 +68,7 @@ def check_smallest_image(model: BaseModel, reach: int, phase: str) -> None:
     where, dataset_opt = f'datasets.{phase}', model.opt['datasets'][phase]
     with preserve_rng_state():
         dataset = _own_dataset(dataset_opt)
-        batch = default_collate([NamingDataset(dataset)[_smallest(dataset)]])
+        batch = default_collate([NamingDataset(dataset)[_smallest(where, dataset)]])
         _check_keys(where, dataset_opt, batch, ('lq', 'lq_path'))
         if runs_as_basicsr(model):
             _check_channels(where, model, batch['lq'])
@@ -134,14 +130,10 @@ def _own_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
     return build_file_dataset(copy.deepcopy(dataset_opt))  # BasicSR's datasets pop keys
 
 
-def _smallest(dataset: DescribedDataset) -> int:
+def _smallest(where: str, dataset: Any) -> int:
     """Number of the image whose shorter side is the shortest; 0 where the sizes are not known."""
-    if not isinstance(dataset, (PairedImageDataset, SingleImageDataset)):
+    sizes = dict(lq_sizes(where, dataset.opt))
+    if not sizes:
         return 0
     names = [path['lq_path'] if isinstance(path, dict) else path for path in dataset.paths]
-    if file_backend(dataset.opt) == 'lmdb':
-        shapes = meta_info_shapes(Path(dataset.opt['dataroot_lq']), 'dataroot_lq')
-        sizes = [shapes[name][:2] for name in names]
-    else:
-        sizes = [image_size(Path(name)) for name in names]
-    return min(range(len(sizes)), key=lambda index: (min(sizes[index]), max(sizes[index])))
+    return min(range(len(names)), key=lambda index: sorted(sizes[names[index]]))

@@ -32,7 +32,7 @@ def write_image(path: Path, height: int, width: int) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """``GT/a.png`` and ``GT/b.png``, their x2 LQ of the same names, and a text file that is no image."""
+    """``GT/a.png`` and ``GT/b.png``, their x2 LQ of the same names, and a text file that is not an image."""
     for i, name in enumerate(('a', 'b')):
         gt = picture(i, 32, 48)
         for folder, image in (('GT', gt), ('LQ', bicubic_lr(gt, 2))):
