@@ -70,8 +70,8 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
                 for _, dataset_opt in sorted(opt['datasets'].items())
             ]
         model = build_model(opt)
-        for name in opt['datasets']:
-            check_smallest_image(model, model.reach, name)
+        for name, loader in zip(sorted(opt['datasets']), loaders):
+            check_smallest_image(model, model.reach, name, loader)
 
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in TEST_FOLDERS}})
         ranks.wait()  # or another would write images into a folder that is yet to be moved aside

@@ -114,9 +114,9 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
         f'{opt["train"]["total_iter"]} iterations; {ranks.size} processes with batches of {loaders.train.batch_size}.'
     )
     model = build_model(opt)
-    check_training_sample(model, loaders.sampler)
-    for name in loaders.val:
-        check_smallest_image(model, model.reach, name)
+    check_training_sample(model, loaders)
+    for name, loader in loaders.val.items():
+        check_smallest_image(model, model.reach, name, loader)
     teacher = ''
     if 'expect' in opt.get('teacher', {}):
         expect = opt['teacher']['expect']

@@ -135,16 +135,6 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
 
 
 def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
-    """A set of an option file; of ``io_backend: memory`` with its images decoded.
-
-    Raises:
-        UserError: as of :func:`build_file_dataset`.
-    """
-    dataset = build_file_dataset(dataset_opt)
-    return from_memory(dataset) if is_in_memory(dataset_opt) else dataset
-
-
-def build_file_dataset(dataset_opt: dict[str, Any]) -> Any:
     """As BasicSR's ``build_dataset``, with the images that :func:`facd_basicsr.data.dataset_rules.image_paths` finds,
     by name: their order on the disk is not that of a copy, and a run resumed with the copy would see others.
 
@@ -154,7 +144,8 @@ def build_file_dataset(dataset_opt: dict[str, Any]) -> Any:
         UserError: its images are not found, or it reads an option that its block lacks.
     """
     where = f'datasets.{dataset_opt["phase"]}'
-    if is_in_memory(dataset_opt):
+    in_memory = is_in_memory(dataset_opt)
+    if in_memory:
         dataset_opt = {**dataset_opt, 'io_backend': {'type': file_backend(dataset_opt)}}
     rules = rules_of(dataset_opt)
     with reraise(
@@ -166,7 +157,8 @@ def build_file_dataset(dataset_opt: dict[str, Any]) -> Any:
         if rules.clips:
             with with_plain_list(where, dataset_opt, rules) as plain:
                 return build_dataset(plain)
-        return _with_images(where, dataset_opt, rules)
+        dataset = _with_images(where, dataset_opt, rules)
+    return from_memory(dataset) if in_memory else dataset
 
 
 def _with_images(where: str, dataset_opt: dict[str, Any], rules: Rules) -> Any:

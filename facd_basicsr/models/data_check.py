@@ -4,17 +4,18 @@ each other set."""
 import copy
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from basicsr.models.base_model import BaseModel
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from facd_basicsr.archs import input_channels
-from facd_basicsr.data.loaders import ResumableSampler, build_file_dataset
+from facd_basicsr.data.loaders import Loaders
+from facd_basicsr.data.memory_pairs import MemoryPairs
 from facd_basicsr.data.paths import lq_sizes
-from facd_basicsr.data.seeded_dataset import DescribedDataset, NamingDataset, SeededDataset
+from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
 from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.models.validation import forward_of, runs_as_basicsr, validates_itself
 from facd_basicsr.runtime.execution import reraise_refused_input
@@ -22,12 +23,12 @@ from facd_basicsr.runtime.metrics import scores, to_image
 from facd_basicsr.runtime.rng import preserve_rng_state
 
 
-def check_training_sample(model: BaseModel, sampler: ResumableSampler) -> None:
+def check_training_sample(model: BaseModel, loaders: Loaders) -> None:
     """Runs the first training sample through ``net_g``, unless the model makes LQ of its own.
 
     Args:
         model: of a run.
-        sampler: of its training set.
+        loaders: its.
 
     Raises:
         UserError: the sample has no ``lq`` or ``gt``, the network does not take it, or its output has another shape
@@ -37,7 +38,7 @@ def check_training_sample(model: BaseModel, sampler: ResumableSampler) -> None:
         return
     dataset_opt = model.opt['datasets']['train']
     with preserve_rng_state():
-        sample = SeededDataset(_own_dataset(dataset_opt))[next(iter(sampler))]
+        sample = SeededDataset(_copy_of(loaders.train))[next(iter(loaders.sampler))]
     _check_keys('datasets.train', dataset_opt, sample, ('lq', 'gt'))
     net = model.get_bare_model(model.net_g)
     lq, gt = (default_collate([sample[key]]).to(model.device) for key in ('lq', 'gt'))
@@ -51,13 +52,14 @@ def check_training_sample(model: BaseModel, sampler: ResumableSampler) -> None:
     _check_output('datasets.train', model.opt['scale'], lq, output, gt)
 
 
-def check_smallest_image(model: BaseModel, reach: int, phase: str) -> None:
+def check_smallest_image(model: BaseModel, reach: int, phase: str, loader: DataLoader) -> None:
     """Upscales and scores the smallest image of a set, unless the model validates by itself.
 
     Args:
         model: of a run or a test.
         reach: as :func:`facd_basicsr.models.validation.validate` takes it.
         phase: the set's name in ``datasets``.
+        loader: of the set.
 
     Raises:
         UserError: the network does not take the image, its output has another shape than ``gt``, or a metric has no
@@ -67,7 +69,7 @@ def check_smallest_image(model: BaseModel, reach: int, phase: str) -> None:
         return
     where, dataset_opt = f'datasets.{phase}', model.opt['datasets'][phase]
     with preserve_rng_state():
-        dataset = _own_dataset(dataset_opt)
+        dataset = _copy_of(loader)
         batch = default_collate([NamingDataset(dataset)[_smallest(where, dataset)]])
         _check_keys(where, dataset_opt, batch, ('lq', 'lq_path'))
         if runs_as_basicsr(model):
@@ -125,9 +127,12 @@ def _check_output(where: str, scale: int, lq: Tensor, output: Tensor, gt: Tensor
         )
 
 
-def _own_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
-    """A dataset for this check alone: an LMDB that it opens is closed with it, before workers are forked."""
-    return build_file_dataset(copy.deepcopy(dataset_opt))  # BasicSR's datasets pop keys
+def _copy_of(loader: DataLoader) -> Any:
+    """The dataset for this check alone: an LMDB that it opens is closed with it, before workers are forked."""
+    dataset = cast(SeededDataset | NamingDataset, loader.dataset).dataset
+    own = copy.copy(dataset.dataset if isinstance(dataset, MemoryPairs) else dataset)
+    vars(own).update({name: dict(value) for name, value in vars(own).items() if isinstance(value, dict)})
+    return own  # whose option dicts are its own, since BasicSR's datasets pop keys
 
 
 def _smallest(where: str, dataset: Any) -> int:
