@@ -71,7 +71,7 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
             ]
         model = build_model(opt)
         for name, loader in zip(sorted(opt['datasets']), loaders):
-            check_smallest_image(model, model.reach, name, loader)
+            check_smallest_image(model, name, loader)
 
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in TEST_FOLDERS}})
         ranks.wait()  # or another would write images into a folder that is yet to be moved aside

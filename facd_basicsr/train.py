@@ -116,7 +116,7 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
     model = build_model(opt)
     check_training_sample(model, loaders)
     for name, loader in loaders.val.items():
-        check_smallest_image(model, model.reach, name, loader)
+        check_smallest_image(model, name, loader)
     teacher = ''
     if 'expect' in opt.get('teacher', {}):
         expect = opt['teacher']['expect']

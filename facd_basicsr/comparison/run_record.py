@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from facd_basicsr.comparison.plan import Comparison, Run
-from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latencies_ms, parameters
 from facd_basicsr.evaluation.feature_psnr import tap_features
@@ -124,18 +123,17 @@ def latencies(comparison: Comparison) -> dict[str, float]:
         if run.method not in seen and checkpoint_of(run).is_file():
             seen.add(run.method)
             methods.append(student_of(run))
-    nets = {method.name: (method.bare, _lq_of_output(method)) for method in methods}
+    nets = {method.name: (method.padded, _lq_of_output(method)) for method in methods}
     return {name: round(statistics.median(times), 2) for name, times in latencies_ms(nets, TURNS).items()}
 
 
 def _lq_of_output(method: Method) -> Tensor:
-    """An input of ``method.bare``, of a 1280 x 720 output."""
-    lq = torch.zeros(1, 3, *(side // method.scale for side in OUTPUT_SIZE), device=method.device)
-    return method.net.padded(lq) if isinstance(method.net, Teacher) else lq
+    """LQ of a 1280 x 720 output."""
+    return torch.zeros(1, 3, *(side // method.scale for side in OUTPUT_SIZE), device=method.device)
 
 
 def _size(method: Method) -> dict[str, Any]:
-    return {'parameters': parameters(method.network), 'flops': flops(method.bare, method.scale)}
+    return {'parameters': parameters(method.network), 'flops': flops(method.padded, method.scale)}
 
 
 def _scores(comparison: Comparison, methods: Sequence[Method], name: str) -> dict[str, Any]:

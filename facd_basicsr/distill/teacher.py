@@ -10,8 +10,8 @@ from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
+from facd_basicsr.archs import input_channels
 from facd_basicsr.distill.layouts import (
     LAYOUTS,
     SIGNS,
@@ -25,6 +25,7 @@ from facd_basicsr.errors import UserError, advising, one_line
 from facd_basicsr.files.download import cached, is_url, sha256_of
 from facd_basicsr.files.state_dicts import load_exactly, load_state_dict, part_by_prefix
 from facd_basicsr.runtime.execution import PRECISIONS, Execution
+from facd_basicsr.runtime.size_requirements import SizeRequirements, size_requirements
 
 WEIGHTS_FORMATS = ('auto', *LAYOUTS, 'spandrel')
 LARGEST_DRIFT = 0.05  # of a trained mean from the one that training began with, in [0, 1]
@@ -44,8 +45,7 @@ class Teacher(nn.Module):
         net: the network; taps name its modules.
         scale: its upscaling factor.
         execution: how it runs, whatever the student does. Compiling it is the caller's.
-        size_multiple: height and width that the network takes are multiples of this; others are padded for it.
-        min_size: the least height and width that it takes.
+        sizes: of LQ that the network takes; others are padded for it.
     """
 
     def __init__(
@@ -53,16 +53,14 @@ class Teacher(nn.Module):
         net: nn.Module,
         scale: int,
         execution: Execution = Execution(),  # noqa: B008  frozen
-        size_multiple: int = 1,
-        min_size: int = 1,
+        sizes: SizeRequirements = SizeRequirements(),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
         self.net = execution.lay_out(net.requires_grad_(False))
         self.execution = execution
         self.eval()
         self._scale = scale
-        self._size_multiple = size_multiple
-        self._min_size = min_size
+        self.sizes = sizes
 
     def train(self, mode: bool = True) -> 'Teacher':
         """Stays in eval mode."""
@@ -70,7 +68,9 @@ class Teacher(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         height, width = lq.shape[2:]
-        padded = self.execution.laid_out(self.padded(lq.clone()))  # a copy: spandrel's RCAN changes its input in place
+        padded = self.execution.laid_out(
+            self.sizes.pad(lq.clone())
+        )  # a copy: spandrel's RCAN changes its input in place
         expected = (len(lq), lq.shape[1], padded.shape[2] * self._scale, padded.shape[3] * self._scale)
         with torch.no_grad(), self.execution.autocast(lq.device):
             sr = self.net(padded)
@@ -81,16 +81,6 @@ class Teacher(nn.Module):
                 f'{expected}, as of a network for x{self._scale}'
             )
         return sr.float()[..., : height * self._scale, : width * self._scale]
-
-    def padded(self, lq: Tensor) -> Tensor:
-        """LQ as the network takes it: padded at the bottom and right, by reflection as far as possible."""
-        unit = self._size_multiple
-        pads = [-(-max(size, self._min_size) // unit) * unit - size for size in lq.shape[2:]]
-        if not any(pads):
-            return lq
-        reflected = [min(pad, size - 1) for pad, size in zip(pads, lq.shape[2:])]
-        lq = F.pad(lq, (0, reflected[1], 0, reflected[0]), 'reflect')
-        return F.pad(lq, (0, pads[1] - reflected[1], 0, pads[0] - reflected[0]), 'replicate')
 
 
 def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
@@ -114,9 +104,9 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     with advising(origin) if is_url(teacher_opt['weights']) else nullcontext():
         state_dict = load_state_dict(path, 'teacher.weights', wanted)
     execution = Execution.of(teacher_opt)
-    if net is not None:
+    if net is not None and network_opt is not None:
         _load_registered(net, state_dict, layout_format, where)
-        return Teacher(net, scale, execution)
+        return Teacher(net, scale, execution, size_requirements(net, input_channels(network_opt), scale))
     found = recognize(state_dict)
     if layout_format == 'auto' and found is not None and found[0] != 'rcan':
         raise UserError(
@@ -228,7 +218,8 @@ def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Exe
         )
     # The network itself: called through its descriptor it would be clamped and in inference mode.
     size = descriptor.size_requirements
-    return Teacher(descriptor.model, scale, execution, size.multiple_of, size.minimum)
+    sizes = SizeRequirements(size.multiple_of, max(size.minimum, size.multiple_of))
+    return Teacher(descriptor.model, scale, execution, sizes)
 
 
 def _check_spandrels_range(state_dict: dict[str, Tensor], where: str) -> None:

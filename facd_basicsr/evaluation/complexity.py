@@ -1,6 +1,5 @@
 """What a network costs: parameters, FLOPs, activations, memory and latency."""
 
-import copy
 import math
 import time
 import weakref
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from facd_basicsr.runtime.size_requirements import on_meta
 
 OUTPUT_SIZE = (720, 1280)  # the size for which efficient super-resolution papers state their cost
 LQ_SIZE = (256, 256)  # the size of LQ for which NTIRE's challenges on efficient super-resolution state it
@@ -28,7 +29,6 @@ def flops(
     scale: int,
     output_size: tuple[int, int] = OUTPUT_SIZE,
     num_in_ch: int = 3,
-    pad: Callable[[Tensor], Tensor] = lambda lq: lq,
 ) -> int:
     """Floating-point operations of one forward that gives an image of ``output_size`` (height, width).
 
@@ -40,46 +40,37 @@ def flops(
         scale: its upscaling factor.
         output_size: height and width of the output.
         num_in_ch: channels of the input.
-        pad: what makes the input one that the network takes.
     """
-    meta = _on_meta(net)
+    meta = on_meta(net)
     with FlopCounterMode(display=False) as counter:
-        _forward_on_meta(meta, (output_size[0] // scale, output_size[1] // scale), num_in_ch, pad)
+        _forward_on_meta(meta, (output_size[0] // scale, output_size[1] // scale), num_in_ch)
     return counter.get_total_flops()
 
 
-def footprint(
-    net: nn.Module, lq_size: tuple[int, int], num_in_ch: int = 3, pad: Callable[[Tensor], Tensor] = lambda lq: lq
-) -> tuple[int, int]:
+def footprint(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int = 3) -> tuple[int, int]:
     """Counts activations and memory of one forward without gradient, on the meta device: nothing runs.
 
     Args:
         net: the network, for float32 input.
         lq_size: height and width of the input.
-        num_in_ch, pad: as in :func:`flops`.
+        num_in_ch: as in :func:`flops`.
 
     Returns:
         Activations: elements of the outputs of all convolutions, as NTIRE's challenges count them. Memory: bytes of all
         live tensors at the peak: weights, input, features. What an operator needs for itself, as cuDNN's workspaces,
         does not count.
     """
-    meta = _on_meta(net)
+    meta = on_meta(net)
     tensors = _LiveTensors()
     tensors.hold([*meta.parameters(), *meta.buffers()])
     with tensors:
-        _forward_on_meta(meta, lq_size, num_in_ch, pad)
+        _forward_on_meta(meta, lq_size, num_in_ch)
     return tensors.activations, tensors.peak
 
 
-def _on_meta(net: nn.Module) -> nn.Module:
-    """A copy of a network on the meta device."""
-    sizes = {id(p): nn.Parameter(p.to('meta'), p.requires_grad) for p in net.parameters()}
-    return copy.deepcopy(net, sizes | {id(buffer): buffer.to('meta') for buffer in net.buffers()})
-
-
-def _forward_on_meta(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int, pad: Callable[[Tensor], Tensor]) -> None:
+def _forward_on_meta(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int) -> None:
     with torch.no_grad():  # not inference_mode, in which convolutions are called by other names
-        net(pad(torch.empty(1, num_in_ch, *lq_size, device='meta')))
+        net(torch.empty(1, num_in_ch, *lq_size, device='meta'))
 
 
 class _LiveTensors(TorchDispatchMode):

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from basicsr.archs import build_network
-from torch import Tensor, nn
 
 from facd_basicsr.archs import input_channels
 from facd_basicsr.distill.teacher import build_teacher
@@ -28,6 +27,7 @@ from facd_basicsr.evaluation.complexity import (
 from facd_basicsr.evaluation.methods import device_of
 from facd_basicsr.options import load_options
 from facd_basicsr.progress import ProgressBar
+from facd_basicsr.runtime.size_requirements import Padded, size_requirements
 
 LIMIT = 30  # seconds; on two CPU cores one forward of EDSR 256 x 32 takes as long
 PROGRESS = '{desc} run {n_fmt} of {total_fmt}, {elapsed}'  # with the run that has just begun
@@ -40,12 +40,14 @@ class Network:
     Attributes:
         net: in eval mode, float32, on the device.
         num_in_ch: channels of its input.
-        pad: what makes an image, (N, C, H, W), one that it takes.
     """
 
-    net: nn.Module
+    net: Padded
     num_in_ch: int = 3
-    pad: Callable[[Tensor], Tensor] = lambda lq: lq
+
+    @property
+    def name(self) -> str:
+        return type(self.net.net).__name__
 
 
 def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
                 with _reraise(name, network, size):
                     found[name] = _counted(network, size, scale)
                     if repeats:
-                        lq = network.pad(torch.rand(1, network.num_in_ch, *size, device=device))
+                        lq = torch.rand(1, network.num_in_ch, *size, device=device)
                         nets[name] = (network.net, lq)
                         if device.type == 'cuda':
                             found[name]['gpu_memory'] = peak_gpu_memory(network.net, lq.clone())
@@ -104,21 +106,26 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
 def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
     """The teacher, where there is one, and the student. Costs do not depend on weights, so these are random."""
     blocks = {'teacher': opt.get('teacher', {}).get('network'), 'student': opt['network_g']}
-    networks = {name: Network(build_network(block), input_channels(block)) for name, block in blocks.items() if block}
+    networks = {name: _network(block, opt['scale']) for name, block in blocks.items() if block}
     if 'teacher' in opt and 'teacher' not in networks:
         teacher = build_teacher(opt['teacher'], opt['scale'])
-        networks = {'teacher': Network(teacher.net, pad=teacher.padded), **networks}
+        networks = {'teacher': Network(Padded(teacher.net, opt['scale'], teacher.sizes)), **networks}
     for network in networks.values():
         network.net.eval().to(device)
     return networks
 
 
+def _network(block: dict[str, Any], scale: int) -> Network:
+    net, channels = build_network(block), input_channels(block)
+    return Network(Padded(net, scale, size_requirements(net, channels, scale)), channels)
+
+
 def _counted(network: Network, size: tuple[int, int], scale: int) -> dict[str, Any]:
     output_size = (size[0] * scale, size[1] * scale)
-    flop_count = flops(network.net, scale, output_size, network.num_in_ch, network.pad)
-    activations, memory = footprint(network.net, size, network.num_in_ch, network.pad)
+    flop_count = flops(network.net, scale, output_size, network.num_in_ch)
+    activations, memory = footprint(network.net, size, network.num_in_ch)
     return {
-        'network': type(network.net).__name__,
+        'network': network.name,
         'parameters': parameters(network.net),
         'multiply_adds': flop_count // 2,
         'flops': flop_count,
@@ -132,7 +139,7 @@ def _reraise(name: str, network: Network, size: tuple[int, int]) -> AbstractCont
     return reraise(
         (RuntimeError, ValueError, TypeError, LookupError, AssertionError),
         lambda error: UserError(
-            f'{name}: {type(network.net).__name__} does not take an image of {words_of(size)} '
+            f'{name}: {network.name} does not take an image of {words_of(size)} '
             f'({type(error).__name__}: {one_line(error, 300)}); accepted: a network that does, where it fits '
             'into memory'
         ),

@@ -13,6 +13,7 @@ from basicsr.utils import tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
+from facd_basicsr.archs import input_channels
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import Teacher, build_teacher, local_weights
 from facd_basicsr.errors import UserError, locating
@@ -23,6 +24,7 @@ from facd_basicsr.options import check_inputs, load_options
 from facd_basicsr.runs.benchmark_options import benchmark_options, check_sets
 from facd_basicsr.runtime.execution import reraise_refused_input
 from facd_basicsr.runtime.metrics import as_input, bicubic
+from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements, size_requirements
 
 BICUBIC, TEACHER = 'bicubic', 'teacher'
 PROBE_SIZE = 16  # of LQ
@@ -65,7 +67,13 @@ class Method:
     @property
     def bare(self) -> nn.Module:
         """The network whose modules taps name."""
-        return self.net.net if isinstance(self.net, Teacher) else self.network
+        return self.net.net if isinstance(self.net, (Padded, Teacher)) else self.network
+
+    @property
+    def padded(self) -> Padded:
+        """The network on images of every size, without what a teacher's forward adds."""
+        sizes = self.net.sizes if isinstance(self.net, (Padded, Teacher)) else SizeRequirements()
+        return Padded(self.bare, self.scale, sizes)
 
     @property
     def device(self) -> torch.device:
@@ -242,7 +250,9 @@ def build_student(path: str, opt: dict[str, Any], device: torch.device) -> Metho
     param_keys = basicsr_param_keys(opt['path']['param_key_g'])
     state_dict = load_state_dict(checkpoint, where, [net.state_dict().keys()], param_keys)
     load_exactly(net, state_dict, f'{where}: {checkpoint}')
-    return Method(opt['name'], opt['scale'], net.eval().requires_grad_(False).to(device), path, checkpoint)
+    sizes = size_requirements(net, input_channels(opt['network_g']), opt['scale'])
+    padded = Padded(net, opt['scale'], sizes).eval().requires_grad_(False).to(device)
+    return Method(opt['name'], opt['scale'], padded, path, checkpoint)
 
 
 def build_teacher_method(path: str, opt: dict[str, Any], device: torch.device) -> Method:

@@ -17,13 +17,14 @@ from facd_basicsr.data.memory_pairs import MemoryPairs
 from facd_basicsr.data.paths import lq_sizes
 from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
 from facd_basicsr.errors import UserError, one_line, reraise
+from facd_basicsr.models.safe_model import SafeModel
 from facd_basicsr.models.validation import forward_of, runs_as_basicsr, validates_itself
 from facd_basicsr.runtime.execution import reraise_refused_input
 from facd_basicsr.runtime.metrics import scores, to_image
 from facd_basicsr.runtime.rng import preserve_rng_state
 
 
-def check_training_sample(model: BaseModel, loaders: Loaders) -> None:
+def check_training_sample(model: SafeModel, loaders: Loaders) -> None:
     """Runs the first training sample through ``net_g``, unless the model makes LQ of its own.
 
     Args:
@@ -45,19 +46,18 @@ def check_training_sample(model: BaseModel, loaders: Loaders) -> None:
     _check_channels('datasets.train', model, lq)
     training = net.training
     try:
-        with torch.no_grad(), reraise_refused_input('network_g', net, lq):
+        with torch.no_grad(), reraise_refused_input('network_g', net, lq, model.accepted_patches):
             output = net.eval()(lq)
     finally:
         net.train(training)
     _check_output('datasets.train', model.opt['scale'], lq, output, gt)
 
 
-def check_smallest_image(model: BaseModel, reach: int, phase: str, loader: DataLoader) -> None:
+def check_smallest_image(model: SafeModel, phase: str, loader: DataLoader) -> None:
     """Upscales and scores the smallest image of a set, unless the model validates by itself.
 
     Args:
         model: of a run or a test.
-        reach: as :func:`facd_basicsr.models.validation.validate` takes it.
         phase: the set's name in ``datasets``.
         loader: of the set.
 
@@ -74,7 +74,7 @@ def check_smallest_image(model: BaseModel, reach: int, phase: str, loader: DataL
         _check_keys(where, dataset_opt, batch, ('lq', 'lq_path'))
         if runs_as_basicsr(model):
             _check_channels(where, model, batch['lq'])
-        with forward_of(model, reach) as run:
+        with forward_of(model, model.reach, model.sizes) as run:
             result, gt = run(batch)
     _check_output(where, model.opt['scale'], batch['lq'], result, gt)
     image, target = to_image(result), None if gt is None else to_image(gt)

@@ -90,7 +90,7 @@ class FACDModel(SafeSRModel):
     def tapped(self, lq: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The student's and the teacher's features, (N, C_j, h, w) each, without gradient and before the regressors."""
         net_g = self.get_bare_model(self.net_g)
-        student_errors = reraise_refused_input('network_g', net_g, lq)
+        student_errors = reraise_refused_input('network_g', net_g, lq, self.accepted_patches)
         with torch.no_grad(), student_errors, self._execution_g.reraise_layout_errors('train'):
             _, student_feats = self.student_taps.run(net_g, self._execution_g.laid_out(lq))
         teacher_errors = reraise_refused_input('teacher', self.teacher.net, lq)

@@ -3,6 +3,7 @@ the ways to run a network that FACDModel has."""
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from facd_basicsr.models.validation import (
     feed_data_non_blocking,
     validate,
     validated_receptive_field,
+    validated_sizes,
     validates_itself,
 )
 from facd_basicsr.runtime.execution import Execution, set_tf32
+from facd_basicsr.runtime.size_requirements import SizeRequirements
 
 # float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
 # below its normal numbers (6e-5). With torch's 2**16 the gradient of conv_last's weights, up to 24 in the first
@@ -61,6 +64,19 @@ class SafeModel(BaseModel):
             folder = Path(self.opt['path']['experiments_root'], 'nonfinite')
             self.guard = NonFiniteGuard(self._networks(), **self.opt['train']['nonfinite'], folder=folder)
             self._attach_guard()
+
+    @cached_property
+    def sizes(self) -> SizeRequirements:
+        """Those of LQ that ``net_g`` takes: images of validation are padded to them, training patches are not."""
+        return validated_sizes(self)
+
+    @property
+    def accepted_patches(self) -> str:
+        """What training patches ``net_g`` takes, for messages after "accepted"."""
+        if self.sizes == SizeRequirements():
+            return 'sizes and channels that it takes'
+        multiple, least = (self.opt['scale'] * size for size in (self.sizes.multiple_of, self.sizes.minimum))
+        return f'a datasets.train.gt_size that is a multiple of {multiple}, {least} or more'
 
     def _networks(self) -> dict[str, nn.Module]:
         """Those of the option file's ``network_*`` blocks, without DDP: ``net_g`` is ``network_g``'s."""
@@ -210,7 +226,7 @@ class SafeModel(BaseModel):
             super().validation(Interruptible(dataloader, stop), current_iter, tb_logger, save_img)
             return {}
         name, metrics = dataset_of(dataloader).opt['name'], self.opt['val']['metrics'] or {}
-        by_image = validate(self, self.reach, dataloader, current_iter, save_img, stop)
+        by_image = validate(self, self.reach, self.sizes, dataloader, current_iter, save_img, stop)
         if not metrics:
             return {}
         self._initialize_best_metric_results(name)

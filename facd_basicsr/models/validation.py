@@ -22,6 +22,7 @@ from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runtime.execution import reraise_refused_input
 from facd_basicsr.runtime.metrics import scores, to_image
 from facd_basicsr.runtime.processes import Ranks
+from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements, size_requirements
 from facd_basicsr.runtime.tiling import receptive_field_radius, tiled
 
 
@@ -104,9 +105,18 @@ def validated_receptive_field(model: BaseModel) -> int:
     return receptive_field_radius(net, input_channels(opt['network_g']), opt['scale'], tile)
 
 
+def validated_sizes(model: BaseModel) -> SizeRequirements:
+    """The sizes of LQ that a model's network takes; none are required of a model with a ``test`` of its own."""
+    if not runs_as_basicsr(model):
+        return SizeRequirements()
+    opt = model.opt
+    return size_requirements(model.get_bare_model(model.net_g), input_channels(opt['network_g']), opt['scale'])
+
+
 def validate(
     model: BaseModel,
     reach: int,
+    sizes: SizeRequirements,
     loader: DataLoader,
     current_iter: int | str,
     save_img: bool,
@@ -117,6 +127,7 @@ def validate(
     Args:
         model: SRModel or a model that passes images as it does.
         reach: from :func:`validated_receptive_field`.
+        sizes: from :func:`validated_sizes`.
         loader: of batches of one.
         current_iter, save_img, stop: as :meth:`SafeModel.validation` has them.
 
@@ -142,7 +153,7 @@ def validate(
     pixels = BATCH_PIXELS if model.device.type == 'cuda' and runs_as_basicsr(model) else 0
     values: list[dict[str, float]] | None
     try:
-        with forward_of(model, reach) as run, ThreadPoolExecutor(SCORERS) as scorers:
+        with forward_of(model, reach, sizes) as run, ThreadPoolExecutor(SCORERS) as scorers:
             scored = (
                 (index, stem, scorers.submit(score, result, gt, stem))
                 for index, stem, result, gt in _upscaled(run, own, pixels, stop)
@@ -167,26 +178,27 @@ def image_path(opt: dict[str, Any], dataset: str, image: str, current_iter: int 
 Forward = Callable[[Sample], tuple[Tensor, Tensor | None]]  # a batch's results and GT, each (N, C, H, W) on the CPU
 
 
-def forward_of(model: BaseModel, reach: int) -> AbstractContextManager[Forward]:
+def forward_of(model: BaseModel, reach: int, sizes: SizeRequirements) -> AbstractContextManager[Forward]:
     """How a model upscales the images of a set; arguments as :func:`validate` takes them."""
-    return _network(model, reach) if runs_as_basicsr(model) else _own_test(model)
+    return _network(model, reach, sizes) if runs_as_basicsr(model) else _own_test(model)
 
 
 @contextmanager
-def _network(model: BaseModel, reach: int) -> Iterator[Forward]:
+def _network(model: BaseModel, reach: int, sizes: SizeRequirements) -> Iterator[Forward]:
     """What ``SRModel.test`` runs: the average of ``net_g`` if there is one. Without DDP, whose forward may wait for
     other ranks."""
     net = model.get_bare_model(getattr(model, 'net_g_ema', model.net_g))  # BasicSR's, which may not have it
     scale, tile, training = model.opt['scale'], model.opt['val']['tile'] or 0, net.training
+    padded = Padded(net, scale, sizes)
 
     @torch.no_grad()
     def run(batch: Sample) -> tuple[Tensor, Tensor | None]:
         lq = batch['lq'].to(model.device, non_blocking=True)
         with reraise_refused_input('network_g', net, lq):
-            return validation_forward(net, lq, scale, tile, reach).cpu(), batch.get('gt')
+            return validation_forward(padded, lq, scale, tile, reach).cpu(), batch.get('gt')
 
     try:
-        net.eval()
+        padded.eval()
         yield run
     finally:
         net.train(training)

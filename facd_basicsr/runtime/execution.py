@@ -129,12 +129,15 @@ class Execution:
         return reraise(RuntimeError, translated)
 
 
-def reraise_refused_input(where: str, net: nn.Module, lq: Tensor) -> AbstractContextManager[None]:
+def reraise_refused_input(
+    where: str, net: nn.Module, lq: Tensor, accepted: str = 'sizes and channels that it takes'
+) -> AbstractContextManager[None]:
     """Turns what a network raises of an input that it does not take into a UserError; a lack of memory stays.
 
     Args:
         where: the block or the file that has the network.
         lq: the input, (N, C, h, w).
+        accepted: what would be taken.
     """
 
     def translated(error: Exception) -> UserError | None:
@@ -143,7 +146,7 @@ def reraise_refused_input(where: str, net: nn.Module, lq: Tensor) -> AbstractCon
         channels, height, width = lq.shape[1:]
         return UserError(
             f'{where}: {type(net).__name__} does not take LQ of {height} x {width} with {channels} channels '
-            f'({refusal_reason(error)}); accepted: sizes and channels that it takes'
+            f'({refusal_reason(error)}); accepted: {accepted}'
         )
 
     return reraise((AssertionError, RuntimeError, ValueError, IndexError), translated)

@@ -3,14 +3,14 @@
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
 import torch
 from basicsr.archs import build_network
-from torch import Tensor, nn
+from torch import nn
 
 from facd_basicsr.archs import DeepRegressor, input_channels
 from facd_basicsr.cli import MultiValueCommand
@@ -30,6 +30,7 @@ from facd_basicsr.models import FACDModel
 from facd_basicsr.models.facd_model import PROBE_LQ_SIZE
 from facd_basicsr.options import check_inputs, complete_options, load_options, parser
 from facd_basicsr.options.parse import checked, read_options
+from facd_basicsr.runtime.size_requirements import Padded
 from facd_basicsr.train import set_up
 
 GIB = 2**30
@@ -145,20 +146,19 @@ def _regressor(regressor: nn.Module | None, loss: DistillLoss) -> str:
 
 
 def _networks(model: Any, opt: dict[str, Any]) -> str:
-    nets = {'student': (model.get_bare_model(model.net_g), lambda lq: lq)}
+    nets = {'student': Padded(model.get_bare_model(model.net_g), opt['scale'], model.sizes)}
     if isinstance(model, FACDModel):
-        nets['teacher'] = model.teacher.net, model.teacher.padded
+        nets['teacher'] = Padded(model.teacher.net, opt['scale'], model.teacher.sizes)
     num_in_ch = input_channels(opt['network_g'])
     rows = [
-        [name, type(net).__name__, f'{parameters(net):,}', _flops(net, opt['scale'], num_in_ch, pad)]
-        for name, (net, pad) in nets.items()
+        [name, type(net.net).__name__, f'{parameters(net):,}', _flops(net, num_in_ch)] for name, net in nets.items()
     ]
     return text_table(['', 'network', 'parameters', 'FLOPs of a 1280x720 output'], rows)
 
 
-def _flops(net: nn.Module, scale: int, num_in_ch: int, pad: Callable[[Tensor], Tensor]) -> str:
+def _flops(net: Padded, num_in_ch: int) -> str:
     try:
-        return f'{flops(net, scale, num_in_ch=num_in_ch, pad=pad) / 1e9:,.1f} G'
+        return f'{flops(net, net.scale, num_in_ch=num_in_ch) / 1e9:,.1f} G'
     except Exception as error:  # what cannot be counted does not prevent training
         return f'not counted ({one_line(error, 60)})'
 

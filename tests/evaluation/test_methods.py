@@ -59,7 +59,7 @@ def test_param_key_g_chooses_the_average(student_opt):
     ema = {key: value + 1 for key, value in params.items()}
     torch.save({'params': params, 'params_ema': ema}, checkpoint)
     method = build_student('a.yml', changed(student_opt, 'path.param_key_g', 'params_ema'), CPU)
-    assert torch.equal(method.net.conv_first.weight, ema['conv_first.weight'])
+    assert torch.equal(method.bare.conv_first.weight, ema['conv_first.weight'])
 
 
 def test_a_checkpoint_must_fit_whatever_strict_load_says(student_opt):

@@ -4,10 +4,13 @@ import gc
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.metrics import calculate_psnr
+from basicsr.utils import tensor2img
 from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY
 from conftest import METRICS, changed, picture, write_yml
 from runs import result, run
@@ -15,6 +18,7 @@ from runs import result, run
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
+from facd_basicsr.runtime.metrics import as_input
 from facd_basicsr.test import test as evaluate
 
 PLAIN = {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 1, 'upscale': 2}
@@ -132,20 +136,48 @@ def odd_images(root: Path) -> dict[str, str]:
     return {'dataroot_gt': str(root / 'odd_GT'), 'dataroot_lq': str(root / 'odd_LQ')}
 
 
-def test_an_image_of_a_size_that_the_network_does_not_take_is_named_in_a_line(alone, test_opt, tmp_path):
+WINDOWS = {'type': 'SwinIR', 'embed_dim': 4, 'depths': [2], 'num_heads': [2], 'upscale': 2, 'window_size': 8}
+
+
+@pytest.mark.parametrize('network', [TWICE | {'scale': 2}, WINDOWS | {'upsampler': 'pixelshuffledirect'}])
+def test_images_of_sizes_that_the_network_does_not_take_are_padded_in_validation_and_test(
+    network, alone, test_opt, tmp_path
+):
     images = odd_images(tmp_path)
-    alone['network_g'] = TWICE | {'scale': 2}
+    alone['network_g'] = network
     alone['datasets']['val'] |= images
-    message = (
-        'network_g: RRDBNet does not take LQ of 25 x 27 with 3 channels (assert hh % scale == 0 and hw % scale == 0); '
-    )
+    alone['datasets']['train']['gt_size'] = 16
     (tmp_path / 'test').mkdir()
+    tested = evaluated(test_opt, network, tmp_path / 'test', **images)
+    run(alone, tmp_path / 'train')
+    (metrics,) = tmp_path.glob('train/experiments/*/metrics.jsonl')
+    assert '"psnr_y"' in metrics.read_text()
+    net = build_network(network).eval()
+    net.load_state_dict(torch.load(tmp_path / 'test' / 'net.pth', weights_only=True)['params'])
+    expected = []
+    for name in ('even', 'odd'):
+        lq, gt = (cv2.imread(str(tmp_path / folder / f'{name}.png')) for folder in ('odd_LQ', 'odd_GT'))
+        height, width = lq.shape[:2]
+        x = as_input(np.pad(lq, ((0, -height % 8), (0, -width % 8), (0, 0)), 'reflect'))
+        with torch.no_grad():
+            sr = tensor2img(net(x))[: 2 * height, : 2 * width]
+        expected.append(calculate_psnr(sr, gt, crop_border=2, test_y_channel=True))
+    assert next(iter(tested.values()))['psnr_y'] == pytest.approx(np.mean(expected), abs=1e-3)
+
+
+@pytest.mark.parametrize('distilled', [True, False])
+def test_training_patches_of_such_a_size_are_refused_with_those_that_are_taken(distilled, alone, train_opt, tmp_path):
+    opt = train_opt if distilled else alone
+    opt['network_g'] = WINDOWS | {'upsampler': 'pixelshuffledirect'}
+    opt['datasets']['train']['gt_size'] = 24
+    if distilled:
+        opt |= {'taps': [], 'teacher': train_opt['teacher']}
+        opt.pop('network_r', None)
+        opt['train']['distill_opt'] = {'type': 'TeacherSupervisionLoss'}
     with pytest.raises(UserError) as error:
-        evaluated(test_opt, TWICE | {'scale': 2}, tmp_path / 'test', **images)
-    assert message in str(error.value)
-    with pytest.raises(UserError) as error:
-        run(alone, tmp_path / 'train')
-    assert message in str(error.value)
+        run(opt, tmp_path)
+    assert str(error.value).startswith('network_g: SwinIR does not take LQ of 12 x 12 with 3 channels (')
+    assert str(error.value).endswith('; accepted: a datasets.train.gt_size that is a multiple of 16, 16 or more')
     del error  # whose traceback holds the loader, which has the training set's LMDB open
     gc.collect()
 
