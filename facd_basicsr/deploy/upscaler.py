@@ -10,7 +10,7 @@ from threading import Lock
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
 from facd_basicsr.archs import input_channels
@@ -20,7 +20,8 @@ from facd_basicsr.environment import available_memory
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import without_alpha
 from facd_basicsr.runtime.execution import is_lack_of_memory, refusal_reason
-from facd_basicsr.runtime.tiling import receptive_field_radius_or_none, tiles
+from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements, size_requirements
+from facd_basicsr.runtime.tiling import overlap_without_seams, receptive_field_radius_or_none, tiles
 
 DEFAULT_TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
 TILE_WITHOUT_TAIL = 256  # of other networks, which hold all their features at once: 1.6 GB by onnxruntime
@@ -37,13 +38,15 @@ class Upscaler:
     Args:
         student: its network may be moved to the GPU, if there is one.
         tile: LQ pixels per side that run at once, plus the receptive field radius; 0: whole images;
-            None: 512, of networks other than EDSR and RCAN 256. Images no larger run whole, and so do all images where
-            the network cannot run in tiles; RCAN then runs the part of it in tiles that can and needs the memory.
+            None: 512, of networks other than EDSR and RCAN 256. Rounded up to a multiple of the network's windows.
+            Images no larger run whole, and so do all images where the network cannot run in tiles; RCAN then runs the
+            part of it in tiles that can and needs the memory.
 
     Attributes:
         scale: upscaling factor.
         tile: 0: whole images.
         less_memory: what needs less memory, for messages after "accepted".
+        seams: of tiles that differ from the whole image, by how much, and what they cost, in a line; None: of others.
 
     Raises:
         UserError: the student is not of color images.
@@ -61,21 +64,47 @@ class Upscaler:
         if isinstance(student.net, OnnxNetwork):
             self._device = torch.device('cpu')  # it takes its input from there
         net = student.net.to(self._device)
-        self.tile = (DEFAULT_TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile
+        sizes = size_requirements(net, 3, self.scale)
+        self.tile = sizes.aligned((DEFAULT_TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile)
+        self.seams: str | None = None
         reach = description.reach
         if not isinstance(net, OnnxNetwork):
-            reach = receptive_field_radius_or_none(net, 3, self.scale, self.tile) if self.tile else None
+            reach = self._overlap(net, sizes) if self.tile else None
         self.less_memory = f'a --tile smaller than {self.tile}' if self.tile else 'no --tile 0'
         if reach is None and self.tile:
             self.tile = 0
             self.less_memory = f'another student (--tile does not help, {description.architecture} needs whole images)'
         self._reach = max(1, reach or 0)  # 1: alpha's neighbors
-        self._net = with_tail_in_tiles(net, self.scale) if has_tail(net) and tile != 0 else net
+        in_tiles = with_tail_in_tiles(net, self.scale) if has_tail(net) and tile != 0 else net
+        self._net = Padded(in_tiles, self.scale, sizes)
         # a GPU gains nothing from several at once, and each takes its memory
         self._turn = Lock() if self._device.type == 'cuda' else nullcontext()
         self._cancelled = False
         for module in self._net.modules():
             module.register_forward_pre_hook(lambda *_: self._check_cancelled())
+
+    def _overlap(self, net: nn.Module, sizes: SizeRequirements) -> int | None:
+        """Pixels of LQ around a tile; None: it cannot be run in tiles.
+
+        Of convolutions the receptive field radius, with which tiles are the whole image. Windows of attention reach
+        several times as far as their output notices, and take the time.
+        """
+        if sizes == SizeRequirements():
+            reach = receptive_field_radius_or_none(net, 3, self.scale, self.tile)
+            if reach is not None:
+                return reach
+        if has_tail(net):
+            return None  # it looks at the whole image, but not in the part that needs the memory
+        found = overlap_without_seams(net, 3, self.scale, sizes)
+        if found is None:
+            return None
+        overlap, difference = found
+        self.seams = (
+            f'{type(net).__name__} in tiles of {self.tile} pixels with {overlap} around each, '
+            f'{((self.tile + 2 * overlap) / self.tile) ** 2:.1f} times the arithmetic; on photographs they differ from '
+            f'the whole image by at most {255 * difference:.2g} of an 8-bit step'
+        )
+        return overlap
 
     def upscale(self, pixels: np.ndarray, show: Callable[[int, int], None]) -> np.ndarray:
         """Upscales an image at its own bit depth.

@@ -59,7 +59,7 @@ class SafeModel(BaseModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         self.best_metric_results: dict[str, dict[str, Any]] = {}
         super().__init__(opt)
-        self.reach = validated_receptive_field(self)
+        self.reach = validated_receptive_field(self, self.sizes)
         if self.is_train:
             folder = Path(self.opt['path']['experiments_root'], 'nonfinite')
             self.guard = NonFiniteGuard(self._networks(), **self.opt['train']['nonfinite'], folder=folder)

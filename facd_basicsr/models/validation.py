@@ -89,8 +89,12 @@ def validates_itself(model: BaseModel) -> bool:
     return any(getattr(type(model), name, None) is not getattr(SRModel, name) for name in methods)
 
 
-def validated_receptive_field(model: BaseModel) -> int:
+def validated_receptive_field(model: BaseModel, sizes: SizeRequirements) -> int:
     """The receptive field radius of a model's network beyond the tiles of ``val.tile``; 0 without tiles.
+
+    Args:
+        model: SRModel or a model that passes images as it does.
+        sizes: from :func:`validated_sizes`.
 
     Raises:
         UserError: the model, or its network, does not work in tiles.
@@ -102,7 +106,7 @@ def validated_receptive_field(model: BaseModel) -> int:
     if validates_itself(model) or not runs_as_basicsr(model):
         raise UserError(f'val.tile: {tile} for {opt["model_type"]} which has its own test(); accepted: no val.tile')
     net = model.get_bare_model(model.net_g)
-    return receptive_field_radius(net, input_channels(opt['network_g']), opt['scale'], tile)
+    return receptive_field_radius(net, input_channels(opt['network_g']), opt['scale'], tile, sizes)
 
 
 def validated_sizes(model: BaseModel) -> SizeRequirements:

@@ -27,6 +27,10 @@ class SizeRequirements:
     multiple_of: int = 1
     minimum: int = 1
 
+    def aligned(self, size: int) -> int:
+        """The least multiple of ``multiple_of`` that is no smaller."""
+        return -(-size // self.multiple_of) * self.multiple_of
+
     def pad(self, lq: Tensor) -> Tensor:
         """LQ padded at the bottom and right, by reflection as far as possible, then by its last row and column.
 
@@ -36,7 +40,7 @@ class SizeRequirements:
         Returns:
             (N, C, h', w') of the least size that the network takes; LQ itself if it is of such a size.
         """
-        pads = [-(-max(size, self.minimum) // self.multiple_of) * self.multiple_of - size for size in lq.shape[2:]]
+        pads = [self.aligned(max(size, self.minimum)) - size for size in lq.shape[2:]]
         if not any(pads):
             return lq
         bottom, right = (min(pad, size - 1) for pad, size in zip(pads, lq.shape[2:]))
@@ -89,11 +93,12 @@ def size_requirements(net: nn.Module, channels: int, scale: int) -> SizeRequirem
         requirements of a network that takes none of these, or of another scale.
     """
     with preserve_rng_state(), torch.no_grad():
-        for probe in (_Probe(on_meta(net), channels, scale, PROBED_ON_META), _Probe(net, channels, scale, PROBED)):
+        if any(True for _ in net.parameters()):  # others run files
+            probe = _Probe(on_meta(net), channels, scale, PROBED_ON_META)
             found = probe.requirements()
-            if found is not None or probe.has_run:
-                break
-    return found or SizeRequirements()
+            if probe.has_run:
+                return found or SizeRequirements()
+        return _Probe(net, channels, scale, PROBED).requirements() or SizeRequirements()
 
 
 def on_meta(net: nn.Module) -> nn.Module:

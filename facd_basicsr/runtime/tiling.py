@@ -1,4 +1,4 @@
-"""Large images in overlapping tiles: the overlap is the network's receptive field radius."""
+"""Large images in overlapping tiles: the overlap is the network's receptive field radius, or measured."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -9,10 +9,14 @@ from torch import Tensor, nn
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.runtime.execution import tf32_of
 from facd_basicsr.runtime.metrics import photograph_input
+from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements
 
 STRIP = 16  # pixels: across the direction of measurement
 LENGTHS = (64, 256, 1024)  # of the strips, each tried when the one before was too short
 TOLERANCE = 1e-4  # of a range of 1: rounding is less, a step of 8 bits 40 times as much
+OVERLAPS = (16, 32, 64)  # pixels, for networks that are not run with their receptive field
+SEAM = 0.5 / 255  # of a range of 1: a value that is rounded to 8 bits differs by one step at most
+HEIGHT, WIDTH = 64, 96  # pixels: of the image on which overlaps are tried, and of each of its two tiles
 
 
 def tiled(net: Callable[[Tensor], Tensor], lq: Tensor, scale: int, tile: int, reach: int) -> Tensor:
@@ -47,7 +51,13 @@ def _moved(part: slice, by: int) -> slice:
     return slice(part.start + by, part.stop + by)
 
 
-def receptive_field_radius(net: nn.Module, channels: int, scale: int, tile: int) -> int:
+def receptive_field_radius(
+    net: nn.Module,
+    channels: int,
+    scale: int,
+    tile: int,
+    sizes: SizeRequirements = SizeRequirements(),  # noqa: B008
+) -> int:
     """The radius of a network's receptive field in pixels of its input: the overlap of tiles without seams.
 
     Independent of its weights: a NaN in the input makes every output pixel that depends on it NaN.
@@ -57,56 +67,108 @@ def receptive_field_radius(net: nn.Module, channels: int, scale: int, tile: int)
         channels: of its input.
         scale: its upscaling factor.
         tile: what it will be run in; the radius is verified with such tiles.
+        sizes: that it takes, by which tiles are aligned: the radius is a multiple too.
 
     Raises:
-        UserError: its receptive field is the whole image or cannot be measured; or its output depends on
-            absolute position, as with windows of attention.
+        UserError: ``tile`` is not aligned; the receptive field is the whole image or cannot be measured; or the output
+            depends on absolute position, as with windows of attention that the network itself pads to.
     """
+    if tile != sizes.aligned(tile):
+        raise UserError(f'val.tile: {tile}; accepted with {type(net).__name__}: a multiple of {sizes.multiple_of}')
     training = net.training
-    net.eval()
+    padded = Padded(net, scale, sizes).eval()
     device = next(net.parameters()).device
     # not cuDNN: some of its algorithms mix further pixels, which then are NaN too; not TF32,
     # which rounds more than the tolerance
     with torch.no_grad(), tf32_of('fp32'), torch.backends.cudnn.flags(enabled=False):
         try:
-            reach = max(_reach(net, channels, scale, upright, device) for upright in (False, True))
+            reach = max(_reach(padded, channels, upright, device) for upright in (False, True))
+            reach = sizes.aligned(reach + sizes.multiple_of - 1)  # it depends on where in a window a pixel is
             for upright in (False, True):
                 lq = photograph_input('astronaut.png', channels, STRIP, tile + reach + STRIP)
                 lq = _turned(lq.to(device), upright)
-                if not torch.allclose(tiled(net, lq, scale, tile, reach), net(lq), rtol=TOLERANCE, atol=TOLERANCE):
+                found, whole = tiled(padded, lq, scale, tile, reach), padded(lq)
+                if not torch.allclose(found, whole, rtol=TOLERANCE, atol=TOLERANCE):
                     raise _refusal(net, 'has an output that depends on where a tile begins')
         except (RuntimeError, AssertionError) as error:
             raise _refusal(net, f'does not run on tiles of every size ({one_line(error)})') from error
-    net.train(training)
+        finally:
+            net.train(training)
     return reach
 
 
-def receptive_field_radius_or_none(net: nn.Module, channels: int, scale: int, tile: int) -> int | None:
+def receptive_field_radius_or_none(
+    net: nn.Module,
+    channels: int,
+    scale: int,
+    tile: int,
+    sizes: SizeRequirements = SizeRequirements(),  # noqa: B008
+) -> int | None:
     """As :func:`receptive_field_radius`; None of a network that cannot be run in tiles."""
     try:
-        return receptive_field_radius(net, channels, scale, tile)
+        return receptive_field_radius(net, channels, scale, tile, sizes)
     except UserError:
         return None
 
 
-def _reach(net: nn.Module, channels: int, scale: int, upright: bool, device: torch.device) -> int:
+def overlap_without_seams(
+    net: nn.Module, channels: int, scale: int, sizes: SizeRequirements
+) -> tuple[int, float] | None:
+    """An overlap with which the tiles of two photographs, side by side and one above the other, show no seam.
+
+    For networks whose receptive field is far larger than what their output notices, as with windows of attention.
+    Other than the receptive field radius it depends on the weights. Not for those whose receptive field is the whole
+    image: what they calculate of it, such as means, differs more in larger images than in these.
+
+    Args:
+        net: on its device, in eval mode.
+        channels: of its input.
+        scale: its upscaling factor.
+        sizes: that it takes.
+
+    Returns:
+        Pixels of LQ, and the largest difference from the whole images, of a range of 1; None: more than half a step of
+        8 bits with each of ``OVERLAPS``, or the receptive field is the whole image or cannot be measured.
+    """
+    padded, tile = Padded(net, scale, sizes), sizes.aligned(WIDTH)
+    device = next(net.parameters()).device
+    with torch.no_grad():
+        try:
+            for upright in (False, True):
+                _reach(padded, channels, upright, device)
+        except (UserError, RuntimeError, AssertionError):
+            return None
+        pairs = []
+        for name, upright in (('astronaut.png', False), ('chelsea.png', True)):
+            lq = _turned(photograph_input(name, channels, sizes.aligned(HEIGHT), 2 * tile).to(device), upright)
+            pairs.append((lq, padded(lq).clamp(0, 1)))
+        for overlap in map(sizes.aligned, OVERLAPS):
+            difference = max(
+                float((tiled(padded, lq, scale, tile, overlap).clamp(0, 1) - whole).abs().max()) for lq, whole in pairs
+            )
+            if difference <= SEAM:
+                return overlap, difference
+    return None
+
+
+def _reach(net: Padded, channels: int, upright: bool, device: torch.device) -> int:
     """The radius along the width or, ``upright``, the height."""
     for length in LENGTHS:
         lq = torch.full((1, channels, STRIP, length), 0.5, device=device)
         middle = length // 2
         lq[:, :, :, middle] = torch.nan
         output = _turned(net(_turned(lq, upright)), upright)
-        reached = output.isnan().any(dim=1).any(dim=1)[0].nonzero() // scale  # columns of lq
+        reached = output.isnan().any(dim=1).any(dim=1)[0].nonzero() // net.scale  # columns of lq
         if len(reached) and reached.min() > 0 and reached.max() < length - 1:
             return int((reached - middle).abs().max())
-    raise _refusal(net, _why(net, _turned(lq, upright)))
+    raise _refusal(net.net, _why(net, _turned(lq, upright)))
 
 
 def _refusal(net: nn.Module, reason: str) -> UserError:
     return UserError(f'val.tile: {type(net).__name__} {reason}; accepted for such a network: no val.tile')
 
 
-def _why(net: nn.Module, lq: Tensor) -> str:
+def _why(net: Padded, lq: Tensor) -> str:
     """Names the first module with a global receptive field."""
     culprits = []
 
@@ -115,11 +177,11 @@ def _why(net: nn.Module, lq: Tensor) -> str:
         if len(tensors) >= 2 and output is tensors[-1] and output.isnan().all() and not tensors[0].isnan().all():
             culprits.append(module)
 
-    hooks = [module.register_forward_hook(look) for module in net.modules()]
+    hooks = [module.register_forward_hook(look) for module in net.net.modules()]
     net(lq)
     for hook in hooks:
         hook.remove()
-    names = {module: name for name, module in net.named_modules() if name}
+    names = {module: name for name, module in net.net.named_modules() if name}
     where = [f' in {names[module]} ({type(module).__name__})' for module in culprits if module in names]
     return f'looks at the whole image, or farther than {LENGTHS[-1] // 2} pixels{(where or [""])[0]}'
 

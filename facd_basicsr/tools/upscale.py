@@ -75,7 +75,12 @@ def command(
     pending = pairs if overwrite or record is None else record.unfinished(pairs)
     if record is None and pairs[0].target.exists() and not overwrite:
         raise UserError(f'--out: {pairs[0].target} exists; accepted: a new file, or --overwrite')
-    skipped = upscale_images(Upscaler(found, tile), pending, jobs, record) if pending else 0
+    skipped = 0
+    if pending:
+        upscaler = Upscaler(found, tile)
+        if upscaler.seams is not None:
+            click.echo(upscaler.seams)
+        skipped = upscale_images(upscaler, pending, jobs, record)
     upscaled, existing = len(pending) - skipped, len(pairs) - len(pending)
     click.echo(f'{out}: {upscaled} upscaled, {existing} up to date, {skipped} skipped')
     sys.exit(EXIT_SKIPPED if skipped else 0)

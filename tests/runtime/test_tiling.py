@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.runtime.tiling import receptive_field_radius, receptive_field_radius_or_none, tiled
+from facd_basicsr.runtime.size_requirements import SizeRequirements, size_requirements
+from facd_basicsr.runtime.tiling import (
+    overlap_without_seams,
+    receptive_field_radius,
+    receptive_field_radius_or_none,
+    tiled,
+)
 
 RCAN = {'type': 'RCANStudent', 'num_feat': 4, 'num_group': 1, 'num_block': 1, 'squeeze_factor': 2, 'upscale': 2}
 
@@ -128,6 +134,54 @@ def test_a_network_that_does_not_take_tiles_of_every_size_is_refused(net):
     message = rf'val.tile: {type(net).__name__} does not run on tiles of every size \(.*\); accepted .* no val'
     with pytest.raises(UserError, match=message):
         receptive_field_radius(net, 3, 1, 16)
+
+
+RRDBNET = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 1, 'num_grow_ch': 2}
+SWINIR = {'type': 'SwinIR', 'embed_dim': 4, 'depths': [2], 'num_heads': [2], 'window_size': 4, 'upscale': 2}
+
+
+@pytest.mark.parametrize('network', [RRDBNET | {'scale': 2}, SWINIR | {'upsampler': 'pixelshuffledirect'}])
+def test_tiles_aligned_with_windows_join_to_the_whole_image(network):
+    torch.manual_seed(0)
+    net = build_network(network).eval()
+    sizes = size_requirements(net, 3, 2)
+    reach = receptive_field_radius(net, 3, 2, 16, sizes)
+    assert sizes.multiple_of > 1 and reach % sizes.multiple_of == 0
+    lq = torch.rand(1, 3, 12 * sizes.multiple_of, 20 * sizes.multiple_of)
+    with torch.no_grad():
+        assert torch.allclose(tiled(net, lq, 2, 16, reach), net(lq), atol=2e-6)
+
+
+def test_tiles_that_are_not_aligned_with_windows_are_refused():
+    net = build_network(SWINIR | {'upsampler': 'pixelshuffledirect'})
+    with pytest.raises(UserError, match=r'^val.tile: 18; accepted with SwinIR: a multiple of 4$'):
+        receptive_field_radius(net, 3, 2, 18, size_requirements(net, 3, 2))
+
+
+def echo(strength: float, distance: int) -> nn.Module:
+    """An image less ``strength`` of itself moved by ``distance`` pixels to the right, and again of it moved down."""
+    conv = nn.Conv2d(3, 3, 2 * distance + 1, padding=distance, groups=3, bias=False)
+    nn.init.zeros_(conv.weight)
+    conv.weight.data[:, :, distance, distance] = 1
+    conv.weight.data[:, :, distance, 0] = conv.weight.data[:, :, 0, distance] = -strength
+    return conv
+
+
+@pytest.mark.parametrize(
+    ('strength', 'distance', 'expected'),
+    [(0.0, 20, 16), (0.001, 20, 16), (0.1, 20, 32), (0.1, 40, 64), (0.1, 70, None)],
+)
+def test_an_overlap_leaves_out_what_is_less_than_half_a_step_of_8_bits(strength, distance, expected):
+    found = overlap_without_seams(echo(strength, distance), 3, 1, SizeRequirements())
+    assert (found and found[0]) == expected
+    if strength == 0.001:
+        assert 0 < found[1] <= 0.001  # the largest value of an image, times the strength
+    elif found:
+        assert found[1] < 1e-6
+
+
+def test_no_overlap_is_enough_for_a_network_that_looks_at_the_whole_image():
+    assert overlap_without_seams(build_network(RCAN).eval(), 3, 2, SizeRequirements()) is None
 
 
 class ExplodesOnNoise(nn.Module):
