@@ -346,7 +346,7 @@ def _write_verified(student: Student, format: Format, file: Path, examples: Sequ
     held, found = format.form(student), {}
     with reraise(ValueError, lambda error: UserError(f'it would {error}; accepted: {format.instead}')):
         if held.net is not student.net:
-            cause = 'its blocks do not fuse to what they are'
+            cause = 're-parameterized it is another network'
             found[REPARAMETERIZED] = _difference(held.net, examples, FUSED_ROUNDING, cause)
         file.write_bytes(format.content(held))
         for name, net in _loaded(file, held, format).items():

@@ -12,6 +12,7 @@ from conftest import STUDENT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from training_steps import trained
 
 from facd_basicsr.archs.reparameterization import (
     as_compact,
@@ -156,18 +157,6 @@ def ecbsr(channels: int = 3, out: int = 3, act_type: str = 'prelu', with_idt: bo
 
 
 NETWORKS = {'ECB': (ecbsr, 4), 'Conv3XC': (span, 20)}
-
-
-def trained(net: nn.Module, channels: int = 3) -> nn.Module:
-    """After a few large steps on photographs, from which nothing is at its initial value."""
-    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=1e-2)
-    lq = torch.cat([photograph_input(name, channels, 24, 32) for name in ('astronaut.png', 'chelsea.png')])
-    for _ in range(5):
-        optimizer.zero_grad()
-        sr = net.train()(lq)
-        (sr - nn.functional.interpolate(lq, size=sr.shape[2:])).abs().mean().backward()
-        optimizer.step()
-    return net
 
 
 @pytest.mark.parametrize('kind', NETWORKS)
