@@ -86,11 +86,10 @@ def test_weights_are_those_of_the_network_as_it_is_trained(exported):
     assert torch.equal(read.net(lq), own.net(lq)) and fused_blocks(read.net) == fused_blocks(own.net)
 
 
+@pytest.mark.parametrize('exported', ['SPAN'], indirect=True)
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_spans_weights_open_in_spandrel_with_its_fused_convolutions_up_to_date(exported, suffix):
     name, folder, _ = exported
-    if name != 'SPAN':
-        pytest.skip('of SPAN')
     import spandrel
 
     opened = spandrel.ModelLoader('cpu').load_from_file(str(folder / f'student{suffix}'))
@@ -105,11 +104,10 @@ def test_spans_weights_open_in_spandrel_with_its_fused_convolutions_up_to_date(e
         assert difference(opened.model(lq), own(lq)) <= LARGEST
 
 
+@pytest.mark.parametrize('exported', ['ECBSR'], indirect=True)
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_a_fused_ecbsr_is_a_file_of_srvggnetcompact_for_facd_basicsr_and_spandrel(exported, suffix):
     name, folder, found = exported
-    if name != 'ECBSR':
-        pytest.skip('of ECBSR')
     lq, own = photograph_input('astronaut.png', 3, 20, 31), student_of(name)
     expected = own.net(lq)
     path = folder / f'student_fused{suffix}'
