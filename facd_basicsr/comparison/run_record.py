@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facd_basicsr.archs.reparameterization import reparameterized
 from facd_basicsr.comparison.plan import Comparison, Run
 from facd_basicsr.environment import machine, versions
-from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latencies_ms, parameters
+from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latencies_ms
 from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
 from facd_basicsr.evaluation.tables import evaluate, means
@@ -123,7 +124,7 @@ def latencies(comparison: Comparison) -> dict[str, float]:
         if run.method not in seen and checkpoint_of(run).is_file():
             seen.add(run.method)
             methods.append(student_of(run))
-    nets = {method.name: (method.padded, _lq_of_output(method)) for method in methods}
+    nets = {method.name: (reparameterized(method.padded), _lq_of_output(method)) for method in methods}
     return {name: round(statistics.median(times), 2) for name, times in latencies_ms(nets, TURNS).items()}
 
 
@@ -133,7 +134,8 @@ def _lq_of_output(method: Method) -> Tensor:
 
 
 def _size(method: Method) -> dict[str, Any]:
-    return {'parameters': parameters(method.network), 'flops': flops(method.padded, method.scale)}
+    """As it is deployed: re-parameterized."""
+    return {'parameters': method.parameters, 'flops': flops(reparameterized(method.padded), method.scale)}
 
 
 def _scores(comparison: Comparison, methods: Sequence[Method], name: str) -> dict[str, Any]:

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from facd_basicsr.archs import input_channels
+from facd_basicsr.archs.reparameterization import as_compact, reparameterized
 from facd_basicsr.deploy.student import INSTALL, METADATA, Description, Student, read_student
 from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.files.atomic import atomic_paths, make_folder_of
+from facd_basicsr.options.signatures import signature_keys
 from facd_basicsr.runtime.metrics import photograph_input
 from facd_basicsr.runtime.tiling import receptive_field_radius_or_none
 
@@ -36,6 +38,8 @@ ROUNDING = 0.01 * STEP  # thirty times the measured difference of float32 graphs
 # Float16's. Measured: 0.1 to 0.44, EDSR 256 x 32 and features up to 18,000 included, for it grows with how much of them
 # cancels and not with their size. Where the largest is 4, the root mean square is 0.7: 0.05 dB of a PSNR of 32.
 HALF_ROUNDING = 4 * STEP
+FUSED_ROUNDING = 1e-5  # of re-parameterization; measured: 1e-7 to 1e-6
+REPARAMETERIZED = 're-parameterized'  # beside what runs a file: the network that it holds
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Format:
         instead: what a user can do if the network does not support it.
         cause: why its output may differ from the student's.
         tolerance: the largest difference accepted, of the range of the student's output.
+        form: the student in the form that the file holds: as it is trained, or re-parameterized.
     """
 
     suffix: str
@@ -59,9 +64,30 @@ class Format:
     instead: str
     cause: str
     tolerance: float = ROUNDING
+    form: Callable[[Student], Student] = lambda student: student
+
+
+def _fused(student: Student) -> Student:
+    """Re-parameterized; the student itself, if it has nothing to fuse."""
+    return dataclasses.replace(student, net=reparameterized(student.net))
+
+
+def _stock(student: Student) -> Student:
+    """Re-parameterized, in a class that BasicSR and spandrel have, of which a file can hold the weights.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    compact = as_compact(student.net)
+    if compact is None:
+        raise UserError(f'network_g: {student.description.architecture}; accepted: an ECBSR that is a SRVGGNetCompact')
+    arguments = {key: getattr(compact, key) for key in signature_keys(type(compact))}
+    description = dataclasses.replace(student.description, architecture=type(compact).__name__, arguments=arguments)
+    return Student(compact, description)
 
 
 def _state_dict(student: Student) -> dict[str, Tensor]:
+    """SPAN's ``eval_conv`` are up to date: its blocks fuse whenever they run, and it has run on photographs."""
     return {
         key: value.detach().clone(memory_format=torch.contiguous_format)
         for key, value in student.net.state_dict().items()
@@ -206,8 +232,20 @@ BASIC = (
     Format('.pth', _pth, WEIGHTS, "BasicSR's checkpoint, loaded strictly, weights equal", STEADY, WEIGHTS_ALONE),
     Format('.safetensors', _safetensors, WEIGHTS, 'loaded strictly, weights equal', STEADY, WEIGHTS_ALONE),
 )
+FUSED_WEIGHTS = tuple(  # of a student for which as_compact() finds one
+    Format(
+        f'_fused{format.suffix}',
+        format.content,
+        WEIGHTS,
+        "a SRVGGNetCompact's weights, loaded strictly",
+        STEADY,
+        WEIGHTS_ALONE,
+        form=_stock,
+    )
+    for format in BASIC
+)
 FIXED = 'a graph does not decide by the size, as the network may'
-ONNX = Format('.onnx', partial(onnx_bytes, half=False), GRAPH, f'ONNX, opset {OPSET}', '--no-onnx', FIXED)
+ONNX = Format('.onnx', partial(onnx_bytes, half=False), GRAPH, f'ONNX, opset {OPSET}', '--no-onnx', FIXED, form=_fused)
 ONNX_FP16 = Format(
     '_fp16.onnx',
     partial(onnx_bytes, half=True),
@@ -216,8 +254,9 @@ ONNX_FP16 = Format(
     '--no-fp16',
     'float16 has three digits, too few for its features',
     HALF_ROUNDING,
+    _fused,
 )
-TORCH_EXPORT = Format('.pt2', program_bytes, PROGRAM, "torch.export's program", 'no --torch-export', FIXED)
+TORCH_EXPORT = Format('.pt2', program_bytes, PROGRAM, "torch.export's program", 'no --torch-export', FIXED, form=_fused)
 EXPORT_FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)
 
 
@@ -279,7 +318,7 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> dict[Path
 
     Returns:
         For each file {what ran it: the largest difference between its output and the student's, of the range of the
-        student's}; of one that was left out, the reason.
+        student's}, with ``REPARAMETERIZED`` where the file holds that network; of one that was left out, the reason.
 
     Raises:
         UserError: as of :func:`paths_of`; or the student has no output for photographs.
@@ -304,13 +343,15 @@ def _write_verified(student: Student, format: Format, file: Path, examples: Sequ
     Raises:
         UserError: the format does not support the network, or the file does not hold the student.
     """
-    file.write_bytes(format.content(student))
-    try:
-        return {name: _difference(net, examples, format) for name, net in _loaded(file, student, format).items()}
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f'it would {error}; accepted: {format.instead}') from error
+    held, found = format.form(student), {}
+    with reraise(ValueError, lambda error: UserError(f'it would {error}; accepted: {format.instead}')):
+        if held.net is not student.net:
+            cause = 're-parameterized it is another network'
+            found[REPARAMETERIZED] = _difference(held.net, examples, FUSED_ROUNDING, cause)
+        file.write_bytes(format.content(held))
+        for name, net in _loaded(file, held, format).items():
+            found[name] = _difference(net, examples, format.tolerance, format.cause)
+    return found
 
 
 @contextlib.contextmanager
@@ -359,7 +400,7 @@ def _loaded(file: Path, student: Student, format: Format) -> dict[str, nn.Module
     return {format.runner: net}
 
 
-def _difference(net: nn.Module, examples: Sequence[Example], format: Format) -> float:
+def _difference(net: nn.Module, examples: Sequence[Example], tolerance: float, cause: str) -> float:
     """The largest difference to the student's output, of the range of that.
 
     Raises:
@@ -376,12 +417,12 @@ def _difference(net: nn.Module, examples: Sequence[Example], format: Format) -> 
         if sr.shape != example.sr.shape:
             raise ValueError(f'make {tuple(sr.shape)} instead of {tuple(example.sr.shape)} of {size}')
         if not sr.isfinite().all():
-            raise ValueError(f'make numbers that are not finite of {size}: {format.cause}')
+            raise ValueError(f'make numbers that are not finite of {size}: {cause}')
         difference = float((sr - example.sr).abs().max()) / unit
-        if difference > format.tolerance:
+        if difference > tolerance:
             raise ValueError(
                 f'differ by {difference / STEP:.2g} of an 8-bit step, more than rounding '
-                f'({format.tolerance / STEP:.2g}), on {size}: {format.cause}'
+                f'({tolerance / STEP:.2g}), on {size}: {cause}'
             )
         largest = max(largest, difference)
     return largest

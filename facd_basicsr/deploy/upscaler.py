@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
 from facd_basicsr.archs import input_channels
+from facd_basicsr.archs.reparameterization import reparameterized
 from facd_basicsr.archs.tail_in_tiles import has_tail, with_tail_in_tiles
 from facd_basicsr.deploy.student import OnnxNetwork, Student
 from facd_basicsr.environment import available_memory
@@ -36,7 +37,7 @@ class Upscaler:
     """Runs a student on images as files have them. Of several threads each may run one.
 
     Args:
-        student: its network may be moved to the GPU, if there is one.
+        student: its network, which is re-parameterized, may be moved to the GPU, if there is one.
         tile: LQ pixels per side that run at once, plus the receptive field radius; 0: whole images;
             None: 512, of networks other than EDSR and RCAN 256. Rounded up to a multiple of the network's windows.
             Images no larger run whole, and so do all images where the network cannot run in tiles; RCAN then runs the
@@ -63,7 +64,7 @@ class Upscaler:
         self._device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         if isinstance(student.net, OnnxNetwork):
             self._device = torch.device('cpu')  # it takes its input from there
-        net = student.net.to(self._device)
+        net = reparameterized(student.net).to(self._device)
         sizes = size_requirements(net, 3, self.scale)
         self.tile = sizes.aligned((DEFAULT_TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile)
         self.seams: str | None = None

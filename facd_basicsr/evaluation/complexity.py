@@ -13,15 +13,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from facd_basicsr.archs.reparameterization import fused_blocks, reparameterized, with_training_branches
 from facd_basicsr.runtime.size_requirements import on_meta
 
 OUTPUT_SIZE = (720, 1280)  # the size for which efficient super-resolution papers state their cost
+FUSED = ', fused'  # after the name of a network that is re-parameterized
 LQ_SIZE = (256, 256)  # the size of LQ for which NTIRE's challenges on efficient super-resolution state it
 
 
 def parameters(net: nn.Module) -> int:
     """Number of parameters."""
     return sum(p.numel() for p in net.parameters())
+
+
+def as_trained_and_fused(name: str, net: nn.Module) -> dict[str, nn.Module]:
+    """A network by its name and, of one that fuses for inference, both: as it is trained, and re-parameterized."""
+    if not fused_blocks(net):
+        return {name: net}
+    return {name: with_training_branches(net), name + FUSED: reparameterized(net)}
 
 
 def flops(

@@ -1,5 +1,6 @@
 """Costs of the networks of an option file, at the two sizes of efficient super-resolution papers."""
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -15,9 +16,11 @@ from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.environment import machine, versions
 from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.evaluation.complexity import (
+    FUSED,
     LQ_SIZE,
     OUTPUT_SIZE,
     architecture,
+    as_trained_and_fused,
     flops,
     footprint,
     latencies_ms,
@@ -104,7 +107,10 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
 
 
 def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
-    """The teacher, where there is one, and the student. Costs do not depend on weights, so these are random."""
+    """The teacher, where there is one, and the student, each that fuses in both forms.
+
+    Costs do not depend on weights, so these are random.
+    """
     blocks = {'teacher': opt.get('teacher', {}).get('network'), 'student': opt['network_g']}
     networks = {name: _network(block, opt['scale']) for name, block in blocks.items() if block}
     if 'teacher' in opt and 'teacher' not in networks:
@@ -112,7 +118,11 @@ def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
         networks = {'teacher': Network(Padded(teacher.net, opt['scale'], teacher.sizes)), **networks}
     for network in networks.values():
         network.net.eval().to(device)
-    return networks
+    return {
+        form: dataclasses.replace(network, net=Padded(net, opt['scale'], network.net.sizes))
+        for name, network in networks.items()
+        for form, net in as_trained_and_fused(name, network.net.net).items()
+    }
 
 
 def _network(block: dict[str, Any], scale: int) -> Network:
@@ -146,6 +156,11 @@ def _reraise(name: str, network: Network, size: tuple[int, int]) -> AbstractCont
     )
 
 
+def _deployed(name: str, networks: dict[str, Any]) -> str:
+    """The name of its form that is deployed."""
+    return name + FUSED if name + FUSED in networks else name
+
+
 def words_of(size: Sequence[int]) -> str:
     """A size (height, width) as ``WIDTHxHEIGHT``."""
     height, width = size
@@ -172,6 +187,11 @@ NOTES = {
     'Networks of one architecture are measured once.',
 }
 
+FUSED_NOTE = (
+    'fused: re-parameterized, as facd export writes it and facd upscale runs it; the row above: as it is trained, with '
+    'all its branches.'
+)
+
 
 def cost_tables(result: dict[str, Any], table: Callable[[Sequence[str], Sequence[Sequence[str]]], str]) -> str:
     """The tables and what their columns mean, as text.
@@ -194,11 +214,15 @@ def cost_tables(result: dict[str, Any], table: Callable[[Sequence[str], Sequence
             for name, found in networks.items()
         ]
         if 'teacher' in networks:
-            teacher, student = networks['teacher'], networks['student']
-            ratios = [f'{teacher[key] / student[key]:.2f}' if key != 'runs' else '' for key in columns]
-            rows.append(['teacher / student', '', *ratios])
+            teacher, student = (_deployed(name, networks) for name in ('teacher', 'student'))
+            ratios = [
+                f'{networks[teacher][key] / networks[student][key]:.2f}' if key != 'runs' else '' for key in columns
+            ]
+            rows.append([f'{teacher} / {student}', '', *ratios])
         title = f'{words_of(setting["input"])} -> {words_of(setting["output"])}'
         header = [title, 'network', *(column for column, _, _ in columns.values())]
         parts.append(table(header, rows))
     notes = [note for key, note in NOTES.items() if key in columns]
+    if any(name.endswith(FUSED) for name in result['settings'][0]['networks']):
+        notes.append(FUSED_NOTE)
     return '\n\n'.join([*parts, '\n'.join(notes)])

@@ -14,6 +14,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from facd_basicsr.archs import input_channels
+from facd_basicsr.archs.reparameterization import reparameterized
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import Teacher, build_teacher, local_weights
 from facd_basicsr.errors import UserError, locating
@@ -76,6 +77,11 @@ class Method:
         return Padded(self.bare, self.scale, sizes)
 
     @property
+    def parameters(self) -> int:
+        """The network's, as it is deployed: re-parameterized."""
+        return parameters(reparameterized(self.bare))
+
+    @property
     def device(self) -> torch.device:
         """Where the network is; the CPU for bicubic."""
         return torch.device('cpu') if self.net is None else next(self.net.parameters()).device
@@ -114,7 +120,7 @@ class Method:
             return {'name': self.name}
         return {
             'name': self.name,
-            'parameters': parameters(self.net),
+            'parameters': self.parameters,
             'option_file': self.option_file,
             'checkpoint': self.checkpoint,
             'sha256': sha256_of(Path(self.checkpoint)),

@@ -12,7 +12,6 @@ import numpy as np
 from torch import Tensor
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.feature_psnr import feature_scores
 from facd_basicsr.evaluation.methods import TEACHER, Method
 from facd_basicsr.evaluation.test_sets import ImagePair, LqImage
@@ -219,7 +218,7 @@ def quality_table(methods: Sequence[Method], mean: Means) -> Table:
         for metric in QUALITY
         if metric in values
     ]
-    counts = [NONE if method.net is None else f'{parameters(method.net):,}' for method in methods]
+    counts = [NONE if method.net is None else f'{method.parameters:,}' for method in methods]
     table = _table(methods, mean, columns)
     return Table(
         [*table.header[:1], 'parameters', *table.header[1:]],

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from facd_basicsr.environment import versions
-from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.evaluation.tables import duration, is_student
 from facd_basicsr.files.download import sha256_of
@@ -125,7 +124,7 @@ def status(run: RunFolder) -> str:
 def key_figures(run: RunFolder, results: Results) -> list[tuple[str, str, str]]:
     """The first validation set's PSNR-Y, the networks' sizes, and what training took: title, value, what to compare it
     with."""
-    sizes = {method.name: parameters(method.net) for method in results.methods if method.net is not None}
+    sizes = {method.name: method.parameters for method in results.methods if method.net is not None}
     found = []
     for student in (method.name for method in results.methods if is_student(method)):
         for name, mean in list(results.mean.get(student, {}).items())[:1]:

@@ -23,7 +23,7 @@ from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.engine.loop import Training
 from facd_basicsr.environment import versions
 from facd_basicsr.errors import UserError, one_line
-from facd_basicsr.evaluation.complexity import flops, parameters, saved_activations
+from facd_basicsr.evaluation.complexity import as_trained_and_fused, flops, parameters, saved_activations
 from facd_basicsr.evaluation.tables import duration, text_table
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.models import FACDModel
@@ -151,7 +151,9 @@ def _networks(model: Any, opt: dict[str, Any]) -> str:
         nets['teacher'] = Padded(model.teacher.net, opt['scale'], model.teacher.sizes)
     num_in_ch = input_channels(opt['network_g'])
     rows = [
-        [name, type(net.net).__name__, f'{parameters(net):,}', _flops(net, num_in_ch)] for name, net in nets.items()
+        [form, type(net).__name__, f'{parameters(net):,}', _flops(Padded(net, own.scale, own.sizes), num_in_ch)]
+        for name, own in nets.items()
+        for form, net in as_trained_and_fused(name, own.net).items()
     ]
     return text_table(['', 'network', 'parameters', 'FLOPs of a 1280x720 output'], rows)
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import click
 
+from facd_basicsr.archs.reparameterization import as_compact, fused_blocks, reparameterized
 from facd_basicsr.cli import EXIT_SKIPPED, QuietCommand
 from facd_basicsr.deploy.export_formats import (
     BASIC,
+    FUSED_WEIGHTS,
     ONNX,
     ONNX_FP16,
+    REPARAMETERIZED,
     STEP,
     TORCH_EXPORT,
     export,
@@ -55,6 +58,10 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
     says why, and the exit code is then 3. FILE is not needed for a CHECKPOINT in experiments/NAME/models or one written
     by facd export. docs/deploy.md says how to use each format.
 
+    A student whose blocks fuse for inference, as ECBSR's and SPAN's, is re-parameterized in ONNX and .pt2, and is as it
+    was trained in .pth and .safetensors; ECBSR is also written as the SRVGGNetCompact that it then is, to
+    STEM_fused.pth and STEM_fused.safetensors.
+
     \b
     Example:
       facd export experiments/FACD_EDSR_x4/models/net_g_latest.pth --opt options/train/FACD_EDSR_x4.yml -o student
@@ -74,16 +81,25 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         f'{description.architecture} x{description.scale}: {parameters(student.net):,} parameters; '
         f'receptive field: {radius}; PSNR-Y in validation: {psnr}'
     )
+    if as_compact(student.net) is not None:
+        formats += FUSED_WEIGHTS
     found = export(student, stem, formats)
+    fused = [result for result in found.values() if isinstance(result, dict) and REPARAMETERIZED in result]
+    if fused:
+        blocks = ', '.join(f'{number} {name}' for name, number in fused_blocks(student.net).items())
+        click.echo(
+            f'{REPARAMETERIZED}: {blocks}, one convolution each; {parameters(reparameterized(student.net)):,} '
+            f'parameters; largest difference: {_steps(fused[0][REPARAMETERIZED])}'
+        )
     for (path, result), format in zip(found.items(), formats):
         if isinstance(result, UserError):
             click.echo(f'error: {path}: not written: {result}', err=True)
             continue
         differences = ', '.join(
-            f'{difference / STEP:.2g} of an 8-bit step ({name})' if difference else f'none ({name})'
-            for name, difference in result.items()
+            f'{_steps(difference)} ({name})' for name, difference in result.items() if name != REPARAMETERIZED
         )
-        click.echo(f'{path}: {path.stat().st_size / 1e6:.2f} MB; {format.holds}; largest difference: {differences}')
+        holds = f'{REPARAMETERIZED}, {format.holds}' if REPARAMETERIZED in result else format.holds
+        click.echo(f'{path}: {path.stat().st_size / 1e6:.2f} MB; {holds}; largest difference: {differences}')
     written = [path for path, result in found.items() if not isinstance(result, UserError)]
     readable = [path for path in written if path.suffix in STUDENT_SUFFIXES]
     if readable:
@@ -91,3 +107,7 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         click.echo(f'facd upscale IN -o OUT --student {shlex.quote(str(use))}')
     if len(written) < len(found):
         sys.exit(EXIT_SKIPPED if written else 2)
+
+
+def _steps(difference: float) -> str:
+    return f'{difference / STEP:.2g} of an 8-bit step' if difference else 'none'

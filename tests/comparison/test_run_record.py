@@ -1,6 +1,9 @@
 import math
 
-from facd_basicsr.comparison.run_record import KEPT_POINTS, curves
+from basicsr.archs.ecbsr_arch import ECBSR
+
+from facd_basicsr.comparison.run_record import KEPT_POINTS, _size, curves
+from facd_basicsr.evaluation.methods import Method
 from facd_basicsr.runs.run_folder import Metrics
 
 
@@ -16,3 +19,9 @@ def test_long_curves_are_averaged_to_a_hundred_points():
 
 def test_a_point_that_is_not_finite_is_null():
     assert curves(Metrics({'alpha': {1: math.nan, 2: 1.0}}))['alpha'] == [[1.0, None], [2.0, 1.0]]
+
+
+def test_a_student_that_fuses_is_stated_by_what_is_deployed():
+    method = Method('mine', 2, ECBSR(3, 3, num_block=1, num_channel=8, with_idt=False, act_type='relu', scale=2))
+    weights = 9 * (3 * 8 + 8 * 8 + 8 * 12)
+    assert _size(method) == {'parameters': weights + 8 + 8 + 12, 'flops': 2 * weights * 360 * 640}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from facd_basicsr.archs import tail_in_tiles
+from facd_basicsr.archs.reparameterization import fused_blocks
 from facd_basicsr.archs.tail_in_tiles import InTiles, with_tail_in_tiles
 from facd_basicsr.deploy.student import Description, Student, describe_network
 from facd_basicsr.deploy.upscaler import CancelledError, Upscaler
@@ -271,3 +272,17 @@ def test_a_network_of_one_channel_is_refused():
     gray = student({'type': 'EDSR', 'num_in_ch': 1, 'num_out_ch': 1, 'num_feat': 4, 'num_block': 1, 'upscale': 2})
     with pytest.raises(UserError, match=r'--student: num_in_ch: 1; accepted: a network of color images, 3'):
         Upscaler(gray)
+
+
+def test_a_student_that_fuses_runs_fused_and_stays_as_it_is():
+    block = {
+        'type': 'ECBSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_block': 1, 'num_channel': 8, 'with_idt': False,
+        'act_type': 'prelu', 'scale': 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    found = Student(build_network(block).eval().requires_grad_(False), describe_network(block, 2))
+    upscaler, pixels = Upscaler(found, 16), noise(20, 40, 3)
+    assert fused_blocks(found.net) == {'ECB': 3} and not fused_blocks(upscaler._net)
+    with torch.inference_mode():
+        level = found.net(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)[0].permute(1, 2, 0).clamp(0, 1) * 255
+    assert np.abs(upscaler.upscale(pixels, unseen) - level.numpy()).max() < 0.51

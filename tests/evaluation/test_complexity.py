@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from facd_basicsr.archs.student_arch import EDSRStudent
 from facd_basicsr.evaluation.complexity import (
     architecture,
+    as_trained_and_fused,
     flops,
     footprint,
     latencies_ms,
@@ -48,6 +49,27 @@ def test_ntire_s_baseline_costs_what_is_published_and_what_is_worked_by_hand():
     # The peak is at the second pixel shuffle: its input and output, what the first gave, conv_first's output.
     features = hr * 64 + hr * 64 + mid * 64 + lr * 64
     assert memory == 4 * (parameters(net) + 3 * lr + features)
+
+
+def test_span_costs_fused_what_ntire_published():
+    """SPAN of 28 features in NTIRE 2024's table of efficient super-resolution, x4: 0.151 M parameters, 9.83 G FLOPs."""
+    pytest.importorskip('spandrel')
+    from spandrel.architectures.SPAN import SPAN
+
+    net = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=28, upscale=4).eval()
+    forms = as_trained_and_fused('span', net)
+    f, lr = 28, 256**2
+    weights = 9 * (3 * f + 19 * f * f + f * 48) + 4 * f * f  # conv_1, blocks and conv_2, upsampler; conv_cat
+    assert parameters(forms['span, fused']) == weights + 21 * f + 48 == 150_688
+    assert flops(forms['span, fused'], 4, (1024, 1024)) == 2 * lr * weights
+    assert lr * weights / 1e9 == pytest.approx(9.83, abs=0.005)
+    # the branches: sk, and 1x1, 3x3 and 1x1 of twice the width, of which the first runs on a border of 1 as well
+    branches = sum(
+        lr * (i * o + 9 * 2 * i * 2 * o + 2 * o * o) + (256 + 2) ** 2 * i * 2 * i for i, o in [(3, f), *[(f, f)] * 19]
+    )
+    assert flops(forms['span'], 4, (1024, 1024)) == 2 * (branches + lr * (4 * f * f + 9 * f * 48))
+    assert parameters(forms['span']) == parameters(net)
+    assert as_trained_and_fused('net', nn.Conv2d(3, 3, 1)).keys() == {'net'}
 
 
 class Steps(nn.Module):

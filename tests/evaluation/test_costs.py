@@ -1,7 +1,10 @@
 """Costs of an option file's networks, beside what is worked out by hand."""
 
+import re
+
 import pytest
 import torch
+from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import TEACHER, changed, write_yml
 from torch import nn
@@ -9,7 +12,8 @@ from torch import nn
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation import costs as module
 from facd_basicsr.evaluation.complexity import parameters
-from facd_basicsr.evaluation.costs import costs
+from facd_basicsr.evaluation.costs import cost_tables, costs
+from facd_basicsr.evaluation.tables import text_table
 
 
 @pytest.fixture
@@ -27,6 +31,35 @@ def test_a_test_file_has_the_student_alone_and_latencies_are_measured(test_opt, 
         assert setting['networks']['student']['runs'] == 2
         assert setting['networks']['student']['latency_ms'] >= 0
     assert result['settings'][0]['output'] == [16, 20]
+
+
+ECBSR = {
+    'type': 'ECBSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_block': 1, 'num_channel': 8, 'with_idt': False,
+    'act_type': 'prelu', 'scale': 2,
+}  # fmt: skip
+
+
+def test_a_student_that_fuses_is_stated_as_it_is_trained_and_fused(train_opt, small, tmp_path):
+    opt = changed(changed(train_opt, 'network_g', ECBSR), 'taps', [{'student': 'backbone.1', 'teacher': 'body.1'}])
+    opt['train']['distill_opt']['layer_weights'] = [1]
+    result = costs(str(write_yml(opt, tmp_path / 'opt.yml')), [], repeats=1)
+    networks = result['settings'][0]['networks']
+    assert list(networks) == ['teacher', 'student', 'student, fused']
+    # three blocks, 3 -> 8 -> 8 -> 12, of a 3x3 convolution, and the first two with a PReLU
+    weights = 9 * (3 * 8 + 8 * 8 + 8 * 12)
+    assert networks['student, fused']['parameters'] == weights + (8 + 8 + 12) + (8 + 8)
+    assert networks['student, fused']['multiply_adds'] == 80 * weights
+    assert networks['student, fused']['activations'] == 80 * (8 + 8 + 12)
+    # besides, as trained: 1x1 to twice the width, then 3x3; and three times 1x1, then 3x3 of each channel alone
+    blocks = [(3, 8), (8, 8), (8, 12)]
+    branches = sum(i * 2 * o + 9 * 2 * o * o + 3 * (i * o + 9 * o) for i, o in blocks)
+    assert networks['student']['multiply_adds'] == 80 * (weights + branches)
+    assert networks['student']['activations'] == 80 * sum(o + 2 * o + o + 3 * 2 * o for _, o in blocks)
+    assert networks['student']['parameters'] == parameters(build_network(ECBSR))
+    table = cost_tables(result, text_table)
+    assert 'teacher / student, fused' in table and 'fused: re-parameterized, as facd export writes it' in table
+    ratio = networks['teacher']['parameters'] / networks['student, fused']['parameters']
+    assert re.search(rf'teacher / student, fused +{ratio:.2f} ', table)
 
 
 def test_a_size_that_the_scale_does_not_divide_is_rounded_down(train_opt, tmp_path):

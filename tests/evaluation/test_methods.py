@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
+from basicsr.archs.ecbsr_arch import ECBSR
 from conftest import STUDENT, changed, write_yml
 
 from facd_basicsr.errors import UserError
@@ -47,6 +48,13 @@ def test_a_students_output_is_its_networks_and_its_summary_names_the_checkpoint(
     summary = method.summary()
     digest = hashlib.sha256(Path(summary['checkpoint']).read_bytes()).hexdigest()
     assert (summary['name'], summary['option_file'], summary['sha256']) == ('tiny_test', 'a.yml', digest)
+
+
+def test_a_students_parameters_are_those_that_are_deployed():
+    net = ECBSR(3, 3, num_block=1, num_channel=8, with_idt=False, act_type='relu', scale=2)
+    method = Method('mine', 2, net)
+    assert method.parameters == 9 * (3 * 8 + 8 * 8 + 8 * 12) + 8 + 8 + 12
+    assert method.net is net and net.training  # as taps know it
 
 
 def test_bicubic_keeps_a_flat_image():

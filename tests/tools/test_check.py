@@ -57,6 +57,21 @@ def test_a_file_that_would_train_is_described(opt, tmp_path):
     )
 
 
+def test_a_student_that_fuses_is_counted_as_it_is_trained_and_fused(opt, tmp_path):
+    opt['network_g'] = {
+        'type': 'ECBSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_block': 1, 'num_channel': 8, 'with_idt': False,
+        'act_type': 'relu', 'scale': 2,
+    }  # fmt: skip
+    opt['taps'] = [{'student': 'backbone.1', 'teacher': 'body.1'}]
+    opt['train']['distill_opt']['layer_weights'] = [1]
+    out = checked(opt, tmp_path)
+    weights, blocks = 9 * (3 * 8 + 8 * 8 + 8 * 12), [(3, 8), (8, 8), (8, 12)]
+    branches = sum(i * 2 * o + 9 * 2 * o * o + 3 * (i * o + 9 * o) for i, o in blocks)
+    gigas = [f'{2 * 360 * 640 * count / 1e9:.1f} G' for count in (weights + branches, weights)]
+    assert re.search(rf'student +ECBSR +[\d,]+ +{gigas[0]}', out)
+    assert re.search(rf'student, fused +ECBSR +{weights + 8 + 8 + 12:,} +{gigas[1]}', out)
+
+
 def test_every_file_is_read_for_io_backend_memory_too(opt, own_data, tmp_path):
     for dataset_opt in opt['datasets'].values():
         dataset_opt['io_backend'] = {'type': 'memory'}

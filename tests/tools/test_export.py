@@ -7,7 +7,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from click.testing import CliRunner
-from conftest import STUDENT, run
+from conftest import STUDENT, run, write_yml
 from runs import write_options
 
 from facd_basicsr.deploy.student import read_student
@@ -85,6 +85,42 @@ def test_invalid_checkpoints_are_refused_before_anything_is_written(arguments, m
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(command, [*arguments, '-o', str(tmp_path / 'a')], catch_exceptions=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_student_that_fuses_is_written_re_parameterized_beside_its_weights(train_opt, tmp_path):
+    block = {
+        'type': 'ECBSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_block': 1, 'num_channel': 8, 'with_idt': False,
+        'act_type': 'prelu', 'scale': 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    torch.save({'params': build_network(block).state_dict()}, tmp_path / 'net_g.pth')
+    opt = {**train_opt, 'network_g': block, 'taps': [{'student': 'backbone.1', 'teacher': 'body.1'}]}
+    opt['train']['distill_opt']['layer_weights'] = [1]
+    arguments = [
+        tmp_path / 'net_g.pth',
+        '-opt',
+        write_yml(opt, tmp_path / 'opt.yml'),
+        '-o',
+        tmp_path / 'e',
+        '--no-fp16',
+    ]
+    done = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    parameters = 9 * (3 * 8 + 8 * 8 + 8 * 12) + (8 + 8 + 12) + (8 + 8)
+    title, fused, *files, use = done.output.splitlines()
+    line = (
+        rf're-parameterized: 3 ECB, one convolution each; {parameters:,} parameters; largest difference: [\de.-]+ of an'
+    )
+    assert title.startswith('ECBSR x2: ') and re.match(line, fused)
+    holds = {Path(name).name: text.split('; ')[1] for name, text in (file.split(': ', 1) for file in files)}
+    assert holds == {
+        'e.pth': "BasicSR's checkpoint, loaded strictly, weights equal",
+        'e.safetensors': 'loaded strictly, weights equal',
+        'e.onnx': 're-parameterized, ONNX, opset 17',
+        'e_fused.pth': "re-parameterized, a SRVGGNetCompact's weights, loaded strictly",
+        'e_fused.safetensors': "re-parameterized, a SRVGGNetCompact's weights, loaded strictly",
+    }
+    assert use.endswith('e.safetensors')
 
 
 def test_without_onnx_nothing_is_written_and_the_extra_is_named(checkpoint, tmp_path, monkeypatch):
