@@ -325,7 +325,7 @@ def points(paths: Sequence[Tappable]) -> dict[tuple[int, ...], Points]:
         if found.origin.endswith(INPUT):
             continue
         read = found if found.channels or not found.readers else by_origin[found.readers[0]]
-        if read.channels:
+        if read.channels and not read.is_shuffled:
             parents = tuple(found.origin.split('.')[:-1])
             groups.setdefault((parents, found.module, read.channels, read.size), []).append(read)
     repeated = {group: members for group, members in groups.items() if len(members) >= BLOCKS} or groups
