@@ -134,7 +134,15 @@ class SafeModel(BaseModel):
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
         """As BasicSR's, and fused on a GPU if the option file does not choose: it then skips steps without being told
-        to by the host (models/nonfinite.py), and its step is one kernel."""
+        to by the host (models/nonfinite.py), and its step is one kernel.
+
+        Raises:
+            UserError: there is nothing to train.
+        """
+        params = list(params)
+        if not params:
+            network = self.opt['network_g']['type']
+            raise UserError(f'network_g: {network} has no weights to train; accepted: a network that has')
         if self.device.type == 'cuda' and kwargs.get('fused') is None and kwargs.get('foreach') is None:
             kwargs['fused'] = True
         return super().get_optimizer(optim_type, params, lr, **kwargs)
