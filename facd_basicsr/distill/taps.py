@@ -2,18 +2,24 @@
 
 import difflib
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from facd_basicsr.errors import UserError
 
 INPUT = ':input'
 TOKENS = ':tokens'
+CLONE = ':clone'
+SUFFIXES = (INPUT, TOKENS, CLONE)
+GRAMMAR = 'MODULE[:input][:tokens][:clone]'
+PATH = re.compile(r'(.*?)(:input)?(:tokens)?(:clone)?', re.DOTALL)
+WRAPPERS = ('_orig_mod', 'module')  # what torch.compile and DDP put into the names of a network's modules
 BLOCKS = 3  # so many alike are the blocks of a network
 SIMILAR = 0.75  # of difflib: a slip of the pen, not a path of another network
 
@@ -25,15 +31,16 @@ class Taps:
     The second form reaches tensors that no module returns, such as EDSR's and RCAN's feature after the global skip.
     ``layers.0:tokens`` means a transformer's tokens (N, H * W, C), one for each pixel of the network's input, read as
     a feature (N, C, H, W). It is spelt out since (N, L, C) and (N, C, L) cannot be told apart by their shapes.
+    ``conv_after_body:clone`` means a copy of the output at that moment, of one that is overwritten in place later, as
+    EDSR's and RCAN's before the global skip. The suffixes combine in this order: ``:input:tokens:clone``.
 
     Args:
         net: the network, not wrapped in DDP. Hooks are added to its modules and read only inside :meth:`run`.
-        paths: module paths as ``net.named_modules()`` spells them, with or without ``:input``, ``:tokens`` or
-            ``:input:tokens``.
+        paths: module paths as ``net.named_modules()`` spells them, with or without suffixes.
         key: ``student`` or ``teacher``, as in the option file; used in messages.
 
     Raises:
-        UserError: a path is unknown.
+        UserError: a path or suffix is unknown.
     """
 
     def __init__(self, net: nn.Module, paths: Sequence[str], key: str) -> None:
@@ -46,16 +53,17 @@ class Taps:
         modules = dict(net.named_modules())
         del modules['']
         for index, path in enumerate(self._paths):
-            name = _module(path)
-            if name not in modules:
+            if parsed(path)[0] not in modules:
                 instead = _instead(path, modules) + hint(key)
                 raise UserError(f'taps[{index}].{key}: {path!r} is not in {type(net).__name__}; {instead}')
         for path in dict.fromkeys(self._paths):
-            module = modules[_module(path)]
-            if path.removesuffix(TOKENS).endswith(INPUT):
-                module.register_forward_pre_hook(lambda _, inputs, path=path: self._record(path, inputs[0]))
+            name, suffixes = parsed(path)
+            if INPUT in suffixes:
+                modules[name].register_forward_pre_hook(
+                    lambda _, inputs, path=path: self._record(path, inputs[0] if inputs else None)
+                )
             else:
-                module.register_forward_hook(lambda _, __, output, path=path: self._record(path, output))
+                modules[name].register_forward_hook(lambda _, __, output, path=path: self._record(path, output))
         net.register_forward_pre_hook(lambda _, inputs: self._note_size(inputs[0]))
 
     def run(self, net: nn.Module, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -73,63 +81,71 @@ class Taps:
             output = net(x)
         finally:
             seen, self._seen = self._seen, None
-        return output, tuple(self._feature(index, path, seen[path], x) for index, path in enumerate(self._paths))
+        return output, tuple(self._feature(index, path, seen[path], net, x) for index, path in enumerate(self._paths))
 
     def _record(self, path: str, tensor: Any) -> None:
         if self._seen is not None:
+            if path.endswith(CLONE) and isinstance(tensor, Tensor):
+                tensor = tensor.clone()
             self._seen[path].append((tensor, _version(tensor)))
 
     def _note_size(self, x: Tensor) -> None:
         self._size = (x.shape[2], x.shape[3])
 
-    def _feature(self, index: int, path: str, seen: list[tuple[Any, int | None]], x: Tensor) -> Tensor:
+    def _feature(
+        self, index: int, path: str, seen: list[tuple[Any, int | None]], run: Callable[[Tensor], Any], x: Tensor
+    ) -> Tensor:
         where = f'taps[{index}].{self._key}: {path!r}'
         if len(seen) != 1:
             net = type(self._net).__name__
-            raise UserError(f'{where} ran {len(seen)} times in one forward of {net}; accepted: once{self._hint}')
+            instead = self._above(path, run, x) if not seen else ''
+            raise UserError(
+                f'{where} ran {len(seen)} times in one forward of {net}; accepted: once{instead}{self._hint}'
+            )
         (feature, version), *_ = seen
-        tokens = path.endswith(TOKENS)
+        tokens = path.removesuffix(CLONE).endswith(TOKENS)
         if not isinstance(feature, Tensor) or feature.dim() != (3 if tokens else 4):
             found = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
-            shape = '(N, H * W, C)' if tokens else f'(N, C, H, W), or tokens (N, H * W, C) as {path + TOKENS!r}'
-            raise UserError(f'{where} gives {found}; accepted: a tensor of shape {shape}{self._hint}')
+            clone = CLONE * path.endswith(CLONE)
+            as_tokens = path.removesuffix(clone) + TOKENS + clone
+            shape = '(N, H * W, C)' if tokens else f'(N, C, H, W), or tokens (N, H * W, C) as {as_tokens!r}'
+            carried = '' if isinstance(feature, Tensor) else self._carried(path, run, x)
+            raise UserError(f'{where} gives {found}; accepted: a tensor of shape {shape}{carried}{self._hint}')
         if tokens and feature.shape[1] != math.prod(self._size):
             raise UserError(
                 f'{where} gives {feature.shape[1]} tokens for an input of {self._size[0]} x {self._size[1]}; accepted: '
                 'one for each pixel (a gt_size that the network need not pad)'
             )
         if version is not None and feature._version != version:
+            final, *_ = (*self._found(path, run, x).readers, '')
             raise UserError(
                 f'{where} is changed in place later in the forward (EDSR and RCAN add the global skip with `+=`), so '
-                f'it would not be the feature that the path names{self._readers(path, x)}'
+                f'it would not be the feature that the path names{f"; its final value is {final!r}" * bool(final)}; '
+                f'its value at this point is {path + CLONE!r}'
             )
         if tokens:
             feature = feature.transpose(1, 2).unflatten(2, self._size)  # (N, H * W, C) -> (N, C, H, W)
         return feature
 
-    def _readers(self, path: str, x: Tensor) -> str:
-        """Where the final value of a tensor that is changed in place can be tapped instead, as part of a message."""
-        readers: list[str] = []
+    def _found(self, path: str, run: Callable[[Tensor], Any], x: Tensor) -> 'Tappable':
+        """What is at a path that ran, seen in another forward."""
+        name, suffixes = parsed(path)
+        origin = name + INPUT * (INPUT in suffixes)
+        return next(found for found in tappable(self._net, x, run, [origin]) if found.origin == origin)
 
-        def note_reader(name: str, module_input: Any) -> None:
-            tapped = self._seen[path] if self._seen else []
-            if any(module_input is tensor for tensor, _ in tapped):
-                readers.append(name + INPUT)
+    def _carried(self, path: str, run: Callable[[Tensor], Any], x: Tensor) -> str:
+        """Where the tensors of a tuple can be read, as part of a message."""
+        readers = self._found(path, run, x).readers
+        return f'; its tensors: {", ".join(map(repr, readers))}' if readers else ''
 
-        hooks = [
-            module.register_forward_pre_hook(lambda _, inputs, name=name: note_reader(name, next(iter(inputs), None)))
-            for name, module in self._net.named_modules()
-            if name
+    def _above(self, path: str, run: Callable[[Tensor], Any], x: Tensor) -> str:
+        """The nearest module that holds one that does not run, as part of a message."""
+        name, _ = parsed(path)
+        holding = [
+            found for found in tappable(self._net, x, run) if found.channels and name.startswith(found.origin + '.')
         ]
-        self._seen = {p: [] for p in self._paths}
-        try:
-            with torch.no_grad():
-                self._net(x)
-        finally:
-            self._seen = None
-            for hook in hooks:
-                hook.remove()
-        return f'; its final value is {readers[0]!r}' if readers else ''
+        nearest = max(holding, key=lambda found: len(found.origin), default=None)
+        return f'; nearest: {nearest.path!r}' if nearest else ''
 
 
 @dataclass(frozen=True)
@@ -138,102 +154,199 @@ class Tappable:
 
     Attributes:
         path: as in ``taps``.
+        origin: the module, or the module with ``:input``.
         module: the class of its module.
         found: ``C x H x W``, or what it gives that cannot be tapped.
         channels: C; 0 where it cannot be tapped.
-        at_lq_size: whether H and W are those of LQ.
+        size: H and W.
+        at_lq_size: whether these are those of the network's input.
+        is_shuffled: whether it is an image's pixels, which a PixelShuffle orders.
         order: when it ran, in the forward.
+        readers: the first input that reads the tensor, or each tensor of a tuple, in its final state.
     """
 
     path: str
+    origin: str
     module: str
     found: str
     channels: int = 0
+    size: tuple[int, ...] = ()
     at_lq_size: bool = False
+    is_shuffled: bool = False
     order: int = 0
+    readers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Seen:
+    tensor: Any
+    version: int | None
+    order: int
+
+    def is_in(self, tensor: Tensor, version: int) -> bool:
+        """Whether it is this tensor, as it was after so many changes in place."""
+        return self.tensor is tensor and self.version == version
 
 
 @torch.no_grad()
-def tappable(net: nn.Module, x: Tensor, run: Callable[[Tensor], Any]) -> list[Tappable]:
-    """What can be tapped: each module's output, and each input that no module returns, such as EDSR's after its skip.
+def tappable(net: nn.Module, x: Tensor, run: Callable[[Tensor], Any], wanted: Collection[str] = ()) -> list[Tappable]:
+    """What can be tapped: each module's output, and each input that no module returns as it is, such as EDSR's after
+    its skip or one of a tuple.
 
     Args:
         net: the network.
         x: LQ, (1, C, H, W).
         run: the network's forward: itself, or a wrapper that may pad.
+        wanted: inputs that are listed in any case, as ``upsample:input``.
 
     Returns:
         One for each path, in the order of ``net.named_modules()``.
     """
-    seen: dict[str, list[tuple[Any, int | None, int]]] = {}
+    modules = dict(net.named_modules())
+    seen: dict[str, list[_Seen]] = {}
+    inputs_seen: dict[str, list[_Seen]] = {}
     known: set[tuple[int, int | None]] = set()
+    listed = set(wanted)
     kept: list[Any] = []  # or another tensor would get the id of one that is gone
     size = (0, 0)
 
-    def know(tensor: Any) -> None:
+    def record(path: str, tensor: Any) -> None:
         kept.append(tensor)
         known.add((id(tensor), _version(tensor)))
-
-    def record(path: str, tensor: Any) -> None:
-        know(tensor)
-        seen.setdefault(path, []).append((tensor, _version(tensor), len(kept)))
+        seen.setdefault(path, []).append(_Seen(tensor, _version(tensor), len(kept)))
 
     def record_input(path: str, inputs: tuple[Any, ...]) -> None:
-        if inputs and (id(inputs[0]), _version(inputs[0])) not in known:
-            record(path + INPUT, inputs[0])
+        if not inputs:
+            return
+        kept.append(inputs[0])
+        inputs_seen.setdefault(path, []).append(_Seen(inputs[0], _version(inputs[0]), len(kept)))
+        if (id(inputs[0]), _version(inputs[0])) not in known:
+            known.add((id(inputs[0]), _version(inputs[0])))
+            listed.add(path)
 
     def note_size(inputs: tuple[Any, ...]) -> None:
         nonlocal size
-        know(inputs[0])
+        kept.append(inputs[0])
+        known.add((id(inputs[0]), _version(inputs[0])))
         size = (inputs[0].shape[2], inputs[0].shape[3])
 
     hooks = [net.register_forward_pre_hook(lambda _, inputs: note_size(inputs))]
-    for name, module in net.named_modules():
+    for name, module in modules.items():
         if name:
-            hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: record_input(name, inputs)))
+            hooks.append(
+                module.register_forward_pre_hook(lambda _, inputs, name=name: record_input(name + INPUT, inputs))
+            )
             hooks.append(module.register_forward_hook(lambda _, __, output, name=name: record(name, output)))
     try:
         run(x)
     finally:
         for hook in hooks:
             hook.remove()
+
+    def readers(output: Any) -> tuple[str, ...]:
+        states = [(leaf, leaf._version) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        by_tensor = (
+            [path for path, (read, *more) in inputs_seen.items() if not more and read.is_in(*state)] for state in states
+        )
+        return tuple(paths[0] for paths in by_tensor if paths)
+
+    for first, *_ in seen.values():  # a tensor of a tuple may be a module's output too
+        if not isinstance(first.tensor, Tensor):
+            listed.update(readers(first.tensor))
+    seen |= {path: inputs_seen[path] for path in listed & inputs_seen.keys()}
+    shuffles = {name + INPUT for name, module in modules.items() if isinstance(module, nn.PixelShuffle)}
+    shuffled = {id(read.tensor) for path in shuffles & inputs_seen.keys() for read in inputs_seen[path]}
     return [
-        _described(path, type(module).__name__, seen[path], size)
-        for name, module in net.named_modules()
+        _described(path, type(module).__name__, seen[path], size, readers, shuffled)
+        for name, module in modules.items()
         for path in (name + INPUT, name)
         if path in seen
     ]
 
 
-def _described(path: str, module: str, seen: Sequence[tuple[Any, int | None, int]], size: tuple[int, int]) -> Tappable:
-    (tensor, version, order), *more = seen
+def _described(
+    path: str,
+    module: str,
+    seen: Sequence[_Seen],
+    size: tuple[int, int],
+    readers: Callable[[Any], tuple[str, ...]],
+    shuffled: Collection[int],
+) -> Tappable:
+    first, *more = seen
+    tensor = first.tensor
     if more:
-        return Tappable(path, module, f'runs {len(seen)} times')
+        return Tappable(path, path, module, f'runs {len(seen)} times')
     if not isinstance(tensor, Tensor):
-        return Tappable(path, module, type(tensor).__name__)
-    if tensor._version != version:
-        return Tappable(path, module, 'changed in place later')
-    shape = tensor.shape[1:]
-    if tensor.dim() == 3 and tensor.shape[1] == math.prod(size):
-        path, shape = path + TOKENS, torch.Size((tensor.shape[2], *size))
+        read_as = readers(tensor)
+        found = f'{type(tensor).__name__}; its tensors: {", ".join(read_as)}' if read_as else type(tensor).__name__
+        return Tappable(path, path, module, found, readers=read_as)
+    as_tokens = tensor.dim() == 3 and tensor.shape[1] == math.prod(size)
+    shape = (tensor.shape[2], *size) if as_tokens else tuple(tensor.shape[1:])
+    tapped = path + TOKENS * as_tokens + CLONE * (tensor._version != first.version)
     if len(shape) != 3:
-        return Tappable(path, module, str(tuple(tensor.shape)))
-    return Tappable(path, module, ' x '.join(map(str, shape)), shape[0], shape[1:] == size, order)
+        return Tappable(path, path, module, str(tuple(tensor.shape)))
+    found = ' x '.join(map(str, shape))
+    of_lq, is_shuffled = shape[1:] == size, id(tensor) in shuffled
+    return Tappable(tapped, path, module, found, shape[0], shape[1:], of_lq, is_shuffled, first.order, readers(tensor))
 
 
-def suggested(paths: Sequence[Tappable]) -> list[str]:
-    """Paths like those of the paper: after a third and two thirds of the blocks, and the last before the upsampler."""
-    features = [found for found in paths if found.at_lq_size]
-    outputs = [found for found in features if not found.path.endswith(INPUT)]
-    groups = Counter(map(_group, outputs))
-    if not groups:
-        return []
-    repeated = [group for group, members in groups.items() if members >= BLOCKS] or list(groups)
-    trunk = min(repeated, key=lambda group: (len(group[0]), -groups[group]))  # groups of blocks before their blocks
-    blocks = [found for found in outputs if _group(found) == trunk]
-    last = max((found for found in features if found.channels == trunk[2]), key=lambda found: found.order)
-    chosen = [blocks[max(0, len(blocks) * thirds // 3 - 1)] for thirds in (1, 2)]
-    return list(dict.fromkeys(found.path for found in [*chosen, last]))
+@dataclass(frozen=True)
+class Points:
+    """The points of a network that suggested taps are chosen from: the outputs of its blocks, and the last feature.
+
+    Attributes:
+        blocks: one for each block, in the order of the forward.
+        last: the last before the upsampler.
+    """
+
+    blocks: tuple[Tappable, ...]
+    last: Tappable
+
+    def at_equal_depths(self, count: int) -> list[Tappable]:
+        """After i / count of the blocks, i < count, and the last; fewer where there are not as many."""
+        blocks = [
+            self.blocks[max(i, len(self.blocks) * i // count) - 1] for i in range(1, count) if i <= len(self.blocks)
+        ]
+        return [*(block for block in blocks if block.path != self.last.path), self.last]
+
+
+def points(paths: Sequence[Tappable]) -> dict[tuple[int, ...], Points]:
+    """{H and W: the points of a network with features of that size}, its own size of blocks first.
+
+    Blocks are modules of one class, width and parent, three or more. Of several such groups those of LQ's size come
+    first, then those that are nested least, as groups of blocks before their blocks.
+
+    Args:
+        paths: from :func:`tappable`.
+    """
+    by_origin = {found.origin: found for found in paths}
+    groups: dict[tuple[tuple[str, ...], str, int, tuple[int, ...]], list[Tappable]] = {}
+    for found in paths:
+        if found.origin.endswith(INPUT):
+            continue
+        read = found if found.channels or not found.readers else by_origin[found.readers[0]]
+        if read.channels and not read.is_shuffled:
+            parents = tuple(found.origin.split('.')[:-1])
+            groups.setdefault((parents, found.module, read.channels, read.size), []).append(read)
+    repeated = {group: members for group, members in groups.items() if len(members) >= BLOCKS} or groups
+    ranked = sorted(repeated.items(), key=lambda item: (not item[1][0].at_lq_size, len(item[0][0]), -len(item[1])))
+    result: dict[tuple[int, ...], Points] = {}
+    for (_, _, channels, size), members in ranked:
+        alike = [found for found in paths if (found.channels, found.size) == (channels, size)]
+        last = max(alike, key=lambda found: (not found.is_shuffled, found.order))
+        result.setdefault(size, Points(tuple(sorted(members, key=lambda found: found.order)), last))
+    return result
+
+
+def suggested(paths: Sequence[Tappable], count: int = 3) -> list[str]:
+    """Paths like those of the paper: after i / count of the blocks, and the last before the upsampler.
+
+    Args:
+        paths: from :func:`tappable`.
+        count: how many; fewer where there are not as many.
+    """
+    own = next(iter(points(paths).values()), None)
+    return [] if own is None else [found.path for found in own.at_equal_depths(count)]
 
 
 def hint(key: str) -> str:
@@ -241,19 +354,23 @@ def hint(key: str) -> str:
     return f'; paths and shapes: facd check --modules {key}'
 
 
-def _instead(path: str, modules: dict[str, nn.Module]) -> str:
+def _instead(path: str, modules: Collection[str]) -> str:
     """The path that was meant, if one is similar, else what the network consists of."""
-    name = _module(path)
-    close = difflib.get_close_matches(name, modules, n=1, cutoff=SIMILAR)
-    if close:
-        return f'nearest: {close[0] + path[len(name) :]!r}'
-    children = [name for name in modules if '.' not in name]
-    return f'accepted: {", ".join(children)}, or below' if children else 'it has no modules'
-
-
-def _group(found: Tappable) -> tuple[tuple[str, ...], str, int]:
-    """What a path has in common with its neighbors, if they are the blocks of a network: parents, class and width."""
-    return tuple(_module(found.path).split('.')[:-1]), found.module, found.channels
+    name, *words = path.split(':')
+    spelled = '.'.join(part for part in name.split('.') if part not in WRAPPERS)
+    close = difflib.get_close_matches(spelled, modules, n=1, cutoff=SIMILAR)
+    parts = spelled.split('.')
+    holding = [own for end in range(len(parts) - 1, 0, -1) if (own := '.'.join(parts[:end])) in modules]
+    nearest = next(iter([spelled] * (spelled in modules) + close + holding), None)
+    if nearest is None:
+        children = [name for name in modules if '.' not in name]
+        return f'accepted: {", ".join(children)}, or below' if children else 'it has no modules'
+    meant = {
+        suffix for word in words for suffix in difflib.get_close_matches(f':{word}', SUFFIXES, n=1, cutoff=SIMILAR)
+    }
+    ordered = nearest + ''.join(suffix for suffix in SUFFIXES if suffix in meant)
+    suffixes = '' if parsed(path)[0] == name else f', of {GRAMMAR}'
+    return f'nearest: {ordered!r}{suffixes}'
 
 
 def _version(tensor: Any) -> int | None:
@@ -261,5 +378,7 @@ def _version(tensor: Any) -> int | None:
     return tensor._version if isinstance(tensor, Tensor) and not torch.compiler.is_compiling() else None
 
 
-def _module(path: str) -> str:
-    return path.removesuffix(TOKENS).removesuffix(INPUT)
+def parsed(path: str) -> tuple[str, tuple[str, ...]]:
+    """The module and the suffixes of a path."""
+    name, *suffixes = PATH.fullmatch(path).groups()  # type: ignore[union-attr]  # every string matches
+    return name, tuple(suffix for suffix in suffixes if suffix)

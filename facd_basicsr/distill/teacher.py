@@ -24,7 +24,7 @@ from facd_basicsr.distill.layouts import (
 from facd_basicsr.errors import UserError, advising, one_line
 from facd_basicsr.files.download import cached, is_url, sha256_of
 from facd_basicsr.files.state_dicts import load_exactly, load_state_dict, part_by_prefix
-from facd_basicsr.runtime.execution import PRECISIONS, Execution
+from facd_basicsr.runtime.execution import PRECISIONS, Execution, check_upscaled
 from facd_basicsr.runtime.size_requirements import SizeRequirements, size_requirements
 
 WEIGHTS_FORMATS = ('auto', *LAYOUTS, 'spandrel')
@@ -68,18 +68,11 @@ class Teacher(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         height, width = lq.shape[2:]
-        padded = self.execution.laid_out(
-            self.sizes.pad(lq.clone())
-        )  # a copy: spandrel's RCAN changes its input in place
-        expected = (len(lq), lq.shape[1], padded.shape[2] * self._scale, padded.shape[3] * self._scale)
+        # A copy: spandrel's RCAN changes its input in place.
+        padded = self.execution.laid_out(self.sizes.pad(lq.clone()))
         with torch.no_grad(), self.execution.autocast(lq.device):
             sr = self.net(padded)
-        if not isinstance(sr, Tensor) or sr.shape != expected:
-            found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
-            raise UserError(
-                f'teacher: {type(self.net).__name__} gives {found} for LQ of {tuple(padded.shape)}; accepted: '
-                f'{expected}, as of a network for x{self._scale}'
-            )
+        check_upscaled('teacher', self.net, padded, sr, self._scale, channels=lq.shape[1])
         return sr.float()[..., : height * self._scale, : width * self._scale]
 
 

@@ -23,7 +23,7 @@ from facd_basicsr.files.download import sha256_of
 from facd_basicsr.files.state_dicts import basicsr_param_keys, load_exactly, load_state_dict
 from facd_basicsr.options import check_inputs, load_options
 from facd_basicsr.runs.benchmark_options import benchmark_options, check_sets
-from facd_basicsr.runtime.execution import reraise_refused_input
+from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input
 from facd_basicsr.runtime.metrics import as_input, bicubic
 from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements, size_requirements
 
@@ -91,10 +91,7 @@ class Method:
         x = self._input(lq)
         with torch.no_grad(), reraise_refused_input(self.name, self.bare, x):
             output = self.network(x)
-        expected = (*x.shape[:2], *(self.scale * side for side in x.shape[2:]))
-        if output.shape != expected:
-            found = tuple(output.shape)
-            raise UserError(f'{self.name}: gives {found}; accepted: {expected}, of color images at scale {self.scale}')
+        check_upscaled(self.name, self.bare, x, output, self.scale, channels=3)
         return output
 
     def upscale(self, lq: np.ndarray) -> np.ndarray:
@@ -112,6 +109,7 @@ class Method:
         x = self._input(lq)
         with torch.no_grad(), reraise_refused_input(self.name, self.bare, x):
             output, feats = self.taps.run(self.network, x)
+            check_upscaled(self.name, self.bare, x, output, self.scale, channels=3)
             return tensor2img(output), feats if self.regressors is None else self.regressors(feats)
 
     def summary(self) -> dict[str, Any]:

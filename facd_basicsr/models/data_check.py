@@ -19,7 +19,7 @@ from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
 from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.models.safe_model import SafeModel
 from facd_basicsr.models.validation import forward_of, runs_as_basicsr, validates_itself
-from facd_basicsr.runtime.execution import reraise_refused_input
+from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input
 from facd_basicsr.runtime.metrics import scores, to_image
 from facd_basicsr.runtime.rng import preserve_rng_state
 
@@ -48,9 +48,10 @@ def check_training_sample(model: SafeModel, loaders: Loaders) -> None:
     try:
         with torch.no_grad(), reraise_refused_input('network_g', net, lq, model.accepted_patches):
             output = net.eval()(lq)
+            check_upscaled('network_g', net, lq, output, model.opt['scale'])
     finally:
         net.train(training)
-    _check_output('datasets.train', model.opt['scale'], lq, output, gt)
+    _check_output('datasets.train', model.opt, lq, output, gt)
 
 
 def check_smallest_image(model: SafeModel, phase: str, loader: DataLoader) -> None:
@@ -76,7 +77,7 @@ def check_smallest_image(model: SafeModel, phase: str, loader: DataLoader) -> No
             _check_channels(where, model, batch['lq'])
         with forward_of(model, model.reach, model.sizes) as run:
             result, gt = run(batch)
-    _check_output(where, model.opt['scale'], batch['lq'], result, gt)
+    _check_output(where, model.opt, batch['lq'], result, gt)
     image, target = to_image(result), None if gt is None else to_image(gt)
     for name, metric_opt in (model.opt['val']['metrics'] or {}).items():
         size = f'{Path(batch["lq_path"][0]).name}, the smallest image of {where}, {image.shape[0]} x {image.shape[1]}'
@@ -111,18 +112,19 @@ def _check_channels(where: str, model: BaseModel, lq: Tensor) -> None:
         )
 
 
-def _check_output(where: str, scale: int, lq: Tensor, output: Tensor, gt: Tensor | None) -> None:
+def _check_output(where: str, opt: dict[str, Any], lq: Tensor, output: Tensor, gt: Tensor | None) -> None:
+    network, scale = opt['network_g']['type'], opt['scale']
     channels = lq.shape[1] if gt is None else gt.shape[1]
     if output.shape[1] != channels:
         raise UserError(
-            f'network_g: gives {output.shape[1]} channels (num_out_ch), but {where} has images of {channels}; '
-            'accepted: equal numbers'
+            f'network_g: {network} gives {output.shape[1]} channels (num_out_ch), but {where} has images of '
+            f'{channels}; accepted: equal numbers'
         )
     expected = tuple(scale * side for side in lq.shape[2:])
     if output.shape[2:] != expected:
         found = ' x '.join(map(str, output.shape[2:]))
         raise UserError(
-            f'network_g: gives {found} for LQ of {lq.shape[2]} x {lq.shape[3]} in {where}; accepted: '
+            f'network_g: {network} gives {found} for LQ of {lq.shape[2]} x {lq.shape[3]} in {where}; accepted: '
             f'{expected[0]} x {expected[1]}, as scale: {scale} asks for'
         )
 

@@ -16,8 +16,9 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.models.safe_model import SafeModel, SafeSRModel, run_network
-from facd_basicsr.runtime.execution import Execution, reraise_refused_input, tf32_of
+from facd_basicsr.runtime.execution import Execution, check_upscaled, reraise_refused_input, tf32_of
 
+PROBES = 2  # samples: in training a BatchNorm may refuse one
 PROBE_LQ_SIZE = 16  # of LQ, where the training set has no gt_size
 SMALL_PROBE_SIZE = 8  # if no part depends on it; CSD's VGG halves an x2 output of it four times
 
@@ -50,6 +51,7 @@ class FACDModel(SafeSRModel):
         loss = cast(DistillLoss, build_loss(train_opt['distill_opt']))
         self.cri_distill = loss.prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
+        self._try_networks()
         student = self.get_bare_model(self.net_g)
         taps = self.opt['taps']
         self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')
@@ -79,13 +81,21 @@ class FACDModel(SafeSRModel):
                 self.model_ema(0)
             self.net_g_ema.eval()
 
+    def _try_networks(self) -> None:
+        """Refuses networks that are none for super-resolution before their taps, which would be blamed."""
+        student, lq = self.get_bare_model(self.net_g), self._flat(PROBES, self._probe_size())
+        with torch.no_grad(), reraise_refused_input('network_g', student, lq, self.accepted_patches):
+            check_upscaled('network_g', student, lq, student(lq), self.opt['scale'], channels=lq.shape[1])
+        with reraise_refused_input('teacher', self.teacher.net, lq):
+            self.teacher(lq)
+
     def probe_taps(self, size: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """:meth:`tapped` of a flat patch, (1, C_j, h, w) each.
+        """:meth:`tapped` of flat patches, (N, C_j, h, w) each.
 
         Args:
             size: height and width of LQ; the training patch's if None.
         """
-        return self.tapped(self._flat(1, size or self._patch_size()))
+        return self.tapped(self._flat(PROBES, size or self._patch_size()))
 
     def tapped(self, lq: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The student's and the teacher's features, (N, C_j, h, w) each, without gradient and before the regressors."""

@@ -35,7 +35,7 @@ from facd_basicsr.models.validation import (
     validated_sizes,
     validates_itself,
 )
-from facd_basicsr.runtime.execution import Execution, set_tf32
+from facd_basicsr.runtime.execution import TAKEN, Execution, set_tf32
 from facd_basicsr.runtime.size_requirements import SizeRequirements
 
 # float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
@@ -74,7 +74,7 @@ class SafeModel(BaseModel):
     def accepted_patches(self) -> str:
         """What training patches ``net_g`` takes, for messages after "accepted"."""
         if self.sizes == SizeRequirements():
-            return 'sizes and channels that it takes'
+            return TAKEN
         multiple, least = (self.opt['scale'] * size for size in (self.sizes.multiple_of, self.sizes.minimum))
         return f'a datasets.train.gt_size that is a multiple of {multiple}, {least} or more'
 
@@ -134,7 +134,15 @@ class SafeModel(BaseModel):
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
         """As BasicSR's, and fused on a GPU if the option file does not choose: it then skips steps without being told
-        to by the host (models/nonfinite.py), and its step is one kernel."""
+        to by the host (models/nonfinite.py), and its step is one kernel.
+
+        Raises:
+            UserError: there is nothing to train.
+        """
+        params = list(params)
+        if not params:
+            network = self.opt['network_g']['type']
+            raise UserError(f'network_g: {network} has no weights to train; accepted: a network that has')
         if self.device.type == 'cuda' and kwargs.get('fused') is None and kwargs.get('foreach') is None:
             kwargs['fused'] = True
         return super().get_optimizer(optim_type, params, lr, **kwargs)

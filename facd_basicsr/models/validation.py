@@ -19,7 +19,7 @@ from facd_basicsr.archs import input_channels
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.errors import Stopped, UserError, locating
 from facd_basicsr.progress import ProgressBar
-from facd_basicsr.runtime.execution import reraise_refused_input
+from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input
 from facd_basicsr.runtime.metrics import scores, to_image
 from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements, size_requirements
@@ -199,7 +199,9 @@ def _network(model: BaseModel, reach: int, sizes: SizeRequirements) -> Iterator[
     def run(batch: Sample) -> tuple[Tensor, Tensor | None]:
         lq = batch['lq'].to(model.device, non_blocking=True)
         with reraise_refused_input('network_g', net, lq):
-            return validation_forward(padded, lq, scale, tile, reach).cpu(), batch.get('gt')
+            sr = validation_forward(padded, lq, scale, tile, reach)
+            check_upscaled('network_g', net, lq, sr, scale)
+        return sr.cpu(), batch.get('gt')
 
     try:
         padded.eval()

@@ -60,9 +60,13 @@ def construct(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
     except Exception as error:
         reason = f'{type(error).__name__}: {one_line(error)}'
         for key in block:
-            if key != 'type' and _builds({k: v for k, v in block.items() if k != key}, build):
+            if (
+                key != 'type'
+                and not isinstance(error, OSError)
+                and _builds({k: v for k, v in block.items() if k != key}, build)
+            ):
                 raise UserError(f'{where}.{key}: {block[key]!r}; not accepted by {block["type"]} ({reason})') from error
-        raise UserError(f'{where}: its class does not take these values ({reason})') from error
+        raise UserError(f'{where}: {block["type"]} does not take these values ({reason})') from error
 
 
 def _builds(block: Block, build: Callable[[Block], Any]) -> bool:

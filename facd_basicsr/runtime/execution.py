@@ -18,6 +18,11 @@ from facd_basicsr.errors import UserError, one_line, reraise
 # The dtype of each precision's autocast. tf32 rounds the factors of float32 products inside a GPU's matrix units.
 PRECISIONS = {'fp32': None, 'tf32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
+# What networks raise of an input that is not theirs; NameError: where BasicSR's own CUDA code is not built.
+REFUSALS = (AssertionError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, NameError)
+
+TAKEN = 'a network of images (N, C, H, W), and sizes and channels that it takes'
+
 Net = TypeVar('Net', bound=nn.Module)
 Function = TypeVar('Function', bound=Callable[..., Any])
 
@@ -130,7 +135,7 @@ class Execution:
 
 
 def reraise_refused_input(
-    where: str, net: nn.Module, lq: Tensor, accepted: str = 'sizes and channels that it takes'
+    where: str, net: nn.Module, lq: Tensor, accepted: str = TAKEN
 ) -> AbstractContextManager[None]:
     """Turns what a network raises of an input that it does not take into a UserError; a lack of memory stays.
 
@@ -149,7 +154,29 @@ def reraise_refused_input(
             f'({refusal_reason(error)}); accepted: {accepted}'
         )
 
-    return reraise((AssertionError, RuntimeError, ValueError, IndexError), translated)
+    return reraise(REFUSALS, translated)
+
+
+def check_upscaled(where: str, net: nn.Module, lq: Tensor, sr: Any, scale: int, channels: int | None = None) -> None:
+    """Checks that what a network gives is LQ's image at ``scale`` times its size.
+
+    Args:
+        where: the block or the file that has the network.
+        lq: its input, (N, C, h, w).
+        sr: its output.
+        channels: of the output; None: as many as it has.
+
+    Raises:
+        UserError: it is no tensor, or not of shape (N, channels, h * scale, w * scale).
+    """
+    of_image = isinstance(sr, Tensor) and sr.dim() == 4
+    expected = (len(lq), channels or (sr.shape[1] if of_image else lq.shape[1]), *(scale * s for s in lq.shape[2:]))
+    if not of_image or sr.shape != expected:
+        found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
+        raise UserError(
+            f'{where}: {type(net).__name__} gives {found} for LQ of {tuple(lq.shape)}; accepted: {expected}, as of a '
+            f'network for x{scale}'
+        )
 
 
 def refusal_reason(error: Exception) -> str:

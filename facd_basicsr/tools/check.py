@@ -1,5 +1,6 @@
 """``facd check``: checks everything a run needs before it starts."""
 
+import math
 import os
 import resource
 import time
@@ -9,15 +10,16 @@ from typing import Any
 
 import click
 import torch
+import yaml
 from basicsr.archs import build_network
-from torch import nn
+from torch import Tensor, nn
 
 from facd_basicsr.archs import DeepRegressor, input_channels
 from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.data.loaders import reraise_killed_worker
 from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.distill.regressors import OTHER_UNITS, in_other_units, rms
-from facd_basicsr.distill.taps import suggested, tappable
+from facd_basicsr.distill.taps import Points, Tappable, points, suggested, tappable
 from facd_basicsr.distill.teacher import Teacher, build_teacher
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.engine.loop import Training
@@ -27,13 +29,15 @@ from facd_basicsr.evaluation.complexity import as_trained_and_fused, flops, para
 from facd_basicsr.evaluation.tables import duration, text_table
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.models import FACDModel
-from facd_basicsr.models.facd_model import PROBE_LQ_SIZE
+from facd_basicsr.models.facd_model import PROBE_LQ_SIZE, PROBES
 from facd_basicsr.options import check_inputs, complete_options, load_options, parser
 from facd_basicsr.options.parse import checked, read_options
-from facd_basicsr.runtime.size_requirements import Padded
+from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input
+from facd_basicsr.runtime.size_requirements import Padded, size_requirements
 from facd_basicsr.train import set_up
 
 GIB = 2**30
+THIRDS = 3  # of the paper's points
 SMALL, LARGE = 2, 4  # batch sizes of the memory estimate; contrastive losses need two samples
 
 
@@ -88,6 +92,65 @@ def list_modules(option_file: str, overrides: Sequence[str], of: str) -> Iterato
     Raises:
         UserError: the rest of the file is not accepted, or it has no teacher.
     """
+    opt = _networks_alone(option_file, overrides)
+    if of == 'teacher' and 'teacher' not in opt:
+        raise UserError(f'--modules teacher: {option_file} has no teacher; accepted: student')
+    lq = _training_patches(opt)
+    network, found = _tappable(opt, of, lq)
+    yield f'{of:<13}{network}, features of LQ of {lq.shape[2]} x {lq.shape[3]}'
+    yield from _block('', text_table(['path', 'module', 'C x H x W'], [[o.path, o.module, o.found] for o in found]))
+    paths = suggested(found, THIRDS)
+    if paths:
+        yield f'{"":<13}after a third and two thirds, and last before the upsampler: {", ".join(paths)}'
+
+
+def suggest_taps(option_file: str, overrides: Sequence[str], count: int) -> Iterator[str]:
+    """The ``taps`` block of a file's networks, ready to paste: pairs at equal depths whose height and width agree.
+
+    As of :func:`list_modules`, taps, regressors, loss, data and weights may be wrong or missing.
+
+    Args:
+        option_file, overrides: as of :func:`list_modules`.
+        count: how many pairs.
+
+    Yields:
+        Lines in YAML.
+
+    Raises:
+        UserError: the rest of the file is not accepted, it has no teacher, no features of the two are of equal size,
+            or one has not as many.
+    """
+    opt = _networks_alone(option_file, overrides)
+    if 'teacher' not in opt:
+        raise UserError(f'--suggest-taps: {option_file} has no teacher; accepted: a file with a teacher block')
+    lq = _training_patches(opt)
+    networks, found = zip(*(_tappable(opt, of, lq) for of in ('student', 'teacher')))
+    student, teacher = (points(paths) for paths in found)
+    common = [size for size in student if size in teacher]
+    if not common:
+        sizes = [' and '.join(f'{h} x {w}' for h, w in own) or 'nowhere' for own in (student, teacher)]
+        raise UserError(
+            f"--suggest-taps: for LQ of {lq.shape[2]} x {lq.shape[3]} the student's blocks ({networks[0]}) are "
+            f"{sizes[0]}, the teacher's ({networks[1]}) {sizes[1]}; accepted: networks with features of equal size "
+            '(and a datasets.train.gt_size that neither pads)'
+        )
+    both = [own[common[0]] for own in (student, teacher)]
+    fewest = min(len(own.at_equal_depths(count)) for own in both)
+    if fewest < count:
+        raise UserError(f'--suggest-taps: {count}; accepted: 1 to {fewest}, since {_depths(networks, both)}')
+    yield f'taps:  # {networks[0]} <- {networks[1]}, LQ of {lq.shape[2]} x {lq.shape[3]}'
+    for pair in zip(*(own.at_equal_depths(count) for own in both)):
+        tap = {of: feature.path for of, feature in zip(('student', 'teacher'), pair)}
+        line = yaml.safe_dump(tap, default_flow_style=True, sort_keys=False, width=math.inf).strip()
+        yield f'  - {line}  # {pair[0].found} <- {pair[1].found}'
+
+
+def _depths(networks: Sequence[str], both: Sequence[Points]) -> str:
+    return ' and '.join(f'{network} has {len(own.blocks)} blocks' for network, own in zip(networks, both))
+
+
+def _networks_alone(option_file: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Checked options without what taps are written for, so that it may be wrong; data and weights may be missing."""
     opt = read_options(option_file, overrides)
     for key in ('taps', 'network_r'):
         opt.pop(key, None)
@@ -95,18 +158,34 @@ def list_modules(option_file: str, overrides: Sequence[str], of: str) -> Iterato
         opt['train']['distill_opt'] = {'type': 'TeacherSupervisionLoss'}
     opt = checked(opt, option_file, is_train=True)
     check_inputs(opt, option_file, is_train=True, with_data=False, with_weights=False)
-    if of == 'teacher' and 'teacher' not in opt:
-        raise UserError(f'--modules teacher: {option_file} has no teacher; accepted: student')
-    network_opt = opt['network_g'] if of == 'student' else opt['teacher'].get('network')
-    run = build_teacher(opt['teacher'], opt['scale']) if network_opt is None else build_network(network_opt).eval()
-    net = run.net if isinstance(run, Teacher) else run
+    return opt
+
+
+def _training_patches(opt: dict[str, Any]) -> Tensor:
     size = opt['datasets']['train'].get('gt_size', PROBE_LQ_SIZE * opt['scale']) // opt['scale']
-    found = tappable(net, torch.full((1, input_channels(opt['network_g']), size, size), 0.5), run)
-    yield f'{of:<13}{type(net).__name__}, features of LQ of {size} x {size}'
-    yield from _block('', text_table(['path', 'module', 'C x H x W'], [[o.path, o.module, o.found] for o in found]))
-    paths = suggested(found)
-    if paths:
-        yield f'{"":<13}after a third and two thirds, and last before the upsampler: {", ".join(paths)}'
+    return torch.full((PROBES, input_channels(opt['network_g']), size, size), 0.5)
+
+
+def _tappable(opt: dict[str, Any], of: str, lq: Tensor) -> tuple[str, list[Tappable]]:
+    """The class of the ``student`` or ``teacher``, and what can be tapped in training: a network may have branches that
+    run in training only, or in evaluation only."""
+    if of == 'student':
+        net = run = build_network(opt['network_g']).train()
+    elif 'network' in opt['teacher']:  # whose weights may be missing
+        network_opt = opt['teacher']['network']
+        net = build_network(network_opt)
+        sizes = size_requirements(net, input_channels(network_opt), opt['scale'])
+        run = Teacher(net, opt['scale'], sizes=sizes)
+    else:
+        run = build_teacher(opt['teacher'], opt['scale'])
+        net = run.net
+    where = 'network_g' if of == 'student' else 'teacher'
+
+    def forward(x: Tensor) -> None:
+        check_upscaled(where, net, x, run(x), opt['scale'], channels=x.shape[1])
+
+    with reraise_refused_input(where, net, lq):
+        return type(net).__name__, tappable(net, lq, forward)
 
 
 def _environment() -> Iterator[str]:
@@ -296,7 +375,14 @@ def _block(title: str, table: str) -> Iterator[str]:
     type=click.Choice(['student', 'teacher']),
     help='List the module paths of this network with their shapes, for taps, and check nothing else.',
 )
-def command(option_file: str, overrides: tuple[str, ...], modules: str | None) -> None:
+@click.option(
+    '--suggest-taps',
+    'taps',
+    type=click.IntRange(min=1),
+    metavar='N',
+    help='Print a taps block of N pairs for these networks, ready to paste, and check nothing else.',
+)
+def command(option_file: str, overrides: tuple[str, ...], modules: str | None, taps: int | None) -> None:
     """Check everything a run needs before it starts.
 
     Checks environment, option file, every image of the data, teacher, taps and memory, and times one iteration. The
@@ -306,9 +392,14 @@ def command(option_file: str, overrides: tuple[str, ...], modules: str | None) -
     Example:
       facd check -opt options/train/FACD_EDSR_x4.yml
       facd check -opt options/train/FACD_EDSR_x4.yml --modules teacher
+      facd check -opt options/train/FACD_EDSR_x4.yml --suggest-taps 3
     """
     if modules is not None:
         for line in list_modules(option_file, overrides, modules):
+            click.echo(line)
+        return
+    if taps is not None:
+        for line in suggest_taps(option_file, overrides, taps):
             click.echo(line)
         return
     for line in check(option_file, overrides):

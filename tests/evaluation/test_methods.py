@@ -35,7 +35,9 @@ def test_an_image_that_a_network_does_not_take_and_an_output_of_another_scale_ar
     odd = np.full((25, 27, 3), 200, np.uint8)
     with pytest.raises(UserError, match=r'^mine: RRDBNet does not take LQ of 25 x 27 with 3 channels \(assert hh % '):
         Method('mine', 2, build_network({**network, 'scale': 2})).upscale(odd)
-    message = r'^mine: gives \(1, 3, 100, 108\); accepted: \(1, 3, 50, 54\), of color images at scale 2'
+    message = (
+        r'^mine: RRDBNet gives \(1, 3, 100, 108\) for LQ of \(1, 3, 25, 27\); accepted: \(1, 3, 50, 54\), as of a netw'
+    )
     with pytest.raises(UserError, match=message):
         Method('mine', 2, build_network({**network, 'scale': 4})).upscale(odd)
 

@@ -11,9 +11,11 @@ from basicsr.archs import build_network
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
-from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY
 from conftest import METRICS, changed, picture, write_yml
 from runs import result, run
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.errors import UserError
@@ -32,6 +34,20 @@ class BareDataset(PairedImageDataset):
     def __getitem__(self, index):
         sample = super().__getitem__(index)
         return {'low': sample['lq'], 'high': sample['gt']}
+
+
+@ARCH_REGISTRY.register()
+class OfSeveral(nn.Module):
+    """A network that gives more than the image."""
+
+    def __init__(self, of: str = 'tuple'):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 12, 3, padding=1)
+        self.of = of
+
+    def forward(self, x):
+        sr = F.pixel_shuffle(self.conv(x), 2)
+        return {'tuple': (sr, x), 'dict': {'sr': sr}, 'Tensor': sr.flatten(1)}[self.of]
 
 
 @pytest.fixture
@@ -63,15 +79,40 @@ def evaluated(test_opt: dict, network: dict, tmp_path: Path, **keys: object) -> 
     ('network', 'message'),
     [
         (PLAIN | {'num_in_ch': 1}, 'SRVGGNetCompact takes 1 channels (num_in_ch), but datasets.train gives LQ of 3; '),
-        (TWICE | {'num_out_ch': 1, 'scale': 2}, 'network_g: gives 1 channels (num_out_ch), but datasets.train has im'),
+        (
+            TWICE | {'num_out_ch': 1, 'scale': 2},
+            'network_g: RRDBNet gives 1 channels (num_out_ch), but datasets.train ',
+        ),
         (
             {'type': 'RIDNet', 'in_channels': 3, 'mid_channels': 16, 'out_channels': 3},
-            'network_g: gives 12 x 12 for LQ of 12 x 12 in datasets.train; accepted: 24 x 24, as scale: 2 asks for',
+            'network_g: RIDNet gives (1, 3, 12, 12) for LQ of (1, 3, 12, 12); accepted: (1, 3, 24, 24), as of a netw',
         ),
     ],
 )
 def test_a_network_for_other_images_is_refused_before_anything_is_created(network, message, alone, tmp_path):
     assert message in refusal(alone | {'network_g': network}, tmp_path)
+
+
+@pytest.mark.parametrize(('of', 'found'), [('tuple', 'tuple'), ('dict', 'dict'), ('Tensor', '(1, 1728)')])
+def test_a_network_that_gives_more_or_less_than_an_image_is_refused(of, found, alone, train_opt, test_opt, tmp_path):
+    network = {'type': 'OfSeveral', 'of': of}
+    message = f'network_g: OfSeveral gives {found} for LQ of (1, 3, 12, 12); accepted: (1, 3, 24, 24), as of a network'
+    (tmp_path / 'alone').mkdir()
+    assert message in refusal(alone | {'network_g': network}, tmp_path / 'alone')
+    found = found.replace('1,', '2,')
+    (tmp_path / 'distilled').mkdir()
+    message = f'network_g: OfSeveral gives {found} for LQ of (2, 3, 12, 12); accepted: (2, 3, 24, 24), as of a network'
+    assert message in refusal(train_opt | {'network_g': network}, tmp_path / 'distilled')
+    with pytest.raises(UserError, match='network_g: OfSeveral gives '):
+        evaluated(test_opt, network, tmp_path)
+
+
+def test_a_student_of_other_channels_than_its_teacher_is_refused(train_opt, tmp_path):
+    network = TWICE | {'scale': 2, 'num_out_ch': 1}
+    message = (
+        'network_g: RRDBNet gives (2, 1, 24, 24) for LQ of (2, 3, 12, 12); accepted: (2, 3, 24, 24), as of a netwo'
+    )
+    assert message in refusal(train_opt | {'network_g': network}, tmp_path)
 
 
 def test_gray_data_need_a_network_of_one_channel_and_the_other_way_round(alone, test_opt, tmp_path):

@@ -77,6 +77,7 @@ def option_file(data: Path, teacher_weights: Path, tmp_path_factory: pytest.Temp
 
     opt = tiny_train_opt(data, teacher_weights)
     opt['datasets']['train']['batch_size_per_gpu'] = N // RANKS
+    opt['taps'][2] = {'student': 'conv_after_body:clone', 'teacher': 'upsample:input'}
     return write_yml(opt, tmp_path_factory.mktemp('ranks') / 'opt.yml')
 
 

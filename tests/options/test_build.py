@@ -36,7 +36,7 @@ def test_a_value_that_a_class_refuses_is_refused_with_its_key(train_opt, tmp_pat
 def test_where_no_single_key_is_at_fault_the_block_is_named(train_opt, tmp_path):
     both = {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9], 'foreach': True, 'fused': True}
     path = write_yml(changed(train_opt, 'train.optim_g', both), tmp_path / 'opt.yml')
-    with pytest.raises(UserError, match=r'train\.optim_g: its class does not take these values \('):
+    with pytest.raises(UserError, match=r'train\.optim_g: Adam does not take these values \('):
         load_options(str(path), [], is_train=True)
 
 

@@ -28,6 +28,7 @@ ABLATION = (
     *('IACD_EDSR_x2', 'InfoNCE_EDSR_x2'),  # Tables 5 and 6
     *('FCD_without_L1_T_EDSR_x4', 'FCD_without_L1_GT_EDSR_x4'),  # Table 7
     *('FCD_FAA_EDSR_x2', 'FCD_FAL_EDSR_x2'),  # Table 9
+    'FACD_preskip_EDSR_x2',  # the figure in the authors' repository
 )
 DISTILLED = [path for path in PAPER if path.stem.startswith(RIVALS) or path.parent.name == 'ablation']
 INHERITING = [path for path in TRAIN + TEST if '\nbase: ' in path.read_text(encoding='utf-8')]
@@ -107,7 +108,9 @@ def test_the_header_gives_the_exact_command(path):
 
 
 FITTED = [path for path in FACD if 'network' in load(path)['teacher']] + [
-    path for path in DISTILLED if path.stem.endswith('x2') and 'taps' in load(path) and 'FCD' not in path.stem
+    path
+    for path in DISTILLED
+    if path.stem.endswith('x2') and 'taps' in load(path) and 'FCD' not in path.stem and path not in FACD
 ]
 
 
@@ -163,7 +166,7 @@ def test_training_settings_are_the_papers(path):
         assert (train['distill_opt']['lambda'], train['distill_opt']['layer_weights']) == (4, [0.5, 0.3, 0.2])
 
 
-WITHOUT_TWIN = ('DATlight', 'fast')
+WITHOUT_TWIN = ('DATlight', 'fast', 'preskip')
 
 
 @pytest.mark.parametrize(
@@ -207,7 +210,9 @@ def test_a_method_differs_from_facd_in_the_distillation_only(path):
     assert without(load(path), *differing) == without(facd, *differing)
     assert load(path)['name'] == path.stem
     if 'taps' in load(path):
-        assert load(path)['taps'] == facd['taps']
+        *taps, last = load(path)['taps']
+        point = 'conv_after_body:clone' if 'preskip' in path.stem else 'upsample:input'
+        assert taps == facd['taps'][:2] and last == {'student': point, 'teacher': point}
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])
@@ -249,7 +254,8 @@ def test_a_loss_has_its_classs_defaults_but_for_what_the_method_is_about(path):
     method = path.stem.rsplit('_', 2)[0]
     distill_opt = load(path)['train']['distill_opt']
     loss = distill_opt.pop('type')
-    assert loss == LOSSES.get(method.split('_')[0], f'{method}Loss')
+    kind = method.split('_')[0]
+    assert loss == LOSSES.get(kind, f'{kind}Loss')
     for key, parameter in inspect.signature(LOSS_REGISTRY.get(loss)).parameters.items():
         default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
         assert distill_opt.get(key.rstrip('_'), default) == NOT_THE_DEFAULT.get(method, {}).get(key, default), key
@@ -260,7 +266,7 @@ def test_a_method_has_the_taps_and_regressors_that_its_loss_reads(path):
     opt, method = load(path), path.stem.split('_')[0]
     assert ('taps' in opt) == (method not in ('TS', 'CSD', 'IACD'))
     simple = method == 'FitNet' or (method in ('LFD', 'LSFD') and 'EDSR' in path.stem)
-    deep = {'type': 'DeepRegressor', 'num_layer': 5} if method in ('FCD', 'InfoNCE') else None
+    deep = {'type': 'DeepRegressor', 'num_layer': 5} if method in ('FACD', 'FCD', 'InfoNCE') else None
     assert opt.get('network_r') == ({'type': 'DeepRegressor', 'num_layer': 1} if simple else deep)
 
 
