@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from facd_basicsr.runtime.rng import preserve_rng_state
 from .regressor_arch import DeepRegressor
 from .student_arch import EDSRStudent, RCANStudent
 
-CHANNELS = ('num_in_ch', 'in_chans', 'in_channels')  # most networks', SwinIR's, RIDNet's
+# What networks call the channels of their input and output: BasicSR's, then those that spandrel has beside them.
+CHANNELS = ('num_in_ch', 'in_chans', 'in_channels', 'inp_channels', 'in_nc', 'in_ch', 'img_channel', 'n_colors')
+OUT_CHANNELS = ('num_out_ch', 'out_chans', 'out_channels', 'out_nc', 'out_ch', *CHANNELS)
 CONVOLUTIONAL = (EDSR, EDSRStudent, RCAN, RCANStudent)  # these very classes: a class derived from one may add anything
 
 for _file in sorted(Path(__file__).parent.glob('*_arch.py')):
@@ -32,12 +34,23 @@ def input_channels(network_opt: Mapping[str, Any]) -> int:
     Args:
         network_opt: as ``network_g``. Its ``type`` may be one that is not registered, as an ONNX file's may.
     """
+    return channels_argument(network_opt, CHANNELS)[1]
+
+
+def channels_argument(network_opt: Mapping[str, Any], names: Sequence[str]) -> tuple[str, int]:
+    """The argument of a network that says its channels, and its value; the first of ``names`` and 3 where it has none.
+
+    Args:
+        network_opt: as :func:`input_channels` has it.
+        names: ``CHANNELS`` of the input, or ``OUT_CHANNELS`` of the output: where a network has no argument for it, it
+            gives as many as it takes.
+    """
     parameters: Mapping[str, inspect.Parameter] = {}
     with suppress(KeyError):
         parameters = inspect.signature(ARCH_REGISTRY.get(network_opt['type'])).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     given = {**defaults, **network_opt}
-    return next((given[name] for name in CHANNELS if isinstance(given.get(name), int)), 3)
+    return next(((name, given[name]) for name in names if isinstance(given.get(name), int)), (names[0], 3))
 
 
 def build_without_weights(network_opt: Mapping[str, Any]) -> nn.Module:
