@@ -1,5 +1,6 @@
 """Networks, registered in BasicSR's ``ARCH_REGISTRY`` by being imported."""
 
+import copy
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 
 from facd_basicsr.runtime.rng import preserve_rng_state
 
@@ -68,4 +69,27 @@ def build_without_weights(network_opt: Mapping[str, Any]) -> nn.Module:
         return build_network(dict(network_opt))
 
 
-__all__ = ['CONVOLUTIONAL', 'DeepRegressor', 'EDSRStudent', 'RCANStudent', 'build_without_weights', 'input_channels']
+def unused_in_training(net: nn.Module, lq: Tensor) -> list[str]:
+    """Names of the parameters that one training step leaves without a gradient, such as SPAN's ``eval_conv``, which is
+    made of others for inference, or the experts that SeemoRe does not choose. The network stays as it was.
+
+    Args:
+        net: of images.
+        lq: (N, C, h, w).
+    """
+    with preserve_rng_state():
+        probe = copy.deepcopy(net).train()
+        probe(lq).sum().backward()
+    return [name for name, parameter in probe.named_parameters() if parameter.requires_grad and parameter.grad is None]
+
+
+__all__ = [
+    'CONVOLUTIONAL',
+    'DeepRegressor',
+    'EDSRStudent',
+    'RCANStudent',
+    'build_without_weights',
+    'channels_argument',
+    'input_channels',
+    'unused_in_training',
+]

@@ -81,6 +81,17 @@ def _letters(name: str) -> str:
     return ''.join(filter(str.isalnum, name.lower()))
 
 
+def update_derived(net: nn.Module) -> None:
+    """Recomputes the weights that a network makes of others for inference: SPAN's ``eval_conv``.
+
+    SPAN does it in each forward in eval mode, and then only: in a checkpoint they would be as of the last validation.
+    """
+    for module in net.modules():
+        update = getattr(module, 'update_params', None)
+        if callable(update) and type(module).__module__.startswith('spandrel.'):
+            update()
+
+
 def opened_by_spandrel(state_dict: Mapping[str, Tensor]) -> Any:
     """spandrel's ``ModelDescriptor`` of a network, on the CPU, or None where it recognizes none.
 
