@@ -38,9 +38,17 @@ CLASSES: dict[str, list[type[nn.Module]]] = {}  # by spandrel's name of the arch
 
 if INSTALLED:
     import spandrel
+    from spandrel.architectures.RCAN import RCAN as SpandrelsRCAN
+
+    class RCAN(SpandrelsRCAN):
+        """spandrel's, which multiplies its input in place: that is also the teacher's and, in part, the next tile's."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.clone())
 
     for _support in spandrel.MAIN_REGISTRY:
-        CLASSES[_support.architecture.id] = list(_classes_of(_support.architecture))
+        _found = _classes_of(_support.architecture)
+        CLASSES[_support.architecture.id] = [RCAN if _cls is SpandrelsRCAN else _cls for _cls in _found]
         for _cls in CLASSES[_support.architecture.id]:
             ARCH_REGISTRY.register(_cls, suffix=SUFFIX)
 
@@ -53,10 +61,10 @@ def is_spandrels(cls: type) -> bool:
 def registered_name(cls: type) -> str:
     """The shortest name by which the registry has a registered class."""
     names = (name for name, other in ARCH_REGISTRY if other is cls)
-    return min((cls.__name__, *names), key=lambda name: (_found(name) is not cls, len(name)))
+    return min((cls.__name__, *names), key=lambda name: (_named(name) is not cls, len(name)))
 
 
-def _found(name: str) -> type | None:
+def _named(name: str) -> type | None:
     try:
         return ARCH_REGISTRY.get(name)
     except KeyError:
@@ -72,9 +80,14 @@ def why_unknown(name: str) -> str:
         )
     for architecture, classes in CLASSES.items():
         if _letters(name) == _letters(architecture):
-            names = {name for cls in classes for name in (cls.__name__, registered_name(cls)) if _found(name)}
+            names = {name for cls in classes for name in (cls.__name__, registered_name(cls)) if _named(name)}
             return f": it is spandrel's name of an architecture, not of a class; accepted: {', '.join(sorted(names))}"
     return ''
+
+
+def _ours(cls: type) -> type:
+    """The class that is registered for one of spandrel's."""
+    return next(own for classes in CLASSES.values() for own in classes if issubclass(own, cls))
 
 
 def _letters(name: str) -> str:
@@ -127,7 +140,7 @@ def detected_arguments(cls: type[nn.Module], state_dict: Mapping[str, Tensor], w
         descriptor = opened_by_spandrel(state_dict)
     except ValueError as error:
         raise UserError(f'{where}, which spandrel {error}; accepted: a checkpoint of {registered_name(cls)}') from error
-    found = None if descriptor is None else type(descriptor.model)
+    found = None if descriptor is None else _ours(type(descriptor.model))
     if found is not cls:
         what = 'not recognized by spandrel' if found is None else f'of {registered_name(found)}'
         raise UserError(f'{where} is {what}; accepted: a checkpoint of {registered_name(cls)}, the type of network_g')
@@ -151,6 +164,11 @@ def tells(cls: type[nn.Module], arguments: Mapping[str, Any], key: str) -> bool:
         return True
     own = None if descriptor is None else descriptor.model.hyperparameters.get(key)
     return _plain(own) == arguments[key]
+
+
+def differs(own: Any, theirs: Any) -> bool:
+    """Whether two values of an argument, as an option file and as spandrel has them, are not the same."""
+    return _is_plain(theirs) and _plain(own) != _plain(theirs)
 
 
 def _is_plain(value: Any) -> bool:
