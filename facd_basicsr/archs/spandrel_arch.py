@@ -38,11 +38,9 @@ CLASSES: dict[str, list[type[nn.Module]]] = {}  # by spandrel's name of the arch
 
 if INSTALLED:
     import spandrel
-    import spandrel.architectures.RCAN
+    from spandrel.architectures.RCAN import RCAN as SpandrelsRCAN  # noqa: N811
 
-    SPANDRELS_RCAN = spandrel.architectures.RCAN.RCAN
-
-    class RCAN(SPANDRELS_RCAN):
+    class RCAN(SpandrelsRCAN):
         """spandrel's, which multiplies its input in place: that is also the teacher's and, in part, the next tile's."""
 
         def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +48,7 @@ if INSTALLED:
 
     for _support in spandrel.MAIN_REGISTRY:
         _found = _classes_of(_support.architecture)
-        CLASSES[_support.architecture.id] = [RCAN if _cls is SPANDRELS_RCAN else _cls for _cls in _found]
+        CLASSES[_support.architecture.id] = [RCAN if _cls is SpandrelsRCAN else _cls for _cls in _found]
         for _cls in CLASSES[_support.architecture.id]:
             ARCH_REGISTRY.register(_cls, suffix=SUFFIX)
 

@@ -335,7 +335,8 @@ def opened_in_spandrel(student: Student, file: Path) -> tuple[str, str]:
             if found is None:
                 known = is_spandrels(type(student.net))
                 return '', f'spandrel does not recognize this {student.description.architecture}' if known else ''
-            differences = [float((found.model(example.lq) - example.sr).abs().max()) for example in examples]
+            with torch.no_grad():
+                differences = [float((found.model(example.lq) - example.sr).abs().max()) for example in examples]
     except (ValueError, RuntimeError) as error:
         return '', f'spandrel {one_line(error, 200)}'
     unit = max(float(example.sr.max() - example.sr.min()) for example in examples) or 1.0
