@@ -18,7 +18,7 @@ from facd_basicsr.runtime.rng import preserve_rng_state
 
 SUFFIX = 'spandrel'
 INSTALLED = importlib.util.find_spec('spandrel') is not None
-INSTALL = "`pip install 'facd_basicsr[spandrel]'`"
+SPANDREL_EXTRA = "`pip install 'facd_basicsr[spandrel]'`"
 # Of the package spandrel_extra_arches, which says so of them.
 RESTRICTED = (
     'AdaCode', 'CodeFormer', 'DDColor', 'FeMaSR', 'M3SNet', 'MAT', 'MIRNet2', 'MPRNet', 'Restormer', 'SRFormer',

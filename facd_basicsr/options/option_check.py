@@ -21,7 +21,7 @@ from basicsr.utils.registry import (
 )
 
 from facd_basicsr.archs import DeepRegressor
-from facd_basicsr.archs.spandrel_arch import INSTALL, INSTALLED, SUFFIX, why_unknown
+from facd_basicsr.archs.spandrel_arch import INSTALLED, SPANDREL_EXTRA, SUFFIX, why_unknown
 from facd_basicsr.compat import full_name
 from facd_basicsr.distill.layouts import LAYOUTS
 from facd_basicsr.distill.taps import hint
@@ -519,7 +519,7 @@ def _registered(registry: Registry, where: str, name: str) -> Any:
     if full_name(registry, name) is None:
         accepted = did_you_mean(name, {_short_name(registry, key) for key, _ in registry})
         if registry is ARCH_REGISTRY and not INSTALLED:
-            accepted = f"; spandrel's networks need {INSTALL}{accepted}"
+            accepted = f"; spandrel's networks need {SPANDREL_EXTRA}{accepted}"
         why = why_unknown(name) if registry is ARCH_REGISTRY else ''
         raise UserError(f'{where}: {name!r} is not registered{why or accepted}')
     return registry.get(name)

@@ -13,7 +13,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.files.state_dicts import basicsr_param_keys, load_state_dict, part_by_prefix
 from facd_basicsr.options.schema import UPSCALE, network_keys
 
-WHERE = 'path.pretrain_network_g'
+PRETRAINED_KEY = 'path.pretrain_network_g'
 
 
 def pretrained_arguments(opt: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def pretrained_arguments(opt: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         if needed:
             raise UserError(
-                f'{WHERE}: no such file: {checkpoint}; accepted: one that is there, or network_g with '
+                f'{PRETRAINED_KEY}: no such file: {checkpoint}; accepted: one that is there, or network_g with '
                 f'{", ".join(needed)}'
             )
         return {}
@@ -54,7 +54,7 @@ def pretrained_arguments(opt: dict[str, Any]) -> dict[str, Any]:
     for name in needed:
         if name in UPSCALE and detected.get(name) not in (opt.get('scale'), [opt.get('scale')]):
             raise UserError(
-                f'{WHERE}: {checkpoint} has {name}: {detected.get(name)}; accepted: {opt.get("scale")}, the scale of '
+                f'{PRETRAINED_KEY}: {checkpoint} has {name}: {detected.get(name)}; accepted: {opt.get("scale")}, the scale of '
                 'this file'
             )
     return detected
@@ -93,11 +93,11 @@ def _detected(cls: type[nn.Module], path: Path, param_key: str | None) -> dict[s
     Raises:
         UserError: it holds none of this class.
     """
-    state_dict = load_state_dict(path, WHERE, (), basicsr_param_keys(param_key))
+    state_dict = load_state_dict(path, PRETRAINED_KEY, (), basicsr_param_keys(param_key))
     try:
-        return detected_arguments(cls, state_dict, f'{WHERE}: {path}')
+        return detected_arguments(cls, state_dict, f'{PRETRAINED_KEY}: {path}')
     except UserError:
         for part in part_by_prefix(state_dict).values():
             with suppress(UserError):
-                return detected_arguments(cls, part, f'{WHERE}: {path}')
+                return detected_arguments(cls, part, f'{PRETRAINED_KEY}: {path}')
         raise
