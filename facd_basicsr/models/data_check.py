@@ -11,7 +11,7 @@ from basicsr.models.base_model import BaseModel
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from facd_basicsr.archs import input_channels
+from facd_basicsr.archs import CHANNELS, OUT_CHANNELS, channels_argument
 from facd_basicsr.data.loaders import Loaders
 from facd_basicsr.data.memory_pairs import MemoryPairs
 from facd_basicsr.data.paths import lq_sizes
@@ -104,10 +104,10 @@ def _check_keys(where: str, dataset_opt: dict[str, Any], sample: dict[str, Any],
 def _check_channels(where: str, model: BaseModel, lq: Tensor) -> None:
     """By what the option file says, which tells more than the error of a convolution."""
     network_opt, channels = model.opt['network_g'], lq.shape[1]
-    taken = input_channels(network_opt)
+    key, taken = channels_argument(network_opt, CHANNELS)
     if taken != channels:
         raise UserError(
-            f'network_g: {network_opt["type"]} takes {taken} channels (num_in_ch), but {where} gives LQ of {channels}; '
+            f'network_g: {network_opt["type"]} takes {taken} channels ({key}), but {where} gives LQ of {channels}; '
             'accepted: equal numbers: 3, or 1 with color: y in every set'
         )
 
@@ -116,8 +116,9 @@ def _check_output(where: str, opt: dict[str, Any], lq: Tensor, output: Tensor, g
     network, scale = opt['network_g']['type'], opt['scale']
     channels = lq.shape[1] if gt is None else gt.shape[1]
     if output.shape[1] != channels:
+        key, _ = channels_argument(opt['network_g'], OUT_CHANNELS)
         raise UserError(
-            f'network_g: {network} gives {output.shape[1]} channels (num_out_ch), but {where} has images of '
+            f'network_g: {network} gives {output.shape[1]} channels ({key}), but {where} has images of '
             f'{channels}; accepted: equal numbers'
         )
     expected = tuple(scale * side for side in lq.shape[2:])

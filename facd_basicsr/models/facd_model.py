@@ -15,11 +15,9 @@ from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.models.safe_model import SafeModel, SafeSRModel, run_network
+from facd_basicsr.models.safe_model import PROBES, SafeModel, SafeSRModel, run_network
 from facd_basicsr.runtime.execution import Execution, check_upscaled, reraise_refused_input, tf32_of
 
-PROBES = 2  # samples: in training a BatchNorm may refuse one
-PROBE_LQ_SIZE = 16  # of LQ, where the training set has no gt_size
 SMALL_PROBE_SIZE = 8  # if no part depends on it; CSD's VGG halves an x2 output of it four times
 
 
@@ -126,10 +124,6 @@ class FACDModel(SafeSRModel):
             strict, param_key = path_opt['strict_load_r'], path_opt['param_key_r']
             self.load_network(net_r, path_opt['pretrain_network_r'], strict, param_key)
         return SafeModel.model_to_device(self, self._execution_r.lay_out(net_r)).train()  # not in the student's format
-
-    def _patch_size(self) -> int:
-        """Height and width of LQ in training."""
-        return self.opt['datasets']['train'].get('gt_size', PROBE_LQ_SIZE * self.opt['scale']) // self.opt['scale']
 
     def _probe_size(self) -> int:
         """Height and width of LQ to probe with.

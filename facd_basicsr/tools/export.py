@@ -18,6 +18,7 @@ from facd_basicsr.deploy.export_formats import (
     TORCH_EXPORT,
     export,
     measured,
+    opened_in_spandrel,
     paths_of,
     require_onnx,
 )
@@ -99,7 +100,11 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
             f'{_steps(difference)} ({name})' for name, difference in result.items() if name != REPARAMETERIZED
         )
         holds = f'{REPARAMETERIZED}, {format.holds}' if REPARAMETERIZED in result else format.holds
-        click.echo(f'{path}: {path.stat().st_size / 1e6:.2f} MB; {holds}; largest difference: {differences}')
+        line = f'{path}: {path.stat().st_size / 1e6:.2f} MB; {holds}; largest difference: {differences}'
+        opened, warning = opened_in_spandrel(student, path) if format in (*BASIC, *FUSED_WEIGHTS) else ('', '')
+        click.echo(f'{line}; {opened}' if opened else line)
+        if warning:
+            click.echo(f'warning: {path}: {warning}', err=True)
     written = [path for path, result in found.items() if not isinstance(result, UserError)]
     readable = [path for path in written if path.suffix in STUDENT_SUFFIXES]
     if readable:
