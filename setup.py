@@ -39,7 +39,7 @@ setup(
         'tqdm',  # progress; basicsr needs it too
     ],
     extras_require={
-        'spandrel': ['spandrel'],  # teachers of other architectures
+        'spandrel': ['spandrel'],  # teachers and students of other architectures
         'onnx': ['onnx', 'onnxruntime'],  # facd export, and facd upscale with an exported student
         'dev': [
             'coverage>=7.10',  # make test; older versions lack `patch`

@@ -29,16 +29,22 @@ def _provide_distutils_version() -> None:
         sys.modules['distutils.version'] = module
 
 
+def full_name(registry: Any, name: str, suffix: str = 'basicsr') -> str | None:
+    """The name under which a registry of BasicSR has what ``name`` means, or None: itself, BasicSR's, spandrel's."""
+    return next((full for full in (name, f'{name}_{suffix}', f'{name}_spandrel') if full in registry), None)
+
+
 def _find_suffixed_names_silently() -> None:
     """BasicSR registers some of its own, ``SRVGGNetCompact_basicsr`` for one, with a suffix. ``Registry.get`` prints a
-    line that reads like an error each time it finds one by its name without it (basicsr/utils/registry.py:66)."""
+    line that reads like an error each time it finds one by its name without it (basicsr/utils/registry.py:66). This one
+    finds spandrel's too (archs/spandrel_arch.py)."""
     from basicsr.utils.registry import Registry
 
     own_get = Registry.get
 
     def get(self: Registry, name: str, suffix: str = 'basicsr') -> Any:
-        registered = name if name in self else f'{name}_{suffix}'
-        if registered not in self:
+        registered = full_name(self, name, suffix)
+        if registered is None:
             raise KeyError(f"No object named '{name}' found in '{self._name}' registry!")
         return own_get(self, registered, suffix)
 

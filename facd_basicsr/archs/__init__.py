@@ -1,8 +1,9 @@
 """Networks, registered in BasicSR's ``ARCH_REGISTRY`` by being imported."""
 
+import copy
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import nn
+from torch import Tensor, nn
 
 from facd_basicsr.runtime.rng import preserve_rng_state
 
 from .regressor_arch import DeepRegressor
 from .student_arch import EDSRStudent, RCANStudent
 
-CHANNELS = ('num_in_ch', 'in_chans', 'in_channels')  # most networks', SwinIR's, RIDNet's
+# What networks call the channels of their input and output: BasicSR's, then those that spandrel has beside them.
+CHANNELS = ('num_in_ch', 'in_chans', 'in_channels', 'inp_channels', 'in_nc', 'in_ch', 'img_channel', 'n_colors')
+OUT_CHANNELS = ('num_out_ch', 'out_chans', 'out_channels', 'out_nc', 'out_ch', *CHANNELS)
 CONVOLUTIONAL = (EDSR, EDSRStudent, RCAN, RCANStudent)  # these very classes: a class derived from one may add anything
 
 for _file in sorted(Path(__file__).parent.glob('*_arch.py')):
@@ -32,12 +35,23 @@ def input_channels(network_opt: Mapping[str, Any]) -> int:
     Args:
         network_opt: as ``network_g``. Its ``type`` may be one that is not registered, as an ONNX file's may.
     """
+    return channels_argument(network_opt, CHANNELS)[1]
+
+
+def channels_argument(network_opt: Mapping[str, Any], names: Sequence[str]) -> tuple[str, int]:
+    """The argument of a network that says its channels, and its value; the first of ``names`` and 3 where it has none.
+
+    Args:
+        network_opt: as :func:`input_channels` has it.
+        names: ``CHANNELS`` of the input, or ``OUT_CHANNELS`` of the output: where a network has no argument for it, it
+            gives as many as it takes.
+    """
     parameters: Mapping[str, inspect.Parameter] = {}
     with suppress(KeyError):
         parameters = inspect.signature(ARCH_REGISTRY.get(network_opt['type'])).parameters
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     given = {**defaults, **network_opt}
-    return next((given[name] for name in CHANNELS if isinstance(given.get(name), int)), 3)
+    return next(((name, given[name]) for name in names if isinstance(given.get(name), int)), (names[0], 3))
 
 
 def build_without_weights(network_opt: Mapping[str, Any]) -> nn.Module:
@@ -55,4 +69,27 @@ def build_without_weights(network_opt: Mapping[str, Any]) -> nn.Module:
         return build_network(dict(network_opt))
 
 
-__all__ = ['CONVOLUTIONAL', 'DeepRegressor', 'EDSRStudent', 'RCANStudent', 'build_without_weights', 'input_channels']
+def unused_in_training(net: nn.Module, lq: Tensor) -> list[str]:
+    """Names of the parameters that one training step leaves without a gradient, such as SPAN's ``eval_conv``, which is
+    made of others for inference, or the experts that SeemoRe does not choose. The network stays as it was.
+
+    Args:
+        net: of images.
+        lq: (N, C, h, w).
+    """
+    with preserve_rng_state():
+        probe = copy.deepcopy(net).train()
+        probe(lq).sum().backward()
+    return [name for name, parameter in probe.named_parameters() if parameter.requires_grad and parameter.grad is None]
+
+
+__all__ = [
+    'CONVOLUTIONAL',
+    'DeepRegressor',
+    'EDSRStudent',
+    'RCANStudent',
+    'build_without_weights',
+    'channels_argument',
+    'input_channels',
+    'unused_in_training',
+]

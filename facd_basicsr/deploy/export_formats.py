@@ -21,9 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from facd_basicsr.archs import input_channels
+from facd_basicsr.archs.spandrel_arch import INSTALLED, differs, is_spandrels, opened_by_spandrel
 from facd_basicsr.deploy.student import INSTALL, METADATA, Description, Student, read_student
 from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.files.atomic import atomic_paths, make_folder_of
+from facd_basicsr.files.state_dicts import load_state_dict
 from facd_basicsr.runtime.metrics import photograph_input
 from facd_basicsr.runtime.tiling import receptive_field_radius_or_none
 
@@ -311,6 +313,48 @@ def _write_verified(student: Student, format: Format, file: Path, examples: Sequ
         raise
     except ValueError as error:
         raise UserError(f'it would {error}; accepted: {format.instead}') from error
+
+
+def opened_in_spandrel(student: Student, file: Path) -> tuple[str, str]:
+    """Whether spandrel, and so chaiNNer, opens a written file as the same network.
+
+    Args:
+        student: what the file was written of.
+        file: a ``.pth`` or ``.safetensors`` of :func:`export`.
+
+    Returns:
+        What it opens as, and what a user should know of it; each may be empty. Both are without spandrel, and of a
+        network that it does not know, as EDSR.
+    """
+    if not INSTALLED:
+        return '', ''
+    examples, own = _examples(student), student.description.arguments
+    try:
+        with _silence():
+            found = opened_by_spandrel(load_state_dict(file, '-o'))
+            if found is None:
+                known = is_spandrels(type(student.net))
+                return '', f'spandrel does not recognize this {student.description.architecture}' if known else ''
+            with torch.no_grad():
+                differences = [float((found.model(example.lq) - example.sr).abs().max()) for example in examples]
+    except (ValueError, RuntimeError) as error:
+        return '', f'spandrel {one_line(error, 200)}'
+    unit = max(float(example.sr.max() - example.sr.min()) for example in examples) or 1.0
+    difference = max(differences) / unit
+    words = f'opens in spandrel as {found.architecture.name}, {largest_difference(difference)}'
+    if difference <= ROUNDING:
+        return words, ''
+    theirs = found.model.hyperparameters
+    others = [f'{key}: {theirs[key]} for {own[key]}' for key in theirs if key in own and differs(own[key], theirs[key])]
+    return words, (
+        f'spandrel, which cannot read it off the weights, takes {", ".join(others)}: its images differ by '
+        f'{difference / STEP:.2g} of an 8-bit step'
+    )
+
+
+def largest_difference(difference: float) -> str:
+    """Of the range of the student's output, in words."""
+    return f'largest difference: {difference / STEP:.2g} of an 8-bit step' if difference else 'largest difference: none'
 
 
 @contextlib.contextmanager

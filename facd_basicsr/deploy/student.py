@@ -16,6 +16,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from facd_basicsr.archs.spandrel_arch import registered_name
 from facd_basicsr.archs.student_arch import EDSRStudent, RCANStudent
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.state_dicts import load_exactly, load_state_dict
@@ -106,7 +107,8 @@ class Description:
     """A student's network and where it is from.
 
     Attributes:
-        architecture: its name in BasicSR's registry; of this project's students the name of BasicSR's own class.
+        architecture: its name in BasicSR's registry; of this project's students the name of BasicSR's own class, of
+            spandrel's classes with the suffix only where it needs one.
         arguments: every argument of it, defaults too; but those that are classes, which text cannot hold.
         scale: upscaling factor.
         reach: receptive field radius in LQ pixels: the overlap of tiles without seams
@@ -165,7 +167,7 @@ def describe_network(network_opt: Mapping[str, Any], scale: int) -> Description:
     given = {key: value for key, value in network_opt.items() if key != 'type'}
     defaults = {name: key.default for name, key in signature_keys(cls).items() if key.default is not ...}
     arguments = {**defaults, **given}
-    return Description(STOCK.get(cls, cls).__name__, arguments, scale)
+    return Description(registered_name(STOCK.get(cls, cls)), arguments, scale)
 
 
 METADATA = 'metadata'  # next to `params` in a .pth; BasicSR and spandrel look at `params` only

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from facd_basicsr.archs import input_channels
+from facd_basicsr.archs import CHANNELS, OUT_CHANNELS, channels_argument
 from facd_basicsr.archs.tail_in_tiles import has_tail, with_tail_in_tiles
 from facd_basicsr.deploy.student import OnnxNetwork, Student
 from facd_basicsr.environment import available_memory
@@ -51,9 +51,8 @@ class Upscaler:
 
     def __init__(self, student: Student, tile: int | None = None) -> None:
         description = student.description
-        out = description.arguments.get('num_out_ch', 3)
-        channels = {'num_in_ch': input_channels(description.network), 'num_out_ch': out}
-        for key, value in channels.items():
+        for names in (CHANNELS, OUT_CHANNELS):
+            key, value = channels_argument(description.network, names)
             if value != 3:
                 raise UserError(f'--student: {key}: {value}; accepted: a network of color images, 3')
         self.scale = description.scale

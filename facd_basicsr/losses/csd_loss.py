@@ -98,7 +98,7 @@ class CSDLoss(DistillLoss):
         channels, *size = state.student.shape[1:]
         least = 2 ** (len(self.layer_weights) - 1)  # each layer but the first has half the height and width
         if channels != 3:
-            raise UserError(f'network_g.num_out_ch: {channels}; accepted: 3, for the VGG of CSDLoss')
+            raise UserError(f'network_g: gives {channels} channels; accepted: 3, for the VGG of CSDLoss')
         if min(size) < least:
             raise UserError(f'datasets.train.gt_size: {min(size)}; accepted: {least} or more, for the VGG of CSDLoss')
         check_batch(state, 'CSDLoss')

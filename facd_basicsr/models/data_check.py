@@ -11,7 +11,7 @@ from basicsr.models.base_model import BaseModel
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from facd_basicsr.archs import input_channels
+from facd_basicsr.archs import CHANNELS, OUT_CHANNELS, channels_argument
 from facd_basicsr.data.loaders import Loaders
 from facd_basicsr.data.memory_pairs import MemoryPairs
 from facd_basicsr.data.paths import lq_sizes
@@ -50,7 +50,7 @@ def check_training_sample(model: SafeModel, loaders: Loaders) -> None:
             output = net.eval()(lq)
     finally:
         net.train(training)
-    _check_output('datasets.train', model.opt['scale'], lq, output, gt)
+    _check_output('datasets.train', model.opt, lq, output, gt)
 
 
 def check_smallest_image(model: SafeModel, phase: str, loader: DataLoader) -> None:
@@ -76,7 +76,7 @@ def check_smallest_image(model: SafeModel, phase: str, loader: DataLoader) -> No
             _check_channels(where, model, batch['lq'])
         with forward_of(model, model.reach, model.sizes) as run:
             result, gt = run(batch)
-    _check_output(where, model.opt['scale'], batch['lq'], result, gt)
+    _check_output(where, model.opt, batch['lq'], result, gt)
     image, target = to_image(result), None if gt is None else to_image(gt)
     for name, metric_opt in (model.opt['val']['metrics'] or {}).items():
         size = f'{Path(batch["lq_path"][0]).name}, the smallest image of {where}, {image.shape[0]} x {image.shape[1]}'
@@ -103,19 +103,20 @@ def _check_keys(where: str, dataset_opt: dict[str, Any], sample: dict[str, Any],
 def _check_channels(where: str, model: BaseModel, lq: Tensor) -> None:
     """By what the option file says, which tells more than the error of a convolution."""
     network_opt, channels = model.opt['network_g'], lq.shape[1]
-    taken = input_channels(network_opt)
+    key, taken = channels_argument(network_opt, CHANNELS)
     if taken != channels:
         raise UserError(
-            f'network_g: {network_opt["type"]} takes {taken} channels (num_in_ch), but {where} gives LQ of {channels}; '
+            f'network_g: {network_opt["type"]} takes {taken} channels ({key}), but {where} gives LQ of {channels}; '
             'accepted: equal numbers: 3, or 1 with color: y in every set'
         )
 
 
-def _check_output(where: str, scale: int, lq: Tensor, output: Tensor, gt: Tensor | None) -> None:
-    channels = lq.shape[1] if gt is None else gt.shape[1]
+def _check_output(where: str, opt: dict[str, Any], lq: Tensor, output: Tensor, gt: Tensor | None) -> None:
+    channels, scale = lq.shape[1] if gt is None else gt.shape[1], opt['scale']
     if output.shape[1] != channels:
+        key, _ = channels_argument(opt['network_g'], OUT_CHANNELS)
         raise UserError(
-            f'network_g: gives {output.shape[1]} channels (num_out_ch), but {where} has images of {channels}; '
+            f'network_g: gives {output.shape[1]} channels ({key}), but {where} has images of {channels}; '
             'accepted: equal numbers'
         )
     expected = tuple(scale * side for side in lq.shape[2:])

@@ -20,7 +20,6 @@ from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.models.safe_model import SafeModel, SafeSRModel, run_network
 from facd_basicsr.runtime.execution import Execution, reraise_refused_input, tf32_of
 
-PROBE_LQ_SIZE = 16  # of LQ, where the training set has no gt_size
 SMALL_PROBE_SIZE = 8  # if no part depends on it; CSD's VGG halves an x2 output of it four times
 
 
@@ -83,12 +82,12 @@ class FACDModel(SafeSRModel):
             self.net_g_ema.eval()
 
     def probe_taps(self, size: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """:meth:`tapped` of a flat patch, (1, C_j, h, w) each.
+        """:meth:`tapped` of two flat patches, (2, C_j, h, w) each: DAT's batch normalization takes no lone one.
 
         Args:
             size: height and width of LQ; the training patch's if None.
         """
-        return self.tapped(self._flat(1, size or self._patch_size()))
+        return self.tapped(self._flat(2, size or self._patch_size()))
 
     def tapped(self, lq: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The student's and the teacher's features, (N, C_j, h, w) each, without gradient and before the regressors."""
@@ -120,10 +119,6 @@ class FACDModel(SafeSRModel):
             strict, param_key = path_opt['strict_load_r'], path_opt['param_key_r']
             self.load_network(net_r, path_opt['pretrain_network_r'], strict, param_key)
         return SafeModel.model_to_device(self, self._execution_r.lay_out(net_r)).train()  # not in the student's format
-
-    def _patch_size(self) -> int:
-        """Height and width of LQ in training."""
-        return self.opt['datasets']['train'].get('gt_size', PROBE_LQ_SIZE * self.opt['scale']) // self.opt['scale']
 
     def _probe_size(self) -> int:
         """Height and width of LQ to probe with.

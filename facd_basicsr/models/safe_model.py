@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from facd_basicsr.archs import build_without_weights, input_channels
+from facd_basicsr.archs import CONVOLUTIONAL, build_without_weights, input_channels, unused_in_training
+from facd_basicsr.archs.spandrel_arch import update_derived
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_torch_save
@@ -35,9 +36,11 @@ from facd_basicsr.models.validation import (
     validated_sizes,
     validates_itself,
 )
-from facd_basicsr.runtime.execution import Execution, set_tf32
+from facd_basicsr.runtime.execution import Execution, reraise_refused_input, set_tf32
+from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.size_requirements import SizeRequirements
 
+PROBE_LQ_SIZE = 16  # of LQ, where the training set has no gt_size
 # float16's, at the start. Unscaled, the gradient of l_sr at conv_last's output, 6e-7 for 16 patches of 192 x 192, is
 # below its normal numbers (6e-5). With torch's 2**16 the gradient of conv_last's weights, up to 24 in the first
 # iterations of the paper's students, is above its largest (65504): the first steps would be lost to halving.
@@ -104,6 +107,8 @@ class SafeModel(BaseModel):
         """
         nets = [net] if isinstance(net, nn.Module) else net
         param_keys = [param_key] if isinstance(param_key, str) else param_key
+        for net in nets:
+            update_derived(net)
         content = {
             key: {name: value.cpu() for name, value in self.get_bare_model(net).state_dict().items()}
             for net, key in zip(nets, param_keys)
@@ -191,9 +196,16 @@ class SafeModel(BaseModel):
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """As BasicSR's, which asks CUDA for a device even in a run without GPUs."""
-        if self.opt['dist'] and self.device.type == 'cpu':
-            return DistributedDataParallel(net, find_unused_parameters=self.opt['find_unused_parameters'])
+        if self.opt['dist']:
+            return self._in_ddp(net, self.opt['find_unused_parameters'])
         return super().model_to_device(net)
+
+    def _in_ddp(self, net: nn.Module, find_unused_parameters: bool) -> nn.Module:
+        return DistributedDataParallel(
+            net.to(self.device),
+            device_ids=None if self.device.type == 'cpu' else [torch.cuda.current_device()],
+            find_unused_parameters=find_unused_parameters,
+        )
 
     @master_only
     def print_network(self, net: nn.Module) -> None:
@@ -254,7 +266,34 @@ class SafeSRModel(SafeModel, SRModel):
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         # the student's, called from SRModel.__init__; before DDP, whose buckets keep the strides they find
-        return super().model_to_device(self._execution_g.lay_out(net))
+        net = self._execution_g.lay_out(net)
+        return self._in_ddp(net, True) if self._has_unused_parameters(net) else super().model_to_device(net)
+
+    def _has_unused_parameters(self, net: nn.Module) -> bool:
+        """Whether DDP, which waits for every gradient, must look for those that never come."""
+        searched = self.opt['dist'] and self.is_train and not self.opt['find_unused_parameters']
+        if not searched or type(net) in CONVOLUTIONAL:
+            return False
+        lq = torch.full((2, input_channels(self.opt['network_g']), *[self._patch_size()] * 2), 0.5)  # DAT's batch norm
+        with reraise_refused_input('network_g', net, lq):
+            unused = Ranks().from_first(unused_in_training(net, lq))  # random weights differ from rank to rank
+        if unused:
+            get_root_logger().info(
+                f'{type(net).__name__} has {len(unused)} parameters that a step of training does not use '
+                f'({unused[0]}): find_unused_parameters is true for it.'
+            )
+        return bool(unused)
+
+    def _patch_size(self) -> int:
+        """Height and width of LQ in training."""
+        return self.opt['datasets']['train'].get('gt_size', PROBE_LQ_SIZE * self.opt['scale']) // self.opt['scale']
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """As BasicSR's, and what is no parameter, such as a batch normalization's averages, as the student has it:
+        BasicSR leaves that as it was built."""
+        super().model_ema(decay)
+        for average, value in zip(self.net_g_ema.buffers(), self.get_bare_model(self.net_g).buffers()):
+            average.copy_(value)
 
     def init_training_settings(self) -> None:
         self._init_precision(self._execution_g.precision)

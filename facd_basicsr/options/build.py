@@ -104,11 +104,11 @@ def check_lone_network(where: str, network_opt: dict[str, Any], scale: int) -> N
 
     Raises:
         UserError: the class or an argument is unknown, or an argument is not a number, true, false, a word that is no
-            file's name, nothing, or a list of numbers.
+            file's name, nothing, or a list of these.
     """
     check_network(where, network_opt, scale)
     for key, value in network_opt.items():
-        if not (_is_number(value) or _is_word(value) or _is_list_of_numbers(value) or value is None):
+        if not (_is_number(value) or _is_word(value) or _is_list(value) or value is None):
             raise UserError(
                 f'{where}.{key}: {str(value)[:80]!r}; accepted: a number, true or false, a list of numbers, or a word '
                 'that is no file'
@@ -133,5 +133,8 @@ def _is_word(value: Any) -> bool:
     return isinstance(value, str) and WORD.fullmatch(value) is not None and not os.path.lexists(value)
 
 
-def _is_list_of_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(_is_number(item) or _is_list_of_numbers(item) for item in value)
+def _is_list(value: Any) -> bool:
+    """Of numbers; of nothing, as GRL's ``stripe_groups``; of words, as FDAT's ``group_block_pattern``."""
+    return isinstance(value, list) and all(
+        _is_number(item) or _is_word(item) or _is_list(item) or item is None for item in value
+    )

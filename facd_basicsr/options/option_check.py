@@ -21,6 +21,8 @@ from basicsr.utils.registry import (
 )
 
 from facd_basicsr.archs import DeepRegressor
+from facd_basicsr.archs.spandrel_arch import INSTALLED, SPANDREL_EXTRA, SUFFIX, why_unknown
+from facd_basicsr.compat import full_name
 from facd_basicsr.distill.layouts import LAYOUTS
 from facd_basicsr.distill.taps import hint
 from facd_basicsr.errors import UserError
@@ -31,8 +33,6 @@ from facd_basicsr.options.option_files import BASE
 from facd_basicsr.options.schema import NUMBER, Keys
 from facd_basicsr.options.signatures import Key
 from facd_basicsr.runtime.metrics import needs_gt
-
-SUFFIX = '_basicsr'  # of some of BasicSR's names, which its registries find without it too
 
 
 def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complete: bool = True) -> None:
@@ -370,7 +370,7 @@ def _check_upscale(where: str, network_opt: OptionBlock, scale: int) -> None:
     for key in schema.UPSCALE:
         if key in taken or key in network_opt:
             found = network_opt.get(key, 'missing')
-            if found != scale:
+            if found not in (scale, [scale]):  # IPT's is a list
                 raise UserError(f'{where}.{key}: {found}; accepted: {scale}, the scale of this file')
 
 
@@ -516,7 +516,16 @@ def _check_teacher(opt: dict[str, Any]) -> None:
 
 
 def _registered(registry: Registry, where: str, name: str) -> Any:
-    if name not in registry and f'{name}{SUFFIX}' not in registry:
-        names = {key.removesuffix(SUFFIX) for key, _ in registry}
-        raise UserError(f'{where}: {name!r} is not registered{did_you_mean(name, names)}')
+    if full_name(registry, name) is None:
+        accepted = did_you_mean(name, {_short_name(registry, key) for key, _ in registry})
+        if registry is ARCH_REGISTRY and not INSTALLED:
+            accepted = f"; spandrel's networks need {SPANDREL_EXTRA}{accepted}"
+        why = why_unknown(name) if registry is ARCH_REGISTRY else ''
+        raise UserError(f'{where}: {name!r} is not registered{why or accepted}')
     return registry.get(name)
+
+
+def _short_name(registry: Registry, full: str) -> str:
+    """A registered name without BasicSR's or spandrel's suffix, where that finds the same."""
+    short = full.removesuffix('_basicsr').removesuffix(f'_{SUFFIX}')
+    return short if full_name(registry, short) == full else full

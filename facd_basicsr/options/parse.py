@@ -16,6 +16,7 @@ from facd_basicsr.errors import UserError, locating
 from facd_basicsr.options.build import dry_run
 from facd_basicsr.options.option_check import check_options
 from facd_basicsr.options.option_files import load_yaml, option_text, read_option_file
+from facd_basicsr.options.pretrained import check_given_arguments, pretrained_arguments
 
 PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 OPTIONS_FILE = 'options.yml'  # in the folder of a run
@@ -144,7 +145,7 @@ def checked_options(path: str, overrides: Sequence[str], is_train: bool | None =
 
 
 def checked(opt: dict[str, Any], where: str, is_train: bool | None = None) -> dict[str, Any]:
-    """Checks options and fills in their defaults.
+    """Checks options and fills in their defaults; of a network of spandrel's also what its checkpoint tells.
 
     Args:
         opt: as an option file has them.
@@ -156,7 +157,12 @@ def checked(opt: dict[str, Any], where: str, is_train: bool | None = None) -> di
     """
     is_train = 'train' in opt if is_train is None else is_train
     with locating(where):
-        return check_options(opt, is_train)
+        detected = pretrained_arguments(opt)
+        if not detected:
+            return check_options(opt, is_train)
+        complete = check_options({**opt, 'network_g': {'type': '', **detected, **opt['network_g']}}, is_train)
+        check_given_arguments(complete, detected)
+        return complete
 
 
 def check_inputs(

@@ -15,6 +15,7 @@ from basicsr.models import lr_scheduler
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.file_client import FileClient
 
+from facd_basicsr.archs import CHANNELS, OUT_CHANNELS
 from facd_basicsr.distill.regressors import INITS
 from facd_basicsr.distill.teacher import WEIGHTS_FORMATS
 from facd_basicsr.models.nonfinite import ACTIONS
@@ -373,10 +374,11 @@ IO_BACKENDS_TRAIN = (*IO_BACKENDS, 'memory')  # in a test every image is read on
 
 
 SIZE = Key((int,), least=1, below=10_000)  # with more a network is not built in any time
-UPSCALE = ('upscale', 'scale')  # a network's argument, RRDBNet's for one
+# A network's argument: BasicSR's two, then those of spandrel's
+UPSCALE = ('upscale', 'scale', 'upscaling_factor', 'upscale_factor', 'up_scale')
 _UPSCALE = replace(SIZE, meaning='Required: the `scale` of the file. EDSR and RCAN: 3 or a power of 2')
 NETWORK_KEYS = {
-    **dict.fromkeys(('num_in_ch', 'num_out_ch', 'num_feat', 'num_block', 'num_group'), SIZE),
+    **dict.fromkeys((*CHANNELS, *OUT_CHANNELS, 'num_feat', 'num_block', 'num_group'), SIZE),
     'squeeze_factor': SIZE,
     **dict.fromkeys(UPSCALE, _UPSCALE),
     'img_range': Key(NUMBER, above=0, meaning='the network works on inputs times this'),
@@ -484,7 +486,10 @@ def io_backend_keys(backend: str) -> Keys:
 def network_keys(network: type) -> Keys:
     """Of ``network_g`` or ``teacher.network``, beside ``type``; a default of its scale does not count."""
     own = signature_keys(network, known=NETWORK_KEYS)
-    return {name: replace(key, default=...) if name in UPSCALE else key for name, key in own.items()}
+    for name in own.keys() & {*UPSCALE}:
+        of_list = signature_keys(network)[name].types == (list,)  # IPT's
+        own[name] = replace(own[name], default=..., types=(list,) if of_list else own[name].types)
+    return own
 
 
 def regressor_keys(network: type) -> Keys:

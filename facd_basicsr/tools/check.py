@@ -27,7 +27,7 @@ from facd_basicsr.evaluation.complexity import flops, parameters, saved_activati
 from facd_basicsr.evaluation.tables import duration, text_table
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.models import FACDModel
-from facd_basicsr.models.facd_model import PROBE_LQ_SIZE
+from facd_basicsr.models.safe_model import PROBE_LQ_SIZE
 from facd_basicsr.options import check_inputs, complete_options, load_options, parser
 from facd_basicsr.options.parse import checked, read_options
 from facd_basicsr.runtime.size_requirements import Padded

@@ -15,6 +15,7 @@ from facd_basicsr.deploy.export_formats import (
     TORCH_EXPORT,
     export,
     measured,
+    opened_in_spandrel,
     paths_of,
     require_onnx,
 )
@@ -83,7 +84,11 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
             f'{difference / STEP:.2g} of an 8-bit step ({name})' if difference else f'none ({name})'
             for name, difference in result.items()
         )
-        click.echo(f'{path}: {path.stat().st_size / 1e6:.2f} MB; {format.holds}; largest difference: {differences}')
+        line = f'{path}: {path.stat().st_size / 1e6:.2f} MB; {format.holds}; largest difference: {differences}'
+        opened, warning = opened_in_spandrel(student, path) if format in BASIC else ('', '')
+        click.echo(f'{line}; {opened}' if opened else line)
+        if warning:
+            click.echo(f'warning: {path}: {warning}', err=True)
     written = [path for path, result in found.items() if not isinstance(result, UserError)]
     readable = [path for path in written if path.suffix in STUDENT_SUFFIXES]
     if readable:

@@ -226,7 +226,7 @@ def test_prepare_comes_before_the_first_forward():
 @pytest.mark.parametrize(
     ('shape', 'message'),
     [
-        ((2, 1, 8, 8), 'network_g.num_out_ch: 1; accepted: 3'),
+        ((2, 1, 8, 8), 'network_g: gives 1 channels; accepted: 3'),
         ((2, 3, 8, 1), 'datasets.train.gt_size: 1; accepted: 2 or more'),
     ],
 )

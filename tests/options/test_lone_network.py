@@ -27,7 +27,7 @@ def test_networks_with_every_argument_spelled_out_are_built(network):
 
 @pytest.mark.parametrize(
     'value',
-    ['a.pth', 'a/b', '..', 'there', 'a' * 65, 'a\nb', {'a': 1}, ['a'], [[1, 'a']], math.nan, [math.inf], [None]],
+    ['a.pth', 'a/b', '..', 'there', 'a' * 65, 'a\nb', {'a': 1}, ['a.pth'], [[1, 'there']], math.nan, [math.inf], [{}]],
 )
 def test_an_argument_that_could_name_a_file_is_refused(value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
