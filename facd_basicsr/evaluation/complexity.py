@@ -78,8 +78,10 @@ def footprint(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int = 3) -> t
 
 
 def _forward_on_meta(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int) -> None:
-    with torch.no_grad():  # not inference_mode, in which convolutions are called by other names
-        net(torch.empty(1, num_in_ch, *lq_size, device='meta'))
+    # Not inference_mode, in which convolutions are called by other names. What a forward makes is on the meta device
+    # too, as ECBSR's fused kernels.
+    with torch.no_grad(), torch.device('meta'):
+        net(torch.empty(1, num_in_ch, *lq_size))
 
 
 class _LiveTensors(TorchDispatchMode):

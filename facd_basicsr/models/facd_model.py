@@ -1,5 +1,7 @@
 """One distillation step inside BasicSR's loop."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -58,7 +60,8 @@ class FACDModel(SafeSRModel):
         self._run_student, self._run_teacher = self.student_taps.run, self.teacher_taps.run
         self._run_regressors = run_network
         self._init_r: str | None = None  # not by a probe
-        self._try_loss(train_opt)
+        with _preserve_buffers(student):
+            self._try_loss(train_opt)
         self._compile()
         if self.net_r is not None and self.opt['path']['pretrain_network_r'] is None:  # what is resumed has started
             self._init_r = train_opt['init_r']
@@ -108,7 +111,8 @@ class FACDModel(SafeSRModel):
 
     def _build_regressors(self) -> nn.Module | None:
         """Reads the taps' shapes off a probe, then builds and loads the regressors, wrapped for the device."""
-        student_feats, teacher_feats = self.probe_taps(self._probe_size())
+        with _preserve_buffers(self.get_bare_model(self.net_g)):
+            student_feats, teacher_feats = self.probe_taps(self._probe_size())
         net_r = build_regressors(
             self.opt.get('network_r'),
             self.cri_distill.regressor,
@@ -204,3 +208,15 @@ class FACDModel(SafeSRModel):
         if self.net_r is not None:
             self.save_network(self.net_r, 'net_r', current_iter)
         super().save(epoch, current_iter)
+
+
+@contextmanager
+def _preserve_buffers(net: nn.Module) -> Iterator[None]:
+    """Leaves the averages of a batch normalization, which a forward in training updates, as they were: a run that is
+    resumed would begin with others than those that it was saved with."""
+    saved = [(buffer, buffer.clone()) for buffer in net.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in saved:
+            buffer.copy_(value)

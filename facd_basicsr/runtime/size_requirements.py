@@ -127,7 +127,8 @@ class _Probe:
     def _takes(self, height: int, width: int) -> bool:
         lq = torch.full((1, self._channels, height, width), 0.5, device=self._device)
         training = self._net.training
-        with suppress(Exception):  # networks refuse a size by errors of any class
+        # Networks refuse a size by errors of any class. What a forward makes, as ECBSR's kernels, is on the device too.
+        with suppress(Exception), self._device:
             try:
                 sr = self._net.eval()(lq)
             finally:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from basicsr.archs.ecbsr_arch import ECBSR
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.srresnet_arch import MSRResNet
 from torch import Tensor, nn
@@ -28,6 +29,13 @@ def test_flops_are_of_one_720p_output_and_leave_the_network_where_it_is():
     lr, hr = 360 * 640, 720 * 1280
     assert flops(net, scale=2) == 2 * 9 * (lr * (3 * 4 + 3 * 4 * 4 + 4 * 16) + hr * 4 * 3)
     assert net.conv_first.weight.device.type == 'cpu'
+
+
+def test_kernels_that_a_network_fuses_in_its_forward_count_and_are_on_the_meta_device_too():
+    net = ECBSR(3, 3, num_block=1, num_channel=4, with_idt=True, act_type='prelu', scale=2).eval()
+    small, large = (flops(net, scale=2, output_size=(2 * side, 2 * side)) for side in (10, 20))
+    # on each pixel of LQ three fused kernels of 3x3, 3->4, 4->4 and 4->12; the fusion costs the same for any size
+    assert large - small == 2 * 9 * (3 * 4 + 4 * 4 + 4 * 12) * (20 * 20 - 10 * 10)
 
 
 def test_latency_is_positive():

@@ -39,6 +39,15 @@ class OwnLoss(FACDLoss):
     """Another's, of which nothing is known."""
 
 
+@ARCH_REGISTRY.register()
+class NormalizedStudent(ARCH_REGISTRY.get('EDSRStudent')):
+    """With batch normalization, as DAT and SwiftSRGAN's."""
+
+    def __init__(self, num_feat: int, num_block: int, upscale: int) -> None:
+        super().__init__(num_feat=num_feat, num_block=num_block, upscale=upscale)
+        self.body.append(nn.BatchNorm2d(num_feat))
+
+
 @pytest.fixture
 def build(tmp_path: Path):
     """Builds the model of an option dict as train.py does."""
@@ -88,6 +97,15 @@ def test_training_changes_student_and_regressors_and_leaves_the_teacher_bit_iden
         changed = [key for key, value in net.state_dict().items() if not torch.equal(value, before[name][key])]
         assert bool(changed) == (name != 'teacher'), (name, changed)
     assert not any(module.training for module in model.teacher.modules())
+
+
+def test_the_probes_of_a_start_leave_the_averages_of_a_batch_normalization_alone(build, train_opt):
+    train_opt['network_g'] = {**STUDENT, 'type': 'NormalizedStudent'}
+    model = build(train_opt)
+    norm = model.net_g.body[-1]
+    assert norm.num_batches_tracked == 0 and not norm.running_mean.any() and (norm.running_var == 1).all()
+    step(model)
+    assert norm.num_batches_tracked == 1
 
 
 def test_the_optimizer_holds_exactly_student_and_regressors(build, train_opt):
