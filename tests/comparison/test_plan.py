@@ -79,6 +79,8 @@ X3 = {'base': 'student.yml', 'scale': 3, 'network_g': {'upscale': 3}}
         ('seeds', [], r'seeds: \[\]; accepted: one or more'),
         ('seeds', [1, 1], r'seeds: \[1, 1\]'),
         ('baseline', 'Teacher', r"baseline: 'Teacher'; accepted: one of the methods, Student, FACD, TS"),
+        ('baseline', [], r'baseline: None; accepted: one of the methods'),
+        ('baseline', ['Student', 'FACD'], r"baseline: FACD has Student's network_g; accepted: one method of each arch"),
         ('sedes', [1], r"'?sedes'?.*seeds"),
         ('test', {'base': 'none.yml'}, r'test.base: no such file: .*none.yml'),
         ('methods', ..., r'methods: missing'),
@@ -97,6 +99,49 @@ def test_settings_that_methods_do_not_share_are_named(comparison, tmp_path):
     comparison['common'] = {'train': {'warmup_iter': -1}}
     found = read_comparison(write_yml(comparison, tmp_path / 'compare.yml'))
     assert found.differing() == {'TS': ['datasets.train', 'train.total_iter']}
+
+
+@pytest.fixture
+def of_two_students(comparison) -> dict:
+    """The same methods of a second student, of another width, each of which has its baseline."""
+    wider = {'network_g': {'num_feat': 6}}
+    for name in ('Student', 'FACD', 'TS'):
+        comparison['methods'][f'{name}_wide'] = {**comparison['methods'][name], **wider}
+    return comparison | {'baseline': ['Student', 'Student_wide']}
+
+
+def test_a_method_is_compared_with_the_baseline_of_its_own_architecture(of_two_students, tmp_path):
+    found = read_comparison(write_yml(of_two_students, tmp_path / 'compare.yml'))
+    assert [found.baseline_of(method) for method in found.methods] == ['Student'] * 3 + ['Student_wide'] * 3
+    assert found.students() == dict.fromkeys(('Student', 'FACD', 'TS'), 'EDSRStudent num_feat 4') | dict.fromkeys(
+        ('Student_wide', 'FACD_wide', 'TS_wide'), 'EDSRStudent num_feat 6'
+    )
+    assert found.differing() == {}
+
+
+def test_settings_are_compared_with_the_own_baselines_and_the_baselines_with_the_first_ones(of_two_students, tmp_path):
+    methods = of_two_students['methods']
+    methods['Student_wide'] |= {'train': {'optim_g': {'lr': 0.002}}}
+    methods['TS_wide']['train'] = {**methods['TS']['train'], 'optim_g': {'lr': 0.002}}
+    methods['Linear'] = {'base': 'student.yml', 'network_g': {'num_block': 2}}
+    found = read_comparison(write_yml(of_two_students, tmp_path / 'compare.yml'))
+    assert found.baseline_of('Linear') is None
+    assert found.differing() == {
+        'Student_wide': ['train.optim_g'],  # not TS_wide, which has its baseline's
+        'FACD_wide': ['train.optim_g'],
+        'Linear': ['network_g'],
+    }
+
+
+def test_students_of_other_architectures_see_the_same_batches_of_a_seed(of_two_students, tmp_path):
+    of_two_students['methods']['Student_wide'] |= {
+        'network_g': {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 2, 'upscale': 2}
+    }
+    found = read_comparison(write_yml(of_two_students | {'baseline': ['Student']}, tmp_path / 'compare.yml'))
+    runs = {run.name: run.opt for run in found.runs()}
+    batches, _ = first_batch_and_weights(runs['Student_seed3'], tmp_path / 'a.yml')
+    others, _ = first_batch_and_weights(runs['Student_wide_seed3'], tmp_path / 'b.yml')
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(batches, others, strict=True))
 
 
 def first_batch_and_weights(opt: dict, path: Path) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
