@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import REPOSITORY, changed, tiny_test_opt, write_yml
 
 from facd_basicsr.comparison.plan import read_comparison, shortened
@@ -204,6 +205,25 @@ def test_the_comparisons_of_table_2_differ_in_the_scale_only_and_have_its_rows(n
     assert methods.keys() >= {'Student', 'TS', 'FitNet', 'FAKD', 'LFD', 'LSFD', 'FCD', 'FACD'}
     for name, block in methods.items():
         assert block == {'base': f'../train/{name}_{net}_x2.yml'}
+
+
+STUDENTS = [
+    pytest.param(
+        'students_x2',
+        marks=pytest.mark.skipif('SPAN_spandrel' not in ARCH_REGISTRY, reason='spandrel is not installed'),
+    ),
+    'SwinIR_x2',
+    'SwinIR_x4',
+]
+
+
+@pytest.mark.parametrize('name', STUDENTS)
+def test_a_comparison_of_other_networks_has_a_baseline_of_every_student_and_equal_settings(name, monkeypatch):
+    monkeypatch.setattr('facd_basicsr.comparison.plan.check_paths', lambda opt, is_train: None)  # no sets here
+    found = read_comparison(REPOSITORY / 'options' / 'compare' / f'{name}.yml')
+    assert found.differing() == {}
+    assert len(found.baselines) == len(set(found.students().values()))
+    assert None not in map(found.baseline_of, found.methods)
 
 
 MINI = sorted(REPOSITORY.glob('options/compare/mini*.yml'))
