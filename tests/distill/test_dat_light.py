@@ -7,6 +7,7 @@ import cv2
 import pytest
 import torch
 from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import REPOSITORY, SHARED_DATA, STUDENT, build_teacher, tiny_test_opt, write_yml
 
 from facd_basicsr.distill.gate import check_teacher
@@ -79,8 +80,15 @@ def test_a_transformer_of_another_colour_order_or_range_is_stopped_before_traini
         check_teacher(teacher, {'dataset': 'val', 'psnr_y': 38.24, 'tolerance': 0.1}, batches, 2, torch.device('cpu'))
 
 
-def test_the_option_file_distils_a_student_from_it(data, tmp_path):
-    option_file = REPOSITORY / 'options' / 'train' / 'mini' / 'FACD_EDSR16x4_DATlight_x2.yml'
+OF_SPANDREL = pytest.mark.skipif('SPAN_spandrel' not in ARCH_REGISTRY, reason='spandrel is not installed')
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['mini/FACD_EDSR16x4_DATlight_x2', 'FACD_SRVGGNetCompact_x2', pytest.param('FACD_SPAN_x2', marks=OF_SPANDREL)],
+)
+def test_an_option_file_distils_a_student_from_it(name, data, tmp_path):
+    option_file = REPOSITORY / 'options' / 'train' / f'{name}.yml'
     opt = read_option_file(str(option_file))
     for name, folders in (('train', ('HR.lmdb', 'LR.lmdb')), ('val', ('GT', 'LQ'))):
         for key, folder in zip(('dataroot_gt', 'dataroot_lq'), folders):
