@@ -84,9 +84,10 @@ def main() -> None:
     args = arguments.parse_args()
     costs = []
     for path in [*sorted(OPTIONS.glob('*.yml')), *sorted(OPTIONS.glob('ablation/*.yml'))]:
-        method, network, scale = re.fullmatch(r'(\w+)_(EDSR|RCAN)_x(\d)', path.stem).groups()
-        if method == 'CSD':  # its VGG dominates the cost, and its weights are unavailable
+        found = re.fullmatch(r'(\w+)_(EDSR|RCAN)_x(\d)', path.stem)
+        if found is None or found[1] == 'CSD':  # not the paper's; its VGG dominates the cost, and is not at hand
             continue
+        method, network, scale = found.groups()
         opt = read_option_file(str(path))
         flops = step_flops(opt)
         hours = flops * opt['train']['total_iter'] / (RATE * 1e12) / 3600

@@ -62,8 +62,7 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         ranks = Ranks()
         log.info(versions())
         log.info(dict2str(opt))
-        for line in check_pretrained(opt):
-            log.info(line)
+        check_pretrained(opt)
         with reraise_data_errors():
             loaders = [
                 build_dataloader(NamingDataset(build_ordered_dataset(dataset_opt)), dataset_opt)

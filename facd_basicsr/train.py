@@ -104,8 +104,7 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
         drawn = opt['manual_seed'] if resume_state is None else resume_state.get('data', {}).get('seed')
         opt['manual_seed'] = ranks.from_first(drawn or opt['manual_seed'])
     set_random_seed(opt['manual_seed'] + ranks.rank)
-    for line in check_pretrained(opt):
-        log.info(line)
+    check_pretrained(opt)
     with reraise_data_errors():
         loaders = build_loaders(opt)
     loaders.train.worker_init_fn = worker_ignore_signals

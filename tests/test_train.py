@@ -1,17 +1,21 @@
 """Training in this process; tests/test_train_and_test.py runs the entry points."""
 
+import copy
 import hashlib
 import itertools
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from basicsr.archs import build_network
-from conftest import REPOSITORY, STUDENT, write_yml
+from conftest import REPOSITORY, STUDENT, picture, write_yml
 from runs import assert_same, log_text, result
 
+from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.environment import git_commit, machine
 from facd_basicsr.errors import UserError, run_command
 from facd_basicsr.files.download import sha256_of
@@ -20,6 +24,7 @@ from facd_basicsr.models.nonfinite import NonFiniteGuard
 from facd_basicsr.models.safe_model import SafeSRModel
 from facd_basicsr.options import load_yaml, parser
 from facd_basicsr.options.schema import path_keys
+from facd_basicsr.tools.check import check
 from facd_basicsr.tools.show import show
 from facd_basicsr.train import train
 
@@ -58,6 +63,50 @@ def test_a_student_alone_with_partly_loaded_weights_logs_how_many(train_opt, tmp
     left_out = 2 * (4 * 4 * 9 + 4)  # two convolutions of a block
     total = sum(parameter.numel() for parameter in build_network(STUDENT).parameters())
     assert f'other.pth: {total - left_out:,} of the {total:,} parameters of EDSRStudent are loaded' in log
+
+
+def test_the_commands_from_another_scale_of_the_page_train_x4_from_x2(train_opt, tmp_path, monkeypatch):
+    """docs/training.md's, with option files of their names that take seconds."""
+    section = (REPOSITORY / 'docs' / 'training.md').read_text().split('### From another scale')[1]
+    commands, message = (block.strip() for block in re.findall(r'```\n(.*?)```', section, re.DOTALL)[:2])
+    folder = tmp_path / 'options' / 'train'
+    folder.mkdir(parents=True)
+    for scale in (2, 4):
+        opt = copy.deepcopy(train_opt) | {'name': f'FACD_EDSR_x{scale}', 'scale': scale}
+        for network in (opt['network_g'], opt['teacher']['network']):
+            network['upscale'] = scale
+        opt['teacher']['weights'] = str(tmp_path / f'teacher_x{scale}.pth')
+        torch.save(build_network(opt['teacher']['network']).state_dict(), opt['teacher']['weights'])
+        for dataset, (gt, lq) in zip(opt['datasets'].values(), (('HR', 'LR'), ('GT', 'LQ'))):
+            dataset |= {'io_backend': {'type': 'disk'}}
+            for key, name in (('dataroot_gt', gt), ('dataroot_lq', lq)):
+                dataset[key] = str(tmp_path / f'{name}x{scale}')
+                Path(dataset[key]).mkdir()
+            for index in range(3):
+                image = picture(index, 48, 48)
+                cv2.imwrite(f'{dataset["dataroot_gt"]}/{index}.png', image)
+                cv2.imwrite(f'{dataset["dataroot_lq"]}/{index}.png', bicubic_lr(image, scale))
+        write_yml(opt, folder / f'{opt["name"]}.yml')
+    monkeypatch.chdir(tmp_path)
+    checked = []
+    for command in commands.replace('\\\n', '').splitlines():
+        *start, option_file = (words := shlex.split(command))[: words.index('-opt') + 2]
+        overrides = words[words.index('--force_yml') + 1 :] if '--force_yml' in words else []
+        if start[:2] == ['facd', 'check']:
+            checked = list(check(option_file, overrides))
+        else:
+            assert start[:2] == ['python', 'facd_basicsr/train.py']
+            flags = ['--force_yml', *overrides] if overrides else []
+            train(parser().parse_args(['-opt', option_file, *flags]), root=tmp_path, console=False)
+    log = next(tmp_path.glob('experiments/FACD_EDSR_x4/*.log')).read_text()
+    (line,) = re.findall(r'INFO: (path.pretrain_network_g: .* are loaded .*)', log)
+    figures = re.compile(r'[\d,]{2,}')  # of tiny networks here
+    assert figures.sub('', line) == figures.sub('', message)
+    assert f'weights      {line}' in checked
+    x2, x4 = (torch.load(f'experiments/FACD_EDSR_x{s}/models/net_g_latest.pth')['params'] for s in (2, 4))
+    assert x4['upsample.2.weight'].shape == (16, 4, 3, 3)
+    # four steps of Adam of about 1e-3 each; random weights would differ by 0.1
+    assert all((x4[key] - value).abs().max() < 4.1e-3 for key, value in x2.items())
 
 
 def test_a_batch_larger_than_an_epoch_is_refused(train_opt, tmp_path):

@@ -20,7 +20,7 @@ from facd_basicsr.options.signatures import Key
 COMPARISON_KEYS = {
     'name': Key((str,), required=True),
     'seeds': Key((list,), required=True, items=(int,)),
-    'baseline': Key((str,), required=True),
+    'baseline': Key((str, list), required=True, items=(str,)),
     'test': Key((dict,), required=True),
     'common': Key((dict,)),
     'methods': Key((dict,), required=True),
@@ -70,20 +70,40 @@ class Comparison:
     Attributes:
         name: of its folder in ``results/``, and the beginning of its experiments' names.
         seeds: each method is trained once with each of them.
-        baseline: the method with which the others are compared, seed by seed.
+        baselines: the methods with which those of the same ``network_g`` are compared, seed by seed; one for each.
         methods: every method's resolved options, without a seed, in the order of the report.
         test_opt: the test file whose sets are reported.
     """
 
     name: str
     seeds: tuple[int, ...]
-    baseline: str
+    baselines: tuple[str, ...]
     methods: dict[str, dict[str, Any]]
     test_opt: dict[str, Any]
 
     @property
     def scale(self) -> int:
         return self.test_opt['scale']
+
+    @property
+    def baseline(self) -> str:
+        """The first, whose settings the others should share."""
+        return self.baselines[0]
+
+    def baseline_of(self, method: str) -> str | None:
+        """The baseline with the method's architecture: of another one a difference would not be the method's."""
+        network = self.methods[method]['network_g']
+        return next((name for name in self.baselines if self.methods[name]['network_g'] == network), None)
+
+    def students(self) -> dict[str, str]:
+        """{method: its student's class, and the arguments in which it differs from the others of that class}."""
+        networks = {method: opt['network_g'] for method, opt in self.methods.items()}
+        names = {}
+        for method, network in networks.items():
+            alike = [other for other in networks.values() if other['type'] == network['type']]
+            differing = [key for key in network if any(other.get(key) != network[key] for other in alike)]
+            names[method] = ' '.join([network['type'], *(f'{key} {network[key]}' for key in differing)])
+        return names
 
     def runs(self) -> Iterator[Run]:
         """Seed by seed, so that an unfinished comparison is a complete one with fewer seeds."""
@@ -93,12 +113,16 @@ class Comparison:
                 yield Run(method, seed, run_opt)
 
     def differing(self) -> dict[str, list[str]]:
-        """{method: which of the keys that methods should share are not the baseline's}, of those that have any."""
-        base = self.methods[self.baseline]
-        found = {
-            method: [key for key in SHARED if _value(opt, key) != _value(base, key)]
-            for method, opt in self.methods.items()
-        }
+        """{method: which of the keys that methods should share are not its baseline's}, of those that have any.
+
+        A baseline should have the settings of the first one, but for its architecture.
+        """
+        found = {}
+        for method, opt in self.methods.items():
+            own = self.baseline_of(method)
+            base = self.methods[self.baseline if own in (None, method) else own]
+            keys = [key for key in SHARED if _value(opt, key) != _value(base, key)]
+            found[method] = [key for key in keys if not (own == method and key == 'network_g')]
         taught = {method: opt for method, opt in self.methods.items() if 'teacher' in opt}
         for method, opt in taught.items():
             first = next(iter(taught.values()))
@@ -174,8 +198,10 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
             )
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f'seeds: {seeds}; accepted: one or more whole numbers from 0, each once')
-    if content['baseline'] not in methods:
-        raise UserError(f'baseline: {content["baseline"]!r}; accepted: one of the methods, {", ".join(methods)}')
+    baselines = content['baseline'] if isinstance(content['baseline'], list) else [content['baseline']]
+    for baseline in baselines or [None]:
+        if baseline not in methods:
+            raise UserError(f'baseline: {baseline!r}; accepted: one of the methods, {", ".join(methods)}')
     test_opt = _resolved('test', content['test'], path)
     _check('test', test_opt, is_train=False)
     opts = {}
@@ -195,7 +221,11 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
         first = next(iter(teachers))
         if teacher != teachers[first]:
             raise UserError(f"methods.{method}.teacher: another than methods.{first}'s; accepted: one teacher for all")
-    return Comparison(name, tuple(seeds), content['baseline'], opts, test_opt)
+    comparison = Comparison(name, tuple(seeds), tuple(baselines), opts, test_opt)
+    for baseline in baselines:
+        if (first := comparison.baseline_of(baseline)) != baseline:
+            raise UserError(f"baseline: {baseline} has {first}'s network_g; accepted: one method of each architecture")
+    return comparison
 
 
 def _check(where: str, opt: dict[str, Any], is_train: bool) -> None:

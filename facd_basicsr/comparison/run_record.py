@@ -62,7 +62,8 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
     """
     student, teacher = student_of(run), teacher_of(comparison)
     notes = []
-    tapped = run.opt if run.opt.get('taps') else next((o for o in comparison.methods.values() if o.get('taps')), None)
+    alike = (opt for opt in comparison.methods.values() if opt['network_g'] == run.opt['network_g'])
+    tapped = next((opt for opt in (run.opt, *alike) if opt.get('taps')), None)
     if teacher is not None and tapped is not None:
         notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teacher, [student])]
     # features are compared with the teacher's

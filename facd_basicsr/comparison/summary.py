@@ -83,12 +83,26 @@ def by_method(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {method: found[method] for method in results['methods'] if method in found}
 
 
+def baselines(results: Mapping[str, Any]) -> dict[str, str | None]:
+    """{method: the baseline of its student}, None for a method whose student no baseline has."""
+    return results.get('baselines') or dict.fromkeys(
+        results['methods'], results['baseline']
+    )  # one student's may lack it
+
+
+def students(results: Mapping[str, Any]) -> dict[str, str]:
+    """{method: its student} if the comparison has several."""
+    found = results.get('students', {})
+    return found if len(set(found.values())) > 1 else {}
+
+
 def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Table:
     """Methods x sets: mean and standard deviation over seeds, and the paired difference to the baseline.
 
-    Differences are marked by Holm-corrected paired t-tests, over the methods of a set; the best student is bold.
+    A method is compared with the baseline of its own student only. Differences are marked by Holm-corrected paired
+    t-tests, over the methods of a set; the best method of each student is bold.
     """
-    runs, digits = by_method(results), METRICS[metric]
+    runs, digits, base, student = by_method(results), METRICS[metric], baselines(results), students(results)
     sets = list(results['references'][0]['means'])
     rows = []
     bold = set()
@@ -97,63 +111,72 @@ def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Tabl
         for name in sets:
             value = record['means'][name].get(metric)
             cells += [NONE if value is None else f'{value:.{digits}f}', NONE]
-        rows.append([record['method'], NONE, *cells])
+        rows.append([record['method'], *([NONE] if student else []), NONE, *cells])
     first = len(rows)
-    rows += [[method, str(len(records))] for method, records in runs.items()]
+    rows += [[method, *([student[method]] if student else []), str(len(records))] for method, records in runs.items()]
+    titles = ['method', *(['student'] if student else []), 'seeds']
     for column, name in enumerate(sets):
         values = {  # {method: {seed: value}}, without values that are not finite, which JSON has as none
             method: {run['seed']: value for run in records if (value := run['means'][name].get(metric)) is not None}
             for method, records in runs.items()
         }
         differences = {
-            method: None if method == results['baseline'] else paired_difference(found, values[results['baseline']])
+            method: paired_difference(found, values[own])
             for method, found in values.items()
-            if results['baseline'] in values
+            if (own := base[method]) in values and own != method
         }
         corrected = holm([difference and difference.p for difference in differences.values()])
         marks = {
             method: next((mark for level, mark in LEVELS if p is not None and p < level), '')
             for method, p in zip(differences, corrected)
         }
-        shown = {}
+        shown: dict[str, dict[int, float]] = {}  # by student
         for row, (method, found) in enumerate(values.items(), start=first):
             if not found:
                 rows[row] += [NONE, NONE]
                 continue
             mean, sd, _ = spread(list(found.values()))
-            shown[row] = round(mean, digits)
+            shown.setdefault(student.get(method, ''), {})[row] = round(mean, digits)
             difference = differences.get(method)
             rows[row].append(f'{mean:.{digits}f}' + ('' if sd is None else f' ± {sd:.{digits}f}'))
             rows[row].append(NONE if difference is None else f'{difference.mean:+.{digits}f}{marks[method]}')
-        if len(shown) > 1:
-            bold |= {(row, 2 + 2 * column) for row, mean in shown.items() if mean == max(shown.values())}
-    header = ['method', 'seeds', *(title for _ in sets for title in ('mean ± sd', f'Δ vs {results["baseline"]}'))]
-    return Table(header, rows, ['', '', *(name for name in sets for _ in range(2))], bold)
+        for means in shown.values():
+            if len(means) > 1:
+                best = max(means.values())
+                bold |= {(row, len(titles) + 2 * column) for row, mean in means.items() if mean == best}
+    header = [*titles, *(title for _ in sets for title in ('mean ± sd', f'Δ vs {_baseline_name(results)}'))]
+    return Table(header, rows, [*([''] * len(titles)), *(name for name in sets for _ in range(2))], bold)
+
+
+def _baseline_name(results: Mapping[str, Any]) -> str:
+    return 'baseline' if students(results) else results['baseline']
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
-    """Methods x parameters, FLOPs, latency, iterations, milliseconds an iteration and minutes of training."""
-    runs = by_method(results)
+    """Methods x parameters, FLOPs, latency, iterations, milliseconds an iteration and minutes of training; the last
+    also relative to the baseline of the method's student."""
+    runs, base, student = by_method(results), baselines(results), students(results)
     rows = [
-        [record['method'], *_network_cost(record, results), NONE, NONE, NONE, NONE]
+        [record['method'], *([NONE] if student else []), *_network_cost(record, results), NONE, NONE, NONE, NONE]
         for record in results['references']
         if 'parameters' in record
     ]
     seconds = {method: _mean(records, 'train_seconds') for method, records in runs.items()}
-    base = seconds.get(results['baseline'])
     for method, records in runs.items():
-        per_iter, total = _mean(records, 'seconds_per_iter'), seconds[method]
+        per_iter, total, of_base = _mean(records, 'seconds_per_iter'), seconds[method], seconds.get(base[method] or '')
         rows.append(
             [
                 method,
+                *([student[method]] if student else []),
                 *_network_cost(records[0], results),
                 f'{records[0]["iterations"]:,}',
                 NONE if per_iter is None else f'{1000 * per_iter:.0f}',
                 NONE if total is None else f'{total / 60:.1f}',
-                NONE if not (total and base) else f'{total / base:.2f}',
+                NONE if not (total and of_base) else f'{total / of_base:.2f}',
             ]
         )
-    header = ['method', 'parameters', 'GFLOPs', 'ms/image', 'iterations', 'ms/iteration', 'minutes', 'x baseline']
+    costs = ['parameters', 'GFLOPs', 'ms/image', 'iterations', 'ms/iteration', 'minutes', 'x baseline']
+    header = ['method', *(['student'] if student else []), *costs]
     return Table(header, rows, [''] * len(header), set())
 
 
@@ -170,9 +193,9 @@ def compared_features(results: Mapping[str, Any]) -> Table | None:
     ]
     if not have:
         return None
-    table = compared_quality(
-        {**results, 'references': results['references'][:1], 'methods': have, 'baseline': None}, 'feature_psnr'
-    )
+    reference = results['references'][:1]
+    alone = {**results, 'references': reference, 'methods': have, 'baseline': None, 'baselines': {}, 'students': {}}
+    table = compared_quality(alone, 'feature_psnr')
     rows = [
         [method, seeds, 'regressors' if runs[method][0]['through_regressors'] else 'as they are', *cells[::2]]
         for method, seeds, *cells in table.rows[1:]
@@ -194,15 +217,25 @@ def caption(results: Mapping[str, Any]) -> str:
     notes = []
     if len(seeds) > 1:
         notes.append(
-            f'Mean ± standard deviation over seeds {", ".join(map(str, seeds))}. "Δ vs {baseline}" is the mean '
-            'paired difference over seeds; * and ** are p < 0.05 and p < 0.01 of paired t-tests, Holm-corrected over '
-            'the methods of each set.'
+            f'Mean ± standard deviation over seeds {", ".join(map(str, seeds))}. "Δ vs {_baseline_name(results)}" is '
+            'the mean paired difference over seeds; * and ** are p < 0.05 and p < 0.01 of paired t-tests, '
+            'Holm-corrected over the methods of each set.'
         )
     else:
         notes.append(f'One seed, {", ".join(map(str, seeds))}, so no significance test.')
-    notes.append(f'Methods of a seed have the same initial weights, data order and settings as {baseline}.')
+    if students(results):
+        firsts = list(dict.fromkeys(name for name in baselines(results).values() if name is not None))
+        notes.append(
+            f'A method is compared with the baseline of its own student ({", ".join(firsts)}): no difference or test '
+            'is between students. Methods of a seed have the same data order and settings, and those of a student the '
+            'same initial weights.'
+        )
+    else:
+        notes.append(f'Methods of a seed have the same initial weights, data order and settings as {baseline}.')
     for method, keys in results['differing'].items():
-        notes.append(f'{method} differs from it in {", ".join(keys)}.')
+        own = baselines(results).get(method)
+        base = baseline if own in (None, method) else own
+        notes.append(f'{method} differs from {base if students(results) else "it"} in {", ".join(keys)}.')
     machines = ', '.join(dict.fromkeys(run['machine'] for run in runs))
     jobs, threads = (max((run[key] for run in runs), default=1) for key in ('jobs', 'threads'))
     notes.append(
@@ -217,11 +250,13 @@ def records_csv(results: Mapping[str, Any]) -> str:
     """One line for each method, seed and set."""
     text = io.StringIO()
     costs = ('iterations', 'seconds_per_iter', 'train_seconds', 'parameters', 'flops')
-    columns = ['method', 'seed', 'set', *METRICS, *costs]
+    student = results.get('students', {})
+    columns = ['method', *(['student'] if student else []), 'seed', 'set', *METRICS, *costs]
     writer = csv.DictWriter(text, columns, extrasaction='ignore', lineterminator='\n')
     writer.writeheader()
     for record in [*results['references'], *results['runs']]:
-        writer.writerows({**record, **found, 'set': name} for name, found in record['means'].items())
+        own = {**record, 'student': student.get(record['method'], '')}
+        writer.writerows({**own, **found, 'set': name} for name, found in record['means'].items())
     return text.getvalue()
 
 

@@ -17,6 +17,7 @@ from facd_basicsr.errors import UserError
 WRAPPERS = ('params_ema', 'params-ema', 'params', 'model_state_dict', 'state_dict', 'model', 'net', None)
 # What DDP, torch.compile and trainers of several networks put before every key.
 PREFIXES = ('module.', '_orig_mod.', 'netG.', 'net_g.')
+SHOWN = 8  # modules that a line names
 
 
 def load_state_dict(
@@ -162,6 +163,81 @@ def check_fit(net: nn.Module, state_dict: dict[str, Tensor], where: str) -> None
             f'{where} does not fit {type(net).__name__}: keys {", ".join(problems)}; accepted: exactly the keys and '
             'shapes of the network in the option file'
         )
+
+
+def partial_fit(
+    net: nn.Module, state_dict: dict[str, Tensor], where: str, strict_key: str
+) -> tuple[dict[str, Tensor], str]:
+    """What a network takes of another one's state dict, whose upsampler, for one, may be of another scale: whatever
+    fits by name and shape.
+
+    Args:
+        net, where: as in :func:`check_fit`.
+        state_dict: as :func:`load_entry` gives it; the network's keys are looked for below a prefix too.
+        strict_key: the option that is false, for messages.
+
+    Returns:
+        The part that fits, and a line that says which modules it fills, and which of the network's and of the file's
+        it leaves.
+
+    Raises:
+        UserError: no weight fits, so the network would begin at random; or as of :func:`part_of`.
+    """
+    names = {name for key in state_dict for name in _endings(key)}
+    state_dict = part_of(state_dict, [[key for key in net.state_dict() if key in names]], where)
+    own = net.state_dict()
+    fitting = {key: value for key, value in state_dict.items() if key in own and own[key].shape == value.shape}
+    sizes = {key: parameter.numel() for key, parameter in net.named_parameters()}
+    if not any(key in sizes and value.dim() > 1 for key, value in fitting.items()):  # a bias or two fits by chance
+        raise UserError(
+            f'{where} has no weight that fits {type(net).__name__} by name and shape; accepted with {strict_key}: '
+            'false: a checkpoint that has one'
+        )
+    total, loaded = sum(sizes.values()), sum(sizes[key] for key in sizes if key in fitting)
+    line = f'{where}: {loaded:,} of the {total:,} parameters of {type(net).__name__} are loaded ({strict_key}: false)'
+    parts = {
+        'loaded': fitting.keys(),
+        'of another shape': state_dict.keys() - fitting.keys(),
+        'not in the file': sizes.keys() - state_dict.keys(),
+    }
+    named = [f'{what}: {modules}' for what, keys in parts.items() if (modules := _modules(keys, sizes))]
+    if left := _modules(state_dict.keys() - own.keys(), state_dict):
+        named.append(f'only in the file: {left}')
+    return fitting, '; '.join([line, *named])
+
+
+def _modules(keys: Collection[str], among: Collection[str]) -> str:
+    """The outermost modules whose keys ``among`` these are all in ``keys``; of a row, such as blocks, its ends."""
+    mixed = {module for key in among if key not in keys for module in _beginnings(key)}
+    found = dict.fromkeys(
+        next(module for module in _beginnings(key) if module not in mixed) for key in among if key in keys
+    )
+    rows: list[list[str]] = []
+    for module in found:
+        if rows and _follows(module, rows[-1][-1]):
+            rows[-1].append(module)
+        else:
+            rows.append([module])
+    names = [row[0] if len(row) == 1 else f'{row[0]} to {row[-1]}' for row in rows]
+    return ', '.join(names[:SHOWN]) + (f' and {len(names) - SHOWN} more' if len(names) > SHOWN else '')
+
+
+def _beginnings(key: str) -> list[str]:
+    """``body``, ``body.0``, ``body.0.weight`` of ``body.0.weight``."""
+    parts = key.split('.')
+    return ['.'.join(parts[: index + 1]) for index in range(len(parts))]
+
+
+def _endings(key: str) -> list[str]:
+    parts = key.split('.')
+    return ['.'.join(parts[index:]) for index in range(len(parts))]
+
+
+def _follows(module: str, other: str) -> bool:
+    """Whether modules of one parent have successive numbers."""
+    (parent, _, number), (other_parent, _, other_number) = module.rpartition('.'), other.rpartition('.')
+    digits = number.isdigit() and other_number.isdigit()
+    return digits and parent == other_parent and int(number) == int(other_number) + 1
 
 
 def load_exactly(net: nn.Module, state_dict: dict[str, Tensor], where: str) -> None:

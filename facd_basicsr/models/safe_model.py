@@ -24,7 +24,7 @@ from facd_basicsr.archs.spandrel_arch import update_derived
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_torch_save
-from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_entry, load_state_dict, part_of
+from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_entry, part_of, partial_fit
 from facd_basicsr.losses.base import sum_of
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.models.nonfinite import NonFiniteGuard, tie_gradient
@@ -55,6 +55,7 @@ class SafeModel(BaseModel):
 
     Attributes:
         guard: of losses and gradients that are not finite, in training.
+        partly_loaded: of each network that was loaded without ``strict_load``, a line that says how much of it.
         reach: receptive field radius beyond the tiles of ``val.tile``; 0 without tiles.
     """
 
@@ -62,6 +63,7 @@ class SafeModel(BaseModel):
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.best_metric_results: dict[str, dict[str, Any]] = {}
+        self.partly_loaded: list[str] = []
         super().__init__(opt)
         self.reach = validated_receptive_field(self, self.sizes)
         if self.is_train:
@@ -122,18 +124,22 @@ class SafeModel(BaseModel):
     ) -> None:
         """As BasicSR's, from any file that :func:`facd_basicsr.files.state_dicts.load_state_dict` reads.
 
+        Without ``strict`` what fits is loaded. The rest of the moving average begins as the student's: BasicSR's begins
+        with random weights of its own.
+
         Raises:
-            UserError: the checkpoint cannot be read, or does not fit under ``strict``.
+            UserError: the checkpoint cannot be read, does not fit under ``strict``, or has nothing that fits.
         """
         where = next((f'path.{key}' for key, value in self.opt['path'].items() if value == load_path), 'path')
-        net = self.get_bare_model(net)
-        found, state_dict = load_entry(load_path, where, basicsr_param_keys(param_key))
-        state_dict = part_of(state_dict, [net.state_dict().keys()], f'{where}: {load_path}')
-        if strict:
-            check_fit(net, state_dict, f'{where}: {load_path}')
-        get_root_logger().info(f'Loading {type(net).__name__} model from {load_path}, with param key: [{found}].')
-        self._print_different_keys_loading(net, state_dict, strict)
-        net.load_state_dict(state_dict, strict=strict)
+        bare = self.get_bare_model(net)
+        found, state_dict, line = _read_for(bare, load_path, where, param_key, strict)
+        get_root_logger().info(f'Loading {type(bare).__name__} model from {load_path}, with param key: [{found}].')
+        if line and line not in self.partly_loaded:
+            self.partly_loaded.append(line)
+            get_root_logger().info(line)
+        if not strict and net is vars(self).get('net_g_ema'):
+            bare.load_state_dict(self.get_bare_model(self.net_g).state_dict())
+        bare.load_state_dict(state_dict, strict=strict)
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Nothing: engine/checkpoint.py writes it, with the loop's part and after all networks."""
@@ -411,7 +417,7 @@ def build_model(opt: dict[str, Any]) -> SafeModel:
     return model
 
 
-def check_pretrained(opt: dict[str, Any]) -> list[str]:
+def check_pretrained(opt: dict[str, Any]) -> None:
     """Checks every checkpoint that ``load_network`` will be asked to load, before anything is created.
 
     The regressors' is checked by the model, which builds them once the taps' channels are known.
@@ -420,37 +426,30 @@ def check_pretrained(opt: dict[str, Any]) -> list[str]:
         opt: from :func:`facd_basicsr.options.parse_options`, after
             :func:`facd_basicsr.engine.resume.load_resume_state`.
 
-    Returns:
-        For each network with ``strict_load`` off, how much of it will be loaded, in a line.
-
     Raises:
         UserError: a checkpoint cannot be read, does not fit its network under ``strict_load``, or without it has
             nothing for the network, which would continue with random weights.
     """
-    found = []
     for key in [key for key in opt if key.startswith('network_') and key != 'network_r']:
-        suffix = key.removeprefix('network_')
         where, path = f'path.pretrain_{key}', opt['path'][f'pretrain_{key}']
-        if path is None:
-            continue
-        param_key = opt['path'][f'param_key_{suffix}']
-        net = build_without_weights(opt[key])
-        state_dict = load_state_dict(path, where, [net.state_dict().keys()], basicsr_param_keys(param_key))
-        if opt['path'][f'strict_load_{suffix}']:
-            check_fit(net, state_dict, f'{where}: {path}')
-        else:
-            found.append(_partial_fit(net, state_dict, f'{where}: {path}', f'strict_load_{suffix}'))
-    return found
+        if path is not None:
+            suffix = key.removeprefix('network_')
+            param_key, strict = (opt['path'][f'{name}_{suffix}'] for name in ('param_key', 'strict_load'))
+            _read_for(build_without_weights(opt[key]), path, where, param_key, strict)
 
 
-def _partial_fit(net: nn.Module, state_dict: dict[str, Tensor], where: str, strict_key: str) -> str:
-    """How much of a network BasicSR takes from a state dict without ``strict``: what fits by name and shape."""
-    expected = dict(net.named_parameters())
-    fitting = [value for key, value in expected.items() if key in state_dict and state_dict[key].shape == value.shape]
-    if not any(value.dim() > 1 for value in fitting):  # a bias or two fits by chance
-        raise UserError(
-            f'{where} has no weight that fits {type(net).__name__} by name and shape; accepted with {strict_key}: '
-            'false: a checkpoint that has one'
-        )
-    loaded, total = (sum(value.numel() for value in values) for values in (fitting, expected.values()))
-    return f'{where}: {loaded:,} of the {total:,} parameters of {type(net).__name__} are loaded ({strict_key}: false).'
+def _read_for(
+    net: nn.Module, path: str, where: str, param_key: str | None, strict: bool
+) -> tuple[str | None, dict[str, Tensor], str]:
+    """Which entry of a checkpoint a network is loaded from, what it takes of it, and without ``strict`` a line on that.
+
+    Raises:
+        UserError: as of :func:`check_pretrained`.
+    """
+    found, state_dict = load_entry(path, where, basicsr_param_keys(param_key))
+    if not strict:
+        strict_key = where.removeprefix('path.').replace('pretrain_network', 'strict_load')
+        return found, *partial_fit(net, state_dict, f'{where}: {path}', strict_key)
+    state_dict = part_of(state_dict, [net.state_dict().keys()], f'{where}: {path}')
+    check_fit(net, state_dict, f'{where}: {path}')
+    return found, state_dict, ''

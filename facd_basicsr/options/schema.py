@@ -202,7 +202,8 @@ PATH_NETWORK = {
     'strict_load': Key(
         (bool,),
         default=True,
-        meaning='whether it must fit exactly; if not, what fits by name and shape is loaded, and the log says so',
+        meaning='whether it must fit exactly; if not, what fits by name and shape is loaded, as of another scale '
+        '([training.md](training.md#from-another-scale)), and the log says so by module',
     ),
 }
 TRAIN = {

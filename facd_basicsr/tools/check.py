@@ -64,6 +64,8 @@ def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
     with DeferredLog(opt['rank'], console=False) as log:
         training = set_up(opt, log)
         model = training.model
+        for line in model.partly_loaded:
+            yield f'weights      {line}'
         if isinstance(model, FACDModel):
             net = type(model.teacher.net).__name__
             yield f'teacher      {net} from {opt["teacher"]["weights"]}: all keys match'

@@ -68,6 +68,8 @@ def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, A
             'scale': comparison.scale,
             'baseline': comparison.baseline,
             'methods': list(comparison.methods),
+            'students': comparison.students(),
+            'baselines': {method: comparison.baseline_of(method) for method in comparison.methods},
             'differing': comparison.differing(),
             'references': reference_records(comparison),
             'latency_ms': latencies(comparison),

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import REPOSITORY, changed, tiny_test_opt, write_yml
 
 from facd_basicsr.comparison.plan import read_comparison, shortened
@@ -79,6 +80,8 @@ X3 = {'base': 'student.yml', 'scale': 3, 'network_g': {'upscale': 3}}
         ('seeds', [], r'seeds: \[\]; accepted: one or more'),
         ('seeds', [1, 1], r'seeds: \[1, 1\]'),
         ('baseline', 'Teacher', r"baseline: 'Teacher'; accepted: one of the methods, Student, FACD, TS"),
+        ('baseline', [], r'baseline: None; accepted: one of the methods'),
+        ('baseline', ['Student', 'FACD'], r"baseline: FACD has Student's network_g; accepted: one method of each arch"),
         ('sedes', [1], r"'?sedes'?.*seeds"),
         ('test', {'base': 'none.yml'}, r'test.base: no such file: .*none.yml'),
         ('methods', ..., r'methods: missing'),
@@ -97,6 +100,49 @@ def test_settings_that_methods_do_not_share_are_named(comparison, tmp_path):
     comparison['common'] = {'train': {'warmup_iter': -1}}
     found = read_comparison(write_yml(comparison, tmp_path / 'compare.yml'))
     assert found.differing() == {'TS': ['datasets.train', 'train.total_iter']}
+
+
+@pytest.fixture
+def of_two_students(comparison) -> dict:
+    """The same methods of a second student, of another width, each of which has its baseline."""
+    wider = {'network_g': {'num_feat': 6}}
+    for name in ('Student', 'FACD', 'TS'):
+        comparison['methods'][f'{name}_wide'] = {**comparison['methods'][name], **wider}
+    return comparison | {'baseline': ['Student', 'Student_wide']}
+
+
+def test_a_method_is_compared_with_the_baseline_of_its_own_architecture(of_two_students, tmp_path):
+    found = read_comparison(write_yml(of_two_students, tmp_path / 'compare.yml'))
+    assert [found.baseline_of(method) for method in found.methods] == ['Student'] * 3 + ['Student_wide'] * 3
+    assert found.students() == dict.fromkeys(('Student', 'FACD', 'TS'), 'EDSRStudent num_feat 4') | dict.fromkeys(
+        ('Student_wide', 'FACD_wide', 'TS_wide'), 'EDSRStudent num_feat 6'
+    )
+    assert found.differing() == {}
+
+
+def test_settings_are_compared_with_the_own_baselines_and_the_baselines_with_the_first_ones(of_two_students, tmp_path):
+    methods = of_two_students['methods']
+    methods['Student_wide'] |= {'train': {'optim_g': {'lr': 0.002}}}
+    methods['TS_wide']['train'] = {**methods['TS']['train'], 'optim_g': {'lr': 0.002}}
+    methods['Linear'] = {'base': 'student.yml', 'network_g': {'num_block': 2}}
+    found = read_comparison(write_yml(of_two_students, tmp_path / 'compare.yml'))
+    assert found.baseline_of('Linear') is None
+    assert found.differing() == {
+        'Student_wide': ['train.optim_g'],  # not TS_wide, which has its baseline's
+        'FACD_wide': ['train.optim_g'],
+        'Linear': ['network_g'],
+    }
+
+
+def test_students_of_other_architectures_see_the_same_batches_of_a_seed(of_two_students, tmp_path):
+    of_two_students['methods']['Student_wide'] |= {
+        'network_g': {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 2, 'upscale': 2}
+    }
+    found = read_comparison(write_yml(of_two_students | {'baseline': ['Student']}, tmp_path / 'compare.yml'))
+    runs = {run.name: run.opt for run in found.runs()}
+    batches, _ = first_batch_and_weights(runs['Student_seed3'], tmp_path / 'a.yml')
+    others, _ = first_batch_and_weights(runs['Student_wide_seed3'], tmp_path / 'b.yml')
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(batches, others, strict=True))
 
 
 def first_batch_and_weights(opt: dict, path: Path) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
@@ -159,6 +205,25 @@ def test_the_comparisons_of_table_2_differ_in_the_scale_only_and_have_its_rows(n
     assert methods.keys() >= {'Student', 'TS', 'FitNet', 'FAKD', 'LFD', 'LSFD', 'FCD', 'FACD'}
     for name, block in methods.items():
         assert block == {'base': f'../train/{name}_{net}_x2.yml'}
+
+
+STUDENTS = [
+    pytest.param(
+        'students_x2',
+        marks=pytest.mark.skipif('SPAN_spandrel' not in ARCH_REGISTRY, reason='spandrel is not installed'),
+    ),
+    'SwinIR_x2',
+    'SwinIR_x4',
+]
+
+
+@pytest.mark.parametrize('name', STUDENTS)
+def test_a_comparison_of_other_networks_has_a_baseline_of_every_student_and_equal_settings(name, monkeypatch):
+    monkeypatch.setattr('facd_basicsr.comparison.plan.check_paths', lambda opt, is_train: None)  # no sets here
+    found = read_comparison(REPOSITORY / 'options' / 'compare' / f'{name}.yml')
+    assert found.differing() == {}
+    assert len(found.baselines) == len(set(found.students().values()))
+    assert None not in map(found.baseline_of, found.methods)
 
 
 MINI = sorted(REPOSITORY.glob('options/compare/mini*.yml'))

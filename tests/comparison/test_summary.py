@@ -74,6 +74,49 @@ def test_the_table_has_means_deviations_and_marked_paired_differences(results):
     assert bold == {(3, 2)}
 
 
+@pytest.fixture
+def two_students(results) -> dict:
+    """TS with a student of its own, of which it is the baseline, and Half without a baseline of its student."""
+    results['students'] = {'Student': 'EDSR', 'FACD': 'EDSR', 'TS': 'SPAN', 'Half': 'RCAN', 'Waiting': 'SPAN'}
+    results['baselines'] = {'Student': 'Student', 'FACD': 'Student', 'TS': 'TS', 'Half': None, 'Waiting': 'TS'}
+    return results
+
+
+def test_students_are_named_and_no_difference_is_between_them(two_students):
+    header, rows, groups, bold = compared_quality(two_students)
+    assert header == ['method', 'student', 'seeds', 'mean ± sd', 'Δ vs baseline']
+    assert groups == ['', '', '', 'Set5', 'Set5']
+    assert [row[:3] + row[4:] for row in rows] == [
+        ['bicubic', '-', '-', '-'],
+        ['Student', 'EDSR', '3', '-'],
+        ['FACD', 'EDSR', '3', '+0.200'],
+        ['TS', 'SPAN', '3', '-'],
+        ['Half', 'RCAN', '1', '-'],
+    ]
+    assert bold == {(2, 3)}  # the best of the only student with several methods
+    assert rows[2][3] == '36.400 ± 0.300'
+
+
+def test_costs_are_relative_to_the_own_students_baseline(two_students):
+    header, rows, *_ = cost_table(two_students)
+    assert header[:3] == ['method', 'student', 'parameters']
+    assert [(row[0], row[1], row[-1]) for row in rows] == [
+        ('Student', 'EDSR', '1.00'),
+        ('FACD', 'EDSR', '2.50'),
+        ('TS', 'SPAN', '1.00'),
+        ('Half', 'RCAN', '-'),
+    ]
+
+
+def test_the_caption_and_the_csv_say_which_student(two_students):
+    two_students['differing'] = {'FACD': ['train.total_iter'], 'TS': ['datasets.train']}
+    text = caption(two_students)
+    assert 'baseline of its own student (Student, TS): no difference or test is between students' in text
+    assert 'FACD differs from Student in train.total_iter. TS differs from Student in datasets.train.' in text
+    rows = list(csv.DictReader(io.StringIO(records_csv(two_students))))
+    assert [row['student'] for row in rows if row['seed'] in ('', '0')] == ['', 'EDSR', 'EDSR', 'SPAN']
+
+
 def test_costs_are_per_method_with_time_relative_to_the_baseline(results):
     header, rows, *_ = cost_table(results)
     assert header[-3:] == ['ms/iteration', 'minutes', 'x baseline']

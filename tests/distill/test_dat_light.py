@@ -3,12 +3,17 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from basicsr.archs import build_network
-from conftest import REPOSITORY, SHARED_DATA, STUDENT, tiny_test_opt, write_yml
+from basicsr.utils.registry import ARCH_REGISTRY
+from conftest import REPOSITORY, SHARED_DATA, STUDENT, build_teacher, tiny_test_opt, write_yml
 
+from facd_basicsr.distill.gate import check_teacher
+from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser, read_option_file
+from facd_basicsr.runtime.metrics import as_input
 from facd_basicsr.tools.benchmark import benchmark
 from facd_basicsr.train import train
 
@@ -40,8 +45,50 @@ def test_dat_light_has_its_published_psnr_on_set5(scale, psnr_y, train_opt, data
     assert means['teacher']['pictures']['psnr_y'] == pytest.approx(psnr_y, abs=0.005)
 
 
-def test_the_option_file_distils_a_student_from_it(data, tmp_path):
-    option_file = REPOSITORY / 'options' / 'train' / 'mini' / 'FACD_EDSR16x4_DATlight_x2.yml'
+class OfBGR(torch.nn.Module):
+    """A network as it would be had it been trained on BGR images."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, lq: torch.Tensor) -> torch.Tensor:
+        return self.net(lq.flip(1)).flip(1)
+
+
+class OfBytes(OfBGR):
+    """A network as it would be had it been trained on images in [0, 255]."""
+
+    def forward(self, lq: torch.Tensor) -> torch.Tensor:
+        return self.net(lq / 255) * 255
+
+
+@pytest.mark.skipif(not (SHARED_DATA / 'benchmark').is_dir(), reason='no shared data')
+@pytest.mark.parametrize(
+    ('wrapped', 'images', 'message'),
+    [(OfBGR, 5, r'38.2\d\d dB .* with red and blue swapped'), (OfBytes, 1, r'.*expected 38.24 \+- 0.1')],
+)
+def test_a_transformer_of_another_colour_order_or_range_is_stopped_before_training(wrapped, images, message):
+    teacher = build_teacher({'weights': weights(2)}, 2)
+    teacher.net = wrapped(teacher.net)
+    folder = SHARED_DATA / 'benchmark' / 'Set5'
+    batches = [
+        {key: as_input(cv2.imread(str(path))) for key, path in (('gt', gt), ('lq', lq))}
+        for gt, lq in zip(sorted((folder / 'GTx2').iterdir()), sorted((folder / 'LRx2').iterdir()))
+    ][-images:]
+    with pytest.raises(UserError, match=rf'^teacher.expect: the teacher has {message}'):
+        check_teacher(teacher, {'dataset': 'val', 'psnr_y': 38.24, 'tolerance': 0.1}, batches, 2, torch.device('cpu'))
+
+
+OF_SPANDREL = pytest.mark.skipif('SPAN_spandrel' not in ARCH_REGISTRY, reason='spandrel is not installed')
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['mini/FACD_EDSR16x4_DATlight_x2', 'FACD_SRVGGNetCompact_x2', pytest.param('FACD_SPAN_x2', marks=OF_SPANDREL)],
+)
+def test_an_option_file_distils_a_student_from_it(name, data, tmp_path):
+    option_file = REPOSITORY / 'options' / 'train' / f'{name}.yml'
     opt = read_option_file(str(option_file))
     for name, folders in (('train', ('HR.lmdb', 'LR.lmdb')), ('val', ('GT', 'LQ'))):
         for key, folder in zip(('dataroot_gt', 'dataroot_lq'), folders):

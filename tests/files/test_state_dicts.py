@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from basicsr.archs import build_network
-from basicsr.models.base_model import BaseModel
 from conftest import STUDENT, TEACHER, build_teacher, changed, write_yml
 from runs import assert_same
 from safetensors.torch import save_file
@@ -17,7 +16,7 @@ from wrappings import LOSS, WRAPPED, prefixed
 from facd_basicsr.deploy.student import read_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import build_student
-from facd_basicsr.files.state_dicts import load_state_dict
+from facd_basicsr.files.state_dicts import load_state_dict, partial_fit
 from facd_basicsr.losses.vgg import load_vgg
 from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import parse_options, parser
@@ -49,50 +48,119 @@ def test_what_basicsr_loads_is_accepted(weights, tmp_path):
     check_pretrained({'network_g': STUDENT, 'path': {'pretrain_network_g': None}})
 
 
-def test_without_strict_load_what_is_missing_is_left_out_and_the_rest_is_counted(weights, tmp_path):
+def refused(content: object, folder: Path, **path_opt: object) -> str:
+    with pytest.raises(UserError) as error:
+        check_pretrained(opt_for(content, folder, **path_opt))
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+def test_without_strict_load_what_is_missing_is_left_out_and_named_by_module(weights):
     total = sum(value.numel() for value in weights.values())
-    del weights['conv_last.bias']  # of 3 colors
-    weights['unknown'] = torch.zeros(2, 2)
-    weights['conv_first.bias'] = torch.zeros(5)  # for 4 features
-    (line,) = check_pretrained(opt_for({'params': weights}, tmp_path, strict_load_g=False))
-    assert line.startswith('path.pretrain_network_g: ') and line.endswith(
-        f'net_g.pth: {total - 7:,} of the {total:,} parameters of EDSRStudent are loaded (strict_load_g: false).'
+    given = dict(weights)
+    del given['conv_last.bias'], given['body.0.conv1.weight'], given['body.0.conv1.bias']  # 3 colors; 4 x 4 x 9 + 4
+    given['unknown.0.weight'] = torch.zeros(2, 2)
+    given['conv_first.bias'] = torch.zeros(5)  # for 4 features
+    fitting, line = partial_fit(build_network(STUDENT), given, 'net_g.pth', 'strict_load_g')
+    assert line == (
+        f'net_g.pth: {total - 3 - 148 - 4:,} of the {total:,} parameters of EDSRStudent are loaded '
+        '(strict_load_g: false); loaded: conv_first.weight, body.0.conv2, body.1 to body.2, conv_after_body, upsample, '
+        'conv_last.weight; of another shape: conv_first.bias; not in the file: body.0.conv1, conv_last.bias; only in '
+        'the file: unknown'
     )
-    with pytest.raises(
-        UserError, match=r'path.pretrain_network_g: .*net_g.pth does not fit EDSRStudent: keys 1 missing'
-    ):
-        check_pretrained(opt_for({'params': weights}, tmp_path))
+    assert fitting.keys() == given.keys() - {'conv_first.bias', 'unknown.0.weight'}
 
 
-def test_a_network_that_is_loaded_whole_is_nothing_to_tell_of(weights, tmp_path):
-    assert check_pretrained(opt_for({'params': weights}, tmp_path)) == []
+def test_a_line_names_a_few_modules_and_counts_the_others():
+    net = nn.Sequential(*(module for _ in range(12) for module in (nn.Linear(2, 2), nn.ReLU())))
+    _, line = partial_fit(net, net.state_dict(), 'a.pth', 'strict_load_g')
+    assert line.endswith(
+        'a.pth: 72 of the 72 parameters of Sequential are loaded (strict_load_g: false); loaded: '
+        '0, 2, 4, 6, 8, 10, 12, 14 and 4 more'
+    )
+
+
+def test_under_strict_load_what_is_missing_is_refused(weights, tmp_path):
+    del weights['conv_last.bias']
+    assert 'net_g.pth does not fit EDSRStudent: keys 1 missing' in refused({'params': weights}, tmp_path)
 
 
 def test_without_strict_load_a_checkpoint_of_which_no_weight_fits_is_refused(weights, tmp_path):
     teacher = build_network(TEACHER).state_dict()  # 6 features for 4: only the bias of 3 colors fits
     assert [key for key in weights if teacher[key].shape == weights[key].shape] == ['conv_last.bias']
     for content in (teacher, {'other': torch.zeros(4, 4)}):
-        with pytest.raises(
-            UserError,
-            match=r'path.pretrain_network_g: .*net_g.pth has no weight that fits EDSRStudent by name and shape; '
-            r'accepted with strict_load_g: false: ',
-        ) as error:
-            check_pretrained(opt_for({'params': content}, tmp_path, strict_load_g=False))
-        assert '\n' not in str(error.value)
+        message = refused({'params': content}, tmp_path, strict_load_g=False)
+        assert message.startswith('path.pretrain_network_g: ')
+        assert (
+            'net_g.pth has no weight that fits EDSRStudent by name and shape; accepted with strict_load_g: false: '
+            in message
+        )
 
 
-@pytest.mark.parametrize('num_block', [2, 4])  # of 3
-def test_what_is_counted_is_what_basicsr_loads(num_block, tmp_path):
-    other = build_network({**STUDENT, 'num_block': num_block}).state_dict()
-    opt = opt_for({'params': other}, tmp_path, strict_load_g=False)
-    net = build_network(STUDENT)
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.fill_(torch.nan)
-    BaseModel({'num_gpu': 0, 'is_train': False}).load_network(net, opt['path']['pretrain_network_g'], strict=False)
-    loaded = sum(int(parameter.isfinite().sum()) for parameter in net.parameters())
-    (line,) = check_pretrained(opt)
-    assert f'net_g.pth: {loaded:,} of the ' in line
+SWINIR = {'type': 'SwinIR', 'img_size': 16, 'window_size': 8, 'embed_dim': 6, 'depths': [2], 'num_heads': [2]}
+OTHER_SCALE = {  # what a x4 network takes of a x2 one's checkpoint, and what not; then the same the other way round
+    'EDSR': (
+        {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 2},
+        'loaded: conv_first, body, conv_after_body, upsample.0, conv_last; not in the file: upsample.2',
+        'loaded: conv_first, body, conv_after_body, upsample, conv_last; only in the file: upsample.2',
+    ),
+    'RCAN': (
+        {'type': 'RCANStudent', 'num_feat': 4, 'num_group': 2, 'num_block': 2, 'squeeze_factor': 2},
+        'loaded: conv_first, body, conv_after_body, upsample.0, conv_last; not in the file: upsample.2',
+        'loaded: conv_first, body, conv_after_body, upsample, conv_last; only in the file: upsample.2',
+    ),
+    'SwinIR': (
+        {**SWINIR, 'upsampler': 'pixelshuffle'},
+        'loaded: conv_first, patch_embed, layers, norm, conv_after_body, conv_before_upsample, upsample.0, conv_last; '
+        'not in the file: upsample.2',
+        'loaded: conv_first, patch_embed, layers, norm, conv_after_body, conv_before_upsample, upsample, conv_last; '
+        'only in the file: upsample.2',
+    ),
+    'light SwinIR': (
+        {**SWINIR, 'upsampler': 'pixelshuffledirect'},
+        'loaded: conv_first, patch_embed, layers, norm, conv_after_body; of another shape: upsample',
+        'loaded: conv_first, patch_embed, layers, norm, conv_after_body; of another shape: upsample',
+    ),
+    'SRVGGNetCompact': (
+        {'type': 'SRVGGNetCompact', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_conv': 2},
+        'loaded: body.0 to body.5; of another shape: body.6',
+        'loaded: body.0 to body.5; of another shape: body.6',
+    ),
+    'RRDBNet': (  # which unshuffles the input of x2, not of x4
+        {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 4, 'num_block': 2, 'num_grow_ch': 4},
+        'loaded: conv_first.bias, body, conv_body, conv_up1, conv_up2, conv_hr, conv_last; of another shape: '
+        'conv_first.weight',
+        'loaded: conv_first.bias, body, conv_body, conv_up1, conv_up2, conv_hr, conv_last; of another shape: '
+        'conv_first.weight',
+    ),
+}
+
+
+@pytest.mark.parametrize('kind', OTHER_SCALE)
+def test_a_network_takes_all_but_the_upsampler_of_one_of_another_scale(kind, tmp_path):
+    block, to_x4, to_x2 = OTHER_SCALE[kind]
+    where = 'scale' if block['type'] == 'RRDBNet' else 'upscale'
+    nets = {scale: build_network({**block, where: scale}) for scale in (2, 4)}
+    for scale, named in ((4, to_x4), (2, to_x2)):
+        other = nets[6 - scale].state_dict()
+        fitting, line = partial_fit(nets[scale], other, 'net_g.pth', 'strict_load_g')
+        assert line.split('; ', 1)[1] == named
+        own = nets[scale].state_dict()
+        assert fitting.keys() == {key for key in own if key in other and own[key].shape == other[key].shape}
+
+
+@pytest.mark.parametrize('wrapped', WRAPPED.values(), ids=WRAPPED)
+def test_a_part_is_read_from_whatever_a_trainer_has_written(wrapped, tmp_path):
+    other = build_network({**STUDENT, 'upscale': 4}).state_dict()
+    opt = train_options_of_part(wrapped(other), tmp_path)
+    net = build_model(opt).net_g.state_dict()
+    assert all(torch.equal(net[key], value) for key, value in other.items() if not key.startswith('upsample.2'))
+
+
+def train_options_of_part(content: object, folder: Path) -> dict:
+    """For ``build_model`` without training."""
+    opt = opt_for(content, folder, strict_load_g=False, param_key_g=None)
+    return {**opt, 'model_type': 'SRModel', 'num_gpu': 0, 'is_train': False, 'dist': False, 'val': None}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +189,7 @@ def in_test(path: Path, opt: dict, folder: Path) -> nn.Module:
     """As test.py and train.py load a network: after the check, by BasicSR's model."""
     args = parser(is_train=False).parse_args(['-opt', str(option_file(path, opt, folder))])
     complete = parse_options(args, is_train=False, root=folder)
-    assert check_pretrained(complete) == []
+    check_pretrained(complete)
     return build_model(complete).net_g
 
 

@@ -130,6 +130,42 @@ def test_an_average_that_does_not_fit_is_refused_in_a_line(build, alone, tmp_pat
         build(alone)
 
 
+@pytest.mark.parametrize('kind', ['alone', 'train_opt'])
+def test_a_part_of_a_checkpoint_is_loaded_into_the_student_and_its_average_alike_and_said_once(
+    build, kind, request, tmp_path
+):
+    opt = request.getfixturevalue(kind)
+    opt['train']['ema_decay'] = 0.9
+    weights = {key: value + 1 for key, value in build_network({**STUDENT, 'upscale': 4}).state_dict().items()}
+    del weights['upsample.0.weight'], weights['upsample.0.bias']
+    torch.save({'params': weights}, tmp_path / 'x4.pth')
+    opt['path'] |= {'pretrain_network_g': str(tmp_path / 'x4.pth'), 'strict_load_g': False}
+    model = build(opt)
+    student = model.net_g.state_dict()
+    assert_same(student['body.0.conv1.weight'], weights['body.0.conv1.weight'])
+    assert_same(model.net_g_ema.state_dict(), student)
+    (line,) = model.partly_loaded
+    assert line.startswith(f'path.pretrain_network_g: {tmp_path / "x4.pth"}: ')
+    assert line.endswith('; not in the file: upsample; only in the file: upsample')
+
+
+def test_an_average_of_another_scale_is_loaded_from_its_own_entry(build, alone, tmp_path):
+    own = build_network({**STUDENT, 'upscale': 4}).state_dict()
+    average = {key: value + 1 for key, value in own.items()}
+    torch.save({'params': own, 'params_ema': average}, tmp_path / 'x4.pth')
+    alone['path'] |= {'pretrain_network_g': str(tmp_path / 'x4.pth'), 'strict_load_g': False}
+    model = build(alone)
+    assert_same(model.net_g.state_dict(), {key: own[key] for key in model.net_g.state_dict()})
+    assert_same(model.net_g_ema.state_dict(), {key: average[key] for key in model.net_g.state_dict()})
+
+
+def test_regressors_of_which_nothing_fits_are_refused_without_strict_load_too(build, train_opt, tmp_path):
+    torch.save({'params': {'other.weight': torch.zeros(2, 2)}}, tmp_path / 'r.pth')
+    train_opt['path'] |= {'pretrain_network_r': str(tmp_path / 'r.pth'), 'strict_load_r': False}
+    with pytest.raises(UserError, match=r'^path.pretrain_network_r: .*r.pth has no weight that fits .*strict_load_r'):
+        build(train_opt)
+
+
 @pytest.mark.parametrize(
     ('before', 'after'),
     [

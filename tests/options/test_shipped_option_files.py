@@ -9,19 +9,24 @@ import pytest
 import torch
 import yaml
 from basicsr.archs import build_network
-from basicsr.utils.registry import LOSS_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY
 from conftest import REPOSITORY
 
+from facd_basicsr.archs import build_without_weights
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.losses import build_loss
 from facd_basicsr.options import load_yaml, read_option_file
 from facd_basicsr.options.option_check import check_options
 from facd_basicsr.options.option_files import lineage
+from facd_basicsr.runs.run_folder import param_key_of
 
 TRAIN = sorted(REPOSITORY.glob('options/train/**/*.yml')) + sorted(REPOSITORY.glob('demo/*.yml'))
 TEST = sorted(REPOSITORY.glob('options/test/**/*.yml'))
-PAPER = [path for path in TRAIN if path.parent.name in ('train', 'ablation')]
+OTHERS = [
+    path for path in TRAIN + TEST if any(f'_{net}_' in path.stem for net in ('SwinIR', 'SPAN', 'SRVGGNetCompact'))
+]
+PAPER = [path for path in TRAIN if path.parent.name in ('train', 'ablation') and path not in OTHERS]
 FACD = [path for path in TRAIN if path.stem.startswith('FACD')]
 RIVALS = ('TS', 'FitNet', 'FAKD', 'LFD', 'LSFD', 'CSD', 'FCD')  # each for both networks and every scale, as FACD
 ABLATION = (
@@ -48,6 +53,12 @@ def name(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
 
+def built(paths: list[Path]) -> list:
+    """Parameters of a test that builds networks, where their packages are installed."""
+    mark = pytest.mark.skipif('SPAN_spandrel' not in ARCH_REGISTRY, reason='spandrel is not installed')
+    return [pytest.param(path, marks=mark) if '_SPAN_' in path.stem else path for path in paths]
+
+
 def file(method: str, net: str, scale: int) -> Path:
     return REPOSITORY / 'options' / 'train' / f'{method}_{net}_x{scale}.yml'
 
@@ -58,9 +69,13 @@ def test_the_papers_experiments_and_their_baselines_are_there():
 
     train = REPOSITORY / 'options' / 'train'
     alone = {f'TeacherInit_RCAN_x{scale}' for scale in (2, 3, 4)}
-    assert {path.stem for path in train.glob('*.yml')} == names('FACD', 'Student', *RIVALS) | alone
+    students = ('SwinIR', 'SPAN', 'SRVGGNetCompact')
+    methods = ('Student', 'TS', 'FAKD', 'FACD')
+    others = {f'{method}_{net}_x{scale}' for method in methods for net in students for scale in (2, 4)}
+    assert {path.stem for path in train.glob('*.yml')} == names('FACD', 'Student', *RIVALS) | alone | others
     assert {path.stem for path in train.glob('ablation/*.yml')} == set(ABLATION)
-    assert {path.stem for path in TEST} == names('FACD', 'Student')
+    tested = {name for name in others if name.startswith(('FACD', 'Student'))}
+    assert {path.stem for path in TEST} == names('FACD', 'Student') | tested
 
 
 @pytest.mark.parametrize('path', INHERITING, ids=name)
@@ -79,14 +94,14 @@ def test_a_file_with_a_base_says_what_differs_and_no_more(path):
     assert own['name'] == path.stem
 
 
-@pytest.mark.parametrize('path', TRAIN + TEST, ids=name)
+@pytest.mark.parametrize('path', built(TRAIN + TEST), ids=name)
 def test_an_option_file_is_accepted_and_its_numbers_agree(path):
     opt = load(path)
     is_train = 'train' in opt
     check_options(opt, is_train)
     scale = opt['scale']
     networks = [opt['network_g']] + ([opt['teacher']['network']] if 'network' in opt.get('teacher', {}) else [])
-    assert [network['upscale'] for network in networks] == [scale] * len(networks)
+    assert [network.get('upscale', network.get('scale')) for network in networks] == [scale] * len(networks)
     assert all(metric['crop_border'] == scale for metric in opt['val']['metrics'].values())
     assert opt['val']['metrics']['psnr_y']['test_y_channel'] is True
     assert opt['val']['metrics']['psnr_rgb']['test_y_channel'] is False
@@ -107,25 +122,33 @@ def test_the_header_gives_the_exact_command(path):
     assert command in header or (path.name == 'Teacher.yml' and '--train-teacher' in header)
 
 
-FITTED = [path for path in FACD if 'network' in load(path)['teacher']] + [
+FITTED = [path for path in FACD if path.stem != 'FACD_EDSR16x4_DATlight_x2'] + [
     path
     for path in DISTILLED
     if path.stem.endswith('x2') and 'taps' in load(path) and 'FCD' not in path.stem and path not in FACD
 ]
+# Channels of DAT-light's features, x2 and x4; tests/distill/test_dat_light.py has the network
+DAT_LIGHT = {'layers.0.blocks.5:tokens': 60, 'layers.0.blocks.11:tokens': 60, 'upsample:input': 60}
 
 
-@pytest.mark.parametrize('path', FITTED, ids=name)
+@pytest.mark.parametrize('path', built(FITTED), ids=name)
 def test_networks_taps_regressors_and_loss_of_an_option_file_fit_together(path):
     opt = load(path)
+    student = build_without_weights(opt['network_g']).to('meta')
+    teacher = build_without_weights(opt['teacher']['network']).to('meta') if 'network' in opt['teacher'] else None
+    of_student, of_teacher = ([tap[key] for tap in opt['taps']] for key in ('student', 'teacher'))
     with torch.device('meta'):
-        student, teacher = build_network(opt['network_g']), build_network(opt['teacher']['network'])
-        x = torch.empty(2, 3, 12, 12)
-        sr_s, feats_s = Taps(student, [tap['student'] for tap in opt['taps']], 'student').run(student, x)
-        sr_t, feats_t = Taps(teacher, [tap['teacher'] for tap in opt['taps']], 'teacher').run(teacher, x)
+        x = torch.empty(2, 3, 16, 16)
+        sr_s, feats_s = Taps(student, of_student, 'student').run(student, x)
+        if teacher is None:
+            sr_t, feats_t = sr_s, tuple(torch.empty(2, DAT_LIGHT[path], 16, 16) for path in of_teacher)
+        else:
+            sr_t, feats_t = Taps(teacher, of_teacher, 'teacher').run(teacher, x)
         loss = build_loss(opt['train']['distill_opt'])
         regressors = build_regressors(opt.get('network_r'), loss.regressor, feats_s, feats_t, loss.compares_channels)
         feats = feats_s if regressors is None else regressors(feats_s)
-    assert sr_s.shape == sr_t.shape == (2, 3, 12 * opt['scale'], 12 * opt['scale'])
+    assert sr_s.shape == sr_t.shape == (2, 3, 16 * opt['scale'], 16 * opt['scale'])
+    assert [f.shape[2:] for f in feats] == [f.shape[2:] for f in feats_t] == [(16, 16)] * len(of_student)
     if loss.compares_channels:
         assert [f.shape for f in feats] == [f.shape for f in feats_t]
     assert len(loss.layer_weights) == len(feats)
@@ -149,6 +172,49 @@ def test_the_teacher_is_the_official_one_of_the_files_network_and_scale_and_is_h
 def test_basicsrs_yaml_reads_the_same(path):
     text = path.read_text(encoding='utf-8')
     assert yaml.safe_load(text) == load_yaml(text, name(path)) == load(path)
+
+
+OTHER_TRAIN = [path for path in OTHERS if path in TRAIN]
+
+
+@pytest.mark.parametrize('path', OTHER_TRAIN, ids=name)
+def test_a_patch_of_another_network_is_whole_windows_of_its_student_and_its_teacher(path):
+    opt = load(path)
+    student, taught = path.stem.split('_')[1], load(path.with_name(path.name.replace(path.stem.split('_')[0], 'FACD')))
+    windows = 8 if student == 'SwinIR' else 32 if 'network' not in taught['teacher'] else 1  # 32: DAT's longer side
+    assert opt['datasets']['train']['gt_size'] % (windows * opt['scale']) == 0
+    assert opt['datasets']['train'] == taught['datasets']['train']
+
+
+PUBLISHED = {  # PSNR-Y on Set5
+    'FACD_SwinIR_x2': 38.35, 'FACD_SwinIR_x4': 32.72,  # DIV2K, patches of 48, in Table 2 of SwinIR's paper
+    'FACD_SPAN_x2': 38.24, 'FACD_SPAN_x4': 32.57, 'FACD_SRVGGNetCompact_x2': 38.24,  # DAT-light
+    'FACD_SRVGGNetCompact_x4': 32.73,  # RRDBNet on DF2K in ESRGAN's paper
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('stem', PUBLISHED)
+def test_the_teacher_of_another_network_is_held_to_its_published_psnr(stem):
+    opt = load(REPOSITORY / 'options' / 'train' / f'{stem}.yml')
+    assert opt['teacher']['expect'] == {'dataset': 'val', 'psnr_y': PUBLISHED[stem], 'tolerance': 0.1}
+    assert opt['datasets']['val']['name'] == 'Set5' and f'x{opt["scale"]}' in opt['teacher']['weights'].lower()
+
+
+@pytest.mark.parametrize('path', [path for path in OTHER_TRAIN if 'SwinIR' in path.stem], ids=name)
+def test_swinirs_settings_are_those_that_dukd_and_dckd_share(path):
+    opt = load(path)
+    student, train = build_without_weights(opt['network_g']), opt['train']
+    assert sum(p.numel() for p in student.parameters()) == {2: 1_087_727, 4: 1_235_439}[opt['scale']]
+    assert opt['network_g']['depths'] == opt['network_g']['num_heads'] == [6] * 4
+    assert (opt['datasets']['train']['gt_size'], opt['datasets']['train']['batch_size_per_gpu']) == (
+        48 * opt['scale'],
+        16,
+    )
+    assert (train['total_iter'], train['ema_decay']) == (250_000, 0.999)
+    assert train['optim_g'] == {'type': 'Adam', 'lr': 1e-4, 'betas': [0.9, 0.99]}
+    if 'teacher' in opt:
+        teacher = opt['teacher']['network']
+        assert teacher == {**opt['network_g'], 'embed_dim': 180, 'depths': [6] * 6, 'num_heads': [6] * 6}
 
 
 @pytest.mark.parametrize('path', PAPER, ids=name)
@@ -189,6 +255,7 @@ def test_a_test_file_tests_what_its_train_file_trains(path):
     test, train = load(path), load(train_path)
     assert test['network_g'] == train['network_g']
     assert test['path']['pretrain_network_g'] == f'experiments/{train["name"]}/models/net_g_latest.pth'
+    assert test['path'].get('param_key_g', 'params') == param_key_of(train)
     assert test['val']['metrics'] == train['val']['metrics']
     assert test['name'] == train['name']
 
@@ -202,7 +269,7 @@ def without(opt: dict, *locations: str) -> dict:
     return opt
 
 
-@pytest.mark.parametrize('path', DISTILLED, ids=name)
+@pytest.mark.parametrize('path', [*DISTILLED, *(path for path in OTHER_TRAIN if 'teacher' in load(path))], ids=name)
 def test_a_method_differs_from_facd_in_the_distillation_only(path):
     *_, net, scale = path.stem.split('_')
     facd = load(REPOSITORY / 'options' / 'train' / f'FACD_{net}_{scale}.yml')

@@ -6,11 +6,14 @@ import cv2
 import lmdb
 import pytest
 import torch
-from conftest import changed, picture, run, write_yml
+from basicsr.archs import build_network
+from conftest import REPOSITORY, changed, picture, run, write_yml
 from states import LOSSES, method_opt
 
+from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import saved_activations
+from facd_basicsr.options import read_option_file
 from facd_basicsr.tools import check as tool
 from facd_basicsr.tools.check import check
 
@@ -299,3 +302,30 @@ def test_the_command_that_a_message_about_taps_names_lists_the_paths(opt, tmp_pa
     done = run('-m', 'facd_basicsr.cli', 'check', '-opt', option_file, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'teacher      EDSR' in done.stdout and 'Training would start' not in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['FACD_SwinIR_x2', 'FACD_SwinIR_x4', 'FACD_SRVGGNetCompact_x4'])
+def test_the_files_of_other_students_would_train(name, tmp_path):
+    """With teachers of random weights in place of the official ones, and a few small pictures."""
+    path = REPOSITORY / 'options' / 'train' / f'{name}.yml'
+    opt = read_option_file(str(path))
+    scale = opt['scale']
+    torch.save({'params': build_network(opt['teacher']['network']).state_dict()}, tmp_path / 'teacher.pth')
+    for folder in ('GT', 'LQ'):
+        (tmp_path / folder).mkdir()
+    for index in range(2):
+        image = picture(index, 64, 96)
+        cv2.imwrite(str(tmp_path / 'GT' / f'{index}.png'), image)
+        cv2.imwrite(str(tmp_path / 'LQ' / f'{index}.png'), bicubic_lr(image, scale))
+    roots = [
+        f'datasets:{key}:dataroot_{kind}={tmp_path / folder}'
+        for key in ('train', 'val')
+        for kind, folder in (('gt', 'GT'), ('lq', 'LQ'))
+    ]
+    small = ['batch_size_per_gpu=2', f'gt_size={16 * scale}', 'num_worker_per_gpu=0', 'io_backend:type=disk']
+    train = [f'datasets:train:{item}' for item in small]
+    teacher = [f'teacher:weights={tmp_path / "teacher.pth"}', 'teacher:expect=null']
+    lines = list(check(str(path), [*roots, *train, *teacher]))
+    assert any(line.startswith('iteration ') for line in lines)
+    assert sum('DeepRegressor' in line for line in lines) == 3

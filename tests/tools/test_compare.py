@@ -180,6 +180,48 @@ def test_a_failed_run_is_named_and_the_others_are_reported(comparison, checkout)
     assert '| Student | 1 |' in (checkout / 'results' / 'failing' / 'table.md').read_text()
 
 
+@pytest.mark.slow
+def test_students_of_two_architectures_are_compared_side_by_side(comparison, checkout):
+    compact = {'type': 'SRVGGNetCompact', 'num_feat': 4, 'num_conv': 3, 'upscale': 2}
+    taps = [{'student': path, 'teacher': block} for path, block in (('body.3', 'body.0'), ('body.8:input', 'body.1'))]
+    methods = {
+        **comparison['methods'],
+        'Compact': {'base': 'student.yml', 'network_g': compact},
+        'Compact_FACD': {
+            'base': 'facd.yml',
+            'network_g': compact,
+            'taps': taps,
+            'train': {'distill_opt': {'layer_weights': [0.5, 0.5]}},
+        },
+    }
+    content = comparison | {'name': 'two', 'baseline': ['Student', 'Compact'], 'methods': methods, 'seeds': [0]}
+    done = run(*command(write_yml(content, checkout / 'two.yml')), '--iterations', '2', cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    folder = checkout / 'results' / 'two_2'
+    with (folder / 'table.csv').open() as file:
+        psnr = {row['method']: float(row['psnr_y']) for row in csv.DictReader(file)}
+    lines = (folder / 'table.md').read_text().splitlines()
+    rows = [[cell.strip(' *') for cell in line.split('|')[1:-1]] for line in lines if line.startswith('|')]
+    quality, cost = ({row[0]: row for row in rows if len(row) == width} for width in (5, 9))
+    assert quality['method'][:3] == ['method', 'student', 'seeds'] and quality['method'][4].endswith('Δ vs baseline')
+    for method, student, base in (
+        ('Student', 'EDSRStudent', None),
+        ('FACD', 'EDSRStudent', 'Student'),
+        ('Compact', 'SRVGGNetCompact', None),
+        ('Compact_FACD', 'SRVGGNetCompact', 'Compact'),
+    ):
+        difference = '-' if base is None else f'{psnr[method] - psnr[base]:+.3f}'
+        assert quality[method] == [method, student, '1', f'{psnr[method]:.3f}', difference]
+        # 3 x 4, three of 4 x 4, 4 x 12 with 9 weights each, their biases, and four PReLU of 4 slopes
+        size = '1,016' if student == 'SRVGGNetCompact' else cost['Student'][2]
+        assert cost[method][1:3] == [student, size]
+    assert cost['Student'][2] != '1,016'
+    assert 'baseline of its own student (Student, Compact)' in (folder / 'table.md').read_text()
+    notes = [note for path in (folder / 'runs').glob('*.json') for note in json.loads(path.read_text())['notes']]
+    assert all('no net_r_latest.pth beside' in note for note in notes)  # not that a tap is another network's
+    assert cv2.imread(str(folder / 'crops.png')) is not None
+
+
 def test_changed_options_are_refused_with_the_key(finished, in_checkout, comparison, checkout):
     path = write_yml(
         changed(comparison, 'methods.FACD.train', {'distill_opt': {'lambda': 16}}), checkout / 'changed.yml'
