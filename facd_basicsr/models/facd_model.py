@@ -85,9 +85,12 @@ class FACDModel(SafeSRModel):
     def _try_networks(self) -> None:
         """Refuses networks that are none for super-resolution before their taps, which would be blamed."""
         student, lq = self.get_bare_model(self.net_g), self._flat(PROBES, self._probe_size())
-        with torch.no_grad(), reraise_refused_input('network_g', student, lq, self.accepted_patches):
-            check_upscaled('network_g', student, lq, student(lq), self.opt['scale'], channels=lq.shape[1])
-        with reraise_refused_input('teacher', self.teacher.net, lq):
+        student_errors = reraise_refused_input('network_g', student, lq, self.accepted_patches)
+        with torch.no_grad(), student_errors, self._execution_g.reraise_layout_errors('train'):
+            sr = student(self._execution_g.laid_out(lq))
+        check_upscaled('network_g', student, lq, sr, self.opt['scale'], channels=lq.shape[1])
+        teacher_errors = reraise_refused_input('teacher', self.teacher.net, lq)
+        with teacher_errors, self.teacher.execution.reraise_layout_errors('teacher'):
             self.teacher(lq)
 
     def probe_taps(self, size: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

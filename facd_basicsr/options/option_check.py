@@ -24,7 +24,6 @@ from facd_basicsr.archs import DeepRegressor
 from facd_basicsr.archs.spandrel_arch import INSTALLED, SPANDREL_EXTRA, SUFFIX, why_unknown
 from facd_basicsr.compat import full_name
 from facd_basicsr.distill.layouts import LAYOUTS
-from facd_basicsr.distill.taps import hint
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.download import DIGEST
 from facd_basicsr.losses import DistillLoss
@@ -481,7 +480,7 @@ def _check_distillation(opt: OptionBlock) -> None:
         return
     if not opt['taps']:
         accepted = 'one {student: PATH, teacher: PATH} or more, as in options/train/FACD_EDSR_x2.yml'
-        raise UserError(f'taps: []; accepted: {accepted}{hint("teacher")}')
+        raise UserError(f'taps: []; accepted: {accepted}, or as facd check --suggest-taps 3 prints them')
     weights = distill_opt.get('layer_weights')
     if weights is not None and len(weights) != len(opt['taps']):
         raise UserError(
