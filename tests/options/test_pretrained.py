@@ -109,4 +109,4 @@ def test_training_has_every_argument_in_its_options(train_opt, checkpoint, tmp_p
 def test_benchmark_needs_the_type_alone(test_opt, checkpoint, tmp_path):
     opt = changed({**test_opt, 'network_g': {'type': 'SPAN'}}, 'path', {'pretrain_network_g': checkpoint})
     _, method = load_methods([str(write_yml(opt, tmp_path / 'opt.yml'))], None, [])[0]
-    assert method.network.hyperparameters['feature_channels'] == 8
+    assert method.bare.hyperparameters['feature_channels'] == 8
