@@ -18,8 +18,8 @@ TOKENS = ':tokens'
 CLONE = ':clone'
 SUFFIXES = (INPUT, TOKENS, CLONE)
 GRAMMAR = 'MODULE[:input][:tokens][:clone]'
-SPELLED = re.compile(r'(.*?)(:input)?(:tokens)?(:clone)?', re.DOTALL)
-INSERTED = ('_orig_mod', 'module')  # what torch.compile and DDP put into the names of a network's modules
+TAP_PATH = re.compile(r'(.*?)(:input)?(:tokens)?(:clone)?', re.DOTALL)
+WRAPPING_NAMES = ('_orig_mod', 'module')  # what torch.compile and DDP put into the names of a network's modules
 BLOCKS = 3  # so many alike are the blocks of a network
 SIMILAR = 0.75  # of difflib: a slip of the pen, not a path of another network
 
@@ -357,7 +357,7 @@ def hint(key: str) -> str:
 def _instead(path: str, modules: Collection[str]) -> str:
     """The path that was meant, if one is similar, else what the network consists of."""
     name, *words = path.split(':')
-    spelled = '.'.join(part for part in name.split('.') if part not in INSERTED)
+    spelled = '.'.join(part for part in name.split('.') if part not in WRAPPING_NAMES)
     close = difflib.get_close_matches(spelled, modules, n=1, cutoff=SIMILAR)
     parts = spelled.split('.')
     holding = [own for end in range(len(parts) - 1, 0, -1) if (own := '.'.join(parts[:end])) in modules]
@@ -380,5 +380,5 @@ def _version(tensor: Any) -> int | None:
 
 def parsed(path: str) -> tuple[str, tuple[str, ...]]:
     """The module and the suffixes of a path."""
-    name, *suffixes = SPELLED.fullmatch(path).groups()  # type: ignore[union-attr]  # every string matches
+    name, *suffixes = TAP_PATH.fullmatch(path).groups()  # type: ignore[union-attr]  # every string matches
     return name, tuple(suffix for suffix in suffixes if suffix)

@@ -17,7 +17,7 @@ from facd_basicsr.errors import UserError
 WRAPPERS = ('params_ema', 'params-ema', 'params', 'model_state_dict', 'state_dict', 'model', 'net', None)
 # What DDP, torch.compile and trainers of several networks put before every key.
 PREFIXES = ('module.', '_orig_mod.', 'netG.', 'net_g.')
-SHOWN_MODULES = 8  # modules that a line names
+MODULES_SHOWN = 8  # modules that a line names
 
 
 def load_state_dict(
@@ -219,8 +219,8 @@ def _modules(keys: Collection[str], among: Collection[str]) -> str:
         else:
             rows.append([module])
     names = [row[0] if len(row) == 1 else f'{row[0]} to {row[-1]}' for row in rows]
-    return ', '.join(names[:SHOWN_MODULES]) + (
-        f' and {len(names) - SHOWN_MODULES} more' if len(names) > SHOWN_MODULES else ''
+    return ', '.join(names[:MODULES_SHOWN]) + (
+        f' and {len(names) - MODULES_SHOWN} more' if len(names) > MODULES_SHOWN else ''
     )
 
 

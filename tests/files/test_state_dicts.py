@@ -160,7 +160,7 @@ def test_a_part_is_read_from_whatever_a_trainer_has_written(wrapped, tmp_path):
 def train_options_of_part(content: object, folder: Path) -> dict:
     """For ``build_model`` without training."""
     opt = opt_for(content, folder, strict_load_g=False, param_key_g=None)
-    return {**opt, 'model_type': 'SRModel', 'num_gpu': 0, 'is_train': False, 'dist': False, 'val': None}
+    return {**opt, 'model_type': 'SRModel', 'scale': 2, 'num_gpu': 0, 'is_train': False, 'dist': False, 'val': None}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def in_test(path: Path, opt: dict, folder: Path) -> nn.Module:
 
 def in_benchmark(path: Path, opt: dict, folder: Path) -> nn.Module:
     complete = with_defaults(changed(opt, 'path.pretrain_network_g', str(path)), is_train=False)
-    return build_student('a.yml', complete, torch.device('cpu')).network
+    return build_student('a.yml', complete, torch.device('cpu')).bare
 
 
 def in_export(path: Path, opt: dict, folder: Path) -> nn.Module:

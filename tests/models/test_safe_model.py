@@ -292,7 +292,15 @@ def test_a_model_with_a_validation_of_its_own_keeps_it_until_it_is_stopped():
     own = type('OwnValidation', (SRModel,), {'nondist_validation': lambda self, loader, *_: seen.extend(loader)})
     MODEL_REGISTRY._obj_map['OwnValidation'] = own
     try:
-        opt = {'model_type': 'OwnValidation', 'num_gpu': 0, 'is_train': False, 'dist': False, 'path': {}, 'val': None}
+        opt = {
+            'model_type': 'OwnValidation',
+            'scale': 2,
+            'num_gpu': 0,
+            'is_train': False,
+            'dist': False,
+            'path': {},
+            'val': None,
+        }
         model = build_model({**opt, 'network_g': STUDENT})
     finally:
         del MODEL_REGISTRY._obj_map['OwnValidation']
