@@ -51,16 +51,16 @@ class FACDModel(SafeSRModel):
         loss = cast(DistillLoss, build_loss(train_opt['distill_opt']))
         self.cri_distill = loss.prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
-        self._try_networks()
         student = self.get_bare_model(self.net_g)
-        taps = self.opt['taps']
-        self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')
-        self.teacher_taps = Taps(self.teacher.net, [tap['teacher'] for tap in taps], 'teacher')
-        self.net_r = self._build_regressors()
-        self._run_student, self._run_teacher = self.student_taps.run, self.teacher_taps.run
-        self._run_regressors = run_network
-        self._init_r: str | None = None  # not by a probe
         with _preserve_buffers(student):
+            self._try_networks()
+            taps = self.opt['taps']
+            self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')
+            self.teacher_taps = Taps(self.teacher.net, [tap['teacher'] for tap in taps], 'teacher')
+            self.net_r = self._build_regressors()
+            self._run_student, self._run_teacher = self.student_taps.run, self.teacher_taps.run
+            self._run_regressors = run_network
+            self._init_r: str | None = None  # not by a probe
             self._try_loss(train_opt)
         self._compile()
         if self.net_r is not None and self.opt['path']['pretrain_network_r'] is None:  # what is resumed has started
@@ -114,8 +114,7 @@ class FACDModel(SafeSRModel):
 
     def _build_regressors(self) -> nn.Module | None:
         """Reads the taps' shapes off a probe, then builds and loads the regressors, wrapped for the device."""
-        with _preserve_buffers(self.get_bare_model(self.net_g)):
-            student_feats, teacher_feats = self.probe_taps(self._probe_size())
+        student_feats, teacher_feats = self.probe_taps(self._probe_size())
         net_r = build_regressors(
             self.opt.get('network_r'),
             self.cri_distill.regressor,

@@ -10,7 +10,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.runtime.rng import preserve_rng_state
 
-MULTIPLES = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)
+POWERS = tuple(2**exponent for exponent in range(7))
+OTHERS = (3, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 20, 24, 28, 40, 48, 56)  # windows such as Swin's own 7
 # Least sizes that are tried: on the meta device a size costs nothing, on another no more than a network may need.
 PROBED_ON_META, PROBED = 48, 16
 
@@ -116,7 +117,9 @@ class _Probe:
         self.has_run = False  # on any size, whatever it gave
 
     def requirements(self) -> SizeRequirements | None:
-        for multiple in MULTIPLES:
+        for multiple in (*POWERS, *OTHERS):
+            if self.has_run and multiple in OTHERS:
+                break  # on multiples of 64: what keeps it from upscaling is no window
             count = -(-self._least // multiple) | 1  # odd, so that no power of two passes for a smaller one
             if self._takes(multiple * count, multiple * (count + 2)):
                 sizes = (multiple * 2**exponent for exponent in range(count.bit_length()))
