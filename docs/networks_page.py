@@ -1,10 +1,10 @@
 """Runs what docs/networks.md says of each network, and writes its table.
 
     python docs/networks_page.py --into docs/networks.md
-    python docs/networks_page.py --into docs/networks.md --only SwinIR "RRDBNet x2"
+    python docs/networks_page.py --into docs/networks.md --only SwinIR "RRDBNet x2" --columns ONNX
 
-The page is written after each network; with ``--only`` the rows of the others stay as they are. A cell is run by its
-function in tests/networks.py.
+The page is written after each network; with ``--only`` and ``--columns`` the other cells stay as they are. A cell is
+run by its function in tests/networks.py. The column compile takes as long as all others together.
 """
 
 import argparse
@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--into', type=Path, required=True, help='the page, docs/networks.md')
     parser.add_argument('--only', nargs='+', metavar='NETWORK', help='the rows to run; default: all')
+    parser.add_argument('--columns', nargs='+', choices=COLUMNS, default=list(COLUMNS), help='default: all')
     args = parser.parse_args()
     names = [network.name for network in NETWORKS]
     if unknown := set(args.only or ()) - set(names):
@@ -75,14 +76,14 @@ def main() -> None:
     for network in NETWORKS:
         if args.only and network.name not in args.only:
             continue
-        known[network.name] = {}
-        for column in COLUMNS:
+        known.setdefault(network.name, {})
+        for column in args.columns:
             start = time.perf_counter()
             known[network.name][column] = found = outcome(network, column)
             print(f'{network.name}, {column}: {found} ({time.perf_counter() - start:.1f} s)', flush=True)
         with reraise_disk_errors():
             page = args.into.read_text(encoding='utf-8')
-            ordered = {name: known[name] for name in names if name in known}
+            ordered = {name: known[name] for name in names if known.get(name, {}).keys() >= COLUMNS.keys()}
             args.into.write_text(with_table(page, ordered), encoding='utf-8')
 
 

@@ -7,6 +7,7 @@ import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import changed, run
+from networks import SIZES, UPSCALING
 from torch import nn
 
 from facd_basicsr.archs import CHANNELS, OUT_CHANNELS, channels_argument, input_channels
@@ -18,50 +19,13 @@ from facd_basicsr.options.option_check import check_options
 
 spandrel = pytest.importorskip('spandrel')
 
-WINDOWS = {'embed_dim': 12, 'depths': [2], 'num_heads': [2], 'window_size': 8}
-STRIPES = {'num_heads_window': [2], 'num_heads_stripe': [2]}
-SWINIR = {**WINDOWS, 'mlp_ratio': 2.0, 'upsampler': 'pixelshuffledirect', 'upscale': 2}
-SPAN = {'type': 'SPAN', 'num_in_ch': 3, 'num_out_ch': 3, 'feature_channels': 8, 'upscale': 2}
-# Every class of spandrel's that upscales, but MMRealSR's, which takes a second input or gives a tuple, and AuraSR's,
-# which draws noise: small, with the default of what else there is.
-UPSCALING = {
-    'ATD': {**SWINIR, 'category_size': 256, 'num_tokens': 8, 'reducted_dim': 4},
-    'CRAFT': {'embed_dim': 12, 'depths': [2], 'num_heads': [2], 'upscale': 2},
-    'DAT': {'embed_dim': 16, 'split_size': [4, 4], 'depth': [2], 'num_heads': [2], 'upscale': 2},
-    'DCTLSA': {'nf': 10, 'upscale': 2},
-    'DITN_Real': {'dim': 12, 'ITL_blocks': 1, 'SAL_blocks': 1, 'upscale': 2},
-    'DRCT': {**WINDOWS, 'depths': [6], 'gc': 4, 'upscale': 2, 'upsampler': 'pixelshuffle'},
-    'FDAT': {'embed_dim': 16, 'num_groups': 1, 'depth_per_group': 2, 'num_heads': 2, 'mid_dim': 16, 'scale': 2},
-    'GRL': {'embed_dim': 16, 'depths': [2], **STRIPES, 'upscale': 2, 'upsampler': 'pixelshuffledirect'},
-    'Generator': {'num_channels': 8, 'num_blocks': 2, 'upscale_factor': 2},
-    'HAT': {**WINDOWS, 'squeeze_factor': 4, 'num_feat': 16, 'upscale': 2},
-    'IPT': {'n_feats': 8, 'num_layers': 1, 'patch_size': 12, 'scale': [2]},
-    'MoESR': {'dim': 8, 'n_blocks': 1, 'n_block': 1, 'upsample_dim': 8, 'scale': 2},
-    'MoSR': {'n_block': 2, 'dim': 8, 'upscale': 2},
-    'OmniSR': {'num_feat': 16, 'up_scale': 2},
-    'PLKSR': {'dim': 8, 'n_blocks': 2, 'upscaling_factor': 2},
-    'RCAN_spandrel': {'n_resgroups': 1, 'n_resblocks': 1, 'n_feats': 16, 'scale': 2},
-    'RGT': {'embed_dim': 16, 'depth': [2], 'num_heads': [2], 'upscale': 2},
-    'RRDBNet_spandrel': {'num_filters': 8, 'num_blocks': 1, 'scale': 2},
-    'RealPLKSR': {'dim': 8, 'n_blocks': 2, 'upscaling_factor': 2},
-    'SAFMN': {'dim': 8, 'n_blocks': 2, 'upscaling_factor': 2},
-    'SPAN': SPAN,
-    'SRVGGNetCompact_spandrel': {'num_feat': 8, 'num_conv': 2, 'upscale': 2},
-    'SeemoRe': {'num_experts': 2, 'num_layers': 2, 'embedding_dim': 8, 'scale': 2},
-    'Swin2SR': SWINIR,
-    'SwinIR_spandrel': SWINIR,
-    'UpCunet2x': {},
-    'UpCunet2x_fast': {},
-    'UpCunet3x': {},
-    'UpCunet4x': {},
-}
+SPAN, SWINIR = UPSCALING['SPAN'], UPSCALING['Swin2SR']
 WITHOUT_SCALE = {'UpCunet2x', 'UpCunet2x_fast', 'UpCunet3x', 'UpCunet4x'}  # their names say it
 # What spandrel supposes instead of reading it off a checkpoint, where a default differs from that.
 SUPPOSED = {
     'GRL': {'window_size', 'stripe_size', 'stripe_shift', 'anchor_window_down_factor'},
     'MoESR': {'expansion_factor'},
 }
-SIZES = {'IPT': 12, 'UpCunet2x_fast': 48}  # of LQ: what the first is of, what the second pads
 OWN = {  # BasicSR's, which spandrel reads as they are
     'SRVGGNetCompact': {'num_feat': 8, 'num_conv': 2, 'upscale': 2},
     'SwinIR': SWINIR,
