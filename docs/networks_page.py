@@ -26,9 +26,10 @@ from facd_basicsr.errors import UserError, reraise_disk_errors, run_command
 from facd_basicsr.evaluation.tables import markdown_table
 
 MARKER = '<!-- networks -->'
+NOT_RUN = '-'
 NUMBER = re.compile(r'no \((?P<number>\d+)\)')
 REASON = re.compile(r'^(?P<number>\d+)\. (?P<reason>.+)$', re.MULTILINE)
-Cells = Mapping[str, Mapping[str, str]]  # of each network by column: YES, or the reason why not
+Cells = Mapping[str, Mapping[str, str]]  # of each network by column, if it was run: YES, or the reason why not
 
 
 def table(cells: Cells) -> str:
@@ -36,9 +37,9 @@ def table(cells: Cells) -> str:
     reasons: dict[str, int] = {}
 
     def cell(found: str) -> str:
-        return YES if found == YES else f'no ({reasons.setdefault(found, len(reasons) + 1)})'
+        return found if found in (YES, NOT_RUN) else f'no ({reasons.setdefault(found, len(reasons) + 1)})'
 
-    rows = [[name, *(cell(found[column]) for column in COLUMNS)] for name, found in cells.items()]
+    rows = [[name, *(cell(found.get(column, NOT_RUN)) for column in COLUMNS)] for name, found in cells.items()]
     made = markdown_table(['network', *COLUMNS], rows, numbers=False)
     return '\n\n'.join([made, '\n'.join(f'{number}. {reason}' for reason, number in reasons.items())]).rstrip()
 
@@ -50,10 +51,11 @@ def cells_of(page: str) -> dict[str, dict[str, str]]:
     cells = {}
     for line in text.splitlines():
         name, *found = [cell.strip() for cell in line.strip('|').split('|')]
-        if len(found) == len(COLUMNS) and all(cell == YES or NUMBER.fullmatch(cell) for cell in found):
+        if len(found) == len(COLUMNS) and all(cell in (YES, NOT_RUN) or NUMBER.fullmatch(cell) for cell in found):
             cells[name] = {
-                column: YES if cell == YES else reasons[NUMBER.fullmatch(cell)['number']]
+                column: reasons[number['number']] if (number := NUMBER.fullmatch(cell)) else cell
                 for column, cell in zip(COLUMNS, found)
+                if cell != NOT_RUN
             }
     return cells
 
@@ -77,13 +79,13 @@ def main() -> None:
         if args.only and network.name not in args.only:
             continue
         known.setdefault(network.name, {})
-        for column in args.columns:
+        for column in [column for column in network.columns if column in args.columns]:
             start = time.perf_counter()
             known[network.name][column] = found = outcome(network, column)
             print(f'{network.name}, {column}: {found} ({time.perf_counter() - start:.1f} s)', flush=True)
         with reraise_disk_errors():
             page = args.into.read_text(encoding='utf-8')
-            ordered = {name: known[name] for name in names if known.get(name, {}).keys() >= COLUMNS.keys()}
+            ordered = {name: known[name] for name in names if name in known}
             args.into.write_text(with_table(page, ordered), encoding='utf-8')
 
 

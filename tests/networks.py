@@ -71,18 +71,23 @@ class Network:
         scale: its upscaling factor.
         lq_size: height and width of LQ in training.
         title: what is different from another row of the same type.
-        taps: paths on both sides; none: those that ``facd check --modules`` suggests.
+        compiles: whether it is run in the column compile, which takes minutes.
     """
 
     block: dict[str, Any]
     scale: int = 2
     lq_size: int = 16
     title: str = ''
-    taps: tuple[str, ...] = ()
+    compiles: bool = True
 
     @property
     def name(self) -> str:
         return ' '.join(filter(None, [self.block['type'], self.title]))
+
+    @property
+    def columns(self) -> list[str]:
+        """Those that are run."""
+        return [column for column in COLUMNS if self.compiles or column != 'compile']
 
 
 RGB = {'num_in_ch': 3, 'num_out_ch': 3}
@@ -95,7 +100,7 @@ NETWORKS = [
     Network({'type': 'EDSRStudent', 'num_feat': 6, 'num_block': 3, 'upscale': 2}),
     Network({'type': 'RCAN', **RGB, 'num_feat': 16, 'num_group': 3, 'num_block': 1, 'upscale': 2}),
     Network({'type': 'RCANStudent', 'num_feat': 16, 'num_group': 3, 'num_block': 1, 'upscale': 2}),
-    Network({**RRDBNET, 'scale': 2}, title='x2', taps=('body.0.rdb1', 'body.0.rdb2', 'conv_body')),  # smaller than LQ
+    Network({**RRDBNET, 'scale': 2}, title='x2'),
     Network({**RRDBNET, 'scale': 4}, 4, title='x4'),
     Network({'type': 'MSRResNet', 'num_feat': 6, 'num_block': 3, 'upscale': 2}),
     Network({'type': 'SRVGGNetCompact', 'num_feat': 6, 'num_conv': 3, 'upscale': 2}),
@@ -148,8 +153,14 @@ UNTOLD = {
     'GRL': {'window_size': 8, 'stripe_size': [8, 8], 'stripe_shift': False, 'anchor_window_down_factor': 1},
     'MoESR': {'expansion_factor': 2.65625},
 }
+COMPILED = {'MoSR', 'RealPLKSR', 'SAFMN', 'SPAN'}  # small ones, as are deployed
 NETWORKS += [
-    Network({'type': name, **arguments, **UNTOLD.get(name, {})}, SCALES.get(name, 2), SIZES.get(name, 16))
+    Network(
+        {'type': name, **arguments, **UNTOLD.get(name, {})},
+        SCALES.get(name, 2),
+        SIZES.get(name, 16),
+        compiles=name in COMPILED,
+    )
     for name, arguments in UPSCALING.items()
     if name in {registered_name(cls) for _, cls in ARCH_REGISTRY}  # where spandrel is installed
 ]
@@ -292,7 +303,7 @@ def _taught_by_itself(cell: Cell, **execution: Any) -> dict[str, Any]:
     opt = cell.opt()
     net = build_network(cell.network.block).eval()
     flat = torch.full((1, 3, cell.network.lq_size, cell.network.lq_size), 0.5)
-    paths = cell.network.taps or suggested(tappable(net, flat, net))
+    paths = suggested(tappable(net, flat, net))
     opt['teacher'] = {'network': cell.network.block, 'weights': cell.weights(cell.network.block), **execution}
     opt['train'] |= execution
     if paths:

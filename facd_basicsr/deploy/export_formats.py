@@ -428,7 +428,10 @@ def _loaded(file: Path, student: Student, format: Format) -> dict[str, nn.Module
     if format.runner == PROGRAM:
         net, description = read_program(file)
     else:
-        read = read_student(file, where='-o')
+        try:
+            read = read_student(file, where='-o')
+        except UserError as error:
+            raise ValueError(f'not be read back ({one_line(error.__cause__ or error, 200)})') from error
         net, description = read.net, read.description
     if description != student.description:
         raise ValueError(f'say {description} of itself instead of {student.description}')

@@ -136,7 +136,7 @@ def _load_registered(net: nn.Module, state_dict: dict[str, Tensor], layout_forma
             f'teacher.format: {layout_format}, but {where.removeprefix("teacher.weights: ")} has the keys of {layout}; '
             f'accepted: {layout}, or auto'
         )
-    if layout != 'basicsr':
+    if layout != 'basicsr' and net.state_dict().keys() != state_dict.keys():  # spandrel's RCAN has the authors' keys
         trained = trained_color_maps(state_dict)
         with advising(WITHOUT_NETWORK) if layout == 'rcan' else nullcontext():
             state_dict, shift = to_basicsr(state_dict, layout, where)

@@ -384,6 +384,12 @@ def test_other_networks_are_refused_where_the_page_says_so(network, format, refu
         assert re.search(refusal, refused(student, tmp_path / 'student', format))
 
 
+def test_a_graph_that_onnxruntime_does_not_read_is_refused_without_the_name_of_the_unfinished_file(tmp_path):
+    unreadable = dataclasses.replace(ONNX, content=lambda student: b'no graph')
+    message = refused(student_of(STUDENT), tmp_path / 'student', unreadable)
+    assert re.fullmatch(r'it would not be read back \(\[ONNXRuntimeError\] .*\); accepted: --no-onnx', message)
+
+
 def test_names_that_are_taken_or_mistaken_are_refused(tmp_path):
     (tmp_path / 'taken.safetensors').touch()
     for stem, message in {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from basicsr.archs import build_network
 from conftest import build_teacher, changed, write_yml
 from distill.official_networks import official_rcan, with_trained_color_maps
 from torch import Tensor
@@ -62,6 +63,16 @@ def rcan_opt(tmp_path: Path) -> dict:
     torch.manual_seed(0)
     torch.save(official_rcan(8, 2, 2, 2).state_dict(), tmp_path / 'RCAN_BIX2.pt')
     return {'weights': str(tmp_path / 'RCAN_BIX2.pt'), 'format': 'spandrel'}
+
+
+def test_spandrels_rcan_as_teachers_network_takes_a_checkpoint_of_its_own(tmp_path):
+    """It has the authors' keys, which are BasicSR's RCAN's to be renamed."""
+    network = {'type': 'RCAN_spandrel', 'n_resgroups': 2, 'n_resblocks': 1, 'n_feats': 16, 'scale': 2}
+    net = build_network(network).eval()
+    torch.save({'params': net.state_dict()}, tmp_path / 'rcan.pth')
+    found = build_teacher({'weights': str(tmp_path / 'rcan.pth'), 'network': network}, 2)
+    lq = torch.rand(1, 3, 8, 8)
+    assert torch.equal(found(lq), net(lq.clone()))
 
 
 def test_a_transformer_is_recognised_and_frozen(dat_opt):
