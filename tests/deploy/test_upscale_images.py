@@ -7,9 +7,10 @@ import torch
 from basicsr.archs import build_network
 from conftest import STUDENT, picture
 from PIL import Image
+from torch import nn
 
 from facd_basicsr.deploy import upscale_images as module
-from facd_basicsr.deploy.student import Student, describe_network
+from facd_basicsr.deploy.student import Description, Student, describe_network
 from facd_basicsr.deploy.upscale_images import UpscaleJob, upscale_images
 from facd_basicsr.deploy.upscaler import Upscaler
 
@@ -94,20 +95,46 @@ def test_an_image_for_whose_output_memory_is_short_is_not_begun(upscaler, tmp_pa
     assert '1.png: needs more memory than is available' in capsys.readouterr().err
 
 
+class Narrow(nn.Module):
+    """Takes images of 17 columns at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[3] > 17:
+            raise RuntimeError('too wide')
+        return nn.functional.interpolate(self.conv(x), scale_factor=2)
+
+
 @pytest.mark.parametrize('tile', [0, 16])
 def test_an_image_of_a_size_that_the_network_does_not_take_is_left_out_with_its_reason(tile, tmp_path, capsys):
-    block = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': 2, 'num_feat': 4, 'num_block': 1}
-    net = build_network({**block, 'num_grow_ch': 4}).eval().requires_grad_(False)
-    for name, width in (('odd', 17), ('even', 18)):
-        cv2.imwrite(str(tmp_path / f'{name}.png'), np.zeros((12, width), np.uint8))
-    pairs = pairs_to(tmp_path / 'out', [tmp_path / 'odd.png', tmp_path / 'even.png'])
-    assert upscale_images(Upscaler(Student(net, describe_network(block, 2)), tile), pairs, 1, None) == 1
+    student = Student(Narrow().eval().requires_grad_(False), Description('Narrow', {}, 2))
+    pairs = pairs_to(tmp_path / 'out', images_of_widths(tmp_path, 17, 18))
+    assert upscale_images(Upscaler(student, tile), pairs, 1, None) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f'skipped: {tmp_path}/odd.png: the network does not run on 17x12 pixels (assert hh % scale == 0 and '
-        'hw % scale == 0); accepted: an image of a size that it takes'
+        f'skipped: {tmp_path}/18.png: the network does not run on 18x12 pixels (too wide); accepted: an image of a '
+        'size that it takes'
     )
-    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['even.png']
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['17.png']
+
+
+def images_of_widths(folder: Path, *widths: int) -> list[Path]:
+    paths = [folder / f'{width}.png' for width in widths]
+    for path, width in zip(paths, widths):
+        cv2.imwrite(str(path), np.zeros((12, width), np.uint8))
+    return paths
+
+
+@pytest.mark.parametrize('tile', [0, 8])
+def test_an_image_of_a_size_that_is_no_multiple_of_what_the_network_takes_is_padded(tile, tmp_path):
+    block = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'scale': 2, 'num_feat': 4, 'num_block': 1}
+    net = build_network({**block, 'num_grow_ch': 4}).eval().requires_grad_(False)
+    pairs = pairs_to(tmp_path / 'out', images_of_widths(tmp_path, 17, 18))
+    assert upscale_images(Upscaler(Student(net, describe_network(block, 2)), tile), pairs, 1, None) == 0
+    assert [cv2.imread(str(pair.target)).shape for pair in pairs] == [(24, 34, 3), (24, 36, 3)]
 
 
 def test_a_network_of_another_scale_than_its_file_says_is_told_of_every_image(tmp_path, capsys):
