@@ -352,7 +352,8 @@ def torchrun(cell: Cell) -> None:
 def onnx(cell: Cell) -> None:
     """Is written as ONNX, equal on photographs, and upscales by it."""
     student, stem = measured(cell.trained(), {}), cell.folder / 'student'
-    ((path, found),) = export(student, stem, [ONNX]).items()
+    with refusing():
+        ((path, found),) = export(student, stem, [ONNX]).items()
     if isinstance(found, UserError):
         raise RefusedError(str(found))
     images = [cell.upscaled(Upscaler(net), *EVEN) for net in (read_student(path), student)]

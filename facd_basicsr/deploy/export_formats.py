@@ -460,7 +460,7 @@ def _difference(net: nn.Module, examples: Sequence[Example], tolerance: float, c
         try:
             sr = net(example.lq)
         except Exception as error:  # what onnxruntime and exported programs raise has no class in common
-            raise ValueError(f'not run on {size}: {one_line(error)}') from error
+            raise ValueError(f'not run on {size} ({one_line(error, 200)})') from error
         if sr.shape != example.sr.shape:
             raise ValueError(f'make {tuple(sr.shape)} instead of {tuple(example.sr.shape)} of {size}')
         if not sr.isfinite().all():

@@ -4,8 +4,8 @@ import math
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,8 @@ def flops(
 ) -> int:
     """Floating-point operations of one forward that gives an image of ``output_size`` (height, width).
 
-    Two for each multiply-add, convolutions and matrix products only, counted on the meta device: nothing runs.
-    The input is rounded down where ``scale`` does not divide the output.
+    Two for each multiply-add, convolutions and matrix products only, counted on the meta device: nothing runs,
+    unless the network decides by values. The input is rounded down where ``scale`` does not divide the output.
 
     Args:
         net: the network.
@@ -50,14 +50,12 @@ def flops(
         output_size: height and width of the output.
         num_in_ch: channels of the input.
     """
-    meta = on_meta(net)
-    with FlopCounterMode(display=False) as counter:
-        _forward_on_meta(meta, (output_size[0] // scale, output_size[1] // scale), num_in_ch)
-    return counter.get_total_flops()
+    lq_size = (output_size[0] // scale, output_size[1] // scale)
+    return _counted(net, lq_size, num_in_ch, lambda net: FlopCounterMode(display=False)).get_total_flops()
 
 
 def footprint(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int = 3) -> tuple[int, int]:
-    """Counts activations and memory of one forward without gradient, on the meta device: nothing runs.
+    """Counts activations and memory of one forward without gradient, on the meta device as :func:`flops`.
 
     Args:
         net: the network, for float32 input.
@@ -69,30 +67,46 @@ def footprint(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int = 3) -> t
         live tensors at the peak: weights, input, features. What an operator needs for itself, as cuDNN's workspaces,
         does not count.
     """
-    meta = on_meta(net)
-    tensors = _LiveTensors()
-    tensors.hold([*meta.parameters(), *meta.buffers()])
-    with tensors:
-        _forward_on_meta(meta, lq_size, num_in_ch)
+    tensors = _counted(net, lq_size, num_in_ch, _LiveTensors)
     return tensors.activations, tensors.peak
 
 
-def _forward_on_meta(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int) -> None:
-    # Not inference_mode, in which convolutions are called by other names. What a forward makes is on the meta device
-    # too, as ECBSR's fused kernels.
-    with torch.no_grad(), torch.device('meta'):
-        net(torch.empty(1, num_in_ch, *lq_size))
+Counter = TypeVar('Counter', bound=AbstractContextManager)
+
+
+def _counted(
+    net: nn.Module, lq_size: tuple[int, int], num_in_ch: int, counter_of: Callable[[nn.Module], Counter]
+) -> Counter:
+    """What has counted one forward: on the meta device, or in fact, where the network decides by values, as SeemoRe."""
+    try:
+        meta = on_meta(net)
+        # What a forward makes is on the meta device too, as ECBSR's fused kernels.
+        with torch.device('meta'), counter_of(meta) as counter:
+            _forward(meta, lq_size, num_in_ch)
+    except (RuntimeError, NotImplementedError) as error:
+        if 'meta' not in str(error).lower():
+            raise
+        with counter_of(net) as counter:
+            _forward(net, lq_size, num_in_ch)
+    return counter
+
+
+def _forward(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int) -> None:
+    device = next(net.parameters()).device
+    with torch.no_grad():  # not inference_mode, in which convolutions are called by other names
+        net(torch.full((1, num_in_ch, *lq_size), 0.5, device=device))
 
 
 class _LiveTensors(TorchDispatchMode):
-    """Tracks the memory of live tensors, from creation until they are freed."""
+    """Tracks the memory of live tensors, from creation until they are freed, and of a network's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.activations = 0
         self.peak = 0
         self._now = 0
         self._alive: set[int] = set()
+        self.hold([*net.parameters(), *net.buffers()])
 
     def hold(self, values: Any) -> None:
         """Counts the memory of the tensors among nested values, each storage once."""

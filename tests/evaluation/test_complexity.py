@@ -38,6 +38,21 @@ def test_kernels_that_a_network_fuses_in_its_forward_count_and_are_on_the_meta_d
     assert large - small == 2 * 9 * (3 * 4 + 4 * 4 + 4 * 12) * (20 * 20 - 10 * 10)
 
 
+class Choosing(nn.Conv2d):
+    """Decides by the values of its input, as SeemoRe by those of its features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.mean().item() < 1 else -x)
+
+
+def test_a_network_that_decides_by_values_is_counted_where_it_is():
+    net = Choosing(3, 5, 3, padding=1)
+    assert flops(net, scale=1, output_size=(4, 6)) == 2 * 3 * 5 * 9 * 4 * 6
+    activations, memory = footprint(net, (4, 6))
+    assert activations == 5 * 4 * 6 and 0 <= memory - 4 * (3 * 5 * 9 + 5 + (3 + 5) * 4 * 6) <= 64  # the mean
+    assert net.weight.grad is None and net.weight.device.type == 'cpu'
+
+
 def test_latency_is_positive():
     assert min(latencies_ms({'': (nn.Conv2d(3, 3, 1), torch.rand(1, 3, 8, 8))}, repeats=2)['']) > 0
 
