@@ -1,6 +1,7 @@
 """The sizes of LQ that a network takes, and padding of all others: windows of attention, factors of two."""
 
 import copy
+from bisect import bisect_left
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -122,10 +123,16 @@ class _Probe:
                 break  # on multiples of 64: what keeps it from upscaling is no window
             count = -(-self._least // multiple) | 1  # odd, so that no power of two passes for a smaller one
             if self._takes(multiple * count, multiple * (count + 2)):
-                sizes = (multiple * 2**exponent for exponent in range(count.bit_length()))
-                minimum = next((size for size in sizes if self._takes(size, size)), multiple * count)
-                return SizeRequirements(multiple, minimum)
+                return SizeRequirements(multiple, self._minimum(multiple, count))
         return None
+
+    def _minimum(self, multiple: int, count: int) -> int:
+        """The least size that is taken, where ``multiple * count`` is: between two powers of two, then by halves."""
+        sizes = [multiple * number for number in range(1, count + 1)]
+        powers = [2**exponent for exponent in range(count.bit_length())]
+        high = next((power for power in powers if self._takes(sizes[power - 1], sizes[power - 1])), count)
+        refused = max((power for power in powers if power < high), default=0)
+        return sizes[bisect_left(sizes, True, refused, high - 1, key=lambda size: self._takes(size, size))]
 
     def _takes(self, height: int, width: int) -> bool:
         lq = torch.full((1, self._channels, height, width), 0.5, device=self._device)
