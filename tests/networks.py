@@ -31,6 +31,7 @@ from facd_basicsr.distill.taps import suggested, tappable
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.costs import costs
 from facd_basicsr.options import parser
+from facd_basicsr.runtime.size_requirements import size_requirements
 from facd_basicsr.runtime.tiling import receptive_field_radius
 from facd_basicsr.test import test as evaluate
 from facd_basicsr.tools.check import check
@@ -44,7 +45,8 @@ with train_py.exit_without_teardown():
     run_command(lambda: train_py.train(train_py.parser().parse_args(), root=Path.cwd()))
 """
 ITERATIONS = 4
-ODD = (21, 27)  # height and width of LQ that is validated, tested and upscaled
+ODD = (21, 27)  # height and width of LQ that is validated and tested
+WIDE = (45, 151)  # of what is upscaled in tiles: farther than the overlap of windows
 EVEN = (32, 48)  # of what a graph upscales, whose network may need such sizes
 TILE = 16  # LQ pixels
 YES = 'yes'
@@ -233,7 +235,7 @@ class Cell:
     def upscaled(self, upscaler: Upscaler, height: int, width: int) -> np.ndarray:
         """A picture, upscaled."""
         try:
-            image = upscaler.upscale(picture(0, 64, 64)[:height, :width], lambda number, count: None)
+            image = upscaler.upscale(picture(0, 64, 160)[:height, :width], lambda number, count: None)
         except RefusedSizeError as error:  # facd upscale leaves the image out, and says why
             name = self.network.block['type']
             raise RefusedError(f'{name} does not take images of {height} x {width} ({error})') from error
@@ -364,10 +366,12 @@ def upscale(cell: Cell) -> None:
     """Upscales an image of odd height and width in tiles, like as a whole."""
     found = cell.trained()
     whole, in_tiles = Upscaler(found, 0), Upscaler(found, TILE)
-    assert abs(cell.upscaled(in_tiles, *ODD) - cell.upscaled(whole, *ODD)).max() <= 1
-    if in_tiles.tile != TILE:
+    assert abs(cell.upscaled(in_tiles, *WIDE) - cell.upscaled(whole, *WIDE)).max() <= 1
+    if not in_tiles.tile:
+        sizes = size_requirements(found.net, 3, cell.network.scale)
         with refusing():  # says why val.tile is refused
-            receptive_field_radius(found.net, 3, found.description.scale, TILE)
+            receptive_field_radius(found.net, 3, cell.network.scale, sizes.aligned(TILE), sizes)
+        raise RefusedError(f'{cell.network.block["type"]} shows seams in tiles')
 
 
 COLUMNS: dict[str, Callable[[Cell], None]] = {

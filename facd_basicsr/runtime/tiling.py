@@ -116,6 +116,8 @@ def overlap_without_seams(
 ) -> tuple[int, float] | None:
     """An overlap with which the tiles of two photographs, side by side and one above the other, show no seam.
 
+    These are of odd height and width: SAFMN's features of half and quarter size are of other pixels then.
+
     For networks whose receptive field is far larger than what their output notices, as with windows of attention.
     Other than the receptive field radius it depends on the weights. Not for those whose receptive field is the whole
     image: what they calculate of it, such as means, differs more in larger images than in these.
@@ -140,7 +142,7 @@ def overlap_without_seams(
             return None
         pairs = []
         for name, upright in (('astronaut.png', False), ('chelsea.png', True)):
-            lq = _turned(photograph_input(name, channels, sizes.aligned(HEIGHT), 2 * tile).to(device), upright)
+            lq = _turned(photograph_input(name, channels, HEIGHT - 3, 2 * tile - 5).to(device), upright)
             pairs.append((lq, padded(lq).clamp(0, 1)))
         for overlap in map(sizes.aligned, OVERLAPS):
             difference = max(

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from facd_basicsr.errors import UserError
+from facd_basicsr.runtime.metrics import photograph_input
 from facd_basicsr.runtime.size_requirements import SizeRequirements, size_requirements
 from facd_basicsr.runtime.tiling import (
     overlap_without_seams,
@@ -182,6 +183,21 @@ def test_an_overlap_leaves_out_what_is_less_than_half_a_step_of_8_bits(strength,
 
 def test_no_overlap_is_enough_for_a_network_that_looks_at_the_whole_image():
     assert overlap_without_seams(build_network(RCAN).eval(), 3, 2, SizeRequirements()) is None
+
+
+class OfHalfSize(nn.Conv2d):
+    """Takes every size, and of an odd one makes halves of other pixels than of an even one, as SAFMN does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = nn.functional.adaptive_avg_pool2d(super().forward(x), (x.shape[2] // 2, x.shape[3] // 2))
+        return nn.functional.interpolate(half, x.shape[2:])
+
+
+def test_no_overlap_is_enough_for_a_network_that_does_otherwise_with_images_of_odd_size():
+    net, lq = OfHalfSize(3, 3, 1), photograph_input('astronaut.png', 3, 48, 96)
+    with torch.no_grad():
+        assert torch.allclose(tiled(net, lq, 1, 48, 16), net(lq), atol=1e-6)
+    assert overlap_without_seams(net, 3, 1, SizeRequirements()) is None
 
 
 class ExplodesOnNoise(nn.Module):
