@@ -165,6 +165,7 @@ NETWORKS += [
     )
     for name, arguments in UPSCALING.items()
     if name in {registered_name(cls) for _, cls in ARCH_REGISTRY}  # where spandrel is installed
+    and name != 'UpCunet4x'  # UpCunet2x's blocks, with another upsampler; a row takes it ten minutes
 ]
 
 
