@@ -431,7 +431,8 @@ def _loaded(file: Path, student: Student, format: Format) -> dict[str, nn.Module
         try:
             read = read_student(file, where='-o')
         except UserError as error:
-            raise ValueError(f'not be read back ({one_line(error.__cause__ or error, 200)})') from error
+            reason = one_line(error.__cause__ or error, 200).removeprefix(f'-o: {file} ')
+            raise ValueError(f'not be read back ({reason})') from error
         net, description = read.net, read.description
     if description != student.description:
         raise ValueError(f'say {description} of itself instead of {student.description}')
