@@ -157,13 +157,21 @@ def tells(cls: type[nn.Module], arguments: Mapping[str, Any], key: str) -> bool:
         arguments: all of its arguments that are known.
         key: one of them.
     """
+    return redetected(cls, arguments, key) in (..., arguments[key])
+
+
+def redetected(cls: type[nn.Module], arguments: Mapping[str, Any], key: str) -> Any:
+    """What spandrel reads off a network built with these arguments, of one of them; ``...`` where none is built.
+
+    Args:
+        cls, arguments, key: as of :func:`tells`.
+    """
     try:
         with preserve_rng_state():
             descriptor = opened_by_spandrel(cls(**arguments).state_dict())
     except Exception:  # then no network has this value, and no checkpoint either
-        return True
-    own = None if descriptor is None else descriptor.model.hyperparameters.get(key)
-    return _plain(own) == arguments[key]
+        return ...
+    return None if descriptor is None else _plain(descriptor.model.hyperparameters.get(key))
 
 
 def differs(own: Any, theirs: Any) -> bool:

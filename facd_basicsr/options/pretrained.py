@@ -7,7 +7,7 @@ from typing import Any
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from facd_basicsr.archs.spandrel_arch import detected_arguments, is_spandrels, tells
+from facd_basicsr.archs.spandrel_arch import detected_arguments, is_spandrels, redetected, tells
 from facd_basicsr.compat import full_name
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.state_dicts import basicsr_param_keys, load_state_dict, part_by_prefix
@@ -19,8 +19,9 @@ PRETRAINED_KEY = 'path.pretrain_network_g'
 def pretrained_arguments(opt: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ``network_g`` that spandrel reads off ``path.pretrain_network_g``.
 
-    None of a network that is not spandrel's, without a checkpoint that is there, and with ``strict_load_g: false``, by
-    which the two need not agree.
+    Not those that it only supposes, as GRL's ``window_size``: left out, they are the class's defaults, as when the
+    checkpoint was trained. None of a network that is not spandrel's, without a checkpoint that is there, and with
+    ``strict_load_g: false``, by which the two need not agree.
 
     Args:
         opt: options that are not checked yet.
@@ -57,7 +58,15 @@ def pretrained_arguments(opt: dict[str, Any]) -> dict[str, Any]:
                 f'{PRETRAINED_KEY}: {checkpoint} has {name}: {detected.get(name)}; accepted: {opt.get("scale")}, the '
                 'scale of this file'
             )
-    return detected
+    arguments = {**detected, **{key: value for key, value in network_opt.items() if key != 'type'}}
+    supposed = {
+        name
+        for name, key in left_out.items()
+        if name in detected
+        and key.default not in (..., detected[name])
+        and redetected(cls, {**arguments, name: key.default}, name) == detected[name]
+    }
+    return {name: value for name, value in detected.items() if name not in supposed}
 
 
 def check_given_arguments(opt: dict[str, Any], detected: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """The arguments of one of spandrel's networks are read off the checkpoint that it begins from."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from basicsr.archs import build_network
+from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import changed, train_options, write_yml
 
 from facd_basicsr.errors import UserError
@@ -110,3 +112,12 @@ def test_benchmark_needs_the_type_alone(test_opt, checkpoint, tmp_path):
     opt = changed({**test_opt, 'network_g': {'type': 'SPAN'}}, 'path', {'pretrain_network_g': checkpoint})
     _, method = load_methods([str(write_yml(opt, tmp_path / 'opt.yml'))], None, [])[0]
     assert method.bare.hyperparameters['feature_channels'] == 8
+
+
+def test_an_argument_that_spandrel_only_supposes_is_the_classs_default(test_opt, tmp_path):
+    """Of MoESR's ``expansion_factor`` a checkpoint's shapes tell a range, of which spandrel takes another value."""
+    arguments = {'type': 'MoESR', 'dim': 8, 'n_blocks': 1, 'n_block': 1, 'upsample_dim': 8, 'scale': 2}
+    path = saved(arguments, tmp_path / 'moesr.pth')
+    network_opt = network_of(test_opt, {'type': 'MoESR'}, path)
+    class_default = inspect.signature(ARCH_REGISTRY.get('MoESR')).parameters['expansion_factor'].default
+    assert network_opt['expansion_factor'] == class_default
