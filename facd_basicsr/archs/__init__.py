@@ -16,6 +16,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from facd_basicsr.runtime.rng import preserve_rng_state
+from facd_basicsr.runtime.size_requirements import SizeRequirements, size_requirements
 
 from .regressor_arch import DeepRegressor
 from .student_arch import EDSRStudent, RCANStudent
@@ -52,6 +53,19 @@ def channels_argument(network_opt: Mapping[str, Any], names: Sequence[str]) -> t
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     given = {**defaults, **network_opt}
     return next(((name, given[name]) for name in names if isinstance(given.get(name), int)), (names[0], 3))
+
+
+def network_sizes(net: nn.Module, network_opt: Mapping[str, Any], scale: int) -> SizeRequirements:
+    """The sizes of LQ that a network takes; those that are known to take every size are not probed.
+
+    Args:
+        net: as :func:`facd_basicsr.runtime.size_requirements.size_requirements` has it.
+        network_opt: its block in an option file.
+        scale: its upscaling factor.
+    """
+    if type(net) in CONVOLUTIONAL:
+        return SizeRequirements()
+    return size_requirements(net, input_channels(network_opt), scale)
 
 
 def build_without_weights(network_opt: Mapping[str, Any]) -> nn.Module:
@@ -91,5 +105,6 @@ __all__ = [
     'build_without_weights',
     'channels_argument',
     'input_channels',
+    'network_sizes',
     'unused_in_training',
 ]

@@ -84,10 +84,11 @@ def by_method(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def baselines(results: Mapping[str, Any]) -> dict[str, str | None]:
-    """{method: the baseline of its student}, None for a method whose student no baseline has."""
-    return results.get('baselines') or dict.fromkeys(
-        results['methods'], results['baseline']
-    )  # one student's may lack it
+    """{method: the baseline of its student}, None for a method whose student no baseline has.
+
+    Results of one student may lack it: all methods then have one baseline.
+    """
+    return results.get('baselines') or dict.fromkeys(results['methods'], results['baseline'])
 
 
 def students(results: Mapping[str, Any]) -> dict[str, str]:

@@ -356,20 +356,25 @@ def _write_verified(student: Student, format: Format, file: Path, examples: Sequ
     return found
 
 
-def opened_in_spandrel(student: Student, file: Path) -> tuple[str, str]:
-    """Whether spandrel, and so chaiNNer, opens a written file as the same network.
+def opened_in_spandrel(student: Student, files: Sequence[Path]) -> dict[Path, tuple[str, str]]:
+    """Whether spandrel, and so chaiNNer, opens written files as the same network.
 
     Args:
-        student: what the file was written of.
-        file: a ``.pth`` or ``.safetensors`` of :func:`export`.
+        student: what the files were written of.
+        files: each a ``.pth`` or ``.safetensors`` of :func:`export`.
 
     Returns:
-        What it opens as, and what a user should know of it; each may be empty. Both are without spandrel, and of a
-        network that it does not know, as EDSR.
+        For each what it opens as, and what a user should know of it; either may be empty. Both are of a network that
+        spandrel does not know, as EDSR. Nothing without spandrel.
     """
-    if not INSTALLED:
-        return '', ''
-    examples, own = _examples(student), student.description.arguments
+    if not (INSTALLED and files):
+        return {}
+    examples = _examples(student)
+    return {file: _opened(student, file, examples) for file in files}
+
+
+def _opened(student: Student, file: Path, examples: Sequence[Example]) -> tuple[str, str]:
+    own = student.description.arguments
     try:
         with _silence():
             found = opened_by_spandrel(load_state_dict(file, '-o'))
@@ -382,20 +387,20 @@ def opened_in_spandrel(student: Student, file: Path) -> tuple[str, str]:
         return '', f'spandrel {one_line(error, 200)}'
     unit = max(float(example.sr.max() - example.sr.min()) for example in examples) or 1.0
     difference = max(differences) / unit
-    words = f'opens in spandrel as {found.architecture.name}, {largest_difference(difference)}'
+    words = f'opens in spandrel as {found.architecture.name}, largest difference: {in_steps(difference)}'
     if difference <= ROUNDING:
         return words, ''
     theirs = found.model.hyperparameters
     others = [f'{key}: {theirs[key]} for {own[key]}' for key in theirs if key in own and differs(own[key], theirs[key])]
     return words, (
         f'spandrel, which cannot read it off the weights, takes {", ".join(others)}: its images differ by '
-        f'{difference / STEP:.2g} of an 8-bit step'
+        f'{in_steps(difference)}'
     )
 
 
-def largest_difference(difference: float) -> str:
-    """Of the range of the student's output, in words."""
-    return f'largest difference: {difference / STEP:.2g} of an 8-bit step' if difference else 'largest difference: none'
+def in_steps(difference: float) -> str:
+    """A difference of the range of the student's output, in words."""
+    return f'{difference / STEP:.2g} of an 8-bit step' if difference else 'none'
 
 
 @contextlib.contextmanager

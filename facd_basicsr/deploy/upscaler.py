@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
-from facd_basicsr.archs import CHANNELS, OUT_CHANNELS, channels_argument
+from facd_basicsr.archs import CHANNELS, OUT_CHANNELS, channels_argument, network_sizes
 from facd_basicsr.archs.reparameterization import reparameterized
 from facd_basicsr.archs.tail_in_tiles import has_tail, with_tail_in_tiles
 from facd_basicsr.deploy.student import OnnxNetwork, Student
@@ -21,7 +21,7 @@ from facd_basicsr.environment import available_memory
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import without_alpha
 from facd_basicsr.runtime.execution import is_lack_of_memory, refusal_reason
-from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements, size_requirements
+from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements
 from facd_basicsr.runtime.tiling import overlap_without_seams, receptive_field_radius_or_none, tiles
 
 DEFAULT_TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
@@ -64,7 +64,7 @@ class Upscaler:
         if isinstance(student.net, OnnxNetwork):
             self._device = torch.device('cpu')  # it takes its input from there
         net = reparameterized(student.net).to(self._device)
-        sizes = size_requirements(net, 3, self.scale)
+        sizes = network_sizes(net, description.network, self.scale)
         self.tile = sizes.aligned((DEFAULT_TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile)
         self.seams: str | None = None
         reach = description.reach

@@ -11,7 +11,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from torch import Tensor, nn
 
-from facd_basicsr.archs import input_channels
+from facd_basicsr.archs import network_sizes
 from facd_basicsr.distill.layouts import (
     LAYOUTS,
     SIGNS,
@@ -25,7 +25,7 @@ from facd_basicsr.errors import UserError, advising, one_line
 from facd_basicsr.files.download import cached, is_url, sha256_of
 from facd_basicsr.files.state_dicts import load_exactly, load_state_dict, part_by_prefix
 from facd_basicsr.runtime.execution import PRECISIONS, Execution, check_upscaled
-from facd_basicsr.runtime.size_requirements import SizeRequirements, size_requirements
+from facd_basicsr.runtime.size_requirements import SizeRequirements
 
 WEIGHTS_FORMATS = ('auto', *LAYOUTS, 'spandrel')
 LARGEST_DRIFT = 0.05  # of a trained mean from the one that training began with, in [0, 1]
@@ -99,7 +99,7 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     execution = Execution.of(teacher_opt)
     if net is not None and network_opt is not None:
         _load_registered(net, state_dict, layout_format, where)
-        return Teacher(net, scale, execution, size_requirements(net, input_channels(network_opt), scale))
+        return Teacher(net, scale, execution, network_sizes(net, network_opt, scale))
     found = recognize(state_dict)
     if layout_format == 'auto' and found is not None and found[0] != 'rcan':
         raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from basicsr.archs import build_network
 
-from facd_basicsr.archs import input_channels
+from facd_basicsr.archs import input_channels, network_sizes
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.environment import machine, versions
 from facd_basicsr.errors import UserError, one_line, reraise
@@ -30,7 +30,7 @@ from facd_basicsr.evaluation.complexity import (
 from facd_basicsr.evaluation.methods import device_of
 from facd_basicsr.options import load_options
 from facd_basicsr.progress import ProgressBar
-from facd_basicsr.runtime.size_requirements import Padded, size_requirements
+from facd_basicsr.runtime.size_requirements import Padded
 
 LIMIT = 30  # seconds; on two CPU cores one forward of EDSR 256 x 32 takes as long
 PROGRESS = '{desc} run {n_fmt} of {total_fmt}, {elapsed}'  # with the run that has just begun
@@ -126,8 +126,8 @@ def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
 
 
 def _network(block: dict[str, Any], scale: int) -> Network:
-    net, channels = build_network(block), input_channels(block)
-    return Network(Padded(net, scale, size_requirements(net, channels, scale)), channels)
+    net = build_network(block)
+    return Network(Padded(net, scale, network_sizes(net, block, scale)), input_channels(block))
 
 
 def _counted(network: Network, size: tuple[int, int], scale: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from basicsr.utils import tensor2img
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
-from facd_basicsr.archs import input_channels
+from facd_basicsr.archs import network_sizes
 from facd_basicsr.archs.reparameterization import reparameterized
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import Teacher, build_teacher, local_weights
@@ -25,7 +25,7 @@ from facd_basicsr.options import check_inputs, load_options
 from facd_basicsr.runs.benchmark_options import benchmark_options, check_sets
 from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input
 from facd_basicsr.runtime.metrics import as_input, bicubic
-from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements, size_requirements
+from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements
 
 BICUBIC, TEACHER = 'bicubic', 'teacher'
 PROBE_SIZE = 16  # of LQ
@@ -254,7 +254,7 @@ def build_student(path: str, opt: dict[str, Any], device: torch.device) -> Metho
     param_keys = basicsr_param_keys(opt['path']['param_key_g'])
     state_dict = load_state_dict(checkpoint, where, [net.state_dict().keys()], param_keys)
     load_exactly(net, state_dict, f'{where}: {checkpoint}')
-    sizes = size_requirements(net, input_channels(opt['network_g']), opt['scale'])
+    sizes = network_sizes(net, opt['network_g'], opt['scale'])
     padded = Padded(net, opt['scale'], sizes).eval().requires_grad_(False).to(device)
     return Method(opt['name'], opt['scale'], padded, path, checkpoint)
 

@@ -1,6 +1,6 @@
 """One distillation step inside BasicSR's loop."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.models.safe_model import PROBES, SafeModel, SafeSRModel, run_network
+from facd_basicsr.models.safe_model import PROBES, SafeModel, SafeSRModel, lq_patch_size, run_network
 from facd_basicsr.runtime.execution import Execution, check_upscaled, reraise_refused_input, tf32_of
 
 SMALL_PROBE_SIZE = 8  # if no part depends on it; CSD's VGG halves an x2 output of it four times
@@ -84,14 +84,21 @@ class FACDModel(SafeSRModel):
 
     def _try_networks(self) -> None:
         """Refuses networks that are none for super-resolution before their taps, which would be blamed."""
-        student, lq = self.get_bare_model(self.net_g), self._flat(PROBES, self._probe_size())
-        student_errors = reraise_refused_input('network_g', student, lq, self.accepted_patches)
-        with torch.no_grad(), student_errors, self._execution_g.reraise_layout_errors('train'):
-            sr = student(self._execution_g.laid_out(lq))
-        check_upscaled('network_g', student, lq, sr, self.opt['scale'], channels=lq.shape[1])
-        teacher_errors = reraise_refused_input('teacher', self.teacher.net, lq)
-        with teacher_errors, self.teacher.execution.reraise_layout_errors('teacher'):
-            self.teacher(lq)
+        lq = self._flat(PROBES, self._probe_size())
+        sr = self._student_probed(run_network, lq)
+        check_upscaled('network_g', self.get_bare_model(self.net_g), lq, sr, self.opt['scale'], channels=lq.shape[1])
+        self._teacher_probed(run_network, lq)
+
+    def _student_probed(self, run: Callable[[nn.Module, Tensor], Any], lq: Tensor) -> Any:
+        net_g = self.get_bare_model(self.net_g)
+        refused = reraise_refused_input('network_g', net_g, lq, self.accepted_patches)
+        with torch.no_grad(), refused, self._execution_g.reraise_layout_errors('train'):
+            return run(net_g, self._execution_g.laid_out(lq))
+
+    def _teacher_probed(self, run: Callable[[nn.Module, Tensor], Any], lq: Tensor) -> Any:
+        refused = reraise_refused_input('teacher', self.teacher.net, lq)
+        with refused, self.teacher.execution.reraise_layout_errors('teacher'):
+            return run(self.teacher, lq)
 
     def probe_taps(self, size: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """:meth:`tapped` of flat patches, (N, C_j, h, w) each.
@@ -99,17 +106,12 @@ class FACDModel(SafeSRModel):
         Args:
             size: height and width of LQ; the training patch's if None.
         """
-        return self.tapped(self._flat(PROBES, size or self._patch_size()))
+        return self.tapped(self._flat(PROBES, size or lq_patch_size(self.opt)))
 
     def tapped(self, lq: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The student's and the teacher's features, (N, C_j, h, w) each, without gradient and before the regressors."""
-        net_g = self.get_bare_model(self.net_g)
-        student_errors = reraise_refused_input('network_g', net_g, lq, self.accepted_patches)
-        with torch.no_grad(), student_errors, self._execution_g.reraise_layout_errors('train'):
-            _, student_feats = self.student_taps.run(net_g, self._execution_g.laid_out(lq))
-        teacher_errors = reraise_refused_input('teacher', self.teacher.net, lq)
-        with teacher_errors, self.teacher.execution.reraise_layout_errors('teacher'):
-            _, teacher_feats = self.teacher_taps.run(self.teacher, lq)
+        _, student_feats = self._student_probed(self.student_taps.run, lq)
+        _, teacher_feats = self._teacher_probed(self.teacher_taps.run, lq)
         return student_feats, teacher_feats
 
     def _build_regressors(self) -> nn.Module | None:
@@ -141,7 +143,8 @@ class FACDModel(SafeSRModel):
         of_any_size = all(type(net) in CONVOLUTIONAL for net in nets)
         of_any_size &= type(self.cri_distill).__module__.startswith('facd_basicsr.losses.')
         of_any_size &= self.opt.get('network_r', {'type': 'DeepRegressor'})['type'] == 'DeepRegressor'
-        return min(SMALL_PROBE_SIZE, self._patch_size()) if of_any_size else self._patch_size()
+        size = lq_patch_size(self.opt)
+        return min(SMALL_PROBE_SIZE, size) if of_any_size else size
 
     def _flat(self, batch_size: int, size: int) -> Tensor:
         channels = input_channels(self.opt['network_g'])

@@ -289,7 +289,7 @@ class SafeSRModel(SafeModel, SRModel):
         searched = self.opt['dist'] and self.is_train and not self.opt['find_unused_parameters']
         if not searched or type(net) in CONVOLUTIONAL:
             return False
-        lq = torch.full((PROBES, input_channels(self.opt['network_g']), *[self._patch_size()] * 2), 0.5)
+        lq = torch.full((PROBES, input_channels(self.opt['network_g']), *[lq_patch_size(self.opt)] * 2), 0.5)
         with reraise_refused_input('network_g', net, lq, self.accepted_patches):
             unused = Ranks().from_first(unused_in_training(net, lq))  # random weights differ from rank to rank
         if unused:
@@ -298,10 +298,6 @@ class SafeSRModel(SafeModel, SRModel):
                 f'({unused[0]}): find_unused_parameters is true for it.'
             )
         return bool(unused)
-
-    def _patch_size(self) -> int:
-        """Height and width of LQ in training."""
-        return self.opt['datasets']['train'].get('gt_size', PROBE_LQ_SIZE * self.opt['scale']) // self.opt['scale']
 
     def model_ema(self, decay: float = 0.999) -> None:
         """As BasicSR's, and what is no parameter, such as a batch normalization's averages, as the student has it:
@@ -372,6 +368,11 @@ class SafeSRModel(SafeModel, SRModel):
     def get_current_log(self) -> dict[str, float]:
         """The last step's terms. Reduced here, not in every step: each value read back waits for the device."""
         return self.reduce_loss_dict(self._logs)
+
+
+def lq_patch_size(opt: dict[str, Any]) -> int:
+    """Height and width of LQ in training."""
+    return opt['datasets']['train'].get('gt_size', PROBE_LQ_SIZE * opt['scale']) // opt['scale']
 
 
 def run_network(net: nn.Module, x: Any) -> Any:

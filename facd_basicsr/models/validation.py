@@ -15,14 +15,14 @@ from basicsr.utils import imwrite
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from facd_basicsr.archs import input_channels
+from facd_basicsr.archs import input_channels, network_sizes
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.errors import Stopped, UserError, locating
 from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input
 from facd_basicsr.runtime.metrics import scores, to_image
 from facd_basicsr.runtime.processes import Ranks
-from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements, size_requirements
+from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements
 from facd_basicsr.runtime.tiling import receptive_field_radius, tiled
 
 
@@ -113,8 +113,7 @@ def validated_sizes(model: BaseModel) -> SizeRequirements:
     """The sizes of LQ that a model's network takes; none are required of a model with a ``test`` of its own."""
     if not runs_as_basicsr(model):
         return SizeRequirements()
-    opt = model.opt
-    return size_requirements(model.get_bare_model(model.net_g), input_channels(opt['network_g']), opt['scale'])
+    return network_sizes(model.get_bare_model(model.net_g), model.opt['network_g'], model.opt['scale'])
 
 
 def validate(

@@ -59,12 +59,9 @@ def construct(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
         raise
     except Exception as error:
         reason = f'{type(error).__name__}: {one_line(error)}'
-        for key in block:
-            if (
-                key != 'type'
-                and not isinstance(error, OSError)
-                and _builds({k: v for k, v in block.items() if k != key}, build)
-            ):
+        of_value = not isinstance(error, OSError)  # others are of a file, whatever the values
+        for key in [key for key in block if of_value and key != 'type']:
+            if _builds({k: v for k, v in block.items() if k != key}, build):
                 raise UserError(f'{where}.{key}: {block[key]!r}; not accepted by {block["type"]} ({reason})') from error
         raise UserError(f'{where}: {block["type"]} does not take these values ({reason})') from error
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +79,7 @@ def receptive_field_radius(
     training = net.training
     padded = Padded(net, scale, sizes).eval()
     device = next(net.parameters()).device
-    # not cuDNN: some of its algorithms mix further pixels, which then are NaN too; not TF32,
-    # which rounds more than the tolerance
-    with torch.no_grad(), tf32_of('fp32'), torch.backends.cudnn.flags(enabled=False):
+    with _pixels_unmixed():
         try:
             reach = max(_reach(padded, channels, upright, device) for upright in (False, True))
             reach = sizes.aligned(reach + sizes.multiple_of - 1)  # it depends on where in a window a pixel is
@@ -134,12 +133,13 @@ def overlap_without_seams(
     """
     padded, tile = Padded(net, scale, sizes), sizes.aligned(WIDTH)
     device = next(net.parameters()).device
-    with torch.no_grad():
+    with _pixels_unmixed():
         try:
             for upright in (False, True):
                 _reach(padded, channels, upright, device)
         except (UserError, RuntimeError, AssertionError):
             return None
+    with torch.no_grad():
         pairs = []
         for name, upright in (('astronaut.png', False), ('chelsea.png', True)):
             lq = _turned(photograph_input(name, channels, HEIGHT - 3, 2 * tile - 5).to(device), upright)
@@ -151,6 +151,14 @@ def overlap_without_seams(
             if difference <= SEAM:
                 return overlap, difference
     return None
+
+
+@contextmanager
+def _pixels_unmixed() -> Iterator[None]:
+    """Not by cuDNN: some of its algorithms mix further pixels, which then are NaN too; nor by TF32, which rounds more
+    than the tolerance."""
+    with torch.no_grad(), tf32_of('fp32'), torch.backends.cudnn.flags(enabled=False):
+        yield
 
 
 def _reach(net: Padded, channels: int, upright: bool, device: torch.device) -> int:

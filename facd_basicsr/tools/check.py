@@ -14,7 +14,7 @@ import yaml
 from basicsr.archs import build_network
 from torch import Tensor, nn
 
-from facd_basicsr.archs import DeepRegressor, input_channels
+from facd_basicsr.archs import DeepRegressor, input_channels, network_sizes
 from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.data.loaders import reraise_killed_worker
 from facd_basicsr.data.paths import check_whole_dataset
@@ -29,15 +29,14 @@ from facd_basicsr.evaluation.complexity import as_trained_and_fused, flops, para
 from facd_basicsr.evaluation.tables import duration, text_table
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.models import FACDModel
-from facd_basicsr.models.safe_model import PROBE_LQ_SIZE, PROBES
+from facd_basicsr.models.safe_model import PROBES, lq_patch_size
 from facd_basicsr.options import check_inputs, complete_options, load_options, parser
 from facd_basicsr.options.parse import checked, read_options
 from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input
-from facd_basicsr.runtime.size_requirements import Padded, size_requirements
+from facd_basicsr.runtime.size_requirements import Padded
 from facd_basicsr.train import set_up
 
 GIB = 2**30
-THIRDS = 3  # of the paper's points
 SMALL, LARGE = 2, 4  # batch sizes of the memory estimate; contrastive losses need two samples
 
 
@@ -101,7 +100,7 @@ def list_modules(option_file: str, overrides: Sequence[str], of: str) -> Iterato
     network, found = _tappable(opt, of, lq)
     yield f'{of:<13}{network}, features of LQ of {lq.shape[2]} x {lq.shape[3]}'
     yield from _block('', text_table(['path', 'module', 'C x H x W'], [[o.path, o.module, o.found] for o in found]))
-    paths = suggested(found, THIRDS)
+    paths = suggested(found)
     if paths:
         yield f'{"":<13}after a third and two thirds, and last before the upsampler: {", ".join(paths)}'
 
@@ -164,8 +163,7 @@ def _networks_alone(option_file: str, overrides: Sequence[str]) -> dict[str, Any
 
 
 def _training_patches(opt: dict[str, Any]) -> Tensor:
-    size = opt['datasets']['train'].get('gt_size', PROBE_LQ_SIZE * opt['scale']) // opt['scale']
-    return torch.full((PROBES, input_channels(opt['network_g']), size, size), 0.5)
+    return torch.full((PROBES, input_channels(opt['network_g']), *[lq_patch_size(opt)] * 2), 0.5)
 
 
 def _tappable(opt: dict[str, Any], of: str, lq: Tensor) -> tuple[str, list[Tappable]]:
@@ -174,10 +172,8 @@ def _tappable(opt: dict[str, Any], of: str, lq: Tensor) -> tuple[str, list[Tappa
     if of == 'student':
         net = run = build_network(opt['network_g']).train()
     elif 'network' in opt['teacher']:  # whose weights may be missing
-        network_opt = opt['teacher']['network']
-        net = build_network(network_opt)
-        sizes = size_requirements(net, input_channels(network_opt), opt['scale'])
-        run = Teacher(net, opt['scale'], sizes=sizes)
+        net = build_network(opt['teacher']['network'])
+        run = Teacher(net, opt['scale'], sizes=network_sizes(net, opt['teacher']['network'], opt['scale']))
     else:
         run = build_teacher(opt['teacher'], opt['scale'])
         net = run.net

@@ -14,9 +14,9 @@ from facd_basicsr.deploy.export_formats import (
     ONNX,
     ONNX_FP16,
     REPARAMETERIZED,
-    STEP,
     TORCH_EXPORT,
     export,
+    in_steps,
     measured,
     opened_in_spandrel,
     paths_of,
@@ -90,19 +90,21 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         blocks = ', '.join(f'{number} {name}' for name, number in fused_blocks(student.net).items())
         click.echo(
             f'{REPARAMETERIZED}: {blocks}, one convolution each; {parameters(reparameterized(student.net)):,} '
-            f'parameters; largest difference: {_steps(fused[0][REPARAMETERIZED])}'
+            f'parameters; largest difference: {in_steps(fused[0][REPARAMETERIZED])}'
         )
+    weights = [path for path, format in zip(found, formats) if format in (*BASIC, *FUSED_WEIGHTS)]
+    opened = opened_in_spandrel(student, [path for path in weights if not isinstance(found[path], UserError)])
     for (path, result), format in zip(found.items(), formats):
         if isinstance(result, UserError):
             click.echo(f'error: {path}: not written: {result}', err=True)
             continue
         differences = ', '.join(
-            f'{_steps(difference)} ({name})' for name, difference in result.items() if name != REPARAMETERIZED
+            f'{in_steps(difference)} ({name})' for name, difference in result.items() if name != REPARAMETERIZED
         )
         holds = f'{REPARAMETERIZED}, {format.holds}' if REPARAMETERIZED in result else format.holds
         line = f'{path}: {path.stat().st_size / 1e6:.2f} MB; {holds}; largest difference: {differences}'
-        opened, warning = opened_in_spandrel(student, path) if format in (*BASIC, *FUSED_WEIGHTS) else ('', '')
-        click.echo(f'{line}; {opened}' if opened else line)
+        opens, warning = opened.get(path, ('', ''))
+        click.echo(f'{line}; {opens}' if opens else line)
         if warning:
             click.echo(f'warning: {path}: {warning}', err=True)
     written = [path for path, result in found.items() if not isinstance(result, UserError)]
@@ -112,7 +114,3 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         click.echo(f'facd upscale IN -o OUT --student {shlex.quote(str(use))}')
     if len(written) < len(found):
         sys.exit(EXIT_SKIPPED if written else 2)
-
-
-def _steps(difference: float) -> str:
-    return f'{difference / STEP:.2g} of an 8-bit step' if difference else 'none'
