@@ -99,7 +99,7 @@ class Laps:
         self._last = 0.0
         for part in ('student', 'regressors', 'teacher'):
             setattr(model, f'_run_{part}', self._timed(getattr(model, f'_run_{part}'), part))
-        model.cri_distill.register_forward_hook(lambda *_: self._lap('loss'))
+        model.criterion.register_forward_hook(lambda *_: self._lap('loss'))
         model.guard.step = self._after('backward', model.guard.step)
 
     def step(self, batch: dict[str, Tensor], current_iter: int) -> None:

@@ -23,7 +23,8 @@ from facd_basicsr.comparison.summary import with_blocks
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.evaluation.tables import markdown_table
-from facd_basicsr.losses import DistillState, build_loss
+from facd_basicsr.losses import DistillState
+from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.options import read_option_file
 
 OPTIONS = Path(__file__).resolve().parents[1] / 'options' / 'train'
@@ -47,13 +48,13 @@ def step_flops(opt: dict[str, Any]) -> int:
             student(lq).sum().backward()
             return counter.get_total_flops()
         teacher = build_network(opt['teacher']['network']).requires_grad_(False)
-        loss = build_loss(opt['train']['distill_opt'])
+        loss = LossSum(opt['train']['distill_opt'])
         taps = opt.get('taps', [])
         sr, feats = Taps(student, [tap['student'] for tap in taps], 'student').run(student, lq)
         sr_t, feats_t = Taps(teacher, [tap['teacher'] for tap in taps], 'teacher').run(teacher, lq)
-        net_r = build_regressors(opt.get('network_r'), loss.regressor, feats, feats_t, loss.compares_channels)
-        feats = feats if net_r is None else net_r(feats)
-        terms = loss(DistillState(sr, sr_t, torch.empty_like(sr_t), lq, feats, feats_t))
+        net_r = build_regressors(opt.get('network_r'), loss.regressor, feats, feats_t)
+        regressed = () if net_r is None else net_r(feats)
+        terms = loss(DistillState(sr, sr_t, torch.empty_like(sr_t), lq, feats, feats_t, regressed))
         sum(value for name, value in terms.items() if name.startswith('l_')).backward()
     return counter.get_total_flops()
 

@@ -57,7 +57,7 @@ def gradients(run: Run, trained: bool) -> dict[str, float]:
     for _ in range(BATCHES):
         samples = [dataset[random.randrange(len(dataset))] for _ in range(batch_size)]
         lq, gt = (torch.stack([sample[key] for sample in samples]) for key in ('lq', 'gt'))
-        terms = model.cri_distill(model.distill_state(lq, gt))
+        terms = model.criterion(model.distill_state(lq, gt))
         (feature,) = (name for name in terms if name.startswith('l_') and name != 'l_sr')
         image, feature = (_gradient(terms[name], body) for name in ('l_sr', feature))
         ratios.append((feature.norm() / image.norm()).item())

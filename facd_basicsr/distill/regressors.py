@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from facd_basicsr.archs import DeepRegressor
 from facd_basicsr.distill.taps import hint
 from facd_basicsr.errors import UserError
+from facd_basicsr.losses.base import needs_regressor
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.runtime.processes import ranks, total
 
@@ -34,21 +35,20 @@ def build_regressors(
     mode: str,
     student_feats: Sequence[Tensor],
     teacher_feats: Sequence[Tensor],
-    compares_channels: bool = True,
 ) -> TapRegressors | None:
     """Builds the regressors that a loss asks for.
 
     Args:
         network_opt: the option file's ``network_r`` block, without channel counts: they are read off the features.
-        mode: the loss's ``regressor``: ``always``, ``auto`` (only where the widths differ) or ``never``.
+        mode: the loss's ``regressor``: ``always``, ``auto`` (only where the widths differ) or ``never``; of
+            several losses the most that one asks for.
         student_feats, teacher_feats: features of a probe, (N, C_j, H_j, W_j) each.
-        compares_channels: the loss's: whether widths must agree where there is no regressor.
 
     Returns:
         The regressors, or None where no tap needs one.
 
     Raises:
-        UserError: a tap's sizes differ, widths differ under ``never``, or ``network_r`` is missing or unused.
+        UserError: a tap's sizes differ, or ``network_r`` is missing or unused.
     """
     regressors = TapRegressors()
     for index, (student, teacher) in enumerate(zip(student_feats, teacher_feats)):
@@ -58,12 +58,7 @@ def build_regressors(
                 f'{tuple(teacher.shape[2:])} high and wide; accepted: taps of equal size{hint("student")}'
             )
         num_in_ch, num_out_ch = student.shape[1], teacher.shape[1]
-        if mode == 'never' and compares_channels and num_in_ch != num_out_ch:
-            raise UserError(
-                f'train.distill_opt.regressor: never, but taps[{index}] has {num_in_ch} channels in the student and '
-                f'{num_out_ch} in the teacher; accepted: always or auto'
-            )
-        if mode == 'always' or (mode == 'auto' and num_in_ch != num_out_ch):
+        if needs_regressor(mode, student, teacher):
             if network_opt is None:
                 raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
             regressors.append(build_network({**network_opt, 'num_in_ch': num_in_ch, 'num_out_ch': num_out_ch}))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from facd_basicsr.distill.taps import Taps
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import PROBE_SIZE, Method
 from facd_basicsr.files.state_dicts import load_exactly, load_state_dict
-from facd_basicsr.losses import DistillLoss, build_loss
+from facd_basicsr.losses.loss_sum import LossSum
 
 PEAK = 255.0
 
@@ -64,7 +64,7 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
     taps = train_opt['taps']
     if not taps:  # a loss of images
         return []
-    mode = cast(DistillLoss, build_loss(train_opt['train']['distill_opt'])).regressor
+    mode = LossSum(train_opt['train']['distill_opt']).regressor
     teacher.taps = Taps(teacher.bare, [tap['teacher'] for tap in taps], 'teacher')
     probe = np.full((PROBE_SIZE, PROBE_SIZE, 3), 128, np.uint8)
     _, teacher_feats = teacher.upscale_with_features(probe)

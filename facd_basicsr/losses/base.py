@@ -11,6 +11,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from facd_basicsr.errors import UserError
+from facd_basicsr.losses.schedule import value_at
 from facd_basicsr.runtime.processes import ranks
 
 
@@ -26,6 +27,9 @@ class DistillState:
         student_feats: F^S at each tap, shallowest first, already through the regressors where the loss asks for
             them; each (N, C_j, H_j, W_j), with gradient.
         teacher_feats: F^T at each tap, same shapes, without gradient.
+        regressed_feats: the student's through the regressors, for :class:`.loss_sum.LossSum`, which gives each loss the
+            student's features as it asks for them; () without regressors.
+        iteration: of training, counted from the start of the stage; 0 before the first.
     """
 
     student: Tensor
@@ -34,9 +38,11 @@ class DistillState:
     lq: Tensor
     student_feats: tuple[Tensor, ...]
     teacher_feats: tuple[Tensor, ...]
+    regressed_feats: tuple[Tensor, ...] = ()
+    iteration: int = 0
 
 
-REGRESSOR = ('always', 'auto', 'never')
+REGRESSOR = ('always', 'auto', 'never')  # from most to least
 Option = TypeVar('Option')
 
 
@@ -145,11 +151,27 @@ def check_batch(state: DistillState, loss: str) -> None:
         )
 
 
-def build_loss(loss_opt: dict[str, Any]) -> nn.Module:
-    """Builds a registered loss from its option block.
+def needs_regressor(mode: str, student_feat: Tensor, teacher_feat: Tensor) -> bool:
+    """Whether a loss whose ``regressor`` is ``mode`` sees a tap's student feature through a regressor, (N, C, H, W)."""
+    return mode == 'always' or (mode == 'auto' and student_feat.shape[1] != teacher_feat.shape[1])
 
-    As BasicSR's ``build_loss``, except that a key which is a Python keyword (``lambda``) is passed with an
-    underscore (``lambda_``).
-    """
-    kwargs = {key + '_' * keyword.iskeyword(key): value for key, value in loss_opt.items() if key != 'type'}
+
+def loss_blocks(loss_opt: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The losses of ``train.distill_opt`` or ``train.pixel_opt``: one under the name '', or several by their names."""
+    if loss_opt is None:
+        return {}
+    are_blocks = [isinstance(own, (dict, type(None))) for own in loss_opt.values()]
+    if 'type' in loss_opt or not loss_opt or not all(are_blocks):
+        return {'': loss_opt}
+    return {name: own for name, own in loss_opt.items() if own is not None}
+
+
+def argument_of(key: str) -> str:
+    """The argument that an option key stands for: that of ``lambda``, a word of Python's, is ``lambda_``."""
+    return key + '_' * keyword.iskeyword(key)
+
+
+def build_loss(loss_opt: Mapping[str, Any]) -> nn.Module:
+    """Builds a registered loss as BasicSR's ``build_loss``, with the first value of schedules."""
+    kwargs = {argument_of(key): value_at(value, 0) for key, value in loss_opt.items() if key != 'type'}
     return LOSS_REGISTRY.get(loss_opt['type'])(**kwargs)

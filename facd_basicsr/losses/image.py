@@ -1,5 +1,7 @@
 """Image-domain supervision by ground truth and teacher: equations (1) and (2) of the paper."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,13 @@ def indicator(student: Tensor, teacher: Tensor, gt: Tensor, adaptive: bool = Tru
 
 
 def image_loss(
-    student: Tensor, teacher: Tensor, gt: Tensor, alpha: Tensor, l1_gt: bool = True, l1_t: bool = True
+    student: Tensor,
+    teacher: Tensor,
+    gt: Tensor,
+    alpha: Tensor,
+    l1_gt: bool = True,
+    l1_t: bool = True,
+    distance: Callable[[Tensor, Tensor], Tensor] = sample_l1,
 ) -> Tensor:
     """Equation (2): L_SR = 1/2N sum_i (2 - alpha_i) |SR_i^S - GT_i| + alpha_i |SR_i^S - SR_i^T|.
 
@@ -40,13 +48,14 @@ def image_loss(
         student, teacher, gt: (N, C, H, W).
         alpha: (N,).
         l1_gt, l1_t: whether the distance to GT and the distance to the teacher count.
+        distance: of each sample of two batches of images, (N, C, H, W) x (N, C, H, W) -> (N,).
 
     Returns:
         Scalar, in the images' units.
     """
     if not l1_t:
-        return sample_l1(student, gt).mean()
-    to_teacher = sample_l1(student, teacher)  # (N,)
+        return distance(student, gt).mean()
+    to_teacher = distance(student, teacher)  # (N,)
     if not l1_gt:
         return (alpha * to_teacher).mean()
-    return ((2 - alpha) * sample_l1(student, gt) + alpha * to_teacher).mean() / 2
+    return ((2 - alpha) * distance(student, gt) + alpha * to_teacher).mean() / 2

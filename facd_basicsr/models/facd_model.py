@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
-from basicsr.archs import build_network
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
@@ -15,7 +14,8 @@ from facd_basicsr.distill.regressors import build_regressors, start_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses import DistillLoss, DistillState, build_loss
+from facd_basicsr.losses import DistillState
+from facd_basicsr.losses.loss_sum import ImageTerm, LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.models.safe_model import PROBES, SafeModel, SafeSRModel, lq_patch_size, run_network
 from facd_basicsr.runtime.execution import Execution, check_upscaled, reraise_refused_input, tf32_of
@@ -48,8 +48,7 @@ class FACDModel(SafeSRModel):
         self._execution_r = Execution.of(train_opt, suffix='_r')
         self._init_precision(self._execution_g.precision, self._execution_r.precision)
 
-        loss = cast(DistillLoss, build_loss(train_opt['distill_opt']))
-        self.cri_distill = loss.prepare().to(self.device)
+        self.criterion = LossSum(train_opt['distill_opt'], train_opt.get('pixel_opt')).prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
         student = self.get_bare_model(self.net_g)
         with _preserve_buffers(student):
@@ -61,26 +60,13 @@ class FACDModel(SafeSRModel):
             self._run_student, self._run_teacher = self.student_taps.run, self.teacher_taps.run
             self._run_regressors = run_network
             self._init_r: str | None = None  # not by a probe
-            self._try_loss(train_opt)
+            self._try_loss()
         self._compile()
         if self.net_r is not None and self.opt['path']['pretrain_network_r'] is None:  # what is resumed has started
             self._init_r = train_opt['init_r']
 
         self.setup_optimizers()
         self.setup_schedulers()
-
-    def _init_ema(self, decay: float) -> None:
-        """The part of SRModel.init_training_settings that keeps an average of the student."""
-        self.ema_decay = decay
-        if decay > 0:
-            self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
-            load_path = self.opt['path']['pretrain_network_g']
-            if load_path is not None:
-                strict = self.opt['path']['strict_load_g']
-                self.load_network(self.net_g_ema, load_path, strict, 'params_ema')
-            else:
-                self.model_ema(0)
-            self.net_g_ema.eval()
 
     def _try_networks(self) -> None:
         """Refuses networks that are none for super-resolution before their taps, which would be blamed."""
@@ -117,13 +103,9 @@ class FACDModel(SafeSRModel):
     def _build_regressors(self) -> nn.Module | None:
         """Reads the taps' shapes off a probe, then builds and loads the regressors, wrapped for the device."""
         student_feats, teacher_feats = self.probe_taps(self._probe_size())
-        net_r = build_regressors(
-            self.opt.get('network_r'),
-            self.cri_distill.regressor,
-            student_feats,
-            teacher_feats,
-            self.cri_distill.compares_channels,
-        )
+        self.criterion.check_widths(student_feats, teacher_feats)
+        network_opt = self.opt.get('network_r')
+        net_r = build_regressors(network_opt, self.criterion.regressor, student_feats, teacher_feats)
         if net_r is None:
             return None
         self.print_network(net_r)
@@ -141,7 +123,10 @@ class FACDModel(SafeSRModel):
         """
         nets = self.get_bare_model(self.net_g), self.teacher.net
         of_any_size = all(type(net) in CONVOLUTIONAL for net in nets)
-        of_any_size &= type(self.cri_distill).__module__.startswith('facd_basicsr.losses.')
+        of_any_size &= all(
+            type(loss).__module__.startswith('facd_basicsr.losses.') and not isinstance(loss, ImageTerm)
+            for loss in self.criterion
+        )
         of_any_size &= self.opt.get('network_r', {'type': 'DeepRegressor'})['type'] == 'DeepRegressor'
         size = lq_patch_size(self.opt)
         return min(SMALL_PROBE_SIZE, size) if of_any_size else size
@@ -150,17 +135,18 @@ class FACDModel(SafeSRModel):
         channels = input_channels(self.opt['network_g'])
         return torch.full((batch_size, channels, size, size), 0.5, device=self.device)
 
-    def _try_loss(self, train_opt: dict[str, Any]) -> None:
+    def _try_loss(self) -> None:
         """Evaluates the loss on a small flat batch, so that what it refuses is refused before training."""
         batch_size = self.opt['datasets']['train']['batch_size_per_gpu']
-        if batch_size * self.opt['world_size'] < self.cri_distill.min_batch:
-            raise UserError(
-                f'datasets.train.batch_size_per_gpu: {batch_size}; accepted: {self.cri_distill.min_batch} or more over '
-                f'all ranks, since {train_opt["distill_opt"]["type"]} compares samples of a batch'
-            )
-        lq = self._flat(min(batch_size, max(2, self.cri_distill.min_batch)), self._probe_size())
+        for loss in self.criterion:
+            if batch_size * self.opt['world_size'] < loss.min_batch:
+                raise UserError(
+                    f'datasets.train.batch_size_per_gpu: {batch_size}; accepted: {loss.min_batch} or more over all '
+                    f'ranks, since {type(loss).__name__} compares samples of a batch'
+                )
+        lq = self._flat(min(batch_size, max(2, self.criterion.min_batch)), self._probe_size())
         with torch.no_grad():
-            self.cri_distill(self.distill_state(lq, torch.zeros_like(self.net_g(lq))))
+            self.criterion(self.distill_state(lq, torch.zeros_like(self.net_g(lq))))
 
     def _compile(self) -> None:
         """Called after all probes, which have other shapes. Validation runs uncompiled: its images differ in size."""
@@ -176,20 +162,19 @@ class FACDModel(SafeSRModel):
         self.optimizer_g = self.get_optimizer(train_opt['optim_g']['type'], optim_params, **optim_opt)
         self.optimizers.append(self.optimizer_g)
 
-    def distill_state(self, lq: Tensor, gt: Tensor) -> DistillState:
-        """Student's and teacher's outputs and features for a batch, (N, C, h, w) and (N, C, h * scale, w * scale).
-
-        At least float32, whatever the networks ran in: distances differ too little for less.
-        """
+    def distill_state(self, lq: Tensor, gt: Tensor, iteration: int = 0) -> DistillState:
         with self._execution_g.autocast(self.device):
             student, student_feats = self._run_student(self.net_g, self._execution_g.laid_out(lq))
         with tf32_of(self.teacher.execution.precision):
             teacher, teacher_feats = self._run_teacher(self.teacher, lq)
+        regressed_feats: tuple[Tensor, ...] = ()
         if self.net_r is not None:
             self._start_regressors(self.net_r, student_feats, teacher_feats)
-            student_feats = self._regressed(self.net_r, student_feats)
-        student_feats, teacher_feats = (tuple(map(at_least_float32, feats)) for feats in (student_feats, teacher_feats))
-        return DistillState(at_least_float32(student), teacher, gt, lq, student_feats, teacher_feats)
+            regressed_feats = self._regressed(self.net_r, student_feats)
+        teacher_feats = tuple(map(at_least_float32, teacher_feats))
+        return DistillState(
+            at_least_float32(student), teacher, gt, lq, student_feats, teacher_feats, regressed_feats, iteration
+        )
 
     def _start_regressors(self, net_r: nn.Module, *feats: tuple[Tensor, ...]) -> None:
         """Nothing, but on the first batch of a run whose regressors are new (``train.init_r``)."""
@@ -205,9 +190,8 @@ class FACDModel(SafeSRModel):
             return self._run_regressors(net_r, tuple(map(self._execution_r.laid_out, feats)))
 
     def optimize_parameters(self, current_iter: int) -> None:
-        logs: dict[str, Tensor] = self.cri_distill(self.distill_state(self.lq, self.gt))
         with self._execution_r.reraise_compile_errors('train.compile_r'):
-            self._minimize(logs)
+            super().optimize_parameters(current_iter)
 
     def save(self, epoch: int, current_iter: int) -> None:
         if self.net_r is not None:

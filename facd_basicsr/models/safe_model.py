@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.archs import build_network
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
@@ -25,7 +26,8 @@ from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_torch_save
 from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_entry, part_of, partial_fit
-from facd_basicsr.losses.base import sum_of
+from facd_basicsr.losses.base import DistillState, build_loss, sum_of
+from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.models.nonfinite import NonFiniteGuard, tie_gradient
 from facd_basicsr.models.validation import (
@@ -274,6 +276,7 @@ class SafeSRModel(SafeModel, SRModel):
     """
 
     feed_data = feed_data_non_blocking
+    cri_perceptual: nn.Module | None = None
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self._execution_g = Execution.of(opt.get('train', {}))
@@ -307,11 +310,31 @@ class SafeSRModel(SafeModel, SRModel):
             average.copy_(value)
 
     def init_training_settings(self) -> None:
+        train_opt = self.opt['train']
+        self.net_g.train()
+        self._init_ema(train_opt['ema_decay'])
         self._init_precision(self._execution_g.precision)
-        super().init_training_settings()
+        self.criterion = LossSum(None, train_opt.get('pixel_opt'))
+        perceptual_opt = train_opt.get('perceptual_opt')
+        self.cri_perceptual = None if perceptual_opt is None else build_loss(perceptual_opt).to(self.device)
+        self.setup_optimizers()
+        self.setup_schedulers()
         if self._execution_g.compile is not None:
             self._run_once()
         self._run_student: Callable[..., Any] = self._execution_g.compiled(run_network, 'train.compile')
+
+    def _init_ema(self, decay: float) -> None:
+        """The part of SRModel.init_training_settings that keeps an average of the student."""
+        self.ema_decay = decay
+        if decay > 0:
+            self.net_g_ema = build_network(self.opt['network_g']).to(self.device)
+            load_path = self.opt['path']['pretrain_network_g']
+            if load_path is not None:
+                strict = self.opt['path']['strict_load_g']
+                self.load_network(self.net_g_ema, load_path, strict, 'params_ema')
+            else:
+                self.model_ema(0)
+            self.net_g_ema.eval()
 
     @torch.no_grad()
     def _run_once(self) -> None:
@@ -330,15 +353,27 @@ class SafeSRModel(SafeModel, SRModel):
         # only float16 has so small a range that the loss must be scaled
         self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
 
-    def optimize_parameters(self, current_iter: int) -> None:
+    def distill_state(self, lq: Tensor, gt: Tensor, iteration: int = 0) -> DistillState:
+        """What the losses see of a batch: outputs, (N, C, h * scale, w * scale), and features, (N, C_j, h_j, w_j), of
+        student and teacher; here the student's output alone.
+
+        Images and the teacher's features are at least float32, whatever the networks ran in: distances differ too
+        little for less.
+
+        Args:
+            lq, gt: the batch, (N, C, h, w) and (N, C, h * scale, w * scale).
+            iteration: counted from the start of the stage.
+        """
         with self._execution_g.autocast(self.device), self._execution_g.reraise_layout_errors('train'):
-            output = self._run_student(self.net_g, self._execution_g.laid_out(self.lq))
-        self.output = at_least_float32(output)
-        logs: dict[str, Tensor] = {}
-        if self.cri_pix:
-            logs['l_pix'] = self.cri_pix(self.output, self.gt)
-        if self.cri_perceptual:
-            l_percep, l_style = self.cri_perceptual(self.output, self.gt)
+            output = self._run_student(self.net_g, self._execution_g.laid_out(lq))
+        student = at_least_float32(output)
+        return DistillState(student, student.new_empty(0), gt, lq, (), (), iteration=iteration)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        state = self.distill_state(self.lq, self.gt, current_iter - self.opt.get('stage_begin', 0))
+        logs: dict[str, Tensor] = self.criterion(state)
+        if self.cri_perceptual is not None:
+            l_percep, l_style = self.cri_perceptual(state.student, state.gt)
             logs |= {name: term for name, term in (('l_percep', l_percep), ('l_style', l_style)) if term is not None}
         self._minimize(logs)
 

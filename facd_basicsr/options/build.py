@@ -13,8 +13,8 @@ from torch import nn
 
 from facd_basicsr.archs import build_without_weights
 from facd_basicsr.errors import UserError, one_line
-from facd_basicsr.losses import build_loss
-from facd_basicsr.options.option_check import check_network
+from facd_basicsr.losses.loss_sum import LossSum
+from facd_basicsr.options.option_check import check_network, named_losses
 from facd_basicsr.options.schema import OPTIMIZERS, SCHEDULERS
 
 Block = dict[str, Any]
@@ -36,8 +36,8 @@ def dry_run(opt: Block, is_train: bool) -> None:
         construct('teacher.network', opt['teacher']['network'], _network)
     # Not perceptual_opt: it downloads a VGG when it is built, a distillation loss only when it is prepared.
     for key in ('distill_opt', 'pixel_opt'):
-        if opt['train'].get(key) is not None:
-            construct(f'train.{key}', opt['train'][key], build_loss)
+        for where, block in named_losses(key, opt['train'][key]) if opt['train'].get(key) else ():
+            construct(where, block, LossSum)
     optimizer = construct('train.optim_g', opt['train']['optim_g'], _optimizer)
     construct('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
 

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
@@ -27,11 +28,14 @@ from facd_basicsr.distill.layouts import LAYOUTS
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.download import DIGEST
 from facd_basicsr.losses import DistillLoss
+from facd_basicsr.losses.base import loss_blocks
 from facd_basicsr.options import schema
 from facd_basicsr.options.option_files import BASE
 from facd_basicsr.options.schema import NUMBER, Keys
 from facd_basicsr.options.signatures import Key
 from facd_basicsr.runtime.metrics import needs_gt
+
+OptionBlock = dict[str, Any]
 
 
 def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complete: bool = True) -> None:
@@ -43,10 +47,14 @@ def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complet
             if key not in keys:
                 raise UserError(f'{dot}{key}: unknown key{did_you_mean(str(key), keys)}')
     for key, accepted in keys.items():
+        if key in block and _is_schedule(block[key], accepted):
+            continue
         if key in block and not is_left_out(block[key], accepted):
             check_type(dot + key, block[key], accepted.types)
             if isinstance(block[key], list) and accepted.items:
                 for index, item in enumerate(block[key]):
+                    if _is_schedule(item, accepted):
+                        continue
                     check_type(f'{dot}{key}[{index}]', item, accepted.items)
                     _check_bounds(f'{dot}{key}[{index}]', item, accepted)
             else:
@@ -56,6 +64,21 @@ def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complet
         elif accepted.required:
             found = ', '.join(choice_names(accepted)) or type_names(accepted.types)
             raise UserError(f'{dot}{key}: missing; accepted: {found}')
+
+
+def _is_schedule(value: Any, accepted: Key) -> bool:
+    """Whether a value is a schedule where there may be one: a block of its own, checked as such."""
+    return accepted.is_weight and isinstance(value, dict)
+
+
+def _schedules(where: str, block: OptionBlock, keys: Keys) -> Iterator[tuple[str, OptionBlock, Keys]]:
+    """The schedules of a loss's block."""
+    for key, accepted in keys.items():
+        value = block.get(key)
+        items = {f'[{index}]': item for index, item in enumerate(value)} if isinstance(value, list) else {'': value}
+        for index, item in items.items():
+            if isinstance(item, dict) and accepted.is_weight:
+                yield f'{where}.{key}{index}', item, schema.schedule_keys(accepted)
 
 
 def is_left_out(value: Any, accepted: Key) -> bool:
@@ -138,9 +161,6 @@ def check_vgg_layers(where: str, block: dict[str, Any]) -> None:
         check_type(f'{where}.{layer}', weight, NUMBER)
 
 
-OptionBlock = dict[str, Any]
-
-
 def option_blocks(opt: OptionBlock, is_train: bool) -> Iterator[tuple[str, OptionBlock, Keys]]:
     """Every block of an option dict, with its place in the file and the keys that it accepts.
 
@@ -204,7 +224,11 @@ def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBl
     yield _chosen('train.scheduler', train_opt['scheduler'], schema.SCHEDULERS, schema.scheduler_keys)
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
-            yield _called(f'train.{key}', block, LOSS_REGISTRY, schema.loss_keys)
+            for where, own in named_losses(key, block, model):
+                called = _called(where, own, LOSS_REGISTRY, partial(schema.loss_keys, key=key))
+                yield called
+                if schema.sums_losses(model):
+                    yield from _schedules(*called)
     if 'nonfinite' in train_opt:
         yield 'train.nonfinite', train_opt['nonfinite'], schema.NONFINITE
     yield 'logger', opt['logger'], schema.LOGGER
@@ -224,6 +248,29 @@ def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBl
     if 'distill_opt' in accepted:
         for index, tap in enumerate(opt.get('taps', [])):
             yield f'taps[{index}]', tap, schema.TAP
+
+
+def named_losses(key: str, block: OptionBlock, model: type | None = None) -> Iterator[tuple[str, OptionBlock]]:
+    """The losses of ``train.KEY`` with their places in the file.
+
+    Args:
+        key: of the block.
+        block: one loss, or several by name.
+        model: that of the file, which may not know several; None: known to.
+
+    Raises:
+        UserError: several where there may be one, or a name that is none for a log.
+    """
+    check_type(f'train.{key}', block, (dict,))
+    several = loss_blocks(block)
+    known = key in ('distill_opt', 'pixel_opt') and (model is None or schema.sums_losses(model))
+    for name, own in several.items():
+        where = f'train.{key}.{name}' if name else f'train.{key}'
+        if name and not known:
+            raise UserError(f'train.{key}: {listed(several)}; accepted: one loss with its type')
+        if name and not re.fullmatch(r'[A-Za-z]\w*', name, re.ASCII):
+            raise UserError(f'{where}: accepted as the name of a loss: a letter, then letters, digits and _')
+        yield where, own
 
 
 def _called(
@@ -401,13 +448,14 @@ def _check_train(opt: OptionBlock) -> None:
         raise UserError(f'train.scheduler.periods: {periods}; accepted: a sum of total_iter or more')
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
-            check_vgg_layers(f'train.{key}', block)
-            distills = issubclass(LOSS_REGISTRY.get(block['type']), DistillLoss)
-            if distills != (key == 'distill_opt'):
-                losses = [name for name, loss in LOSS_REGISTRY if issubclass(loss, DistillLoss)]
-                fitting = listed(losses) if key == 'distill_opt' else 'a loss of images'
-                raise UserError(f'train.{key}.type: {block["type"]!r}; accepted: {fitting}')
-    if 'pixel_opt' in accepted and not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt')):
+            for where, own in named_losses(key, block):
+                check_vgg_layers(where, own)
+                _check_role(key, where, own)
+    if (
+        'distill_opt' not in accepted
+        and 'pixel_opt' in accepted
+        and not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt'))
+    ):
         raise UserError('train.pixel_opt: missing; accepted: a loss, e.g. {type: L1Loss}, here or as perceptual_opt')
     for key in ('precision', 'precision_r'):
         # its loss scale grows until a step fails, again and again
@@ -434,6 +482,17 @@ def _check_train(opt: OptionBlock) -> None:
     _check_regressors(train_opt, opt.get('network_r'))
     if 'distill_opt' in accepted:
         _check_distillation(opt)
+
+
+def _check_role(key: str, where: str, block: OptionBlock) -> None:
+    loss = LOSS_REGISTRY.get(block['type'])
+    fits = schema.is_summed(loss) if key == 'distill_opt' else not issubclass(loss, DistillLoss)
+    if not fits:
+        losses = [name for name, loss in LOSS_REGISTRY if schema.is_summed(loss)]
+        fitting = listed(losses) if key == 'distill_opt' else 'a loss of images'
+        raise UserError(f'{where}.type: {block["type"]!r}; accepted: {fitting}')
+    if block.get('target') == 'gated' and block.get('reduction') != 'mean':
+        raise UserError(f'{where}.reduction: {block["reduction"]}; accepted with target: gated: mean')
 
 
 def _check_logger(logger_opt: OptionBlock) -> None:
@@ -471,23 +530,26 @@ def _check_distillation(opt: OptionBlock) -> None:
     if 'distill_opt' not in opt['train']:
         raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     _check_teacher(opt)
-    distill_opt = opt['train']['distill_opt']
-    loss = LOSS_REGISTRY.get(distill_opt['type'])
-    if not loss.reads_features:
+    losses = list(named_losses('distill_opt', opt['train']['distill_opt']))
+    of_features = [own for own in losses if getattr(LOSS_REGISTRY.get(own[1]['type']), 'reads_features', False)]
+    if not of_features:
         for key in ('taps', 'network_r'):
             if opt.get(key):
-                raise UserError(f'{key}: given, but {distill_opt["type"]} compares images only; accepted: no {key}')
+                types = listed(own['type'] for _, own in losses)
+                raise UserError(f'{key}: given, but {types} compares images only; accepted: no {key}')
         return
     if not opt['taps']:
         accepted = 'one {student: PATH, teacher: PATH} or more, as in options/train/FACD_EDSR_x2.yml'
         raise UserError(f'taps: []; accepted: {accepted}, or as facd check --suggest-taps 3 prints them')
-    weights = distill_opt.get('layer_weights')
-    if weights is not None and len(weights) != len(opt['taps']):
-        raise UserError(
-            f'train.distill_opt.layer_weights: {weights} for {len(opt["taps"])} taps; accepted: one weight per tap'
-        )
-    if distill_opt.get('regressor', loss.regressor) == 'always' and 'network_r' not in opt:
-        raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
+    for where, own in of_features:
+        weights = own.get('layer_weights')
+        if weights is not None and len(weights) != len(opt['taps']):
+            raise UserError(
+                f'{where}.layer_weights: {weights} for {len(opt["taps"])} taps; accepted: one weight per tap'
+            )
+        regressor = own.get('regressor', LOSS_REGISTRY.get(own['type']).regressor)
+        if regressor == 'always' and 'network_r' not in opt:
+            raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
 
 
 def _check_teacher(opt: dict[str, Any]) -> None:

@@ -18,6 +18,9 @@ from basicsr.utils.file_client import FileClient
 from facd_basicsr.archs import CHANNELS, OUT_CHANNELS
 from facd_basicsr.distill.regressors import INITS
 from facd_basicsr.distill.teacher import WEIGHTS_FORMATS
+from facd_basicsr.losses import DistillLoss
+from facd_basicsr.losses.loss_sum import TARGETS, is_pixel_loss
+from facd_basicsr.losses.schedule import SHAPES
 from facd_basicsr.models.nonfinite import ACTIONS
 from facd_basicsr.options.signatures import Key, keys_read, signature_keys
 from facd_basicsr.runtime.execution import PRECISIONS
@@ -272,8 +275,16 @@ TRAIN_KEYS = {
         "multiplied, so that features come in the teacher's units. `auto`: that, but only where the student's features "
         "are more than 30 times smaller than the teacher's ([teachers.md](teachers.md#features-in-other-units))",
     ),
-    'distill_opt': Key((dict,), meaning='the distillation loss. Required with `FACDModel`, unknown to others'),
-    'pixel_opt': Key((dict,), meaning='`SRModel`: a loss of images. Required unless there is `perceptual_opt`'),
+    'distill_opt': Key(
+        (dict,),
+        meaning='the distillation loss, or several by names of your own, whose terms are added up '
+        '([losses.md](losses.md#several-losses)). Required with `FACDModel`, unknown to others',
+    ),
+    'pixel_opt': Key(
+        (dict,),
+        meaning='a loss of images, to ground truth; with `FACDModel` and `SRModel` also several by names of your own. '
+        '`FACDModel`: left out: none. `SRModel`: required unless there is `perceptual_opt`',
+    ),
     'perceptual_opt': Key((dict,), meaning='`SRModel`: a loss of VGG features. Left out: none'),
 }
 VAL = {
@@ -388,6 +399,35 @@ REGRESSOR_KEYS = {'num_feat': replace(SIZE, least=0), 'num_layer': SIZE}
 LOSS_KEYS = {
     # none would leave no scalar to minimize
     'reduction': Key((str,), choices=('mean', 'sum'), meaning='over all elements of the batch')
+}
+LOSS_WEIGHT = Key(NUMBER, least=0, default=1, is_weight=True, meaning='factor on all terms of this loss')
+# Of an entry of distill_opt, beside the keys of its class: of a distillation loss, and of a loss of images.
+DISTILL_LOSS = {
+    'loss_weight': LOSS_WEIGHT,
+    'image_term': Key(
+        (bool,), default=True, meaning='whether `l_sr` counts; `false`: not, beside image terms of your own'
+    ),
+}
+PIXEL_LOSS = {
+    'target': Key(
+        (str,),
+        choices=TARGETS,
+        default='gt',
+        meaning='what the output is compared with: ground truth, the `teacher`, or both, `gated` by equations (1) and '
+        '(2), which needs `reduction: mean`',
+    ),
+}
+WEIGHTS = ('loss_weight', 'lambda', 'layer_weights')
+SCHEDULE = {
+    'start': Key(NUMBER, required=True, meaning='value at the start of the stage or, without stages, of training'),
+    'end': Key(NUMBER, required=True, meaning='value in iteration `over`, and from then on'),
+    'over': replace(COUNT, required=True, meaning='iterations from `start` to `end`'),
+    'shape': Key(
+        (str,),
+        choices=tuple(SHAPES),
+        default='linear',
+        meaning='`linear`; `cosine`: half a wave, flat at both ends; `step`: `start` until `over`',
+    ),
 }
 PERCEPTUAL_KEYS = {
     'layer_weights': Key((dict,)),
@@ -515,15 +555,34 @@ def train_keys(model: type) -> Keys:
     own = {key: TRAIN_KEYS.get(key, Key()) for key in sorted(keys_read(model, 'train_opt'))}
     if 'distill_opt' in own:
         own |= EXECUTION_TRAIN
-    elif model is SRModel:
+    elif sums_losses(model):
         own |= EXECUTION
     return {**own, **TRAIN}
 
 
-def loss_keys(loss: type) -> Keys:
-    """Of a loss, beside ``type``."""
+def loss_keys(loss: type, key: str = '') -> Keys:
+    """Of a loss, beside ``type``, in ``train.KEY``."""
     known = {**LOSS_KEYS, **(PERCEPTUAL_KEYS if loss is PerceptualLoss else {})}
-    return signature_keys(loss, known=known)
+    own = signature_keys(loss, known=known)
+    if key == 'distill_opt':
+        own |= DISTILL_LOSS if issubclass(loss, DistillLoss) else PIXEL_LOSS
+    return {name: replace(own[name], is_weight=name in WEIGHTS and is_summed(loss)) for name in own}
+
+
+def is_summed(loss: type) -> bool:
+    """Whether losses/loss_sum.py knows it: a distillation loss or a pixel loss."""
+    return issubclass(loss, DistillLoss) or is_pixel_loss(loss)
+
+
+def schedule_keys(weight: Key) -> Keys:
+    """Of a schedule of a weight, whose bounds its ends keep."""
+    ends = {name: replace(SCHEDULE[name], least=weight.least, above=weight.above) for name in ('start', 'end')}
+    return {**SCHEDULE, **ends}
+
+
+def sums_losses(model: type) -> bool:
+    """Whether a model adds up several losses and knows schedules of their weights."""
+    return model is SRModel or 'distill_opt' in keys_read(model, 'train_opt')
 
 
 def optimizer_keys(optimizer: type) -> Keys:

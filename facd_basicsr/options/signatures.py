@@ -61,6 +61,7 @@ class Key:
         items: types of a list's items; empty: anything.
         choices: the values there are; empty: any of the types.
         least, above, below: bounds of a number, or of a list's items: ``least`` itself is accepted.
+        is_weight: whether it, or a list's item, may be a schedule, a block with the values at its ends.
         meaning: what it does, in Markdown; where it may be left out and has no default, also what happens then. Of a
             class's argument that has none here, the class's docstring says it, or a loss's option.
         default: the value that leaving it out stands for, which is filled in when the file is read; ``...``: there is
@@ -74,6 +75,7 @@ class Key:
     least: float | None = None
     above: float | None = None
     below: float | None = None
+    is_weight: bool = False
     meaning: str = field(default='', compare=False)
     default: Any = field(default=..., compare=False)
 

@@ -27,7 +27,7 @@ from facd_basicsr.environment import versions
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.evaluation.complexity import as_trained_and_fused, flops, parameters, saved_activations
 from facd_basicsr.evaluation.tables import duration, text_table
-from facd_basicsr.losses import DistillLoss
+from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import PROBES, lq_patch_size
 from facd_basicsr.options import check_inputs, complete_options, load_options, parser
@@ -209,14 +209,14 @@ def _taps(model: FACDModel, opt: dict[str, Any]) -> str:
             ' x '.join(map(str, student.shape[1:])),
             tap['teacher'],
             ' x '.join(map(str, teacher.shape[1:])),
-            _regressor(regressor, model.cri_distill),
+            _regressor(regressor, model.criterion),
         ]
         for tap, student, teacher, regressor in zip(opt['taps'], student_feats, teacher_feats, regressors)
     ]
     return text_table(['student', 'C x H x W', 'teacher', 'C x H x W', 'regressor'], rows)
 
 
-def _regressor(regressor: nn.Module | None, loss: DistillLoss) -> str:
+def _regressor(regressor: nn.Module | None, loss: LossSum) -> str:
     if regressor is None or isinstance(regressor, nn.Identity):
         return 'none: equal widths' if loss.compares_channels else 'none: channels are not compared'
     return f'{type(regressor).__name__}, {parameters(regressor):,} parameters'
@@ -280,7 +280,7 @@ def _units(model: FACDModel, batch: dict[str, Any], opt: dict[str, Any]) -> Iter
     yield from _block('features', text_table(['tap', 'RMS of student', 'RMS of teacher'], rows))
     regressors = [nn.Identity()] * len(rows) if model.net_r is None else model.get_bare_model(model.net_r)
     for index, (regressor, (student, teacher)) in enumerate(zip(regressors, found)):
-        if model.cri_distill.compares_channels and in_other_units(student, teacher):
+        if model.criterion.compares_channels and in_other_units(student, teacher):
             times = f'differ by more than {OTHER_UNITS} times'
             advice = _advice(regressor, opt['train']['init_r'], student < teacher)
             yield f'{"":<13}warning: taps[{index}]: the features {times}; {advice}'

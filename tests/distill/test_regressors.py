@@ -39,7 +39,6 @@ def test_never_with_equal_widths_needs_no_network():
 @pytest.mark.parametrize(
     ('opt', 'mode', 'student', 'teacher', 'message'),
     [
-        (None, 'never', feats(4), feats(6), r'regressor: never, but taps\[0\] has 4 channels in the student and 6'),
         (None, 'always', feats(6), feats(6), r'network_r: missing; accepted: {type: DeepRegressor}'),
         (OPT, 'never', feats(6), feats(6), r'network_r: no tap needs it, for the loss asks for regressors at no tap'),
         (

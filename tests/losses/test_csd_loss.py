@@ -206,12 +206,12 @@ def test_a_model_trains_by_it_and_keeps_the_vgg_out_of_optimizer_and_checkpoints
     for key in ('models', 'training_states'):
         Path(opt['path'][key]).mkdir(parents=True, exist_ok=True)
     model = build_model(opt)
-    before = [parameter.clone() for parameter in model.cri_distill.parameters()]
+    before = [parameter.clone() for parameter in model.criterion.parameters()]
     model.feed_data({'lq': torch.rand(3, 3, 8, 8), 'gt': torch.rand(3, 3, 16, 16)})
     model.optimize_parameters(1)
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.net_g.parameters())
-    assert all(parameter.grad is None for parameter in model.cri_distill.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, model.cri_distill.parameters()))
+    assert all(parameter.grad is None for parameter in model.criterion.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, model.criterion.parameters()))
     held = {id(p) for group in model.optimizer_g.param_groups for p in group['params']}
     assert held == {id(p) for p in model.net_g.parameters()}
     model.save(0, 1)

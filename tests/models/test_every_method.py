@@ -24,7 +24,7 @@ def test_one_step_of_every_method_moves_the_student_by_its_own_term_and_leaves_t
     teacher = [parameter.clone() for parameter in model.teacher.parameters()]
     generator = torch.Generator().manual_seed(0)
     lq, gt = torch.rand(3, 3, 12, 12, generator=generator), torch.rand(3, 3, 24, 24, generator=generator)
-    terms = model.cri_distill(model.distill_state(lq, gt))
+    terms = model.criterion(model.distill_state(lq, gt))
     own = [value for key, value in terms.items() if key.startswith('l_') and key != 'l_sr']
     if own:  # all but teacher supervision, which is an image loss and nothing else
         gradients = torch.autograd.grad(sum(own), list(model.net_g.parameters()), allow_unused=True)

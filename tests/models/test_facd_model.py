@@ -126,11 +126,12 @@ def test_the_loss_sees_regressed_features_and_a_raw_unclamped_teacher(build, tra
     with torch.no_grad():
         model.teacher.net.conv_last.bias += 1000  # about 4 in [0, 1]
     state = model.distill_state(**batch())
-    assert [f.shape[1] for f in state.student_feats] == [6, 6, 6]
+    assert [f.shape[1] for f in state.student_feats] == [4, 4, 4]
+    assert [f.shape[1] for f in state.regressed_feats] == [6, 6, 6]
     assert state.teacher.min() > 1
     torch.testing.assert_close(state.teacher, model.teacher(batch()['lq']))
     assert not any(t.requires_grad for t in (state.teacher, *state.teacher_feats))
-    assert all(f.requires_grad for f in state.student_feats)
+    assert all(f.requires_grad for f in (*state.student_feats, *state.regressed_feats))
 
 
 def test_logs_hold_every_term_and_monitor(build, train_opt):
@@ -147,7 +148,7 @@ def test_only_terms_are_minimised(build, train_opt):
         def forward(self, state):
             return {'l_a': state.student.mean(), 'b': state.student.sum() * 1e6}
 
-    model.cri_distill = Terms()
+    model.criterion = Terms()
     step(model)
     expected = model.net_g.conv_last.bias.grad.clone()
     model.optimizer_g.zero_grad()
@@ -501,8 +502,11 @@ def test_only_student_and_regressors_run_in_the_precision_and_the_loss_sees_floa
         module.register_forward_hook(
             lambda _, __, output: seen.append((output[0] if isinstance(output, tuple) else output).dtype)
         )
-    state = model.distill_state(**batch())
+    states = []
+    next(iter(model.criterion)).register_forward_pre_hook(lambda _, args: states.append(args[0]))
+    model.criterion(model.distill_state(**batch()))
     assert seen == [dtype or torch.float32, torch.float32, dtype or torch.float32]
+    (state,) = states
     tensors = (state.student, state.teacher, state.gt, state.lq, *state.student_feats, *state.teacher_feats)
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
     model.feed_data(batch())
@@ -569,11 +573,11 @@ class Poisoned(nn.Module):
 def test_an_infinite_term_is_caught_though_its_gradient_is_finite(build, train_opt, precision):
     train_opt['train'] |= {'ema_decay': 0.5, 'nonfinite': {'action': 'fatal'}}
     model = build(changed(train_opt, 'train.precision', precision))
-    facd = model.cri_distill
+    facd = model.criterion
     step(model)
-    model.cri_distill = Poisoned()
+    model.criterion = Poisoned()
     state = model.distill_state(**batch())
-    gradients = torch.autograd.grad(model.cri_distill(state)['l_sr'], list(model.net_g.parameters()))
+    gradients = torch.autograd.grad(model.criterion(state)['l_sr'], list(model.net_g.parameters()))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
     nets = (model.net_g, model.net_r)
@@ -586,7 +590,7 @@ def test_an_infinite_term_is_caught_though_its_gradient_is_finite(build, train_o
     for index, values in model.optimizer_g.state_dict()['state'].items():
         assert all(torch.equal(value, before[2][index][key]) for key, value in values.items())
 
-    model.cri_distill = facd
+    model.criterion = facd
     step(model)
     model.guard.after_step(batch(), 2)
     assert model.guard.state_dict() == {'in_a_row': 0, 'skipped': 1}

@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 from facd_basicsr.archs import build_without_weights
 from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
-from facd_basicsr.losses import build_loss
+from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.options import load_yaml, read_option_file
 from facd_basicsr.options.option_check import check_options
 from facd_basicsr.options.option_files import lineage
@@ -144,14 +144,15 @@ def test_networks_taps_regressors_and_loss_of_an_option_file_fit_together(path):
             sr_t, feats_t = sr_s, tuple(torch.empty(2, DAT_LIGHT[path], 16, 16) for path in of_teacher)
         else:
             sr_t, feats_t = Taps(teacher, of_teacher, 'teacher').run(teacher, x)
-        loss = build_loss(opt['train']['distill_opt'])
-        regressors = build_regressors(opt.get('network_r'), loss.regressor, feats_s, feats_t, loss.compares_channels)
+        loss = LossSum(opt['train']['distill_opt'])
+        loss.check_widths(feats_s, feats_t)
+        regressors = build_regressors(opt.get('network_r'), loss.regressor, feats_s, feats_t)
         feats = feats_s if regressors is None else regressors(feats_s)
     assert sr_s.shape == sr_t.shape == (2, 3, 16 * opt['scale'], 16 * opt['scale'])
     assert [f.shape[2:] for f in feats] == [f.shape[2:] for f in feats_t] == [(16, 16)] * len(of_student)
     if loss.compares_channels:
         assert [f.shape for f in feats] == [f.shape for f in feats_t]
-    assert len(loss.layer_weights) == len(feats)
+    assert [len(own.layer_weights) for own in loss if own.reads_features] == [len(feats)]
 
 
 TABLE_2 = {('EDSR', 2): 38.190, ('EDSR', 3): 34.547, ('EDSR', 4): 32.385,

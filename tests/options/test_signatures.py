@@ -79,8 +79,8 @@ def test_keys_are_read_off_subscripts_get_and_in_of_the_named_dict_only():
 
 
 def test_an_overridden_method_does_not_count():
-    assert 'pixel_opt' in keys_read(SRModel, 'train_opt')
-    assert 'pixel_opt' not in keys_read(FACDModel, 'train_opt')
+    assert 'perceptual_opt' in keys_read(SRModel, 'train_opt')
+    assert 'perceptual_opt' not in keys_read(FACDModel, 'train_opt')
     assert 'distill_opt' in keys_read(FACDModel, 'train_opt')
 
 

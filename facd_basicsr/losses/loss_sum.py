@@ -1,0 +1,175 @@
+"""What is minimized: the sum of the terms of one loss or several."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from inspect import signature
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from facd_basicsr.errors import UserError
+from facd_basicsr.losses.base import (
+    REGRESSOR,
+    DistillLoss,
+    DistillState,
+    argument_of,
+    build_loss,
+    loss_blocks,
+    needs_regressor,
+)
+from facd_basicsr.losses.image import image_loss, indicator
+from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.losses.schedule import is_scheduled, value_at
+
+TARGETS = ('gt', 'teacher', 'gated')
+OF_ENTRY = ('type', 'loss_weight', 'image_term', 'target')  # keys that are not the loss's own
+
+
+def is_pixel_loss(loss: type[Any]) -> bool:
+    """Whether it is one as BasicSR has them, ``loss(pred, target)``, weighted and reduced."""
+    return {'loss_weight', 'reduction'} <= {*signature(loss).parameters} and 'target' in signature(
+        loss.forward
+    ).parameters
+
+
+class ImageTerm(DistillLoss):
+    """A pixel loss between the student's output and a target.
+
+    Args:
+        pixel_loss: as BasicSR has them; with ``gated`` its ``reduction`` is ``mean``.
+        target: ``gt``, ``teacher``, or ``gated``: both, weighted by equation (1) in equation (2), where the pixel loss
+            is in the place of L1.
+    """
+
+    reads_features = False
+
+    def __init__(self, pixel_loss: nn.Module, target: str = 'gt') -> None:
+        nn.Module.__init__(self)
+        self.pixel_loss, self.target = pixel_loss, target
+        if target == 'gated':
+            vars(pixel_loss)['reduction'] = 'none'
+
+    def forward(self, state: DistillState) -> dict[str, Tensor]:
+        """``l_sr``."""
+        student, gt = at_least_float32(state.student), at_least_float32(state.gt)
+        if self.target == 'gt':
+            return {'l_sr': self.pixel_loss(student, gt)}
+        teacher = at_least_float32(state.teacher.detach())
+        if self.target == 'teacher':
+            return {'l_sr': self.pixel_loss(student, teacher)}
+        alpha = indicator(student, teacher, gt)  # (N,)
+        return {'l_sr': image_loss(student, teacher, gt, alpha, distance=self._of_samples)}
+
+    def _of_samples(self, student: Tensor, target: Tensor) -> Tensor:
+        return self.pixel_loss(student, target).flatten(1).mean(1)  # (N, ...) -> (N,)
+
+
+class LossSum(nn.Module):
+    """The weighted terms of all losses of an option file, by unique names.
+
+    One loss in ``distill_opt`` keeps the names of its values. Of several by name, the only term ``l_*`` of the loss
+    NAME is ``l_NAME``, one of many ``l_NAME_*``, and a monitored value ``NAME_*``; ``pixel_opt`` is ``pix``.
+
+    Args:
+        distill_opt, pixel_opt: of ``train``, one loss or several by name; each with its ``loss_weight``.
+
+    Attributes:
+        min_batch, reads_features, compares_channels: what all losses together need (losses/base.py).
+        regressor: the most that one of them asks for.
+    """
+
+    def __init__(self, distill_opt: dict[str, Any] | None, pixel_opt: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        blocks = dict(loss_blocks(distill_opt))
+        blocks |= {f'pix_{name}' if name else 'pix': block for name, block in loss_blocks(pixel_opt).items()}
+        self.names, self.blocks = list(blocks), list(blocks.values())
+        self.losses = nn.ModuleList([_built(block) for block in self.blocks])
+        losses = list(self)
+        of_features = [loss for loss in losses if loss.reads_features]
+        self.min_batch = max((loss.min_batch for loss in losses), default=1)
+        self.reads_features = bool(of_features)
+        self.compares_channels = any(loss.compares_channels for loss in of_features)
+        self.regressor = min((loss.regressor for loss in of_features), key=REGRESSOR.index, default='never')
+
+    def __iter__(self) -> Iterator[DistillLoss]:
+        return (cast(DistillLoss, loss) for loss in self.losses)
+
+    def prepare(self) -> 'LossSum':
+        """Loads what the losses need beyond their options."""
+        for loss in self:
+            loss.prepare()
+        return self
+
+    def forward(self, state: DistillState) -> dict[str, Tensor]:
+        """Named scalars: ``l_*`` are weighted and to be minimized, others are monitored.
+
+        Raises:
+            UserError: two values have one name, or as a loss does.
+        """
+        logs: dict[str, Tensor] = {}
+        for name, block, loss in zip(self.names, self.blocks, self):
+            for key, value in block.items():
+                if key not in OF_ENTRY and is_scheduled(value):
+                    setattr(loss, argument_of(key), value_at(value, state.iteration))
+            weight = value_at(block.get('loss_weight', 1), state.iteration)
+            found = loss(_seen_by(loss, state))
+            if not block.get('image_term', True):
+                found = _without_image_term(found, _place(name))
+            for key, value in _renamed(name, found).items():
+                if key in logs:
+                    raise UserError(f'train.distill_opt: two values are called {key}; accepted: other names of losses')
+                logs[key] = weight * value if key.startswith('l_') and weight != 1 else value
+        return logs
+
+    def check_widths(self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]) -> None:
+        """Refuses taps of other widths where a loss compares features without a regressor.
+
+        Args:
+            student_feats, teacher_feats: (N, C_j, H_j, W_j) each, the student's before the regressors.
+
+        Raises:
+            UserError: there is one.
+        """
+        for name, loss in zip(self.names, self):
+            for index, (s, t) in enumerate(zip(student_feats, teacher_feats)):
+                compared = loss.reads_features and loss.compares_channels and not needs_regressor(loss.regressor, s, t)
+                if compared and s.shape[1] != t.shape[1]:
+                    raise UserError(
+                        f'{_place(name)}.regressor: never, but taps[{index}] has {s.shape[1]} channels in the student '
+                        f'and {t.shape[1]} in the teacher; accepted: always or auto'
+                    )
+
+
+def _place(name: str) -> str:
+    return f'train.distill_opt.{name}'.removesuffix('.')
+
+
+def _built(block: Mapping[str, Any]) -> DistillLoss:
+    loss = build_loss({key: value for key, value in block.items() if key == 'type' or key not in OF_ENTRY})
+    return loss if isinstance(loss, DistillLoss) else ImageTerm(loss, block.get('target', 'gt'))
+
+
+def _seen_by(loss: DistillLoss, state: DistillState) -> DistillState:
+    """The state with the student's features through the regressors where this loss asks for them."""
+    if not loss.reads_features:
+        return state
+    feats = zip(state.student_feats, state.regressed_feats or state.student_feats, state.teacher_feats)
+    seen = tuple(at_least_float32(r if needs_regressor(loss.regressor, s, t) else s) for s, r, t in feats)
+    return replace(state, student_feats=seen)
+
+
+def _without_image_term(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    rest = {key: value for key, value in found.items() if key != 'l_sr'}
+    if len(rest) == len(found) or not any(key.startswith('l_') for key in rest):
+        raise UserError(
+            f'{where}.image_term: false; accepted of a loss with l_sr and another term, here {", ".join(found)}'
+        )
+    return rest
+
+
+def _renamed(name: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not name:
+        return dict(found)
+    terms = [key for key in found if key.startswith('l_')]
+    of_term = {key: f'l_{name}' if len(terms) == 1 else f'l_{name}_{key.removeprefix("l_")}' for key in terms}
+    return {of_term.get(key, f'{name}_{key}'): value for key, value in found.items()}
