@@ -76,6 +76,9 @@ def tables() -> dict[str, str]:
         **{f'train.scheduler {name}': table(schema.scheduler_keys(cls)) for name, cls in schedulers.items()},
         **{f'train.pixel_opt {name}': table(_loss_keys(name)) for name in IMAGE_LOSSES},
         'train.perceptual_opt PerceptualLoss': table(_loss_keys('PerceptualLoss')),
+        'train.distill_opt entry': table(schema.DISTILL_LOSS),
+        'train.distill_opt target': table(schema.PIXEL_LOSS),
+        'schedule': table(schema.SCHEDULE),
         **{f'train.distill_opt {name}': _distill_opt_table(name) for name in distillation_losses()},
         'val': table(schema.VAL_TRAIN, schema.VAL_TEST),
         **{f'val.metrics {name}': _metric_table(name) for name in METRICS},
@@ -117,7 +120,8 @@ def value_words(key: Key) -> str:
     words = type_names(key.types)
     if key.items:
         words = words.replace('a list', f'a list of {"numbers" if float in key.items else "whole numbers"}', 1)
-    return ', '.join([words.replace('nothing (null)', '`null`'), *bounds(key)])
+    or_schedule = ['each, or its [schedule](#a-schedule)' if key.items else 'or a [schedule](#a-schedule)']
+    return ', '.join([words.replace('nothing (null)', '`null`'), *bounds(key), *(or_schedule if key.is_weight else [])])
 
 
 def shown(value: Any) -> str:

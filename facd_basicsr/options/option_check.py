@@ -30,7 +30,7 @@ from facd_basicsr.files.download import DIGEST
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.losses.base import loss_blocks
 from facd_basicsr.options import schema
-from facd_basicsr.options.option_files import BASE
+from facd_basicsr.options.option_files import BASE, SEVERAL
 from facd_basicsr.options.schema import NUMBER, Keys
 from facd_basicsr.options.signatures import Key
 from facd_basicsr.runtime.metrics import needs_gt
@@ -263,7 +263,7 @@ def named_losses(key: str, block: OptionBlock, model: type | None = None) -> Ite
     """
     check_type(f'train.{key}', block, (dict,))
     several = loss_blocks(block)
-    known = key in ('distill_opt', 'pixel_opt') and (model is None or schema.sums_losses(model))
+    known = key in SEVERAL and (model is None or schema.sums_losses(model))
     for name, own in several.items():
         where = f'train.{key}.{name}' if name else f'train.{key}'
         if name and not known:

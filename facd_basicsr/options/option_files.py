@@ -122,25 +122,31 @@ def option_text(opt: dict[str, Any]) -> str:
 
 BASE = 'base'  # the key, at the top of a file
 RUN = 'run'  # in the options.yml of a run, what train.py says of each start
+SEVERAL = ('distill_opt', 'pixel_opt')  # one block with a type, or several by name
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """What ``changes`` makes of ``base``. Neither is changed, and the result shares nothing with them.
 
     A block is merged key by key, unless it gives its own ``type``: then it stands for the whole block, as the keys of
-    one type mean nothing to another. Any other value, a list too, replaces the inherited one; ``null`` takes an
-    inherited block or list out.
+    one type mean nothing to another. So do several losses in the place of one. Any other value, a list too, replaces
+    the inherited one; ``null`` takes an inherited block or list out.
     """
     result = copy.deepcopy(base)
     for key, value in changes.items():
         inherited = result.get(key)
-        if isinstance(inherited, dict) and isinstance(value, dict) and 'type' not in value:
+        if isinstance(inherited, dict) and isinstance(value, dict) and not _stands_alone(key, value, inherited):
             result[key] = merged(inherited, value)
         elif isinstance(inherited, (dict, list)) and value is None:
             del result[key]
         else:
             result[key] = copy.deepcopy(value)
     return result
+
+
+def _stands_alone(key: str, block: dict[str, Any], inherited: dict[str, Any]) -> bool:
+    typed = [isinstance(own, dict) and 'type' in own for own in block.values()]
+    return 'type' in block or (key in SEVERAL and 'type' in inherited and bool(typed) and all(typed))
 
 
 def lineage(path: str) -> list[tuple[str, dict[str, Any]]]:

@@ -11,11 +11,12 @@ from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.evaluation.tables import duration, is_student
 from facd_basicsr.files.download import sha256_of
+from facd_basicsr.losses.base import loss_blocks
 from facd_basicsr.report.results import Results
 from facd_basicsr.report.svg_curves import COLORS, TEMPLATES, Panel, described, svg
 from facd_basicsr.runs.run_folder import Curve, Metrics, RunFolder
 
-LOSSES, ALPHA, RATIOS, RATES = 'l_', 'alpha$', r'r_\d+$', r'lr(_\d+)?$'
+LOSSES, ALPHA, RATIOS, RATES = 'l_', r'(\w+_)?alpha$', r'(\w+_)?r_\d+$', r'lr(_\d+)?$'
 MEANINGS = {'l_sr': 'image loss', 'l_pix': 'image loss', 'l_percep': 'perceptual loss', 'l_style': 'style loss'}
 
 
@@ -50,7 +51,7 @@ def panels(metrics: Metrics, opt: Mapping[str, Any]) -> list[Panel]:
 def _meaning(name: str, opt: Mapping[str, Any]) -> str:
     """What a loss term is and, where the options say it, the range of images that its scale is of."""
     meaning = MEANINGS.get(name, 'distillation loss' if 'teacher' in opt else 'loss')
-    img_range = (opt['train'].get('distill_opt') or {}).get('img_range')
+    img_range = loss_blocks(opt['train'].get('distill_opt')).get('', {}).get('img_range')
     return meaning if img_range is None else f'{meaning}, of images in [0, {img_range:g}]'
 
 
@@ -61,7 +62,7 @@ def _unit(metric: str, opt: Mapping[str, Any]) -> str:
 
 def _tap(name: str, opt: Mapping[str, Any]) -> str:
     """``r_1`` with the modules that the first tap reads."""
-    taps, position = opt.get('taps') or [], name.removeprefix('r_')
+    taps, position = opt.get('taps') or [], name.rpartition('r_')[2]
     if not position.isdecimal() or not 1 <= int(position) <= len(taps):
         return name
     tap = taps[int(position) - 1]
@@ -108,7 +109,8 @@ def summary(opt: Mapping[str, Any]) -> str:
     train = opt['train']
     if 'teacher' in opt:
         teacher = (opt['teacher'].get('network') or {}).get('type') or Path(opt['teacher']['weights']).name
-        return f'{student}, taught by {teacher} with {(train.get("distill_opt") or {}).get("type", opt["model_type"])}'
+        losses = ' and '.join(str(own.get('type')) for own in loss_blocks(train.get('distill_opt')).values())
+        return f'{student}, taught by {teacher} with {losses or opt["model_type"]}'
     return f'{student}, {opt["model_type"]} without a teacher'
 
 

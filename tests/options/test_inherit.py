@@ -209,3 +209,15 @@ def test_the_text_of_options_with_a_base_reads_as_the_file_does(tmp_path_factory
     resolved = read_option_file(str(folder / '0.yml'))
     assert resolved == functools.reduce(merged, reversed(contents))
     assert load_yaml(option_text(resolved), '') == resolved
+
+
+def test_several_losses_stand_for_the_one_of_the_base_and_are_merged_with_several_by_name():
+    one = {'distill_opt': {'type': 'FACDLoss', 'lambda': 4}}
+    several = {'distill_opt': {'sr': {'type': 'L1Loss'}, 'facd': {'type': 'FACDLoss'}}}
+    assert merged(one, several) == several
+    assert merged(several, {'distill_opt': {'sr': {'loss_weight': 2}, 'facd': None}}) == {
+        'distill_opt': {'sr': {'type': 'L1Loss', 'loss_weight': 2}}
+    }
+    assert merged(several, one) == one
+    fading = {'distill_opt': {'lambda': {'start': 4, 'end': 0, 'over': 9}}}
+    assert merged(one, fading) == {'distill_opt': {'type': 'FACDLoss', **fading['distill_opt']}}
