@@ -157,6 +157,29 @@ def test_two_processes_split_a_test_set_and_find_the_metrics_of_one(two, checkou
         assert alone.read_bytes() == shared.read_bytes()
 
 
+def test_two_processes_train_by_several_losses_like_one(checkout, data, teacher_weights, three_images):
+    opt = facd_opt(data, teacher_weights, three_images)
+    opt['train'] |= {
+        'total_iter': N,
+        'distill_opt': {
+            'sr': {'type': 'L1Loss', 'target': 'gated', 'loss_weight': 255},
+            'facd': {'type': 'FACDLoss', 'image_term': False, 'lambda': {'start': 4, 'end': 0, 'over': 2 * N}},
+            'fakd': {'type': 'FAKDLoss', 'loss_weight': 0.5},
+        },
+        'pixel_opt': {'type': 'MSELoss', 'loss_weight': 0.1},
+    }
+    path = write_yml(opt, checkout / 'several.yml')
+    done = torchrun(TRAIN, '-opt', path, '--force_yml', 'name=several_two', cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    in_this_process(path, checkout, 'name=several_one', 'datasets:train:batch_size_per_gpu=4')
+    assert_close(networks(checkout, 'several_two', N), networks(checkout, 'several_one', N))
+    found, expected = scalars(checkout, 'several_two'), scalars(checkout, 'several_one')
+    names = ['l_sr', 'l_facd', 'l_fakd_sr', 'l_fakd_fakd', 'l_pix']
+    assert {*(f'losses/{name}' for name in names), 'facd_alpha', 'facd_r_1'} < expected.keys() == found.keys()
+    for tag, values in expected.items():
+        assert found[tag] == pytest.approx(values, rel=1e-6), tag
+
+
 @pytest.mark.slow
 def test_a_student_alone_trains_on_two_processes_like_on_one(checkout, data, teacher_weights, three_images):
     opt = facd_opt(data, teacher_weights, three_images)

@@ -268,8 +268,10 @@ def named_losses(key: str, block: OptionBlock, model: type | None = None) -> Ite
         where = f'train.{key}.{name}' if name else f'train.{key}'
         if name and not known:
             raise UserError(f'train.{key}: {listed(several)}; accepted: one loss with its type')
-        if name and not re.fullmatch(r'[A-Za-z]\w*', name, re.ASCII):
-            raise UserError(f'{where}: accepted as the name of a loss: a letter, then letters, digits and _')
+        if name and not re.fullmatch(r'(?!l(_|$))[A-Za-z]\w*', name, re.ASCII):
+            raise UserError(
+                f'{where}: accepted as the name of a loss: letters, digits and _, a letter first, not l or l_*'
+            )
         yield where, own
 
 

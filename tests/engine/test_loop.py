@@ -47,6 +47,18 @@ def started_regressors(opt: dict) -> None:
     opt['train'] |= {'ema_decay': 0.9, 'init_r': 'first_batch'}
 
 
+def several_losses(opt: dict) -> None:
+    fading = {'start': 4.0, 'end': 0.0, 'over': 6, 'shape': 'cosine'}
+    opt['train'] |= {
+        'distill_opt': {
+            'l2': {'type': 'MSELoss', 'target': 'gated', 'loss_weight': {'start': 0, 'end': 255, 'over': 5}},
+            'facd': {'type': 'FACDLoss', 'lambda': fading, 'layer_weights': [0.5, 0.3, fading]},
+            'fakd': {'type': 'FAKDLoss', 'image_term': False},
+        },
+        'pixel_opt': {'type': 'CharbonnierLoss', 'loss_weight': 0.1},
+    }
+
+
 def student_alone(opt: dict) -> None:
     for key in ('teacher', 'taps', 'network_r'):
         del opt[key]
@@ -80,6 +92,7 @@ def prefetching(opt: dict) -> None:
         (two_workers, [3]),
         (prefetching, [3]),
         (student_alone, [3]),
+        (several_losses, [3]),
         (random_student, [3, 4]),
     ],
 )
