@@ -37,7 +37,7 @@ from facd_basicsr.options.signatures import Key
 
 HEADER = ('key', 'value', 'file', 'default', 'meaning')
 NETWORKS = ('EDSRStudent', 'RCANStudent', 'EDSR', 'RCAN')  # the documented ones of BasicSR's registry
-IMAGE_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss')
+PIXEL_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss', 'FFTLoss', 'WaveletLoss', 'GradientLoss')
 METRICS = ('calculate_psnr', 'calculate_ssim', 'calculate_niqe')  # the others expect tensors, not images
 MODELS = (FACDModel, SRModel)
 SYNONYM = 'MultiStepRestartLR'  # of MultiStepLR
@@ -74,7 +74,7 @@ def tables() -> dict[str, str]:
         'train.nonfinite': table(schema.NONFINITE),
         **{f'train.optim_g {name}': table(schema.optimizer_keys(cls)) for name, cls in schema.OPTIMIZERS.items()},
         **{f'train.scheduler {name}': table(schema.scheduler_keys(cls)) for name, cls in schedulers.items()},
-        **{f'train.pixel_opt {name}': table(_loss_keys(name)) for name in IMAGE_LOSSES},
+        **{f'train.pixel_opt {name}': table(_loss_keys(name)) for name in PIXEL_LOSSES},
         'train.perceptual_opt PerceptualLoss': table(_loss_keys('PerceptualLoss')),
         'train.distill_opt entry': table(schema.DISTILL_LOSS),
         'train.distill_opt target': table(schema.PIXEL_LOSS),

@@ -12,17 +12,20 @@ from conftest import REPOSITORY, imported_script, run
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss
+from facd_basicsr.losses.pixel_loss import PixelLoss
 from facd_basicsr.options.signatures import signature_keys
 
 SCRIPT = REPOSITORY / 'docs' / 'code_lines.py'
 PAGE = REPOSITORY / 'docs' / 'losses.md'
 TEXT = PAGE.read_text(encoding='utf-8')
+OPTIONS = PAGE.with_name('options.md').read_text(encoding='utf-8')
 LOSSES = {
     name: loss
     for name, loss in LOSS_REGISTRY
     if issubclass(loss, DistillLoss) and loss.__module__.startswith('facd_basicsr.losses.')
 }
-SECTIONS = dict(re.findall(r'^## (\w+)\n(.*?)(?=^## |\Z)', TEXT, flags=re.MULTILINE | re.DOTALL))
+PIXEL_LOSSES = {name: loss for name, loss in LOSS_REGISTRY if issubclass(loss, PixelLoss)}
+SECTIONS = dict(re.findall(r'^##+ (\w+)\n(.*?)(?=^##+ |\Z)', TEXT, flags=re.MULTILINE | re.DOTALL))
 
 
 @pytest.fixture(scope='module')
@@ -41,17 +44,20 @@ def test_every_link_of_the_page_to_code_is_checked(code_lines):
 
 
 def test_every_loss_has_a_section_with_a_formula_and_its_code():
-    assert SECTIONS.keys() >= LOSSES.keys()
-    for name, loss in LOSSES.items():
+    assert SECTIONS.keys() >= LOSSES.keys() | PIXEL_LOSSES.keys()
+    for name, loss in (LOSSES | PIXEL_LOSSES).items():
         module = Path(inspect.getfile(loss)).name
         assert '```math' in SECTIONS[name] and f'[{module}, ' in SECTIONS[name], name
 
 
-@pytest.mark.parametrize('name', sorted(LOSSES))
+@pytest.mark.parametrize('name', sorted(LOSSES | PIXEL_LOSSES))
 def test_every_option_of_a_loss_is_in_its_table_with_the_default_of_the_code(name):
     rows = re.findall(r'^\| `(\w+)` \| (.*?) \| (.*?) \|$', SECTIONS[name], flags=re.MULTILINE)
-    parameters = inspect.signature(LOSSES[name]).parameters.values()
-    expected = dict(zip(signature_keys(LOSSES[name]), (parameter.default for parameter in parameters)))
+    loss = LOSS_REGISTRY.get(name)
+    parameters = inspect.signature(loss).parameters.values()
+    expected = dict(zip(signature_keys(loss), (parameter.default for parameter in parameters)))
+    if name in PIXEL_LOSSES:  # those of all are said once
+        expected = {key: value for key, value in expected.items() if key not in ('loss_weight', 'reduction')}
     assert [key for key, _, _ in rows] == list(expected)
     for key, default, meaning in rows:
         value = expected[key]
@@ -59,6 +65,12 @@ def test_every_option_of_a_loss_is_in_its_table_with_the_default_of_the_code(nam
             yaml.safe_load(default) == (list(value) if isinstance(value, tuple) else value) or float(default) == value
         )
         assert meaning
+
+
+def test_every_pixel_loss_of_the_option_page_is_in_the_table_of_sizes():
+    (table,) = re.findall(r'^\| \| loss \| of \| size .*?\n\n', TEXT, flags=re.MULTILINE | re.DOTALL)
+    named = re.findall(r'^\| `(\w+)` ', table, flags=re.MULTILINE)
+    assert named == re.findall(r'<!-- options: train.pixel_opt (\w+) -->', OPTIONS) and {*named} >= PIXEL_LOSSES.keys()
 
 
 CODE = """

@@ -16,6 +16,7 @@ from conftest import REPOSITORY, STUDENT, picture, write_yml
 from runs import assert_same, log_text, result
 
 from facd_basicsr.data.bicubic import bicubic_lr
+from facd_basicsr.engine.logs import read_metrics
 from facd_basicsr.environment import git_commit, machine
 from facd_basicsr.errors import UserError, run_command
 from facd_basicsr.files.download import sha256_of
@@ -51,6 +52,17 @@ def test_every_iteration_is_trained_although_epochs_drop_incomplete_batches(trai
     train_opt['datasets']['train']['batch_size_per_gpu'] = 4  # of 6 images: one iteration per epoch
     train_opt['train']['total_iter'] = 5
     assert run_training(train_opt, tmp_path) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize('name', ['FFTLoss', 'WaveletLoss', 'GradientLoss'])
+def test_a_student_alone_learns_by_a_pixel_loss_with_patches_of_odd_parts(train_opt, tmp_path, name):
+    alone = student_alone(train_opt)
+    alone['datasets']['train']['gt_size'] = 14
+    alone['train'] |= {'total_iter': 2, 'pixel_opt': {'type': name, 'loss_weight': 0.05}}
+    assert run_training(alone, tmp_path) == [1, 2]
+    lines = read_metrics(tmp_path / 'experiments' / alone['name'] / 'metrics.jsonl')
+    first, second = (line['l_pix'] for line in lines if 'l_pix' in line)
+    assert 0 < second != first
 
 
 def test_a_student_alone_with_partly_loaded_weights_logs_how_many(train_opt, tmp_path):

@@ -20,13 +20,13 @@ def spectra_difference(pred: Tensor, target: Tensor, of: str = 'complex', norm: 
         pred, target: images, about [0, 1].
         of: ``complex``: real and imaginary part of P - T; ``amplitude_phase``: |P| - |T| and the angle from T to P,
             in [-pi, pi]. The angle's gradient grows as 1 / |P|: so it is 0, without gradient, where |P| or |T| is less
-            than sqrt(H W) / 255 (norm ``backward``), which noise of one gray level has.
+            than rounding to 8 bits makes on average, sqrt(H W / 12) / 255 (norm ``backward``).
         norm: torch.fft's.
     """
     if of == 'complex':
         return torch.view_as_real(torch.fft.fft2(pred - target, norm=norm))
     p, t = (torch.fft.fft2(x, norm='ortho') for x in (pred, target))
-    faint = torch.minimum(p.abs(), t.abs()) < 1 / 255
+    faint = torch.minimum(p.abs(), t.abs()) < 12**-0.5 / 255
     angle = (p * t.conj()).masked_fill(faint, 1).angle()
     scale = (p.shape[2] * p.shape[3]) ** 0.5 if norm == 'backward' else 1
     return torch.stack([scale * (p.abs() - t.abs()), angle], dim=-1)
@@ -87,14 +87,10 @@ class FFTLoss(PixelLoss):
     spectrum, where the columns of frequency 0 and W / 2 weigh twice. Fuoli et al. multiply images by a window first.
     """
 
-    of: str = option(
-        'complex',
-        'what is compared. `complex`: real and imaginary parts; `amplitude_phase`: absolute values and angles',
-        choices=('complex', 'amplitude_phase'),
-    )
+    of: str = option('complex', 'the parts that are compared', choices=('complex', 'amplitude_phase'))
     norm: str = option(
         'backward',
-        "torch.fft's. `backward`: none, so that the loss grows with the side of the patch; `ortho`: over its root area",
+        "torch's. `backward`: none, so that the loss grows with the side of the patch; `ortho`: over the root of its area",
         choices=('backward', 'ortho'),
     )
 

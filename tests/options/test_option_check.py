@@ -309,6 +309,27 @@ def test_a_plain_model_needs_a_loss_of_images(train_opt):
     assert "train.pixel_opt.type: 'FACDLoss'; accepted: a loss of images" in refusal(alone)
 
 
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'type': 'FFTLoss', 'of': 'phase'}, "train.pixel_opt.of: 'phase'; accepted: complex, amplitude_phase"),
+        ({'type': 'FFTLoss', 'norm': 'forward'}, "train.pixel_opt.norm: 'forward'; accepted: backward, ortho"),
+        ({'type': 'FFTLoss', 'levels': 2}, 'train.pixel_opt.levels: unknown key; did you mean'),
+        ({'type': 'WaveletLoss', 'levels': 0}, 'train.pixel_opt.levels: 0; accepted: 1 or more'),
+        ({'type': 'WaveletLoss', 'levels': 1.5}, 'train.pixel_opt.levels: 1.5; accepted: a whole number'),
+        ({'type': 'WaveletLoss', 'll': 1}, 'train.pixel_opt.ll: 1; accepted: true or false'),
+        ({'type': 'GradientLoss', 'reduction': 'none'}, "train.pixel_opt.reduction: 'none'; accepted: mean, sum"),
+        ({'type': 'GradientLoss', 'loss_weight': '1'}, "train.pixel_opt.loss_weight: '1'; accepted: a number"),
+    ],
+)
+def test_a_pixel_loss_refuses_options_in_a_line(train_opt, changes, message):
+    alone = {k: v for k, v in train_opt.items() if k not in ('teacher', 'taps', 'network_r')}
+    del alone['train']['distill_opt']
+    alone |= {'model_type': 'SRModel'}
+    alone['train']['pixel_opt'] = changes
+    assert refusal(alone).startswith(message)
+
+
 def test_the_regressors_precision_must_go_with_the_students_in_one_backward(train_opt):
     train_opt['train'] |= {'precision': 'tf32', 'precision_r': 'fp32'}
     expected = 'train.precision_r: fp32; accepted with train.precision: fp32, bf16 or fp16, here '
