@@ -90,7 +90,7 @@ class FFTLoss(PixelLoss):
     of: str = option('complex', 'the parts that are compared', choices=('complex', 'amplitude_phase'))
     norm: str = option(
         'backward',
-        "torch's. `backward`: none, so that the loss grows with the side of the patch; `ortho`: over the root of its area",
+        "torch's. `backward`: none, so that the loss grows with the side of the patch; `ortho`: over its root area",
         choices=('backward', 'ortho'),
     )
 
