@@ -3,12 +3,13 @@
 import pytest
 import torch
 from basicsr.losses import build_loss as basicsr_loss
+from basicsr.utils.registry import LOSS_REGISTRY
 from states import random_state, summed
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, FACDLoss
 from facd_basicsr.losses.image import image_loss, indicator
-from facd_basicsr.losses.loss_sum import LossSum
+from facd_basicsr.losses.loss_sum import LossSum, is_pixel_loss
 from facd_basicsr.losses.teacher_supervision_loss import TeacherSupervisionLoss
 
 FACD = {'type': 'FACDLoss'}
@@ -82,9 +83,9 @@ def test_a_pixel_loss_to_each_target_equals_a_value_worked_by_hand(target, expec
     assert list(logs) == ['l_sr'] and logs['l_sr'].item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize('kind', ['L1Loss', 'MSELoss', 'CharbonnierLoss'])
+@pytest.mark.parametrize('kind', [name for name, loss in LOSS_REGISTRY if is_pixel_loss(loss)])
 @pytest.mark.parametrize('target', ['gt', 'teacher', 'gated'])
-def test_gradcheck_of_basicsrs_pixel_losses(kind, target):
+def test_gradcheck_of_every_pixel_loss_to_every_target(kind, target):
     state = random_state(n=2)
     loss = LossSum({'sr': {'type': kind, 'target': target}})
 
