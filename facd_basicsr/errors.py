@@ -91,11 +91,11 @@ def reraise(
 
 @contextmanager
 def locating(where: str | Path) -> Iterator[None]:
-    """Begins the line of a :class:`UserError` with the file or key that it is about."""
+    """Begins the line of a :class:`UserError` with the file or key that it is about; none if empty."""
     try:
         yield
     except UserError as error:
-        raise UserError(f'{where}: {error}') from error
+        raise UserError(f'{where}: {error}' if where else str(error)) from error
 
 
 @contextmanager

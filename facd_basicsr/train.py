@@ -8,10 +8,12 @@ saved; 1 for any other error.
 """
 
 import argparse
+import copy
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 if not __package__:  # run as a script: its folder holds modules called test and options, which must not be top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,6 +23,7 @@ import facd_basicsr
 # isort: split
 import torch
 from basicsr.utils import make_exp_dirs, mkdir_and_rename, set_random_seed
+from basicsr.utils.misc import check_resume
 from basicsr.utils.options import dict2str
 
 from facd_basicsr.data.loaders import Loaders, build_loaders, reraise_killed_worker
@@ -29,18 +32,20 @@ from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.engine.checkpoint import Position, reraise_disk_full
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog, RunLog, timestamp
-from facd_basicsr.engine.loop import Training, TrainingLoop
+from facd_basicsr.engine.loop import Training, TrainingLoop, end_of
 from facd_basicsr.engine.resume import describe_resume, load_resume_state, resume_rng, resumed_position
 from facd_basicsr.engine.signals import stop_on_signal, worker_ignore_signals
 from facd_basicsr.environment import git_commit, machine, versions
-from facd_basicsr.errors import reraise_data_errors, run_command
+from facd_basicsr.errors import locating, reraise_data_errors, run_command
 from facd_basicsr.files.atomic import atomic_write, check_creatable, remove_unfinished
+from facd_basicsr.losses import DistillLoss, build_loss
 from facd_basicsr.models.data_check import check_smallest_image, check_training_sample
 from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import PACKAGE_PARENT, check_inputs, complete_options, load_yaml, options_of, parser
+from facd_basicsr.options.option_check import stages_of
 from facd_basicsr.options.option_files import RUN, option_text
 from facd_basicsr.options.parse import OPTIONS_FILE, options_digest
-from facd_basicsr.runtime.execution import set_deterministic
+from facd_basicsr.runtime.execution import set_deterministic, tf32_of
 from facd_basicsr.runtime.processes import Ranks
 
 
@@ -50,7 +55,7 @@ def train(
     console: bool = True,
     on_iteration: Callable[[int], object] = lambda iteration: None,
 ) -> None:
-    """Trains from start, or from a state, to ``train.total_iter``.
+    """Trains from start, or from a state, to ``train.total_iter``, stage by stage.
 
     Args:
         args: from :func:`facd_basicsr.options.parser`.
@@ -75,34 +80,112 @@ def train(
             log.info(versions())
             log.info(f'Machine: {machine()}, {torch.get_num_threads()} CPU threads.')
             log.info(dict2str(opt))
-            training = set_up(opt, log)
-            with reraise_disk_full(Path(opt['path']['training_states'])):
-                if opt['rank'] == 0:
-                    facts = _facts(args.opt, opt, began, training.position)
-                    _make_folders(opt, in_place=opt['auto_resume'] or training.resume_state is not None)
-                    _write_options({**options, 'manual_seed': opt['manual_seed']}, facts, opt)
-                log.start(opt, training.position)
-                if training.resume_state is not None:
-                    resume_rng(training.resume_state, Ranks())
-                TrainingLoop(opt, training, log, on_iteration).run()
+            stages, state = stages_left(opt, log)
+            for place, stage in reversed(stages[1:]):
+                _try_out(place, stage, log)
+            for index, (place, stage) in enumerate(stages):
+                before = stages[index - 1][1] if index > 0 else stage
+                if place:
+                    what = f'{place}: iterations {stage["stage_begin"] + 1} to {end_of(stage)}'
+                    log.info('; '.join([what, *_differing('', before, stage)]))
+                if index > 0:
+                    state = _continued(before, stage, log)
+                with tf32_of(None):  # or it would be the stage before's
+                    with locating(place):
+                        training = set_up(stage, log, state)
+                    with reraise_disk_full(Path(opt['path']['training_states'])):
+                        if index == 0:
+                            facts = _facts(args.opt, opt, began, training.position)
+                            _start({**options, 'manual_seed': opt['manual_seed']}, facts, stage, training, log)
+                        if state is not None:
+                            resume_rng(state, Ranks())
+                        later = [other for _, other in stages[index + 1 :]]
+                        TrainingLoop(stage, later, training, log, on_iteration).run()
+                del training
+                gc.collect()  # frees the networks before those of the next stage are built
 
 
-def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
+Stages = list[tuple[str, dict[str, Any]]]  # the place in the option file, '' without stages, and the options of each
+
+
+def stages_left(opt: dict[str, Any], log: DeferredLog) -> tuple[Stages, dict[str, Any] | None]:
+    """The stages of a run from the one in which it is, and the state to resume from; None for a fresh start.
+
+    At the end of a stage that is still the one: its validation may be missing.
+
+    Args:
+        opt: from :func:`facd_basicsr.options.parse_options`; its seed is filled in.
+        log: for damaged states, which are skipped.
+
+    Raises:
+        UserError: no state is intact.
+    """
+    ranks = Ranks()
+    state = load_resume_state(opt, ranks, log.warning)
+    if opt['seed_drawn']:
+        drawn = opt['manual_seed'] if state is None else state.get('data', {}).get('seed')
+        opt['manual_seed'] = ranks.from_first(drawn or opt['manual_seed'])
+    done, total_iter = 0 if state is None else state['iter'], opt['train']['total_iter']
+    if done >= total_iter:
+        log.info(f'Nothing is left to train: train.total_iter is {total_iter}.')
+    stages = list(stages_of(opt).items())
+    return [named for named in stages if end_of(named[1]) >= done] or stages[-1:], state
+
+
+def _try_out(place: str, stage: dict[str, Any], log: DeferredLog) -> None:
+    """Sets up a stage that comes later, so that what it would be refused for is known before the run begins."""
+    alone = {**copy.deepcopy(stage), 'auto_resume': False}
+    alone.get('teacher', {}).pop('expect', None)
+    log.info(f'Trying out {place}.')
+    with tf32_of(None), locating(place):
+        set_up(alone, log)
+    gc.collect()
+
+
+def _continued(before: dict[str, Any], stage: dict[str, Any], log: DeferredLog) -> dict[str, Any] | None:
+    """The state that a stage has ended with, for the next to resume from. Its regressors are new if those of the stage
+    before are others; the teacher has passed the gate."""
+    state = Path(stage['path']['training_states'], f'{stage["stage_begin"]}.state')
+    new = ['network_r'] if _regressors(before) != _regressors(stage) else None
+    stage['auto_resume'] = False
+    stage['path'] |= {'resume_state': str(state), 'ignore_resume_networks': new}
+    stage.get('teacher', {}).pop('expect', None)
+    return load_resume_state(stage, Ranks(), log.warning)
+
+
+def _regressors(opt: dict[str, Any]) -> list[Any]:
+    """What the regressors depend on."""
+    if not opt.get('taps'):
+        return []
+    return [opt['taps'], opt.get('network_r'), cast(DistillLoss, build_loss(opt['train']['distill_opt'])).regressor]
+
+
+def _differing(where: str, old: Any, new: Any) -> Iterator[str]:
+    """What a stage changes; of a block of another type that alone."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.get('type') == new.get('type'):
+        for key in sorted((old.keys() | new.keys()) - {'auto_resume', 'path', 'stage_begin', 'teacher', 'total_iter'}):
+            yield from _differing(f'{where}.{key}'.removeprefix('.'), old.get(key), new.get(key))
+    elif old != new:
+        short = (own.get('type', list(own)) if isinstance(own, dict) else own for own in (old, new))
+        yield f'{where}: {" -> ".join(map(str, short))}'
+
+
+def set_up(opt: dict[str, Any], log: DeferredLog, resume_state: dict[str, Any] | None = None) -> Training:
     """Builds data, networks and loss, loads checkpoints, and puts the teacher through the sanity gate.
 
     Args:
-        opt: from :func:`facd_basicsr.options.parse_options`.
+        opt: of a stage, from :func:`stages_left`.
         log: for the lines of BasicSR's parts.
+        resume_state: to resume from; where the stage begins with it, it has no optimizer and scheduler for the stage.
 
     Raises:
         UserError: a checkpoint, the data or their combination is not accepted.
     """
     _check_folders(opt)
     ranks = Ranks()
-    resume_state = load_resume_state(opt, ranks, log.warning)
-    if opt['seed_drawn']:
-        drawn = opt['manual_seed'] if resume_state is None else resume_state.get('data', {}).get('seed')
-        opt['manual_seed'] = ranks.from_first(drawn or opt['manual_seed'])
+    begins = resume_state is not None and resume_state['iter'] == opt['stage_begin']
+    if resume_state is not None:
+        check_resume(opt, resume_state['iter'])
     set_random_seed(opt['manual_seed'] + ranks.rank)
     check_pretrained(opt)
     with reraise_data_errors():
@@ -123,23 +206,37 @@ def set_up(opt: dict[str, Any], log: DeferredLog) -> Training:
         teacher = check_teacher(model.teacher, expect, loaders.val[expect['dataset']], opt['scale'], model.device)
         log.info(teacher)
     if resume_state is not None:
-        model.resume_training(resume_state)
-    return Training(model, loaders, _position(opt, resume_state, loaders, log), resume_state, teacher)
+        new = {key: value for key, value in model.training_state().items() if begins and key not in CONTINUED}
+        model.resume_training({**resume_state, **new})
+    return Training(model, loaders, _position(opt, resume_state, begins, loaders, log), teacher)
 
 
-def _position(opt: dict[str, Any], resume_state: dict[str, Any] | None, loaders: Loaders, log: DeferredLog) -> Position:
+CONTINUED = ('best_metric_results', 'nonfinite')  # of the training state, from stage to stage
+
+
+def _position(
+    opt: dict[str, Any], resume_state: dict[str, Any] | None, begins: bool, loaders: Loaders, log: DeferredLog
+) -> Position:
     """Where to begin; logged."""
     if resume_state is None:
         if opt['auto_resume']:
             log.info(f'--auto_resume: no state in {opt["path"]["training_states"]}: starting from iteration 0.')
         return Position()
-    position, differences = resumed_position(resume_state, loaders.sampler)
+    position, differences = resumed_position(resume_state, loaders.sampler, begins)
     log.info(describe_resume(resume_state, opt['path']['resume_state'], position))
     for difference in differences:
         log.warning(f'Resume is not exact: {difference}.')
-    if position.iteration >= opt['train']['total_iter']:
-        log.info(f'Nothing is left to train: train.total_iter is {opt["train"]["total_iter"]}.')
     return position
+
+
+def _start(
+    options: dict[str, Any], facts: dict[str, Any], opt: dict[str, Any], training: Training, log: RunLog
+) -> None:
+    """Makes the folders, now that all is known to fit, and writes what the run is."""
+    if opt['rank'] == 0:
+        _make_folders(opt, in_place=opt['auto_resume'] or opt['path']['resume_state'] is not None)
+        _write_options(options, facts, opt)
+    log.start(opt, training.position)
 
 
 # make_exp_dirs makes a folder of every path that it does not know, the value of param_key_g for one.

@@ -47,10 +47,13 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         self._epoch = 0
         self._start = 0
         self.batches = self._samples // (batch_size * world_size)  # of an epoch; a rest is dropped
+        self._end = self.batches
 
-    def set_position(self, epoch: int, batches: int = 0) -> None:
-        """The next iteration gives the samples of ``epoch`` that follow its first ``batches`` batches."""
+    def set_position(self, epoch: int, batches: int = 0, most: int | None = None) -> None:
+        """The next iteration gives the samples of ``epoch`` that follow its first ``batches`` batches, of all that are
+        left or of ``most`` batches."""
         self._epoch, self._start = epoch, batches
+        self._end = self.batches if most is None else min(self.batches, batches + most)
 
     def settings(self) -> dict[str, int]:
         """What the order depends on; a run that is resumed with others gets other batches."""
@@ -67,7 +70,7 @@ class ResumableSampler(Sampler[tuple[int, int]]):
         generator = torch.Generator().manual_seed(int(seed))
         order = torch.randperm(self._samples, generator=generator).numpy() % self._images
         seeds = torch.randint(MAX_SEED, (self._samples,), generator=generator).numpy()
-        for batch in range(self._start, self.batches):
+        for batch in range(self._start, self._end):
             first = (batch * self._world_size + self._rank) * self._batch_size
             for sample in range(first, first + self._batch_size):
                 yield int(order[sample]), int(seeds[sample])

@@ -5,6 +5,7 @@ import json
 import logging
 import logging.handlers
 import math
+import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -122,24 +123,28 @@ class RunLog(DeferredLog):
 
     Attributes:
         tb_logger: TensorBoard's writer; None without one.
+        position: where the run is; the loop of a stage puts its own here, and advances it.
+        started: the time of :meth:`start`, in seconds.
     """
 
     def __init__(self, rank: int, console: bool = True) -> None:
         super().__init__(rank, console)
         self.tb_logger: Any = None
         self._metrics: Path | None = None
-        self._position = Position()
+        self.position = Position()
+        self.started = 0.0
 
     def start(self, opt: dict[str, Any], position: Position) -> None:
         """Starts log file, metrics and TensorBoard, without the iterations after the position: they are done again.
 
         Args:
-            opt: from :func:`facd_basicsr.options.parse_options`.
-            position: where the run begins; the loop advances it.
+            opt: the options of the stage in which the run begins.
+            position: where it begins.
         """
+        self.started = time.time()
         if self._rank == 0:
             folder = Path(opt['path']['experiments_root'])
-            self._position, self._metrics = position, folder / METRICS_FILE
+            self.position, self._metrics = position, folder / METRICS_FILE
             atomic_write(self._metrics, ''.join(_kept_lines(self._metrics, opt, position.iteration)))
             self._add(_Warnings(self))
             self.tb_logger = _tensorboard(opt, position.iteration)
@@ -162,7 +167,7 @@ class RunLog(DeferredLog):
     def _append(self, **values: Any) -> None:
         if self._metrics is None:
             return
-        line = {'iter': self._position.iteration, 'timestamp': timestamp(), **values}
+        line = {'iter': self.position.iteration, 'timestamp': timestamp(), **values}
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
         with self._metrics.open('a', encoding='utf-8') as file:
             file.write(json.dumps(finite) + '\n')
@@ -199,8 +204,8 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 def _kept_lines(path: Path, opt: dict[str, Any], iteration: int) -> Iterator[str]:
     """The lines up to an iteration, and all events. The loop repeats the iteration's own validation if it is due."""
-    val_freq, total_iter = (opt['val'] or {}).get('val_freq', math.inf), opt['train']['total_iter']
-    is_repeated = iteration % val_freq == 0 or iteration >= total_iter
+    val_freq, end = (opt['val'] or {}).get('val_freq', math.inf), opt['stage_begin'] + opt['train']['total_iter']
+    is_repeated = iteration % val_freq == 0 or iteration >= end
     for line in read_metrics(path):
         until = iteration - is_repeated if 'set' in line else iteration
         if 'event' in line or line['iter'] <= until:

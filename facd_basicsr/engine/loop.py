@@ -1,9 +1,8 @@
 """The training loop: BasicSR's, in an order that allows exact resume."""
 
 import datetime
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -28,76 +27,87 @@ class Training:
     Attributes:
         model, loaders: with everything loaded.
         position: where to begin; the loop advances it.
-        resume_state: that the run continues from; None for a fresh start.
         teacher: what the sanity gate found; empty without one.
     """
 
     model: SafeModel
     loaders: Loaders
     position: Position
-    resume_state: dict[str, Any] | None
     teacher: str
 
 
 class TrainingLoop:
-    """Trains from a position to ``train.total_iter``, unless a signal ends it.
+    """Trains from a position to the end of a stage, unless a signal ends it.
 
     Args:
-        opt: from :func:`facd_basicsr.options.parse_options`.
+        opt: of the stage, from :func:`facd_basicsr.options.option_check.stages_of`.
+        later: of the stages that follow.
         training: what has been built.
         log: where progress goes; started.
         on_iteration: called after every iteration with its number.
     """
 
     def __init__(
-        self, opt: dict[str, Any], training: Training, log: RunLog, on_iteration: Callable[[int], object]
+        self,
+        opt: dict[str, Any],
+        later: Sequence[dict[str, Any]],
+        training: Training,
+        log: RunLog,
+        on_iteration: Callable[[int], object],
     ) -> None:
-        self._opt = opt
+        self._opt, self._later = opt, later
         self._model, self._loaders, self._position = training.model, training.loaders, training.position
         self._log = log
+        log.position = self._position
         self._on_iteration = on_iteration
         self._ranks = Ranks()
         self._damaged = DamagedImages(opt['datasets']['train']['skip_damaged'], self._ranks, log.warning)
-        self._total_iter = int(opt['train']['total_iter'])
+        self._begin, self._end = opt['stage_begin'], end_of(opt)
         self._val_freq = opt['val']['val_freq'] if opt['val'] else None
         self._checkpoints = Checkpoints(opt, self._ranks, self._loaders.sampler)
         self._saved_at = self._position.iteration
         self._stop = StopSignals()
 
     def run(self) -> None:
-        """Trains, and saves and validates at the end.
+        """Trains, and saves and validates at the end of the stage; after the last one the run has ended.
 
         Raises:
             Stopped: after a signal, with everything saved.
             UserError: an image, the disk or a loss does not let it continue.
         """
-        start_time, position = time.time(), self._position
+        position, is_last = self._position, not self._later
         with self._stop:
             self._checkpoints.remove_old(position.iteration)  # an earlier process may have been killed before that
-            if 0 < position.iteration < self._total_iter:
+            if self._begin < position.iteration < self._end:
                 self._validate_if_due()  # the state was saved before it
             self._train()
             self._model.guard.settle()
-            self._log.info(
-                f'End of training. Time consumed: {datetime.timedelta(seconds=int(time.time() - start_time))}'
-            )
-            self._model.guard.end()
+            if is_last:
+                seconds = int(time.time() - self._log.started)
+                self._log.info(f'End of training. Time consumed: {datetime.timedelta(seconds=seconds)}')
+                self._model.guard.end()
             self._damaged.end()
             self._save()
-            self._log.info('Save the latest model.')
-            self._checkpoints.save_networks(self._model, position, -1)
+            if is_last:
+                self._log.info('Save the latest model.')
+                self._checkpoints.save_networks(self._model, position, -1)
             if self._val_freq is not None:
                 self._validate()
-            if self._opt['logger']['keep_best']:
-                self._saved_at = -1  # with this validation's metrics, or a run that is extended would forget them
+            if self._opt['logger']['keep_best'] or not is_last:
+                self._saved_at = -1  # with this validation's metrics, or what follows would forget them
                 self._save()
-            self._log.event(FINISHED)
-            self._close()
+            if is_last:
+                self._log.event(FINISHED)
+                self._close()
+            elif self._ranks.begin_any(self._is_stop_requested)():  # which waits for what rank 0 writes
+                self._end_by_signal()
 
     def _train(self) -> None:
         opt, model, position = self._opt, self._model, self._position
         message_logger = MessageLogger(opt, position.iteration + 1, self._log.tb_logger)
-        message_logger.max_iters = self._total_iter + 1  # it counts one iteration less, and ends in "-1 day, 23:59:58"
+        # it counts one iteration less, and ends in "-1 day, 23:59:58"; of later stages it takes their time for as much
+        # longer as their batches are larger
+        message_logger.max_iters = self._end + 1 + round(sum(map(_pixels, self._later)) / _pixels(opt, 1))
         first = position.iteration + 1
         data_timer, iter_timer = AvgTimer(), AvgTimer()
         for data in self._batches():
@@ -106,7 +116,7 @@ class TrainingLoop:
             position.iteration += 1
             position.batches += 1
             self._damaged.look(data.get('damaged', ()))
-            model.update_learning_rate(position.iteration, opt['train']['warmup_iter'])
+            model.update_learning_rate(position.iteration - self._begin, opt['train']['warmup_iter'])
             model.feed_data(data)
             model.optimize_parameters(position.iteration)
             model.guard.after_step(data, position.iteration)
@@ -133,13 +143,13 @@ class TrainingLoop:
     def _batches(self) -> Iterator[dict[str, Any]]:
         """Batches until the last iteration, epoch by epoch from the position on."""
         position = self._position
-        while position.iteration < self._total_iter:
-            self._loaders.sampler.set_position(position.epoch, position.batches)
-            missing = self._total_iter - position.iteration
+        while position.iteration < self._end:
+            missing = self._end - position.iteration
+            self._loaders.sampler.set_position(position.epoch, position.batches, missing)
             with signals_blocked():  # or a signal would end the workers before they have learnt to ignore it
                 rest = batches(self._loaders.train, self._opt)
-            yield from itertools.islice(rest, missing)
-            if position.iteration < self._total_iter:
+            yield from rest
+            if position.iteration < self._end:
                 position.epoch, position.batches = position.epoch + 1, 0
 
     def _save(self) -> None:
@@ -174,7 +184,7 @@ class TrainingLoop:
 
     def _validate_if_due(self) -> None:
         iteration = self._position.iteration
-        if self._val_freq is not None and iteration < self._total_iter and iteration % self._val_freq == 0:
+        if self._val_freq is not None and iteration < self._end and iteration % self._val_freq == 0:
             self._validate()
 
     def _validate(self) -> None:
@@ -204,3 +214,15 @@ class TrainingLoop:
             self._log.info(f'Saving the best models: {metric} of {name} is {best["val"]:.4f}.')
             self._checkpoints.save_networks(self._model, self._position, 'best')
             self._log.event(BEST)
+
+
+def end_of(opt: dict[str, Any]) -> int:
+    """The last iteration of a stage."""
+    return opt['stage_begin'] + opt['train']['total_iter']
+
+
+def _pixels(opt: dict[str, Any], iterations: int | None = None) -> int:
+    """Those of the patches of a stage, or of so many iterations of it."""
+    train_set = opt['datasets']['train']
+    batch = train_set['batch_size_per_gpu'] * train_set.get('gt_size', 1) ** 2
+    return batch * (iterations or opt['train']['total_iter'])

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from basicsr.utils.misc import check_resume
 
 from facd_basicsr.data.loaders import ResumableSampler
 from facd_basicsr.engine.checkpoint import LATEST, Position, state_iterations
@@ -30,7 +29,7 @@ UNREADABLE_STATE = (
 
 
 def load_resume_state(opt: dict[str, Any], ranks: Ranks, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state to resume from, or None for a fresh start. Points ``opt['path']`` at its networks.
+    """The state to resume from, or None for a fresh start. Points ``opt['path']['resume_state']`` at it.
 
     BasicSR's looks below the working directory whatever the experiment's folder, needs CUDA, and starts over when it
     finds nothing.
@@ -62,7 +61,6 @@ def load_resume_state(opt: dict[str, Any], ranks: Ranks, warn: Callable[[str], N
             'newest)'
         ) from error
     opt['path']['resume_state'] = str(path)
-    check_resume(opt, state['iter'])
     return state
 
 
@@ -148,13 +146,18 @@ def _named(value: str | None) -> Path | None:
     return path.with_name(path.read_text(encoding='utf-8', errors='replace').strip()) if path.name == LATEST else path
 
 
-def resumed_position(state: dict[str, Any], sampler: ResumableSampler) -> tuple[Position, list[str]]:
+def resumed_position(
+    state: dict[str, Any], sampler: ResumableSampler, begins: bool = False
+) -> tuple[Position, list[str]]:
     """Where a run resumes, and in which respects it will differ from an uninterrupted one.
 
     Args:
         state: from :func:`load_resume_state`.
         sampler: of this run.
+        begins: whether a stage begins with it, which has the data from the next epoch on.
     """
+    if begins:
+        return Position(state['iter'], state['epoch'] + 1), []
     position = Position(state['iter'], state['epoch'])
     then, now = state.get('data'), sampler.settings()
     if then is None:

@@ -25,12 +25,12 @@ from facd_basicsr.archs import DeepRegressor
 from facd_basicsr.archs.spandrel_arch import INSTALLED, SPANDREL_EXTRA, SUFFIX, why_unknown
 from facd_basicsr.compat import full_name
 from facd_basicsr.distill.layouts import LAYOUTS
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, locating
 from facd_basicsr.files.download import DIGEST
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.losses.base import loss_blocks
 from facd_basicsr.options import schema
-from facd_basicsr.options.option_files import BASE, SEVERAL
+from facd_basicsr.options.option_files import BASE, SEVERAL, merged
 from facd_basicsr.options.schema import NUMBER, Keys
 from facd_basicsr.options.signatures import Key
 from facd_basicsr.runtime.metrics import needs_gt
@@ -220,8 +220,10 @@ def _dataset_blocks(name: str, dataset_opt: OptionBlock, is_train: bool) -> Iter
 def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBlock, Keys]]:
     train_opt, accepted = opt['train'], schema.train_keys(model)
     yield 'train', train_opt, accepted
-    yield _chosen('train.optim_g', train_opt['optim_g'], schema.OPTIMIZERS, schema.optimizer_keys)
-    yield _chosen('train.scheduler', train_opt['scheduler'], schema.SCHEDULERS, schema.scheduler_keys)
+    if 'optim_g' in train_opt:  # or each stage has its own
+        yield _chosen('train.optim_g', train_opt['optim_g'], schema.OPTIMIZERS, schema.optimizer_keys)
+    if 'scheduler' in train_opt:
+        yield _chosen('train.scheduler', train_opt['scheduler'], schema.SCHEDULERS, schema.scheduler_keys)
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
             for where, own in named_losses(key, block, model):
@@ -324,7 +326,7 @@ def check_options(opt: OptionBlock, is_train: bool) -> OptionBlock:
         Its copy with all defaults, as of :func:`with_defaults`.
 
     Raises:
-        UserError: a key is unknown, missing, of the wrong type, or disagrees with another.
+        UserError: a key is unknown, missing, of the wrong type, or disagrees with another; in a stage with its place.
     """
     for key in difflib.get_close_matches(BASE, map(str, opt)):  # without its base all else is missing too
         raise UserError(f'{key}: unknown key; did you mean {BASE!r}?')
@@ -337,11 +339,65 @@ def check_options(opt: OptionBlock, is_train: bool) -> OptionBlock:
             'the folder of its run'
         )
     complete = copy.deepcopy(opt)
+    has_stages = is_train and isinstance(opt['train'], dict) and opt['train'].get('stages') is not None
     for where, block, keys in option_blocks(complete, is_train):
-        check_block(where, block, keys)
+        check_block(where, block, schema.keys_beside_stages(where, keys) if has_stages else keys)
         _fill_in(block, keys)
-    _check_together(complete, is_train)
+    if has_stages:
+        _check_stages(complete)
+    else:
+        _check_together(complete, is_train)
     return complete
+
+
+def _check_stages(opt: OptionBlock) -> None:
+    """Checks each stage as a file of its own, and fills in ``total_iter``."""
+    train_opt, stages = opt['train'], opt['train']['stages']
+    if not stages:
+        raise UserError('train.stages: []; accepted: one block with iterations or more, or no stages')
+    keys = schema.stage_keys(_registered(MODEL_REGISTRY, 'model_type', opt['model_type']))
+    for index, stage in enumerate(stages):
+        where = f'train.stages[{index}]'
+        check_block(where, stage, keys)
+        with locating(where):
+            check_options(laid_over(opt, stage), is_train=True)
+    total = sum(stage['iterations'] for stage in stages)
+    if train_opt.setdefault('total_iter', total) != total:
+        raise UserError(
+            f'train.total_iter: {train_opt["total_iter"]}; accepted with stages: {total}, the sum of their iterations, '
+            'or no total_iter'
+        )
+
+
+def laid_over(opt: OptionBlock, stage: OptionBlock) -> OptionBlock:
+    """The options of a stage, an entry of ``train.stages``, as a file without stages has them."""
+    file_train_opt = {key: value for key, value in opt['train'].items() if key not in ('total_iter', 'stages')}
+    changes: OptionBlock = {'train': {key: stage[key] for key in stage if key not in schema.STAGE_PLACES}}
+    for key in stage.keys() & schema.STAGE_PLACES.keys():
+        *blocks, leaf = schema.STAGE_PLACES[key].split('.')
+        block = changes
+        for name in blocks:
+            block[name] = block = dict(block.get(name, {}))
+        block[leaf] = stage[key]
+    laid = merged({**opt, 'train': file_train_opt}, changes)
+    if laid.get('network_r') is None and 'path' in laid:
+        laid['path'] = {key: value for key, value in laid['path'].items() if not key.endswith('_r')}
+    return laid
+
+
+def stages_of(opt: OptionBlock) -> dict[str, OptionBlock]:
+    """The options of each stage of a run, by its place in the file, as those of a run without stages: complete, with
+    its iterations in ``train.total_iter``, and in ``stage_begin`` those of the stages before it.
+
+    Args:
+        opt: as :func:`check_options` gives it. Without stages it is the only stage itself, at the place ''.
+    """
+    found: dict[str, OptionBlock] = {}
+    begin = 0
+    for index, stage in enumerate(opt['train'].get('stages', []) if 'train' in opt else []):
+        found[f'train.stages[{index}]'] = {**with_defaults(laid_over(opt, stage), is_train=True), 'stage_begin': begin}
+        begin += stage['iterations']
+    return found or {'': opt}
 
 
 def _check_together(opt: OptionBlock, is_train: bool) -> None:

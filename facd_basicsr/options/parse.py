@@ -14,7 +14,7 @@ import torch
 from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError, locating
 from facd_basicsr.options.build import dry_run
-from facd_basicsr.options.option_check import check_options
+from facd_basicsr.options.option_check import check_options, stages_of
 from facd_basicsr.options.option_files import load_yaml, option_text, read_option_file
 from facd_basicsr.options.pretrained import check_given_arguments, pretrained_arguments
 
@@ -183,7 +183,11 @@ def check_inputs(
     """
     with locating(path):
         check_paths(_with_paths(opt, with_data, with_weights), is_train)
-        dry_run(opt, is_train)
+        for place, stage in stages_of(opt).items():
+            with locating(place):
+                if stage is not opt:
+                    check_paths(_with_paths(stage, with_data, with_weights), is_train)  # for crops of its own size
+                dry_run(stage, is_train)
 
 
 def _with_paths(opt: dict[str, Any], with_data: bool, with_weights: bool) -> dict[str, Any]:
@@ -264,7 +268,7 @@ def complete_options(
     if opt['seed_drawn']:
         opt['manual_seed'] = random.randint(1, 10000)
 
-    opt |= {'auto_resume': args.auto_resume, 'is_train': is_train, 'root_path': str(root)}
+    opt |= {'auto_resume': args.auto_resume, 'is_train': is_train, 'root_path': str(root), 'stage_begin': 0}
     for name, dataset_opt in opt['datasets'].items():
         dataset_opt |= {'phase': name.split('_')[0], 'scale': opt['scale']}
     home = root / ('experiments' if is_train else 'results') / opt['name']

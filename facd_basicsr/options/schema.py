@@ -32,6 +32,7 @@ COUNT = Key((int,), least=1)
 
 # Filled in by facd_basicsr.options or by BasicSR, so not for the option file.
 DERIVED = {'dist', 'rank', 'world_size', 'is_train', 'auto_resume', 'root_path', 'seed_drawn', 'phase', 'scale'}
+DERIVED |= {'stage_begin'}
 
 # Taken out when the file is read, before anything is checked.
 FILE = {
@@ -210,13 +211,39 @@ PATH_NETWORK = {
     ),
 }
 TRAIN = {
-    'total_iter': Key((int,), required=True, least=1, meaning='iterations after which training ends'),
+    'total_iter': Key(
+        (int,),
+        required=True,
+        least=1,
+        meaning='iterations after which training ends; with `stages` it may be left out, and is their sum',
+    ),
+    'stages': Key(
+        (list,),
+        meaning='stages of the run with options of their own, in their order. Left out: one, with those of the file',
+    ),
     'warmup_iter': Key(
         (int,), least=-1, default=-1, meaning='iterations over which the learning rate rises linearly; `-1`: none'
     ),
     'optim_g': Key((dict,), required=True, meaning='optimizer of the student, and of the regressors with it'),
     'scheduler': Key((dict,), required=True, meaning='course of the learning rate'),
     'nonfinite': Key((dict,), default={}, meaning='what is done about a loss or gradient that is not finite'),
+}
+# Of an entry of `stages`, beside the keys of `train`; what is laid over other blocks, and where.
+STAGE = {
+    'iterations': replace(COUNT, required=True, meaning='its length'),
+    'gt_size': replace(COUNT, meaning='of `datasets.train`. Left out: as in the file'),
+    'batch_size_per_gpu': replace(COUNT, meaning='of `datasets.train`. Left out: as in the file'),
+    'lr': Key(NUMBER, above=0, meaning='of `optim_g`. Left out: as in the file'),
+    'taps': Key((list,), meaning='for its losses; `null`: none. Left out: those of the file'),
+    'network_r': Key((dict,), meaning='for its taps; `null`: none. Left out: that of the file'),
+}
+STAGE_PLACES = {
+    'iterations': 'train.total_iter',
+    'gt_size': 'datasets.train.gt_size',
+    'batch_size_per_gpu': 'datasets.train.batch_size_per_gpu',
+    'lr': 'train.optim_g.lr',
+    'taps': 'taps',
+    'network_r': 'network_r',
 }
 NONFINITE = {
     'action': Key((str,), choices=ACTIONS, default='skip', meaning='`skip` the step, or `fatal`: end the run'),
@@ -558,6 +585,21 @@ def train_keys(model: type) -> Keys:
     elif sums_losses(model):
         own |= EXECUTION
     return {**own, **TRAIN}
+
+
+def stage_keys(model: type) -> Keys:
+    """Of an entry of ``train.stages``, for a model. What is left out there is as in the file: it has no default."""
+    own = {key: accepted for key, accepted in train_keys(model).items() if key not in ('total_iter', 'stages')}
+    return {**STAGE, **{key: replace(accepted, required=False, default=...) for key, accepted in own.items()}}
+
+
+def keys_beside_stages(where: str, keys: Keys) -> Keys:
+    """Of a block of a file with stages, which may leave to them what they can give."""
+    places = STAGE_PLACES.values()
+    return {
+        name: replace(accepted, required=accepted.required and where != 'train' and f'{where}.{name}' not in places)
+        for name, accepted in keys.items()
+    }
 
 
 def loss_keys(loss: type, key: str = '') -> Keys:

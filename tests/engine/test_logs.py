@@ -73,6 +73,7 @@ def options(folder: Path) -> dict:
         'path': dict.fromkeys(('experiments_root', 'log'), str(folder)),
         'logger': {'use_tb_logger': True, 'wandb': None},
         'train': {'total_iter': 4},
+        'stage_begin': 0,
         'val': {'val_freq': 2},
     }
 
@@ -143,6 +144,7 @@ def test_earlier_warnings_are_in_the_metrics_too_and_no_handler_is_left(tmp_path
         (3, {}, ['e1', 'e2', 'v2', 'e3', 'v3', 'x3']),
         (2, {'val': None}, ['e1', 'e2', 'v2', 'x3']),
         (3, {'train': {'total_iter': 3}}, ['e1', 'e2', 'v2', 'e3', 'x3']),  # the end validates
+        (3, {'train': {'total_iter': 1}, 'stage_begin': 2}, ['e1', 'e2', 'v2', 'e3', 'x3']),  # and that of a stage
         (0, {}, ['x3']),
     ],
 )

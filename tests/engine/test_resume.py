@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from basicsr.utils.misc import check_resume
 
 from facd_basicsr.data.loaders import ResumableSampler
 from facd_basicsr.engine.checkpoint import Position
@@ -45,6 +46,8 @@ def load(opt: dict) -> tuple[int | None, list[str]]:
     """The iteration that is resumed from, and the warnings."""
     warnings: list[str] = []
     state = load_resume_state(opt, Ranks(), warnings.append)
+    if state is not None:
+        check_resume(opt, state['iter'])  # as train.py does
     return (None if state is None else state['iter']), warnings
 
 
@@ -217,6 +220,11 @@ def state_of(made_by: ResumableSampler, batches: int) -> dict:
 
 def test_training_goes_on_after_the_batch_it_was_stopped_at():
     assert resumed_position(state_of(sampler(), 3), sampler()) == (Position(10, 1, 3), [])
+
+
+def test_a_stage_begins_with_the_next_epoch_and_its_own_batches():
+    state = state_of(sampler(), 3)
+    assert resumed_position(state, sampler(batch_size=4), begins=True) == (Position(10, 2, 0), [])
 
 
 def test_with_other_batches_it_goes_on_after_the_same_samples_and_says_what_differs():
