@@ -43,6 +43,23 @@ def run(
     train(args, root=root, console=False, on_iteration=on_iteration)
 
 
+def with_stages(opt: dict) -> dict:
+    """Three iterations of images alone, and five of FACD, with other crops, batches, rates and regressors; with EMA."""
+    opt['train'] |= {
+        'total_iter': TOTAL,
+        'ema_decay': 0.9,
+        'stages': [
+            {'iterations': 3, 'distill_opt': {'type': 'TeacherSupervisionLoss'}, 'taps': None, 'network_r': None},
+            {
+                **{'iterations': 5, 'gt_size': 32, 'batch_size_per_gpu': 2, 'lr': 5e-4, 'warmup_iter': 2},
+                'scheduler': {'type': 'CosineAnnealingRestartLR', 'periods': [5]},
+            },
+        ],
+    }
+    opt['logger'] |= {'keep_last': 2}
+    return opt
+
+
 class Child:
     """A run in a new process, with train.py's exit codes; its output goes to ``root/output.txt``.
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import TOTAL, Child, assert_same, assert_same_curves, metric_lines, result
+from runs import TOTAL, Child, assert_same, assert_same_curves, metric_lines, result, with_stages
 
 
 def with_frequent_checkpoints(opt: dict) -> dict:
@@ -48,6 +48,10 @@ def killed_and_resumed(opt: dict, folder: Path, times: int, generator: random.Ra
 
 def test_a_run_killed_at_random_moments_and_resumed_has_the_same_weights(train_opt, tmp_path):
     killed_and_resumed(with_frequent_checkpoints(train_opt), tmp_path, 3, random.Random(0))
+
+
+def test_a_run_of_stages_killed_at_random_moments_and_resumed_has_the_same_weights(train_opt, tmp_path):
+    killed_and_resumed(with_stages(with_frequent_checkpoints(train_opt)), tmp_path, 2, random.Random(1))
 
 
 @pytest.mark.slow

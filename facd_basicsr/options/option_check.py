@@ -174,6 +174,13 @@ def option_blocks(opt: OptionBlock, is_train: bool) -> Iterator[tuple[str, Optio
     Raises:
         UserError: a block is not there or has no ``type`` that is known.
     """
+    train_opt = opt.get('train')
+    has_stages = isinstance(train_opt, dict) and train_opt.get('stages') is not None
+    for where, block, keys in _all_blocks(opt, is_train):
+        yield where, block, schema.keys_beside_stages(where, keys) if has_stages else keys
+
+
+def _all_blocks(opt: OptionBlock, is_train: bool) -> Iterator[tuple[str, OptionBlock, Keys]]:
     check_block('', opt, schema.TOP, complete=False)
     model = _registered(MODEL_REGISTRY, 'model_type', opt['model_type'])
     yield '', opt, schema.top_keys(model, is_train)
@@ -339,11 +346,10 @@ def check_options(opt: OptionBlock, is_train: bool) -> OptionBlock:
             'the folder of its run'
         )
     complete = copy.deepcopy(opt)
-    has_stages = is_train and isinstance(opt['train'], dict) and opt['train'].get('stages') is not None
     for where, block, keys in option_blocks(complete, is_train):
-        check_block(where, block, schema.keys_beside_stages(where, keys) if has_stages else keys)
+        check_block(where, block, keys)
         _fill_in(block, keys)
-    if has_stages:
+    if is_train and 'stages' in complete['train']:
         _check_stages(complete)
     else:
         _check_together(complete, is_train)

@@ -596,10 +596,9 @@ def stage_keys(model: type) -> Keys:
 def keys_beside_stages(where: str, keys: Keys) -> Keys:
     """Of a block of a file with stages, which may leave to them what they can give."""
     places = STAGE_PLACES.values()
-    return {
-        name: replace(accepted, required=accepted.required and where != 'train' and f'{where}.{name}' not in places)
-        for name, accepted in keys.items()
-    }
+    needed = [name for name, accepted in keys.items() if accepted.required]
+    given = [name for name in needed if where == 'train' or f'{where}.{name}' in places]
+    return {**keys, **{name: replace(keys[name], required=False, default=...) for name in given}}
 
 
 def loss_keys(loss: type, key: str = '') -> Keys:
