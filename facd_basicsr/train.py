@@ -8,7 +8,6 @@ saved; 1 for any other error.
 """
 
 import argparse
-import copy
 import gc
 import sys
 from collections.abc import Callable, Iterator
@@ -81,8 +80,11 @@ def train(
             log.info(f'Machine: {machine()}, {torch.get_num_threads()} CPU threads.')
             log.info(dict2str(opt))
             stages, state = stages_left(opt, log)
-            for place, stage in reversed(stages[1:]):
-                _try_out(place, stage, log)
+            for place, stage in reversed(stages[1:]):  # what a later one is refused for is known before the run begins
+                log.info(f'Trying out {place}.')
+                with tf32_of(None), locating(place):
+                    set_up(stage, log, gate=False)
+                gc.collect()
             for index, (place, stage) in enumerate(stages):
                 before = stages[index - 1][1] if index > 0 else stage
                 if place:
@@ -92,7 +94,7 @@ def train(
                     state = _continued(before, stage, log)
                 with tf32_of(None):  # or it would be the stage before's
                     with locating(place):
-                        training = set_up(stage, log, state)
+                        training = set_up(stage, log, state, gate=index == 0)
                     with reraise_disk_full(Path(opt['path']['training_states'])):
                         if index == 0:
                             facts = _facts(args.opt, opt, began, training.position)
@@ -125,6 +127,8 @@ def stages_left(opt: dict[str, Any], log: DeferredLog) -> tuple[Stages, dict[str
     if opt['seed_drawn']:
         drawn = opt['manual_seed'] if state is None else state.get('data', {}).get('seed')
         opt['manual_seed'] = ranks.from_first(drawn or opt['manual_seed'])
+    if state is None and opt['auto_resume']:
+        log.info(f'--auto_resume: no state in {opt["path"]["training_states"]}: starting from iteration 0.')
     done, total_iter = 0 if state is None else state['iter'], opt['train']['total_iter']
     if done >= total_iter:
         log.info(f'Nothing is left to train: train.total_iter is {total_iter}.')
@@ -132,24 +136,12 @@ def stages_left(opt: dict[str, Any], log: DeferredLog) -> tuple[Stages, dict[str
     return [named for named in stages if end_of(named[1]) >= done] or stages[-1:], state
 
 
-def _try_out(place: str, stage: dict[str, Any], log: DeferredLog) -> None:
-    """Sets up a stage that comes later, so that what it would be refused for is known before the run begins."""
-    alone = {**copy.deepcopy(stage), 'auto_resume': False}
-    alone.get('teacher', {}).pop('expect', None)
-    log.info(f'Trying out {place}.')
-    with tf32_of(None), locating(place):
-        set_up(alone, log)
-    gc.collect()
-
-
 def _continued(before: dict[str, Any], stage: dict[str, Any], log: DeferredLog) -> dict[str, Any] | None:
-    """The state that a stage has ended with, for the next to resume from. Its regressors are new if those of the stage
-    before are others; the teacher has passed the gate."""
+    """The state that a stage has ended with, for the next to resume from; its regressors are new if they are others."""
     state = Path(stage['path']['training_states'], f'{stage["stage_begin"]}.state')
     new = ['network_r'] if _regressors(before) != _regressors(stage) else None
     stage['auto_resume'] = False
     stage['path'] |= {'resume_state': str(state), 'ignore_resume_networks': new}
-    stage.get('teacher', {}).pop('expect', None)
     return load_resume_state(stage, Ranks(), log.warning)
 
 
@@ -170,13 +162,16 @@ def _differing(where: str, old: Any, new: Any) -> Iterator[str]:
         yield f'{where}: {" -> ".join(map(str, short))}'
 
 
-def set_up(opt: dict[str, Any], log: DeferredLog, resume_state: dict[str, Any] | None = None) -> Training:
+def set_up(
+    opt: dict[str, Any], log: DeferredLog, resume_state: dict[str, Any] | None = None, gate: bool = True
+) -> Training:
     """Builds data, networks and loss, loads checkpoints, and puts the teacher through the sanity gate.
 
     Args:
         opt: of a stage, from :func:`stages_left`.
         log: for the lines of BasicSR's parts.
-        resume_state: to resume from; where the stage begins with it, it has no optimizer and scheduler for the stage.
+        resume_state: to resume from; where the stage begins with it, with a new optimizer and scheduler.
+        gate: whether the teacher must pass the gate.
 
     Raises:
         UserError: a checkpoint, the data or their combination is not accepted.
@@ -200,7 +195,7 @@ def set_up(opt: dict[str, Any], log: DeferredLog, resume_state: dict[str, Any] |
     for name, loader in loaders.val.items():
         check_smallest_image(model, name, loader)
     teacher = ''
-    if 'expect' in opt.get('teacher', {}):
+    if gate and 'expect' in opt.get('teacher', {}):
         expect = opt['teacher']['expect']
         log.info(f'Evaluating the teacher on datasets.{expect["dataset"]} (teacher.expect).')
         teacher = check_teacher(model.teacher, expect, loaders.val[expect['dataset']], opt['scale'], model.device)
@@ -208,20 +203,17 @@ def set_up(opt: dict[str, Any], log: DeferredLog, resume_state: dict[str, Any] |
     if resume_state is not None:
         new = {key: value for key, value in model.training_state().items() if begins and key not in CONTINUED}
         model.resume_training({**resume_state, **new})
-    return Training(model, loaders, _position(opt, resume_state, begins, loaders, log), teacher)
+    position = Position() if resume_state is None else _position(opt, resume_state, begins, loaders, log)
+    return Training(model, loaders, position, teacher)
 
 
 CONTINUED = ('best_metric_results', 'nonfinite')  # of the training state, from stage to stage
 
 
 def _position(
-    opt: dict[str, Any], resume_state: dict[str, Any] | None, begins: bool, loaders: Loaders, log: DeferredLog
+    opt: dict[str, Any], resume_state: dict[str, Any], begins: bool, loaders: Loaders, log: DeferredLog
 ) -> Position:
     """Where to begin; logged."""
-    if resume_state is None:
-        if opt['auto_resume']:
-            log.info(f'--auto_resume: no state in {opt["path"]["training_states"]}: starting from iteration 0.')
-        return Position()
     position, differences = resumed_position(resume_state, loaders.sampler, begins)
     log.info(describe_resume(resume_state, opt['path']['resume_state'], position))
     for difference in differences:

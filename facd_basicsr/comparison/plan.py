@@ -33,6 +33,7 @@ SHARED = (
     'datasets.train',
     'path.pretrain_network_g',
     'train.total_iter',
+    'train.stages',
     'train.optim_g',
     'train.scheduler',
     'train.warmup_iter',
@@ -147,15 +148,20 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
 
     opts = copy.deepcopy(comparison.methods)
     for opt in opts.values():
-        train_opt, scheduler_opt = opt['train'], opt['train']['scheduler']
-        train_opt['total_iter'] = scaled(train_opt['total_iter'])
-        if 'warmup_iter' in train_opt:
-            train_opt['warmup_iter'] = scaled(train_opt['warmup_iter'])
-        for key in ('milestones', 'periods', 'restarts'):
-            if key in scheduler_opt:
-                scheduler_opt[key] = [scaled(value) for value in scheduler_opt[key]]
-        if 'periods' in scheduler_opt:  # rounding must not leave the last iterations without a learning rate
-            scheduler_opt['periods'][-1] += max(0, train_opt['total_iter'] - sum(scheduler_opt['periods']))
+        train_opt, stages = opt['train'], opt['train'].get('stages') or []
+        for block in (train_opt, *stages):
+            scheduler_opt = block.get('scheduler') or {}
+            for key in ('total_iter', 'iterations', 'warmup_iter'):
+                if key in block:
+                    block[key] = scaled(block[key])
+            for key in ('milestones', 'periods', 'restarts'):
+                if key in scheduler_opt:
+                    scheduler_opt[key] = [scaled(value) for value in scheduler_opt[key]]
+            if 'periods' in scheduler_opt:  # rounding must not leave the last iterations without a learning rate
+                missing = block.get('iterations', train_opt['total_iter']) - sum(scheduler_opt['periods'])
+                scheduler_opt['periods'][-1] += max(0, missing)
+        if stages:
+            train_opt['total_iter'] = sum(stage['iterations'] for stage in stages)
         if opt.get('val') is not None:
             opt['val']['val_freq'] = scaled(opt['val']['val_freq'])
         opt['logger']['save_checkpoint_freq'] = scaled(opt['logger']['save_checkpoint_freq'])
@@ -208,7 +214,8 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
     for method, block in methods.items():
         opts[method] = merged(_resolved(f'methods.{method}', block, path), content.get('common', {}))
         opts[method].setdefault('name', method)
-        _check(f'methods.{method}', opts[method], is_train=True)
+        complete = _check(f'methods.{method}', opts[method], is_train=True)
+        opts[method]['train']['total_iter'] = complete['train']['total_iter']  # of stages the sum
     for method, opt in opts.items():
         if opt['scale'] != test_opt['scale']:
             raise UserError(f'methods.{method}.scale: {opt["scale"]}; accepted: {test_opt["scale"]}, as in test')
@@ -228,12 +235,13 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
     return comparison
 
 
-def _check(where: str, opt: dict[str, Any], is_train: bool) -> None:
+def _check(where: str, opt: dict[str, Any], is_train: bool) -> dict[str, Any]:
     """The sets that are reported must exist; the test file's checkpoint is not checked."""
     try:
-        check_options(opt, is_train)
+        complete = check_options(opt, is_train)
         if not is_train:
             check_paths({**opt, 'path': {}}, is_train)
+        return complete
     except UserError as error:
         raise UserError(f'{where}.{error}') from error
 

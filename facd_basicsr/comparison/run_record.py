@@ -18,7 +18,7 @@ from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
 from facd_basicsr.evaluation.tables import evaluate, means
 from facd_basicsr.evaluation.test_sets import build_sets, pairs
-from facd_basicsr.options.option_check import with_defaults
+from facd_basicsr.options.option_check import stages_of, with_defaults
 from facd_basicsr.options.parse import root_path
 from facd_basicsr.runs.run_folder import Curve, Metrics, param_key_of, read_run_folder
 
@@ -63,7 +63,8 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
     student, teacher = student_of(run), teacher_of(comparison)
     notes = []
     alike = (opt for opt in comparison.methods.values() if opt['network_g'] == run.opt['network_g'])
-    tapped = next((opt for opt in (run.opt, *alike) if opt.get('taps')), None)
+    ends = (list(stages_of(opt).values())[-1] for opt in (run.opt, *alike))
+    tapped = next((opt for opt in ends if opt.get('taps')), None)
     if teacher is not None and tapped is not None:
         notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teacher, [student])]
     # features are compared with the teacher's

@@ -22,6 +22,7 @@ from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.files.state_dicts import basicsr_param_keys, load_exactly, load_state_dict
 from facd_basicsr.options import check_inputs, load_options
+from facd_basicsr.options.option_check import stages_of
 from facd_basicsr.runs.benchmark_options import benchmark_options, check_sets
 from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input
 from facd_basicsr.runtime.metrics import as_input, bicubic
@@ -233,7 +234,7 @@ def read_train_file(path: str, overrides: Sequence[str], scale: int) -> dict[str
         raise UserError(f'--teacher: {path} has no teacher block; accepted: a train file such as FACD_EDSR_x2.yml')
     if opt['scale'] != scale:
         raise UserError(f'--teacher: {path}: scale: {opt["scale"]}; accepted: {scale}, as in the test files')
-    return opt
+    return list(stages_of(opt).values())[-1]  # of which the student's checkpoint is
 
 
 def device_of(opts: Sequence[dict[str, Any]]) -> torch.device:

@@ -3,7 +3,9 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ MEANINGS = {'l_sr': 'image loss', 'l_pix': 'image loss', 'l_percep': 'perceptual
 
 def panels(metrics: Metrics, opt: Mapping[str, Any]) -> list[Panel]:
     """Validation first, then every loss term, ``alpha``, ``r_j`` of all taps in one, whatever else was logged, and the
-    learning rate."""
+    learning rate; all with the borders of stages."""
     curves = dict(metrics.curves)
 
     def take(pattern: str) -> dict[str, Curve]:
@@ -45,7 +47,8 @@ def panels(metrics: Metrics, opt: Mapping[str, Any]) -> list[Panel]:
     found += [Panel(name, 'as it is logged', name, {name: line}, True) for name, line in curves.items()]
     if rates:
         found.append(Panel('learning rate', 'of the optimizer', 'learning rate', rates))
-    return found
+    borders = [*accumulate(stage['iterations'] for stage in opt['train'].get('stages', []))][:-1]
+    return [replace(panel, borders=borders) for panel in found]
 
 
 def _meaning(name: str, opt: Mapping[str, Any]) -> str:

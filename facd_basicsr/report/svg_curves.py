@@ -30,6 +30,7 @@ class Panel:
         lines: by label, values by iteration; what is not finite is not drawn.
         noisy: whether lines are of single batches, so that a moving average is drawn too.
         limits: of the vertical axis; None: those of the values.
+        borders: iterations at which a stage ends and another begins, as vertical lines.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Panel:
     lines: Mapping[str, Mapping[int, float]]
     noisy: bool = False
     limits: tuple[float, float] | None = None
+    borders: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

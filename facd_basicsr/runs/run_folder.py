@@ -109,7 +109,8 @@ class RunFolder:
 
 def param_key_of(opt: Mapping[str, Any]) -> str:
     """The entry of a run's checkpoints with the weights that are validated: the moving average if there is one."""
-    return 'params_ema' if opt['train'].get('ema_decay', 0) > 0 else 'params'
+    stages = [opt['train'], *opt['train'].get('stages', [])]  # where one has none, a reader takes the other entry
+    return 'params_ema' if any(stage.get('ema_decay', 0) > 0 for stage in stages) else 'params'
 
 
 def read_run_folder(folder: Path, where: str = 'RUN_DIR') -> RunFolder:

@@ -1,10 +1,11 @@
 """``facd check``: checks everything a run needs before it starts."""
 
+import gc
 import math
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -22,19 +23,20 @@ from facd_basicsr.distill.regressors import OTHER_UNITS, in_other_units, rms
 from facd_basicsr.distill.taps import Points, Tappable, points, suggested, tappable
 from facd_basicsr.distill.teacher import Teacher, build_teacher
 from facd_basicsr.engine.logs import DeferredLog
-from facd_basicsr.engine.loop import Training
+from facd_basicsr.engine.loop import Training, end_of
 from facd_basicsr.environment import versions
-from facd_basicsr.errors import UserError, one_line
+from facd_basicsr.errors import UserError, locating, one_line
 from facd_basicsr.evaluation.complexity import as_trained_and_fused, flops, parameters, saved_activations
 from facd_basicsr.evaluation.tables import duration, text_table
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import PROBES, lq_patch_size
 from facd_basicsr.options import check_inputs, complete_options, load_options, parser
+from facd_basicsr.options.option_check import laid_over
 from facd_basicsr.options.parse import checked, read_options
-from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input
+from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input, tf32_of
 from facd_basicsr.runtime.size_requirements import Padded
-from facd_basicsr.train import set_up
+from facd_basicsr.train import set_up, stages_left
 
 GIB = 2**30
 SMALL, LARGE = 2, 4  # batch sizes of the memory estimate; contrastive losses need two samples
@@ -61,20 +63,40 @@ def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
     opt = complete_options(opt, parser().parse_args(['-opt', option_file]), is_train=True)
     yield f'options      {option_file}: every key is valid; networks, loss and optimizer build'
     with DeferredLog(opt['rank'], console=False) as log:
-        training = set_up(opt, log)
-        model = training.model
-        for line in model.partly_loaded:
-            yield f'weights      {line}'
-        if isinstance(model, FACDModel):
-            net = type(model.teacher.net).__name__
+        stages, state = stages_left(opt, log)
+        seconds, checked_sets = 0.0, []
+        for place, stage in stages:
+            if place:
+                yield f'stage        {place}: iterations {stage["stage_begin"] + 1} to {end_of(stage)}'
+            with tf32_of(None), locating(place):
+                is_first = stage is stages[0][1]
+                training = set_up(stage, log, state if is_first else None, gate=is_first)
+                yield from _what_is_built(training, stage, is_first)
+                for name, dataset_opt in stage['datasets'].items():  # late, since it takes longest
+                    dataset_opt = {**dataset_opt, 'batch_size_per_gpu': 1}
+                    if dataset_opt not in checked_sets:  # with a patch of this size
+                        yield f'data         {name}: {check_whole_dataset(name, dataset_opt, opt["scale"])}'
+                        checked_sets.append(dataset_opt)
+                seconds += yield from _first_iterations(training, stage)
+            del training
+            gc.collect()
+        if len(stages) > 1:
+            yield f'all stages   {duration(seconds)}'
+
+
+def _what_is_built(training: Training, opt: dict[str, Any], is_first: bool) -> Iterator[str]:
+    model = training.model
+    for line in model.partly_loaded:
+        yield f'weights      {line}'
+    if isinstance(model, FACDModel):
+        net = type(model.teacher.net).__name__
+        if is_first:
             yield f'teacher      {net} from {opt["teacher"]["weights"]}: all keys match'
             yield f'             {training.teacher or "quality not checked: no teacher.expect"}'
-            if opt['taps']:
-                yield from _block('taps', _taps(model, opt))
+        if opt['taps']:
+            yield from _block('taps', _taps(model, opt))
+    if is_first:
         yield from _block('networks', _networks(model, opt))
-        for name, dataset_opt in opt['datasets'].items():  # late, since it takes longest
-            yield f'data         {name}: {check_whole_dataset(name, dataset_opt, opt["scale"])}'
-        yield from _first_iterations(training, opt)
 
 
 def list_modules(option_file: str, overrides: Sequence[str], of: str) -> Iterator[str]:
@@ -153,6 +175,9 @@ def _depths(networks: Sequence[str], both: Sequence[Points]) -> str:
 def _networks_alone(option_file: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Checked options without what taps are written for, so that it may be wrong; data and weights may be missing."""
     opt = read_options(option_file, overrides)
+    stages = opt['train'].get('stages') if isinstance(opt.get('train'), dict) else None
+    if isinstance(stages, list) and isinstance(next(iter(stages), None), dict):
+        opt = laid_over(opt, stages[0])
     for key in ('taps', 'network_r'):
         opt.pop(key, None)
     if isinstance(opt.get('train'), dict) and 'teacher' in opt:
@@ -242,8 +267,8 @@ def _flops(net: Padded, num_in_ch: int) -> str:
         return f'not counted ({one_line(error, 60)})'
 
 
-def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
-    """Estimates the batch's memory from a few samples, then runs two iterations."""
+def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str, None, float]:
+    """Estimates the batch's memory from a few samples, then runs two iterations. Returns the seconds of them all."""
     model = training.model
     with reraise_killed_worker():
         batch = next(iter(training.loaders.train))
@@ -270,6 +295,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Iterator[str]:
         f'iteration    {seconds:.3f} s for a batch of {size} at the current load of this machine; {total} iterations: '
         f'{duration(seconds * total)} without data loading and validation'
     )
+    return seconds * total
 
 
 def _units(model: FACDModel, batch: dict[str, Any], opt: dict[str, Any]) -> Iterator[str]:
@@ -331,7 +357,7 @@ def _step(model: Any, batch: dict[str, Any]) -> float:
     model.feed_data(batch)
     wait()
     start = time.perf_counter()
-    model.optimize_parameters(1)
+    model.optimize_parameters(model.opt['stage_begin'] + 1)
     wait()
     return time.perf_counter() - start
 
