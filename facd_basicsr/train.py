@@ -12,7 +12,7 @@ import gc
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 if not __package__:  # run as a script: its folder holds modules called test and options, which must not be top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -37,7 +37,7 @@ from facd_basicsr.engine.signals import stop_on_signal, worker_ignore_signals
 from facd_basicsr.environment import git_commit, machine, versions
 from facd_basicsr.errors import locating, reraise_data_errors, run_command
 from facd_basicsr.files.atomic import atomic_write, check_creatable, remove_unfinished
-from facd_basicsr.losses import DistillLoss, build_loss
+from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.models.data_check import check_smallest_image, check_training_sample
 from facd_basicsr.models.safe_model import build_model, check_pretrained
 from facd_basicsr.options import PACKAGE_PARENT, check_inputs, complete_options, load_yaml, options_of, parser
@@ -149,7 +149,7 @@ def _regressors(opt: dict[str, Any]) -> list[Any]:
     """What the regressors depend on."""
     if not opt.get('taps'):
         return []
-    return [opt['taps'], opt.get('network_r'), cast(DistillLoss, build_loss(opt['train']['distill_opt'])).regressor]
+    return [opt['taps'], opt.get('network_r'), LossSum(opt['train']['distill_opt']).regressor]
 
 
 def _differing(where: str, old: Any, new: Any) -> Iterator[str]:

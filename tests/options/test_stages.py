@@ -6,7 +6,6 @@ from conftest import changed, write_yml
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_options, load_yaml
 from facd_basicsr.options.option_check import check_options, stages_of
-from facd_basicsr.options.option_files import merged
 from facd_basicsr.tools.show import show
 
 
@@ -131,21 +130,3 @@ def test_stages_are_inherited_shown_overridden_and_taken_out(staged, tmp_path):
     assert opt['train']['total_iter'] == 9
     opt = load_options(child, ['train:stages=~', 'train:total_iter=2'], is_train=True)
     assert list(stages_of(opt)) == ['']
-
-
-LOSS, NAMED = {'type': 'A', 'a': 1}, {'x': {'type': 'B', 'b': 1}, 'y': {'type': 'C'}}
-
-
-@pytest.mark.parametrize(
-    ('inherited', 'change', 'result'),
-    [
-        (LOSS, NAMED, NAMED),
-        (NAMED, LOSS, LOSS),
-        (NAMED, {'y': {'type': 'D'}, 'z': {'type': 'E'}}, {**NAMED, 'y': {'type': 'D'}, 'z': {'type': 'E'}}),
-        (NAMED, {'x': {'b': 2}}, {**NAMED, 'x': {'type': 'B', 'b': 2}}),
-        (LOSS, {'a': 2}, {'type': 'A', 'a': 2}),
-        (LOSS, {}, LOSS),
-    ],
-)
-def test_one_block_is_replaced_by_several_of_which_each_has_a_type(inherited, change, result):
-    assert merged({'loss': inherited}, {'loss': change}) == {'loss': result}

@@ -55,3 +55,10 @@ def test_html_tables_span_groups_and_escape_cells():
     assert [(cell.text, cell.get('colspan')) for cell in head] == [(None, None), ('Set5', '2')]
     assert [cell.text for cell in titles] == [None, 'a', 'b']
     assert [cell.text or cell.find('b').text for cell in row] == ['<m>', '1', '2 & 3']
+
+
+def test_every_panel_has_the_borders_of_the_stages_of_the_run():
+    opt = {'train': {'stages': [{'iterations': 3}, {'iterations': 5}, {'iterations': 2}]}}
+    log = Metrics(curves={'l_pix': POINT, 'lr': POINT}, validation={'Set5': {'p': POINT}})
+    assert [panel.borders for panel in panels(log, opt)] == [[3, 8]] * 3
+    assert [panel.borders for panel in panels(log, {'train': {}})] == [[]] * 3

@@ -97,3 +97,10 @@ def test_the_last_values_are_told():
 def test_labels_are_escaped():
     nasty = '<b a="1">&'
     assert ET.fromstring(svg(Panel(nasty, '', nasty, {nasty: {1: 1.0}}))).find('polyline').get('data-label') == nasty
+
+
+def test_the_borders_of_stages_are_vertical_lines_where_the_curve_has_come_that_far():
+    panel = Panel('l', '', '', {'l': {10: 1.0, 100: 2.0}}, borders=(50, 200))
+    (border,) = [line for line in ET.fromstring(svg(panel)).findall('line') if line.get('class') == 'border']
+    assert float(border.get('x1')) == float(border.get('x2')) == pytest.approx((62 + WIDTH - 12) / 2)
+    assert border.find('title').text == 'a stage ends: 50'
