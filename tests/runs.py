@@ -56,7 +56,7 @@ def with_stages(opt: dict) -> dict:
             },
         ],
     }
-    opt['logger'] |= {'keep_last': 2}
+    opt['logger']['keep_last'] = 2
     return opt
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import picture, tiny_test_opt, tiny_train_opt, write_yml
 from processes import run_ranks
-from runs import assert_same, result, scalars, torchrun
+from runs import assert_same, result, scalars, torchrun, with_stages
 
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.options import parser
@@ -114,6 +114,24 @@ def test_a_stopped_and_resumed_run_on_two_processes_equals_an_uninterrupted_one(
     uninterrupted, stopped = scalars(checkout, 'two'), scalars(checkout, 'stopped')
     for tag, values in uninterrupted.items():
         assert values.items() <= stopped[tag].items(), tag
+
+
+def test_two_processes_train_stages_like_one_and_resume_at_a_border(checkout, data, teacher_weights, three_images):
+    opt = with_stages(facd_opt(data, teacher_weights, three_images))
+    del opt['train']['stages'][1]['batch_size_per_gpu'], opt['logger']['keep_last']
+    path = write_yml(opt, checkout / 'stages.yml')
+    done = run_ranks(TRAIN, '-opt', path, *PYTORCH, '--force_yml', 'name=stages', cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    in_this_process(path, checkout, 'name=stages_one', 'datasets:train:batch_size_per_gpu=4')
+    assert_close(networks(checkout, 'stages', 2 * N), networks(checkout, 'stages_one', 2 * N))
+    states = checkout / 'experiments/stages_resumed/training_states'
+    shutil.copytree(checkout / 'experiments/stages', states.parent)
+    for iteration in (N, 2 * N):
+        (states / f'{iteration}.state').unlink()
+    overrides = ('--auto_resume', '--force_yml', 'name=stages_resumed')
+    done = run_ranks(TRAIN, '-opt', path, *PYTORCH, *overrides, cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    assert_same(result(checkout, 2 * N, 'stages_resumed'), result(checkout, 2 * N, 'stages'))
 
 
 def test_two_processes_train_from_memory_like_from_files(two, option_file, checkout):

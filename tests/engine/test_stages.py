@@ -106,6 +106,14 @@ def test_everything_in_a_stage_counts_from_its_beginning_and_the_log_goes_on(sta
     assert {path.name for path in kept.iterdir()} == {'6.state', '8.state', 'latest'}
 
 
+def test_a_schedule_of_a_weight_counts_from_the_start_of_its_stage(staged, tmp_path):
+    weight = {'start': 0, 'end': 1, 'over': 3, 'shape': 'step'}
+    staged['train']['stages'][1]['distill_opt'] = {'loss_weight': weight}
+    run(staged, tmp_path)
+    terms = {line['iter']: line['l_sr'] for line in metric_lines(tmp_path) if 'lr' in line}
+    assert [iteration for iteration, value in terms.items() if value == 0] == [4, 5]
+
+
 def test_the_log_says_which_stage_begins_and_what_differs(staged, tmp_path):
     run(staged, tmp_path)
     log = log_text(tmp_path)
