@@ -49,7 +49,7 @@ def tables() -> dict[str, str]:
     train, test = (
         _model_keys(functools.partial(schema.top_keys, is_train=is_train), ORDER) for is_train in (True, False)
     )
-    in_train = [*schema.TRAIN, *schema.TRAIN_KEYS, *schema.EXECUTION_TRAIN]
+    in_train = [*schema.TRAIN, *schema.TRAIN_KEYS, *schema.OPTIMIZATION, *schema.EXECUTION_TRAIN]
     schedulers = {name: cls for name, cls in schema.SCHEDULERS.items() if name != SYNONYM}
     return {
         'file': _shared_table(schema.FILE),
@@ -72,7 +72,7 @@ def tables() -> dict[str, str]:
         'train': table(_model_keys(schema.train_keys, in_train)),
         'compile': table(schema.COMPILE),
         'train.nonfinite': table(schema.NONFINITE),
-        **{f'train.optim_g {name}': table(schema.optimizer_keys(cls)) for name, cls in schema.OPTIMIZERS.items()},
+        'train.optim_g': _optimizer_table(),
         **{f'train.scheduler {name}': table(schema.scheduler_keys(cls)) for name, cls in schedulers.items()},
         **{f'train.pixel_opt {name}': table(_loss_keys(name)) for name in PIXEL_LOSSES},
         'train.perceptual_opt PerceptualLoss': table(_loss_keys('PerceptualLoss')),
@@ -136,6 +136,25 @@ def _default_cell(key: Key, where: str, required: list[str]) -> str:
         return '**required**'
     words = '-' if key.default is ... else f'`{shown(key.default)}`'
     return f'{words}; **required** in {required[0]}' if required else words
+
+
+def _optimizer_table() -> str:
+    """One for all of torch's: the optimizers that have a key, and its default in each."""
+    able, _ = schema.optimizers()
+    found: dict[tuple[str, str, str], dict[str, list[str]]] = {}  # key, value and meaning: default: optimizers
+    for optimizer, cls in able.items():
+        for name, key in schema.optimizer_keys(cls).items():
+            cell = _default_cell(key, 'train', ['train'] * key.required).replace('`0.0`', '`0`')
+            found.setdefault((name, value_words(key), key.meaning), {}).setdefault(cell, []).append(optimizer)
+    rows = []
+    for (name, value, meaning), by_default in found.items():
+        (usual, _), *others = sorted(by_default.items(), key=lambda item: -len(item[1]))
+        having = sorted(own for names in by_default.values() for own in names)
+        where = 'all' if len(having) == len(able) else ', '.join(f'`{own}`' for own in having)
+        default = '; '.join([usual, *(f'{cell} of {", ".join(own)}' for cell, own in others)])
+        rows.append((-len(having), [f'`{name}`', value, where, default, meaning]))
+    rows.sort(key=lambda row: row[0])
+    return markdown_table(('key', 'value', 'type', 'default', 'meaning'), [row for _, row in rows], numbers=False)
 
 
 def _shared_table(own: Keys) -> str:

@@ -12,6 +12,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import get_dist_info, master_only
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from facd_basicsr.errors import UserError, one_line
@@ -102,6 +103,7 @@ class NonFiniteGuard:
         action: ``skip`` continues without the step; ``fatal`` ends the run.
         limit: so many steps in a row end the run in any case.
         folder: for the batches of such steps; made when there is one.
+        clip_grad_norm: the largest 2-norm of each network's gradient in a :meth:`step`; None: any.
         late: whether to check a fused optimizer's step only after the next; None: on a GPU.
     """
 
@@ -112,12 +114,14 @@ class NonFiniteGuard:
         limit: int = 10,
         *,
         folder: Path,
+        clip_grad_norm: float | None = None,
         late: bool | None = None,
     ) -> None:
         self._networks = networks
         self._action = action
         self._limit = limit
         self._folder = folder
+        self._max_norm = clip_grad_norm
         self._late = late
         self._in_a_row = 0
         self._skipped = 0
@@ -127,7 +131,8 @@ class NonFiniteGuard:
         self._log: Callable[[], dict[str, float]] = dict
 
     def step(self, optimizer: Optimizer, scaler: GradScaler, terms: Mapping[str, Tensor]) -> None:
-        """The optimizer's step, unless a gradient is not finite. ``scaler.update()`` is left to the caller.
+        """Clips the gradients and takes the optimizer's step, unless a gradient is not finite. ``scaler.update()`` is
+        left to the caller.
 
         Args:
             optimizer: with the gradients of a loss that went through :func:`tie_gradient` and ``scaler``.
@@ -139,13 +144,24 @@ class NonFiniteGuard:
         self._step = Step(terms=terms, scaler=scaler if scaler.is_enabled() else None, late=fused and late)
         if scaler.is_enabled():
             self._step.look(optimizer)
+            if self._max_norm is not None:
+                scaler.unscale_(optimizer)
+            self._clip()
             scaler.step(optimizer)  # looks for itself, and skips alike
         elif fused:
             optimizer.found_inf = (~self._step.look(optimizer)).float()  # type: ignore[attr-defined]  # skips on the device, as for a scaler
+            self._clip()
             optimizer.step()
             del optimizer.found_inf  # type: ignore[attr-defined]
         elif self._step.are_finite(optimizer):  # others do not support found_inf
+            self._clip()
             optimizer.step()
+
+    def _clip(self) -> None:
+        """Each network by its own norm; nothing is read back."""
+        if self._max_norm is not None:
+            for net in self._networks.values():
+                clip_grad_norm_(net.parameters(), self._max_norm)
 
     def attach_hooks(
         self, optimizers: Iterable[Optimizer], losses: Iterable[nn.Module], log: Callable[[], dict[str, float]]

@@ -70,7 +70,13 @@ class SafeModel(BaseModel):
         self.reach = validated_receptive_field(self, self.sizes)
         if self.is_train:
             folder = Path(self.opt['path']['experiments_root'], 'nonfinite')
-            self.guard = NonFiniteGuard(self._networks(), **self.opt['train']['nonfinite'], folder=folder)
+            train_opt = self.opt['train']
+            self.guard = NonFiniteGuard(
+                self._networks(),
+                **train_opt['nonfinite'],
+                folder=folder,
+                clip_grad_norm=train_opt.get('clip_grad_norm'),
+            )
             self._attach_guard()
 
     @cached_property
@@ -147,8 +153,9 @@ class SafeModel(BaseModel):
         """Nothing: engine/checkpoint.py writes it, with the loop's part and after all networks."""
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
-        """As BasicSR's, and fused on a GPU if the option file does not choose: it then skips steps without being told
-        to by the host (models/nonfinite.py), and its step is one kernel.
+        """Any of torch's, where BasicSR knows Adam alone, and on a GPU fused, of those that can be, if the option file
+        does not choose: it then skips steps without being told to by the host (models/nonfinite.py), and its step is
+        one kernel.
 
         Raises:
             UserError: there is nothing to train.
@@ -157,14 +164,20 @@ class SafeModel(BaseModel):
         if not params:
             network = self.opt['network_g']['type']
             raise UserError(f'network_g: {network} has no weights to train; accepted: a network that has')
+        cls = getattr(torch.optim, optim_type)
         if self.device.type == 'cuda' and kwargs.get('fused') is None and kwargs.get('foreach') is None:
-            kwargs['fused'] = True
-        return super().get_optimizer(optim_type, params, lr, **kwargs)
+            kwargs |= {'fused': True} if _can_be_fused(cls, params[0]) else {}
+        optimizer = cls(params, lr, **kwargs)
+        if kwargs.get('fused') and kwargs.get('momentum'):  # or SGD, if the first step is skipped, begins with any bits
+            for parameter in params:
+                optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+        return optimizer
 
     def training_state(self) -> dict[str, Any]:
         """The training state besides the networks, as ``weights_only`` loading accepts it."""
         return {
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'optimizer_types': [type(optimizer).__name__ for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'best_metric_results': {
                 name: {metric: {**found, 'val': float(found['val'])} for metric, found in metrics.items()}
@@ -179,6 +192,13 @@ class SafeModel(BaseModel):
         Raises:
             UserError: it is of other networks or another optimizer.
         """
+        found = resume_state.get('optimizer_types', ['Adam'] * len(self.optimizers))  # the only one of BasicSR's
+        types = [type(optimizer).__name__ for optimizer in self.optimizers]
+        if found != types:
+            raise UserError(
+                f'train.optim_g.type: {", ".join(types)}, but {self.opt["path"]["resume_state"]} is of '
+                f'{", ".join(found)}; accepted: the same, or a new run from path.pretrain_network_g'
+            )
         settings = [_settings(optimizer) for optimizer in self.optimizers]
         try:
             for optimizer, state in zip(self.optimizers, resume_state['optimizers'], strict=True):
@@ -413,6 +433,17 @@ def lq_patch_size(opt: dict[str, Any]) -> int:
 def run_network(net: nn.Module, x: Any) -> Any:
     """What is compiled: the network is an argument, so that its wrapper for several processes may be in its place."""
     return net(x)
+
+
+def _can_be_fused(optimizer: type[Optimizer], parameter: Tensor) -> bool:
+    """Whether one kernel can step on such a parameter: of Adagrad it depends on device and release."""
+    probe = torch.zeros_like(parameter, requires_grad=True)
+    probe.grad = torch.zeros_like(parameter)
+    try:
+        optimizer([probe], lr=1.0, fused=True).step()  # type: ignore[call-arg]
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def _settings(optimizer: Optimizer) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from facd_basicsr.archs import build_without_weights
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.options.option_check import check_network, named_losses
-from facd_basicsr.options.schema import OPTIMIZERS, SCHEDULERS
+from facd_basicsr.options.schema import SCHEDULERS, optimizers
 
 Block = dict[str, Any]
 PROBE_CHANNELS = 64  # of network_r, whose real ones are read off the taps
@@ -79,7 +79,7 @@ def _network(block: Block, **channels: Any) -> nn.Module:
 
 
 def _optimizer(block: Block) -> torch.optim.Optimizer:
-    return OPTIMIZERS[block['type']]([torch.zeros(1, requires_grad=True)], **_arguments(block))
+    return optimizers()[0][block['type']]([torch.zeros(1, requires_grad=True)], **_arguments(block))
 
 
 def _scheduler(block: Block, optimizer: torch.optim.Optimizer) -> Any:

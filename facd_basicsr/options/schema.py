@@ -3,6 +3,8 @@
 The tables have what no signature or source says; the functions below them add what a registered class accepts.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +20,7 @@ from basicsr.utils.file_client import FileClient
 from facd_basicsr.archs import CHANNELS, OUT_CHANNELS
 from facd_basicsr.distill.regressors import INITS
 from facd_basicsr.distill.teacher import WEIGHTS_FORMATS
+from facd_basicsr.errors import one_line
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.losses.loss_sum import TARGETS, is_pixel_loss
 from facd_basicsr.losses.schedule import SHAPES
@@ -264,6 +267,16 @@ EXECUTION = {
     ),
     'compile': Key((dict, type(None)), default=None, meaning='run by `torch.compile`, with these options; `null`: not'),
 }
+# Of a step, of FACDModel and SRModel.
+OPTIMIZATION = {
+    'clip_grad_norm': Key(
+        (*NUMBER, type(None)),
+        above=0,
+        default=None,
+        meaning="the largest 2-norm of a network's gradient, of the student's and of the regressors' each by itself; a "
+        'larger one is multiplied down to it. `null`: not clipped',
+    ),
+}
 EXECUTION_TRAIN = {
     **EXECUTION,
     **{
@@ -478,7 +491,12 @@ OPTIM_KEYS = {
         (list,), items=NUMBER, least=0, below=1, meaning='decay of the moving averages of gradient and its square'
     ),
     'eps': Key(NUMBER, least=0, meaning='added to the denominator'),
-    'weight_decay': Key(NUMBER, least=0, meaning='factor of the weights that is added to their gradient'),
+    'weight_decay': Key(
+        NUMBER,
+        least=0,
+        meaning='factor of the weights that is added to their gradient; of Adafactor, AdamW and with '
+        '`decoupled_weight_decay` it shrinks them by itself, times `lr`',
+    ),
     'amsgrad': Key((bool,), meaning='divide by the largest second moment so far'),
     'foreach': Key(
         (bool, type(None)), meaning='one kernel for many parameters; `null`: as torch chooses, on GPUs `fused` instead'
@@ -490,6 +508,9 @@ OPTIM_KEYS = {
         (bool, type(None)), meaning='the step as one kernel; `null`: `true` on GPUs unless `foreach` is given'
     ),
     'decoupled_weight_decay': Key((bool,), meaning='weight decay as in AdamW, past the moments'),
+    'momentum': Key(NUMBER, least=0, meaning='factor of the steps before in each step'),
+    'dampening': Key(NUMBER, meaning='what of a gradient does not enter the momentum'),
+    'centered': Key((bool,), meaning='divide by the deviation of the gradient, not by its square'),
 }
 ITERATIONS = Key((list,), required=True, items=(int,), least=1)
 SCHEDULER_KEYS = {
@@ -504,7 +525,6 @@ SCHEDULER_KEYS = {
     'last_epoch': Key((int,), meaning="torch's counter of steps: leave it out"),
 }
 
-OPTIMIZERS = {'Adam': torch.optim.Adam}  # all that BasicSR's get_optimizer knows
 SCHEDULERS = {
     'MultiStepLR': lr_scheduler.MultiStepRestartLR,
     'MultiStepRestartLR': lr_scheduler.MultiStepRestartLR,
@@ -581,9 +601,9 @@ def train_keys(model: type) -> Keys:
     """Of ``train``, for a model."""
     own = {key: TRAIN_KEYS.get(key, Key()) for key in sorted(keys_read(model, 'train_opt'))}
     if 'distill_opt' in own:
-        own |= EXECUTION_TRAIN
+        own |= OPTIMIZATION | EXECUTION_TRAIN
     elif sums_losses(model):
-        own |= EXECUTION
+        own |= OPTIMIZATION | EXECUTION
     return {**own, **TRAIN}
 
 
@@ -626,9 +646,28 @@ def sums_losses(model: type) -> bool:
     return model is SRModel or 'distill_opt' in keys_read(model, 'train_opt')
 
 
+@functools.cache
+def optimizers() -> tuple[dict[str, type], dict[str, str]]:
+    """torch's optimizers by name, and the names of those that take no step on a convolution's weights, with the error:
+    they need a closure, sparse gradients or matrices."""
+    able, unable = {}, {}
+    optimizer: Any
+    for name, optimizer in inspect.getmembers(torch.optim, inspect.isclass):
+        weight = torch.zeros(1, 1, 1, 1, requires_grad=True)
+        weight.grad = torch.zeros_like(weight)
+        try:
+            optimizer([weight], lr=1.0).step()
+            able[name] = optimizer
+        except (TypeError, ValueError, RuntimeError) as error:
+            unable[name] = one_line(error)
+    return able, unable
+
+
 def optimizer_keys(optimizer: type) -> Keys:
     """Of ``train.optim_g``, beside ``type``."""
-    return signature_keys(optimizer, supplied=('params',), known=OPTIM_KEYS)
+    own = signature_keys(optimizer, supplied=('params',))
+    known = {key: of for key, of in OPTIM_KEYS.items() if key in own and (list in own[key].types) == (list in of.types)}
+    return signature_keys(optimizer, supplied=('params',), known=known)  # Adafactor's eps is a list
 
 
 def scheduler_keys(scheduler: type) -> Keys:

@@ -15,7 +15,7 @@ from typing import Any
 INDENT = 4
 # `num_feat (int): Channel number` as BasicSR writes it, `student, teacher: SR` as this package does
 ENTRY = re.compile(r'(?P<names>\w+(?:, \w+)*)(?: \(.*?\))?:\s+(?P<text>.*)')
-DEFAULT = re.compile(r'\s*\bDefault: .*')  # which the signature says
+DEFAULT = re.compile(r'\s*(\bDefault: |\(default: ).*')  # which the signature says
 
 
 @functools.cache

@@ -232,9 +232,10 @@ def test_a_good_step_reads_one_value_back_and_an_optimizer_without_gradients_non
 
 
 @pytest.mark.parametrize('scale', [None, 2.0**16])
-def test_a_late_reader_reads_nothing_back_in_a_good_step(scale, folder, monkeypatch):
+@pytest.mark.parametrize('norm', [None, 1e-3])
+def test_a_late_reader_reads_nothing_back_in_a_good_step(scale, norm, folder, monkeypatch):
     model = Calling(True, scale)
-    guard = watch(model, folder=folder)
+    guard = watch(model, folder=folder, clip_grad_norm=norm)
     read = []
     for name in ('item', 'tolist', '__bool__', '__float__'):
         own = getattr(Tensor, name)
@@ -338,6 +339,36 @@ def test_a_batch_that_can_not_be_saved_does_not_end_the_training(build, folder, 
     model = build()
     train(model, watch(model, folder=folder), batch(NAN), batch())
     assert 'batch not saved: ' in lines[0] and str(folder) in lines[0]
+
+
+@pytest.mark.parametrize('fused', [None, True])
+@pytest.mark.parametrize('scale', [None, 2.0**16])
+@pytest.mark.parametrize(('norm', 'factor'), [(2.5, 0.5), (10.0, 1.0)])
+def test_each_network_is_clipped_by_its_own_norm_after_the_loss_scale_is_taken_out(folder, fused, scale, norm, factor):
+    model = Calling(fused, scale)
+    first, second = model.net_g
+    model.optimizers = [torch.optim.SGD(model.net_g.parameters(), 1.0, fused=fused)]
+    for parameter, gradient in zip(model.net_g.parameters(), (3.0, 4.0, 0.6, 0.8)):  # norms 5 and 1
+        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad.view(-1)[0] = gradient * (scale or 1)
+    before = [parameter.detach().clone() for parameter in model.net_g.parameters()]
+    guard = NonFiniteGuard({'net_g': first, 'net_r': second}, folder=folder, clip_grad_norm=norm)
+    model.scaler.scale(torch.ones(()))  # as before a backward
+    guard.step(model.optimizers[0], model.scaler, {})
+    steps = [(old - new).view(-1)[0].item() for old, new in zip(before, model.net_g.parameters())]
+    assert steps == pytest.approx([3 * factor, 4 * factor, 0.6, 0.8], rel=1e-5)
+
+
+@both_kernels
+@pytest.mark.parametrize('scale', [None, 2.0**16])
+def test_where_gradients_are_clipped_only_those_that_were_not_finite_are_named(fused, scale, folder, lines):
+    model = Calling(fused, scale)
+    model.net_g[1].bias.register_hook(lambda gradient: gradient * INF)
+    before = state(model)[:4]
+    train(model, watch(model, folder=folder, clip_grad_norm=1e-3), batch())
+    assert same(before, state(model)[:4])
+    if scale is None:  # a scaler's search for its scale is not reported
+        assert lines[0].startswith('WARNING: Iteration 1: gradient of net_g.1.bias not finite; ')
 
 
 @both_kernels

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from facd_basicsr.data.loaders import build_loaders
 from facd_basicsr.errors import Stopped, UserError
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import SafeModel, build_model
+from facd_basicsr.options import schema
 
 
 @pytest.fixture
@@ -106,6 +108,71 @@ def test_a_training_state_and_its_networks_are_all_that_training_goes_on_from(bu
     assert_same(other.training_state(), model.training_state())
     for net in ('net_g', 'net_g_ema', 'net_r'):
         assert_same(getattr(other, net).state_dict(), getattr(model, net).state_dict())
+
+
+@pytest.mark.parametrize('optimizer', schema.optimizers()[0])
+@pytest.mark.parametrize('precision', [None, 'fp16'])
+def test_every_optimizer_resumes_bit_for_bit_and_a_step_that_is_not_finite_changes_nothing(
+    build, train_opt, tmp_path, optimizer, precision
+):
+    train_opt['train'] |= {'optim_g': {'type': optimizer, 'lr': 1e-3}, 'precision': precision, 'clip_grad_norm': 1.0}
+    model = build(train_opt)
+    step(model, 1, 2)
+    before = copy.deepcopy([model.net_g.state_dict(), model.net_r.state_dict(), model.optimizer_g.state_dict()])
+    model.feed_data({'lq': torch.rand(3, 3, 8, 8), 'gt': torch.full((3, 3, 16, 16), float('nan'))})
+    model.optimize_parameters(3)
+    assert_same([model.net_g.state_dict(), model.net_r.state_dict(), model.optimizer_g.state_dict()], before)
+    model.save(0, 2)
+    state = stored(model, tmp_path)
+    for net in 'gr':
+        train_opt['path'][f'pretrain_network_{net}'] = str(Path(model.opt['path']['models'], f'net_{net}_2.pth'))
+    other = build(train_opt)
+    other.resume_training(state)
+    for one in (model, other):
+        step(one, 3, 5)
+    assert_same(other.training_state(), model.training_state())
+    for net in ('net_g', 'net_r'):
+        assert_same(getattr(other, net).state_dict(), getattr(model, net).state_dict())
+        assert any(
+            not torch.equal(*pair)
+            for pair in zip(getattr(model, net).state_dict().values(), before[net == 'net_r'].values())
+        )
+
+
+def test_a_run_is_not_resumed_with_another_optimizer(build, alone, tmp_path):
+    state = stored(build(alone), tmp_path)
+    alone['train']['optim_g'] = {'type': 'AdamW', 'lr': 1e-3}
+    model = build(alone)
+    model.opt['path']['resume_state'] = '5.state'
+    expected = (
+        'train.optim_g.type: AdamW, but 5.state is of Adam; accepted: the same, or a new run from '
+        'path.pretrain_network_g'
+    )
+    del state['optimizer_types']  # as BasicSR writes it, which knows Adam alone
+    for old in (state, {**state, 'optimizer_types': ['Adam']}):
+        with pytest.raises(UserError) as error:
+            model.resume_training(old)
+        assert str(error.value) == expected
+
+
+@pytest.mark.parametrize('optimizer', ['Adam', 'SGD', 'Adagrad'])
+def test_a_fused_optimizer_whose_first_step_is_skipped_begins_like_one_whose_was_not(build, alone, optimizer):
+    alone['train']['optim_g'] = {'type': optimizer, 'lr': 1e-3, 'fused': True}
+    if optimizer == 'SGD':
+        alone['train']['optim_g']['momentum'] = 0.9
+    skipped, other = build(alone), build(alone)
+    skipped.feed_data({'lq': torch.rand(3, 3, 8, 8), 'gt': torch.full((3, 3, 16, 16), float('nan'))})
+    skipped.optimize_parameters(1)
+    for model in (skipped, other):
+        step(model, 1, 2)
+    assert_same(skipped.net_g.state_dict(), other.net_g.state_dict())
+
+
+def test_an_optimizer_without_a_fused_kernel_has_none_on_a_gpu(build, alone):
+    model = build(alone)
+    model.device = torch.device('cuda')
+    optimizer = model.get_optimizer('RMSprop', list(model.net_g.parameters()), 1e-3)
+    assert 'fused' not in optimizer.param_groups[0]
 
 
 @pytest.mark.parametrize('kind', ['alone', 'train_opt'])

@@ -37,13 +37,16 @@ def batch() -> dict[str, torch.Tensor]:
     return {'lq': images(12), 'gt': images(24)}
 
 
-def step(option_file: Path, loss: str, share: slice, execution: dict | None = None) -> dict:
+CLIPPED = {'clip_grad_norm': 0.5}
+
+
+def step(option_file: Path, loss: str, share: slice, execution: dict | None = None, train: dict | None = None) -> dict:
     """One iteration on a share of the batch: its gradients and what the log shows, in float64."""
     opt = parse_options(parser().parse_args(['-opt', str(option_file)]), is_train=True, root=option_file.parent)
     opt['rank'], opt['world_size'] = get_dist_info()  # the group exists already, and serves several models
     opt['dist'] = opt['world_size'] > 1
     set_random_seed(opt['manual_seed'] + opt['rank'])
-    opt['train'] |= {'distill_opt': copy.deepcopy(LOSSES[loss]), **(execution or {})}
+    opt['train'] |= {'distill_opt': copy.deepcopy(LOSSES[loss]), **(execution or {}), **(train or {})}
     opt['teacher'] |= execution or {}
     torch.set_default_dtype(torch.float64)
     try:
@@ -64,6 +67,7 @@ def worker(option_file: Path) -> None:
     rank = dist.get_rank()
     share = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
     found = {loss: step(option_file, loss, share) for loss in LOSSES}
+    found['clipped'] = step(option_file, 'FACDLoss', share, train=CLIPPED)
     found['started'] = step(option_file, 'FACDLoss', share, STARTED)
     torch.compile = functools.partial(torch.compile, backend='aot_eager')  # captures graphs, needs no compiler
     found['compiled'] = step(option_file, 'FACDLoss', share, {'compile': {}, 'channels_last': True})
@@ -111,6 +115,16 @@ def test_student_and_regressors_of_two_ranks_have_the_gradient_of_one_process(ra
             assert all(gradient.dtype == torch.float64 and gradient.abs().sum() > 0 for gradient in expected[net])
             torch.testing.assert_close(rank[case][net], expected[net], rtol=1e-9, atol=1e-12)
     assert ranks[0][case]['log'] == pytest.approx(expected['log'], rel=1e-9)
+
+
+def test_two_ranks_clip_as_one_process_each_network_by_its_norm(ranks, option_file):
+    expected = step(option_file, 'FACDLoss', slice(None), train=CLIPPED)
+    plain = step(option_file, 'FACDLoss', slice(None))
+    for net in ('student', 'regressors'):
+        norms = [torch.stack([gradient.norm() for gradient in found[net]]).norm() for found in (plain, expected)]
+        assert norms == [pytest.approx(norms[0].item()), pytest.approx(min(0.5, norms[0].item()), rel=1e-5)]
+        for rank in ranks:
+            torch.testing.assert_close(rank['clipped'][net], expected[net], rtol=1e-9, atol=1e-12)
 
 
 if __name__ == '__main__':

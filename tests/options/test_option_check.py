@@ -1,8 +1,10 @@
 import copy
 import functools
+import inspect
 from pathlib import Path
 
 import pytest
+import torch
 from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
 from conftest import METRICS, changed, tiny_test_opt, tiny_train_opt
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facd_basicsr.errors import UserError
+from facd_basicsr.options import schema
 from facd_basicsr.options.build import dry_run
 from facd_basicsr.options.option_check import check_options, option_blocks, with_defaults
 
@@ -112,7 +115,13 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('train.distill_opt.type', 'FACD', "train.distill_opt.type: 'FACD' is not registered"),
         ('datasets.val.type', 'PairedDataset', "datasets.val.type: 'PairedDataset' is not registered"),
         ('val.metrics.psnr_y.type', 'psnr', "val.metrics.psnr_y.type: 'psnr' is not registered"),
-        ('train.optim_g.type', 'Adm', "train.optim_g.type: 'Adm'; accepted: Adam"),
+        ('train.optim_g.type', 'Adm', "train.optim_g.type: 'Adm'; accepted: ASGD, Adadelta, Adafactor, Adagrad, Adam"),
+        ('train.optim_g.type', 'LBFGS', "type: 'LBFGS' (LBFGS.step() missing 1 required positional argument"),
+        ('train.optim_g.type', 'SparseAdam', "type: 'SparseAdam' (SparseAdam does not support dense gradients"),
+        ('train.optim_g.betas_', [0.9, 1], "train.optim_g.betas_: unknown key; did you mean 'betas'?"),
+        ('train.optim_g', {'type': 'SGD', 'lr': 1, 'momentum': -1}, 'optim_g.momentum: -1; accepted: 0 or more'),
+        ('train.clip_grad_norm', 0, 'train.clip_grad_norm: 0; accepted: more than 0'),
+        ('train.clip_grad_norm', 'l2', "train.clip_grad_norm: 'l2'; accepted: a number or nothing (null)"),
         ('train.scheduler.type', 'StepLR', "train.scheduler.type: 'StepLR'; accepted: Cosine"),
         ('datasets.val.io_backend.type', 'zip', "datasets.val.io_backend.type: 'zip'; accepted: disk, lmdb"),
         # missing
@@ -378,6 +387,20 @@ def test_float16_whose_scale_fails_a_step_now_and_then_needs_a_limit_above_one(t
     train_opt['train'] |= {'nonfinite': {'limit': 1}, 'precision': 'fp16'}
     assert refusal(train_opt) == 'train.nonfinite.limit: 1; accepted with train.precision: fp16: 2 or more'
     check_options(changed(train_opt, 'train.nonfinite.limit', 2), is_train=True)
+
+
+def test_every_optimizer_has_the_keys_of_its_own_signature_and_those_that_need_matrices_are_refused(train_opt):
+    for name in schema.optimizers()[0]:
+        optim_opt = check_options(changed(train_opt, 'train.optim_g.type', name), is_train=True)['train']['optim_g']
+        expected = {key for key in inspect.signature(getattr(torch.optim, name)).parameters if key != 'params'}
+        assert optim_opt.keys() - {'type'} == expected, name
+        dry_run({**train_opt, 'train': {**train_opt['train'], 'optim_g': optim_opt}, 'teacher': {}}, is_train=True)
+    train_opt['train']['optim_g'] = {'type': 'Muon', 'lr': 1e-3, 'momentum': 0.9}
+    assert "train.optim_g.type: 'Muon'" in refusal(train_opt)  # of which old releases of torch know nothing
+    train_opt['train']['optim_g'] = {'type': 'Adafactor', 'lr': 1e-3, 'eps': [None, 1e-3]}
+    check_options(train_opt, is_train=True)
+    train_opt['train']['optim_g'] = {'type': 'Adafactor', 'lr': 1e-3, 'betas': [0.9, 0.99]}
+    assert 'train.optim_g.betas: unknown key' in refusal(train_opt)
 
 
 def test_too_short_periods_are_refused(train_opt):
