@@ -1,7 +1,6 @@
 """One distillation step inside BasicSR's loop."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,8 +16,17 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState
 from facd_basicsr.losses.loss_sum import ImageTerm, LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.models.safe_model import PROBES, SafeModel, SafeSRModel, lq_patch_size, run_network
+from facd_basicsr.models.safe_model import (
+    PROBES,
+    Features,
+    SafeModel,
+    SafeSRModel,
+    lq_patch_size,
+    preserve_buffers,
+    run_network,
+)
 from facd_basicsr.runtime.execution import Execution, check_upscaled, reraise_refused_input, tf32_of
+from facd_basicsr.runtime.rng import preserve_rng_state
 
 SMALL_PROBE_SIZE = 8  # if no part depends on it; CSD's VGG halves an x2 output of it four times
 
@@ -51,7 +59,7 @@ class FACDModel(SafeSRModel):
         self.criterion = LossSum(train_opt['distill_opt'], train_opt.get('pixel_opt')).prepare().to(self.device)
         self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
         student = self.get_bare_model(self.net_g)
-        with _preserve_buffers(student):
+        with preserve_buffers(student):
             self._try_networks()
             taps = self.opt['taps']
             self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')
@@ -162,24 +170,31 @@ class FACDModel(SafeSRModel):
         self.optimizer_g = self.get_optimizer(train_opt['optim_g']['type'], optim_params, **optim_opt)
         self.optimizers.append(self.optimizer_g)
 
-    def distill_state(self, lq: Tensor, gt: Tensor, iteration: int = 0) -> DistillState:
+    def _student(self, lq: Tensor, bare: bool = False) -> tuple[Tensor, Features, Features]:
+        net_g, net_r = (net and self.get_bare_model(net) if bare else net for net in (self.net_g, self.net_r))
         with self._execution_g.autocast(self.device):
-            student, student_feats = self._run_student(self.net_g, self._execution_g.laid_out(lq))
+            student, feats = self._run_student(net_g, self._execution_g.laid_out(lq))
+        return at_least_float32(student), feats, () if net_r is None else self._regressed(net_r, feats)
+
+    def distill_state(self, lq: Tensor, gt: Tensor, iteration: int = 0, bare: bool = False) -> DistillState:
+        self._start_regressors(lq)
+        student, feats, regressed_feats = self._student(lq, bare)
         with tf32_of(self.teacher.execution.precision):
             teacher, teacher_feats = self._run_teacher(self.teacher, lq)
-        regressed_feats: tuple[Tensor, ...] = ()
-        if self.net_r is not None:
-            self._start_regressors(self.net_r, student_feats, teacher_feats)
-            regressed_feats = self._regressed(self.net_r, student_feats)
         teacher_feats = tuple(map(at_least_float32, teacher_feats))
-        return DistillState(
-            at_least_float32(student), teacher, gt, lq, student_feats, teacher_feats, regressed_feats, iteration
-        )
+        return DistillState(student, teacher, gt, lq, feats, teacher_feats, regressed_feats, iteration)
 
-    def _start_regressors(self, net_r: nn.Module, *feats: tuple[Tensor, ...]) -> None:
+    def _first_pass(self, iteration: int) -> tuple[DistillState, list[dict[str, Any]]]:
+        self._start_regressors(self.lq)
+        return super()._first_pass(iteration)
+
+    def _start_regressors(self, lq: Tensor) -> None:
         """Nothing, but on the first batch of a run whose regressors are new (``train.init_r``)."""
-        if self._init_r not in (None, 'random'):
-            for line in start_regressors(self.get_bare_model(net_r), self._init_r, *feats):
+        if self.net_r is not None and self._init_r not in (None, 'random'):
+            with preserve_rng_state(), preserve_buffers(self.get_bare_model(self.net_g)):
+                parts = [self.tapped(part) for part in lq.chunk(self.accum_iter)]
+            feats = (tuple(map(torch.cat, zip(*own))) for own in zip(*parts))
+            for line in start_regressors(self.get_bare_model(self.net_r), self._init_r, *feats):
                 get_root_logger().info(line)
         self._init_r = None
 
@@ -197,15 +212,3 @@ class FACDModel(SafeSRModel):
         if self.net_r is not None:
             self.save_network(self.net_r, 'net_r', current_iter)
         super().save(epoch, current_iter)
-
-
-@contextmanager
-def _preserve_buffers(net: nn.Module) -> Iterator[None]:
-    """Leaves the averages of a batch normalization, which a forward in training updates, as they were: a run that is
-    resumed would begin with others than those that it was saved with."""
-    saved = [(buffer, buffer.clone()) for buffer in net.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in saved:
-            buffer.copy_(value)

@@ -2,7 +2,8 @@
 the ways to run a network that FACDModel has."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_e
 from facd_basicsr.losses.base import DistillState, build_loss, sum_of
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.models.micro_batches import GradientShares, joined, mapped, of_student, with_gradients
 from facd_basicsr.models.nonfinite import NonFiniteGuard, tie_gradient
 from facd_basicsr.models.validation import (
     Interruptible,
@@ -38,9 +40,12 @@ from facd_basicsr.models.validation import (
     validated_sizes,
     validates_itself,
 )
-from facd_basicsr.runtime.execution import TAKEN, Execution, reraise_refused_input, set_tf32
+from facd_basicsr.runtime.execution import TAKEN, Execution, reraise_refused_input, set_tf32, uncompiled
 from facd_basicsr.runtime.processes import Ranks
+from facd_basicsr.runtime.rng import preserve_rng_state, restore_rng_state, rng_state
 from facd_basicsr.runtime.size_requirements import SizeRequirements
+
+Features = tuple[Tensor, ...]
 
 PROBES = 2  # samples: in training a batch normalization may refuse one
 PROBE_LQ_SIZE = 16  # of LQ, where the training set has no gt_size
@@ -297,9 +302,12 @@ class SafeSRModel(SafeModel, SRModel):
 
     feed_data = feed_data_non_blocking
     cri_perceptual: nn.Module | None = None
+    _logs: dict[str, Tensor]
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        self._execution_g = Execution.of(opt.get('train', {}))
+        train_opt = opt.get('train', {})
+        self._execution_g = Execution.of(train_opt)
+        self.accum_iter = train_opt.get('accum_iter', 1)
         super().__init__(opt)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
@@ -373,7 +381,13 @@ class SafeSRModel(SafeModel, SRModel):
         # only float16 has so small a range that the loss must be scaled
         self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
 
-    def distill_state(self, lq: Tensor, gt: Tensor, iteration: int = 0) -> DistillState:
+    def _student(self, lq: Tensor, bare: bool = False) -> tuple[Tensor, Features, Features]:
+        """The student's output, its features, and these through the regressors; ``bare``: without DDP."""
+        with self._execution_g.autocast(self.device), self._execution_g.reraise_layout_errors('train'):
+            net_g = self.get_bare_model(self.net_g) if bare else self.net_g
+            return at_least_float32(self._run_student(net_g, self._execution_g.laid_out(lq))), (), ()
+
+    def distill_state(self, lq: Tensor, gt: Tensor, iteration: int = 0, bare: bool = False) -> DistillState:
         """What the losses see of a batch: outputs, (N, C, h * scale, w * scale), and features, (N, C_j, h_j, w_j), of
         student and teacher; here the student's output alone.
 
@@ -383,27 +397,82 @@ class SafeSRModel(SafeModel, SRModel):
         Args:
             lq, gt: the batch, (N, C, h, w) and (N, C, h * scale, w * scale).
             iteration: counted from the start of the stage.
+            bare: whether to run the networks without DDP, which waits for a backward.
         """
-        with self._execution_g.autocast(self.device), self._execution_g.reraise_layout_errors('train'):
-            output = self._run_student(self.net_g, self._execution_g.laid_out(lq))
-        student = at_least_float32(output)
+        student, *_ = self._student(lq, bare)
         return DistillState(student, student.new_empty(0), gt, lq, (), (), iteration=iteration)
 
     def optimize_parameters(self, current_iter: int) -> None:
-        state = self.distill_state(self.lq, self.gt, current_iter - self.opt.get('stage_begin', 0))
+        iteration, every = current_iter - self.opt.get('stage_begin', 0), self.opt['train']['log_gradient_share']
+        shares = self._gradient_shares(iteration) if every and current_iter % every == 0 else {}
+        if self.accum_iter == 1:
+            self._minimize(self._losses(self.distill_state(self.lq, self.gt, iteration)))
+        else:
+            state, random = self._first_pass(iteration)
+            self._minimize(self._losses(state), lambda: self._second_pass(state, random))
+        self._logs = {**self._logs, **shares}
+
+    def _losses(self, state: DistillState) -> dict[str, Tensor]:
         logs: dict[str, Tensor] = self.criterion(state)
         if self.cri_perceptual is not None:
             l_percep, l_style = self.cri_perceptual(state.student, state.gt)
             logs |= {name: term for name, term in (('l_percep', l_percep), ('l_style', l_style)) if term is not None}
-        self._minimize(logs)
+        return logs
 
-    def _minimize(self, logs: dict[str, Tensor]) -> None:
-        """The rest of a step: minimizes the sum of the terms ``l_*``, unless it or its gradient is not finite."""
+    def _first_pass(self, iteration: int) -> tuple[DistillState, list[dict[str, Any]]]:
+        """The state of the whole batch (models/micro_batches.py) without activations, and the random numbers' state
+        before each part."""
+        parts, random = [], []
+        with torch.no_grad(), preserve_buffers(*self._networks().values()):
+            for lq, gt in zip(self.lq.chunk(self.accum_iter), self.gt.chunk(self.accum_iter)):
+                random.append(rng_state())
+                part = self.distill_state(lq, gt, iteration, bare=True)
+                parts.append(mapped(torch.clone, part))  # a CUDA graph overwrites what it gave
+        return joined(parts), random
+
+    def _parts_again(self, random: list[dict[str, Any]], bare: bool = False) -> Iterator[tuple[int, list[Tensor]]]:
+        """Number of each part and what the student gives for it, with activations and the same random numbers."""
+        nets = [net for net in (self.net_g, vars(self).get('net_r')) if isinstance(net, DistributedDataParallel)]
+        with preserve_rng_state():
+            for part, (lq, before) in enumerate(zip(self.lq.chunk(self.accum_iter), random)):
+                restore_rng_state(before)
+                with ExitStack() as stack:
+                    for net in nets if part < len(random) - 1 else ():  # all ranks wait for each other once
+                        stack.enter_context(net.no_sync())
+                    student, feats, regressed_feats = self._student(lq, bare)
+                    yield part, [student, *feats, *regressed_feats]
+
+    def _second_pass(self, state: DistillState, random: list[dict[str, Any]]) -> None:
+        """The backward of each part, from the gradient with respect to what the student gave for it."""
+        gradients = [leaf.grad for leaf in of_student(state)]
+        for part, outputs in self._parts_again(random):
+            own, of = zip(*with_gradients(outputs, gradients, part, len(random)))
+            torch.autograd.backward(own, of)
+
+    def _gradient_shares(self, iteration: int) -> dict[str, Tensor]:
+        """``share_*`` of this batch, found beside the step, which is the same to the last bit."""
+        with uncompiled(), preserve_rng_state(), preserve_buffers(*self._networks().values()):
+            state, random = self._first_pass(iteration)
+            terms = {name: value for name, value in self._losses(state).items() if name.startswith('l_')}
+            scaled = {name: self.scaler.scale(term) for name, term in terms.items()}
+            shares = GradientShares(self.get_bare_model(self.net_g), scaled, of_student(state))
+            with shares.watched():
+                for part, outputs in self._parts_again(random, bare=True):
+                    shares.add(outputs, part, len(random))
+            return shares.values()
+
+    def _minimize(self, logs: dict[str, Tensor], then: Callable[[], None] = lambda: None) -> None:
+        """The rest of a step: minimizes the sum of the terms ``l_*``, unless it or its gradient is not finite.
+
+        Args:
+            then: called after the backward of the terms, to go on from the gradients that it has found.
+        """
         l_total = tie_gradient(sum_of(value for name, value in logs.items() if name.startswith('l_')))
         self._logs = {name: value.detach() for name, value in logs.items()}
         self.optimizer_g.zero_grad()
         with self._execution_g.reraise_compile_errors('train.compile'):  # a backward is compiled when it is first run
             self.scaler.scale(l_total).backward()
+            then()
         self.guard.step(self.optimizer_g, self.scaler, self._logs)
         self.scaler.update()
         if self.ema_decay > 0:
@@ -423,6 +492,18 @@ class SafeSRModel(SafeModel, SRModel):
     def get_current_log(self) -> dict[str, float]:
         """The last step's terms. Reduced here, not in every step: each value read back waits for the device."""
         return self.reduce_loss_dict(self._logs)
+
+
+@contextmanager
+def preserve_buffers(*nets: nn.Module) -> Iterator[None]:
+    """Leaves the averages of a batch normalization, which a forward in training updates, as they were: a run that is
+    resumed would begin with others than those that it was saved with."""
+    saved = [(buffer, buffer.clone()) for net in nets for buffer in net.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in saved:
+            buffer.copy_(value)
 
 
 def lq_patch_size(opt: dict[str, Any]) -> int:

@@ -530,6 +530,17 @@ def _check_train(opt: OptionBlock) -> None:
         # its loss scale grows until a step fails, again and again
         if train_opt.get(key) == 'fp16' and train_opt['nonfinite']['limit'] < 2:
             raise UserError(f'train.nonfinite.limit: 1; accepted with train.{key}: fp16: 2 or more')
+    batch_size, accum_iter = opt['datasets']['train']['batch_size_per_gpu'], train_opt.get('accum_iter', 1)
+    if batch_size % accum_iter:
+        raise UserError(
+            f'train.accum_iter: {accum_iter}; accepted: a divisor of datasets.train.batch_size_per_gpu, {batch_size}'
+        )
+    every = train_opt.get('log_gradient_share')
+    if every and every % opt['logger']['print_freq']:
+        raise UserError(
+            f'train.log_gradient_share: {every}; accepted: a multiple of logger.print_freq, '
+            f'{opt["logger"]["print_freq"]}'
+        )
     _check_logger(opt['logger'])
     val_opt = opt['val'] or {'val_freq': 1, 'metrics': None}
     for where, value in (

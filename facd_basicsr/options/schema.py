@@ -276,6 +276,20 @@ OPTIMIZATION = {
         meaning="the largest 2-norm of a network's gradient, of the student's and of the regressors' each by itself; a "
         'larger one is multiplied down to it. `null`: not clipped',
     ),
+    'accum_iter': replace(
+        COUNT,
+        default=1,
+        meaning='parts of a batch, of which one has activations at a time; a divisor of `batch_size_per_gpu`. The '
+        'gradient is that of the whole batch, of losses that compare samples too '
+        '([training.md](training.md#a-batch-in-parts))',
+    ),
+    'log_gradient_share': Key(
+        (int, type(None)),
+        least=1,
+        default=None,
+        meaning="iterations between values `share_NAME`: each loss term's part of the gradient on the student's last "
+        'layer that all terms reach; a multiple of `print_freq`. `null`: none',
+    ),
 }
 EXECUTION_TRAIN = {
     **EXECUTION,

@@ -7,6 +7,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
@@ -89,6 +90,8 @@ class Execution:
             compiled = torch.compile(function, **self.compile)
 
         def run(*args: Any) -> Any:
+            if _IS_UNCOMPILED.get():
+                return function(*args)
             with self.reraise_compile_errors(where):
                 return compiled(*args)
 
@@ -132,6 +135,19 @@ class Execution:
             )
 
         return reraise(RuntimeError, translated)
+
+
+_IS_UNCOMPILED = ContextVar('uncompiled', default=False)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """A context in which what :meth:`Execution.compiled` gave runs as it was written."""
+    token = _IS_UNCOMPILED.set(True)
+    try:
+        yield
+    finally:
+        _IS_UNCOMPILED.reset(token)
 
 
 def reraise_refused_input(

@@ -422,7 +422,7 @@ def test_each_network_has_its_own_memory_format_and_activations_follow(build, tr
     for module in (model.net_g.body[0].conv2, model.teacher.net.body[0].conv2, model.net_r[0][2]):
         module.register_forward_hook(lambda _, __, output: seen.append(is_channels_last(output)))
     model.distill_state(**batch())
-    assert seen == [student, teacher, regressors]
+    assert seen == [student, regressors, teacher]
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
@@ -498,14 +498,14 @@ def test_only_student_and_regressors_run_in_the_precision_and_the_loss_sees_floa
     if dtype is not None:  # EDSR adds its float32 mean last; most networks' outputs are of the precision
         model.net_g.register_forward_hook(lambda _, __, output: output.to(dtype))
     seen = []
-    for module in (model.net_g.conv_last, model.teacher.net.conv_last, model.net_r):
+    for module in (model.net_g.conv_last, model.net_r, model.teacher.net.conv_last):
         module.register_forward_hook(
             lambda _, __, output: seen.append((output[0] if isinstance(output, tuple) else output).dtype)
         )
     states = []
     next(iter(model.criterion)).register_forward_pre_hook(lambda _, args: states.append(args[0]))
     model.criterion(model.distill_state(**batch()))
-    assert seen == [dtype or torch.float32, torch.float32, dtype or torch.float32]
+    assert seen == [dtype or torch.float32, dtype or torch.float32, torch.float32]
     (state,) = states
     tensors = (state.student, state.teacher, state.gt, state.lq, *state.student_feats, *state.teacher_feats)
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
