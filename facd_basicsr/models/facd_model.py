@@ -19,6 +19,7 @@ from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.models.safe_model import (
     PROBES,
     Features,
+    Parts,
     SafeModel,
     SafeSRModel,
     lq_patch_size,
@@ -184,7 +185,7 @@ class FACDModel(SafeSRModel):
         teacher_feats = tuple(map(at_least_float32, teacher_feats))
         return DistillState(student, teacher, gt, lq, feats, teacher_feats, regressed_feats, iteration)
 
-    def _first_pass(self, iteration: int) -> tuple[DistillState, list[dict[str, Any]]]:
+    def _first_pass(self, iteration: int) -> Parts:
         self._start_regressors(self.lq)
         return super()._first_pass(iteration)
 

@@ -5,6 +5,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_e
 from facd_basicsr.losses.base import DistillState, build_loss, sum_of
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.models.micro_batches import GradientShares, joined, mapped, of_student, with_gradients
+from facd_basicsr.models.micro_batches import gradient_shares, joined, of_student
 from facd_basicsr.models.nonfinite import NonFiniteGuard, tie_gradient
 from facd_basicsr.models.validation import (
     Interruptible,
@@ -46,6 +47,7 @@ from facd_basicsr.runtime.rng import preserve_rng_state, restore_rng_state, rng_
 from facd_basicsr.runtime.size_requirements import SizeRequirements
 
 Features = tuple[Tensor, ...]
+Parts = list[tuple[DistillState, dict[str, Any]]]  # of a batch (models/micro_batches.py)
 
 PROBES = 2  # samples: in training a batch normalization may refuse one
 PROBE_LQ_SIZE = 16  # of LQ, where the training set has no gt_size
@@ -170,8 +172,9 @@ class SafeModel(BaseModel):
             network = self.opt['network_g']['type']
             raise UserError(f'network_g: {network} has no weights to train; accepted: a network that has')
         cls = getattr(torch.optim, optim_type)
-        if self.device.type == 'cuda' and kwargs.get('fused') is None and kwargs.get('foreach') is None:
-            kwargs |= {'fused': True} if _can_be_fused(cls, params[0]) else {}
+        can_be_fused = 'fused' in signature(cls).parameters and kwargs.get('foreach') is None
+        if self.device.type == 'cuda' and can_be_fused and kwargs.get('fused') is None:
+            kwargs['fused'] = True
         optimizer = cls(params, lr, **kwargs)
         if kwargs.get('fused') and kwargs.get('momentum'):  # or SGD, if the first step is skipped, begins with any bits
             for parameter in params:
@@ -408,8 +411,8 @@ class SafeSRModel(SafeModel, SRModel):
         if self.accum_iter == 1:
             self._minimize(self._losses(self.distill_state(self.lq, self.gt, iteration)))
         else:
-            state, random = self._first_pass(iteration)
-            self._minimize(self._losses(state), lambda: self._second_pass(state, random))
+            parts = self._first_pass(iteration)
+            self._minimize(self._losses(joined([part for part, _ in parts])), then=lambda: self._backward(parts))
         self._logs = {**self._logs, **shares}
 
     def _losses(self, state: DistillState) -> dict[str, Tensor]:
@@ -419,47 +422,47 @@ class SafeSRModel(SafeModel, SRModel):
             logs |= {name: term for name, term in (('l_percep', l_percep), ('l_style', l_style)) if term is not None}
         return logs
 
-    def _first_pass(self, iteration: int) -> tuple[DistillState, list[dict[str, Any]]]:
-        """The state of the whole batch (models/micro_batches.py) without activations, and the random numbers' state
-        before each part."""
-        parts, random = [], []
-        with torch.no_grad(), preserve_buffers(*self._networks().values()):
+    @torch.no_grad()
+    def _first_pass(self, iteration: int) -> Parts:
+        """The states of the parts of a batch, in which what the student gives collects gradients, and the random
+        numbers' state before each."""
+        parts = []
+        with preserve_buffers(*self._networks().values()):
             for lq, gt in zip(self.lq.chunk(self.accum_iter), self.gt.chunk(self.accum_iter)):
-                random.append(rng_state())
-                part = self.distill_state(lq, gt, iteration, bare=True)
-                parts.append(mapped(torch.clone, part))  # a CUDA graph overwrites what it gave
-        return joined(parts), random
+                before = rng_state()
+                part = joined([self.distill_state(lq, gt, iteration, bare=True)])  # a CUDA graph overwrites its output
+                for leaf in of_student(part):
+                    leaf.requires_grad_()
+                parts.append((part, before))
+        return parts
 
-    def _parts_again(self, random: list[dict[str, Any]], bare: bool = False) -> Iterator[tuple[int, list[Tensor]]]:
-        """Number of each part and what the student gives for it, with activations and the same random numbers."""
+    def _second_pass(self, parts: Parts, bare: bool = False) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """What the student gives for each part, with activations and the same random numbers, and its leaves."""
         nets = [net for net in (self.net_g, vars(self).get('net_r')) if isinstance(net, DistributedDataParallel)]
         with preserve_rng_state():
-            for part, (lq, before) in enumerate(zip(self.lq.chunk(self.accum_iter), random)):
+            for number, (part, before) in enumerate(parts, start=1):
                 restore_rng_state(before)
                 with ExitStack() as stack:
-                    for net in nets if part < len(random) - 1 else ():  # all ranks wait for each other once
+                    for net in nets if number < len(parts) else ():
                         stack.enter_context(net.no_sync())
-                    student, feats, regressed_feats = self._student(lq, bare)
-                    yield part, [student, *feats, *regressed_feats]
+                    student, feats, regressed_feats = self._student(part.lq, bare)
+                    yield [student, *feats, *regressed_feats], of_student(part)
 
-    def _second_pass(self, state: DistillState, random: list[dict[str, Any]]) -> None:
-        """The backward of each part, from the gradient with respect to what the student gave for it."""
-        gradients = [leaf.grad for leaf in of_student(state)]
-        for part, outputs in self._parts_again(random):
-            own, of = zip(*with_gradients(outputs, gradients, part, len(random)))
-            torch.autograd.backward(own, of)
+    def _backward(self, parts: Parts) -> None:
+        for outputs, leaves in self._second_pass(parts):
+            reached = [(own, leaf.grad) for own, leaf in zip(outputs, leaves) if leaf.grad is not None]
+            own, gradients = zip(*reached)
+            torch.autograd.backward(own, gradients)
 
     def _gradient_shares(self, iteration: int) -> dict[str, Tensor]:
         """``share_*`` of this batch, found beside the step, which is the same to the last bit."""
         with uncompiled(), preserve_rng_state(), preserve_buffers(*self._networks().values()):
-            state, random = self._first_pass(iteration)
-            terms = {name: value for name, value in self._losses(state).items() if name.startswith('l_')}
-            scaled = {name: self.scaler.scale(term) for name, term in terms.items()}
-            shares = GradientShares(self.get_bare_model(self.net_g), scaled, of_student(state))
-            with shares.watched():
-                for part, outputs in self._parts_again(random, bare=True):
-                    shares.add(outputs, part, len(random))
-            return shares.values()
+            parts = self._first_pass(iteration)
+            logs = self._losses(joined([part for part, _ in parts]))
+            terms = {name: self.scaler.scale(value) for name, value in logs.items() if name.startswith('l_')}
+            leaves = [leaf for part, _ in parts for leaf in of_student(part)]
+            passes = self._second_pass(parts, bare=True)
+            return gradient_shares(self.get_bare_model(self.net_g), terms, passes, leaves)
 
     def _minimize(self, logs: dict[str, Tensor], then: Callable[[], None] = lambda: None) -> None:
         """The rest of a step: minimizes the sum of the terms ``l_*``, unless it or its gradient is not finite.
@@ -514,17 +517,6 @@ def lq_patch_size(opt: dict[str, Any]) -> int:
 def run_network(net: nn.Module, x: Any) -> Any:
     """What is compiled: the network is an argument, so that its wrapper for several processes may be in its place."""
     return net(x)
-
-
-def _can_be_fused(optimizer: type[Optimizer], parameter: Tensor) -> bool:
-    """Whether one kernel can step on such a parameter: of Adagrad it depends on device and release."""
-    probe = torch.zeros_like(parameter, requires_grad=True)
-    probe.grad = torch.zeros_like(parameter)
-    try:
-        optimizer([probe], lr=1.0, fused=True).step()  # type: ignore[call-arg]
-    except (TypeError, RuntimeError):
-        return False
-    return True
 
 
 def _settings(optimizer: Optimizer) -> dict[str, Any]:

@@ -522,8 +522,6 @@ OPTIM_KEYS = {
         (bool, type(None)), meaning='the step as one kernel; `null`: `true` on GPUs unless `foreach` is given'
     ),
     'decoupled_weight_decay': Key((bool,), meaning='weight decay as in AdamW, past the moments'),
-    'momentum': Key(NUMBER, least=0, meaning='factor of the steps before in each step'),
-    'dampening': Key(NUMBER, meaning='what of a gradient does not enter the momentum'),
     'centered': Key((bool,), meaning='divide by the deviation of the gradient, not by its square'),
 }
 ITERATIONS = Key((list,), required=True, items=(int,), least=1)

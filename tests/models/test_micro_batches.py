@@ -13,7 +13,7 @@ from states import LOSSES, method_opt
 from torch import Tensor, nn
 
 from facd_basicsr.losses import DistillState
-from facd_basicsr.models.micro_batches import GradientShares, joined, of_student
+from facd_basicsr.models.micro_batches import gradient_shares, of_student
 from facd_basicsr.models.safe_model import SafeSRModel, build_model
 
 N = 4
@@ -172,21 +172,16 @@ def test_shares_are_of_the_last_layer_that_all_terms_reach():
         nn.init.constant_(layer.weight, value)
     x = torch.ones(2, 1, 1, 1)
 
-    def forward(part: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(part: Tensor) -> list[Tensor]:
         hidden = net[0](part)
-        return net[1](hidden), hidden
+        return [net[1](hidden), hidden]
 
-    with torch.no_grad():
-        output, hidden = forward(x)
-    empty = torch.empty(0)
-    state = joined([DistillState(output, empty, empty, x, (hidden,), ())])
-    out, feat = of_student(state)
+    parts = [[own.detach().requires_grad_() for own in forward(half)] for half in x.chunk(2)]
+    out, feat = (torch.cat(own) for own in zip(*parts))
     terms = {'l_out': 2 * out.mean(), 'l_hidden': 4 * feat.mean(), 'l_free': torch.zeros(())}
-    shares = GradientShares(net, terms, [out, feat])
-    with shares.watched():
-        for part, half in enumerate(x.chunk(2)):
-            shares.add(forward(half), part, 2)
-    assert {name: value.item() for name, value in shares.values().items()} == pytest.approx(
+    passes = ((forward(half), part) for half, part in zip(x.chunk(2), parts))
+    shares = gradient_shares(net, terms, passes, [leaf for part in parts for leaf in part])
+    assert {name: value.item() for name, value in shares.items()} == pytest.approx(
         {'share_out': 0.6, 'share_hidden': 0.4, 'share_free': 0.0}
     )
     assert all(weight.grad is None for weight in net.parameters())

@@ -17,6 +17,7 @@ from facd_basicsr.options import load_options
     [
         ('network_g.rgb_mean', [0.5], 'network_g.rgb_mean: [0.5]; not accepted by EDSRStudent (RuntimeError: '),
         ('train.optim_g.betas', [0.9], 'train.optim_g.betas: [0.9]; not accepted by Adam (IndexError: '),
+        ('train.optim_g', {'type': 'SGD', 'lr': 1, 'momentum': -1}, 'optim_g.momentum: -1; not accepted by SGD (Value'),
         ('train.scheduler.restarts', [0, 2], 'train.scheduler.restarts: [0, 2]; not accepted by MultiStepLR (Asse'),
         ('network_r.num_layer', 0, 'network_r.num_layer: 0; accepted: 1 or more'),
         ('network_r', ..., 'network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors'),

@@ -119,7 +119,9 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('train.optim_g.type', 'LBFGS', "type: 'LBFGS' (LBFGS.step() missing 1 required positional argument"),
         ('train.optim_g.type', 'SparseAdam', "type: 'SparseAdam' (SparseAdam does not support dense gradients"),
         ('train.optim_g.betas_', [0.9, 1], "train.optim_g.betas_: unknown key; did you mean 'betas'?"),
-        ('train.optim_g', {'type': 'SGD', 'lr': 1, 'momentum': -1}, 'optim_g.momentum: -1; accepted: 0 or more'),
+        ('train.accum_iter', 2, 'train.accum_iter: 2; accepted: a divisor of datasets.train.batch_size_per_gpu, 3'),
+        ('train.accum_iter', 0, 'train.accum_iter: 0; accepted: 1 or more'),
+        ('train.log_gradient_share', 0, 'train.log_gradient_share: 0; accepted: 1 or more'),
         ('train.clip_grad_norm', 0, 'train.clip_grad_norm: 0; accepted: more than 0'),
         ('train.clip_grad_norm', 'l2', "train.clip_grad_norm: 'l2'; accepted: a number or nothing (null)"),
         ('train.scheduler.type', 'StepLR', "train.scheduler.type: 'StepLR'; accepted: Cosine"),
@@ -401,6 +403,14 @@ def test_every_optimizer_has_the_keys_of_its_own_signature_and_those_that_need_m
     check_options(train_opt, is_train=True)
     train_opt['train']['optim_g'] = {'type': 'Adafactor', 'lr': 1e-3, 'betas': [0.9, 0.99]}
     assert 'train.optim_g.betas: unknown key' in refusal(train_opt)
+
+
+def test_gradient_shares_are_logged_in_iterations_that_are_printed(train_opt):
+    train_opt['logger']['print_freq'] = 100
+    train_opt['train']['log_gradient_share'] = 1000
+    check_options(train_opt, is_train=True)
+    train_opt['train']['log_gradient_share'] = 150
+    assert refusal(train_opt) == 'train.log_gradient_share: 150; accepted: a multiple of logger.print_freq, 100'
 
 
 def test_too_short_periods_are_refused(train_opt):
