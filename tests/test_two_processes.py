@@ -95,6 +95,17 @@ def test_two_processes_train_like_one_with_the_combined_batch(two, one, checkout
         assert_close(networks(checkout, 'two', iteration), networks(checkout, 'one', iteration))
 
 
+def test_two_processes_with_batches_in_parts_train_like_one_with_the_combined_batch(option_file, one, checkout):
+    overrides = ('name=parts', 'train:accum_iter=2', 'train:log_gradient_share=2')
+    done = run_ranks(TRAIN, '-opt', option_file, *PYTORCH, '--force_yml', *overrides, cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    for iteration in (N, 2 * N):
+        assert_close(networks(checkout, 'parts', iteration), networks(checkout, 'one', iteration))
+    shares = [scalars(checkout, 'parts')[tag] for tag in ('share_sr', 'share_facd')]
+    assert [list(own) for own in shares] == [[2, 4, 6, 8]] * 2
+    assert [sum(pair) for pair in zip(*(own.values() for own in shares))] == pytest.approx([1] * 4)
+
+
 def test_two_processes_log_the_same_terms_as_one(two, one, checkout):
     found, expected = scalars(checkout, 'two'), scalars(checkout, 'one')
     assert {'losses/l_sr', 'losses/l_facd', 'alpha', 'r_1', 'r_2', 'r_3'} < expected.keys() == found.keys()

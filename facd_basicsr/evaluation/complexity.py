@@ -198,19 +198,33 @@ def _forward_ms(net: nn.Module, lq: Tensor) -> float:
 
 @contextmanager
 def saved_activations(weights: Iterable[Tensor]) -> Iterator[dict[int, int]]:
-    """Collects the memory that autograd keeps for the backward pass: {address: bytes}, filled inside the context.
+    """Collects the most memory that autograd keeps for a backward pass at a time: {address: bytes}, filled inside the
+    context.
 
     Args:
         weights: tensors that do not count, as they exist anyway.
     """
     there = {tensor.untyped_storage().data_ptr() for tensor in weights}
     kept: dict[int, int] = {}
+    now: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in there:
-            kept[storage.data_ptr()] = storage.nbytes()
+        address = storage.data_ptr()
+        if address not in there and address not in now:
+            now[address] = storage.nbytes()
+            weakref.finalize(storage, let_go, address)
         return tensor
+
+    def let_go(address: int) -> None:
+        look()
+        del now[address]
+
+    def look() -> None:
+        if sum(now.values()) > sum(kept.values()):
+            kept.clear()
+            kept.update(now)
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         yield kept
+    look()

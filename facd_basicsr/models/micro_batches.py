@@ -64,6 +64,7 @@ def gradient_shares(
             for weight, gradient in gradients(weights, *zip(*reached)).items():
                 if gradient is not None:
                     sums[name][weight] = sums[name].get(weight, 0) + gradient
+        del outputs, reached  # with the activations, before the next part's forward
     common = [layer for layer in layers if layer and all(own.keys() >= {*layer} for own in sums.values())]
     norms = {
         name: torch.cat([(total(own[weight].float()) / ranks()).flatten() for weight in layer]).norm()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from facd_basicsr.archs import CONVOLUTIONAL, build_without_weights, input_channels, unused_in_training
@@ -445,8 +446,7 @@ class SafeSRModel(SafeModel, SRModel):
                 with ExitStack() as stack:
                     for net in nets if number < len(parts) else ():
                         stack.enter_context(net.no_sync())
-                    student, feats, regressed_feats = self._student(part.lq, bare)
-                    yield [student, *feats, *regressed_feats], of_student(part)
+                    yield tree_leaves(self._student(part.lq, bare)), of_student(part)
 
     def _backward(self, parts: Parts) -> None:
         for outputs, leaves in self._second_pass(parts):

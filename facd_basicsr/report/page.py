@@ -18,7 +18,7 @@ from facd_basicsr.report.results import Results
 from facd_basicsr.report.svg_curves import COLORS, TEMPLATES, Panel, described, svg
 from facd_basicsr.runs.run_folder import Curve, Metrics, RunFolder
 
-LOSSES, ALPHA, RATIOS, RATES = 'l_', r'(\w+_)?alpha$', r'(\w+_)?r_\d+$', r'lr(_\d+)?$'
+LOSSES, SHARES, ALPHA, RATIOS, RATES = 'l_', 'share_', r'(\w+_)?alpha$', r'(\w+_)?r_\d+$', r'lr(_\d+)?$'
 MEANINGS = {'l_sr': 'image loss', 'l_pix': 'image loss', 'l_percep': 'perceptual loss', 'l_style': 'style loss'}
 
 
@@ -30,7 +30,7 @@ def panels(metrics: Metrics, opt: Mapping[str, Any]) -> list[Panel]:
     def take(pattern: str) -> dict[str, Curve]:
         return {name: curves.pop(name) for name in list(curves) if re.match(pattern, name)}
 
-    losses, alpha, ratios, rates = (take(pattern) for pattern in (LOSSES, ALPHA, RATIOS, RATES))
+    losses, shares, alpha, ratios, rates = (take(pattern) for pattern in (LOSSES, SHARES, ALPHA, RATIOS, RATES))
     found = [
         Panel(f'{metric} on {name}', 'validation', _unit(metric, opt), {metric: curve})
         for name, validation in metrics.validation.items()
@@ -41,6 +41,10 @@ def panels(metrics: Metrics, opt: Mapping[str, Any]) -> list[Panel]:
         Panel(name, 'share of the batch that is distilled', 'share', {name: line}, True, (0.0, 1.04))
         for name, line in alpha.items()
     ]
+    if shares:
+        note = "of each loss term, on the student's last layer that all reach"
+        lines = {name.removeprefix('share_'): line for name, line in shares.items()}
+        found.append(Panel('gradient shares', note, 'share', lines, limits=(0.0, 1.04)))
     if ratios:
         note = 'distance to the own teacher feature over that to others'
         found.append(Panel('r per tap', note, 'ratio', {_tap(name, opt): line for name, line in ratios.items()}, True))

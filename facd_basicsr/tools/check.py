@@ -277,9 +277,11 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str,
     size = len(batch['lq'])
     estimate, breakdown = memory_estimate(model, batch)
     capacity, name = _total_memory(model.device)
-    yield f'memory       estimate for a batch of {size}: {breakdown}'
+    parts = getattr(model, 'accum_iter', 1)
+    in_parts = f' in {parts} parts' if parts > 1 else ''
+    yield f'memory       estimate for a batch of {size}{in_parts}: {breakdown}'
     yield f'             {name} has {_bytes(capacity)}'
-    advice = 'accepted: a smaller datasets.train.batch_size_per_gpu or gt_size'
+    advice = 'accepted: a smaller datasets.train.batch_size_per_gpu or gt_size, or a larger train.accum_iter'
     if estimate > capacity:
         raise UserError(f'memory: about {_bytes(estimate)} needed, {name} has {_bytes(capacity)}; {advice}')
     try:
@@ -326,21 +328,23 @@ def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
     """Bytes that training with this batch needs, and their breakdown in words."""
     trained = [p for optimizer in model.optimizers for group in optimizer.param_groups for p in group['params']]
     size = len(batch['lq'])
-    few, more = min(SMALL, size), min(LARGE, size)
+    parts = getattr(model, 'accum_iter', 1)  # one has activations at a time
+    few, more = min(SMALL * parts, size), min(LARGE * parts, size)
     kept = {samples: _activations(model, batch, samples, trained) for samples in {few, more}}
     total = {samples: sum(found) for samples, found in kept.items()}
     slope = (total[more] - total[few]) / (more - few) if more > few else total[few] / few
     activations = total[few] + slope * (size - few)
-    # at the start of backward: gradients of the largest layer's output and input, and cuDNN's workspace
+    # at the start of backward: gradients of a part's largest layer's output and input, and cuDNN's workspace
     activations += 3 * max(kept[more]) * size / more
-    # weight, gradient and Adam's two moments
-    weights = sum(4 * p.numel() * p.element_size() for p in trained)
+    weights = sum(2 * p.numel() * p.element_size() for p in trained)  # and their gradients
+    states = [values for optimizer in model.optimizers for values in optimizer.state.values()]
+    weights += sum(x.numel() * x.element_size() for own in states for x in own.values() if isinstance(x, Tensor))
     frozen = 0
     if isinstance(model, FACDModel):
         frozen = sum(p.numel() * p.element_size() for p in model.teacher.parameters())
     return (
         activations + weights + frozen,
-        f'{_bytes(activations)} of activations, {_bytes(weights + frozen)} of weights, gradients and Adam',
+        f'{_bytes(activations)} of activations, {_bytes(weights + frozen)} of weights, gradients and optimizer',
     )
 
 

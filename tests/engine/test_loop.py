@@ -71,6 +71,12 @@ def random_student(opt: dict) -> None:
     opt['network_g'] = {'type': 'RandomStudent'}
 
 
+def in_parts(opt: dict) -> None:
+    random_student(opt)
+    opt['train'] |= {'accum_iter': 3, 'clip_grad_norm': 0.1, 'log_gradient_share': 2}
+    opt['train']['optim_g'] = {'type': 'AdamW', 'lr': 1e-3}
+
+
 def seed_drawn(opt: dict) -> None:
     del opt['manual_seed']
 
@@ -94,6 +100,7 @@ def prefetching(opt: dict) -> None:
         (student_alone, [3]),
         (several_losses, [3]),
         (random_student, [3, 4]),
+        (in_parts, [3]),
     ],
 )
 def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(train_opt, tmp_path, change, stops):

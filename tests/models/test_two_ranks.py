@@ -38,6 +38,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 
 CLIPPED = {'clip_grad_norm': 0.5}
+IN_PARTS = {'accum_iter': 3, 'log_gradient_share': 1, **STARTED}
 
 
 def step(option_file: Path, loss: str, share: slice, execution: dict | None = None, train: dict | None = None) -> dict:
@@ -68,6 +69,7 @@ def worker(option_file: Path) -> None:
     share = slice(rank * N // RANKS, (rank + 1) * N // RANKS)
     found = {loss: step(option_file, loss, share) for loss in LOSSES}
     found['clipped'] = step(option_file, 'FACDLoss', share, train=CLIPPED)
+    found['in parts'] = step(option_file, 'FACDLoss', share, train=IN_PARTS)
     found['started'] = step(option_file, 'FACDLoss', share, STARTED)
     torch.compile = functools.partial(torch.compile, backend='aot_eager')  # captures graphs, needs no compiler
     found['compiled'] = step(option_file, 'FACDLoss', share, {'compile': {}, 'channels_last': True})
@@ -125,6 +127,17 @@ def test_two_ranks_clip_as_one_process_each_network_by_its_norm(ranks, option_fi
         assert norms == [pytest.approx(norms[0].item()), pytest.approx(min(0.5, norms[0].item()), rel=1e-5)]
         for rank in ranks:
             torch.testing.assert_close(rank['clipped'][net], expected[net], rtol=1e-9, atol=1e-12)
+
+
+def test_two_ranks_with_batches_in_parts_have_gradients_terms_and_shares_of_one_process_with_one_batch(
+    ranks, option_file
+):
+    expected = step(option_file, 'FACDLoss', slice(None), train={**IN_PARTS, 'accum_iter': 1})
+    for rank in ranks:
+        for net in ('student', 'regressors'):
+            torch.testing.assert_close(rank['in parts'][net], expected[net], rtol=1e-6, atol=1e-9)
+    assert {'share_sr', 'share_facd'} < expected['log'].keys()
+    assert ranks[0]['in parts']['log'] == pytest.approx(expected['log'], rel=1e-6)
 
 
 if __name__ == '__main__':

@@ -25,6 +25,12 @@ def test_terms_that_are_not_known_have_their_own_panels():
     assert titles('lr_1', 'lr_2', 'l_new', 'r', 'gradient') == ['l_new', 'r', 'gradient', 'learning rate']
 
 
+def test_gradient_shares_are_one_picture_between_0_and_1():
+    (loss, panel) = panels(Metrics(curves={'l_sr': POINT, 'share_sr': POINT, 'share_facd': POINT}), {'train': {}})
+    assert (loss.title, panel.title, list(panel.lines)) == ('l_sr', 'gradient shares', ['sr', 'facd'])
+    assert panel.limits == (0.0, 1.04) and not panel.noisy
+
+
 def test_validation_comes_first_with_its_units():
     opt = {'train': {}, 'val': {'metrics': {'p': {'type': 'calculate_psnr'}, 's': {'type': 'calculate_ssim'}}}}
     log = Metrics(curves={'l_pix': POINT}, validation={'Set5': {'p': POINT, 's': POINT}, 'Set14': {'p': POINT}})

@@ -255,6 +255,23 @@ def test_saved_activations_are_what_the_backward_pass_needs():
     assert sum(kept.values()) == 4 * (10 * 20 + 10 * 5)
 
 
+def test_activations_that_are_gone_before_others_are_saved_do_not_add_up():
+    x = torch.rand(10, 20, requires_grad=True)
+    with saved_activations([]) as kept:
+        for factor in (1, 2, 1):
+            (torch.cat([x] * factor).exp() * 1).sum().backward()  # saves exp's result
+    assert sum(kept.values()) == 4 * 2 * 10 * 20
+
+
+def test_the_memory_of_a_batch_in_parts_is_that_of_a_part(opt, tmp_path):
+    opt['datasets']['train']['batch_size_per_gpu'] = 6
+    opt['network_g']['num_feat'] = 32  # so that the student's activations are most of all
+    whole, parts = (checked(opt, tmp_path, f'train:accum_iter={count}') for count in (1, 3))
+    found = [re.search(r'a batch of 6(.*): ([\d.]+) MiB of activations', text) for text in (whole, parts)]
+    assert [match[1] for match in found] == ['', ' in 3 parts']
+    assert float(found[1][2]) < 0.6 * float(found[0][2])
+
+
 def test_the_command_exits_with_0_only_if_training_would_start(opt, own_data, tmp_path):
     option_file = write_yml(opt, tmp_path / 'opt.yml')
     done = run('-m', 'facd_basicsr.cli', 'check', '-opt', option_file, '--force_yml', 'name=a', cwd=tmp_path)
