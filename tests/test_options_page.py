@@ -105,10 +105,10 @@ def test_an_unknown_table_is_refused_by_its_name():
 
 def test_the_command_updates_a_stale_page(tmp_path):
     page = tmp_path / 'options.md'
-    page.write_text(TEXT.replace('iterations after which training ends', 'something else'), encoding='utf-8')
+    page.write_text(TEXT.replace('iterations between lines of progress', 'something else'), encoding='utf-8')
     done = run(SCRIPT, '--into', page, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
-    assert '| iterations after which training ends |' in page.read_text(encoding='utf-8')
+    assert '| iterations between lines of progress |' in page.read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('example', EXAMPLES, ids=lambda text: text.splitlines()[-1].strip()[:40])

@@ -197,6 +197,16 @@ def test_iterations_change_every_training_and_its_schedule_in_proportion(compari
     assert found.methods['TS']['train']['total_iter'] == 300
 
 
+def test_stages_are_shortened_each_with_its_schedule(comparison, tmp_path):
+    stages = [{'iterations': 30}, {'iterations': 10, 'warmup_iter': 4, 'scheduler': {'milestones': [5]}}]
+    comparison['methods']['FACD']['train'] = {'total_iter': None, 'stages': stages}
+    comparison['common'] = {}
+    found = read_comparison(write_yml(comparison, tmp_path / 'comparison.yml'))
+    train_opt = shortened(found, 2).methods['FACD']['train']
+    assert train_opt['total_iter'] == 20 and [stage['iterations'] for stage in train_opt['stages']] == [15, 5]
+    assert train_opt['stages'][1]['scheduler'] == {'milestones': [2]} and train_opt['stages'][1]['warmup_iter'] == 2
+
+
 @pytest.mark.parametrize('net', ['EDSR', 'RCAN'])
 def test_the_comparisons_of_table_2_differ_in_the_scale_only_and_have_its_rows(net):
     texts = {s: (REPOSITORY / 'options' / 'compare' / f'{net}_x{s}.yml').read_text(encoding='utf-8') for s in (2, 4)}

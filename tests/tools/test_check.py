@@ -60,6 +60,26 @@ def test_a_file_that_would_train_is_described(opt, tmp_path):
     )
 
 
+def test_every_stage_is_checked_with_its_memory_and_time_and_then_the_time_of_all(opt, tmp_path):
+    opt['train']['stages'] = [{'iterations': 3}, {'iterations': 1, 'gt_size': 32, 'batch_size_per_gpu': 2}]
+    first, second = checked(opt, tmp_path).split('stage        train.stages[1]: iterations 4 to 4\n')
+    assert 'stage        train.stages[0]: iterations 1 to 3\nteacher ' in first and '\nteacher ' not in second
+    assert 'memory       estimate for a batch of 3: ' in first and 'memory       estimate for a batch of 2: ' in second
+    assert 'load of this machine; 3 iterations: ' in first and 'load of this machine; 1 iterations: ' in second
+    assert re.search(r'\nall stages   \d+ s$', second)
+    assert 'data         train' in second and 'data         val' not in second  # read before, and its images are whole
+
+
+def test_a_patch_of_a_later_stage_that_an_image_is_too_small_for_is_refused(opt, tmp_path):
+    opt['train']['stages'] = [{'iterations': 3}, {'iterations': 1, 'gt_size': 64}]
+    assert 'train.stages[1]: datasets.train' in refusal(opt, tmp_path)
+
+
+def test_modules_are_listed_of_a_file_with_stages(opt, tmp_path):
+    opt['train'] |= {'total_iter': None, 'stages': [{'iterations': 4, 'distill_opt': {'type': 'FACDLoss', 'x': 1}}]}
+    assert 'body.0' in modules(opt, 'student', tmp_path)
+
+
 def test_a_student_that_fuses_is_counted_as_it_is_trained_and_fused(opt, tmp_path):
     opt['network_g'] = {
         'type': 'ECBSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_block': 1, 'num_channel': 8, 'with_idt': False,
