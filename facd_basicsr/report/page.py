@@ -14,17 +14,22 @@ from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.evaluation.tables import duration, is_student
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.losses.base import loss_blocks
+from facd_basicsr.losses.schedule import value_at
+from facd_basicsr.options.option_check import laid_over
+from facd_basicsr.options.option_files import SEVERAL
+from facd_basicsr.options.schema import WEIGHTS
 from facd_basicsr.report.results import Results
 from facd_basicsr.report.svg_curves import COLORS, TEMPLATES, Panel, described, svg
 from facd_basicsr.runs.run_folder import Curve, Metrics, RunFolder
 
+DRAWN = 100  # iterations of a stage, of a weight that changes
 LOSSES, SHARES, ALPHA, RATIOS, RATES = 'l_', 'share_', r'(\w+_)?alpha$', r'(\w+_)?r_\d+$', r'lr(_\d+)?$'
 MEANINGS = {'l_sr': 'image loss', 'l_pix': 'image loss', 'l_percep': 'perceptual loss', 'l_style': 'style loss'}
 
 
 def panels(metrics: Metrics, opt: Mapping[str, Any]) -> list[Panel]:
     """Validation first, then every loss term, ``alpha``, ``r_j`` of all taps in one, whatever else was logged, and the
-    learning rate; all with the borders of stages."""
+    learning rate and the weights that change; all with the borders of stages."""
     curves = dict(metrics.curves)
 
     def take(pattern: str) -> dict[str, Curve]:
@@ -51,8 +56,33 @@ def panels(metrics: Metrics, opt: Mapping[str, Any]) -> list[Panel]:
     found += [Panel(name, 'as it is logged', name, {name: line}, True) for name, line in curves.items()]
     if rates:
         found.append(Panel('learning rate', 'of the optimizer', 'learning rate', rates))
+    if weights := changing_weights(opt):
+        found.append(Panel('weights', 'of losses, those that change, to the end of the run', 'weight', weights))
     borders = [*accumulate(stage['iterations'] for stage in opt['train'].get('stages', []))][:-1]
     return [replace(panel, borders=borders) for panel in found]
+
+
+def changing_weights(opt: Mapping[str, Any]) -> dict[str, Curve]:
+    """The weights of losses that change in a run, by schedule or from stage to stage: by their place in the file, of
+    each stage the values of a hundred iterations."""
+    curves: dict[str, Curve] = {}
+    begin = 0
+    for stage in opt['train'].get('stages') or [{'iterations': opt['train'].get('total_iter', 0)}]:
+        train_opt, length = laid_over(dict(opt), stage)['train'], stage['iterations']
+        iterations = sorted({max(1, round(part * length / DRAWN)) for part in range(DRAWN + 1)})
+        for key in SEVERAL:
+            for name, block in loss_blocks(train_opt.get(key)).items():
+                for own in (own for own in WEIGHTS if own in block):
+                    place, value = '.'.join(filter(None, (key, name, own))), block[own]
+                    several = isinstance(value, list)
+                    items = (
+                        {f'{place}[{index}]': item for index, item in enumerate(value)} if several else {place: value}
+                    )
+                    for label, item in items.items():
+                        curve = {begin + iteration: value_at(item, iteration) for iteration in iterations}
+                        curves.setdefault(label, {}).update(curve)
+        begin += length
+    return {place: curve for place, curve in curves.items() if len({*curve.values()}) > 1}
 
 
 def _meaning(name: str, opt: Mapping[str, Any]) -> str:

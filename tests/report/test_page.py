@@ -1,6 +1,6 @@
 from xml.etree import ElementTree
 
-from facd_basicsr.report.page import panels
+from facd_basicsr.report.page import changing_weights, panels
 from facd_basicsr.report.svg_curves import TEMPLATES
 from facd_basicsr.runs.run_folder import Metrics
 
@@ -68,3 +68,32 @@ def test_every_panel_has_the_borders_of_the_stages_of_the_run():
     log = Metrics(curves={'l_pix': POINT, 'lr': POINT}, validation={'Set5': {'p': POINT}})
     assert [panel.borders for panel in panels(log, opt)] == [[3, 8]] * 3
     assert [panel.borders for panel in panels(log, {'train': {}})] == [[]] * 3
+
+
+def test_weights_that_change_are_drawn_over_the_whole_run_by_schedule_and_from_stage_to_stage():
+    falling = {'start': 4, 'end': 0, 'over': 10}
+    losses = {'sr': {'type': 'L1Loss', 'loss_weight': 255}, 'facd': {'type': 'FACDLoss', 'lambda': falling}}
+    stages = [
+        {'iterations': 20},
+        {'iterations': 10, 'distill_opt': {'sr': {'loss_weight': 1}, 'facd': {'layer_weights': [1, falling]}}},
+    ]
+    opt = {'train': {'distill_opt': losses, 'stages': stages}}
+    weights = changing_weights(opt)
+    assert weights.keys() == {
+        'distill_opt.sr.loss_weight',
+        'distill_opt.facd.lambda',
+        'distill_opt.facd.layer_weights[1]',
+    }
+    image, distance = weights['distill_opt.sr.loss_weight'], weights['distill_opt.facd.lambda']
+    assert list(image) == list(range(1, 31)) and (image[20], image[21]) == (255, 1)
+    assert [distance[iteration] for iteration in (1, 5, 10, 20, 21, 30)] == [3.6, 2.0, 0.0, 0.0, 3.6, 0.0]
+    (panel,) = panels(Metrics(), opt)
+    assert panel.title == 'weights' and panel.borders == [20]
+    assert changing_weights({'train': {'total_iter': 5, 'pixel_opt': {'type': 'L1Loss', 'loss_weight': 2}}}) == {}
+
+
+def test_a_schedule_without_stages_is_drawn():
+    weight = {'start': 0, 'end': 1, 'over': 1000, 'shape': 'step'}
+    opt = {'train': {'total_iter': 2000, 'pixel_opt': {'type': 'L1Loss', 'loss_weight': weight}}}
+    (curve,) = changing_weights(opt).values()
+    assert curve[980] == 0 and curve[1000] == curve[2000] == 1 and len(curve) == 101
