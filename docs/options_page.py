@@ -141,7 +141,7 @@ def _default_cell(key: Key, where: str, required: list[str]) -> str:
 
 def _optimizer_table() -> str:
     """One for all of torch's: the optimizers that have a key, and its default in each."""
-    able, _ = schema.optimizers()
+    able = {name: cls for name, cls in schema.optimizers().items() if isinstance(cls, type)}
     found: dict[tuple[str, str, str], dict[str, list[str]]] = {}  # key, value and meaning: default: optimizers
     for optimizer, cls in able.items():
         for name, key in schema.optimizer_keys(cls).items():

@@ -76,7 +76,7 @@ def test_every_key_of_every_table_of_the_check_has_a_meaning(name):
 
 
 def test_every_optimizer_and_scheduler_is_named():
-    for name in (*schema.optimizers()[0], *schema.SCHEDULERS):
+    for name in (*[name for name, cls in schema.optimizers().items() if isinstance(cls, type)], *schema.SCHEDULERS):
         assert f'`{name}`' in TEXT
 
 

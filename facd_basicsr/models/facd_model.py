@@ -16,16 +16,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState
 from facd_basicsr.losses.loss_sum import ImageTerm, LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.models.safe_model import (
-    PROBES,
-    Features,
-    Parts,
-    SafeModel,
-    SafeSRModel,
-    lq_patch_size,
-    preserve_buffers,
-    run_network,
-)
+from facd_basicsr.models.safe_model import PROBES, SafeModel, SafeSRModel, lq_patch_size, preserve_buffers, run_network
 from facd_basicsr.runtime.execution import Execution, check_upscaled, reraise_refused_input, tf32_of
 from facd_basicsr.runtime.rng import preserve_rng_state
 
@@ -171,7 +162,7 @@ class FACDModel(SafeSRModel):
         self.optimizer_g = self.get_optimizer(train_opt['optim_g']['type'], optim_params, **optim_opt)
         self.optimizers.append(self.optimizer_g)
 
-    def _student(self, lq: Tensor, bare: bool = False) -> tuple[Tensor, Features, Features]:
+    def _student(self, lq: Tensor, bare: bool = False) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         net_g, net_r = (net and self.get_bare_model(net) if bare else net for net in (self.net_g, self.net_r))
         with self._execution_g.autocast(self.device):
             student, feats = self._run_student(net_g, self._execution_g.laid_out(lq))
@@ -184,10 +175,6 @@ class FACDModel(SafeSRModel):
             teacher, teacher_feats = self._run_teacher(self.teacher, lq)
         teacher_feats = tuple(map(at_least_float32, teacher_feats))
         return DistillState(student, teacher, gt, lq, feats, teacher_feats, regressed_feats, iteration)
-
-    def _first_pass(self, iteration: int) -> Parts:
-        self._start_regressors(self.lq)
-        return super()._first_pass(iteration)
 
     def _start_regressors(self, lq: Tensor) -> None:
         """Nothing, but on the first batch of a run whose regressors are new (``train.init_r``)."""
@@ -206,6 +193,7 @@ class FACDModel(SafeSRModel):
             return self._run_regressors(net_r, tuple(map(self._execution_r.laid_out, feats)))
 
     def optimize_parameters(self, current_iter: int) -> None:
+        self._start_regressors(self.lq)  # on the whole batch, though it may go on in parts
         with self._execution_r.reraise_compile_errors('train.compile_r'):
             super().optimize_parameters(current_iter)
 

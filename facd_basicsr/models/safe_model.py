@@ -47,7 +47,6 @@ from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.rng import preserve_rng_state, restore_rng_state, rng_state
 from facd_basicsr.runtime.size_requirements import SizeRequirements
 
-Features = tuple[Tensor, ...]
 Parts = list[tuple[DistillState, dict[str, Any]]]  # of a batch (models/micro_batches.py)
 
 PROBES = 2  # samples: in training a batch normalization may refuse one
@@ -309,9 +308,8 @@ class SafeSRModel(SafeModel, SRModel):
     _logs: dict[str, Tensor]
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        train_opt = opt.get('train', {})
-        self._execution_g = Execution.of(train_opt)
-        self.accum_iter = train_opt.get('accum_iter', 1)
+        self._execution_g = Execution.of(opt.get('train', {}))
+        self.accum_iter = opt.get('train', {}).get('accum_iter', 1)
         super().__init__(opt)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
@@ -385,7 +383,7 @@ class SafeSRModel(SafeModel, SRModel):
         # only float16 has so small a range that the loss must be scaled
         self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
 
-    def _student(self, lq: Tensor, bare: bool = False) -> tuple[Tensor, Features, Features]:
+    def _student(self, lq: Tensor, bare: bool = False) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The student's output, its features, and these through the regressors; ``bare``: without DDP."""
         with self._execution_g.autocast(self.device), self._execution_g.reraise_layout_errors('train'):
             net_g = self.get_bare_model(self.net_g) if bare else self.net_g
@@ -450,9 +448,8 @@ class SafeSRModel(SafeModel, SRModel):
 
     def _backward(self, parts: Parts) -> None:
         for outputs, leaves in self._second_pass(parts):
-            reached = [(own, leaf.grad) for own, leaf in zip(outputs, leaves) if leaf.grad is not None]
-            own, gradients = zip(*reached)
-            torch.autograd.backward(own, gradients)
+            reached = [own for own, leaf in zip(outputs, leaves) if leaf.grad is not None]
+            torch.autograd.backward(reached, [leaf.grad for leaf in leaves if leaf.grad is not None])
 
     def _gradient_shares(self, iteration: int) -> dict[str, Tensor]:
         """``share_*`` of this batch, found beside the step, which is the same to the last bit."""

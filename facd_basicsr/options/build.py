@@ -79,7 +79,7 @@ def _network(block: Block, **channels: Any) -> nn.Module:
 
 
 def _optimizer(block: Block) -> torch.optim.Optimizer:
-    return optimizers()[0][block['type']]([torch.zeros(1, requires_grad=True)], **_arguments(block))
+    return optimizers()[block['type']]([torch.zeros(1, requires_grad=True)], **_arguments(block))
 
 
 def _scheduler(block: Block, optimizer: torch.optim.Optimizer) -> Any:

@@ -228,9 +228,9 @@ def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBl
     train_opt, accepted = opt['train'], schema.train_keys(model)
     yield 'train', train_opt, accepted
     if 'optim_g' in train_opt:  # or each stage has its own
-        yield _chosen('train.optim_g', train_opt['optim_g'], *schema.optimizers(), schema.optimizer_keys)
+        yield _chosen('train.optim_g', train_opt['optim_g'], schema.optimizers(), schema.optimizer_keys)
     if 'scheduler' in train_opt:
-        yield _chosen('train.scheduler', train_opt['scheduler'], schema.SCHEDULERS, {}, schema.scheduler_keys)
+        yield _chosen('train.scheduler', train_opt['scheduler'], schema.SCHEDULERS, schema.scheduler_keys)
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
             for where, own in named_losses(key, block, model):
@@ -293,17 +293,13 @@ def _called(
 
 
 def _chosen(
-    where: str,
-    block: OptionBlock,
-    choices: Mapping[str, type],
-    unable: Mapping[str, str],
-    keys_of: Callable[[Any], Keys],
+    where: str, block: OptionBlock, choices: Mapping[str, type | str], keys_of: Callable[[Any], Keys]
 ) -> tuple[str, OptionBlock, Keys]:
-    """As _called, for what is not in a registry. ``unable``: what is known but not accepted, and why."""
+    """As _called, for what is not in a registry; in the place of a class that is not accepted is the reason."""
     check_block(where, block, schema.TYPE, complete=False)
-    if block['type'] not in choices:
-        why = f' ({unable[block["type"]]})' if block['type'] in unable else ''
-        raise UserError(f'{where}.type: {block["type"]!r}{why}; accepted: {listed(choices)}')
+    if not isinstance(found := choices.get(block['type']), type):
+        accepted = listed(name for name, own in choices.items() if isinstance(own, type))
+        raise UserError(f'{where}.type: {block["type"]!r}{f" ({found})" * bool(found)}; accepted: {accepted}')
     return where, block, {**schema.TYPE, **keys_of(choices[block['type']])}
 
 

@@ -659,20 +659,18 @@ def sums_losses(model: type) -> bool:
 
 
 @functools.cache
-def optimizers() -> tuple[dict[str, type], dict[str, str]]:
-    """torch's optimizers by name, and the names of those that take no step on a convolution's weights, with the error:
-    they need a closure, sparse gradients or matrices."""
-    able, unable = {}, {}
-    optimizer: Any
-    for name, optimizer in inspect.getmembers(torch.optim, inspect.isclass):
+def optimizers() -> dict[str, Any]:
+    """torch's optimizers by name; of those that take no step on a convolution's weights, since they need a closure,
+    sparse gradients or matrices, the error instead."""
+    found: dict[str, Any] = dict(inspect.getmembers(torch.optim, inspect.isclass))
+    for name, optimizer in found.items():
         weight = torch.zeros(1, 1, 1, 1, requires_grad=True)
         weight.grad = torch.zeros_like(weight)
         try:
             optimizer([weight], lr=1.0).step()
-            able[name] = optimizer
         except (TypeError, ValueError, RuntimeError) as error:
-            unable[name] = one_line(error)
-    return able, unable
+            found[name] = one_line(error)
+    return found
 
 
 def optimizer_keys(optimizer: type) -> Keys:
