@@ -202,7 +202,7 @@ def test_a_part_of_a_checkpoint_is_loaded_into_the_student_and_its_average_alike
     build, kind, request, tmp_path
 ):
     opt = request.getfixturevalue(kind)
-    opt['train']['ema_decay'] = 0.9
+    opt['train'] |= {'ema_decay': 0.9, 'accum_iter': 3, 'clip_grad_norm': 1.0, 'optim_g': {'type': 'AdamW', 'lr': 1e-3}}
     weights = {key: value + 1 for key, value in build_network({**STUDENT, 'upscale': 4}).state_dict().items()}
     del weights['upsample.0.weight'], weights['upsample.0.bias']
     torch.save({'params': weights}, tmp_path / 'x4.pth')
@@ -214,6 +214,10 @@ def test_a_part_of_a_checkpoint_is_loaded_into_the_student_and_its_average_alike
     (line,) = model.partly_loaded
     assert line.startswith(f'path.pretrain_network_g: {tmp_path / "x4.pth"}: ')
     assert line.endswith('; not in the file: upsample; only in the file: upsample')
+    before = copy.deepcopy(student)
+    step(model, 1, 2)
+    for key, average in model.net_g_ema.state_dict().items():
+        assert average.isfinite().all() and not torch.equal(average, before[key])
 
 
 def test_an_average_of_another_scale_is_loaded_from_its_own_entry(build, alone, tmp_path):
