@@ -1,8 +1,7 @@
 """Samples that depend on their own seed alone, and unreadable images reported by name."""
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
 import cv2
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from facd_basicsr.data.damaged_images import describe_damage
 from facd_basicsr.errors import UserError
+from facd_basicsr.runtime.rng import preserve_rng_state
 
 
 class DescribedDataset(Protocol):
@@ -58,12 +58,12 @@ class SeededDataset(Dataset):
         self.dataset = dataset
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
-        with _preserve_rng_state():
+        with preserve_rng_state():
             return self._sample(*sample)
 
     def __getitems__(self, samples: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
         """A batch, as torch's loaders ask for it: restoring the generators takes longer than cropping a patch."""
-        with _preserve_rng_state():
+        with preserve_rng_state():
             return [self._sample(index, seed) for index, seed in samples]
 
     def _sample(self, index: int, seed: int) -> dict[str, Any]:
@@ -103,15 +103,3 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would start CUDA's too, in every worker
-
-
-@contextmanager
-def _preserve_rng_state() -> Iterator[None]:
-    """Restores the generators that :func:`_seed` seeds."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

@@ -35,8 +35,10 @@ def restore_rng_state(state: dict[str, Any]) -> None:
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
     """Leaves the generators as they were."""
-    state = rng_state()
-    try:
-        yield
-    finally:
-        restore_rng_state(state)
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
