@@ -29,7 +29,7 @@ from facd_basicsr.files.atomic import atomic_paths, make_folder_of
 from facd_basicsr.files.state_dicts import load_state_dict
 from facd_basicsr.options.signatures import signature_keys
 from facd_basicsr.runtime.metrics import photograph_input
-from facd_basicsr.runtime.tiling import receptive_field_radius_or_none
+from facd_basicsr.runtime.tiling import receptive_field_radius
 
 OPSET = 17  # read by onnxruntime 1.12 (2022) and everything later
 INPUT, OUTPUT = 'lq', 'sr'
@@ -234,17 +234,9 @@ BASIC = (
     Format('.pth', _pth, WEIGHTS, "BasicSR's checkpoint, loaded strictly, weights equal", STEADY, WEIGHTS_ALONE),
     Format('.safetensors', _safetensors, WEIGHTS, 'loaded strictly, weights equal', STEADY, WEIGHTS_ALONE),
 )
+COMPACT = "a SRVGGNetCompact's weights, loaded strictly"
 FUSED_WEIGHTS = tuple(  # of a student for which as_compact() finds one
-    Format(
-        f'_fused{format.suffix}',
-        format.content,
-        WEIGHTS,
-        "a SRVGGNetCompact's weights, loaded strictly",
-        STEADY,
-        WEIGHTS_ALONE,
-        form=_stock,
-    )
-    for format in BASIC
+    dataclasses.replace(format, suffix=f'_fused{format.suffix}', holds=COMPACT, form=_stock) for format in BASIC
 )
 FIXED = 'a graph does not decide by the size, as the network may'
 ONNX = Format('.onnx', partial(onnx_bytes, half=False), GRAPH, f'ONNX, opset {OPSET}', '--no-onnx', FIXED, form=_fused)
@@ -284,9 +276,9 @@ class Example:
 def measured(student: Student, psnr: dict[str, float]) -> Student:
     """The student, with receptive field radius and validation metrics in its description, if there are any."""
     description = student.description
-    channels = input_channels(description.network)
-    with _silence():  # warnings of torch about the network's code
-        reach = receptive_field_radius_or_none(student.net, channels, description.scale, TESTED_TILE)
+    channels, reach = input_channels(description.network), None
+    with _silence(), contextlib.suppress(UserError):  # _silence: warnings of torch about the network's code
+        reach = receptive_field_radius(student.net, channels, description.scale, TESTED_TILE)
     return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))
 
 

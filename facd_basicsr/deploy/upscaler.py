@@ -5,7 +5,7 @@ import math
 import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from threading import Lock
 
 import numpy as np
@@ -22,7 +22,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import without_alpha
 from facd_basicsr.runtime.execution import is_lack_of_memory, refusal_reason
 from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements
-from facd_basicsr.runtime.tiling import overlap_without_seams, receptive_field_radius_or_none, tiles
+from facd_basicsr.runtime.tiling import overlap_without_seams, receptive_field_radius, tiles
 
 DEFAULT_TILE = 512  # LQ pixels: with what is around it, an EDSR of 64 features and 16 blocks takes 0.6 GB at x4
 TILE_WITHOUT_TAIL = 256  # of other networks, which hold all their features at once: 1.6 GB by onnxruntime
@@ -90,9 +90,8 @@ class Upscaler:
         several times as far as their output notices, and take the time.
         """
         if sizes == SizeRequirements():
-            reach = receptive_field_radius_or_none(net, 3, self.scale, self.tile)
-            if reach is not None:
-                return reach
+            with suppress(UserError):
+                return receptive_field_radius(net, 3, self.scale, self.tile)
         if has_tail(net):
             return None  # it looks at the whole image, but not in the part that needs the memory
         found = overlap_without_seams(net, 3, self.scale, sizes)

@@ -16,7 +16,7 @@ from facd_basicsr.evaluation.feature_psnr import feature_scores
 from facd_basicsr.evaluation.methods import TEACHER, Method
 from facd_basicsr.evaluation.test_sets import ImagePair, LqImage
 from facd_basicsr.files.atomic import atomic_write
-from facd_basicsr.runtime.metrics import NIQE, score, score_without_gt
+from facd_basicsr.runtime.metrics import NIQE, niqe_options, score, scores
 
 Cell = tuple[int, int]  # row, column
 
@@ -189,7 +189,7 @@ def scored(method: str, image: LqImage, sr: np.ndarray, scale: int, gray: bool =
     if isinstance(image, ImagePair):
         metrics = score(sr, image.gt, scale, gray and image.gray)
     else:
-        metrics = score_without_gt(sr, scale)
+        metrics = scores(sr, None, {NIQE: niqe_options(scale)})
     values = {key: float(value) for key, value in metrics.items()}
     return {'method': method, 'set': image.set, 'image': image.image, **values}
 

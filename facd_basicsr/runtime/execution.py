@@ -6,7 +6,7 @@ Weights, losses, validation and checkpoints stay float32.
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
@@ -97,31 +97,23 @@ class Execution:
 
         return cast(Function, run)
 
-    @contextmanager
-    def reraise_compile_errors(self, where: str) -> Iterator[None]:
+    def reraise_compile_errors(self, where: str) -> AbstractContextManager[None]:
         """Turns errors of torch.compile into a UserError, if anything is compiled."""
         if self.compile is None:
-            yield
-            return
+            return nullcontext()
         from torch._dynamo.exc import TorchDynamoException  # takes a second to import
         from torch._inductor.exc import CppCompileError
 
-        try:
-            yield
-        except (TorchDynamoException, CppCompileError) as error:
-            raise self._not_compiled(where, error) from error
-        except RuntimeError as error:  # of a Python or a system that torch.compile does not know
-            if 'compile' not in str(error):
-                raise
-            raise self._not_compiled(where, error) from error
+        def translated(error: RuntimeError) -> UserError | None:
+            # others are of a Python or a system that torch.compile does not know
+            if not (isinstance(error, (TorchDynamoException, CppCompileError)) or 'compile' in str(error)):
+                return None
+            return UserError(
+                f'{where}: torch.compile failed ({one_line(error, 300)}); accepted: no compile, or what it needs (on a '
+                'CPU a C++ compiler, g++)'
+            )
 
-    @staticmethod
-    def _not_compiled(where: str, error: Exception) -> UserError:
-        reason = one_line(error, 300)
-        return UserError(
-            f'{where}: torch.compile failed ({reason}); accepted: no compile, or what it needs (on a CPU a C++ '
-            'compiler, g++)'
-        )
+        return reraise(RuntimeError, translated)
 
     def reraise_layout_errors(self, block: str) -> AbstractContextManager[None]:
         """Turns the error of a network that cannot take channels_last into a UserError."""

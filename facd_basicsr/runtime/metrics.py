@@ -82,19 +82,6 @@ def niqe_options(scale: int) -> dict[str, Any]:
     return {'type': 'calculate_niqe', 'crop_border': scale}
 
 
-def score_without_gt(sr: np.ndarray, scale: int) -> dict[str, float]:
-    """``niqe``, without ``scale`` pixels of border.
-
-    Args:
-        sr: BGR uint8 (H, W, 3).
-        scale: the border.
-
-    Raises:
-        UserError: the image is too small.
-    """
-    return scores(sr, None, {NIQE: niqe_options(scale)})
-
-
 def to_image(tensor: Tensor) -> np.ndarray:
     """As BasicSR's ``tensor2img``: RGB (1, 3, H, W) in [0, 1], clamped, to BGR uint8 (H, W, 3)."""
     if tensor.dim() != 4 or tensor.shape[:2] != (1, 3):

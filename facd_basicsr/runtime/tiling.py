@@ -96,20 +96,6 @@ def receptive_field_radius(
     return reach
 
 
-def receptive_field_radius_or_none(
-    net: nn.Module,
-    channels: int,
-    scale: int,
-    tile: int,
-    sizes: SizeRequirements = SizeRequirements(),  # noqa: B008
-) -> int | None:
-    """As :func:`receptive_field_radius`; None of a network that cannot be run in tiles."""
-    try:
-        return receptive_field_radius(net, channels, scale, tile, sizes)
-    except UserError:
-        return None
-
-
 def overlap_without_seams(
     net: nn.Module, channels: int, scale: int, sizes: SizeRequirements
 ) -> tuple[int, float] | None:
