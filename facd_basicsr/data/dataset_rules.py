@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -97,14 +97,38 @@ def image_paths(where: str, dataset_opt: dict[str, Any], rules: Rules) -> list[d
     if file_backend(dataset_opt) == 'lmdb':
         return _lmdb_keys(where, dataset_opt, rules)
     folders = Folders()
+    roots = [str(Path(dataset_opt[f'dataroot_{side}'])) for side in rules.sides]
+    template = dataset_opt.get('filename_tmpl') or '{}'
     path = _list_of(where, dataset_opt, rules)
-    if path is not None:
-        return _listed_images(where, path, dataset_opt, rules, folders)
-    if len(rules.sides) == 2:
-        return _folder_pairs(where, dataset_opt, folders)
-    (side,) = rules.sides
-    root = _root(dataset_opt, side)
-    return [{f'{side}_path': f'{root}/{name}'} for name in folders.names(root)]
+    named: list[tuple[str, Sequence[str]]]  # where a message says that the names stand, and a name for each root
+    if path is None:
+        named = [(f'{where}.dataroot_lq', (name,)) for name in folders.names(roots[0])]
+    else:
+        named = [(line, match.groups()) for line, match in list_lines(f'{where}.{rules.list_key}', path, rules)]
+        if not named:
+            raise UserError(f'{where}.{rules.list_key}: {path} is empty; accepted: lines such as {rules.example!r}')
+    found = []
+    gt_of: dict[str, str] = {}
+    for name_is, names in named:
+        images = [f'{root}/{name}' for root, name in zip(roots, names)]
+        for image in images:
+            if path is not None and not folders.has(image):
+                raise UserError(f'{name_is}: no such file: {image}; accepted: {rules.example!r}, of files there')
+        if len(images) < len(roots):
+            gt, lq = images[0], _lq_of(name_is, images[0], roots[1], template, folders)
+            if gt_of.setdefault(lq, gt) != gt:
+                raise UserError(f'{name_is}: {lq} would be the LQ of {gt_of[lq]} and {gt}; accepted: one of each')
+            images.append(lq)
+        found.append({f'{side}_path': image for side, image in zip(rules.sides, images)})
+    if path is None and len(roots) == 2:
+        alone = [name for name in folders.names(roots[1]) if f'{roots[1]}/{name}' not in gt_of]
+        if alone:
+            more = f' (and {len(alone) - 1} more)' if alone[1:] else ''
+            raise UserError(
+                f'{where}.dataroot_lq: {roots[1]}/{alone[0]}{more} has no counterpart in {roots[0]}, where every image '
+                f'has an LQ; accepted: as many LQ as GT; {DATA_PAGE}'
+            )
+    return found
 
 
 def check_clips(where: str, dataset_opt: dict[str, Any], rules: Rules) -> None:
@@ -205,14 +229,6 @@ def _stem_and_suffix(name: str) -> tuple[str, str]:
     return (stem, dot + suffix) if stem else (name, '')
 
 
-def _root(dataset_opt: dict[str, Any], side: str) -> str:
-    return str(Path(dataset_opt[f'dataroot_{side}']))
-
-
-def _template(dataset_opt: dict[str, Any]) -> str:
-    return dataset_opt.get('filename_tmpl') or '{}'
-
-
 def _list_of(where: str, dataset_opt: dict[str, Any], rules: Rules) -> Path | None:
     value = dataset_opt.get(rules.list_key)
     if value is None:
@@ -225,46 +241,6 @@ def _list_of(where: str, dataset_opt: dict[str, Any], rules: Rules) -> Path | No
     if not Path(value).is_file():
         raise UserError(f'{where}.{rules.list_key}: no such file: {value}; {DATA_PAGE}')
     return Path(value)
-
-
-def _listed_images(
-    where: str, path: Path, dataset_opt: dict[str, Any], rules: Rules, folders: Folders
-) -> list[dict[str, str]]:
-    found = []
-    gt_of: dict[str, str] = {}
-    roots, template = [_root(dataset_opt, side) for side in rules.sides], _template(dataset_opt)
-    for line_is, match in list_lines(f'{where}.{rules.list_key}', path, rules):
-        images = [f'{root}/{name}' for root, name in zip(roots, match.groups())]
-        for image in images:
-            if not folders.has(image):
-                raise UserError(f'{line_is}: no such file: {image}; accepted: {rules.example!r}, of files there')
-        if len(images) < len(roots):
-            gt, lq = images[0], _lq_of(line_is, images[0], roots[1], template, folders)
-            if gt_of.setdefault(lq, gt) != gt:
-                raise UserError(f'{line_is}: {lq} would be the LQ of {gt_of[lq]} and {gt}; accepted: one of each')
-            images.append(lq)
-        found.append({f'{side}_path': image for side, image in zip(rules.sides, images)})
-    if not found:
-        raise UserError(f'{where}.{rules.list_key}: {path} is empty; accepted: lines such as {rules.example!r}')
-    return found
-
-
-def _folder_pairs(where: str, dataset_opt: dict[str, Any], folders: Folders) -> list[dict[str, str]]:
-    gt_root, lq_root, template = _root(dataset_opt, 'gt'), _root(dataset_opt, 'lq'), _template(dataset_opt)
-    gt_of: dict[str, str] = {}
-    for name in folders.names(gt_root):
-        gt = f'{gt_root}/{name}'
-        lq = _lq_of(f'{where}.dataroot_lq', gt, lq_root, template, folders)
-        if gt_of.setdefault(lq, gt) != gt:
-            raise UserError(f'{where}.dataroot_lq: {lq} would be the LQ of {gt_of[lq]} and {gt}; accepted: one of each')
-    alone = [name for name in folders.names(lq_root) if f'{lq_root}/{name}' not in gt_of]
-    if alone:
-        more = f' (and {len(alone) - 1} more)' if alone[1:] else ''
-        raise UserError(
-            f'{where}.dataroot_lq: {lq_root}/{alone[0]}{more} has no counterpart in {gt_root}, where every image '
-            f'has an LQ; accepted: as many LQ as GT; {DATA_PAGE}'
-        )
-    return [{'lq_path': lq, 'gt_path': gt} for lq, gt in gt_of.items()]
 
 
 def _lq_of(where: str, gt: str, root: str, template: str, folders: Folders) -> str:

@@ -211,8 +211,5 @@ def sub_images(size: int, crop: int, step: int) -> list[tuple[int, int]]:
 
 def boxes(height: int, width: int, crop: int, step: int) -> list[tuple[int, int, int, int]]:
     """Top, bottom, left, right of an image's sub-images, row by row, which is how BasicSR numbers them."""
-    return [
-        (top, bottom, left, right)
-        for top, bottom in sub_images(height, crop, step)
-        for left, right in sub_images(width, crop, step)
-    ]
+    rows, columns = (sub_images(size, crop, step) for size in (height, width))
+    return [(*row, *column) for row, column in itertools.product(rows, columns)]

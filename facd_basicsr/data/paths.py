@@ -1,7 +1,6 @@
 """Checks that the data and files of an option file exist and fit, before anything is created."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -94,23 +93,11 @@ def _check_dataset(
         return rules
     found = image_paths(where, dataset_opt, rules)
     if len(rules.sides) == 2:
-        if file_backend(dataset_opt) == 'lmdb':
-            gt, lq = (
-                {name: shape[:2] for name, shape in meta_info_shapes(Path(dataset_opt[key]), f'{where}.{key}').items()}
-                for key in ('dataroot_gt', 'dataroot_lq')
-            )
-        else:
-            if training and not every:
-                found = found[:: max(1, len(found) // TRAIN_PAIRS_OPENED)]
-            names = [os.path.relpath(paths['gt_path'], dataset_opt['dataroot_gt']) for paths in found]
-            gt, lq = (
-                {
-                    name: _image_size(f'{where}.dataroot_{side}', Path(paths[f'{side}_path']))
-                    for name, paths in zip(names, found)
-                }
-                for side in ('gt', 'lq')
-            )
-        _check_pairs(where, dataset_opt, gt, lq, scale, training)
+        if training and not every and file_backend(dataset_opt) != 'lmdb':
+            found = found[:: max(1, len(found) // TRAIN_PAIRS_OPENED)]
+        names = [paths['gt_path'].removeprefix(f'{Path(dataset_opt["dataroot_gt"])}/') for paths in found]
+        gt, lq = (list(_sizes(where, dataset_opt, side, found)) for side in ('gt', 'lq'))
+        _check_pairs(where, dataset_opt, zip(names, gt, lq), scale, training)
     return rules
 
 
@@ -148,20 +135,32 @@ def _check_root(where: str, path: Path, dataset_opt: dict[str, Any], rules: Rule
             raise UserError(f'{where}: {path / name} is not an image; accepted in this folder: images only')
 
 
-def _image_size(where: str, path: Path) -> tuple[int, int]:
-    _check_file(where, path, DATA_PAGE)
-    with locating(where):
-        return image_size(path)
+Size = tuple[int, int]  # height, width
 
 
-def _check_pairs(where: str, dataset_opt: dict[str, Any], gt: dict, lq: dict, scale: int, training: bool) -> None:
+def _sizes(where: str, dataset_opt: dict[str, Any], side: str, found: Sequence[Mapping[str, str]]) -> Iterator[Size]:
+    """Of one side of what :func:`image_paths` has found, by an LMDB's list or the headers of files."""
+    key, root = f'{where}.dataroot_{side}', Path(dataset_opt[f'dataroot_{side}'])
+    shapes = meta_info_shapes(root, key) if file_backend(dataset_opt) == 'lmdb' else None
+    for path in (paths[f'{side}_path'] for paths in found):
+        if shapes is not None:
+            yield shapes[path][:2]
+            continue
+        _check_file(key, Path(path), DATA_PAGE)
+        with locating(key):
+            yield image_size(Path(path))
+
+
+def _check_pairs(
+    where: str, dataset_opt: dict[str, Any], pairs: Iterable[tuple[str, Size, Size]], scale: int, training: bool
+) -> None:
     """Checks that LQ is ``scale`` times smaller than GT, and GT no smaller than a patch."""
-    for key, size in gt.items():
+    for key, size, lq_size in pairs:
         # In validation BasicSR crops a GT whose size is no multiple of the scale; in training it must match.
-        rest = [gt_length - scale * lq_length for gt_length, lq_length in zip(size, lq[key])]
+        rest = [gt_length - scale * lq_length for gt_length, lq_length in zip(size, lq_size)]
         if not all(0 <= length < (1 if training else scale) for length in rest):
             raise UserError(
-                f'{where}.dataroot_lq: {key} is {lq[key]} for a GT of {size} (height, width); accepted: LQ for scale '
+                f'{where}.dataroot_lq: {key} is {lq_size} for a GT of {size} (height, width); accepted: LQ for scale '
                 f'{scale}'
             )
         if training and min(size) < dataset_opt.get('gt_size', 0):
@@ -185,17 +184,13 @@ def _check_metric_sizes(where: str, dataset_opt: dict[str, Any], scale: int, val
             check_metric_size(f'val.metrics.{name}: {where}: {Path(path).name}', block, height * scale, width * scale)
 
 
-def lq_sizes(where: str, dataset_opt: dict[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
+def lq_sizes(where: str, dataset_opt: dict[str, Any]) -> Iterator[tuple[str, Size]]:
     """(path as the dataset has it, (height, width)) of the LQ images of a set; none where they are not known."""
-    rules, key = rules_of(dataset_opt), f'{where}.dataroot_lq'
+    rules = rules_of(dataset_opt)
     if rules is None or rules.clips or 'lq' not in rules.sides:
         return
-    if file_backend(dataset_opt) == 'lmdb':
-        for name, (height, width, _) in meta_info_shapes(Path(dataset_opt['dataroot_lq']), key).items():
-            yield name, (height, width)
-        return
-    for paths in image_paths(where, dataset_opt, rules):
-        yield paths['lq_path'], _image_size(key, Path(paths['lq_path']))
+    found = image_paths(where, dataset_opt, rules)
+    yield from zip((paths['lq_path'] for paths in found), _sizes(where, dataset_opt, 'lq', found))
 
 
 def _check_file(where: str, path: Path, page: str) -> None:
