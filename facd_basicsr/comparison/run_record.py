@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from facd_basicsr.archs.reparameterization import reparameterized
 from facd_basicsr.comparison.plan import Comparison, Run
@@ -126,13 +125,11 @@ def latencies(comparison: Comparison) -> dict[str, float]:
         if run.method not in seen and checkpoint_of(run).is_file():
             seen.add(run.method)
             methods.append(student_of(run))
-    nets = {method.name: (reparameterized(method.padded), _lq_of_output(method)) for method in methods}
+    nets = {}
+    for method in methods:
+        lq = torch.zeros(1, 3, *(side // method.scale for side in OUTPUT_SIZE), device=method.device)
+        nets[method.name] = (reparameterized(method.padded), lq)
     return {name: round(statistics.median(times), 2) for name, times in latencies_ms(nets, TURNS).items()}
-
-
-def _lq_of_output(method: Method) -> Tensor:
-    """LQ of a 1280 x 720 output."""
-    return torch.zeros(1, 3, *(side // method.scale for side in OUTPUT_SIZE), device=method.device)
 
 
 def _size(method: Method) -> dict[str, Any]:

@@ -126,6 +126,10 @@ class Crop:
     top: int
     size: int
 
+    @property
+    def box(self) -> Box:
+        return self.left, self.top, self.left + self.size, self.top + self.size
+
     def of(self, image: np.ndarray) -> np.ndarray:
         """(H, W, C) -> (size, size, C)."""
         return image[self.top : self.top + self.size, self.left : self.left + self.size]

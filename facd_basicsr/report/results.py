@@ -63,8 +63,7 @@ def differing_crops(
             (name, f'{crop_psnr(sr, crop):.2f} dB', png_uri(as_picture(crop.of(sr)))) for name, sr in outputs.items()
         ]
         views.append(('HR', 'ground truth', png_uri(as_picture(crop.of(pair.gt)))))
-        box = (crop.left, crop.top, crop.left + size, crop.top + size)
-        whole = png_uri(marked(pair.gt, box, WHOLE))
+        whole = png_uri(marked(pair.gt, crop.box, WHOLE))
         found.append((difference, ShownCrop(f'{pair.set}/{pair.image}', size, whole, views)))
     return found
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -233,20 +233,9 @@ def psnr_of(checkpoint: Path) -> dict[str, float]:
     name = checkpoint.stem.removeprefix('net_g_')
     event = {'latest': FINISHED, 'best': BEST}.get(name)
     saved_at = [happened.iteration for happened in run.metrics.events if happened.event == event]
-    iteration = int(name) if name.isdecimal() else saved_at[-1] if saved_at else None
-    found = dict(_psnr_y_at(run, iteration))
-    return {set_name: value for set_name, value in found.items() if math.isfinite(value)}
-
-
-def _psnr_y_at(run: RunFolder, iteration: int | None) -> Iterator[tuple[str, float]]:
-    metric = _psnr_y(run.opt)
-    for name, curves in run.metrics.validation.items():
-        if metric in curves and iteration in curves[metric]:
-            yield name, curves[metric][iteration]
-
-
-def _psnr_y(opt: Mapping[str, Any]) -> str | None:
-    """The name of the metric that is PSNR-Y; the first if there are several."""
-    metrics = (opt['val'] or {}).get('metrics') or {}
-    found = (name for name, opt in metrics.items() if opt['type'] == 'calculate_psnr' and opt['test_y_channel'])
-    return next(found, None)
+    iteration = int(name) if name.isdecimal() else saved_at[-1] if saved_at else -1
+    metrics = (run.opt['val'] or {}).get('metrics') or {}
+    psnr_y = (key for key, opt in metrics.items() if opt['type'] == 'calculate_psnr' and opt['test_y_channel'])
+    metric = next(psnr_y, '')  # the first, if there are several
+    found = {set_name: curves.get(metric, {}).get(iteration) for set_name, curves in run.metrics.validation.items()}
+    return {set_name: value for set_name, value in found.items() if value is not None and math.isfinite(value)}

@@ -32,7 +32,7 @@ from facd_basicsr.comparison.summary import (
     records_csv,
     save_figure,
 )
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, locating
 from facd_basicsr.evaluation.figures import find_crops
 from facd_basicsr.evaluation.methods import BICUBIC, Method
 from facd_basicsr.evaluation.tables import to_json, write_tables
@@ -122,10 +122,8 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f'{results_file}: {error}; accepted: a results.json of facd compare') from error
     for page in pages:
-        try:
+        with locating(page):
             text = filled(page.read_text(encoding='utf-8'), results)
-        except UserError as error:
-            raise UserError(f'{page}: {error}') from error
         atomic_write(page, text)
         print(f'{page}: {name}')
 

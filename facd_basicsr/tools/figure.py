@@ -48,10 +48,8 @@ def draw_crops(methods: Sequence[Method], crops: Sequence[Crop], errors: bool = 
     for crop in crops:
         zoom = max(1, round(CELL / crop.size))
         side = crop.size * zoom
-        box = (crop.left, crop.top, crop.left + crop.size, crop.top + crop.size)
-        overview = marked(crop.pair.gt, box, (2 * side, side))
         row = [
-            (f'{crop.pair.set}/{crop.pair.image}', overview),
+            (f'{crop.pair.set}/{crop.pair.image}', marked(crop.pair.gt, crop.box, (2 * side, side))),
             ('HR\n(PSNR-Y of the crop)', enlarge(crop.of(crop.pair.gt), zoom)),
         ]
         srs = [method.upscale(crop.pair.lq) for method in methods]
