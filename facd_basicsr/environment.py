@@ -89,11 +89,7 @@ def versions() -> str:
 
 
 def machine(on_gpu: bool | None = None) -> str:
-    """The GPU, or the processor.
-
-    Args:
-        on_gpu: whether the GPU is meant; None: if there is one.
-    """
+    """The GPU or, where there is none or ``on_gpu`` is false, the processor."""
     import torch
 
     if torch.cuda.is_available() if on_gpu is None else on_gpu:

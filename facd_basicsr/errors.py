@@ -13,7 +13,8 @@ class UserError(ValueError):
     """An option file, path, checkpoint or image is not what it should be.
 
     Its message is one line: the option key or file, the value found, what is accepted, and where that helps the
-    command or page that provides it.
+    command or page that provides it. What is called ``where`` in signatures is the key or file that a message begins
+    with.
     """
 
     def __init__(self, message: str) -> None:
@@ -75,7 +76,6 @@ def reraise(
     """Turns errors of others into one of this package. A :class:`UserError` stays as it is.
 
     Args:
-        errors: the classes that are looked at.
         translated: gives the error to raise instead, or None for one that stays.
     """
     try:

@@ -12,11 +12,7 @@ LINE = '{desc}: {n_fmt} of {total_fmt} in {elapsed} ({rate_fmt}), {remaining} le
 
 class ProgressBar(tqdm):
     """tqdm's bar on stderr. Where that is no terminal, a line every 30 seconds, and if it has a title one at the end: a
-    bar fills a log with its redrawings.
-
-    Args:
-        args, kwargs: tqdm's.
-    """
+    bar fills a log with its redrawings."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._in_lines = not sys.stderr.isatty()

@@ -43,7 +43,6 @@ def channels_argument(network_opt: Mapping[str, Any], names: Sequence[str]) -> t
     """The argument of a network that says its channels, and its value; the first of ``names`` and 3 where it has none.
 
     Args:
-        network_opt: as :func:`input_channels` has it.
         names: ``CHANNELS`` of the input, or ``OUT_CHANNELS`` of the output: where a network has no argument for it, it
             gives as many as it takes.
     """
@@ -56,13 +55,7 @@ def channels_argument(network_opt: Mapping[str, Any], names: Sequence[str]) -> t
 
 
 def network_sizes(net: nn.Module, network_opt: Mapping[str, Any], scale: int) -> SizeRequirements:
-    """The sizes of LQ that a network takes; those that are known to take every size are not probed.
-
-    Args:
-        net: as :func:`facd_basicsr.runtime.size_requirements.size_requirements` has it.
-        network_opt: its block in an option file.
-        scale: its upscaling factor.
-    """
+    """The sizes of LQ that a network takes; those that are known to take every size are not probed."""
     if type(net) in CONVOLUTIONAL:
         return SizeRequirements()
     return size_requirements(net, input_channels(network_opt), scale)
@@ -88,7 +81,6 @@ def unused_in_training(net: nn.Module, lq: Tensor) -> list[str]:
     made of others for inference, or the experts that SeemoRe does not choose. The network stays as it was.
 
     Args:
-        net: of images.
         lq: (N, C, h, w).
     """
     with preserve_rng_state():

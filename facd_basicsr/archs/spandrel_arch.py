@@ -128,11 +128,6 @@ def detected_arguments(cls: type[nn.Module], state_dict: Mapping[str, Tensor], w
 
     What it cannot read off, SPAN's ``img_range`` for one, has the value that it supposes.
 
-    Args:
-        cls: the class.
-        state_dict: the checkpoint's.
-        where: the option and file that it is from, for messages.
-
     Raises:
         UserError: the checkpoint is not of this class.
     """
@@ -150,22 +145,12 @@ def detected_arguments(cls: type[nn.Module], state_dict: Mapping[str, Tensor], w
 
 
 def tells(cls: type[nn.Module], arguments: Mapping[str, Any], key: str) -> bool:
-    """Whether spandrel reads an argument off a checkpoint: of a network that is built with it, the same value.
-
-    Args:
-        cls: one of spandrel's classes.
-        arguments: all of its arguments that are known.
-        key: one of them.
-    """
+    """Whether spandrel reads ``key`` off a checkpoint: of a network built with ``arguments`` the same value."""
     return redetected(cls, arguments, key) in (..., arguments[key])
 
 
 def redetected(cls: type[nn.Module], arguments: Mapping[str, Any], key: str) -> Any:
-    """What spandrel reads off a network built with these arguments, of one of them; ``...`` where none is built.
-
-    Args:
-        cls, arguments, key: as of :func:`tells`.
-    """
+    """What spandrel reads as ``key`` off a network built with ``arguments``; ``...`` where none is built."""
     try:
         with preserve_rng_state():
             descriptor = opened_by_spandrel(cls(**arguments).state_dict())

@@ -136,10 +136,6 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
 
     Every run becomes longer or shorter in the same proportion, its learning rate's schedule and its validations
     with it, so that the baseline's has ``iterations``.
-
-    Args:
-        comparison: as its file has it.
-        iterations: the baseline's, 1 or more.
     """
     factor = Fraction(iterations, comparison.methods[comparison.baseline]['train']['total_iter'])
 

@@ -134,8 +134,6 @@ def train_all(
     place, so that no more than ``jobs`` processes work at a time.
 
     Args:
-        comparison: whose runs.
-        folder: with their option files.
         jobs: processes at a time, each on a GPU in turn if there are some. They share the CPU's cores.
         lock: from :func:`locked`.
         finished: makes the record of a trained run, from what ``trained`` holds.
@@ -189,13 +187,7 @@ def train_all(
 
 
 def time_left(comparison: Comparison, folder: Folder, jobs: int) -> float | None:
-    """Seconds until all runs are trained, at the pace of each method so far; None before there is one.
-
-    Args:
-        comparison: whose runs.
-        folder: of their files.
-        jobs: runs at a time.
-    """
+    """Seconds until all runs are trained, at the pace of each method so far; None before there is one."""
     paces: dict[str, list[float]] = {}  # seconds of an iteration, with validation
     left = []
     for run in comparison.runs():

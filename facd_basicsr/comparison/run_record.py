@@ -55,8 +55,6 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
     """The record of a trained run: what the report is made of.
 
     Args:
-        run: trained.
-        comparison: that it belongs to.
         trained: under which conditions: ``jobs`` at a time with ``threads`` each.
     """
     student, teacher = student_of(run), teacher_of(comparison)

@@ -285,7 +285,6 @@ def with_blocks(page: str, mark: str, content: Callable[[re.Match], str]) -> tup
     """The page with the text between its marks replaced, and the number of blocks.
 
     Args:
-        page: Markdown.
         mark: a pattern of the line that begins a block, which ends with :data:`END`.
         content: what stands in the block whose first line has matched.
     """
@@ -301,10 +300,6 @@ def filled(page: str, results: Mapping[str, Any]) -> str:
 
     A block begins with a line ``<!-- facd compare: NAME PART -->``, PART being one of :data:`PARTS`, and ends with
     ``<!-- end -->``.
-
-    Args:
-        page: Markdown.
-        results: what results.json holds.
 
     Raises:
         UserError: the page has no block of this comparison, or one of an unknown part.
@@ -332,7 +327,6 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
 
     Args:
         records: the records of every method, one for each seed.
-        title: above the picture.
     """
     tags = [tag for runs in records.values() for run in runs for tag in run['curves']]
     validation = next((tag for tag in tags if tag.startswith(VALIDATION) and tag.endswith('/psnr_y')), None)

@@ -18,13 +18,7 @@ from facd_basicsr.runtime.processes import Ranks
 
 
 def check_files(paths: Sequence[Path], where: str) -> int:
-    """Reads image files completely: PNG by the checksum of every chunk, others by decoding them.
-
-    Args:
-        where: the option key that names their folder.
-
-    Returns:
-        Their number.
+    """Reads image files completely, PNG by the checksum of every chunk, others by decoding them; returns their number.
 
     Raises:
         UserError: naming the first that is missing, empty, damaged or no image.
@@ -40,13 +34,7 @@ def check_files(paths: Sequence[Path], where: str) -> int:
 def check_lmdb(path: Path, where: str) -> int:
     """Reads an LMDB completely: every key of meta_info.txt exists and is an undamaged PNG of the size that it names.
 
-    Other keys do not count, since BasicSR does not read them.
-
-    Args:
-        where: the option key that names the LMDB.
-
-    Returns:
-        The number of its images.
+    Returns the number of its images; other keys do not count, since BasicSR does not read them.
 
     Raises:
         UserError: naming the LMDB and the first key that is missing, damaged or of another size.
@@ -75,9 +63,6 @@ def check_lmdb(path: Path, where: str) -> int:
 def opened_lmdb(path: Path, where: str) -> Iterator[lmdb.Environment]:
     """Opens an LMDB for reading, after checking its length: reading a missing page would kill the process (SIGBUS).
 
-    Args:
-        where: the option key that names the LMDB.
-
     Raises:
         UserError: it cannot be opened, or its file is shorter than its own count of pages.
     """
@@ -105,8 +90,6 @@ def describe_damage(dataset: Any, index: int, error: Exception) -> str:
 
     Args:
         dataset: with ``paths`` and ``file_client``, as BasicSR's; of others only the index is known.
-        index: of the sample.
-        error: what the dataset raised.
 
     Raises:
         UserError: the LMDB or folder itself cannot be read.

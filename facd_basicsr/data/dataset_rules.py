@@ -86,8 +86,6 @@ def image_paths(where: str, dataset_opt: dict[str, Any], rules: Rules) -> list[d
     ``filename_tmpl`` and its suffix, or any other suffix of an image.
 
     Args:
-        where: the option key of its block.
-        dataset_opt: the block.
         rules: of its dataset, not one of clips.
 
     Raises:

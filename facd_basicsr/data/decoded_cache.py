@@ -40,10 +40,6 @@ class CacheNotWrittenError(Exception):
 class DecodedImages:
     """The images of a cache file by their number. A process that unpickles them maps the file itself.
 
-    Args:
-        path: the cache file.
-        count: of images.
-
     Raises:
         OSError, ValueError: it cannot be mapped, or is not whole.
     """
@@ -74,7 +70,6 @@ def decoded_images(root: Path, files: list[str], where: str, hidden: bool = Fals
     Args:
         root: a folder of images or an LMDB, ``*.lmdb``.
         files: paths in the folder, or keys of the LMDB, in the order of their numbers.
-        where: the option key that names it.
         hidden: begins the name of the file with a dot.
 
     Raises:

@@ -76,7 +76,6 @@ def prepare_div2k(scales: Sequence[int], out: Path, url: str, workers: int) -> N
         scales: of 2, 3, 4.
         out: also takes the archives and the unpacked images, which are not needed afterwards.
         url: where the archives are; or a folder that holds them.
-        workers: processes that encode.
 
     Raises:
         UserError: a download or an archive fails, an LR image is not HR / scale large, or another output exists

@@ -92,10 +92,6 @@ def png_shape(png: bytes) -> tuple[int, int, int]:
 def meta_info_shapes(path: Path, where: str) -> dict[str, tuple[int, int, int]]:
     """{key: (height, width, channels)} by an LMDB's meta_info.txt, whose lines are ``key.png (h,w,c) compression``.
 
-    Args:
-        path: the LMDB.
-        where: the option key that names it.
-
     Raises:
         UserError: it cannot be read, is empty or not in BasicSR's format.
     """

@@ -177,12 +177,7 @@ def _with_images(where: str, dataset_opt: dict[str, Any], rules: Rules) -> Any:
 
 
 def batches(loader: DataLoader, opt: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What is left of an epoch, prefetched as ``datasets.train.prefetch_mode`` says. Its workers start immediately.
-
-    Args:
-        loader: of the training set.
-        opt: from :func:`facd_basicsr.options.parse_options`.
-    """
+    """What is left of an epoch, prefetched as ``datasets.train.prefetch_mode`` says. Its workers start immediately."""
     try:  # the locks of the workers' queues, which are in /dev/shm; torch's own would complain to the end
         del [multiprocessing.Lock() for _ in range(4 * loader.num_workers)][:]
         return _without_errors(_prefetched(loader, opt))

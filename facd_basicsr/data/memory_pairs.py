@@ -67,10 +67,6 @@ class MemoryPairs(Dataset):
 
     BasicSR decodes both images and makes floats of all their pixels, to take a patch of them. Here the patch is taken
     first. A pair that is not decoded or does not fit is left to BasicSR's dataset, so that it fails as it does there.
-
-    Args:
-        dataset: BasicSR's, of the same files.
-        gt, lq: its images, decoded.
     """
 
     def __init__(self, dataset: PairedImageDataset, gt: DecodedImages, lq: DecodedImages) -> None:

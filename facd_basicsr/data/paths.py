@@ -44,13 +44,7 @@ def check_paths(opt: dict[str, Any], is_train: bool) -> None:
 def check_whole_dataset(phase: str, dataset_opt: dict[str, Any], scale: int) -> str:
     """Pairs every image of a set and reads each whole, where :func:`check_paths` looks at names, sizes and samples.
 
-    Args:
-        phase: the set's name in ``datasets``.
-        dataset_opt: its block.
-        scale: the option file's.
-
-    Returns:
-        What there is, as text.
+    Returns what there is, as text.
 
     Raises:
         UserError: naming the set and the first file that is missing, damaged, of a wrong size or too small.

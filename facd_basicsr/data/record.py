@@ -50,7 +50,6 @@ def open_partial(path: Path, record: dict[str, Any], forget: Callable[[Path, Seq
     """The folder in which an output is built: an earlier one if it was started with the same settings, else a new one.
 
     Args:
-        path: the output.
         record: its settings, and in ``images`` the :func:`files_of` what it is made of.
         forget: called with the folder and the names of files that have changed or gone since it was started; removes
             what was made of them.

@@ -49,9 +49,6 @@ class SeededDataset(Dataset):
     An unreadable image is replaced by another, drawn by the same seed. The sample's ``damaged`` says
     which and why, in a line for each; it is empty otherwise. The loop decides what to do: an exception
     in a worker would reach it as a page of text, and in BasicSR's prefetching thread not at all.
-
-    Args:
-        dataset: a registered dataset, whose samples are dicts.
     """
 
     def __init__(self, dataset: DescribedDataset) -> None:

@@ -127,7 +127,6 @@ def onnx_bytes(student: Student, half: bool) -> bytes:
 
     Args:
         student: on the CPU; its description is the file's metadata.
-        half: whether weights and operators are float16.
 
     Raises:
         UserError: ONNX does not support it.
@@ -308,7 +307,6 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> dict[Path
     Args:
         student: what :func:`measured` gives.
         stem: the files' path without suffix; its folder is made.
-        formats: some of ``EXPORT_FORMATS``.
 
     Returns:
         For each file {what ran it: the largest difference between its output and the student's, of the range of the
@@ -352,7 +350,6 @@ def opened_in_spandrel(student: Student, files: Sequence[Path]) -> dict[Path, tu
     """Whether spandrel, and so chaiNNer, opens written files as the same network.
 
     Args:
-        student: what the files were written of.
         files: each a ``.pth`` or ``.safetensors`` of :func:`export`.
 
     Returns:

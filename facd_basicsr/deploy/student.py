@@ -36,10 +36,6 @@ class OnnxNetwork(nn.Module):
 
     Input (N, C, h, w) in [0, 1], any float type; output (N, C, h * scale, w * scale), float32, not clamped.
 
-    Args:
-        path: the file.
-        where: the option or argument that names it, for messages.
-
     Attributes:
         metadata: {name: text}, the file's own.
 
@@ -196,7 +192,6 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
         path: ``.pth``, ``.pt``, ``.ckpt``, ``.safetensors`` or ``.onnx``.
         option_file: a train or test file whose ``network_g`` it is; data and teacher need not be there. None: the file
             says it itself, as ONNX does always, or lies in ``experiments/NAME/models``, whose ``options.yml`` does.
-        where: what names ``path``, for messages.
 
     Raises:
         UserError: the file cannot be read, does not fit, nothing says what network it is of, or the option file says

@@ -23,10 +23,7 @@ def teacher_psnr_y(
     """PSNR-Y in dB of the teacher on every image, measured as published: 8 bits, ``scale`` pixels cropped.
 
     Args:
-        teacher: on ``device``.
         loader: of a validation set; batches of one with ``lq`` and ``gt``, RGB in [0, 1].
-        scale: the upscaling factor.
-        device: where the teacher is.
         bgr: whether input and output are BGR.
     """
     flipped = [1] if bgr else []  # dimensions: the channels
@@ -54,7 +51,6 @@ def check_teacher(
     the difference may be below any tolerance, 0.016 dB on Set5 for DAT-light x2.
 
     Args:
-        teacher, loader, scale, device: as in :func:`teacher_psnr_y`.
         expect: ``dataset`` (for messages), ``psnr_y`` in dB and ``tolerance`` in dB, to either side.
 
     Returns:

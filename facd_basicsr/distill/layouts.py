@@ -70,7 +70,6 @@ def to_basicsr(state_dict: dict[str, Tensor], layout: str, where: str) -> tuple[
 
     Args:
         state_dict: in the layout ``layout``, one of ``edsr-pytorch`` and ``rcan``.
-        where: the option or file that it is from, for messages.
 
     Returns:
         The state dict without ``sub_mean`` and ``add_mean``, and what BasicSR's network subtracts and adds in their
@@ -111,9 +110,7 @@ def from_basicsr(state_dict: dict[str, Tensor], layout: str, shift: Tensor, wher
 
     Args:
         state_dict: an EDSR's for ``edsr-pytorch`` or an RCAN's for ``rcan``, in BasicSR's layout.
-        layout: ``edsr-pytorch`` or ``rcan``.
         shift: what ``sub_mean`` subtracts and ``add_mean`` adds, (3,): the network's ``img_range * rgb_mean``.
-        where: the option or file that it is from, for messages.
 
     Raises:
         UserError: a key is not of BasicSR's network.

@@ -113,7 +113,6 @@ def start_regressors(
     are then far from every teacher's, and a ratio of distances that are all large is 1 and has no gradient.
 
     Args:
-        regressors: of all taps, as they were built.
         init: ``first_batch``: all; ``auto``: those of taps where F^S is more than :data:`OTHER_UNITS` times smaller.
             Features that are larger are learnt without.
         student_feats, teacher_feats: of the first batch, (N, C_j, H_j, W_j) each; the student's before the regressors.

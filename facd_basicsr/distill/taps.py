@@ -194,7 +194,6 @@ def tappable(net: nn.Module, x: Tensor, run: Callable[[Tensor], Any], wanted: Co
     its skip or one of a tuple.
 
     Args:
-        net: the network.
         x: LQ, (1, C, H, W).
         run: the network's forward: itself, or a wrapper that may pad.
         wanted: inputs that are listed in any case, as ``upsample:input``.
@@ -315,9 +314,6 @@ def points(paths: Sequence[Tappable]) -> dict[tuple[int, ...], Points]:
 
     Blocks are modules of one class, width and parent, three or more. Of several such groups those of LQ's size come
     first, then those that are nested least, as groups of blocks before their blocks.
-
-    Args:
-        paths: from :func:`tappable`.
     """
     by_origin = {found.origin: found for found in paths}
     groups: dict[tuple[tuple[str, ...], str, int, tuple[int, ...]], list[Tappable]] = {}
@@ -342,7 +338,6 @@ def suggested(paths: Sequence[Tappable], count: int = 3) -> list[str]:
     """Paths like those of the paper: after i / count of the blocks, and the last before the upsampler.
 
     Args:
-        paths: from :func:`tappable`.
         count: how many; fewer where there are not as many.
     """
     own = next(iter(points(paths).values()), None)

@@ -42,8 +42,6 @@ class Teacher(nn.Module):
     Raises a UserError in the forward if the network gives anything else than an image of that size.
 
     Args:
-        net: the network; taps name its modules.
-        scale: its upscaling factor.
         execution: how it runs, whatever the student does. Compiling it is the caller's.
         sizes: of LQ that the network takes; others are padded for it.
     """
@@ -82,7 +80,6 @@ def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     Args:
         teacher_opt: ``weights`` (a file or URL) and, by default none, ``network`` (as a ``network_g`` block; without
             it spandrel recognizes the network), ``format`` (``auto``), ``sha256``, ``precision`` and ``channels_last``.
-        scale: the option file's.
 
     Raises:
         UserError: the checkpoint cannot be downloaded or read, contains code, is in another layout than ``format``,

@@ -43,24 +43,16 @@ def flops(
 
     Two for each multiply-add, convolutions and matrix products only, counted on the meta device: nothing runs,
     unless the network decides by values. The input is rounded down where ``scale`` does not divide the output.
-
-    Args:
-        net: the network.
-        scale: its upscaling factor.
-        output_size: height and width of the output.
-        num_in_ch: channels of the input.
     """
     lq_size = (output_size[0] // scale, output_size[1] // scale)
     return _counted(net, lq_size, num_in_ch, lambda net: FlopCounterMode(display=False)).get_total_flops()
 
 
 def footprint(net: nn.Module, lq_size: tuple[int, int], num_in_ch: int = 3) -> tuple[int, int]:
-    """Counts activations and memory of one forward without gradient, on the meta device as :func:`flops`.
+    """Activations and memory of one forward on LQ of ``lq_size`` (height, width), counted as :func:`flops` counts.
 
     Args:
         net: the network, for float32 input.
-        lq_size: height and width of the input.
-        num_in_ch: as in :func:`flops`.
 
     Returns:
         Activations: elements of the outputs of all convolutions, as NTIRE's challenges count them. Memory: bytes of all
@@ -130,14 +122,10 @@ class _LiveTensors(TorchDispatchMode):
 
 
 def peak_gpu_memory(net: nn.Module, lq: Tensor) -> int:
-    """Bytes that a GPU holds at the peak of one forward, the network's weights and workspaces included.
+    """Bytes that the GPU of ``lq`` holds at the peak of one forward, the network's weights and workspaces included.
 
     By ``torch.cuda.max_memory_allocated``, as in NTIRE's challenges; memory allocated before does not
     count.
-
-    Args:
-        net: the network, on the GPU.
-        lq: its input, on the GPU.
     """
     own = sum(tensor.nbytes for tensor in (*net.parameters(), *net.buffers(), lq))
     before = torch.cuda.memory_allocated(lq.device)
@@ -164,10 +152,8 @@ def latencies_ms(
     Networks of one architecture, with inputs of one shape, share the forwards of the first.
 
     Args:
-        nets: each with its input, by name.
         repeats: how many forwards count, after one that does not.
         limit: seconds after which a network has no further turn. If its first forward takes as long, that one counts.
-        on_turn: called before each turn with the name.
     """
     alike: dict[Hashable, str] = {}
     measured = {

@@ -59,7 +59,6 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
     Args:
         option_file: for train.py, whose teacher is profiled too, or for test.py. Data and checkpoints need not be
             there, but for that of a teacher without ``network`` block.
-        overrides: as ``--force_yml`` has them.
         repeats: runs of which a latency is the median; 0: nothing runs.
 
     Returns:
@@ -194,12 +193,7 @@ FUSED_NOTE = (
 
 
 def cost_tables(result: dict[str, Any], table: Callable[[Sequence[str], Sequence[Sequence[str]]], str]) -> str:
-    """The tables and what their columns mean, as text.
-
-    Args:
-        result: from :func:`facd_basicsr.evaluation.costs.costs`.
-        table: what makes a table of a header and rows.
-    """
+    """The tables and what their columns mean, as text."""
     columns = {key: column for key, column in COLUMNS.items() if key in result['settings'][0]['networks']['student']}
     where = f'{result["machine"]}, {result["threads"]} threads' if result['device'] == 'cpu' else result['machine']
     parts = [f'{result["option_file"]}, x{result["scale"]}; {where}; {result["versions"]}.']

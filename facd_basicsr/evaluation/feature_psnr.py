@@ -52,8 +52,6 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
 
     Args:
         train_opt: the train file's options, with ``taps``, ``network_r`` and ``train.distill_opt``.
-        teacher: gets ``taps``.
-        students: get ``taps`` and ``regressors``.
 
     Returns:
         A line for each student that is not compared, or compared without regressors where the loss asks for them.

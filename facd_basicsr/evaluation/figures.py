@@ -41,14 +41,7 @@ def as_picture(image: np.ndarray) -> Image.Image:
 
 
 def grid(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
-    """Captioned pictures in rows and columns. Captions stand below and are broken to their column's width.
-
-    Args:
-        rows: for each row its (caption, picture).
-
-    Returns:
-        An RGB picture.
-    """
+    """Rows of (caption, picture) as one RGB picture. Captions stand below and are broken to their column's width."""
     font = ImageFont.load_default(FONT_SIZE)
     columns = max(map(len, rows))
     widths = [max(row[j][1].width for row in rows if j < len(row)) for j in range(columns)]
@@ -86,15 +79,10 @@ def _broken(caption: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wi
 
 
 def marked(image: np.ndarray, box: Box, fit: tuple[int, int]) -> Image.Image:
-    """A whole image with an outlined window.
+    """A whole image, BGR uint8 (H, W, 3), with an outlined window, as an RGB picture.
 
     Args:
-        image: BGR uint8 (H, W, 3).
-        box: the window in its pixels.
         fit: largest width and height of the picture; a larger image is made smaller, smoothly.
-
-    Returns:
-        An RGB picture.
     """
     picture = as_picture(image)
     picture.thumbnail(fit, Image.Resampling.LANCZOS)
@@ -140,7 +128,6 @@ def error_map(sr: np.ndarray, crop: Crop, top: float) -> np.ndarray:
 
     Args:
         sr: the whole image, BGR uint8 (H, W, 3).
-        crop: the window.
         top: in 8-bit levels; larger errors are as bright.
     """
     levels = (absolute_error(sr, crop) * (255 / max(top, 1e-6))).clip(0, 255)
@@ -157,7 +144,6 @@ def crop_psnr(sr: np.ndarray, crop: Crop) -> float:
 
     Args:
         sr: the whole image, BGR uint8 (H, W, 3).
-        crop: the window.
     """
     return psnr(*(crop.of(luma(image)) for image in (sr, crop.pair.gt)))
 
@@ -186,7 +172,6 @@ def find_crops(methods: Sequence[Method], images: Iterable[ImagePair], size: int
     are left out. Of equal windows the first is taken, so the same images give the same crops.
 
     Args:
-        methods: what is compared.
         images: where to look; images too small for a window are skipped.
         size: side of the windows in pixels of GT.
         count: how many windows; fewer come back where there is no room for more.
@@ -226,7 +211,6 @@ def differing_windows(
         pair: of an image with room for a window.
         border: pixels that are left out at each side.
         size: side of the windows in pixels of GT.
-        count: how many windows.
     """
     gt = luma(pair.gt)
     errors = [(luma(sr) - gt) ** 2 for sr in outputs]
@@ -279,8 +263,6 @@ def teacher_map(student: Method, teacher: Method, pair: ImagePair, patch: int) -
     do not overlap; what is left at the right and bottom is not counted.
 
     Args:
-        student, teacher: the networks.
-        pair: the image.
         patch: side of a patch in pixels of LQ.
     """
     gt_size = patch * student.scale

@@ -173,9 +173,7 @@ def read_test_files(
     """Options of test files and runs whose methods can stand side by side, checked.
 
     Args:
-        paths: the option files; each names one method.
         overrides: ``--force_yml`` entries, applied to every file and run.
-        runs, sets: as :func:`load_methods` takes them.
 
     Raises:
         UserError: a file is not accepted, its model does not simply run its network, its name is taken, or its

@@ -44,8 +44,6 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Seq
     """Aligned columns, the first to the left, the others to the right, with a rule under the header.
 
     Args:
-        header: each column's title.
-        rows: the cells.
         groups: a title for each column that neighbors share, empty for none; goes above the header.
     """
     widths = [max(map(len, column)) for column in zip(header, *rows)]
@@ -157,7 +155,6 @@ def evaluate(methods: Sequence[Method], images: Iterable[LqImage], gray: bool = 
 
     Args:
         methods: those with taps are compared with the teacher's features, if the teacher is among them with taps.
-        images: the images of all sets.
         gray: whether one-channel images are scored as gray, as in published values of bicubic.
 
     Yields:

@@ -58,7 +58,6 @@ def build_sets(opt: dict[str, Any], lq_only: bool = False) -> Sets:
     """{name: dataset} of a checked test file, in test.py's order.
 
     Args:
-        opt: the options.
         lq_only: whether sets without ground truth are accepted too. NIQE is what they can be compared by.
 
     Raises:
@@ -121,7 +120,6 @@ def select(sets: Sets, set_name: str | None, names: Sequence[str] = ()) -> list[
     """The images of one set or of all, by name.
 
     Args:
-        sets: from :func:`build_sets`.
         set_name: the set; None: all of them.
         names: the images' names without suffix, or SET/NAME; none: all of them.
 

@@ -24,9 +24,6 @@ def partial_of(path: Path) -> Path:
 def make_folder_of(path: Path, where: str) -> None:
     """Makes the folder of a file that is to be written, and those above it.
 
-    Args:
-        where: the option that names the file, for the message.
-
     Raises:
         UserError: it cannot be made.
     """
@@ -39,12 +36,9 @@ def make_folder_of(path: Path, where: str) -> None:
 
 
 def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
-    """Writes a file under a temporary name, flushes it to the disk and renames it.
+    """Writes a file, text as UTF-8, under a temporary name, flushes it to the disk and renames it.
 
     Whenever the process is killed or the machine loses power, ``path`` is what it was before or all of ``content``.
-
-    Args:
-        content: text is written as UTF-8.
 
     Raises:
         OSError: with the file's name; nothing of it is left.

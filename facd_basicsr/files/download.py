@@ -33,7 +33,6 @@ def download(
     Several processes may ask for the same ``path``: one downloads, the others wait for it.
 
     Args:
-        where: the option or argument that the address comes from, named in messages.
         sha256: the digest of the file in hexadecimal, or its first 8 digits or more; also checked if the file
             exists.
         pause: waits that many seconds before connecting again, after an attempt that brought nothing.
@@ -83,7 +82,6 @@ def cached(url: str, where: str, sha256: str | None) -> Path:
     """The file that ``url`` names, downloaded into torch.hub's folder (``TORCH_HOME``) when it is asked for first.
 
     Args:
-        where: as in :func:`download`.
         sha256: as in :func:`download`; None: the digits that the file name carries by torch.hub's convention, such as
             ``EDSR_Lx4-76ee1c8f.pth``, if it does.
 

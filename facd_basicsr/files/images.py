@@ -69,10 +69,7 @@ def read_pixels(path: Path) -> tuple[np.ndarray, bytes | None]:
 
 
 def photograph(name: str) -> np.ndarray:
-    """A photograph of scikit-image's wheel, BGR uint8 (H, W, 3); gray as three equal channels.
-
-    Args:
-        name: of a file in ``skimage/data``.
+    """A photograph in ``skimage/data`` of scikit-image's wheel, BGR uint8 (H, W, 3); gray as three equal channels.
 
     Raises:
         UserError: scikit-image is not installed, or its package lacks the file, as some distributions' does.
@@ -215,7 +212,6 @@ def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[Ite
 
     Args:
         pixels: as of :func:`facd_basicsr.files.images.read_pixels`, upright.
-        profile: the ICC profile; None: none.
         suffix: one of ``IMAGE_FORMATS``.
 
     Returns:

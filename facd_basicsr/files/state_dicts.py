@@ -30,7 +30,6 @@ def load_state_dict(
 
     Args:
         path: a ``.safetensors`` file, or whatever ``torch.save`` has written.
-        where: the option that names it, for messages.
         wanted: the keys of the network, or of each that it may be. If they are all there below one prefix, such as
             Lightning's ``model.``, that part is read, and what else the trainer has saved is left.
         param_keys: entries to look for, in this order; None is the whole file, a bare state dict.
@@ -137,11 +136,6 @@ def _check_finite(state_dict: dict[str, Tensor], where: str) -> None:
 def check_fit(net: nn.Module, state_dict: dict[str, Tensor], where: str) -> None:
     """Checks that a state dict has exactly the network's keys and shapes.
 
-    Args:
-        net: the network, on any device.
-        state_dict: what is to be loaded into it.
-        where: the option and file that it is from, for messages.
-
     Raises:
         UserError: with the number and first of the missing, unexpected and differently shaped keys.
     """
@@ -172,7 +166,6 @@ def partial_fit(
     fits by name and shape.
 
     Args:
-        net, where: as in :func:`check_fit`.
         state_dict: as :func:`load_entry` gives it; the network's keys are looked for below a prefix too.
         strict_key: the option that is false, for messages.
 

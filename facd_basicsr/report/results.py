@@ -49,9 +49,7 @@ def differing_crops(
     As :func:`facd_basicsr.evaluation.figures.find_crops` chooses, but neither keeps nor upscales an image again.
 
     Args:
-        student: the name of what is compared with bicubic.
         scale: upscaling factor, and the border that is left out.
-        pair: the image.
         outputs: by method, the upscaled LQ, BGR uint8 (H, W, 3).
     """
     size = min(SIZE, min(pair.gt.shape[:2]) - 2 * scale)
@@ -98,9 +96,6 @@ def results_of(run: RunFolder) -> Results:
     """Scores a run's student, bicubic and its teacher, and finds crops, under a progress bar.
 
     Data or weights that are missing or damaged are named in the notes.
-
-    Args:
-        run: from :func:`facd_basicsr.runs.run_folder.read_run_folder`.
     """
     result = Results()
     try:

@@ -17,10 +17,8 @@ def benchmark_options(folder: Path, sets: Sequence[str], overrides: Sequence[str
     """A test file's keys: network, scale, metrics and the newest checkpoint of a run, on benchmark sets.
 
     Args:
-        folder: ``experiments/NAME``.
         sets: names of folders in ``datasets/``, or paths, each with ``GTmod12`` and ``LRbicxSCALE``; none: all that are
             in ``datasets/``.
-        overrides: ``--force_yml`` entries.
 
     Raises:
         UserError: it is no run, has no checkpoint yet, a set is not there, or an entry is not accepted.

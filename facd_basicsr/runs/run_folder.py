@@ -118,7 +118,6 @@ def read_run_folder(folder: Path, where: str = 'RUN_DIR') -> RunFolder:
 
     Args:
         folder: ``experiments/NAME``, wherever it is now.
-        where: what names it, for messages.
 
     Raises:
         UserError: there is no such folder, or it is not that of a run.

@@ -78,9 +78,6 @@ class Execution:
     def compiled(self, function: Function, where: str) -> Function:
         """The function itself, or one that compiles it when it is first called, and again for other shapes.
 
-        Args:
-            where: the option key that asks for it.
-
         Raises:
             UserError: in the call, if it cannot be compiled.
         """
@@ -148,9 +145,7 @@ def reraise_refused_input(
     """Turns what a network raises of an input that it does not take into a UserError; a lack of memory stays.
 
     Args:
-        where: the block or the file that has the network.
         lq: the input, (N, C, h, w).
-        accepted: what would be taken.
     """
 
     def translated(error: Exception) -> UserError | None:
@@ -169,9 +164,7 @@ def check_upscaled(where: str, net: nn.Module, lq: Tensor, sr: Any, scale: int, 
     """Checks that what a network gives is LQ's image at ``scale`` times its size.
 
     Args:
-        where: the block or the file that has the network.
         lq: its input, (N, C, h, w).
-        sr: its output.
         channels: of the output; None: as many as it has.
 
     Raises:

@@ -55,11 +55,6 @@ class Padded(nn.Module):
 
     Input (N, C, h, w); output (N, C', h * scale, w * scale). What a network gives that is not ``scale`` times the size
     of its input is returned as it is.
-
-    Args:
-        net: the network, which this shares.
-        scale: its upscaling factor.
-        sizes: what it takes.
     """
 
     def __init__(self, net: nn.Module, scale: int, sizes: SizeRequirements) -> None:
@@ -87,8 +82,6 @@ def size_requirements(net: nn.Module, channels: int, scale: int) -> SizeRequirem
 
     Args:
         net: not wrapped in DDP. Neither it nor a random number generator is changed.
-        channels: of its input.
-        scale: its upscaling factor.
 
     Returns:
         Those of the least multiple up to 64 that it takes, in height and width different from each other; no

@@ -24,8 +24,6 @@ def tiled(net: Callable[[Tensor], Tensor], lq: Tensor, scale: int, tile: int, re
     """``net(lq)`` in tiles: (N, C, h, w) -> (N, C, h * scale, w * scale).
 
     Args:
-        net: (N, C, h, w) -> (N, C, h * scale, w * scale) for all h and w.
-        scale: its upscaling factor.
         tile: pixels of ``lq`` per side whose output is kept of each run.
         reach: pixels of ``lq`` around them that go in too, from :func:`receptive_field_radius`.
     """
@@ -64,9 +62,6 @@ def receptive_field_radius(
     Independent of its weights: a NaN in the input makes every output pixel that depends on it NaN.
 
     Args:
-        net: on its device.
-        channels: of its input.
-        scale: its upscaling factor.
         tile: what it will be run in; the radius is verified with such tiles.
         sizes: that it takes, by which tiles are aligned: the radius is a multiple too.
 
@@ -109,9 +104,6 @@ def overlap_without_seams(
 
     Args:
         net: on its device, in eval mode.
-        channels: of its input.
-        scale: its upscaling factor.
-        sizes: that it takes.
 
     Returns:
         Pixels of LQ, and the largest difference from the whole images, of a range of 1; None: more than half a step of

@@ -38,7 +38,6 @@ def benchmark(
         out: folder for table.md, table.tex, per_image.csv and results.json, created if missing.
         gray: whether a one-channel GT is its own Y, as in published values of bicubic; otherwise its Y is that of three
             equal channels, as in test.py.
-        runs: folders ``experiments/NAME``, one per method.
         sets: that runs are tested on; none: those in ``datasets/``.
 
     Returns:

@@ -48,8 +48,6 @@ def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, A
     """Trains and evaluates the missing runs and writes the report. Returns the content of results.json.
 
     Args:
-        path: the comparison file.
-        jobs: number of parallel runs.
         iterations: of the baseline, the others in proportion; None: as in the file.
 
     Raises:

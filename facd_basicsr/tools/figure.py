@@ -37,13 +37,8 @@ BRIGHTEST = 0.99  # quantile of the errors of the worst method that is as bright
 
 
 def draw_crops(methods: Sequence[Method], crops: Sequence[Crop], errors: bool = False) -> Image.Image:
-    """A row per crop: the image with the crop's outline, GT, and every method with the crop's PSNR-Y.
-
-    Args:
-        methods: one in each column.
-        crops: one in each row.
-        errors: whether a second row has each method's error.
-    """
+    """A row per crop: the image with the crop's outline, GT, and every method with the crop's PSNR-Y; with ``errors``
+    a second row of each method's error."""
     rows = []
     for crop in crops:
         zoom = max(1, round(CELL / crop.size))

@@ -11,12 +11,7 @@ from facd_basicsr.options.parse import checked, read_options
 
 
 def show(option_file: str, overrides: Sequence[str], defaults: bool = False) -> str:
-    """The text of a standalone option file, with a comment that names its sources.
-
-    Args:
-        option_file: for train.py or test.py.
-        overrides: ``--force_yml`` entries.
-        defaults: whether to fill in the default of every key that is left out.
+    """The text of a standalone option file, with a comment that names its sources, and with every default if so asked.
 
     Raises:
         UserError: a file cannot be read, or a key is not accepted. Data, teacher and checkpoints may be missing.
