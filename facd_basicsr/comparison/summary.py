@@ -29,22 +29,17 @@ class Difference(NamedTuple):
 
     Attributes:
         mean: of the differences.
-        sd: of the differences, n - 1 in the denominator; None where there is one.
-        n: how many seeds.
         p: of Student's paired t-test, two-sided; None where there is one seed or a value is not finite. 0 where all
             differences are equal.
     """
 
     mean: float
-    sd: float | None
-    n: int
     p: float | None
 
 
-def spread(values: Sequence[float]) -> tuple[float, float | None, int]:
-    """Mean, standard deviation (n - 1 in the denominator) and number of values; one value has no deviation."""
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return float(np.mean(values)), sd, len(values)
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation (n - 1 in the denominator); one value has no deviation."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
@@ -52,14 +47,13 @@ def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]
     differences = [values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline.keys())]
     if not differences:
         return None
-    mean, sd, n = spread(differences)
+    mean, sd = spread(differences)
     if sd is None or not math.isfinite(mean):
-        p = None
-    elif sd == 0:
-        p = 1.0 if mean == 0 else 0.0
-    else:
-        p = float(2 * stats.t.sf(abs(mean) / (sd / math.sqrt(n)), n - 1))
-    return Difference(mean, sd, n, p)
+        return Difference(mean, None)
+    if sd == 0:
+        return Difference(mean, 1.0 if mean == 0 else 0.0)
+    t = abs(mean) / (sd / math.sqrt(len(differences)))
+    return Difference(mean, float(2 * stats.t.sf(t, len(differences) - 1)))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -136,7 +130,7 @@ def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Tabl
             if not found:
                 rows[row] += [NONE, NONE]
                 continue
-            mean, sd, _ = spread(list(found.values()))
+            mean, sd = spread(list(found.values()))
             shown.setdefault(student.get(method, ''), {})[row] = round(mean, digits)
             difference = differences.get(method)
             rows[row].append(f'{mean:.{digits}f}' + ('' if sd is None else f' ± {sd:.{digits}f}'))

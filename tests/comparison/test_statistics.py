@@ -9,20 +9,19 @@ from facd_basicsr.comparison.summary import holm, paired_difference, spread
 
 
 def test_the_standard_deviation_has_one_degree_less_than_values():
-    assert spread([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)), 2)
-    assert spread([5.0]) == (5.0, None, 1)
+    assert spread([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))
+    assert spread([5.0]) == (5.0, None)
 
 
 def test_a_difference_is_taken_seed_by_seed_over_the_seeds_that_both_have():
     found = paired_difference({0: 36.2, 1: 36.5, 3: 99.0}, {0: 36.0, 1: 36.4, 2: 0.0})
-    assert (found.mean, found.n) == (pytest.approx(0.15), 2)
-    assert found.sd == pytest.approx(math.sqrt(0.005))
+    assert found.mean == pytest.approx(0.15)
     # t = 0.15 / (0.0707 / sqrt 2) = 3 with one degree of freedom: p = 1 - 2 atan(3) / pi
     assert found.p == pytest.approx(1 - 2 * math.atan(3) / math.pi)
 
 
 def test_one_seed_has_no_significance():
-    assert paired_difference({0: 1.0}, {0: 0.5}) == (0.5, None, 1, None)
+    assert paired_difference({0: 1.0}, {0: 0.5}) == (0.5, None)
     assert paired_difference({0: 1.0}, {1: 0.5}) is None
 
 
