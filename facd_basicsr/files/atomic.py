@@ -98,17 +98,10 @@ def write_partial(path: Path, parts: Iterable[bytes | memoryview]) -> Path:
         OSError: with the file's name; nothing of it is left, as after any error of what makes the parts.
     """
     partial = partial_of(path)
-    try:
-        with partial.open('wb') as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise named(error, path) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with removed_on_error(partial, path), partial.open('wb') as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
     return partial
 
 
@@ -118,18 +111,22 @@ def rename_into_place(partial: Path, path: Path) -> None:
     Raises:
         OSError: with the file's name; nothing of ``partial`` is left.
     """
-    try:
+    with removed_on_error(partial, path):
         partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise named(error, path) from error
     fsync_directory(path.parent)
 
 
-def named(error: OSError, path: Path) -> OSError:
-    """The error with the file's name, which errors of writing lack."""
-    number = error.errno or errno.EIO
-    return OSError(number, os.strerror(number), str(path))
+@contextmanager
+def removed_on_error(partial: Path, path: Path) -> Iterator[None]:
+    """Leaves nothing of a temporary file after an error. An OSError gets the name of ``path``, which writing lacks."""
+    try:
+        yield
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        number = error.errno or errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def fsync_directory(folder: Path) -> None:
