@@ -72,15 +72,11 @@ def _is_number(arg: str) -> bool:
     return True
 
 
-def _is_override(arg: str) -> bool:
-    return '=' in arg and not arg.startswith('-')
-
-
-def _is_value(arg: str) -> bool:
-    return not arg.startswith('-')
-
-
-MULTI_VALUE_OPTIONS = {'--scale': _is_number, '--force_yml': _is_override, '--sets': _is_value}
+MULTI_VALUE_OPTIONS: dict[str, Callable[[str], bool]] = {  # whether an argument is another value
+    '--scale': _is_number,
+    '--force_yml': lambda arg: '=' in arg and not arg.startswith('-'),
+    '--sets': lambda arg: not arg.startswith('-'),
+}
 
 
 if __name__ == '__main__':

@@ -37,14 +37,8 @@ def available_memory(proc: Path = Path('/proc'), groups: Path = Path('/sys/fs/cg
 
     None where neither is told, which only Linux does.
     """
-    rooms = [*_machine(proc / 'meminfo'), *_groups(proc / 'self' / 'cgroup', groups)]
-    return min(rooms, default=None)
-
-
-def _machine(meminfo: Path) -> Iterator[int]:
-    for line in _lines(meminfo):
-        if line.startswith('MemAvailable:'):
-            yield int(line.split()[1]) * 1024
+    machine = (int(line.split()[1]) * 1024 for line in _lines(proc / 'meminfo') if line.startswith('MemAvailable:'))
+    return min([*machine, *_groups(proc / 'self' / 'cgroup', groups)], default=None)
 
 
 def _groups(own: Path, root: Path) -> Iterator[int]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from facd_basicsr.runtime.rng import preserve_rng_state
 from facd_basicsr.runtime.size_requirements import SizeRequirements, size_requirements
 
-from .regressor_arch import DeepRegressor
+from .regressor_arch import DeepRegressor as DeepRegressor  # for those who import this package
 from .student_arch import EDSRStudent, RCANStudent
 
 # What networks call the channels of their input and output: BasicSR's, then those that spandrel has beside them.
@@ -87,16 +87,3 @@ def unused_in_training(net: nn.Module, lq: Tensor) -> list[str]:
         probe = copy.deepcopy(net).train()
         probe(lq).sum().backward()
     return [name for name, parameter in probe.named_parameters() if parameter.requires_grad and parameter.grad is None]
-
-
-__all__ = [
-    'CONVOLUTIONAL',
-    'DeepRegressor',
-    'EDSRStudent',
-    'RCANStudent',
-    'build_without_weights',
-    'channels_argument',
-    'input_channels',
-    'network_sizes',
-    'unused_in_training',
-]

@@ -12,7 +12,7 @@ parameters and, on a CPU, 1.4 times the time, so it stays as it is.
 """
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -120,10 +120,7 @@ def _fused_ecb(block: Any) -> nn.Module:
     conv = _conv(*_ecb_kernel(block), block.conv3x3)
     if block.act_type == 'linear':
         return conv
-    fused = nn.Sequential()
-    fused.add_module('conv3x3', conv)
-    fused.add_module('act', block.act)
-    return fused.eval()
+    return nn.Sequential(OrderedDict(conv3x3=conv, act=block.act)).eval()
 
 
 def _ecb_kernel(block: Any) -> tuple[Tensor, Tensor]:
@@ -158,10 +155,7 @@ def _fused_conv3xc(block: Any) -> nn.Module:
     conv = _conv(weight, bias, block.sk)
     if not block.has_relu:
         return conv
-    fused = nn.Sequential()
-    fused.add_module('eval_conv', conv)
-    fused.add_module('act', nn.LeakyReLU(0.05))
-    return fused.eval()
+    return nn.Sequential(OrderedDict(eval_conv=conv, act=nn.LeakyReLU(0.05))).eval()
 
 
 def _conv(weight: Tensor, bias: Tensor, like: nn.Conv2d) -> nn.Conv2d:

@@ -107,9 +107,11 @@ def _safetensors(student: Student) -> bytes:
 
 
 class _Halved(nn.Module):
+    """A copy in float16, from and to float32 images (N, C, h, w), so that its interface is float32."""
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = net
+        self.net = _traceable(net).half()
 
     def forward(self, lq: Tensor) -> Tensor:
         return self.net(lq.half()).float()
@@ -134,7 +136,7 @@ def onnx_bytes(student: Student, half: bool) -> bytes:
     import onnx
 
     description = student.description
-    graph = halved(student.net) if half else _traceable(student.net)
+    graph = _Halved(student.net) if half else _traceable(student.net)
     axes = {INPUT: {0: 'batch', 2: 'height', 3: 'width'}}
     axes[OUTPUT] = {0: 'batch', **{axis: f'{axes[INPUT][axis]}_x{description.scale}' for axis in (2, 3)}}
     with (
@@ -184,11 +186,6 @@ def program_bytes(student: Student) -> bytes:
         program = torch.export.export(_traceable(student.net), example, dynamic_shapes=(dynamic,), strict=False)
         torch.export.save(program, buffer, extra_files={METADATA: json.dumps(description.as_metadata())})
     return buffer.getvalue()
-
-
-def halved(net: nn.Module) -> nn.Module:
-    """A copy in float16, from and to float32 images (N, C, h, w), so that its interface is float32."""
-    return _Halved(_traceable(net).half())
 
 
 def read_program(path: Path) -> tuple[nn.Module, Description | None]:
@@ -438,7 +435,7 @@ def _loaded(file: Path, student: Student, format: Format) -> dict[str, nn.Module
     if format.tolerance == HALF_ROUNDING:
         # onnxruntime has few float16 operators for CPUs, and calculates the others in float32, where nothing overflows
         # and little is rounded. So the file is compared by it, and for the rest the same network by torch.
-        return {format.runner: net, 'torch in float16': halved(student.net)}
+        return {format.runner: net, 'torch in float16': _Halved(student.net)}
     return {format.runner: net}
 
 

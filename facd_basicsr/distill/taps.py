@@ -109,7 +109,8 @@ class Taps:
             clone = CLONE * path.endswith(CLONE)
             as_tokens = path.removesuffix(clone) + TOKENS + clone
             shape = '(N, H * W, C)' if tokens else f'(N, C, H, W), or tokens (N, H * W, C) as {as_tokens!r}'
-            carried = '' if isinstance(feature, Tensor) else self._carried(path, run, x)
+            readers = () if isinstance(feature, Tensor) else self._found(path, run, x).readers
+            carried = f'; its tensors: {", ".join(map(repr, readers))}' if readers else ''
             raise UserError(f'{where} gives {found}; accepted: a tensor of shape {shape}{carried}{self._hint}')
         if tokens and feature.shape[1] != math.prod(self._size):
             raise UserError(
@@ -132,11 +133,6 @@ class Taps:
         name, suffixes = parsed(path)
         origin = name + INPUT * (INPUT in suffixes)
         return next(found for found in tappable(self._net, x, run, [origin]) if found.origin == origin)
-
-    def _carried(self, path: str, run: Callable[[Tensor], Any], x: Tensor) -> str:
-        """Where the tensors of a tuple can be read, as part of a message."""
-        readers = self._found(path, run, x).readers
-        return f'; its tensors: {", ".join(map(repr, readers))}' if readers else ''
 
     def _above(self, path: str, run: Callable[[Tensor], Any], x: Tensor) -> str:
         """The nearest module that holds one that does not run, as part of a message."""
@@ -209,19 +205,17 @@ def tappable(net: nn.Module, x: Tensor, run: Callable[[Tensor], Any], wanted: Co
     kept: list[Any] = []  # or another tensor would get the id of one that is gone
     size = (0, 0)
 
-    def record(path: str, tensor: Any) -> None:
+    def record(path: str, tensor: Any, of: dict[str, list[_Seen]] = seen) -> None:
         kept.append(tensor)
         known.add((id(tensor), _version(tensor)))
-        seen.setdefault(path, []).append(_Seen(tensor, _version(tensor), len(kept)))
+        of.setdefault(path, []).append(_Seen(tensor, _version(tensor), len(kept)))
 
     def record_input(path: str, inputs: tuple[Any, ...]) -> None:
         if not inputs:
             return
-        kept.append(inputs[0])
-        inputs_seen.setdefault(path, []).append(_Seen(inputs[0], _version(inputs[0]), len(kept)))
         if (id(inputs[0]), _version(inputs[0])) not in known:
-            known.add((id(inputs[0]), _version(inputs[0])))
             listed.add(path)
+        record(path, inputs[0], inputs_seen)
 
     def note_size(inputs: tuple[Any, ...]) -> None:
         nonlocal size

@@ -95,11 +95,7 @@ class Ranks:
 
     def from_first(self, value: Value) -> Value:
         """Rank 0's value."""
-        if self.size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0, group=self._group)
-        return values[0]
+        return self.gather(value)[0]
 
     def wait(self) -> None:
         """A barrier."""
