@@ -179,10 +179,6 @@ class _Seen:
     version: int | None
     order: int
 
-    def is_in(self, tensor: Tensor, version: int) -> bool:
-        """Whether it is this tensor, as it was after so many changes in place."""
-        return self.tensor is tensor and self.version == version
-
 
 @torch.no_grad()
 def tappable(net: nn.Module, x: Tensor, run: Callable[[Tensor], Any], wanted: Collection[str] = ()) -> list[Tappable]:
@@ -236,12 +232,14 @@ def tappable(net: nn.Module, x: Tensor, run: Callable[[Tensor], Any], wanted: Co
         for hook in hooks:
             hook.remove()
 
+    first_reader: dict[tuple[int, int | None], str] = {}
+    for path, (read, *more) in inputs_seen.items():
+        if not more:
+            first_reader.setdefault((id(read.tensor), read.version), path)
+
     def readers(output: Any) -> tuple[str, ...]:
-        states = [(leaf, leaf._version) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        by_tensor = (
-            [path for path, (read, *more) in inputs_seen.items() if not more and read.is_in(*state)] for state in states
-        )
-        return tuple(paths[0] for paths in by_tensor if paths)
+        leaves = (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+        return tuple(first_reader[key] for leaf in leaves if (key := (id(leaf), leaf._version)) in first_reader)
 
     for first, *_ in seen.values():  # a tensor of a tuple may be a module's output too
         if not isinstance(first.tensor, Tensor):
