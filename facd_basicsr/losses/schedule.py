@@ -1,7 +1,7 @@
 """A weight that changes over the iterations of training."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,15 @@ def value_at(value: Any, iteration: int) -> Any:
     if isinstance(value, dict):
         return Schedule(**value).at(iteration)
     return [value_at(item, iteration) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def items_of(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """(place, value) of an option, or of each item of a list."""
+    if not isinstance(value, list):
+        yield place, value
+        return
+    for index, item in enumerate(value):
+        yield f'{place}[{index}]', item
 
 
 def is_scheduled(value: Any) -> bool:

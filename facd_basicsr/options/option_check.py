@@ -29,6 +29,7 @@ from facd_basicsr.errors import UserError, locating
 from facd_basicsr.files.download import DIGEST
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.losses.base import loss_blocks
+from facd_basicsr.losses.schedule import items_of
 from facd_basicsr.options import schema
 from facd_basicsr.options.option_files import BASE, SEVERAL, merged
 from facd_basicsr.options.schema import NUMBER, Keys
@@ -74,11 +75,9 @@ def _is_schedule(value: Any, accepted: Key) -> bool:
 def _schedules(where: str, block: OptionBlock, keys: Keys) -> Iterator[tuple[str, OptionBlock, Keys]]:
     """The schedules of a loss's block."""
     for key, accepted in keys.items():
-        value = block.get(key)
-        items = {f'[{index}]': item for index, item in enumerate(value)} if isinstance(value, list) else {'': value}
-        for index, item in items.items():
+        for place, item in items_of(f'{where}.{key}', block.get(key)):
             if isinstance(item, dict) and accepted.is_weight:
-                yield f'{where}.{key}{index}', item, schema.schedule_keys(accepted)
+                yield place, item, schema.schedule_keys(accepted)
 
 
 def is_left_out(value: Any, accepted: Key) -> bool:
