@@ -360,7 +360,7 @@ def _check_stages(opt: OptionBlock) -> None:
     """Checks each stage as a file of its own, and fills in ``total_iter``."""
     train_opt, stages = opt['train'], opt['train']['stages']
     if not stages:
-        raise UserError('train.stages: []; accepted: one block with iterations or more, or no stages')
+        raise UserError('train.stages: []; accepted: one block or more, or no stages')
     keys = schema.stage_keys(_registered(MODEL_REGISTRY, 'model_type', opt['model_type']))
     for index, stage in enumerate(stages):
         where = f'train.stages[{index}]'

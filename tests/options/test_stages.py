@@ -74,7 +74,7 @@ def refusal(opt: dict) -> str:
 @pytest.mark.parametrize(
     ('location', 'value', 'message'),
     [
-        ('train.stages', [], 'train.stages: []; accepted: one block with iterations or more, or no stages'),
+        ('train.stages', [], 'train.stages: []; accepted: one block or more, or no stages'),
         ('train.stages', {'iterations': 3}, "train.stages: {'iterations': 3}; accepted: a list"),
         ('train.stages.1', 5, 'train.stages[1]: 5; accepted: a block of keys'),
         ('train.stages.1.iterations', ..., 'train.stages[1].iterations: missing; accepted: a whole number'),
