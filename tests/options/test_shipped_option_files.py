@@ -17,7 +17,7 @@ from facd_basicsr.distill.regressors import build_regressors
 from facd_basicsr.distill.taps import Taps
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.options import load_yaml, read_option_file
-from facd_basicsr.options.option_check import check_options
+from facd_basicsr.options.option_check import check_options, stages_of
 from facd_basicsr.options.option_files import lineage
 from facd_basicsr.runs.run_folder import param_key_of
 
@@ -28,6 +28,7 @@ OTHERS = [
 ]
 PAPER = [path for path in TRAIN if path.parent.name in ('train', 'ablation') and path not in OTHERS]
 FACD = [path for path in TRAIN if path.stem.startswith('FACD')]
+RECIPES = [path for path in TRAIN if path.parent.name == 'recipes']  # tests/test_recipes.py trains them
 RIVALS = ('TS', 'FitNet', 'FAKD', 'LFD', 'LSFD', 'CSD', 'FCD')  # each for both networks and every scale, as FACD
 ABLATION = (
     *('IACD_EDSR_x2', 'InfoNCE_EDSR_x2'),  # Tables 5 and 6
@@ -75,6 +76,8 @@ def test_the_papers_experiments_and_their_baselines_are_there():
     assert {path.stem for path in train.glob('*.yml')} == names('FACD', 'Student', *RIVALS) | alone | others
     assert {path.stem for path in train.glob('ablation/*.yml')} == set(ABLATION)
     tested = {name for name in others if name.startswith(('FACD', 'Student'))}
+    recipes = {f'{method}_{net}' for method in ('FACD', 'Student') for net in ('EDSR_x2', 'SPAN_x4')}
+    assert {path.stem for path in RECIPES} == recipes
     assert {path.stem for path in TEST} == names('FACD', 'Student') | tested
 
 
@@ -91,7 +94,7 @@ def test_a_file_with_a_base_says_what_differs_and_no_more(path):
                 assert key not in inherited or value != inherited[key], key
 
     check_differs(own, load(Path(base)))
-    assert own['name'] == path.stem
+    assert own['name'] == (f'recipe_{path.stem}' if path in RECIPES else path.stem)
 
 
 @pytest.mark.parametrize('path', built(TRAIN + TEST), ids=name)
@@ -144,7 +147,7 @@ def test_networks_taps_regressors_and_loss_of_an_option_file_fit_together(path):
             sr_t, feats_t = sr_s, tuple(torch.empty(2, DAT_LIGHT[path], 16, 16) for path in of_teacher)
         else:
             sr_t, feats_t = Taps(teacher, of_teacher, 'teacher').run(teacher, x)
-        loss = LossSum(opt['train']['distill_opt'])
+        loss = LossSum(next(stage['train']['distill_opt'] for stage in stages_of(opt).values()))
         loss.check_widths(feats_s, feats_t)
         regressors = build_regressors(opt.get('network_r'), loss.regressor, feats_s, feats_t)
         feats = feats_s if regressors is None else regressors(feats_s)
@@ -183,7 +186,8 @@ def test_a_patch_of_another_network_is_whole_windows_of_its_student_and_its_teac
     opt = load(path)
     student, taught = path.stem.split('_')[1], load(path.with_name(path.name.replace(path.stem.split('_')[0], 'FACD')))
     windows = 8 if student == 'SwinIR' else 32 if 'network' not in taught['teacher'] else 1  # 32: DAT's longer side
-    assert opt['datasets']['train']['gt_size'] % (windows * opt['scale']) == 0
+    for stage in stages_of(check_options(opt, is_train=True)).values():
+        assert stage['datasets']['train']['gt_size'] % (windows * opt['scale']) == 0
     assert opt['datasets']['train'] == taught['datasets']['train']
 
 
@@ -244,8 +248,9 @@ def test_a_baseline_differs_from_its_twin_in_the_distillation_only(path):
     for opt in (facd, alone):
         for key in ('name', 'model_type', 'teacher', 'taps', 'network_r'):
             opt.pop(key, None)
-        for key in ('distill_opt', 'pixel_opt'):
-            opt['train'].pop(key, None)
+        for block in (opt['train'], *opt['train'].get('stages', ())):
+            for key in ('distill_opt', 'pixel_opt', 'taps', 'network_r'):
+                block.pop(key, None)
         opt['path'].pop('pretrain_network_r', None)
     assert facd == alone
 
@@ -270,7 +275,10 @@ def without(opt: dict, *locations: str) -> dict:
     return opt
 
 
-@pytest.mark.parametrize('path', [*DISTILLED, *(path for path in OTHER_TRAIN if 'teacher' in load(path))], ids=name)
+TAUGHT = [*DISTILLED, *(path for path in OTHER_TRAIN if 'teacher' in load(path) and path not in RECIPES)]
+
+
+@pytest.mark.parametrize('path', TAUGHT, ids=name)
 def test_a_method_differs_from_facd_in_the_distillation_only(path):
     *_, net, scale = path.stem.split('_')
     facd = load(REPOSITORY / 'options' / 'train' / f'FACD_{net}_{scale}.yml')
