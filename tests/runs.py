@@ -84,9 +84,9 @@ class Child:
         self.process.start()
         other.close()
 
-    def wait_for(self, iteration: int) -> None:
-        """Waits until the iteration is done."""
-        for done in range(1, iteration + 1):
+    def wait_for(self, iteration: int, first: int = 1) -> None:
+        """Waits until the iteration is done, of a process whose first one is ``first``."""
+        for done in range(first, iteration + 1):
             assert self._connection.recv() == done
             if self._step_by_step and done < iteration:
                 self.proceed()

@@ -16,6 +16,7 @@ from facd_basicsr.data.lmdb_pairs import write_lmdbs
 from facd_basicsr.options import read_option_file
 
 RECIPES = sorted(REPOSITORY.glob('options/train/recipes/*.yml'))
+QUICK = ('FACD_EDSR_x2', 'Student_SPAN_x4')  # of each network and each model one
 BORDER, TOTAL = 3, 6
 SMALL = {'EDSRStudent': {'num_feat': 4}, 'SPAN': {'feature_channels': 4}}
 LOSSES = {  # by method, of the first stage and of the second
@@ -24,7 +25,9 @@ LOSSES = {  # by method, of the first stage and of the second
 }
 
 
-@pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
+@pytest.fixture(
+    params=[pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow, id=path.stem) for path in RECIPES]
+)
 def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict:
     """A recipe as it is, but for tiny data and networks, three iterations a stage, and crops of 6 and of 12 in LR."""
     opt = read_option_file(str(request.param))
@@ -62,17 +65,17 @@ def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict:
 def test_a_recipe_killed_within_and_right_after_a_stage_and_resumed_has_the_same_weights(recipe, tmp_path):
     whole = tmp_path / 'whole'
     assert Child(recipe, whole, TOTAL).end() == 0, (whole / 'output.txt').read_text()
-    for iteration in (BORDER - 1, BORDER + 1):
-        root = tmp_path / f'killed_{iteration}'
-        child = Child(recipe, root, TOTAL, '--auto_resume', step_by_step=True)
-        child.wait_for(iteration)
+    killed = tmp_path / 'killed'
+    for first, last in ((1, BORDER - 1), (BORDER, BORDER + 1)):
+        child = Child(recipe, killed, TOTAL, '--auto_resume', step_by_step=True)
+        child.wait_for(last, first)
         child.kill()
         assert child.end() == -signal.SIGKILL
-        assert Child(recipe, root, TOTAL, '--auto_resume').end() == 0, (root / 'output.txt').read_text()
-        for at in (BORDER, TOTAL):  # the regressors are there in the first stage alone
-            assert_same(result(root, at), result(whole, at))
-        assert_same_curves(root, whole)
-        assert metric_lines(root) == metric_lines(whole)
+    assert Child(recipe, killed, TOTAL, '--auto_resume').end() == 0, (killed / 'output.txt').read_text()
+    for at in (BORDER, TOTAL):  # the regressors are there in the first stage alone
+        assert_same(result(killed, at), result(whole, at))
+    assert_same_curves(killed, whole)
+    assert metric_lines(killed) == metric_lines(whole)
     states = [result(whole, at) for at in (BORDER, TOTAL)]
     taught = 'teacher' in recipe
     assert ['net_r' in str(state) for state in states] == [taught, False]

@@ -11,9 +11,11 @@ from typing import Any
 from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
+from facd_basicsr.losses.base import loss_blocks
+from facd_basicsr.losses.schedule import items_of
 from facd_basicsr.options import load_yaml
 from facd_basicsr.options.option_check import check_block, check_options, check_type
-from facd_basicsr.options.option_files import BASE, merged, read_option_file
+from facd_basicsr.options.option_files import BASE, SEVERAL, merged, read_option_file
 from facd_basicsr.options.schema import EXECUTION
 from facd_basicsr.options.signatures import Key
 
@@ -156,12 +158,19 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
             if 'periods' in scheduler_opt:  # rounding must not leave the last iterations without a learning rate
                 missing = block.get('iterations', train_opt['total_iter']) - sum(scheduler_opt['periods'])
                 scheduler_opt['periods'][-1] += max(0, missing)
+            for key in SEVERAL:
+                for loss in loss_blocks(block.get(key)).values():
+                    for _, weight in (one for own in loss for one in items_of(own, loss[own])):
+                        if isinstance(weight, dict) and 'over' in weight:
+                            weight['over'] = scaled(weight['over'])
         if stages:
             train_opt['total_iter'] = sum(stage['iterations'] for stage in stages)
         if opt.get('val') is not None:
             opt['val']['val_freq'] = scaled(opt['val']['val_freq'])
         opt['logger']['save_checkpoint_freq'] = scaled(opt['logger']['save_checkpoint_freq'])
-        opt['logger']['print_freq'] = min(opt['logger']['print_freq'], scaled(opt['logger']['print_freq']))
+        opt['logger']['print_freq'] = every = min(opt['logger']['print_freq'], scaled(opt['logger']['print_freq']))
+        if train_opt.get('log_gradient_share'):
+            train_opt['log_gradient_share'] = every * max(1, scaled(train_opt['log_gradient_share']) // every)
     return replace(comparison, name=f'{comparison.name}_{iterations}', methods=opts)
 
 

@@ -371,7 +371,7 @@ def _check_stages(opt: OptionBlock) -> None:
     if train_opt.setdefault('total_iter', total) != total:
         raise UserError(
             f'train.total_iter: {train_opt["total_iter"]}; accepted with stages: {total}, the sum of their iterations, '
-            'or no total_iter'
+            'or null'
         )
 
 

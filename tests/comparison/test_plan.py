@@ -207,6 +207,22 @@ def test_stages_are_shortened_each_with_its_schedule(comparison, tmp_path):
     assert train_opt['stages'][1]['scheduler'] == {'milestones': [2]} and train_opt['stages'][1]['warmup_iter'] == 2
 
 
+def test_schedules_of_weights_are_shortened_and_shares_stay_multiples_of_lines(comparison, tmp_path):
+    fading = {'start': 4, 'end': 0, 'over': 60}
+    comparison['methods']['FACD']['train'] = {
+        'distill_opt': {'lambda': fading, 'layer_weights': [1, 1, {**fading, 'over': 30}]},
+        'log_gradient_share': 60,
+    }
+    comparison['methods']['FACD']['logger'] = {'print_freq': 30}
+    comparison['common'] = {}
+    found = read_comparison(write_yml(comparison, tmp_path / 'comparison.yml'))
+    total = found.methods[found.baseline]['train']['total_iter']
+    opt = shortened(found, total // 2).methods['FACD']
+    distill_opt = opt['train']['distill_opt']
+    assert distill_opt['lambda']['over'] == 30 and distill_opt['layer_weights'][2]['over'] == 15
+    assert opt['train']['log_gradient_share'] == 30 and opt['logger']['print_freq'] == 15
+
+
 @pytest.mark.parametrize('net', ['EDSR', 'RCAN'])
 def test_the_comparisons_of_table_2_differ_in_the_scale_only_and_have_its_rows(net):
     texts = {s: (REPOSITORY / 'options' / 'compare' / f'{net}_x{s}.yml').read_text(encoding='utf-8') for s in (2, 4)}
