@@ -19,7 +19,7 @@ from facd_basicsr.data.record import files_of
 from facd_basicsr.deploy.student import Description
 from facd_basicsr.deploy.upscaler import RefusedSizeError, Upscaler
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.atomic import fsync_directory, partial_of, removed_on_error, rename_into_place, write_partial
+from facd_basicsr.files.atomic import fsync_directory, named, partial_of, rename_into_place, write_partial
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.files.images import (
     IMAGE_FORMATS,
@@ -171,10 +171,14 @@ class UpscaleRecord:
             OSError: the line cannot be written, and only the older file and its line are left; or the file cannot get
                 its name, and keeps the temporary one.
         """
-        with removed_on_error(partial, self._path), self._turn, self._path.open('a', encoding='utf-8') as file:
-            file.write(json.dumps(line) + '\n')
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._turn, self._path.open('a', encoding='utf-8') as file:
+                file.write(json.dumps(line) + '\n')
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            partial.unlink()
+            raise named(error, self._path) from error
         partial.replace(pair.target)
         fsync_directory(pair.target.parent)
 

@@ -98,7 +98,7 @@ def write_partial(path: Path, parts: Iterable[bytes | memoryview]) -> Path:
         OSError: with the file's name; nothing of it is left, as after any error of what makes the parts.
     """
     partial = partial_of(path)
-    with removed_on_error(partial, path), partial.open('wb') as file:
+    with _removed_on_error(partial, path), partial.open('wb') as file:
         file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
@@ -111,22 +111,27 @@ def rename_into_place(partial: Path, path: Path) -> None:
     Raises:
         OSError: with the file's name; nothing of ``partial`` is left.
     """
-    with removed_on_error(partial, path):
+    with _removed_on_error(partial, path):
         partial.replace(path)
     fsync_directory(path.parent)
 
 
 @contextmanager
-def removed_on_error(partial: Path, path: Path) -> Iterator[None]:
-    """Leaves nothing of a temporary file after an error. An OSError gets the name of ``path``, which writing lacks."""
+def _removed_on_error(partial: Path, path: Path) -> Iterator[None]:
+    """Leaves nothing of a temporary file after an error, and names the file in an error of writing."""
     try:
         yield
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        number = error.errno or errno.EIO
-        raise OSError(number, os.strerror(number), str(path)) from error
+        if isinstance(error, OSError):
+            raise named(error, path) from error
+        raise
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The error with the file's name, which errors of writing lack."""
+    number = error.errno or errno.EIO
+    return OSError(number, os.strerror(number), str(path))
 
 
 def fsync_directory(folder: Path) -> None:
