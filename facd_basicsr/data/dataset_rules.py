@@ -117,7 +117,7 @@ def image_paths(where: str, dataset_opt: dict[str, Any], rules: Rules) -> list[d
             if gt_of.setdefault(lq, gt) != gt:
                 raise UserError(f'{name_is}: {lq} would be the LQ of {gt_of[lq]} and {gt}; accepted: one of each')
             images.append(lq)
-        found.append({f'{side}_path': image for side, image in zip(rules.sides, images)})
+        found.append({f'{side}_path': image for side, image in reversed([*zip(rules.sides, images)])})
     if path is None and len(roots) == 2:
         alone = [name for name in folders.names(roots[1]) if f'{roots[1]}/{name}' not in gt_of]
         if alone:
