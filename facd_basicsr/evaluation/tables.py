@@ -216,43 +216,43 @@ def quality_table(methods: Sequence[Method], mean: Means) -> Table:
         if metric in values
     ]
     counts = [NONE if method.net is None else f'{method.parameters:,}' for method in methods]
-    table = _table(methods, mean, columns)
-    return Table(
-        [*table.header[:1], 'parameters', *table.header[1:]],
-        [[name, count, *cells] for (name, *cells), count in zip(table.rows, counts)],
-        ['', *table.groups],
-        {(row, column + 1) for row, column in table.bold},
-    )
+    return _table(methods, mean, columns, {'parameters': counts})
 
 
 def feature_table(methods: Sequence[Method], mean: Means, points: int) -> Table:
     """Students x sets of the feature PSNR at each of the matching points, the shallowest first, and their mean."""
     metrics = {f'feature_psnr_{j}': f'point {j}' for j in range(1, points + 1)} | {'feature_psnr': 'mean'}
     columns = [(name, metric, title, 3) for name in mean[methods[0].name] for metric, title in metrics.items()]
-    return _table([method for method in methods if is_student(method)], mean, columns)
+    return _table([method for method in methods if is_student(method)], mean, columns, {})
 
 
-def _table(methods: Sequence[Method], mean: Means, columns: Sequence[tuple[str, str, str, int]]) -> Table:
-    """A row for each method, a column for each (set, metric, title, digits); the best student's cells are bold."""
+def _table(
+    methods: Sequence[Method],
+    mean: Means,
+    columns: Sequence[tuple[str, str, str, int]],
+    before: Mapping[str, Sequence[str]],
+) -> Table:
+    """A row for each method, a column for each (set, metric, title, digits), behind those that stand ``before`` by
+    their titles; the best student's cells are bold."""
 
     def cell(method: Method, name: str, metric: str, digits: int) -> str:
         value = mean[method.name][name].get(metric)
         return NONE if value is None else f'{value:.{digits}f}'
 
     rows = [
-        [method.name, *(cell(method, name, metric, digits) for name, metric, _, digits in columns)]
-        for method in methods
+        [method.name, *own, *(cell(method, name, metric, digits) for name, metric, _, digits in columns)]
+        for method, *own in zip(methods, *before.values())
     ]
+    titles = ['method', *before]
     students = [row for row, method in enumerate(methods) if is_student(method)]
     bold = set()
-    for column, (_, metric, _, _) in enumerate(columns, start=1):
+    for column, (_, metric, _, _) in enumerate(columns, start=len(titles)):
         figures = {row: float(rows[row][column]) for row in students if rows[row][column] != NONE}
         if len(figures) > 1:
             best = min(figures.values()) if metric in LOWER else max(figures.values())
             bold |= {(row, column) for row, figure in figures.items() if figure == best}
-    return Table(
-        ['method', *(title for _, _, title, _ in columns)], rows, ['', *(name for name, _, _, _ in columns)], bold
-    )
+    header = [*titles, *(title for _, _, title, _ in columns)]
+    return Table(header, rows, [*([''] * len(titles)), *(name for name, _, _, _ in columns)], bold)
 
 
 def is_student(method: Method) -> bool:

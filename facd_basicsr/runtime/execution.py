@@ -51,12 +51,8 @@ class Execution:
         Args:
             suffix: as BasicSR's ``_g``: a key with it goes before the one without.
         """
-        found = {}
-        for key in (field.name for field in fields(cls)):
-            for spelled in (key, key + suffix):
-                if spelled in block:
-                    found[key] = block[spelled]
-        return cls(**found)
+        keys = ((field.name, key) for field in fields(cls) for key in (field.name, field.name + suffix))
+        return cls(**{name: block[key] for name, key in keys if key in block})
 
     @property
     def dtype(self) -> torch.dtype | None:
