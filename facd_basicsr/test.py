@@ -39,10 +39,7 @@ TEST_FOLDERS = ('results_root', 'log', 'visualization')
 def test(args: argparse.Namespace, root: Path | None = None, console: bool = True) -> dict[str, dict[str, float]]:
     """Evaluates the checkpoint of a run or of an option file on each test set, and prints and logs one table.
 
-    Args:
-        args: from :func:`facd_basicsr.options.parser`, of ``is_train=False``.
-        root: where ``results`` goes; the checkout if None.
-        console: whether to log to the console as well as to the file.
+    ``results`` goes to ``root``, the checkout if None.
 
     Returns:
         {set: {metric: value}}, PSNR in dB, metrics named as in the option file; the same on every rank. A set without

@@ -57,9 +57,7 @@ def train(
     """Trains from start, or from a state, to ``train.total_iter``, stage by stage.
 
     Args:
-        args: from :func:`facd_basicsr.options.parser`.
         root: where ``experiments`` and ``tb_logger`` go; the checkout if None.
-        console: whether to log to the console as well as to the file.
         on_iteration: called after every iteration with its number.
 
     Raises:
@@ -113,11 +111,8 @@ Stages = list[tuple[str, dict[str, Any]]]  # the place in the option file, '' wi
 def stages_left(opt: dict[str, Any], log: DeferredLog) -> tuple[Stages, dict[str, Any] | None]:
     """The stages of a run from the one in which it is, and the state to resume from; None for a fresh start.
 
-    At the end of a stage that is still the one: its validation may be missing.
-
-    Args:
-        opt: from :func:`facd_basicsr.options.parse_options`; its seed is filled in.
-        log: for damaged states, which are skipped.
+    At the end of a stage that is still the one: its validation may be missing. The seed of ``opt`` is filled in, and
+    damaged states are skipped.
 
     Raises:
         UserError: no state is intact.
@@ -169,7 +164,6 @@ def set_up(
 
     Args:
         opt: of a stage, from :func:`stages_left`.
-        log: for the lines of BasicSR's parts.
         resume_state: to resume from; where the stage begins with it, with a new optimizer and scheduler.
         gate: whether the teacher must pass the gate.
 
@@ -242,11 +236,7 @@ def _check_folders(opt: dict[str, Any]) -> None:
 
 
 def _make_folders(opt: dict[str, Any], in_place: bool) -> None:
-    """Makes the folders of an experiment.
-
-    Args:
-        in_place: whether to continue in the existing folders; otherwise they are moved aside.
-    """
+    """Makes the folders of an experiment. Existing ones are moved aside, unless it continues ``in_place``."""
     folders = [Path(opt['path'][key]) for key in RUN_FOLDERS]
     if in_place:
         for folder in folders:

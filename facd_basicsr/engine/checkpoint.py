@@ -59,10 +59,6 @@ class Checkpoints:
     def save(self, model: SafeModel, position: Position) -> None:
         """Saves networks and state. To be called by all ranks.
 
-        Args:
-            model: with everything that is trained.
-            position: where the run is.
-
         Raises:
             OSError: of a full disk, for :func:`reraise_disk_full`; the checkpoints before this one are as they were.
         """
@@ -109,10 +105,7 @@ class Checkpoints:
 
 def reraise_disk_full(states: Path) -> AbstractContextManager[None]:
     """Turns the errors of a full disk, or of one that cannot be written, into one that names the newest checkpoint;
-    others stay.
-
-    Args:
-        states: the folder of the training states.
+    others stay. ``states`` is the folder of the training states.
 
     Raises:
         UserError: the disk is full or cannot be written.

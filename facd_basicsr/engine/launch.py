@@ -19,14 +19,10 @@ from facd_basicsr.runtime.processes import Ranks
 
 
 def start_ranks(opt: dict[str, Any], launcher: str) -> None:
-    """Joins the process group, if there is one, and fills in ``rank`` and ``world_size``.
+    """Joins the process group of ``none``, ``pytorch`` (torchrun) or ``slurm``; fills in ``rank`` and ``world_size``.
 
     To be called before data and checkpoints are checked: a rank that then exits, as its node lacks the data, breaks
     the connections of the others, which exit too.
-
-    Args:
-        opt: from :func:`facd_basicsr.options.parse_options`.
-        launcher: ``none``, ``pytorch`` (torchrun) or ``slurm``.
 
     Raises:
         UserError: several processes were started, which without a launcher would each be a run of its own.
@@ -57,11 +53,6 @@ def _check_alone() -> None:
 
 def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
     """BasicSR's ``init_dist``, except that without GPUs it uses gloo, where BasicSR divides by the GPU count.
-
-    Args:
-        launcher: ``pytorch`` (torchrun) or ``slurm``.
-        on_gpu: whether the run uses GPUs.
-        dist_params: the option file's ``dist_params``.
 
     Raises:
         UserError: the launcher's environment is missing, or it has started more processes than there are GPUs.

@@ -37,11 +37,7 @@ class DeferredLog:
     BasicSR opens its log file first, and so has moved the previous experiment aside before it notices that the
     teacher does not load. Here folders are made when networks and data are known to be good.
 
-    Use as a context manager; the file is closed at its end, with the traceback of what ended it.
-
-    Args:
-        rank: this process's rank; only rank 0 logs.
-        console: whether to log to the console as well.
+    Use as a context manager; the file is closed at its end, with the traceback of what ended it. Only rank 0 logs.
     """
 
     def __init__(self, rank: int, console: bool = True) -> None:
@@ -135,12 +131,7 @@ class RunLog(DeferredLog):
         self.started = 0.0
 
     def start(self, opt: dict[str, Any], position: Position) -> None:
-        """Starts log file, metrics and TensorBoard, without the iterations after the position: they are done again.
-
-        Args:
-            opt: the options of the stage in which the run begins.
-            position: where it begins.
-        """
+        """Starts log file, metrics and TensorBoard, without the iterations after the position: they are done again."""
         self.started = time.time()
         if self._rank == 0:
             folder = Path(opt['path']['experiments_root'])

@@ -37,7 +37,6 @@ def load_resume_state(opt: dict[str, Any], ranks: Ranks, warn: Callable[[str], N
     Args:
         opt: from :func:`facd_basicsr.options.parse_options`; ``auto_resume`` takes the newest intact state of the
             experiment's own folder, else ``path.resume_state`` names one.
-        ranks: the processes; the first one chooses for all.
         warn: called for each damaged state that is skipped.
 
     Raises:
@@ -69,11 +68,7 @@ class DamagedStateError(Exception):
 
 
 def read_state(path: Path, models: Path) -> dict[str, Any]:
-    """Reads a training state, after comparing every byte of it and of its networks with their checksums.
-
-    Args:
-        path: ``<iteration>.state``.
-        models: the folder with its networks.
+    """Reads a training state, after comparing every byte of it and of its networks in ``models`` with their checksums.
 
     Raises:
         DamagedStateError: it or a network is missing, cut short or altered, or carries code.
@@ -149,13 +144,8 @@ def _named(value: str | None) -> Path | None:
 def resumed_position(
     state: dict[str, Any], sampler: ResumableSampler, begins: bool = False
 ) -> tuple[Position, list[str]]:
-    """Where a run resumes, and in which respects it will differ from an uninterrupted one.
-
-    Args:
-        state: from :func:`load_resume_state`.
-        sampler: of this run.
-        begins: whether a stage begins with it, which has the data from the next epoch on.
-    """
+    """Where a run resumes, and in which respects it will differ from an uninterrupted one. A stage that ``begins`` with
+    the state has the data from the next epoch on."""
     if begins:
         return Position(state['iter'], state['epoch'] + 1), []
     position = Position(state['iter'], state['epoch'])

@@ -27,10 +27,6 @@ from facd_basicsr.runtime.rng import preserve_rng_state
 def check_training_sample(model: SafeModel, loaders: Loaders) -> None:
     """Runs the first training sample through ``net_g``, unless the model makes LQ of its own.
 
-    Args:
-        model: of a run.
-        loaders: its.
-
     Raises:
         UserError: the sample has no ``lq`` or ``gt``, the network does not take it, or its output has another shape
             than ``gt``.
@@ -55,12 +51,7 @@ def check_training_sample(model: SafeModel, loaders: Loaders) -> None:
 
 
 def check_smallest_image(model: SafeModel, phase: str, loader: DataLoader) -> None:
-    """Upscales and scores the smallest image of a set, unless the model validates by itself.
-
-    Args:
-        model: of a run or a test.
-        phase: the set's name in ``datasets``.
-        loader: of the set.
+    """Upscales and scores the smallest image of the set ``datasets.PHASE``, unless the model validates by itself.
 
     Raises:
         UserError: the network does not take the image, its output has another shape than ``gt``, or a metric has no

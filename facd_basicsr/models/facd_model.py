@@ -34,9 +34,6 @@ class FACDModel(SafeSRModel):
     ``train.channels_last`` and ``train.compile`` say how student and regressors are run in training, with ``_r`` the
     regressors if otherwise, in ``teacher`` the teacher; weights, losses and validation are float32.
 
-    Args:
-        opt: a checked option dict, from :func:`facd_basicsr.options.parse_options`.
-
     Raises:
         UserError: taps, teacher, regressors or batch size do not fit together.
     """
@@ -87,11 +84,7 @@ class FACDModel(SafeSRModel):
             return run(self.teacher, lq)
 
     def probe_taps(self, size: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """:meth:`tapped` of flat patches, (N, C_j, h, w) each.
-
-        Args:
-            size: height and width of LQ; the training patch's if None.
-        """
+        """:meth:`tapped` of flat patches of ``size``, the training patch's if None: (N, C_j, h, w) each."""
         return self.tapped(self._flat(PROBES, size or lq_patch_size(self.opt)))
 
     def tapped(self, lq: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -268,10 +268,7 @@ class SafeModel(BaseModel):
     ) -> dict[str, float]:
         """As BasicSR's, in less time, the images shared out to the ranks; BasicSR's makes the others wait for rank 0.
         The metrics do not depend on the number of ranks: they are summed in the order of the images. A model that has a
-        validation of its own keeps it.
-
-        Args:
-            stop: asked before each image; True ends it.
+        validation of its own keeps it. ``stop`` is asked before each image; True ends it.
 
         Returns:
             The set's metrics, without GT those that need none; none of a model's own validation.
@@ -462,11 +459,8 @@ class SafeSRModel(SafeModel, SRModel):
             return gradient_shares(self.get_bare_model(self.net_g), terms, passes, leaves)
 
     def _minimize(self, logs: dict[str, Tensor], then: Callable[[], None] = lambda: None) -> None:
-        """The rest of a step: minimizes the sum of the terms ``l_*``, unless it or its gradient is not finite.
-
-        Args:
-            then: called after the backward of the terms, to go on from the gradients that it has found.
-        """
+        """The rest of a step: minimizes the sum of the terms ``l_*``, unless it or its gradient is not finite. ``then``
+        is called after their backward, to go on from the gradients that it has found."""
         l_total = tie_gradient(sum_of(value for name, value in logs.items() if name.startswith('l_')))
         self._logs = {name: value.detach() for name, value in logs.items()}
         self.optimizer_g.zero_grad()
@@ -557,11 +551,8 @@ def build_model(opt: dict[str, Any]) -> SafeModel:
 def check_pretrained(opt: dict[str, Any]) -> None:
     """Checks every checkpoint that ``load_network`` will be asked to load, before anything is created.
 
-    The regressors' is checked by the model, which builds them once the taps' channels are known.
-
-    Args:
-        opt: from :func:`facd_basicsr.options.parse_options`, after
-            :func:`facd_basicsr.engine.resume.load_resume_state`.
+    The regressors' is checked by the model, which builds them once the taps' channels are known. Comes after
+    :func:`facd_basicsr.engine.resume.load_resume_state`.
 
     Raises:
         UserError: a checkpoint cannot be read, does not fit its network under ``strict_load``, or without it has

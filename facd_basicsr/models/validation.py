@@ -59,14 +59,8 @@ class Interruptible:
 
 
 def validation_forward(net: nn.Module, lq: Tensor, scale: int, tile: int, reach: int) -> Tensor:
-    """A network as validation runs it: in tiles if asked for, and on the CPU in channels_last.
-
-    Args:
-        net, lq, scale, tile, reach: see :func:`facd_basicsr.runtime.tiling.tiled`; tile 0: whole images.
-
-    Returns:
-        (N, C, h * scale, w * scale).
-    """
+    """A network as validation runs it, (N, C, h, w) -> (N, C, h * scale, w * scale): in tiles of
+    :func:`facd_basicsr.runtime.tiling.tiled`, with tile 0 whole images, and on the CPU in channels_last."""
 
     def run(lq: Tensor) -> Tensor:
         if lq.device.type == 'cpu':  # where this layout is the faster one
@@ -91,10 +85,6 @@ def validates_itself(model: BaseModel) -> bool:
 
 def validated_receptive_field(model: BaseModel, sizes: SizeRequirements) -> int:
     """The receptive field radius of a model's network beyond the tiles of ``val.tile``; 0 without tiles.
-
-    Args:
-        model: SRModel or a model that passes images as it does.
-        sizes: from :func:`validated_sizes`.
 
     Raises:
         UserError: the model, or its network, does not work in tiles.
@@ -129,10 +119,9 @@ def validate(
 
     Args:
         model: SRModel or a model that passes images as it does.
-        reach: from :func:`validated_receptive_field`.
-        sizes: from :func:`validated_sizes`.
+        reach, sizes: from :func:`validated_receptive_field` and :func:`validated_sizes`.
         loader: of batches of one.
-        current_iter, save_img, stop: as :meth:`SafeModel.validation` has them.
+        stop: asked before each image; True ends it.
 
     Returns:
         For each image, in the order of the set, the values of ``val.metrics`` by name: on every rank those of all.

@@ -45,11 +45,6 @@ def dry_run(opt: Block, is_train: bool) -> None:
 def construct(where: str, block: Block, build: Callable[[Block], Any]) -> Any:
     """``build(block)``, with the block's name in errors. Only the class's own error says what it accepts.
 
-    Args:
-        where: what names the block, for messages.
-        block: with the class's ``type`` and its arguments.
-        build: makes it.
-
     Raises:
         UserError: it fails, whatever its class raises.
     """
@@ -97,11 +92,6 @@ def check_lone_network(where: str, network_opt: dict[str, Any], scale: int) -> N
     """Checks a network's ``type`` and arguments, and that it is built without any other file.
 
     BasicSR's SpyNet, for one, loads whatever file ``load_path`` names, and runs the code that is in it.
-
-    Args:
-        where: what names the block, for messages.
-        network_opt: the block.
-        scale: upscaling factor.
 
     Raises:
         UserError: the class or an argument is unknown, or an argument is not a number, true, false, a word that is no

@@ -166,10 +166,6 @@ def option_blocks(opt: OptionBlock, is_train: bool) -> Iterator[tuple[str, Optio
     A block comes after the one that holds it, and after the caller has finished with that: by then it is checked, or
     its defaults are filled in.
 
-    Args:
-        opt: what the option file holds.
-        is_train: whether it is meant for train.py or for test.py.
-
     Raises:
         UserError: a block is not there or has no ``type`` that is known.
     """
@@ -259,12 +255,7 @@ def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBl
 
 
 def named_losses(key: str, block: OptionBlock, model: type | None = None) -> Iterator[tuple[str, OptionBlock]]:
-    """The losses of ``train.KEY`` with their places in the file.
-
-    Args:
-        key: of the block.
-        block: one loss, or several by name.
-        model: that of the file, which may not know several; None: known to.
+    """The losses of ``train.KEY`` with their places in the file; ``model``, if given, may not know several.
 
     Raises:
         UserError: several where there may be one, or a name that is none for a log.
@@ -303,11 +294,8 @@ def _chosen(
 
 
 def with_defaults(opt: OptionBlock, is_train: bool) -> OptionBlock:
-    """A copy of a checked option dict in which every key that has a default is there, and none that ``null`` takes out.
-
-    Args:
-        opt, is_train: as :func:`check_options` has accepted them.
-    """
+    """A copy of a checked option dict in which every key that has a default is there, and none that ``null`` takes
+    out."""
     complete = copy.deepcopy(opt)
     for _, block, keys in option_blocks(complete, is_train):
         _fill_in(block, keys)
@@ -324,10 +312,6 @@ def _fill_in(block: OptionBlock, keys: Keys) -> None:
 
 def check_options(opt: OptionBlock, is_train: bool) -> OptionBlock:
     """Checks every key of an option dict as it stands in the file, against tables and signatures.
-
-    Args:
-        opt: what the YAML file holds, with the command line's overrides.
-        is_train: whether it is meant for train.py or for test.py.
 
     Returns:
         Its copy with all defaults, as of :func:`with_defaults`.
@@ -393,10 +377,8 @@ def laid_over(opt: OptionBlock, stage: OptionBlock) -> OptionBlock:
 
 def stages_of(opt: OptionBlock) -> dict[str, OptionBlock]:
     """The options of each stage of a run, by its place in the file, as those of a run without stages: complete, with
-    its iterations in ``train.total_iter``, and in ``stage_begin`` those of the stages before it.
-
-    Args:
-        opt: as :func:`check_options` gives it. Without stages it is the only stage itself, at the place ''.
+    its iterations in ``train.total_iter``, and in ``stage_begin`` those of the stages before it. Without stages ``opt``
+    is the only stage itself, at the place ''.
     """
     found: dict[str, OptionBlock] = {}
     begin = 0
@@ -462,11 +444,6 @@ def _check_template(where: str, template: str) -> None:
 
 def check_network(where: str, network_opt: OptionBlock, scale: int) -> None:
     """Checks a block with a network's ``type`` and its keys.
-
-    Args:
-        where: what names the block, for messages.
-        network_opt: the block.
-        scale: upscaling factor of the data.
 
     Raises:
         UserError: a key is unknown, missing or of the wrong type, or ``upscale`` is not ``scale``.

@@ -86,11 +86,7 @@ def root_path() -> Path:
 
 
 def read_options(path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Reads an option file with what it inherits, and overrides it. Nothing is checked yet.
-
-    Args:
-        path: the option file.
-        overrides: ``--force_yml`` entries.
+    """Reads an option file with what it inherits, and overrides it by ``--force_yml`` entries. Nothing is checked yet.
 
     Raises:
         UserError: it, a file it is based on, or an entry cannot be read.
@@ -114,13 +110,8 @@ def options_digest(path: str) -> str:
 def load_options(
     path: str, overrides: Sequence[str], is_train: bool | None = None, with_data: bool = True, with_weights: bool = True
 ) -> dict[str, Any]:
-    """Reads, overrides and checks an option file. Nothing is created; of the data only lists and sizes are read.
-
-    Args:
-        path: the option file.
-        overrides: ``--force_yml`` entries.
-        is_train: whether it is meant for train.py or for test.py; None: for either.
-        with_data, with_weights: as :func:`check_inputs` takes them.
+    """:func:`checked_options` whose inputs are checked too. Nothing is created; of the data only lists and sizes are
+    read.
 
     Raises:
         UserError: with the file's name, and the key, value and what is accepted.
@@ -131,12 +122,8 @@ def load_options(
 
 
 def checked_options(path: str, overrides: Sequence[str], is_train: bool | None = None) -> dict[str, Any]:
-    """Reads, overrides and checks an option file, and fills in its defaults. What it names may be missing.
-
-    Args:
-        path: the option file.
-        overrides: ``--force_yml`` entries.
-        is_train: whether it is meant for train.py or for test.py; None: for either.
+    """Reads, overrides and checks an option file, for train.py or test.py, or for either if ``is_train`` is None, and
+    fills in its defaults. What it names may be missing.
 
     Raises:
         UserError: with the file's name, and the key, value and what is accepted.
@@ -145,12 +132,8 @@ def checked_options(path: str, overrides: Sequence[str], is_train: bool | None =
 
 
 def checked(opt: dict[str, Any], where: str, is_train: bool | None = None) -> dict[str, Any]:
-    """Checks options and fills in their defaults; of a network of spandrel's also what its checkpoint tells.
-
-    Args:
-        opt: as an option file has them.
-        where: the file that they are from, for messages.
-        is_train: as :func:`checked_options` has it.
+    """Checks options as a file has them, and fills in their defaults; of a network of spandrel's also what its
+    checkpoint tells.
 
     Raises:
         UserError: as :func:`checked_options`.
@@ -172,8 +155,6 @@ def check_inputs(
 
     Args:
         opt: options whose keys are checked; ``~`` in its paths is expanded.
-        path: its option file.
-        is_train: whether it is meant for train.py or for test.py.
         with_data: whether its datasets must be there.
         with_weights: whether its checkpoints must be there; that of a teacher without ``network`` block defines
             the teacher, and must exist in any case.
@@ -205,12 +186,8 @@ def _with_paths(opt: dict[str, Any], with_data: bool, with_weights: bool) -> dic
 def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = None) -> dict[str, Any]:
     """The option dict that BasicSR's parts expect, from the command line: of one process until ``start_ranks``.
 
-    Only keys and their values are checked; :func:`check_inputs` checks what they name.
-
-    Args:
-        args: from :func:`parser`.
-        is_train: whether for training or for testing.
-        root: where results go; :func:`root_path` if None.
+    Only keys and their values are checked; :func:`check_inputs` checks what they name. Results go below ``root``,
+    :func:`root_path` if None.
 
     Raises:
         UserError: an option or the combination of some is not accepted.
@@ -220,11 +197,7 @@ def parse_options(args: argparse.Namespace, is_train: bool, root: Path | None = 
 
 def options_of(args: argparse.Namespace, is_train: bool, opt: dict[str, Any] | None = None) -> dict[str, Any]:
     """The first half of :func:`parse_options`: the options of the command line, checked, complete with defaults, and
-    valid as an option file on any machine.
-
-    Args:
-        args, is_train: as :func:`parse_options` has them.
-        opt: from :func:`checked`, where they are not from ``args.opt``.
+    valid as an option file on any machine; ``opt``, of :func:`checked`, where they are not from ``args.opt``.
 
     Raises:
         UserError: an option is not accepted.

@@ -21,10 +21,7 @@ def pretrained_arguments(opt: dict[str, Any]) -> dict[str, Any]:
 
     Not those that it only supposes, as GRL's ``window_size``: left out, they are the class's defaults, as when the
     checkpoint was trained. None of a network that is not spandrel's, without a checkpoint that is there, and with
-    ``strict_load_g: false``, by which the two need not agree.
-
-    Args:
-        opt: options that are not checked yet.
+    ``strict_load_g: false``, by which the two need not agree. ``opt`` is not checked yet.
 
     Raises:
         UserError: arguments are left out of ``network_g`` that the checkpoint could tell, but it is not there, not of
@@ -70,12 +67,8 @@ def pretrained_arguments(opt: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_given_arguments(opt: dict[str, Any], detected: dict[str, Any]) -> None:
-    """Refuses arguments that the checkpoint contradicts. One that no checkpoint tells, as SPAN's ``img_range``, may be
-    anything.
-
-    Args:
-        opt: checked options.
-        detected: of :func:`pretrained_arguments`.
+    """Refuses arguments of checked options that the checkpoint, by :func:`pretrained_arguments`, contradicts. One that
+    no checkpoint tells, as SPAN's ``img_range``, may be anything.
 
     Raises:
         UserError: with the argument, and what the checkpoint has.

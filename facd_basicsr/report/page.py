@@ -109,12 +109,7 @@ TIME = '%Y-%m-%d %H:%M:%S'
 
 
 def page(run: RunFolder, results: Results) -> str:
-    """The page as text. Whatever comes from options and log is escaped; nothing is loaded from elsewhere.
-
-    Args:
-        run: the run's folder, read.
-        results: of its networks.
-    """
+    """The page as text. Whatever comes from options and log is escaped; nothing is loaded from elsewhere."""
     warnings = run.metrics.warnings
     return TEMPLATES.get_template('page.html').render(
         colors=COLORS,

@@ -43,14 +43,7 @@ SMALL, LARGE = 2, 4  # batch sizes of the memory estimate; contrastive losses ne
 
 
 def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
-    """Does what train.py does up to the first iterations, without creating a folder.
-
-    Args:
-        option_file: a train file.
-        overrides: ``--force_yml`` entries.
-
-    Yields:
-        Lines of the report.
+    """The lines of a report on doing what train.py does up to the first iterations, without creating a folder.
 
     Raises:
         UserError: the reason why training would not start.
@@ -104,14 +97,6 @@ def list_modules(option_file: str, overrides: Sequence[str], of: str) -> Iterato
 
     What it helps to write, taps, regressors and loss, may be wrong or missing, and so may data and weights.
 
-    Args:
-        option_file: a train file.
-        overrides: ``--force_yml`` entries.
-        of: ``student`` or ``teacher``.
-
-    Yields:
-        Lines of the report.
-
     Raises:
         UserError: the rest of the file is not accepted, or it has no teacher.
     """
@@ -128,16 +113,10 @@ def list_modules(option_file: str, overrides: Sequence[str], of: str) -> Iterato
 
 
 def suggest_taps(option_file: str, overrides: Sequence[str], count: int) -> Iterator[str]:
-    """The ``taps`` block of a file's networks, ready to paste: pairs at equal depths whose height and width agree.
+    """The lines of the ``taps`` block of a file's networks, ready to paste: ``count`` pairs at equal depths whose
+    height and width agree.
 
     As of :func:`list_modules`, taps, regressors, loss, data and weights may be wrong or missing.
-
-    Args:
-        option_file, overrides: as of :func:`list_modules`.
-        count: how many pairs.
-
-    Yields:
-        Lines in YAML.
 
     Raises:
         UserError: the rest of the file is not accepted, it has no teacher, no features of the two are of equal size,
