@@ -8,15 +8,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from facd_basicsr.losses.base import (
-    REGRESSOR,
-    DistillLoss,
-    DistillState,
-    check_batch,
-    option,
-    sum_of,
-    weighted_taps,
-)
+from facd_basicsr.losses.base import REGRESSOR, DistillLoss, DistillState, check_batch, option, sum_of, weighted_taps
 from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.pairwise import at_least_float32, full_precision
 from facd_basicsr.runtime.processes import all_gather_samples

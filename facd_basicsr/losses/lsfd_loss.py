@@ -1,7 +1,5 @@
 """LSFD: local feature distillation that attends to where student and teacher differ."""
 
-from collections.abc import Sequence
-
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
@@ -13,7 +11,7 @@ from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.losses.teacher_supervision_loss import supervision
 
 
-def attention(student: Tensor, teacher: Tensor, size: Sequence[int], eps: float = 1e-8) -> Tensor:
+def attention(student: Tensor, teacher: Tensor, size: tuple[int, int], eps: float = 1e-8) -> Tensor:
     """A_i(p): how far SR_i^S is from SR_i^T around p, over its mean in sample i.
 
     Args:
@@ -26,8 +24,7 @@ def attention(student: Tensor, teacher: Tensor, size: Sequence[int], eps: float 
     """
     with torch.no_grad():
         difference = (at_least_float32(student) - at_least_float32(teacher)).abs().mean(1, keepdim=True)
-        height, width = size
-        difference = F.adaptive_avg_pool2d(difference, (height, width))  # (N, 1, H * scale, W * scale) -> (N, 1, H, W)
+        difference = F.adaptive_avg_pool2d(difference, size)  # (N, 1, H * scale, W * scale) -> (N, 1, H, W)
         return (difference + eps) / (difference.mean((2, 3), keepdim=True) + eps)
 
 
@@ -63,7 +60,7 @@ class LSFDLoss(LFDLoss):
     def forward(self, state: DistillState) -> dict[str, Tensor]:
         """``l_sr``, teacher supervision, and ``l_lsfd``, mean A |r(F^S) - F^T| of all taps, weighted by lambda."""
         l_lsfd = sum_of(
-            w_j * attended_l1(s, t, attention(state.student, state.teacher, t.shape[2:]))
+            w_j * attended_l1(s, t, attention(state.student, state.teacher, (t.shape[2], t.shape[3])))
             for w_j, s, t in weighted_taps(self.layer_weights, state)
         )
         return {'l_sr': self.img_range * supervision(state), 'l_lsfd': self.lambda_ * l_lsfd}

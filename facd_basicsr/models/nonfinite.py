@@ -222,7 +222,8 @@ class NonFiniteGuard:
         bad_terms = [name for name, value in terms.items() if not math.isfinite(value)]
         images: list[str] = [key for key in ('lq', 'gt') if key in data and not torch.isfinite(data[key]).all()]
         here = images if own is None else bad_terms + images
-        ranks = Ranks().gather({'bad': bad_terms + images, 'here': here, 'files': _files(data)})
+        files = list(data.get('gt_path', data.get('lq_path', [])))
+        ranks = Ranks().gather({'bad': bad_terms + images, 'here': here, 'files': files})
         bad = list(dict.fromkeys(name for rank in ranks for name in rank['bad']))
         if bad or scale is None:
             self._skipped += 1
@@ -303,10 +304,6 @@ def _warn(line: str) -> None:
 def _some(names: list[str]) -> str:
     more = f' and {len(names) - NAMED_PARAMETERS} more' if len(names) > NAMED_PARAMETERS else ''
     return f'gradient of {", ".join(names[:NAMED_PARAMETERS])}{more}'
-
-
-def _files(data: dict[str, Any]) -> list[str]:
-    return list(data.get('gt_path', data.get('lq_path', [])))
 
 
 def _named_files(ranks: list[dict[str, list[str]]]) -> str:

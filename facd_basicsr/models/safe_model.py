@@ -513,8 +513,10 @@ def run_network(net: nn.Module, x: Any) -> Any:
 def _settings(optimizer: Optimizer) -> dict[str, Any]:
     """What the option file says of an optimizer, as far as it does not change in training."""
     group = optimizer.param_groups[0]
-    settings = {key: value for key, value in group.items() if key not in ('params', 'lr', 'initial_lr')}
-    return {'lr': group.get('initial_lr', group['lr']), **{key: _plain(value) for key, value in settings.items()}}
+    # a state may turn betas, a tuple, into a list
+    settings = {key: [*value] if isinstance(value, tuple) else value for key, value in group.items() if key != 'params'}
+    settings['lr'] = settings.pop('initial_lr', settings['lr'])
+    return settings
 
 
 def _lay_out_as_parameters(optimizer: Optimizer) -> None:
@@ -530,10 +532,6 @@ def _with_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[st
     """An optimizer's state with this optimizer's ``foreach`` and ``fused``: it may come from another device."""
     own = {key: value for key, value in optimizer.param_groups[0].items() if key in ('foreach', 'fused')}
     return {**state, 'param_groups': [{**group, **own} for group in state['param_groups']]}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value  # a state may turn betas into a list
 
 
 def build_model(opt: dict[str, Any]) -> SafeModel:

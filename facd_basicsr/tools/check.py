@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Generator, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.data.loaders import reraise_killed_worker
 from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.distill.regressors import OTHER_UNITS, in_other_units, rms
-from facd_basicsr.distill.taps import Points, Tappable, points, suggested, tappable
+from facd_basicsr.distill.taps import Tappable, points, suggested, tappable
 from facd_basicsr.distill.teacher import Teacher, build_teacher
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.engine.loop import Training, end_of
@@ -139,16 +140,13 @@ def suggest_taps(option_file: str, overrides: Sequence[str], count: int) -> Iter
     both = [own[common[0]] for own in (student, teacher)]
     fewest = min(len(own.at_equal_depths(count)) for own in both)
     if fewest < count:
-        raise UserError(f'--suggest-taps: {count}; accepted: 1 to {fewest}, since {_depths(networks, both)}')
+        depths = ' and '.join(f'{network} has {len(own.blocks)} blocks' for network, own in zip(networks, both))
+        raise UserError(f'--suggest-taps: {count}; accepted: 1 to {fewest}, since {depths}')
     yield f'taps:  # {networks[0]} <- {networks[1]}, LQ of {lq.shape[2]} x {lq.shape[3]}'
     for pair in zip(*(own.at_equal_depths(count) for own in both)):
         tap = {of: feature.path for of, feature in zip(('student', 'teacher'), pair)}
         line = yaml.safe_dump(tap, default_flow_style=True, sort_keys=False, width=math.inf).strip()
         yield f'  - {line}  # {pair[0].found} <- {pair[1].found}'
-
-
-def _depths(networks: Sequence[str], both: Sequence[Points]) -> str:
-    return ' and '.join(f'{network} has {len(own.blocks)} blocks' for network, own in zip(networks, both))
 
 
 def _networks_alone(option_file: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -402,13 +400,10 @@ def command(option_file: str, overrides: tuple[str, ...], modules: str | None, t
       facd check -opt options/train/FACD_EDSR_x4.yml --suggest-taps 3
     """
     if modules is not None:
-        for line in list_modules(option_file, overrides, modules):
-            click.echo(line)
-        return
-    if taps is not None:
-        for line in suggest_taps(option_file, overrides, taps):
-            click.echo(line)
-        return
-    for line in check(option_file, overrides):
+        lines = list_modules(option_file, overrides, modules)
+    elif taps is not None:
+        lines = suggest_taps(option_file, overrides, taps)
+    else:
+        lines = chain(check(option_file, overrides), ['Training would start.'])
+    for line in lines:
         click.echo(line)
-    click.echo('Training would start.')

@@ -246,12 +246,10 @@ def teacher_map_command(
         for found in maps
     ]
     patches, lost = (sum(of[key] for of in shares) for key in ('patches', 'teacher_loses'))
-    rows = [
-        [f'{of["set"]}/{of["image"]}', str(of['patches']), str(of['teacher_loses']), _percent(of['share'])]
-        for of in shares
-    ]
-    rows.append(['all', str(patches), str(lost), _percent(lost / patches)])
-    print(text_table(['image', 'patches', 'teacher worse', 'share'], rows))
+    rows = [[f'{of["set"]}/{of["image"]}', of['patches'], of['teacher_loses'], of['share']] for of in shares]
+    rows.append(['all', patches, lost, lost / patches])
+    cells = [[*map(str, row[:3]), '-' if row[3] is None else f'{row[3]:.1%}'] for row in rows]
+    print(text_table(['image', 'patches', 'teacher worse', 'share'], cells))
     save(draw_teacher_maps(student, teacher, drawn), out)
     results = {
         'student': student.summary(),
@@ -265,7 +263,3 @@ def teacher_map_command(
     }
     atomic_write(out.with_suffix('.json'), json.dumps(results, indent=1) + '\n')
     print(f'{out.with_suffix(".json")}: share per image')
-
-
-def _percent(share: float | None) -> str:
-    return '-' if share is None else f'{share:.1%}'

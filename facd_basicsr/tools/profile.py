@@ -38,11 +38,11 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
     Example:
       facd profile -opt options/train/FACD_EDSR_x4.yml
     """
-    if out is not None and out.suffix not in TABLE_SUFFIXES:
-        raise UserError(f'--out: {out}; accepted: a name that ends in {", ".join(TABLE_SUFFIXES)}')
-    if out is not None and out.is_dir():
-        raise UserError(f'--out: {out} is a folder; accepted: a file name')
     if out is not None:
+        if out.suffix not in TABLE_SUFFIXES:
+            raise UserError(f'--out: {out}; accepted: a name that ends in {", ".join(TABLE_SUFFIXES)}')
+        if out.is_dir():
+            raise UserError(f'--out: {out} is a folder; accepted: a file name')
         make_folder_of(out, '--out')  # before networks run for minutes
     result = costs(option_file, overrides, repeats)
     click.echo(cost_tables(result, text_table))
