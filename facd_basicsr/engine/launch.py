@@ -64,21 +64,17 @@ def init_dist(launcher: str, on_gpu: bool, dist_params: dict[str, Any]) -> None:
             f'--launcher: {launcher}, with {processes} processes on a machine with {gpus} GPUs; accepted: '
             f'--nproc_per_node={gpus} or less, or any number without GPUs (num_gpu: 0)'
         )
-    if launcher == 'slurm' and 'MASTER_PORT' in os.environ:  # a job's own comes before the option file's
+    # torchrun sets the port itself, and BasicSR would pass it on to init_process_group; a SLURM job's own comes before
+    # the option file's
+    if launcher != 'slurm' or 'MASTER_PORT' in os.environ:
         dist_params = {key: value for key, value in dist_params.items() if key != 'port'}
     try:
         with reraise_peer_failure():
-            if launcher == 'slurm':
-                if on_gpu:
-                    basicsr_init_dist(launcher, **dist_params)
-                else:
-                    _take_environment_from_slurm(dist_params.get('port'))
-                    dist.init_process_group('gloo')
-            elif on_gpu:
-                # torchrun sets the port itself, and BasicSR would pass it on to init_process_group
-                params = {key: value for key, value in dist_params.items() if key != 'port'}
-                basicsr_init_dist(launcher, **params)
+            if on_gpu:
+                basicsr_init_dist(launcher, **dist_params)
             else:
+                if launcher == 'slurm':
+                    _take_environment_from_slurm(dist_params.get('port'))
                 dist.init_process_group('gloo')
     except (KeyError, ValueError, OSError, subprocess.CalledProcessError) as error:
         raise UserError(
