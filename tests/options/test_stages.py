@@ -82,7 +82,7 @@ def refusal(opt: dict) -> str:
         ('train.stages.0.gt_sise', 1, "train.stages[0].gt_sise: unknown key; did you mean 'gt_size'?"),
         ('train.stages.0.total_iter', 1, 'train.stages[0].total_iter: unknown key; did you mean'),
         ('train.stages.0.stages', [], "train.stages[0].stages: unknown key; did you mean 'taps'?"),
-        ('train.total_iter', 9, 'train.total_iter: 9; accepted with stages: 8, the sum of their iterations, or no tot'),
+        ('train.total_iter', 9, 'train.total_iter: 9; accepted with stages: 8, the sum of their iterations, or null'),
         (
             'train.stages.1.gt_size',
             25,
