@@ -84,6 +84,10 @@ class LossSum(nn.Module):
         blocks |= {f'pix_{name}' if name else 'pix': block for name, block in loss_blocks(pixel_opt).items()}
         self.names, self.blocks = list(blocks), list(blocks.values())
         self.losses = nn.ModuleList([_built(block) for block in self.blocks])
+        self.scheduled = [
+            {argument_of(key): value for key, value in block.items() if key not in OF_ENTRY and is_scheduled(value)}
+            for block in self.blocks
+        ]
         losses = list(self)
         of_features = [loss for loss in losses if loss.reads_features]
         self.min_batch = max((loss.min_batch for loss in losses), default=1)
@@ -107,10 +111,9 @@ class LossSum(nn.Module):
             UserError: two values have one name, or as a loss does.
         """
         logs: dict[str, Tensor] = {}
-        for name, block, loss in zip(self.names, self.blocks, self):
-            for key, value in block.items():
-                if key not in OF_ENTRY and is_scheduled(value):
-                    setattr(loss, argument_of(key), value_at(value, state.iteration))
+        for name, block, scheduled, loss in zip(self.names, self.blocks, self.scheduled, self):
+            for argument, value in scheduled.items():
+                setattr(loss, argument, value_at(value, state.iteration))
             weight = value_at(block.get('loss_weight', 1), state.iteration)
             found = loss(_seen_by(loss, state))
             if not block.get('image_term', True):

@@ -341,7 +341,7 @@ class SafeSRModel(SafeModel, SRModel):
         self.net_g.train()
         self._init_ema(train_opt['ema_decay'])
         self._init_precision(self._execution_g.precision)
-        self.criterion = LossSum(None, train_opt.get('pixel_opt'))
+        self.criterion = LossSum(None, train_opt.get('pixel_opt')).to(self.device)
         perceptual_opt = train_opt.get('perceptual_opt')
         self.cri_perceptual = None if perceptual_opt is None else build_loss(perceptual_opt).to(self.device)
         self.setup_optimizers()
