@@ -11,11 +11,9 @@ from typing import Any
 from facd_basicsr.data.paths import check_paths
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
-from facd_basicsr.losses.base import loss_blocks
-from facd_basicsr.losses.schedule import items_of
 from facd_basicsr.options import load_yaml
-from facd_basicsr.options.option_check import check_block, check_options, check_type
-from facd_basicsr.options.option_files import BASE, SEVERAL, merged, read_option_file
+from facd_basicsr.options.option_check import check_block, check_options, check_type, weights_of
+from facd_basicsr.options.option_files import BASE, merged, read_option_file
 from facd_basicsr.options.schema import EXECUTION
 from facd_basicsr.options.signatures import Key
 
@@ -158,11 +156,9 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
             if 'periods' in scheduler_opt:  # rounding must not leave the last iterations without a learning rate
                 missing = block.get('iterations', train_opt['total_iter']) - sum(scheduler_opt['periods'])
                 scheduler_opt['periods'][-1] += max(0, missing)
-            for key in SEVERAL:
-                for loss in loss_blocks(block.get(key)).values():
-                    for _, weight in (one for own in loss for one in items_of(own, loss[own])):
-                        if isinstance(weight, dict) and 'over' in weight:
-                            weight['over'] = scaled(weight['over'])
+            for _, weight in weights_of(block):
+                if isinstance(weight, dict):
+                    weight['over'] = scaled(weight['over'])
         if stages:
             train_opt['total_iter'] = sum(stage['iterations'] for stage in stages)
         if opt.get('val') is not None:

@@ -274,6 +274,14 @@ def named_losses(key: str, block: OptionBlock, model: type | None = None) -> Ite
         yield where, own
 
 
+def weights_of(train_opt: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(place in ``train``, number or schedule) of every weight of the losses, of a list each item's."""
+    for key in SEVERAL:
+        for name, block in loss_blocks(train_opt.get(key)).items():
+            for own in (own for own in schema.WEIGHTS if own in block):
+                yield from items_of('.'.join(filter(None, (key, name, own))), block[own])
+
+
 def _called(
     where: str, block: OptionBlock, registry: Registry, keys_of: Callable[[Any], Keys]
 ) -> tuple[str, OptionBlock, Keys]:

@@ -34,8 +34,10 @@ OPTIONAL_STR = (str, type(None))
 COUNT = Key((int,), least=1)
 
 # Filled in by facd_basicsr.options or by BasicSR, so not for the option file.
-DERIVED = {'dist', 'rank', 'world_size', 'is_train', 'auto_resume', 'root_path', 'seed_drawn', 'phase', 'scale'}
-DERIVED |= {'stage_begin'}
+DERIVED = {
+    *('dist', 'rank', 'world_size', 'is_train', 'auto_resume', 'root_path', 'seed_drawn', 'phase', 'scale'),
+    'stage_begin',
+}
 
 # Taken out when the file is read, before anything is checked.
 FILE = {

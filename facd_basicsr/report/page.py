@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from itertools import accumulate
@@ -14,10 +14,8 @@ from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.evaluation.tables import duration, is_student
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.losses.base import loss_blocks
-from facd_basicsr.losses.schedule import items_of, value_at
-from facd_basicsr.options.option_check import laid_over
-from facd_basicsr.options.option_files import SEVERAL
-from facd_basicsr.options.schema import WEIGHTS
+from facd_basicsr.losses.schedule import value_at
+from facd_basicsr.options.option_check import laid_over, weights_of
 from facd_basicsr.report.results import Results
 from facd_basicsr.report.svg_curves import COLORS, TEMPLATES, Panel, described, svg
 from facd_basicsr.runs.run_folder import Curve, Metrics, RunFolder
@@ -70,17 +68,10 @@ def changing_weights(opt: Mapping[str, Any]) -> dict[str, Curve]:
     for stage in opt['train'].get('stages') or [{'iterations': opt['train'].get('total_iter', 0)}]:
         train_opt, length = laid_over(dict(opt), stage)['train'], stage['iterations']
         iterations = sorted({max(1, round(part * length / DRAWN)) for part in range(DRAWN + 1)})
-        for place, weight in _weights(train_opt):
+        for place, weight in weights_of(train_opt):
             curves.setdefault(place, {}).update({begin + done: value_at(weight, done) for done in iterations})
         begin += length
     return {place: curve for place, curve in curves.items() if len({*curve.values()}) > 1}
-
-
-def _weights(train_opt: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key in SEVERAL:
-        for name, block in loss_blocks(train_opt.get(key)).items():
-            for own in (own for own in WEIGHTS if own in block):
-                yield from items_of('.'.join(filter(None, (key, name, own))), block[own])
 
 
 def _meaning(name: str, opt: Mapping[str, Any]) -> str:
