@@ -11,6 +11,7 @@ import argparse
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,22 +91,33 @@ def train(
                     log.info('; '.join([what, *_differing('', before, stage)]))
                 if index > 0:
                     state = _continued(before, stage, log)
-                with tf32_of(None):  # or it would be the stage before's
-                    with locating(place):
-                        training = set_up(stage, log, state, gate=index == 0)
-                    with reraise_disk_full(Path(opt['path']['training_states'])):
-                        if index == 0:
-                            facts = _facts(args.opt, opt, began, training.position)
-                            _start({**options, 'manual_seed': opt['manual_seed']}, facts, stage, training, log)
-                        if state is not None:
-                            resume_rng(state, Ranks())
-                        later = [other for _, other in stages[index + 1 :]]
-                        TrainingLoop(stage, later, training, log, on_iteration).run()
-                del training
+                start = partial(_start, args.opt, options, began) if index == 0 else None
+                _train_stage(stages[index:], state, start, log, on_iteration)
                 gc.collect()  # frees the networks before those of the next stage are built
 
 
 Stages = list[tuple[str, dict[str, Any]]]  # the place in the option file, '' without stages, and the options of each
+
+
+def _train_stage(
+    stages: Stages,
+    state: dict[str, Any] | None,
+    start: Callable[[dict[str, Any], Training, RunLog], None] | None,
+    log: RunLog,
+    on_iteration: Callable[[int], object],
+) -> None:
+    """Sets up the first of the stages, from a state if there is one, and trains it. ``start``, of the first stage of a
+    process, is called before anything is written."""
+    (place, stage), *later = stages
+    with tf32_of(None):  # or it would be the stage before's
+        with locating(place):
+            training = set_up(stage, log, state, gate=start is not None)
+        with reraise_disk_full(Path(stage['path']['training_states'])):
+            if start is not None:
+                start(stage, training, log)
+            if state is not None:
+                resume_rng(state, Ranks())
+            TrainingLoop(stage, [other for _, other in later], training, log, on_iteration).run()
 
 
 def stages_left(opt: dict[str, Any], log: DeferredLog) -> tuple[Stages, dict[str, Any] | None]:
@@ -216,12 +228,13 @@ def _position(
 
 
 def _start(
-    options: dict[str, Any], facts: dict[str, Any], opt: dict[str, Any], training: Training, log: RunLog
+    option_file: str, options: dict[str, Any], began: str, opt: dict[str, Any], training: Training, log: RunLog
 ) -> None:
     """Makes the folders, now that all is known to fit, and writes what the run is."""
     if opt['rank'] == 0:
+        facts = _facts(option_file, opt, began, training.position)
         _make_folders(opt, in_place=opt['auto_resume'] or opt['path']['resume_state'] is not None)
-        _write_options(options, facts, opt)
+        _write_options({**options, 'manual_seed': opt['manual_seed']}, facts, opt)
     log.start(opt, training.position)
 
 
