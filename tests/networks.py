@@ -150,15 +150,10 @@ UPSCALING = {
 }
 SCALES = {'UpCunet3x': 3, 'UpCunet4x': 4}  # the others are x2
 SIZES = {'IPT': 12, **dict.fromkeys(('UpCunet2x', 'UpCunet2x_fast', 'UpCunet3x', 'UpCunet4x'), 48)}  # of LQ
-# What spandrel does not read off a checkpoint, and does not suppose to be the default: to be given in a test file too.
-UNTOLD = {
-    'GRL': {'window_size': 8, 'stripe_size': [8, 8], 'stripe_shift': False, 'anchor_window_down_factor': 1},
-    'MoESR': {'expansion_factor': 2.65625},
-}
 COMPILED = {'MoSR', 'RealPLKSR', 'SAFMN', 'SPAN'}  # small ones, as are deployed
 NETWORKS += [
     Network(
-        {'type': name, **arguments, **UNTOLD.get(name, {})},
+        {'type': name, **arguments},
         SCALES.get(name, 2),
         SIZES.get(name, 16),
         compiles=name in COMPILED,

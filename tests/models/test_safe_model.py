@@ -1,5 +1,5 @@
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +59,17 @@ def stored(model: SafeModel, folder: Path) -> dict:
     return torch.load(folder / 'state', weights_only=True)
 
 
+def resumed(build: Callable, opt: dict, model: SafeModel, folder: Path, iteration: int) -> tuple[SafeModel, dict]:
+    """Another model of a FACDModel's options that goes on from it, and the state from which it does."""
+    model.save(0, iteration)
+    state = stored(model, folder)
+    for net in 'gr':
+        opt['path'][f'pretrain_network_{net}'] = str(Path(model.opt['path']['models'], f'net_{net}_{iteration}.pth'))
+    other = build(opt)
+    other.resume_training(state)
+    return other, state
+
+
 def test_basicsrs_model_becomes_a_safe_one_of_the_same_name(build, alone):
     model = build(alone)
     assert isinstance(model, SafeModel) and isinstance(model, SRModel)
@@ -95,13 +106,7 @@ def test_a_training_state_and_its_networks_are_all_that_training_goes_on_from(bu
     model = build(train_opt)
     step(model, 1, 3)
     model.best_metric_results = {'val': best_of(METRICS)}
-    model.save(0, 3)
-    state = stored(model, tmp_path)
-
-    for net in 'gr':
-        train_opt['path'][f'pretrain_network_{net}'] = str(Path(model.opt['path']['models'], f'net_{net}_3.pth'))
-    other = build(train_opt)
-    other.resume_training(state)
+    other, state = resumed(build, train_opt, model, tmp_path, 3)
     assert_same(other.training_state(), state)
     for one in (model, other):
         step(one, 4, 5)
@@ -122,12 +127,7 @@ def test_every_optimizer_resumes_bit_for_bit_and_a_step_that_is_not_finite_chang
     model.feed_data({'lq': torch.rand(3, 3, 8, 8), 'gt': torch.full((3, 3, 16, 16), float('nan'))})
     model.optimize_parameters(3)
     assert_same([model.net_g.state_dict(), model.net_r.state_dict(), model.optimizer_g.state_dict()], before)
-    model.save(0, 2)
-    state = stored(model, tmp_path)
-    for net in 'gr':
-        train_opt['path'][f'pretrain_network_{net}'] = str(Path(model.opt['path']['models'], f'net_{net}_2.pth'))
-    other = build(train_opt)
-    other.resume_training(state)
+    other, _ = resumed(build, train_opt, model, tmp_path, 2)
     for one in (model, other):
         step(one, 3, 5)
     assert_same(other.training_state(), model.training_state())
