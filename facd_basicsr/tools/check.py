@@ -254,7 +254,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str,
     size = len(batch['lq'])
     estimate, breakdown = memory_estimate(model, batch)
     capacity, name = _total_memory(model.device)
-    parts = getattr(model, 'accum_iter', 1)
+    parts = opt['train'].get('accum_iter', 1)
     in_parts = f' in {parts} parts' if parts > 1 else ''
     yield f'memory       estimate for a batch of {size}{in_parts}: {breakdown}'
     yield f'             {name} has {_bytes(capacity)}'
@@ -305,7 +305,7 @@ def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
     """Bytes that training with this batch needs, and their breakdown in words."""
     trained = [p for optimizer in model.optimizers for group in optimizer.param_groups for p in group['params']]
     size = len(batch['lq'])
-    parts = getattr(model, 'accum_iter', 1)  # one has activations at a time
+    parts = model.opt['train'].get('accum_iter', 1)  # one has activations at a time
     few, more = min(SMALL * parts, size), min(LARGE * parts, size)
     kept = {samples: _activations(model, batch, samples, trained) for samples in {few, more}}
     total = {samples: sum(found) for samples, found in kept.items()}
