@@ -56,8 +56,14 @@ def panels(metrics: Metrics, opt: Mapping[str, Any]) -> list[Panel]:
         found.append(Panel('learning rate', 'of the optimizer', 'learning rate', rates))
     if weights := changing_weights(opt):
         found.append(Panel('weights', 'of losses, those that change, to the end of the run', 'weight', weights))
-    borders = [*accumulate(stage['iterations'] for stage in opt['train'].get('stages', []))][:-1]
+    borders = [*accumulate(length for length, _ in _stages(opt))][:-1]
     return [replace(panel, borders=borders) for panel in found]
+
+
+def _stages(opt: Mapping[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """Iterations and ``train`` of each stage; of a run without stages its own."""
+    stages = opt['train'].get('stages') or [{'iterations': opt['train'].get('total_iter', 0)}]
+    return [(stage['iterations'], laid_over(dict(opt), stage)['train']) for stage in stages]
 
 
 def changing_weights(opt: Mapping[str, Any]) -> dict[str, Curve]:
@@ -65,8 +71,7 @@ def changing_weights(opt: Mapping[str, Any]) -> dict[str, Curve]:
     each stage the values of a hundred iterations."""
     curves: dict[str, Curve] = {}
     begin = 0
-    for stage in opt['train'].get('stages') or [{'iterations': opt['train'].get('total_iter', 0)}]:
-        train_opt, length = laid_over(dict(opt), stage)['train'], stage['iterations']
+    for length, train_opt in _stages(opt):
         iterations = sorted({max(1, round(part * length / DRAWN)) for part in range(DRAWN + 1)})
         for place, weight in weights_of(train_opt):
             curves.setdefault(place, {}).update({begin + done: value_at(weight, done) for done in iterations})
@@ -77,7 +82,8 @@ def changing_weights(opt: Mapping[str, Any]) -> dict[str, Curve]:
 def _meaning(name: str, opt: Mapping[str, Any]) -> str:
     """What a loss term is and, where the options say it, the range of images that its scale is of."""
     meaning = MEANINGS.get(name, 'distillation loss' if 'teacher' in opt else 'loss')
-    img_range = loss_blocks(opt['train'].get('distill_opt')).get('', {}).get('img_range')
+    ranges = {loss_blocks(own.get('distill_opt')).get('', {}).get('img_range') for _, own in _stages(opt)}
+    img_range = ranges.pop() if len(ranges) == 1 else None  # of a loss alone, the same in all stages
     return meaning if img_range is None else f'{meaning}, of images in [0, {img_range:g}]'
 
 
@@ -127,11 +133,11 @@ def page(run: RunFolder, results: Results) -> str:
 def summary(opt: Mapping[str, Any]) -> str:
     """What is trained, in a line."""
     student = f'{opt["network_g"]["type"]}, x{opt["scale"]}'
-    train = opt['train']
     if 'teacher' in opt:
         teacher = (opt['teacher'].get('network') or {}).get('type') or Path(opt['teacher']['weights']).name
-        losses = ' and '.join(str(own.get('type')) for own in loss_blocks(train.get('distill_opt')).values())
-        return f'{student}, taught by {teacher} with {losses or opt["model_type"]}'
+        blocks = (own for _, train_opt in _stages(opt) for own in loss_blocks(train_opt.get('distill_opt')).values())
+        losses = dict.fromkeys(str(own.get('type')) for own in blocks)
+        return f'{student}, taught by {teacher} with {" and ".join(losses) or opt["model_type"]}'
     return f'{student}, {opt["model_type"]} without a teacher'
 
 

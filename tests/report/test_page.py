@@ -1,6 +1,6 @@
 from xml.etree import ElementTree
 
-from facd_basicsr.report.page import changing_weights, panels
+from facd_basicsr.report.page import changing_weights, panels, summary
 from facd_basicsr.report.svg_curves import TEMPLATES
 from facd_basicsr.runs.run_folder import Metrics
 
@@ -97,3 +97,21 @@ def test_a_schedule_without_stages_is_drawn():
     opt = {'train': {'total_iter': 2000, 'pixel_opt': {'type': 'L1Loss', 'loss_weight': weight}}}
     (curve,) = changing_weights(opt).values()
     assert curve[980] == 0 and curve[1000] == curve[2000] == 1 and len(curve) == 101
+
+
+def test_a_run_of_stages_is_said_to_be_taught_by_their_losses_and_in_no_range_that_is_not_theirs():
+    facd, fft = {'type': 'FACDLoss', 'img_range': 255}, {'type': 'FFTLoss'}
+    stages = [
+        {'iterations': 3, 'distill_opt': {'fft': fft, 'facd': facd}},
+        {'iterations': 2, 'distill_opt': {'fft': fft}},
+    ]
+    opt = {
+        'network_g': {'type': 'EDSR'}, 'scale': 2, 'teacher': {'weights': 'DAT.pth'},
+        'train': {'distill_opt': facd, 'total_iter': 5, 'stages': stages},
+    }  # fmt: skip
+    metrics = Metrics(curves={'l_fft': POINT})
+    assert summary(opt) == 'EDSR, x2, taught by DAT.pth with FFTLoss and FACDLoss'
+    assert panels(metrics, opt)[0].note == 'distillation loss'
+    del opt['train']['stages']
+    assert summary(opt) == 'EDSR, x2, taught by DAT.pth with FACDLoss'
+    assert panels(metrics, opt)[0].note == 'distillation loss, of images in [0, 255]'
