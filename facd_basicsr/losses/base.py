@@ -3,7 +3,7 @@
 import keyword
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -30,6 +30,9 @@ class DistillState:
         regressed_feats: the student's through the regressors, for :class:`.loss_sum.LossSum`, which gives each loss the
             student's features as it asks for them; () without regressors.
         iteration: of training, counted from the start of the stage; 0 before the first.
+        seeds: of each sample, from the run's seed, the epoch and the sample: what a view draws does not depend on
+            workers or ranks.
+        views: of each :class:`View` of the loss its ``input`` and the outputs of its networks on it, by their names.
     """
 
     student: Tensor
@@ -40,6 +43,35 @@ class DistillState:
     teacher_feats: tuple[Tensor, ...]
     regressed_feats: tuple[Tensor, ...] = ()
     iteration: int = 0
+    seeds: tuple[int, ...] = ()
+    views: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+
+NETWORKS = ('student', 'teacher', 'average')
+
+
+@dataclass(frozen=True)
+class View:
+    """An input derived from the batch, and the networks whose outputs on it a loss reads.
+
+    Attributes:
+        networks: of :data:`NETWORKS`. The teacher and the average run without gradient.
+        derive: the input, (M, C, h, w), from a state with ``lq``, ``gt``, ``iteration`` and ``seeds``; for the student
+            alone with ``teacher`` too. It draws from ``seeds`` only (views.py), and is called without gradient.
+    """
+
+    networks: tuple[str, ...]
+    derive: Callable[[DistillState], Tensor]
+
+
+@dataclass(frozen=True)
+class Average:
+    """An average of the student: ``decay * average + (1 - decay) * student`` in every ``every``-th iteration, where
+    the student is its own moving average if ``train.ema_decay`` keeps one. It begins as the student.
+    """
+
+    decay: float
+    every: int
 
 
 REGRESSOR = ('always', 'auto', 'never')  # from most to least
@@ -78,6 +110,7 @@ class DistillLoss(nn.Module, ABC):
         compares_channels: whether student and teacher features must have the same width when it sees them.
         regressor: which taps' student features the model passes through a regressor before the loss sees them:
             ``always``, ``auto`` (only where student and teacher differ in width) or ``never``.
+        average: what the views of ``average`` are run on, if there are any.
 
     Raises:
         UserError: an option is not one of the values accepted.
@@ -87,6 +120,21 @@ class DistillLoss(nn.Module, ABC):
     reads_features: ClassVar[bool] = True
     compares_channels: ClassVar[bool] = True
     regressor: str = 'never'
+    average: Average | None = None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The networks whose output on LQ it reads: a network that no loss asks for is not run."""
+        return ('student', 'teacher')
+
+    @property
+    def views(self) -> dict[str, View]:
+        """What else it needs the networks' outputs on, by names of its own."""
+        return {}
+
+    def steps(self) -> tuple['DistillLoss', ...]:
+        """Itself, or what is minimized by an optimizer's step each, one after another in an iteration."""
+        return (self,)
 
     def __post_init__(self) -> None:
         """Makes a module of it once its options are set, and checks them."""
