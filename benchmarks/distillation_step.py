@@ -74,7 +74,7 @@ def floor(model: FACDModel, execution: Execution) -> Callable[[dict[str, Tensor]
     Uses the model's own student. Its weights do not matter here, and its taps do not record outside a step.
     """
     run_student = execution.compiled(lambda lq: model.net_g(lq), 'train.compile')
-    run_teacher = execution.compiled(lambda lq: model.teacher(lq), 'teacher.compile')
+    run_teacher = execution.compiled(lambda lq: model.teachers[0](lq), 'teacher.compile')
     optimizer = torch.optim.Adam(model.net_g.parameters(), lr=1e-4, fused=torch.cuda.is_available() or None)
     device = model.device
 

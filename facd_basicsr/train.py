@@ -29,6 +29,7 @@ from basicsr.utils.options import dict2str
 from facd_basicsr.data.loaders import Loaders, build_loaders, reraise_killed_worker
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.distill.gate import check_teacher
+from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.engine.checkpoint import Position, reraise_disk_full
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog, RunLog, timestamp
@@ -201,11 +202,16 @@ def set_up(
     for name, loader in loaders.val.items():
         check_smallest_image(model, name, loader)
     teacher = ''
-    if gate and 'expect' in opt.get('teacher', {}):
-        expect = opt['teacher']['expect']
-        log.info(f'Evaluating the teacher on datasets.{expect["dataset"]} (teacher.expect).')
-        teacher = check_teacher(model.teacher, expect, loaders.val[expect['dataset']], opt['scale'], model.device)
-        log.info(teacher)
+    blocks = teacher_blocks(opt) if gate else []
+    for number, own in enumerate(blocks):
+        if 'expect' in own:
+            expect, place = own['expect'], f'teacher[{number}]' if len(blocks) > 1 else ''
+            log.info(f'Evaluating the teacher on datasets.{expect["dataset"]} ({place or "teacher"}.expect).')
+            with locating(place):
+                loader = loaders.val[expect['dataset']]
+                line = check_teacher(model.teachers[number], expect, loader, opt['scale'], model.device)
+            log.info(f'{place} {line}'.strip())
+            teacher = f'{teacher} {place} {line}'.strip()
     if resume_state is not None:
         new = {key: value for key, value in model.training_state().items() if begins and key not in CONTINUED}
         model.resume_training({**resume_state, **new})
@@ -213,7 +219,7 @@ def set_up(
     return Training(model, loaders, position, teacher)
 
 
-CONTINUED = ('best_metric_results', 'nonfinite')  # of the training state, from stage to stage
+CONTINUED = ('best_metric_results', 'nonfinite', 'average')  # of the training state, from stage to stage
 
 
 def _position(

@@ -43,6 +43,8 @@ TRIES = 10  # so many damaged images in a row are no accident
 class SeededDataset(Dataset):
     """A training set whose sample is chosen and augmented by what the sampler gives: (image, seed).
 
+    The sample has its ``seed``, of which the views of losses draw.
+
     BasicSR's datasets draw crops and flips from the process's generators, so that a sample depends on all earlier
     ones of the same worker. Here they are seeded for each sample and restored after it.
 
@@ -68,7 +70,8 @@ class SeededDataset(Dataset):
         _seed(seed)
         for _ in range(TRIES):
             try:
-                return {**self.dataset[index], 'damaged': '\n'.join(complaints)}
+                # the seed as text: numbers become a tensor, which a prefetcher moves to the GPU
+                return {**self.dataset[index], 'seed': str(seed), 'damaged': '\n'.join(complaints)}
             except UNREADABLE as error:
                 complaints[describe_damage(self.dataset, index, error)] = None
                 index = random.randrange(len(self.dataset))

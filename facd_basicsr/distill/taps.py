@@ -336,6 +336,11 @@ def suggested(paths: Sequence[Tappable], count: int = 3) -> list[str]:
     return [] if own is None else [found.path for found in own.at_equal_depths(count)]
 
 
+def paths_of_teachers(taps: Sequence[dict[str, Any]], teachers: int) -> list[list[str]]:
+    """Each teacher's paths, of taps whose ``teacher`` is a path, for all of them, or a list with one for each."""
+    return [[own[k] if isinstance(own := tap['teacher'], list) else own for tap in taps] for k in range(teachers)]
+
+
 def hint(key: str) -> str:
     """Where the paths of the ``student`` or ``teacher`` are found, as the end of a message."""
     return f'; paths and shapes: facd check --modules {key}'

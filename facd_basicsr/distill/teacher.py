@@ -74,6 +74,14 @@ class Teacher(nn.Module):
         return sr.float()[..., : height * self._scale, : width * self._scale]
 
 
+def teacher_blocks(opt: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ``teacher`` blocks of an option dict: none, one, or several in a list."""
+    block = opt.get('teacher')
+    if block is None:
+        return []
+    return block if isinstance(block, list) else [block]
+
+
 def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     """Builds the teacher of an option file's ``teacher`` block, on the CPU.
 

@@ -26,12 +26,15 @@ class DistillState:
         lq: the input of both networks, (N, C, H / scale, W / scale), [0, 1].
         student_feats: F^S at each tap, shallowest first, already through the regressors where the loss asks for
             them; each (N, C_j, H_j, W_j), with gradient.
-        teacher_feats: F^T at each tap, same shapes, without gradient.
-        regressed_feats: the student's through the regressors, for :class:`.loss_sum.LossSum`, which gives each loss the
-            student's features as it asks for them; () without regressors.
+        teacher_feats: F^T at each tap, same shapes, without gradient. Of several teachers one's after the other's,
+            for :class:`.loss_sum.LossSum`, by which each loss sees one teacher's at a time.
+        regressed_feats: the student's through the regressors, likewise: a loss sees the student's features as it asks
+            for them; () without regressors.
         iteration: of training, counted from the start of the stage; 0 before the first.
         seeds: of each sample, from the run's seed, the epoch and the sample: what a view draws does not depend on
             workers or ranks.
+        taught_by: of several teachers the one whose output ``teacher`` is, for each sample, (N,); None: their mean, or
+            there is one.
         views: of each :class:`View` of the loss its ``input`` and the outputs of its networks on it, by their names.
     """
 
@@ -45,6 +48,7 @@ class DistillState:
     iteration: int = 0
     seeds: tuple[int, ...] = ()
     views: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    taught_by: Tensor | None = None
 
 
 NETWORKS = ('student', 'teacher', 'average')

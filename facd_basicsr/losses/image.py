@@ -27,6 +27,37 @@ def indicator(student: Tensor, teacher: Tensor, gt: Tensor, adaptive: bool = Tru
         return (student_error >= teacher_error).to(student_error.dtype)
 
 
+TEACHER_TARGETS = ('mean', 'nearest')  # of several teachers
+
+
+def nearest(teachers: Tensor, gt: Tensor) -> Tensor:
+    """Which of several teachers is nearest to GT by equation (1)'s distance, for each sample; the first of equals.
+
+    Args:
+        teachers: their outputs, (T, N, C, H, W).
+        gt: (N, C, H, W).
+
+    Returns:
+        (N,) of indices, without gradient.
+    """
+    with torch.no_grad():
+        return torch.stack([sample_l1(teacher, gt) for teacher in teachers]).argmin(0)  # (T, N) -> (N,)
+
+
+def chosen(teachers: Tensor, index: Tensor) -> Tensor:
+    """Of several teachers' images the one that is chosen for each sample.
+
+    Args:
+        teachers: (T, M, C, H, W), where a sample's images, M / N of them, follow one another.
+        index: (N,).
+
+    Returns:
+        (M, C, H, W).
+    """
+    of_images = index.repeat_interleave(teachers.shape[1] // len(index))  # (N,) -> (M,)
+    return teachers[of_images, torch.arange(len(of_images), device=index.device)]
+
+
 def image_loss(
     student: Tensor,
     teacher: Tensor,

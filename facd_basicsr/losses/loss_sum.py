@@ -1,6 +1,7 @@
 """What is minimized: the sum of the terms of one loss or several."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from inspect import signature
 from typing import Any, cast
@@ -9,13 +10,17 @@ from torch import Tensor, nn
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses.base import (
+    NETWORKS,
     REGRESSOR,
+    Average,
     DistillLoss,
     DistillState,
+    View,
     argument_of,
     build_loss,
     loss_blocks,
     needs_regressor,
+    sum_of,
 )
 from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.pairwise import at_least_float32
@@ -49,6 +54,10 @@ class ImageTerm(DistillLoss):
         if target == 'gated':
             vars(pixel_loss)['reduction'] = 'none'
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ('student',) if self.target == 'gt' else ('student', 'teacher')
+
     def forward(self, state: DistillState) -> dict[str, Tensor]:
         """``l_sr``."""
         student, gt = at_least_float32(state.student), at_least_float32(state.gt)
@@ -76,6 +85,11 @@ class LossSum(nn.Module):
     Attributes:
         min_batch, reads_features, compares_channels: what all losses together need (losses/base.py).
         regressor: the most that one of them asks for.
+        average: of the student, which all of them share; None: none.
+        teachers: whose features are in a state. A loss of features is evaluated for each and its values are averaged.
+
+    Raises:
+        UserError: two losses ask for other averages of the student.
     """
 
     def __init__(self, distill_opt: dict[str, Any] | None, pixel_opt: dict[str, Any] | None = None) -> None:
@@ -94,9 +108,50 @@ class LossSum(nn.Module):
         self.reads_features = bool(of_features)
         self.compares_channels = any(loss.compares_channels for loss in of_features)
         self.regressor = min((loss.regressor for loss in of_features), key=REGRESSOR.index, default='never')
+        averages = {loss.average for loss in losses} - {None}
+        if len(averages) > 1:
+            listed = ', '.join(f'every {own.every} with decay {own.decay}' for own in averages if own)
+            raise UserError(f'train.distill_opt: averages of the student: {listed}; accepted: one for all losses')
+        self.average: Average | None = next(iter(averages), None)
+        self.teachers = 1
 
     def __iter__(self) -> Iterator[DistillLoss]:
         return (cast(DistillLoss, loss) for loss in self.losses)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The networks whose output on LQ a loss reads."""
+        return tuple(network for network in NETWORKS if any(network in loss.reads for loss in self))
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """All that a loss reads, on LQ or on a view."""
+        asked = {*self.reads, *(network for view in self.views.values() for network in view.networks)}
+        return tuple(network for network in NETWORKS if network in asked)
+
+    @property
+    def views(self) -> dict[str, View]:
+        """Those of all losses, each loss's by names of its own, as :meth:`begin` has left its options."""
+        return {_of_entry(name, key): view for name, loss in zip(self.names, self) for key, view in loss.views.items()}
+
+    def steps(self) -> list['LossSum']:
+        """Itself, or the losses of each optimizer's step where a loss asks for several; the others are in the first."""
+        parts = [loss.steps() for loss in self]
+        steps = []
+        for number in range(max(map(len, parts), default=1)):
+            kept = [index for index, own in enumerate(parts) if number < len(own)]
+            step = copy(self)
+            step.names, step.blocks = [self.names[index] for index in kept], [self.blocks[index] for index in kept]
+            step.scheduled = [self.scheduled[index] for index in kept]
+            step._modules = {'losses': nn.ModuleList([parts[index][number] for index in kept])}
+            steps.append(step)
+        return steps if len(steps) > 1 else [self]
+
+    def begin(self, iteration: int) -> None:
+        """Sets the scheduled options of the losses to their values in an iteration."""
+        for scheduled, loss in zip(self.scheduled, self):
+            for argument, value in scheduled.items():
+                setattr(loss, argument, value_at(value, iteration))
 
     def prepare(self) -> 'LossSum':
         """Loads what the losses need beyond their options."""
@@ -110,12 +165,11 @@ class LossSum(nn.Module):
         Raises:
             UserError: two values have one name, or as a loss does.
         """
+        self.begin(state.iteration)
         logs: dict[str, Tensor] = {}
-        for name, block, scheduled, loss in zip(self.names, self.blocks, self.scheduled, self):
-            for argument, value in scheduled.items():
-                setattr(loss, argument, value_at(value, state.iteration))
+        for name, block, loss in zip(self.names, self.blocks, self):
             weight = value_at(block.get('loss_weight', 1), state.iteration)
-            found = loss(_seen_by(loss, state))
+            found = _mean([loss(seen) for seen in self._seen_by(name, loss, state)])
             if not block.get('image_term', True):
                 found = _without_image_term(found, _place(name))
             for key, value in _renamed(name, found).items():
@@ -123,6 +177,22 @@ class LossSum(nn.Module):
                     raise UserError(f'train.distill_opt: two values are called {key}; accepted: other names of losses')
                 logs[key] = weight * value if key.startswith('l_') and weight != 1 else value
         return logs
+
+    def _seen_by(self, name: str, loss: DistillLoss, state: DistillState) -> Iterator[DistillState]:
+        """The state with a loss's own views; for a loss of features once for each teacher, with the student's through
+        the regressors where it asks for them."""
+        views = {key: state.views[_of_entry(name, key)] for key in loss.views}
+        state = replace(state, views=views) if state.views else state
+        if not loss.reads_features:
+            yield state
+            return
+        taps = len(state.student_feats)
+        regressed_feats = state.regressed_feats or state.student_feats * self.teachers
+        for start in range(0, self.teachers * taps, max(1, taps)):
+            regressed, taught = (feats[start : start + taps] for feats in (regressed_feats, state.teacher_feats))
+            feats = zip(state.student_feats, regressed, taught)
+            seen = tuple(at_least_float32(r if needs_regressor(loss.regressor, s, t) else s) for s, r, t in feats)
+            yield replace(state, student_feats=seen, teacher_feats=taught)
 
     def check_widths(self, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]) -> None:
         """Refuses taps of other widths where a loss compares features without a regressor.
@@ -152,13 +222,14 @@ def _built(block: Mapping[str, Any]) -> DistillLoss:
     return loss if isinstance(loss, DistillLoss) else ImageTerm(loss, block.get('target', 'gt'))
 
 
-def _seen_by(loss: DistillLoss, state: DistillState) -> DistillState:
-    """The state with the student's features through the regressors where this loss asks for them."""
-    if not loss.reads_features:
-        return state
-    feats = zip(state.student_feats, state.regressed_feats or state.student_feats, state.teacher_feats)
-    seen = tuple(at_least_float32(r if needs_regressor(loss.regressor, s, t) else s) for s, r, t in feats)
-    return replace(state, student_feats=seen)
+def _of_entry(name: str, key: str) -> str:
+    return f'{name}.{key}' if name else key
+
+
+def _mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        key: sum_of(own[key] for own in found) / len(found) if len(found) > 1 else found[0][key] for key in found[0]
+    }
 
 
 def _without_image_term(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:

@@ -1,6 +1,9 @@
 """One distillation step inside BasicSR's loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,13 +13,23 @@ from torch import Tensor, nn
 
 from facd_basicsr.archs import CONVOLUTIONAL, input_channels
 from facd_basicsr.distill.regressors import build_regressors, start_regressors
-from facd_basicsr.distill.taps import Taps
-from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.distill.taps import Taps, paths_of_teachers
+from facd_basicsr.distill.teacher import Teacher, build_teacher, teacher_blocks
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState
+from facd_basicsr.losses.image import chosen, nearest
 from facd_basicsr.losses.loss_sum import ImageTerm, LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.models.safe_model import PROBES, SafeModel, SafeSRModel, lq_patch_size, preserve_buffers, run_network
+from facd_basicsr.models.micro_batches import LQ, outputs_on
+from facd_basicsr.models.safe_model import (
+    PROBES,
+    SafeModel,
+    SafeSRModel,
+    StudentOutputs,
+    lq_patch_size,
+    preserve_buffers,
+    run_network,
+)
 from facd_basicsr.runtime.execution import Execution, check_upscaled, reraise_refused_input, tf32_of
 from facd_basicsr.runtime.rng import preserve_rng_state
 
@@ -25,14 +38,21 @@ SMALL_PROBE_SIZE = 8  # if no part depends on it; CSD's VGG halves an x2 output 
 
 @MODEL_REGISTRY.register()
 class FACDModel(SafeSRModel):
-    """Trains ``net_g``, the student, against a frozen teacher.
+    """Trains ``net_g``, the student, against a frozen teacher, or several.
 
     Option blocks beyond SRModel's: ``teacher`` (docs/teachers.md), ``train.distill_opt`` (the loss), and for a loss
-    that reads features ``taps`` (pairs of module paths) and ``network_r`` (the regressors). The teacher is built for
+    that reads features ``taps`` (pairs of module paths) and ``network_r`` (the regressors). A teacher is built for
     training only, stays in eval, gets no gradient, is not wrapped in DDP and is never saved. Regressors are optimized
     with the student and saved as ``net_r_*.pth``; ``net_g_*.pth`` holds the student alone. ``train.precision``,
     ``train.channels_last`` and ``train.compile`` say how student and regressors are run in training, with ``_r`` the
     regressors if otherwise, in ``teacher`` the teacher; weights, losses and validation are float32.
+
+    A network that no loss reads is not run, and a file whose losses read no teacher needs none. Inputs of one shape, LQ
+    and views, are one batch, in which a batch normalization sees all of them.
+
+    Attributes:
+        teachers: in the option file's order.
+        net_average: of the student, where a loss reads it; kept in the training state.
 
     Raises:
         UserError: taps, teacher, regressors or batch size do not fit together.
@@ -46,15 +66,21 @@ class FACDModel(SafeSRModel):
         self._init_precision(self._execution_g.precision, self._execution_r.precision)
 
         self.criterion = LossSum(train_opt['distill_opt'], train_opt.get('pixel_opt')).prepare().to(self.device)
-        self.teacher = build_teacher(self.opt['teacher'], self.opt['scale']).to(self.device)
+        self.teachers = [build_teacher(own, self.opt['scale']).to(self.device) for own in teacher_blocks(self.opt)]
+        self._chooses_teacher = len(self.teachers) > 1 and train_opt['teacher_target'] == 'nearest'
+        self.criterion.teachers = max(1, len(self.teachers))
         student = self.get_bare_model(self.net_g)
+        if self.criterion.average is not None:
+            self.net_average: nn.Module = deepcopy(self._averaged()).requires_grad_(False).eval()
         with preserve_buffers(student):
             self._try_networks()
             taps = self.opt['taps']
             self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')
-            self.teacher_taps = Taps(self.teacher.net, [tap['teacher'] for tap in taps], 'teacher')
+            of_teachers = zip(self.teachers, paths_of_teachers(taps, len(self.teachers)))
+            self.teacher_taps = [Taps(teacher.net, paths, 'teacher') for teacher, paths in of_teachers]
             self.net_r = self._build_regressors()
-            self._run_student, self._run_teacher = self.student_taps.run, self.teacher_taps.run
+            self._run_student = self.student_taps.run
+            self._run_teachers = [own.run for own in self.teacher_taps]
             self._run_regressors = run_network
             self._init_r: str | None = None  # not by a probe
             self._try_loss()
@@ -70,7 +96,11 @@ class FACDModel(SafeSRModel):
         lq = self._flat(PROBES, self._probe_size())
         sr = self._student_probed(run_network, lq)
         check_upscaled('network_g', self.get_bare_model(self.net_g), lq, sr, self.opt['scale'], channels=lq.shape[1])
-        self._teacher_probed(run_network, lq)
+        for teacher in self.teachers:
+            self._teacher_probed(teacher, run_network, lq)
+
+    def _averaged(self) -> nn.Module:
+        return self.net_g_ema if self.ema_decay > 0 else self.get_bare_model(self.net_g)
 
     def _student_probed(self, run: Callable[[nn.Module, Tensor], Any], lq: Tensor) -> Any:
         net_g = self.get_bare_model(self.net_g)
@@ -78,20 +108,21 @@ class FACDModel(SafeSRModel):
         with torch.no_grad(), refused, self._execution_g.reraise_layout_errors('train'):
             return run(net_g, self._execution_g.laid_out(lq))
 
-    def _teacher_probed(self, run: Callable[[nn.Module, Tensor], Any], lq: Tensor) -> Any:
-        refused = reraise_refused_input('teacher', self.teacher.net, lq)
-        with refused, self.teacher.execution.reraise_layout_errors('teacher'):
-            return run(self.teacher, lq)
+    def _teacher_probed(self, teacher: Teacher, run: Callable[[nn.Module, Tensor], Any], lq: Tensor) -> Any:
+        refused = reraise_refused_input('teacher', teacher.net, lq)
+        with refused, teacher.execution.reraise_layout_errors('teacher'):
+            return run(teacher, lq)
 
     def probe_taps(self, size: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """:meth:`tapped` of flat patches of ``size``, the training patch's if None: (N, C_j, h, w) each."""
         return self.tapped(self._flat(PROBES, size or lq_patch_size(self.opt)))
 
     def tapped(self, lq: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The student's and the teacher's features, (N, C_j, h, w) each, without gradient and before the regressors."""
+        """The student's and the teacher's features, (N, C_j, h, w) each, without gradient and before the regressors; of
+        several teachers one's after the other's, each time with the student's."""
         _, student_feats = self._student_probed(self.student_taps.run, lq)
-        _, teacher_feats = self._teacher_probed(self.teacher_taps.run, lq)
-        return student_feats, teacher_feats
+        by_teacher = [self._teacher_probed(own, taps.run, lq)[1] for own, taps in zip(self.teachers, self.teacher_taps)]
+        return student_feats * len(by_teacher), sum(by_teacher, ())
 
     def _build_regressors(self) -> nn.Module | None:
         """Reads the taps' shapes off a probe, then builds and loads the regressors, wrapped for the device."""
@@ -114,7 +145,7 @@ class FACDModel(SafeSRModel):
         The training patch's, since what a transformer does depends on it. A smaller one where all parts are known to
         take any size and to give as many channels: the paper's EDSR teacher takes a CPU seconds for each patch.
         """
-        nets = self.get_bare_model(self.net_g), self.teacher.net
+        nets = [self.get_bare_model(self.net_g), *(teacher.net for teacher in self.teachers)]
         of_any_size = all(type(net) in CONVOLUTIONAL for net in nets)
         of_any_size &= all(
             type(loss).__module__.startswith('facd_basicsr.losses.') and not isinstance(loss, ImageTerm)
@@ -145,7 +176,9 @@ class FACDModel(SafeSRModel):
         """Called after all probes, which have other shapes. Validation runs uncompiled: its images differ in size."""
         self._run_student = self._execution_g.compiled(self._run_student, 'train.compile')
         self._run_regressors = self._execution_r.compiled(self._run_regressors, 'train.compile_r')
-        self._run_teacher = self.teacher.execution.compiled(self._run_teacher, 'teacher.compile')
+        self._run_teachers = [
+            own.execution.compiled(run, 'teacher.compile') for own, run in zip(self.teachers, self._run_teachers)
+        ]
 
     def setup_optimizers(self) -> None:
         train_opt = self.opt['train']
@@ -155,19 +188,77 @@ class FACDModel(SafeSRModel):
         self.optimizer_g = self.get_optimizer(train_opt['optim_g']['type'], optim_params, **optim_opt)
         self.optimizers.append(self.optimizer_g)
 
-    def _student(self, lq: Tensor, bare: bool = False) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _student(self, inputs: Mapping[str, Tensor], bare: bool = False) -> StudentOutputs:
         net_g, net_r = (net and self.get_bare_model(net) if bare else net for net in (self.net_g, self.net_r))
         with self._execution_g.autocast(self.device):
-            student, feats = self._run_student(net_g, self._execution_g.laid_out(lq))
-        return at_least_float32(student), feats, () if net_r is None else self._regressed(net_r, feats)
+            outputs, feats = outputs_on(lambda lq: self._run_student(net_g, self._execution_g.laid_out(lq)), inputs)
+        regressed_feats = () if net_r is None or not feats else self._regressed(net_r, feats)
+        return {name: at_least_float32(output) for name, output in outputs.items()}, feats, regressed_feats
 
-    def distill_state(self, lq: Tensor, gt: Tensor, iteration: int = 0, bare: bool = False) -> DistillState:
+    def distill_state(
+        self,
+        lq: Tensor,
+        gt: Tensor,
+        iteration: int = 0,
+        seeds: tuple[int, ...] = (),
+        criterion: LossSum | None = None,
+        bare: bool = False,
+    ) -> DistillState:
         self._start_regressors(lq)
-        student, feats, regressed_feats = self._student(lq, bare)
-        with tf32_of(self.teacher.execution.precision):
-            teacher, teacher_feats = self._run_teacher(self.teacher, lq)
-        teacher_feats = tuple(map(at_least_float32, teacher_feats))
-        return DistillState(student, teacher, gt, lq, feats, teacher_feats, regressed_feats, iteration)
+        criterion = criterion or self.criterion
+        criterion.begin(iteration)
+        views, none = criterion.views, lq.new_empty(0)
+
+        reads = {*criterion.reads, *(['teacher'] if self._chooses_teacher and 'teacher' in criterion.networks else [])}
+
+        def asked(network: str) -> dict[str, Tensor]:
+            of_views = {name: inputs[name] for name, view in views.items() if network in view.networks}
+            return ({LQ: lq} if network in reads else {}) | of_views
+
+        seen = DistillState(none, none, gt, lq, (), (), iteration=iteration, seeds=seeds)
+        with torch.no_grad():
+            inputs = {name: view.derive(seen) for name, view in views.items() if view.networks != ('student',)}
+            taught, teacher_feats, taught_by = self._taught(asked('teacher'), gt)
+            averaged, _ = outputs_on(self._run_average, asked('average'))
+            seen = replace(seen, teacher=taught.get(LQ, none), taught_by=taught_by)
+            inputs |= {name: view.derive(seen) for name, view in views.items() if name not in inputs}
+        outputs, feats, regressed_feats = self._student(asked('student'), bare)
+        of_network = {'student': outputs, 'teacher': taught, 'average': averaged}
+        return replace(
+            seen,
+            student=outputs.get(LQ, none),
+            student_feats=feats,
+            teacher_feats=teacher_feats,
+            regressed_feats=regressed_feats,
+            views={
+                name: {'input': inputs[name], **{network: of_network[network][name] for network in view.networks}}
+                for name, view in views.items()
+            },
+        )
+
+    def _taught(
+        self, inputs: Mapping[str, Tensor], gt: Tensor
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...], Tensor | None]:
+        """What the teachers give for each input, their features on LQ, and the index of the one that teaches each
+        sample, (N,), if it is one. Outputs are the teachers' mean, or the nearest's."""
+        outputs: list[dict[str, Tensor]] = []
+        feats: list[Tensor] = []
+        for teacher, run in zip(self.teachers, self._run_teachers):
+            with tf32_of(teacher.execution.precision):
+                own, found = outputs_on(partial(run, teacher), inputs)
+            outputs.append(own)
+            feats += map(at_least_float32, found)
+        if len(outputs) <= 1:
+            return outputs[0] if outputs else {}, tuple(feats), None
+        stacked = {name: torch.stack([own[name] for own in outputs]) for name in inputs}  # (T, M, C, h, w)
+        if not self._chooses_teacher or not inputs:
+            return {name: own.mean(0) for name, own in stacked.items()}, tuple(feats), None
+        taught_by = nearest(stacked[LQ], gt)  # (N,)
+        return {name: chosen(own, taught_by) for name, own in stacked.items()}, tuple(feats), taught_by
+
+    def _run_average(self, lq: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        with self._execution_g.autocast(self.device):
+            return at_least_float32(self.net_average(self._execution_g.laid_out(lq))), ()
 
     def _start_regressors(self, lq: Tensor) -> None:
         """Nothing, but on the first batch of a run whose regressors are new (``train.init_r``)."""
@@ -183,12 +274,39 @@ class FACDModel(SafeSRModel):
         if self._execution_r.dtype is None:
             feats = tuple(map(at_least_float32, feats))  # the student's precision may be another
         with self._execution_r.autocast(self.device):
-            return self._run_regressors(net_r, tuple(map(self._execution_r.laid_out, feats)))
+            return self._run_regressors(net_r, tuple(map(self._execution_r.laid_out, feats)) * len(self.teachers))
 
     def optimize_parameters(self, current_iter: int) -> None:
         self._start_regressors(self.lq)  # on the whole batch, though it may go on in parts
         with self._execution_r.reraise_compile_errors('train.compile_r'):
             super().optimize_parameters(current_iter)
+        average = self.criterion.average
+        if average is not None and current_iter % average.every == 0:
+            self._update_average(average.decay)
+
+    @torch.no_grad()
+    def _update_average(self, decay: float) -> None:
+        student = self._averaged()
+        for average, value in zip(self.net_average.parameters(), student.parameters()):
+            average.lerp_(value, 1 - decay)
+        for buffer, now in zip(self.net_average.buffers(), student.buffers()):
+            buffer.copy_(now)
+
+    def training_state(self) -> dict[str, Any]:
+        average = {} if self.criterion.average is None else {'average': self.net_average.state_dict()}
+        return {**super().training_state(), **average}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        if self.criterion.average is not None and 'average' in resume_state:
+            self.net_average.load_state_dict(resume_state['average'])
+
+    def _losses(self, criterion: LossSum, state: DistillState) -> dict[str, Tensor]:
+        logs: dict[str, Tensor] = criterion(state)
+        if state.taught_by is not None:
+            for number in range(len(self.teachers)):
+                logs[f'teacher_{number + 1}'] = (state.taught_by == number).to(state.gt.dtype).mean()
+        return logs
 
     def save(self, epoch: int, current_iter: int) -> None:
         if self.net_r is not None:

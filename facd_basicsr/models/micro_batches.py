@@ -1,10 +1,12 @@
-"""A batch in parts, of which only one has activations at a time, with the gradient of the whole.
+"""A batch's inputs run together, and a batch in parts, of which only one has activations at a time, with the gradient
+of the whole.
 
 As GradCache (Gao et al., RepL4NLP 2021): what the losses see of all parts is computed without activations; from its
 gradient, which a loss of the whole batch gives, each part's backward begins in a second pass.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from facd_basicsr.losses import DistillState
 from facd_basicsr.runtime.processes import ranks, total
 
+LQ = 'lq'  # the input that is no view
+
 
 def joined(parts: Sequence[DistillState]) -> DistillState:
     """A copy of the parts as one state, with gradient to theirs."""
@@ -20,14 +24,50 @@ def joined(parts: Sequence[DistillState]) -> DistillState:
     def cat(*own: Any) -> Any:
         if isinstance(own[0], Tensor):
             return torch.cat(own)
+        if isinstance(own[0], Mapping):
+            return {key: cat(*(part[key] for part in own)) for key in own[0]}
         return tuple(map(cat, *own)) if isinstance(own[0], tuple) else own[0]
 
-    return DistillState(*map(cat, *(vars(part).values() for part in parts)))
+    seeds = tuple(seed for part in parts for seed in part.seeds)
+    return replace(DistillState(*map(cat, *(vars(replace(part, seeds=())).values() for part in parts))), seeds=seeds)
 
 
 def of_student(state: DistillState) -> list[Tensor]:
     """What the student and its regressors give, (N, ...) each."""
-    return [state.student, *state.student_feats, *state.regressed_feats]
+    student = [state.student] if len(state.student) else []
+    of_views = [own['student'] for own in state.views.values() if 'student' in own]
+    return [*student, *of_views, *state.student_feats, *state.regressed_feats]
+
+
+def student_inputs(state: DistillState) -> dict[str, Tensor]:
+    """What the student ran on, by name, in the order of its outputs in :func:`of_student`."""
+    lq = {LQ: state.lq} if len(state.student) else {}
+    return lq | {name: own['input'] for name, own in state.views.items() if 'student' in own}
+
+
+def outputs_on(
+    run: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]], inputs: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+    """A network's outputs on several inputs, those of one shape as one batch, and its features on LQ.
+
+    Args:
+        run: (M, C, h, w) -> output and features, (M, ...) each.
+        inputs: (M, C, h, w) each, by name; LQ, if it is one of them, is the first.
+    """
+    outputs: dict[str, Tensor] = {}
+    feats: tuple[Tensor, ...] = ()
+    by_shape: dict[torch.Size, list[str]] = {}
+    for name, images in inputs.items():
+        by_shape.setdefault(images.shape[1:], []).append(name)
+    for names in by_shape.values():
+        if len(names) == 1:
+            outputs[names[0]], found = run(inputs[names[0]])
+        else:
+            output, found = run(torch.cat([inputs[name] for name in names]))
+            outputs |= zip(names, output.split([len(inputs[name]) for name in names]))
+            found = tuple(feat[: len(inputs[names[0]])] for feat in found)
+        feats = found if names[0] == LQ else feats
+    return {name: outputs[name] for name in inputs}, feats
 
 
 def gradient_shares(

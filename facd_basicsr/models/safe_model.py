@@ -2,10 +2,11 @@
 the ways to run a network that FACDModel has."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import signature
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_e
 from facd_basicsr.losses.base import DistillState, build_loss, sum_of
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.models.micro_batches import gradient_shares, joined, of_student
+from facd_basicsr.models.micro_batches import LQ, gradient_shares, joined, of_student, outputs_on, student_inputs
 from facd_basicsr.models.nonfinite import NonFiniteGuard, tie_gradient
 from facd_basicsr.models.validation import (
     Interruptible,
@@ -47,6 +48,7 @@ from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.rng import preserve_rng_state, restore_rng_state, rng_state
 from facd_basicsr.runtime.size_requirements import SizeRequirements
 
+StudentOutputs = tuple[dict[str, Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]
 Parts = list[tuple[DistillState, dict[str, Any]]]  # of a batch (models/micro_batches.py)
 
 PROBES = 2  # samples: in training a batch normalization may refuse one
@@ -380,13 +382,22 @@ class SafeSRModel(SafeModel, SRModel):
         # only float16 has so small a range that the loss must be scaled
         self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)
 
-    def _student(self, lq: Tensor, bare: bool = False) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """The student's output, its features, and these through the regressors; ``bare``: without DDP."""
+    def _student(self, inputs: Mapping[str, Tensor], bare: bool = False) -> StudentOutputs:
+        """The student's outputs, its features on LQ, and these through the regressors; ``bare``: without DDP."""
+        net_g = self.get_bare_model(self.net_g) if bare else self.net_g
         with self._execution_g.autocast(self.device), self._execution_g.reraise_layout_errors('train'):
-            net_g = self.get_bare_model(self.net_g) if bare else self.net_g
-            return at_least_float32(self._run_student(net_g, self._execution_g.laid_out(lq))), (), ()
+            outputs, _ = outputs_on(lambda lq: (self._run_student(net_g, self._execution_g.laid_out(lq)), ()), inputs)
+        return {name: at_least_float32(output) for name, output in outputs.items()}, (), ()
 
-    def distill_state(self, lq: Tensor, gt: Tensor, iteration: int = 0, bare: bool = False) -> DistillState:
+    def distill_state(
+        self,
+        lq: Tensor,
+        gt: Tensor,
+        iteration: int = 0,
+        seeds: tuple[int, ...] = (),
+        criterion: LossSum | None = None,
+        bare: bool = False,
+    ) -> DistillState:
         """What the losses see of a batch: outputs, (N, C, h * scale, w * scale), and features, (N, C_j, h_j, w_j), of
         student and teacher; here the student's output alone.
 
@@ -396,37 +407,48 @@ class SafeSRModel(SafeModel, SRModel):
         Args:
             lq, gt: the batch, (N, C, h, w) and (N, C, h * scale, w * scale).
             iteration: counted from the start of the stage.
+            seeds: of the samples, for views.
+            criterion: the losses that ask; None: all.
             bare: whether to run the networks without DDP, which waits for a backward.
         """
-        student, *_ = self._student(lq, bare)
-        return DistillState(student, student.new_empty(0), gt, lq, (), (), iteration=iteration)
+        outputs, *_ = self._student({LQ: lq}, bare)
+        return DistillState(outputs[LQ], lq.new_empty(0), gt, lq, (), (), iteration=iteration, seeds=seeds)
 
     def optimize_parameters(self, current_iter: int) -> None:
         iteration, every = current_iter - self.opt.get('stage_begin', 0), self.opt['train']['log_gradient_share']
-        shares = self._gradient_shares(iteration) if every and current_iter % every == 0 else {}
-        if self.accum_iter == 1:
-            self._minimize(self._losses(self.distill_state(self.lq, self.gt, iteration)))
-        else:
-            parts = self._first_pass(iteration)
-            self._minimize(self._losses(joined([part for part, _ in parts])), then=lambda: self._backward(parts))
-        self._logs = {**self._logs, **shares}
+        logs = self._gradient_shares(iteration) if every and current_iter % every == 0 else {}
+        for number, criterion in enumerate(self.criterion.steps()):
+            clear = number == 0  # a later step begins from the gradients of those before
+            if self.accum_iter == 1:
+                state = self.distill_state(self.lq, self.gt, iteration, self.seeds, criterion)
+                self._minimize(self._losses(criterion, state), clear)
+            else:
+                parts = self._first_pass(iteration, criterion)
+                losses = self._losses(criterion, joined([part for part, _ in parts]))
+                self._minimize(losses, clear, then=partial(self._backward, parts))
+            logs = {**self._logs, **logs}
+        self._logs = logs
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
 
-    def _losses(self, state: DistillState) -> dict[str, Tensor]:
-        logs: dict[str, Tensor] = self.criterion(state)
+    def _losses(self, criterion: LossSum, state: DistillState) -> dict[str, Tensor]:
+        logs: dict[str, Tensor] = criterion(state)
         if self.cri_perceptual is not None:
             l_percep, l_style = self.cri_perceptual(state.student, state.gt)
             logs |= {name: term for name, term in (('l_percep', l_percep), ('l_style', l_style)) if term is not None}
         return logs
 
     @torch.no_grad()
-    def _first_pass(self, iteration: int) -> Parts:
+    def _first_pass(self, iteration: int, criterion: LossSum) -> Parts:
         """The states of the parts of a batch, in which what the student gives collects gradients, and the random
         numbers' state before each."""
         parts = []
         with preserve_buffers(*self._networks().values()):
+            seeds = iter(self.seeds)
             for lq, gt in zip(self.lq.chunk(self.accum_iter), self.gt.chunk(self.accum_iter)):
-                before = rng_state()
-                part = joined([self.distill_state(lq, gt, iteration, bare=True)])  # a CUDA graph overwrites its output
+                before, own = rng_state(), tuple(islice(seeds, len(lq)))
+                state = self.distill_state(lq, gt, iteration, own, criterion, bare=True)
+                part = joined([state])  # a CUDA graph overwrites its output
                 for leaf in of_student(part):
                     leaf.requires_grad_()
                 parts.append((part, before))
@@ -441,7 +463,8 @@ class SafeSRModel(SafeModel, SRModel):
                 with ExitStack() as stack:
                     for net in nets if number < len(parts) else ():
                         stack.enter_context(net.no_sync())
-                    yield tree_leaves(self._student(part.lq, bare)), of_student(part)
+                    outputs, *feats = self._student(student_inputs(part), bare)
+                    yield [*outputs.values(), *tree_leaves(feats)], of_student(part)
 
     def _backward(self, parts: Parts) -> None:
         for outputs, leaves in self._second_pass(parts):
@@ -451,26 +474,26 @@ class SafeSRModel(SafeModel, SRModel):
     def _gradient_shares(self, iteration: int) -> dict[str, Tensor]:
         """``share_*`` of this batch, found beside the step, which is the same to the last bit."""
         with uncompiled(), preserve_rng_state(), preserve_buffers(*self._networks().values()):
-            parts = self._first_pass(iteration)
-            logs = self._losses(joined([part for part, _ in parts]))
+            parts = self._first_pass(iteration, self.criterion)
+            logs = self._losses(self.criterion, joined([part for part, _ in parts]))
             terms = {name: self.scaler.scale(value) for name, value in logs.items() if name.startswith('l_')}
             leaves = [leaf for part, _ in parts for leaf in of_student(part)]
             passes = self._second_pass(parts, bare=True)
             return gradient_shares(self.get_bare_model(self.net_g), terms, passes, leaves)
 
-    def _minimize(self, logs: dict[str, Tensor], then: Callable[[], None] = lambda: None) -> None:
+    def _minimize(self, logs: dict[str, Tensor], clear: bool = True, then: Callable[[], None] = lambda: None) -> None:
         """The rest of a step: minimizes the sum of the terms ``l_*``, unless it or its gradient is not finite. ``then``
-        is called after their backward, to go on from the gradients that it has found."""
+        is called after their backward, to go on from the gradients that it has found. Gradients of before are cleared,
+        or added to."""
         l_total = tie_gradient(sum_of(value for name, value in logs.items() if name.startswith('l_')))
         self._logs = {name: value.detach() for name, value in logs.items()}
-        self.optimizer_g.zero_grad()
+        if clear:
+            self.optimizer_g.zero_grad()
         with self._execution_g.reraise_compile_errors('train.compile'):  # a backward is compiled when it is first run
             self.scaler.scale(l_total).backward()
             then()
         self.guard.step(self.optimizer_g, self.scaler, self._logs)
         self.scaler.update()
-        if self.ema_decay > 0:
-            self.model_ema(decay=self.ema_decay)
 
     def _attach_guard(self) -> None:
         """Nothing: :meth:`_minimize` calls it."""

@@ -27,10 +27,11 @@ from facd_basicsr.runtime.tiling import receptive_field_radius, tiled
 
 
 def feed_data_non_blocking(self: SRModel, data: dict[str, Any]) -> None:
-    """As ``SRModel.feed_data``, but with non-blocking copies from pinned memory."""
+    """As ``SRModel.feed_data``, but with non-blocking copies from pinned memory, and the samples' seeds."""
     self.lq = data['lq'].to(self.device, non_blocking=True)
     if 'gt' in data:
         self.gt = data['gt'].to(self.device, non_blocking=True)
+    self.seeds = tuple(map(int, data.get('seed', ())))
 
 
 Sample = dict[str, Any]  # of one image, as the loader gives it

@@ -37,7 +37,12 @@ def dry_run(opt: Block, is_train: bool) -> None:
     # Not perceptual_opt: it downloads a VGG when it is built, a distillation loss only when it is prepared.
     for key in ('distill_opt', 'pixel_opt'):
         for where, block in named_losses(key, opt['train'][key]) if opt['train'].get(key) else ():
-            construct(where, block, LossSum)
+            loss = construct(where, block, LossSum)
+            if 'teacher' in loss.networks and 'teacher' not in opt and key == 'distill_opt':
+                raise UserError(
+                    f'teacher: missing, and {where}.type: {block["type"]} reads it; accepted: as in '
+                    'options/train/FACD_EDSR_x2.yml'
+                )
     optimizer = construct('train.optim_g', opt['train']['optim_g'], _optimizer)
     construct('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
 

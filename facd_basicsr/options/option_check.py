@@ -585,11 +585,10 @@ def _check_regressors(train_opt: OptionBlock, network_opt: OptionBlock | None) -
 
 
 def _check_distillation(opt: OptionBlock) -> None:
-    if 'teacher' not in opt:
-        raise UserError('teacher: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
     if 'distill_opt' not in opt['train']:
         raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
-    _check_teacher(opt)
+    if 'teacher' in opt:
+        _check_teacher(opt)
     losses = list(named_losses('distill_opt', opt['train']['distill_opt']))
     of_features = [own for own in losses if getattr(LOSS_REGISTRY.get(own[1]['type']), 'reads_features', False)]
     if not of_features:

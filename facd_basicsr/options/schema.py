@@ -22,6 +22,7 @@ from facd_basicsr.distill.regressors import INITS
 from facd_basicsr.distill.teacher import WEIGHTS_FORMATS
 from facd_basicsr.errors import one_line
 from facd_basicsr.losses import DistillLoss
+from facd_basicsr.losses.image import TEACHER_TARGETS
 from facd_basicsr.losses.loss_sum import TARGETS, is_pixel_loss
 from facd_basicsr.losses.schedule import SHAPES
 from facd_basicsr.models.nonfinite import ACTIONS
@@ -101,7 +102,9 @@ TOP_TRAIN = {
 TOP_TEST = {'val': Key((dict,), required=True, meaning='metrics and images of the test')}
 # What a model reads beyond these; another that it reads accepts any value, or if it is a network a block.
 TOP_MODEL = {
-    'teacher': Key((dict,), meaning='the frozen network that is learnt from. Required with `FACDModel`'),
+    'teacher': Key(
+        (dict,), meaning='the frozen network that is learnt from. Required with `FACDModel` if a loss reads it'
+    ),
     'taps': Key(
         (list,),
         default=[],
@@ -330,6 +333,13 @@ TRAIN_KEYS = {
         meaning="how new regressors begin. `random`: as torch's layers do. `first_batch`: their first layer is then "
         "multiplied, so that features come in the teacher's units. `auto`: that, but only where the student's features "
         "are more than 30 times smaller than the teacher's ([teachers.md](teachers.md#features-in-other-units))",
+    ),
+    'teacher_target': Key(
+        (str,),
+        choices=TEACHER_TARGETS,
+        default='mean',
+        meaning="of several teachers, whose images losses see as the teacher's. `mean` of all; `nearest`: each patch's "
+        'from the teacher that is nearest to ground truth there; the log has the share of patches that each taught',
     ),
     'distill_opt': Key(
         (dict,),

@@ -83,7 +83,7 @@ def _what_is_built(training: Training, opt: dict[str, Any], is_first: bool) -> I
     for line in model.partly_loaded:
         yield f'weights      {line}'
     if isinstance(model, FACDModel):
-        net = type(model.teacher.net).__name__
+        net = type(model.teachers[0].net).__name__
         if is_first:
             yield f'teacher      {net} from {opt["teacher"]["weights"]}: all keys match'
             yield f'             {training.teacher or "quality not checked: no teacher.expect"}'
@@ -227,7 +227,7 @@ def _regressor(regressor: nn.Module | None, loss: LossSum) -> str:
 def _networks(model: Any, opt: dict[str, Any]) -> str:
     nets = {'student': Padded(model.get_bare_model(model.net_g), opt['scale'], model.sizes)}
     if isinstance(model, FACDModel):
-        nets['teacher'] = Padded(model.teacher.net, opt['scale'], model.teacher.sizes)
+        nets['teacher'] = Padded(model.teachers[0].net, opt['scale'], model.teachers[0].sizes)
     num_in_ch = input_channels(opt['network_g'])
     rows = [
         [form, type(net).__name__, f'{parameters(net):,}', _flops(Padded(net, own.scale, own.sizes), num_in_ch)]
@@ -318,7 +318,8 @@ def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
     weights += sum(x.numel() * x.element_size() for own in states for x in own.values() if isinstance(x, Tensor))
     frozen = 0
     if isinstance(model, FACDModel):
-        frozen = sum(p.numel() * p.element_size() for p in model.teacher.parameters())
+        nets = [*model.teachers, *([model.net_average] if model.criterion.average else [])]
+        frozen = sum(p.numel() * p.element_size() for net in nets for p in net.parameters())
     return (
         activations + weights + frozen,
         f'{_bytes(activations)} of activations, {_bytes(weights + frozen)} of weights, gradients and optimizer',

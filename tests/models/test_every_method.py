@@ -21,7 +21,7 @@ def build(opt: dict, tmp_path: Path) -> torch.nn.Module:
 @pytest.mark.parametrize('name', sorted(LOSSES))
 def test_one_step_of_every_method_moves_the_student_by_its_own_term_and_leaves_the_teacher(name, train_opt, tmp_path):
     model = build(method_opt(train_opt, name, tmp_path), tmp_path)
-    teacher = [parameter.clone() for parameter in model.teacher.parameters()]
+    teacher = [parameter.clone() for parameter in model.teachers[0].parameters()]
     generator = torch.Generator().manual_seed(0)
     lq, gt = torch.rand(3, 3, 12, 12, generator=generator), torch.rand(3, 3, 24, 24, generator=generator)
     terms = model.criterion(model.distill_state(lq, gt))
@@ -34,7 +34,7 @@ def test_one_step_of_every_method_moves_the_student_by_its_own_term_and_leaves_t
     model.feed_data({'lq': lq, 'gt': gt})
     model.optimize_parameters(1)
     assert all(not torch.equal(now, then) for now, then in zip(model.net_g.parameters(), before))
-    assert all(torch.equal(now, then) for now, then in zip(model.teacher.parameters(), teacher))
+    assert all(torch.equal(now, then) for now, then in zip(model.teachers[0].parameters(), teacher))
     assert all(torch.isfinite(torch.tensor(value)) for value in model.get_current_log().values())
 
 

@@ -15,6 +15,7 @@ from facd_basicsr.archs.regressor_arch import DeepRegressor
 from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses.facd_loss import FACDLoss
+from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.models.validation import runs_as_basicsr
@@ -84,19 +85,19 @@ def test_gradient_reaches_every_parameter_of_student_and_regressors_and_none_of_
     for net in (model.net_g, model.net_r):
         for name, parameter in net.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
-    assert all(parameter.grad is None for parameter in model.teacher.parameters())
+    assert all(parameter.grad is None for parameter in model.teachers[0].parameters())
 
 
 def test_training_changes_student_and_regressors_and_leaves_the_teacher_bit_identical_and_in_eval(build, train_opt):
     train_opt['train']['distill_opt']['adaptive'] = False
     model = build(train_opt)
-    nets = {'student': model.net_g, 'regressors': model.net_r, 'teacher': model.teacher}
+    nets = {'student': model.net_g, 'regressors': model.net_r, 'teacher': model.teachers[0]}
     before = {name: copy.deepcopy(net.state_dict()) for name, net in nets.items()}
     step(model, 3)
     for name, net in nets.items():
         changed = [key for key, value in net.state_dict().items() if not torch.equal(value, before[name][key])]
         assert bool(changed) == (name != 'teacher'), (name, changed)
-    assert not any(module.training for module in model.teacher.modules())
+    assert not any(module.training for module in model.teachers[0].modules())
 
 
 def test_the_probes_of_a_start_leave_the_averages_of_a_batch_normalization_alone(build, train_opt):
@@ -124,12 +125,12 @@ def test_lq_is_not_changed_even_by_a_teacher_that_works_in_place(build, train_op
 def test_the_loss_sees_regressed_features_and_a_raw_unclamped_teacher(build, train_opt):
     model = build(train_opt)
     with torch.no_grad():
-        model.teacher.net.conv_last.bias += 1000  # about 4 in [0, 1]
+        model.teachers[0].net.conv_last.bias += 1000  # about 4 in [0, 1]
     state = model.distill_state(**batch())
     assert [f.shape[1] for f in state.student_feats] == [4, 4, 4]
     assert [f.shape[1] for f in state.regressed_feats] == [6, 6, 6]
     assert state.teacher.min() > 1
-    torch.testing.assert_close(state.teacher, model.teacher(batch()['lq']))
+    torch.testing.assert_close(state.teacher, model.teachers[0](batch()['lq']))
     assert not any(t.requires_grad for t in (state.teacher, *state.teacher_feats))
     assert all(f.requires_grad for f in (*state.student_feats, *state.regressed_feats))
 
@@ -144,11 +145,13 @@ def test_logs_hold_every_term_and_monitor(build, train_opt):
 def test_only_terms_are_minimised(build, train_opt):
     model = build(train_opt)
 
-    class Terms(nn.Module):
+    class Terms(LossSum):
+        reads = ('student',)
+
         def forward(self, state):
             return {'l_a': state.student.mean(), 'b': state.student.sum() * 1e6}
 
-    model.criterion = Terms()
+    model.criterion = Terms(None)
     step(model)
     expected = model.net_g.conv_last.bias.grad.clone()
     model.optimizer_g.zero_grad()
@@ -419,10 +422,10 @@ def test_each_network_has_its_own_memory_format_and_activations_follow(build, tr
     train_opt['teacher']['channels_last'] = teacher
     model = build(train_opt)
     seen = []
-    for module in (model.net_g.body[0].conv2, model.teacher.net.body[0].conv2, model.net_r[0][2]):
+    for module in (model.net_g.body[0].conv2, model.teachers[0].net.body[0].conv2, model.net_r[0][2]):
         module.register_forward_hook(lambda _, __, output: seen.append(is_channels_last(output)))
     model.distill_state(**batch())
-    assert seen == [student, regressors, teacher]
+    assert seen == [teacher, student, regressors]
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
@@ -484,10 +487,10 @@ def test_tf32_is_set_for_the_process_and_for_the_teachers_forward(build, train_o
     assert flags() == (False, False)
     model = build(changed(changed(train_opt, 'train.precision', 'fp32'), 'teacher.precision', 'tf32'))
     seen = []
-    model.teacher.net.conv_last.register_forward_hook(lambda *_: seen.append(flags()))
+    model.teachers[0].net.conv_last.register_forward_hook(lambda *_: seen.append(flags()))
     model.net_g.conv_last.register_forward_hook(lambda *_: seen.append(flags()))
     model.distill_state(**batch())
-    assert seen == [(False, False), (True, True)] and flags() == (False, False)
+    assert seen == [(True, True), (False, False)] and flags() == (False, False)
     build(changed(train_opt, 'train.precision', 'tf32'))
     assert flags() == (True, True)
 
@@ -498,14 +501,14 @@ def test_only_student_and_regressors_run_in_the_precision_and_the_loss_sees_floa
     if dtype is not None:  # EDSR adds its float32 mean last; most networks' outputs are of the precision
         model.net_g.register_forward_hook(lambda _, __, output: output.to(dtype))
     seen = []
-    for module in (model.net_g.conv_last, model.net_r, model.teacher.net.conv_last):
+    for module in (model.net_g.conv_last, model.net_r, model.teachers[0].net.conv_last):
         module.register_forward_hook(
             lambda _, __, output: seen.append((output[0] if isinstance(output, tuple) else output).dtype)
         )
     states = []
     next(iter(model.criterion)).register_forward_pre_hook(lambda _, args: states.append(args[0]))
     model.criterion(model.distill_state(**batch()))
-    assert seen == [dtype or torch.float32, dtype or torch.float32, torch.float32]
+    assert seen == [torch.float32, dtype or torch.float32, dtype or torch.float32]
     (state,) = states
     tensors = (state.student, state.teacher, state.gt, state.lq, *state.student_feats, *state.teacher_feats)
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
@@ -562,8 +565,10 @@ def test_the_first_scale_of_float16_loses_no_step(build, train_opt, tmp_path):
     assert all(values['step'] == 3 for values in model.optimizer_g.state.values())
 
 
-class Poisoned(nn.Module):
+class Poisoned(LossSum):
     """A loss whose term is infinite while its gradient is -1 / (C * H * W) everywhere."""
+
+    reads = ('student',)
 
     def forward(self, state):
         return {'l_sr': (state.student - float('inf')).abs().mean(), 'alpha': state.student.mean().detach()}
@@ -575,7 +580,7 @@ def test_an_infinite_term_is_caught_though_its_gradient_is_finite(build, train_o
     model = build(changed(train_opt, 'train.precision', precision))
     facd = model.criterion
     step(model)
-    model.criterion = Poisoned()
+    model.criterion = Poisoned(None)
     state = model.distill_state(**batch())
     gradients = torch.autograd.grad(model.criterion(state)['l_sr'], list(model.net_g.parameters()))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)

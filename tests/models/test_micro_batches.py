@@ -108,7 +108,7 @@ def test_new_regressors_start_on_the_whole_first_batch(build, train_opt):
 def test_the_teacher_runs_once_for_each_part_and_the_student_twice(build, train_opt):
     model = build(train_opt, accum_iter=2)
     sizes: dict[str, list[int]] = {'student': [], 'teacher': [], 'regressors': []}
-    for key, net in zip(sizes, (model.net_g, model.teacher, model.net_r[0])):
+    for key, net in zip(sizes, (model.net_g, model.teachers[0], model.net_r[0])):
         net.register_forward_hook(lambda _, inputs, __, key=key: sizes[key].append(len(inputs[0])))
     step(model)
     assert sizes == {'student': [2] * 4, 'teacher': [2] * 2, 'regressors': [2] * 4}

@@ -27,6 +27,17 @@ def refusal(opt: dict, is_train: bool = True) -> str:
     return str(error.value)
 
 
+def test_a_teacher_is_required_by_a_loss_that_reads_it(train_opt):
+    del train_opt['teacher']
+    with pytest.raises(
+        UserError, match=r'teacher: missing, and train\.distill_opt\.type: FACDLoss reads it; accepted: '
+    ):
+        dry_run(check_options(train_opt, is_train=True), is_train=True)
+    del train_opt['taps'], train_opt['network_r']
+    train_opt['train']['distill_opt'] = {'type': 'L1Loss', 'target': 'gt'}
+    dry_run(check_options(train_opt, is_train=True), is_train=True)
+
+
 def test_a_complete_file_is_accepted(train_opt, test_opt):
     check_options(train_opt, is_train=True)
     test_opt['path']['pretrain_network_g'] = 'net.pth'
@@ -129,7 +140,6 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         # missing
         ('scale', ..., 'scale: missing; accepted: a whole number'),
         ('model_type', ..., 'model_type: missing; accepted: text'),
-        ('teacher', ..., 'teacher: missing'),
         ('taps', ..., 'taps: []; accepted: one {student: PATH, teacher: PATH} or more'),
         ('train.distill_opt', ..., 'train.distill_opt: missing'),
         ('teacher.weights', ..., 'teacher.weights: missing; accepted: text'),
