@@ -67,6 +67,11 @@ class FACDModel(SafeSRModel):
 
         self.criterion = LossSum(train_opt['distill_opt'], train_opt.get('pixel_opt')).prepare().to(self.device)
         self.teachers = [build_teacher(own, self.opt['scale']).to(self.device) for own in teacher_blocks(self.opt)]
+        if len(self.criterion.steps()) > 1 and self.scaler.is_enabled():
+            raise UserError(
+                'train.precision: fp16; accepted with several optimizer steps an iteration: fp32, tf32 or bf16, for the '
+                'gradients that they share would have two loss scales'
+            )
         self._chooses_teacher = len(self.teachers) > 1 and train_opt['teacher_target'] == 'nearest'
         self.criterion.teachers = max(1, len(self.teachers))
         student = self.get_bare_model(self.net_g)

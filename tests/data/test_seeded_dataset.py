@@ -32,6 +32,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_what_was_drawn_before():
     random.random(), np.random.rand(), torch.rand(1)
     assert dataset[3, 2**62] == first
     assert dataset[3, 2**62 + 1]['drawn'][1:] != first['drawn'][1:]
+    assert first['seed'] == str(2**62)
     assert len(set(first['drawn'][1:])) == 3 and first['damaged'] == '' and len(dataset) == 5
 
 
