@@ -1,6 +1,7 @@
 """What inputs of views are made of: random numbers of each sample, and augmentations that can be undone."""
 
 import zlib
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -9,7 +10,13 @@ from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.losses.base import DistillState
 
-AUGMENTATIONS = ('invert', 'hflip', 'vflip', 'transpose')  # in this order; undone in the reverse
+# Each its own inverse: they are applied in this order, and undone in the reverse.
+AUGMENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    'invert': lambda images: 1 - images,
+    'hflip': lambda images: images.flip(3),
+    'vflip': lambda images: images.flip(2),
+    'transpose': lambda images: images.transpose(2, 3),
+}
 
 
 def generators(state: DistillState, purpose: str) -> list[torch.Generator]:
@@ -39,26 +46,27 @@ def augmented(images: Tensor, augmentations: Tensor) -> Tensor:
         images: (N, C, H, W) in [0, 1].
         augmentations: (N, 4) of bool, on the CPU.
     """
-    return torch.stack([_augmented(image, own) for image, own in zip(images, augmentations.tolist())])
+    return _applied(images, augmentations, range(len(AUGMENTATIONS)))
 
 
 def undone(images: Tensor, augmentations: Tensor) -> Tensor:
     """The inverse of :func:`augmented`, on images of any size."""
-    return torch.stack([_undone(image, own) for image, own in zip(images, augmentations.tolist())])
+    return _applied(images, augmentations, reversed(range(len(AUGMENTATIONS))))
 
 
-def _augmented(image: Tensor, augmentations: list[bool]) -> Tensor:
-    invert, hflip, vflip, transpose = augmentations
-    image = 1 - image if invert else image
-    image = image.flip([dim for dim, own in ((2, hflip), (1, vflip)) if own])
-    return image.transpose(1, 2) if transpose else image
+def _applied(images: Tensor, augmentations: Tensor, order: Iterable[int]) -> Tensor:
+    operations = list(AUGMENTATIONS.values())
+    masks = like(images, augmentations)[..., None, None, None]  # (N, 4, 1, 1, 1)
+    for index in order:
+        changed = operations[index](images)
+        if changed.shape == images.shape:
+            images = torch.where(masks[:, index], changed, images)
+    return images
 
 
-def _undone(image: Tensor, augmentations: list[bool]) -> Tensor:
-    invert, hflip, vflip, transpose = augmentations
-    image = image.transpose(1, 2) if transpose else image
-    image = image.flip([dim for dim, own in ((2, hflip), (1, vflip)) if own])
-    return 1 - image if invert else image
+def like(images: Tensor, drawn: Tensor) -> Tensor:
+    """What was drawn on the CPU, on the images' device; nothing waits for the copy."""
+    return drawn.pin_memory().to(images.device, non_blocking=True) if images.is_cuda else drawn
 
 
 def downscaled(images: Tensor, scale: int) -> Tensor:
