@@ -69,8 +69,8 @@ class FACDModel(SafeSRModel):
         self.teachers = [build_teacher(own, self.opt['scale']).to(self.device) for own in teacher_blocks(self.opt)]
         if len(self.criterion.steps()) > 1 and self.scaler.is_enabled():
             raise UserError(
-                'train.precision: fp16; accepted with several optimizer steps an iteration: fp32, tf32 or bf16, for the '
-                'gradients that they share would have two loss scales'
+                'train.precision: fp16; accepted with several optimizer steps an iteration: fp32, tf32 or bf16, since '
+                'the gradients that they share would have two loss scales'
             )
         self._chooses_teacher = len(self.teachers) > 1 and train_opt['teacher_target'] == 'nearest'
         self.criterion.teachers = max(1, len(self.teachers))
