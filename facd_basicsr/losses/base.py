@@ -88,6 +88,7 @@ def option(
     *,
     least: float | None = None,
     above: float | None = None,
+    most: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Option:
     """An option of a loss, with its default: a field of its dataclass, whose annotation is the option's type.
@@ -95,10 +96,11 @@ def option(
     Args:
         default: the value that leaving it out stands for.
         meaning: what it does, in Markdown, for docs/options.md. ``as in FACDLoss`` shows that loss's words there.
-        least, above: bounds of a number, or of a list's items: ``least`` itself is accepted.
+        least, above, most: bounds of a number, or of a list's items: ``least`` and ``most`` themselves are accepted.
         choices: the values there are; empty: any.
     """
-    return field(default=default, metadata={'meaning': meaning, 'least': least, 'above': above, 'choices': choices})
+    bounds = {'least': least, 'above': above, 'most': most}
+    return field(default=default, metadata={'meaning': meaning, **bounds, 'choices': choices})
 
 
 class DistillLoss(nn.Module, ABC):
@@ -169,7 +171,7 @@ def sum_of(terms: Iterable[Tensor]) -> Tensor:
 
 def check_option(key: str, value: Any, accepted: Mapping[str, Any]) -> None:
     """Refuses a value of ``train.distill_opt.KEY``, a list by its least item. ``accepted`` is an option's metadata."""
-    choices, least, above = (accepted.get(name) for name in ('choices', 'least', 'above'))
+    choices, least, above, most = (accepted.get(name) for name in ('choices', 'least', 'above', 'most'))
     number = min(value, default=math.inf) if isinstance(value, tuple) else value
     if choices and value not in choices:
         raise UserError(f'train.distill_opt.{key}: {value!r}; accepted: {", ".join(choices)}')
@@ -177,6 +179,8 @@ def check_option(key: str, value: Any, accepted: Mapping[str, Any]) -> None:
         raise UserError(f'train.distill_opt.{key}: {number}; accepted: {least} or more')
     if above is not None and number <= above:
         raise UserError(f'train.distill_opt.{key}: {number}; accepted: more than {above}')
+    if most is not None and number > most:
+        raise UserError(f'train.distill_opt.{key}: {number}; accepted: {most} or less')
 
 
 def weighted_taps(layer_weights: Sequence[float], state: DistillState) -> list[tuple[float, Tensor, Tensor]]:

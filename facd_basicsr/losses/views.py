@@ -27,14 +27,16 @@ def generators(state: DistillState, purpose: str) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in mixed]
 
 
-def drawn_augmentations(state: DistillState, purpose: str, probability: float) -> Tensor:
-    """Which of :data:`AUGMENTATIONS` each sample gets, each with ``probability``: (N, 4) of bool, on the CPU.
+def drawn_augmentations(state: DistillState, purpose: str, probability: float, count: int = 1) -> Tensor:
+    """Which of :data:`AUGMENTATIONS` the ``count`` images of each sample get, each with ``probability``.
 
     None is transposed where LQ is not square, since a batch has one shape.
+
+    Returns:
+        (N * count, 4) of bool, sample by sample, on the CPU.
     """
-    drawn = (
-        torch.stack([torch.rand(len(AUGMENTATIONS), generator=own) for own in generators(state, purpose)]) < probability
-    )
+    drawn = torch.cat([torch.rand(count, len(AUGMENTATIONS), generator=own) for own in generators(state, purpose)])
+    drawn = drawn < probability
     drawn[:, -1] &= state.lq.shape[2] == state.lq.shape[3]
     return drawn
 

@@ -64,6 +64,7 @@ def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complet
                 raise UserError(f'{dot}{key}: {block[key]!r}; accepted: {", ".join(choice_names(accepted))}')
         elif accepted.required:
             found = ', '.join(choice_names(accepted)) or type_names(accepted.types)
+            found += ', or a schedule such as {start: 0, end: 1, over: 100000}' * accepted.is_weight
             raise UserError(f'{dot}{key}: missing; accepted: {found}')
 
 
@@ -100,14 +101,15 @@ def _check_bounds(where: str, value: Any, accepted: Key) -> None:
     kept = accepted.least is None or value >= accepted.least
     kept &= accepted.above is None or value > accepted.above
     kept &= accepted.below is None or value < accepted.below
+    kept &= accepted.most is None or value <= accepted.most
     if not kept:
         raise UserError(f'{where}: {value}; accepted: {", ".join(bounds(accepted))}')
 
 
 def bounds(accepted: Key) -> list[str]:
     """The bounds of a number, in words."""
-    named = (('{} or more', accepted.least), ('more than {}', accepted.above), ('less than {}', accepted.below))
-    return [words.format(bound) for words, bound in named if bound is not None]
+    words = {'least': '{} or more', 'above': 'more than {}', 'below': 'less than {}', 'most': '{} or less'}
+    return [text.format(bound) for name, text in words.items() if (bound := getattr(accepted, name)) is not None]
 
 
 def choice_names(accepted: Key) -> list[str]:

@@ -483,7 +483,7 @@ PIXEL_LOSS = {
         '(2), which needs `reduction: mean`',
     ),
 }
-WEIGHTS = ('loss_weight', 'lambda', 'layer_weights')
+WEIGHTS = ('loss_weight', 'lambda', 'layer_weights', 'alpha')
 SCHEDULE = {
     'start': Key(NUMBER, required=True, meaning='value at the start of the stage or, without stages, of training'),
     'end': Key(NUMBER, required=True, meaning='value in iteration `over`, and from then on'),
@@ -661,8 +661,8 @@ def is_summed(loss: type) -> bool:
 
 def schedule_keys(weight: Key) -> Keys:
     """Of a schedule of a weight, whose bounds its ends keep."""
-    ends = {name: replace(SCHEDULE[name], least=weight.least, above=weight.above) for name in ('start', 'end')}
-    return {**SCHEDULE, **ends}
+    end = replace(SCHEDULE['end'], least=weight.least, above=weight.above, most=weight.most)
+    return {**SCHEDULE, 'start': replace(end, meaning=SCHEDULE['start'].meaning), 'end': end}
 
 
 def sums_losses(model: type) -> bool:

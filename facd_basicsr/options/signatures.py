@@ -60,7 +60,7 @@ class Key:
         required: whether it must be there.
         items: types of a list's items; empty: anything.
         choices: the values there are; empty: any of the types.
-        least, above, below: bounds of a number, or of a list's items: ``least`` itself is accepted.
+        least, above, below, most: bounds of a number, or of a list's items: ``least`` and ``most`` are accepted.
         is_weight: whether it, or a list's item, may be a schedule, a block with the values at its ends.
         meaning: what it does, in Markdown; where it may be left out and has no default, also what happens then. Of a
             class's argument that has none here, the class's docstring says it, or a loss's option.
@@ -75,6 +75,7 @@ class Key:
     least: float | None = None
     above: float | None = None
     below: float | None = None
+    most: float | None = None
     is_weight: bool = False
     meaning: str = field(default='', compare=False)
     default: Any = field(default=..., compare=False)

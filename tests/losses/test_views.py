@@ -30,6 +30,14 @@ def test_each_operation_is_drawn_with_its_probability():
     torch.testing.assert_close(drawn, torch.full((4,), 0.3), atol=0.03, rtol=0)  # 4 standard errors
 
 
+def test_several_images_of_a_sample_have_draws_of_their_own_wherever_the_sample_is():
+    whole = drawn_augmentations(seeded(7, 8, 9), 'a', 0.5, count=3)
+    parts = [drawn_augmentations(seeded(*seeds), 'a', 0.5, count=3) for seeds in ((7,), (8, 9))]
+    assert whole.shape == (9, 4) and torch.equal(whole, torch.cat(parts))
+    drawn = drawn_augmentations(seeded(*range(50)), 'a', 0.5, count=3).unflatten(0, (50, 3))
+    assert (drawn[:, 0] != drawn[:, 1]).any(1).sum() > 40  # of 16 combinations
+
+
 def test_patches_that_are_not_square_are_not_transposed():
     assert not drawn_augmentations(seeded(*range(50), size=(4, 6)), 'a', 1.0)[:, -1].any()
 
