@@ -1,14 +1,20 @@
-"""The VGG-19 of perceptual distances: torchvision's layers, frozen."""
+"""The VGG-19 of perceptual distances, torchvision's layers, frozen; and contrasts between images as it sees them."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import vgg19
 
-from facd_basicsr.errors import advising
+from facd_basicsr.errors import UserError, advising
 from facd_basicsr.files.download import cached, is_url
 from facd_basicsr.files.state_dicts import check_fit, load_state_dict
+from facd_basicsr.losses.base import DistillLoss, option, sum_of
+from facd_basicsr.losses.pairwise import at_least_float32, sample_l1
+from facd_basicsr.runtime.processes import ranks, total
 
 VGG19_WEIGHTS = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'  # torchvision's VGG19_Weights.IMAGENET1K_V1
 WHERE = 'train.distill_opt.vgg_weights'
@@ -67,3 +73,95 @@ def load_vgg(weights: str, depth: int = len(ENDS)) -> VGGFeatures:
         check_fit(layers, wanted, f'{WHERE}: {path}')
     layers.load_state_dict(wanted, assign=True)
     return VGGFeatures([layers.float()[start:end] for start, end in zip((0, *ENDS), ENDS[:depth])])
+
+
+def perceptual_contrast(d_pos: Tensor, d_neg: Tensor, eps: float = 1e-7) -> tuple[Tensor, Tensor]:
+    """mean_i d(S_i, T_i) / (mean_i sum_k d(S_i, Neg_ik) + eps) of one layer, over the samples of all ranks.
+
+    Args:
+        d_pos: mean absolute differences to the teacher, (N,).
+        d_neg: to each negative, (N, K).
+        eps: guards the division.
+
+    Returns:
+        The ratio, a scalar, and r = mean positive distance / mean negative distance, without gradient.
+    """
+    pos, neg = total(torch.stack([d_pos.sum(), d_neg.sum()])) / (len(d_pos) * ranks())
+    return pos / (neg + eps), (pos / (neg / d_neg.shape[1] + eps)).detach()
+
+
+Loss = TypeVar('Loss', bound='VGGContrastLoss')
+
+
+@dataclass(eq=False)
+class VGGContrastLoss(DistillLoss):
+    """What CSDLoss and DCKDLoss have in common: student to teacher, away from negatives, in VGG-19."""
+
+    reads_features = False
+
+    lambda_: float = option(1.0, 'weight of the contrast', least=0)
+    layer_weights: Sequence[float] = option(
+        (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1.0),
+        'of relu1_1, relu2_1, relu3_1, relu4_1 and relu5_1; fewer leave the deeper ones out',
+        least=0,
+    )
+    img_range: float = option(1.0, 'factor on the images, those that the VGG sees too', above=0)
+    vgg_weights: str = option(VGG19_WEIGHTS, "path or address of torchvision's `vgg19` checkpoint (548 MB)")
+    eps: float = option(1e-7, 'guards the division where all images are equal', least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= len(self.layer_weights) <= len(ENDS):
+            raise UserError(
+                f'train.distill_opt.layer_weights: {len(self.layer_weights)} weights; accepted: 1 to {len(ENDS)}, one '
+                'per layer of the VGG'
+            )
+        self.vgg: VGGFeatures | None = None  # from prepare()
+
+    def prepare(self: Loss) -> Loss:
+        """Loads the VGG, and downloads it when it is asked for first.
+
+        Raises:
+            UserError: it cannot be downloaded, or its file is another network's.
+        """
+        self.vgg = load_vgg(self.vgg_weights, len(self.layer_weights))
+        return self
+
+    def contrast(
+        self, student: Tensor, teacher: Tensor, negatives: Tensor, distances: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """lambda times the weighted contrasts of all layers.
+
+        Args:
+            student, teacher: (N, 3, H, W).
+            negatives: (K, 3, H, W), without gradient.
+            distances: of the student's features, (N, C, h, w), to the negatives', (K, C, h, w): (N, ...).
+
+        Returns:
+            Scalar, and ``r_1``, ``r_2``, ..., d+ / d- at each layer, without gradient.
+
+        Raises:
+            UserError: the images are none for a VGG.
+        """
+        name = type(self).__name__
+        if self.vgg is None:
+            raise RuntimeError(f'{name}: prepare() loads its VGG, and comes before the first forward')
+        channels, *size = student.shape[1:]
+        least = 2 ** (len(self.layer_weights) - 1)  # each layer but the first has half the height and width
+        if channels != 3:
+            raise UserError(f'network_g: gives {channels} channels; accepted: 3, for the VGG of {name}')
+        if min(size) < least:
+            raise UserError(f'datasets.train.gt_size: {min(size)}; accepted: {least} or more, for the VGG of {name}')
+        with torch.no_grad():
+            teacher_feats, negative_feats = (
+                self.vgg(self.img_range * at_least_float32(images)) for images in (teacher, negatives)
+            )
+        student_feats = self.vgg(self.img_range * at_least_float32(student))
+        terms: list[Tensor] = []
+        logs: dict[str, Tensor] = {}
+        layers = zip(self.layer_weights, student_feats, teacher_feats, negative_feats)
+        for j, (w_j, student_feat, teacher_feat, negative_feat) in enumerate(layers, start=1):
+            d_pos, d_neg = sample_l1(student_feat, teacher_feat), distances(student_feat, negative_feat)
+            l_j, logs[f'r_{j}'] = perceptual_contrast(d_pos, d_neg, self.eps)
+            terms.append(w_j * l_j)
+        return self.lambda_ * sum_of(terms), logs

@@ -195,7 +195,7 @@ def test_other_formats_and_types_of_weights_are_read(tmp_path, vgg_file):
 
 
 def test_an_option_file_is_checked_without_the_vgg(csd_opt, tmp_path, monkeypatch):
-    monkeypatch.setattr('facd_basicsr.losses.csd_loss.load_vgg', None)
+    monkeypatch.setattr('facd_basicsr.losses.vgg.load_vgg', None)
     opt = changed(csd_opt, 'train.distill_opt.vgg_weights', str(tmp_path / 'none.pth'))
     load_options(str(write_yml(opt, tmp_path / 'opt.yml')), [], is_train=True)
 
