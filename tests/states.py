@@ -1,7 +1,9 @@
 """Small states for the tests of losses, and options for each."""
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -9,7 +11,8 @@ from conftest import changed
 from torchvision.models import vgg19
 
 from facd_basicsr.losses import DistillLoss, DistillState
-from facd_basicsr.losses.vgg import ENDS
+from facd_basicsr.losses.base import NETWORKS
+from facd_basicsr.losses.vgg import ENDS, VGGContrastLoss
 
 
 def images(*values: float) -> torch.Tensor:
@@ -34,7 +37,50 @@ def random_state(
         lq=rand(n, 3, 2, 2),
         student_feats=tuple(rand(n, channels[0], 3, 3).requires_grad_() for _ in range(taps)),
         teacher_feats=tuple(rand(n, channels[1], 3, 3) for _ in range(taps)),
+        seeds=tuple(range(seed, seed + n)),
     )
+
+
+def network(name: str, lq: torch.Tensor) -> torch.Tensor:
+    """In the place of student, teacher or average: a curve of each pixel of its own, x2."""
+    colors = lq + (0.1 + 0.1 * NETWORKS.index(name)) * lq * (1 - lq)
+    return colors.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def with_views(loss: DistillLoss, state: DistillState) -> DistillState:
+    """The state with what the views of a loss ask for; what is the student's requires gradients."""
+    views = {}
+    for name, view in loss.views.items():
+        with torch.no_grad():
+            lq = view.derive(state)
+            views[name] = {'input': lq, **{own: network(own, lq) for own in view.networks}}
+        if 'student' in view.networks:
+            views[name]['student'].requires_grad_()
+    return replace(state, views=views)
+
+
+def seen(loss: DistillLoss, state: DistillState) -> tuple[torch.Tensor, ...]:
+    """What of the student the loss sees: on LQ, on its views, and its features."""
+    on_lq = (state.student,) if 'student' in loss.reads else ()
+    on_views = tuple(state.views[name]['student'] for name, view in loss.views.items() if 'student' in view.networks)
+    return (*on_lq, *on_views, *(state.student_feats if loss.reads_features else ()))
+
+
+def with_seen(state: DistillState, old: tuple[torch.Tensor, ...], new: tuple[torch.Tensor, ...]) -> DistillState:
+    """The state with other tensors in the place of some of :func:`seen`, for gradcheck."""
+    found = dict(zip(map(id, old), new))
+    return changed_tensors(state, lambda tensor: found.get(id(tensor), tensor))
+
+
+def changed_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of a state, or of what is in it, with every tensor changed."""
+    if isinstance(value, DistillState):
+        return DistillState(*(changed_tensors(getattr(value, own.name), change) for own in fields(value)))
+    if isinstance(value, Mapping):
+        return {key: changed_tensors(own, change) for key, own in value.items()}
+    if isinstance(value, tuple):
+        return tuple(changed_tensors(own, change) for own in value)
+    return change(value) if isinstance(value, torch.Tensor) else value
 
 
 def with_student(state: DistillState, student: torch.Tensor, *feats: torch.Tensor) -> DistillState:
@@ -44,14 +90,7 @@ def with_student(state: DistillState, student: torch.Tensor, *feats: torch.Tenso
 
 def widened(state: DistillState) -> DistillState:
     """The state in float64; what required gradients still does."""
-
-    def wide(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach().double().requires_grad_(tensor.requires_grad)
-
-    return DistillState(
-        *(wide(getattr(state, name)) for name in ('student', 'teacher', 'gt', 'lq')),
-        *(tuple(wide(feat) for feat in getattr(state, name)) for name in ('student_feats', 'teacher_feats')),
-    )
+    return changed_tensors(state, lambda tensor: tensor.detach().double().requires_grad_(tensor.requires_grad))
 
 
 def summed(logs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -80,15 +119,18 @@ LOSSES = {
 }
 
 
+def needed_options(name: str, folder: Path) -> dict[str, Any]:
+    """The options of a loss without a default, or with one too large for a test; files are written to ``folder``."""
+    if issubclass(LOSSES[name], VGGContrastLoss):  # 4 x 4 are enough for relu2_1
+        return {'vgg_weights': str(save_vgg(folder / 'vgg.pth', 2)), 'layer_weights': [0.5, 1.0]}
+    return {'alpha': 0.4} if name == 'ECOLoss' else {}
+
+
 def method_opt(train_opt: dict, name: str, tmp_path: Path) -> dict:
     """The options of FACD's fixture with another loss, and the taps and regressors that this one takes."""
     loss = LOSSES[name]
     opt = changed(train_opt, 'train.distill_opt', {'type': name})
-    if name == 'CSDLoss':
-        opt['train']['distill_opt'] |= {
-            'vgg_weights': str(save_vgg(tmp_path / 'vgg.pth', 2)),
-            'layer_weights': [0.5, 1],
-        }
+    opt['train']['distill_opt'] |= needed_options(name, tmp_path)
     if not loss.reads_features:
         del opt['taps']
     if not (loss.reads_features and loss.compares_channels):

@@ -1,13 +1,12 @@
 """Every loss, and the kernel of distances, on a GPU in float32 against the CPU in float64."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from basicsr.utils import get_root_logger
-from basicsr.utils.registry import LOSS_REGISTRY
-from states import save_vgg, summed, widened
+from states import LOSSES, changed_tensors, save_vgg, seen, summed, widened, with_views
 from torch import Tensor
 
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
@@ -17,18 +16,14 @@ from facd_basicsr.runtime.execution import tf32_of
 pytestmark = pytest.mark.gpu
 
 DEVICE = 'cuda'
-LOSSES = sorted(
-    name
-    for name, loss in LOSS_REGISTRY
-    if issubclass(loss, DistillLoss) and loss.__module__.startswith('facd_basicsr.losses.')
-)
 CHOICES = {
     'FACDLoss': [{'negatives': kind} for kind in ('upper', 'all', 'per_anchor')],
     'IACDLoss': [{'negatives': kind} for kind in ('upper', 'all', 'per_anchor')],
     'FitNetLoss': [{'distance': kind} for kind in ('l1', 'l2')],
     'InfoNCELoss': [{'adaptive': adaptive} for adaptive in (False, True)],
 }
-CASES = [(name, options) for name in LOSSES for options in CHOICES.get(name, [{}])]
+OF_VGG = ('CSDLoss', 'DCKDLoss')
+CASES = [(name, options) for name in sorted(LOSSES) for options in CHOICES.get(name, [{}])]
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +41,12 @@ def vgg(tmp_path_factory: pytest.TempPathFactory) -> str:
 def losses(request: pytest.FixtureRequest, vgg: str) -> tuple[DistillLoss, DistillLoss]:
     """The same loss twice: float64 on the CPU, float32 on the GPU."""
     name, options = request.param
-    block = {'type': name, **options, **({'vgg_weights': vgg} if name == 'CSDLoss' else {})}
+    needed = {'vgg_weights': vgg} if name in OF_VGG else {'alpha': 0.4} if name == 'ECOLoss' else {}
+    block = {'type': name, **options, **needed}
     return build_loss(block).prepare().double(), build_loss(block).prepare().to(DEVICE)
 
 
-def large_state(dtype: torch.dtype = torch.float32) -> DistillState:
+def large_state(losses: tuple[DistillLoss, DistillLoss], dtype: torch.dtype = torch.float32) -> DistillState:
     """x2, five samples, features of 6 x 37 x 29: no size is a multiple of a kernel's tile. Features have a dtype."""
     generator = torch.Generator().manual_seed(0)
 
@@ -60,26 +56,20 @@ def large_state(dtype: torch.dtype = torch.float32) -> DistillState:
     gt = rand(5, 3, 74, 58)
     student, teacher = (gt + 0.2 * rand(5, 3, 74, 58) - 0.1 for _ in range(2))
     feats = [tuple(rand(5, 6, 37, 29).to(dtype) for _ in range(3)) for _ in range(2)]
-    return DistillState(student, teacher, gt, rand(5, 3, 37, 29), *feats)
+    return with_views(losses[0], DistillState(student, teacher, gt, rand(5, 3, 37, 29), *feats))
 
 
 def moved(state: DistillState, change: Callable[[Tensor], Tensor]) -> DistillState:
     """The state with every tensor changed, and leaves that need gradients where the student's were."""
-
-    def of(name: str) -> Tensor | tuple[Tensor, ...]:
-        value, needed = getattr(state, name), name.startswith('student')
-        if isinstance(value, tuple):
-            return tuple(change(x.detach()).detach().requires_grad_(needed) for x in value)
-        return change(value.detach()).detach().requires_grad_(needed)
-
-    return DistillState(*(of(field.name) for field in fields(state)))
+    of_student = {id(own) for own in (state.student, *state.student_feats)}
+    of_student |= {id(own) for view in state.views.values() for name, own in view.items() if name == 'student'}
+    return changed_tensors(state, lambda x: change(x.detach()).detach().requires_grad_(id(x) in of_student))
 
 
 def results(loss: DistillLoss, state: DistillState) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
     """What it says, and the gradients of what is minimized."""
     logs = loss(state)
-    needed = (state.student, *(state.student_feats if loss.reads_features else ()))
-    return logs, torch.autograd.grad(summed(logs), needed)
+    return logs, torch.autograd.grad(summed(logs), seen(loss, state))
 
 
 def compare(losses: tuple[DistillLoss, DistillLoss], state: DistillState, rtol: float = 1e-4) -> None:
@@ -92,44 +82,42 @@ def compare(losses: tuple[DistillLoss, DistillLoss], state: DistillState, rtol: 
         torch.testing.assert_close(value.cpu().double(), expected[name], rtol=rtol, atol=1e-6, msg=name)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         error = (ours.cpu().double() - theirs).norm() / theirs.norm()
-        assert error < (
-            0.05 if type(losses[0]).__name__ == 'CSDLoss' else 1e-3 if ours.dtype == torch.float32 else 0.01
-        )
+        assert error < (0.05 if type(losses[0]).__name__ in OF_VGG else 1e-3 if ours.dtype == torch.float32 else 0.01)
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_terms_and_gradients_are_those_of_the_cpu_in_float64(losses, memory_format):
-    compare(losses, moved(large_state(), lambda x: x.to(DEVICE).contiguous(memory_format=memory_format)))
+    compare(losses, moved(large_state(losses), lambda x: x.to(DEVICE).contiguous(memory_format=memory_format)))
 
 
 def test_a_student_of_channels_last_and_a_teacher_that_is_not_make_no_difference(losses):
-    state = moved(large_state(), lambda x: x.to(DEVICE))
+    state = moved(large_state(losses), lambda x: x.to(DEVICE))
     last = moved(state, lambda x: x.contiguous(memory_format=torch.channels_last))
     compare(losses, replace(state, student=last.student, student_feats=last.student_feats))
 
 
 @pytest.mark.parametrize('of_teacher', [True, False])
 def test_images_in_float32_go_with_features_in_bfloat16(losses, of_teacher):
-    state = moved(large_state(torch.bfloat16), lambda x: x.to(DEVICE))
+    state = moved(large_state(losses, torch.bfloat16), lambda x: x.to(DEVICE))
     if not of_teacher:  # a teacher in float32 beside a student under autocast
         state = replace(state, teacher_feats=tuple(feat.float() for feat in state.teacher_feats))
     compare(losses, state)
 
 
 def test_autocast_does_not_round_distances(losses):
-    state = moved(large_state(), lambda x: x.to(DEVICE))
+    state = moved(large_state(losses), lambda x: x.to(DEVICE))
     expected = losses[1](state)
     with torch.autocast(DEVICE, torch.bfloat16):
         logs = losses[1](state)
     assert {value.dtype for value in logs.values()} == {torch.float32}
-    rtol = 0.02 if type(losses[1]).__name__ == 'CSDLoss' else 1e-6  # its VGG is a network as others are
+    rtol = 0.02 if type(losses[1]).__name__ in OF_VGG else 1e-6  # its VGG is a network as others are
     torch.testing.assert_close(logs, expected, rtol=rtol, atol=1e-6)
 
 
 def test_a_step_repeated_is_the_same_to_the_last_bit(losses):
-    if type(losses[1]).__name__ == 'CSDLoss':
+    if type(losses[1]).__name__ in OF_VGG:
         pytest.skip("cuDNN's gradients of its VGG need not be")
-    state = moved(large_state(), lambda x: x.to(DEVICE))
+    state = moved(large_state(losses), lambda x: x.to(DEVICE))
     (logs, gradients), (again, same) = (results(losses[1], state) for _ in range(2))
     assert all(torch.equal(logs[name], again[name]) for name in logs) and all(map(torch.equal, gradients, same))
 

@@ -3,20 +3,18 @@
 import copy
 import inspect
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
-from states import random_state, save_vgg, summed, widened, with_student
+from states import LOSSES as CLASSES
+from states import needed_options, random_state, seen, summed, widened, with_seen, with_views
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 
-LOSSES = sorted(
-    name
-    for name, loss in LOSS_REGISTRY
-    if issubclass(loss, DistillLoss) and loss.__module__.startswith('facd_basicsr.losses.')
-)
+LOSSES = sorted(CLASSES)
 NUMBERS = [
     (name, key)
     for name in LOSSES
@@ -43,19 +41,18 @@ WEIGH_BY_OUTPUT = ('LSFDLoss',)
 @pytest.fixture(scope='module')
 def needed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     """The options of losses that the defaults do not make small enough for a test."""
-    vgg = save_vgg(tmp_path_factory.mktemp('vgg') / 'vgg.pth', depth=2)  # 4 x 4 are enough for relu2_1
-    return {'CSDLoss': {'vgg_weights': str(vgg), 'layer_weights': (0.5, 1.0)}}
+    return {name: needed_options(name, tmp_path_factory.mktemp(name)) for name in LOSSES}
 
 
 @pytest.fixture(params=LOSSES)
 def loss(request: pytest.FixtureRequest, needed: dict[str, dict]) -> DistillLoss:
     """Each of them, with its defaults, in float64."""
-    return build_loss({'type': request.param, **needed.get(request.param, {})}).prepare().double()
+    return build_loss({'type': request.param, **needed[request.param]}).prepare().double()
 
 
-def seen(loss: DistillLoss, state: DistillState) -> tuple[torch.Tensor, ...]:
-    """What of the student the loss sees."""
-    return (state.student, *(state.student_feats if loss.reads_features else ()))
+def state_for(loss: DistillLoss, **options: Any) -> DistillState:
+    """A random state with the loss's views."""
+    return with_views(loss, random_state(**options))
 
 
 def test_all_are_found():
@@ -63,8 +60,9 @@ def test_all_are_found():
 
 
 def test_gradient_reaches_all_of_the_student_and_nothing_else(loss):
-    state = random_state()
-    others = (state.teacher, state.gt, state.lq, *state.teacher_feats)
+    state = state_for(loss)
+    of_views = [own for view in state.views.values() for name, own in view.items() if name != 'student']
+    others = (state.teacher, state.gt, state.lq, *state.teacher_feats, *of_views)
     for tensor in others:
         tensor.requires_grad_()
     gradients = torch.autograd.grad(summed(loss(state)), (*seen(loss, state), *others), allow_unused=True)
@@ -76,18 +74,17 @@ def test_gradient_reaches_all_of_the_student_and_nothing_else(loss):
 
 
 def test_gradcheck(loss):
-    state = random_state(n=2)
+    state = state_for(loss, n=2)
+    checked = seen(loss, state)[type(loss).__name__ in WEIGH_BY_OUTPUT :]
 
     def total(*tensors: torch.Tensor) -> torch.Tensor:
-        student, *feats = (state.student, *tensors) if weighs_by_output else tensors
-        return summed(loss(with_student(state, student, *(feats or state.student_feats))))
+        return summed(loss(with_seen(state, checked, tensors)))
 
-    weighs_by_output = type(loss).__name__ in WEIGH_BY_OUTPUT
-    assert torch.autograd.gradcheck(total, seen(loss, state)[weighs_by_output:])
+    assert torch.autograd.gradcheck(total, checked)
 
 
 def test_terms_carry_gradient_and_monitored_values_do_not(loss):
-    logs = loss(random_state())
+    logs = loss(state_for(loss))
     assert {name for name, value in logs.items() if value.requires_grad} == {
         name for name in logs if name.startswith('l_')
     }
@@ -96,21 +93,21 @@ def test_terms_carry_gradient_and_monitored_values_do_not(loss):
 
 
 def test_no_state_is_kept_between_calls(loss):
-    state = random_state()
+    state = state_for(loss)
     first = loss(state)
-    loss(random_state(seed=1))
+    loss(state_for(loss, seed=1))
     torch.testing.assert_close(loss(state), first, rtol=0, atol=0)
 
 
 def test_a_state_is_left_as_it_was(loss):
-    state, same = random_state(), random_state()
+    state, same = state_for(loss), state_for(loss)
     summed(loss(state)).backward()
     torch.testing.assert_close(vars(widened(state)), vars(widened(same)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision_stays_finite_and_close(loss, dtype):
-    state = random_state(dtype=dtype)
+    state = state_for(loss, dtype=dtype)
     expected = loss(widened(state))
     logs = loss.float()(state)
     assert all(value.dtype != dtype for value in logs.values())
@@ -121,7 +118,7 @@ def test_half_precision_stays_finite_and_close(loss, dtype):
 
 
 def test_distances_are_float32_under_autocast(loss):
-    state = random_state(dtype=torch.float32)
+    state = state_for(loss, dtype=torch.float32)
     expected = loss.float()(state)
     with torch.autocast('cpu', torch.bfloat16):
         logs = loss(state)
@@ -143,6 +140,7 @@ def test_flat_batch_gives_a_finite_loss_and_gradient(loss, level):
         tuple(feat.clone().requires_grad_() for feat in feats),
         feats,
     )
+    state = with_views(loss, state)
     logs = loss(state)
     assert all(torch.isfinite(value) for value in logs.values())
     for gradient in torch.autograd.grad(summed(logs), seen(loss, state)):
@@ -162,9 +160,9 @@ def test_a_batch_smaller_than_the_least_is_refused(loss):
 
 
 @pytest.mark.parametrize(('name', 'key'), NUMBERS)
-def test_negative_numbers_are_refused(name, key):
+def test_negative_numbers_are_refused(name, key, needed):
     with pytest.raises(UserError, match=rf'^train.distill_opt.{key.rstrip("_")}: -1; accepted: '):
-        build_loss({'type': name, key: -1})
+        build_loss({'type': name, **needed[name], key: -1})
 
 
 @pytest.mark.parametrize('name', WEIGHTED)
@@ -186,7 +184,7 @@ def test_an_option_as_in_another_loss_accepts_what_it_accepts_there(name, own):
 
 
 def test_a_loss_is_a_module_like_any_other(loss):
-    state, calls = random_state(), []
+    state, calls = state_for(loss), []
     loss.register_forward_hook(lambda module, args, logs: calls.append((module, logs)))
     assert {loss: 1}[loss] == 1 and loss.training
     copied = copy.deepcopy(loss)
@@ -198,6 +196,6 @@ def test_a_loss_is_a_module_like_any_other(loss):
 
 
 @pytest.mark.parametrize(('name', 'key'), CHOICES)
-def test_unknown_choices_are_refused_with_the_accepted_ones(name, key):
+def test_unknown_choices_are_refused_with_the_accepted_ones(name, key, needed):
     with pytest.raises(UserError, match=rf"^train.distill_opt.{key}: 'some'; accepted: \w+, \w+"):
-        build_loss({'type': name, key: 'some'})
+        build_loss({'type': name, **needed[name], key: 'some'})

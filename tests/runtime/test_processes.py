@@ -1,6 +1,7 @@
 """Reading 11 of the design: R ranks of N/R samples have the loss and the gradient of one process with N."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from facd_basicsr.engine.launch import exit_now
 from facd_basicsr.losses import DistillLoss, DistillState, build_loss
 from facd_basicsr.losses.contrastive import NEGATIVES
+from facd_basicsr.losses.vgg import VGGContrastLoss
 from facd_basicsr.runtime.processes import Ranks, all_gather_samples, total
 
 N, RANKS = 6, 2
@@ -43,13 +45,20 @@ LOSSES = {
     'LFDLoss': {'layer_weights': [1.0]},
     'LSFDLoss': {'layer_weights': [1.0]},
     'TeacherSupervisionLoss': {},
+    # each sample draws for itself, wherever it is
+    'DUKDLoss crops': {'crops': 2, 'probability': 0.5},
+    'DUKDLoss gt': {'targets': 'gt', 'probability': 0.5},
+    'ECOLoss mixed': {'alpha': 0.4},
+    'ECOLoss lq': {'alpha': 0.4, 'keep_lq': True},
+    'DCKDLoss': {'layer_weights': [0.3, 0.7]},
 }
 
 
 def batch() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     sizes = {'x': 4, 'teacher': 4, 'gt': 4, 'teacher_feat': 4, 'lq': 2}
-    return {name: torch.rand(N, 3, s, s, generator=generator, dtype=torch.float64) for name, s in sizes.items()}
+    images = {name: torch.rand(N, 3, s, s, generator=generator, dtype=torch.float64) for name, s in sizes.items()}
+    return {**images, 'seed': torch.arange(N)}
 
 
 def student() -> nn.Module:
@@ -57,13 +66,24 @@ def student() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.PReLU(), nn.Conv2d(3, 3, 1)).double()
 
 
+def with_views(loss: DistillLoss, state: DistillState, net: nn.Module) -> DistillState:
+    """The state with the student on the inputs of its views, and for teacher and average a curve."""
+    views = {}
+    for name, view in loss.views.items():
+        lq = view.derive(state)
+        large = lq.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        views[name] = {'input': lq, **{own: net(large) if own == 'student' else large**2 for own in view.networks}}
+    return replace(state, views=views)
+
+
 def loss_of(net: nn.Module, part: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     output = net(part['x'])
     state = DistillState(output, part['teacher'], part['gt'], part['lq'], (output * 3,), (part['teacher_feat'],))
+    state = replace(state, seeds=tuple(part['seed'].tolist()))
     loss = build_loss({'type': name.split()[0], **LOSSES[name]})
-    if name.startswith('CSDLoss'):
+    if isinstance(loss, VGGContrastLoss):
         loss.vgg = features
-    logs = loss(state)
+    logs = loss(with_views(loss, state, net))
     sum(value for key, value in logs.items() if key.startswith('l_')).backward()
     return {key: value.detach() for key, value in logs.items()}
 
@@ -101,7 +121,7 @@ def test_two_ranks_have_the_loss_and_gradient_of_one_process_with_the_whole_batc
         found = [rank[name]['logs'][key] for rank in ranks]
         # means over a rank's own samples are the ranks' to average, as DDP does with gradients and BasicSR with logs
         torch.testing.assert_close(sum(found) / RANKS, value, rtol=1e-9, atol=0)
-        if key in ('l_facd', 'l_iacd', 'l_csd', 'r', 'r_1', 'r_2'):
+        if key in ('l_facd', 'l_iacd', 'l_csd', 'l_contrast', 'r', 'r_1', 'r_2'):
             torch.testing.assert_close(found, [value] * RANKS, rtol=1e-9, atol=0)
     for rank in ranks:
         torch.testing.assert_close(rank[name]['grad'], [p.grad for p in net.parameters()], rtol=1e-9, atol=1e-12)
