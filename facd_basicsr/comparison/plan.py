@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +27,7 @@ COMPARISON_KEYS = {
 }
 NAME = r'(?!.*debug)\w[\w.+=-]*'  # with "debug" in its name a run validates every 8 iterations
 RESERVED = (BICUBIC, TEACHER)
+TIMED, TIMED_EVERY = 60, 5  # iterations of a run that measures a step, and between its log lines
 # What all methods share, unless the comparison is about it: then the report says so.
 SHARED = (
     'network_g',
@@ -138,36 +139,76 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
     with it, so that the baseline's has ``iterations``.
     """
     factor = Fraction(iterations, comparison.methods[comparison.baseline]['train']['total_iter'])
+    opts = {method: _scaled(opt, factor) for method, opt in comparison.methods.items()}
+    return replace(comparison, name=f'{comparison.name}_{iterations}', methods=opts)
+
+
+def of_equal_time(comparison: Comparison, method: str, seconds: Mapping[str, float]) -> Comparison:
+    """The comparison with runs that take the time of the method's, under a name of its own.
+
+    Each becomes longer or shorter as by :func:`shortened`; the method keeps its iterations.
+
+    Args:
+        seconds: of an iteration of each method.
+    """
+    time = Fraction(seconds[method]) * comparison.methods[method]['train']['total_iter']
+    opts = {
+        name: _scaled(opt, time / (Fraction(seconds[name]) * opt['train']['total_iter']))
+        for name, opt in comparison.methods.items()
+    }
+    return replace(comparison, name=f'{comparison.name}_equal_time_{method}', methods=opts)
+
+
+def timed(comparison: Comparison) -> Comparison:
+    """The comparison with runs of ``TIMED`` iterations, of each stage as many, without validation: for step times.
+
+    Two seeds: the methods take turns, so that a change of the machine's load does not meet one of them alone.
+    """
+    opts = copy.deepcopy(comparison.methods)
+    for opt in opts.values():
+        train_opt, stages = opt['train'], opt['train'].get('stages') or []
+        for stage in stages:
+            stage['iterations'] = TIMED
+        train_opt['total_iter'] = TIMED * max(1, len(stages))
+        for block in (train_opt, *stages):
+            block.pop('log_gradient_share', None)
+        opt['val'] = None
+        opt['logger'] = {'print_freq': TIMED_EVERY, 'save_checkpoint_freq': TIMED, 'use_tb_logger': False}
+    name, test_opt = f'{comparison.name}_step_times', {**comparison.test_opt, 'datasets': {}}
+    return replace(comparison, name=name, seeds=(0, 1), methods=opts, test_opt=test_opt)
+
+
+def _scaled(opt: dict[str, Any], factor: Fraction) -> dict[str, Any]:
+    """A method's options with ``factor`` times the iterations, and all that is counted in iterations scaled alike."""
 
     def scaled(value: int) -> int:
         return max(1, round(value * factor)) if value > 0 else value
 
-    opts = copy.deepcopy(comparison.methods)
-    for opt in opts.values():
-        train_opt, stages = opt['train'], opt['train'].get('stages') or []
-        for block in (train_opt, *stages):
-            scheduler_opt = block.get('scheduler') or {}
-            for key in ('total_iter', 'iterations', 'warmup_iter'):
-                if key in block:
-                    block[key] = scaled(block[key])
-            for key in ('milestones', 'periods', 'restarts'):
-                if key in scheduler_opt:
-                    scheduler_opt[key] = [scaled(value) for value in scheduler_opt[key]]
-            if 'periods' in scheduler_opt:  # rounding must not leave the last iterations without a learning rate
-                missing = block.get('iterations', train_opt['total_iter']) - sum(scheduler_opt['periods'])
-                scheduler_opt['periods'][-1] += max(0, missing)
-            for _, weight in weights_of(block):
-                if isinstance(weight, dict):
-                    weight['over'] = scaled(weight['over'])
-        if stages:
-            train_opt['total_iter'] = sum(stage['iterations'] for stage in stages)
-        if opt.get('val') is not None:
-            opt['val']['val_freq'] = scaled(opt['val']['val_freq'])
-        opt['logger']['save_checkpoint_freq'] = scaled(opt['logger']['save_checkpoint_freq'])
-        opt['logger']['print_freq'] = every = min(opt['logger']['print_freq'], scaled(opt['logger']['print_freq']))
-        if train_opt.get('log_gradient_share'):
-            train_opt['log_gradient_share'] = every * max(1, scaled(train_opt['log_gradient_share']) // every)
-    return replace(comparison, name=f'{comparison.name}_{iterations}', methods=opts)
+    opt = copy.deepcopy(opt)
+    train_opt, stages = opt['train'], opt['train'].get('stages') or []
+    for block in (train_opt, *stages):
+        scheduler_opt = block.get('scheduler') or {}
+        for key in ('total_iter', 'iterations', 'warmup_iter'):
+            if key in block:
+                block[key] = scaled(block[key])
+        for key in ('milestones', 'periods', 'restarts'):
+            if key in scheduler_opt:
+                scheduler_opt[key] = [scaled(value) for value in scheduler_opt[key]]
+        if 'periods' in scheduler_opt:  # rounding must not leave the last iterations without a learning rate
+            missing = block.get('iterations', train_opt['total_iter']) - sum(scheduler_opt['periods'])
+            scheduler_opt['periods'][-1] += max(0, missing)
+        for _, weight in weights_of(block):
+            if isinstance(weight, dict):
+                weight['over'] = scaled(weight['over'])
+    if stages:
+        train_opt['total_iter'] = sum(stage['iterations'] for stage in stages)
+    if opt.get('val') is not None:
+        opt['val']['val_freq'] = scaled(opt['val']['val_freq'])
+    opt['logger']['save_checkpoint_freq'] = scaled(opt['logger']['save_checkpoint_freq'])
+    opt['logger']['print_freq'] = every = min(opt['logger']['print_freq'], scaled(opt['logger']['print_freq']))
+    if train_opt.get('log_gradient_share'):
+        train_opt['log_gradient_share'] = every * max(1, scaled(train_opt['log_gradient_share']) // every)
+    return opt
 
 
 def read_comparison(path: Path) -> Comparison:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from facd_basicsr.comparison.plan import Comparison, Run
+from facd_basicsr.comparison.plan import Comparison, Run, timed
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.tables import to_json
 from facd_basicsr.files.atomic import atomic_path, atomic_write
@@ -125,6 +126,7 @@ def train_all(
     jobs: int,
     lock: int,
     finished: Callable[[Run, dict[str, Any]], dict[str, Any]],
+    threads: int | None = None,
 ) -> list[str]:
     """Trains what is not trained yet, ``jobs`` runs at a time, and writes the record of each.
 
@@ -137,11 +139,12 @@ def train_all(
         jobs: processes at a time, each on a GPU in turn if there are some. They share the CPU's cores.
         lock: from :func:`locked`.
         finished: makes the record of a trained run, from what ``trained`` holds.
+        threads: of each; None: :func:`threads_of`.
 
     Returns:
         A line for each run that failed.
     """
-    threads = threads_of(jobs)
+    threads = threads or threads_of(jobs)
     torch.set_num_threads(threads)
     waiting = [run for run in comparison.runs() if not _is_scored(run, comparison, folder)]
     running: dict[int, tuple[Run, subprocess.Popen]] = {}
@@ -184,6 +187,27 @@ def train_all(
         for _, process in running.values():
             process.wait()
     return failures
+
+
+def step_times(
+    comparison: Comparison, folder: Folder, jobs: int, finished: Callable[[Run, dict[str, Any]], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The records of short runs of every method, one after another with the threads of one of ``jobs`` runs.
+
+    They are made once and kept in the folder's ``step_times/``.
+
+    Raises:
+        UserError: as of :func:`write_option_files`, or a run failed.
+    """
+    short, own = timed(comparison), Folder(folder.root / 'step_times')
+    with locked(own) as lock:
+        write_option_files(short, own)
+        failures = train_all(short, own, 1, lock, finished, threads_of(jobs))
+    if failures:
+        raise UserError(f'no step time: {"; ".join(failures)}; accepted: methods that can be trained')
+    for run in short.runs():
+        shutil.rmtree(root_path() / 'experiments' / run.opt['name'], ignore_errors=True)
+    return list(read_records(short, own))
 
 
 def time_left(comparison: Comparison, folder: Folder, jobs: int) -> float | None:
@@ -235,6 +259,8 @@ def _score(run: Run, folder: Folder, finished: Callable[[Run, dict[str, Any]], d
     record = finished(run, json.loads(folder.trained(run).read_text(encoding='utf-8')))
     atomic_write(folder.record(run), to_json(record))
     scores = ', '.join(f'{name} {found["psnr_y"]:.3f} dB' for name, found in record['means'].items())
+    if not scores:  # a run that measures a step
+        scores = f'{1000 * record["seconds_per_iter"]:.1f} ms/iteration'
     print(f'{run.name}: {scores}', flush=True)
 
 

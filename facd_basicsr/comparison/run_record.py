@@ -1,8 +1,10 @@
 """The results of a finished run, as plain data: scores, costs, curves."""
 
+import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 import torch
 
 from facd_basicsr.archs.reparameterization import reparameterized
-from facd_basicsr.comparison.plan import Comparison, Run
+from facd_basicsr.comparison.plan import TIMED, Comparison, Run
+from facd_basicsr.engine.logs import METRICS_FILE, read_metrics
 from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latencies_ms
 from facd_basicsr.evaluation.feature_psnr import tap_features
@@ -85,6 +88,30 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
         'notes': notes,
         'curves': curves(metrics),
     }
+
+
+def step_record(run: Run, opt: Mapping[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run that measures the step of a method with the options ``opt``."""
+    stages = [stage['iterations'] for stage in opt['train'].get('stages') or []]
+    lines = read_metrics(root_path() / 'experiments' / run.opt['name'] / METRICS_FILE)
+    seconds = step_seconds((line for line in lines if 'epoch' in line), stages or [opt['train']['total_iter']])
+    found = {'method': run.method, 'seconds_per_iter': seconds, 'machine': machine(), **trained}
+    return {**found, 'test': {}, 'means': {}}
+
+
+def step_seconds(lines: Iterable[Mapping[str, Any]], stages: Sequence[int]) -> float:
+    """Seconds of an iteration in a run whose stages have so many iterations, by the lines of one with ``TIMED`` each.
+
+    Of each stage the median, without its first third: that is where memory is allocated and code compiled.
+    """
+    found: list[list[float]] = [[] for _ in stages]
+    for earlier, later in itertools.pairwise(lines):
+        stage, begin = divmod(earlier['iter'], TIMED)
+        if begin >= TIMED // 3:
+            began, ended = (datetime.fromisoformat(line['timestamp']) for line in (earlier, later))
+            found[stage].append((ended - began).total_seconds() / (later['iter'] - earlier['iter']))
+    medians = map(statistics.median, found)
+    return sum(iterations * seconds for iterations, seconds in zip(stages, medians)) / sum(stages)
 
 
 def curves(metrics: Metrics) -> dict[str, list[list[float | None]]]:

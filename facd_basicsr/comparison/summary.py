@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -97,7 +98,7 @@ def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Tabl
     A method is compared with the baseline of its own student only. Differences are marked by Holm-corrected paired
     t-tests, over the methods of a set; the best method of each student is bold.
     """
-    runs, digits, base, student = by_method(results), METRICS[metric], baselines(results), students(results)
+    runs, digits, student = by_method(results), METRICS[metric], students(results)
     sets = list(results['references'][0]['means'])
     rows = []
     bold = set()
@@ -111,15 +112,7 @@ def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Tabl
     rows += [[method, *([student[method]] if student else []), str(len(records))] for method, records in runs.items()]
     titles = ['method', *(['student'] if student else []), 'seeds']
     for column, name in enumerate(sets):
-        values = {  # {method: {seed: value}}, without values that are not finite, which JSON has as none
-            method: {run['seed']: value for run in records if (value := run['means'][name].get(metric)) is not None}
-            for method, records in runs.items()
-        }
-        differences = {
-            method: paired_difference(found, values[own])
-            for method, found in values.items()
-            if (own := base[method]) in values and own != method
-        }
+        values, differences = _compared(results, name, metric)
         corrected = holm([difference and difference.p for difference in differences.values()])
         marks = {
             method: next((mark for level, mark in LEVELS if p is not None and p < level), '')
@@ -143,22 +136,43 @@ def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Tabl
     return Table(header, rows, [*([''] * len(titles)), *(name for name in sets for _ in range(2))], bold)
 
 
+def _compared(
+    results: Mapping[str, Any], name: str, metric: str
+) -> tuple[dict[str, dict[int, float]], dict[str, Difference | None]]:
+    """{method: {seed: value}} of a set, without values that are not finite, which JSON has as null, and
+    {method: its difference to the baseline of its student}."""
+    base = baselines(results)
+    values = {
+        method: {run['seed']: value for run in records if (value := run['means'][name].get(metric)) is not None}
+        for method, records in by_method(results).items()
+    }
+    differences = {
+        method: paired_difference(found, values[own])
+        for method, found in values.items()
+        if (own := base[method]) in values and own != method
+    }
+    return values, differences
+
+
 def _baseline_name(results: Mapping[str, Any]) -> str:
     return 'baseline' if students(results) else results['baseline']
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
     """Methods x parameters, FLOPs, latency, iterations, milliseconds an iteration and minutes of training; the last
-    also relative to the baseline of the method's student."""
+    also relative to the baseline of the method's student. Then the mean PSNR-Y that a run gains over that baseline on
+    the first set, divided by its hours."""
+    differences = _compared(results, _first_set(results), 'psnr_y')[1]
     runs, base, student = by_method(results), baselines(results), students(results)
     rows = [
-        [record['method'], *([NONE] if student else []), *_network_cost(record, results), NONE, NONE, NONE, NONE]
+        [record['method'], *([NONE] if student else []), *_network_cost(record, results), *[NONE] * 5]
         for record in results['references']
         if 'parameters' in record
     ]
     seconds = {method: _mean(records, 'train_seconds') for method, records in runs.items()}
     for method, records in runs.items():
         per_iter, total, of_base = _mean(records, 'seconds_per_iter'), seconds[method], seconds.get(base[method] or '')
+        gain = differences.get(method)
         rows.append(
             [
                 method,
@@ -168,9 +182,10 @@ def cost_table(results: Mapping[str, Any]) -> Table:
                 NONE if per_iter is None else f'{1000 * per_iter:.0f}',
                 NONE if total is None else f'{total / 60:.1f}',
                 NONE if not (total and of_base) else f'{total / of_base:.2f}',
+                NONE if not (total and gain) else f'{gain.mean / (total / 3600):+.3g}',
             ]
         )
-    costs = ['parameters', 'GFLOPs', 'ms/image', 'iterations', 'ms/iteration', 'minutes', 'x baseline']
+    costs = ['parameters', 'GFLOPs', 'ms/image', 'iterations', 'ms/iteration', 'minutes', 'x baseline', 'dB per hour']
     header = ['method', *(['student'] if student else []), *costs]
     return Table(header, rows, [''] * len(header), set())
 
@@ -231,12 +246,20 @@ def caption(results: Mapping[str, Any]) -> str:
         own = baselines(results).get(method)
         base = baseline if own in (None, method) else own
         notes.append(f'{method} differs from {base if students(results) else "it"} in {", ".join(keys)}.')
-    machines = ', '.join(dict.fromkeys(run['machine'] for run in runs))
-    jobs, threads = (max((run[key] for run in runs), default=1) for key in ('jobs', 'threads'))
+    if 'equal_time' in results:
+        steps = results['step_times']
+        seconds = ', '.join(f'{method} {1000 * found:.1f}' for method, found in mean_step_times(steps).items())
+        notes.append(
+            'Iterations and schedules are scaled so that every run takes the time of one of '
+            f'{results["equal_time"]}, by the milliseconds of an iteration measured before, one run at a time: '
+            f'{seconds} ({_conditions(steps)}).'
+        )
+    jobs = max((run['jobs'] for run in runs), default=1)
+    at_a_time = f'{jobs} run{"s" * (jobs > 1)} at a time'
     notes.append(
         'FLOPs (two for each multiply-add) and ms/image are of one 1280x720 output. ms/iteration is the median between '
-        f'log lines; minutes are iterations times that: {machines}, {jobs} run{"s" * (jobs > 1)} at a time, '
-        f'{threads} CPU thread{"s" * (threads > 1)} each.'
+        'log lines; minutes are iterations times that, and "dB per hour" is the mean difference on '
+        f'{_first_set(results)} over them: {_conditions(runs, at_a_time)}.'
     )
     return ' '.join(notes)
 
@@ -258,6 +281,24 @@ def records_csv(results: Mapping[str, Any]) -> str:
 def _network_cost(record: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
     ms = results['latency_ms'].get(record['method'])
     return [f'{record["parameters"]:,}', f'{record["flops"] / 1e9:.1f}', NONE if ms is None else f'{ms:.0f}']
+
+
+def mean_step_times(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """{method: seconds of an iteration}, the mean of its records."""
+    return {
+        method: statistics.fmean(step['seconds_per_iter'] for step in steps if step['method'] == method)
+        for method in dict.fromkeys(step['method'] for step in steps)
+    }
+
+
+def _conditions(records: Sequence[Mapping[str, Any]], *more: str) -> str:
+    machines = dict.fromkeys(record['machine'] for record in records)
+    threads = max((record['threads'] for record in records), default=1)
+    return ', '.join([*machines, *more, f'{threads} CPU thread{"s" * (threads > 1)} each'])
+
+
+def _first_set(results: Mapping[str, Any]) -> str:
+    return next(iter(results['references'][0]['means']))
 
 
 def _mean(records: Sequence[Mapping[str, Any]], key: str) -> float | None:

@@ -10,13 +10,14 @@ import click
 import torch
 
 from facd_basicsr.cli import QuietCommand
-from facd_basicsr.comparison.plan import Comparison, read_comparison, shortened
-from facd_basicsr.comparison.run import Folder, locked, read_records, train_all, write_option_files
+from facd_basicsr.comparison.plan import Comparison, of_equal_time, read_comparison, shortened
+from facd_basicsr.comparison.run import Folder, locked, read_records, step_times, train_all, write_option_files
 from facd_basicsr.comparison.run_record import (
     checkpoint_of,
     latencies,
     reference_records,
     run_record,
+    step_record,
     student_of,
     teacher_of,
 )
@@ -29,6 +30,7 @@ from facd_basicsr.comparison.summary import (
     draw_curves,
     feature_notes,
     filled,
+    mean_step_times,
     records_csv,
     save_figure,
 )
@@ -44,18 +46,32 @@ from facd_basicsr.tools.figure import draw_crops
 CROP, CROPS = 48, 3
 
 
-def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, Any]:
+def compare(path: Path, jobs: int, iterations: int | None = None, equal_time: str | None = None) -> dict[str, Any]:
     """Trains and evaluates the missing runs and writes the report. Returns the content of results.json.
 
     Args:
         iterations: of the baseline, the others in proportion; None: as in the file.
+        equal_time: the method of whose runs all take the time; None: none.
 
     Raises:
         UserError: the file, a method's options or data are not accepted, or a run failed.
     """
-    comparison = read_comparison(path)
+    in_file = comparison = read_comparison(path)
+    if equal_time not in (None, *comparison.methods):
+        raise UserError(f'--equal-time {equal_time}: accepted: one of the methods, {", ".join(comparison.methods)}')
     if iterations is not None:
         comparison = shortened(comparison, iterations)
+    differing, timing = comparison.differing(), {}
+    if equal_time is not None:
+        differing = of_equal_time(comparison, equal_time, dict.fromkeys(comparison.methods, 1)).differing()
+        steps = step_times(
+            in_file,
+            Folder(root_path() / 'results' / in_file.name),
+            jobs,
+            lambda run, trained: step_record(run, in_file.methods[run.method], trained),
+        )
+        timing = {'equal_time': equal_time, 'step_times': steps}
+        comparison = of_equal_time(comparison, equal_time, mean_step_times(steps))
     folder = Folder(root_path() / 'results' / comparison.name)
     with locked(folder) as lock:
         write_option_files(comparison, folder)
@@ -68,7 +84,8 @@ def compare(path: Path, jobs: int, iterations: int | None = None) -> dict[str, A
             'methods': list(comparison.methods),
             'students': comparison.students(),
             'baselines': {method: comparison.baseline_of(method) for method in comparison.methods},
-            'differing': comparison.differing(),
+            'differing': differing,
+            **timing,
             'references': reference_records(comparison),
             'latency_ms': latencies(comparison),
             'runs': list(read_records(comparison, folder)),
@@ -133,6 +150,11 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
     '--iterations', type=click.IntRange(1), help='Of the baseline; other runs and all schedules scale in proportion.'
 )
 @click.option(
+    '--equal-time',
+    metavar='METHOD',
+    help="Every run takes the time of one of METHOD's, by step times measured first; schedules scale in proportion.",
+)
+@click.option(
     '--into',
     'pages',
     multiple=True,
@@ -140,7 +162,9 @@ def fill_pages(results_file: Path, pages: Sequence[Path]) -> None:
     metavar='PAGE.md',
     help='With a results.json as FILE: rewrite the tables of this page. Repeatable.',
 )
-def command(file: Path, jobs: int | None, iterations: int | None, pages: tuple[Path, ...]) -> None:
+def command(
+    file: Path, jobs: int | None, iterations: int | None, equal_time: str | None, pages: tuple[Path, ...]
+) -> None:
     """Train methods x seeds under equal settings and report the results.
 
     FILE lists methods and seeds (docs/results.md). train.py trains every run, with the initial weights and data order
@@ -149,6 +173,7 @@ def command(file: Path, jobs: int | None, iterations: int | None, pages: tuple[P
     \b
     Example:
       facd compare options/compare/mini_x2.yml
+      facd compare options/compare/mini_x2.yml --equal-time Student
       facd compare benchmarks/results/mini_x2.json --into README.md
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which ends the runs too
@@ -157,4 +182,4 @@ def command(file: Path, jobs: int | None, iterations: int | None, pages: tuple[P
             raise UserError(f'{file}: accepted: a comparison file, or a results.json with --into PAGE.md')
         fill_pages(file, pages)
     else:
-        compare(file, jobs or max(1, torch.cuda.device_count()), iterations)
+        compare(file, jobs or max(1, torch.cuda.device_count()), iterations, equal_time)

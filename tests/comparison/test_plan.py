@@ -7,7 +7,7 @@ import yaml
 from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import REPOSITORY, changed, tiny_test_opt, write_yml
 
-from facd_basicsr.comparison.plan import read_comparison, shortened
+from facd_basicsr.comparison.plan import of_equal_time, read_comparison, shortened, timed
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml, parse_options, parser
@@ -221,6 +221,62 @@ def test_schedules_of_weights_are_shortened_and_shares_stay_multiples_of_lines(c
     distill_opt = opt['train']['distill_opt']
     assert distill_opt['lambda']['over'] == 30 and distill_opt['layer_weights'][2]['over'] == 15
     assert opt['train']['log_gradient_share'] == 30 and opt['logger']['print_freq'] == 15
+
+
+SECONDS = {'Student': 0.02, 'FACD': 0.04, 'TS': 0.03}
+
+
+@pytest.mark.parametrize(
+    ('method', 'totals', 'milestones'),
+    [
+        ('Student', [600, 300, 400], [200, 300]),  # 600 x 20 ms
+        ('FACD', [200, 100, 133], [67, 100]),  # 100 x 40 ms
+        ('TS', [900, 450, 600], [300, 450]),  # 600 x 30 ms
+    ],
+)
+def test_runs_of_equal_time_take_that_of_one_method(comparison, tmp_path, method, totals, milestones):
+    comparison['methods']['TS']['train'] |= {'scheduler': {'type': 'MultiStepLR', 'milestones': [300, 450]}}
+    fading = {'start': 4, 'end': 0, 'over': 50}
+    comparison['methods']['FACD']['train'] = {'distill_opt': {'lambda': fading}}
+    comparison['common'] = {'val': {'val_freq': 60}}
+    found = read_comparison(write_yml(comparison, tmp_path / 'compare.yml'))
+    for name, iterations in (('Student', 600), ('FACD', 100), ('TS', 600)):
+        found.methods[name]['train']['total_iter'] = iterations
+    equal = of_equal_time(found, method, SECONDS)
+    assert equal.name == f'tiny_equal_time_{method}'
+    assert [opt['train']['total_iter'] for opt in equal.methods.values()] == totals
+    student, facd, ts = equal.methods.values()
+    assert facd['train']['distill_opt']['lambda']['over'] == totals[1] // 2
+    assert ts['train']['scheduler']['milestones'] == milestones
+    assert student['val']['val_freq'] == totals[0] // 10
+    assert equal.methods[method] == found.methods[method]
+
+
+def test_equal_time_of_shorter_runs_has_both_in_its_name_and_scales_stages(comparison, tmp_path):
+    stages = [{'iterations': 300}, {'iterations': 100, 'scheduler': {'milestones': [50]}}]
+    comparison['methods']['FACD']['train'] = {'total_iter': None, 'stages': stages}
+    comparison['common'] = {}
+    found = read_comparison(write_yml(comparison, tmp_path / 'compare.yml'))
+    found.methods['Student']['train']['total_iter'] = 800
+    equal = of_equal_time(shortened(found, 400), 'Student', SECONDS)
+    assert equal.name == 'tiny_400_equal_time_Student'
+    train_opt = equal.methods['FACD']['train']
+    assert train_opt['total_iter'] == 200 and [stage['iterations'] for stage in train_opt['stages']] == [150, 50]
+    assert train_opt['stages'][1]['scheduler'] == {'milestones': [25]}
+
+
+def test_what_measures_a_step_is_train_pys_run_of_60_iterations_of_each_stage(comparison, tmp_path):
+    comparison['methods']['FACD']['train'] = {'stages': [{'iterations': 2}, {'iterations': 4, 'gt_size': 48}]}
+    comparison['methods']['TS']['train'] |= {'log_gradient_share': 7}
+    comparison['common'] |= {'logger': {'print_freq': 7}}
+    found = read_comparison(write_yml(comparison, tmp_path / 'compare.yml'))
+    short = timed(found)
+    assert short.name == 'tiny_step_times' and short.seeds == (0, 1)
+    assert [opt['train']['total_iter'] for opt in short.methods.values()] == [60, 120, 60]
+    assert [stage['iterations'] for stage in short.methods['FACD']['train']['stages']] == [60, 60]
+    for opt in short.methods.values():
+        assert check_options(opt, is_train=True)['val'] is None
+    assert found.methods['TS']['train']['log_gradient_share'] == 7
 
 
 @pytest.mark.parametrize('net', ['EDSR', 'RCAN'])

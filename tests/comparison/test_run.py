@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import write_yml
 
-from facd_basicsr.comparison.plan import Comparison, Run
-from facd_basicsr.comparison.run import Folder, locked, threads_of, time_left, write_option_files
+from facd_basicsr.comparison.plan import Comparison, Run, timed
+from facd_basicsr.comparison.run import Folder, locked, step_times, threads_of, time_left, write_option_files
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml, schema
 
@@ -87,3 +87,24 @@ def test_the_time_left_is_that_of_all_runs_at_the_pace_of_their_methods(train_op
     begun(second, tmp_path, 50, 300)  # 6 s
     folder.output(second).write_text('started')
     assert time_left(comparison, folder, jobs=1) == pytest.approx(6 * 50 + 2 * 100 + 6 * 100)
+
+
+def test_step_times_are_measured_once(train_opt, test_opt, tmp_path):
+    comparison = Comparison('c', (7,), 'A', {'A': train_opt, 'B': train_opt}, test_opt)
+    folder = Folder(tmp_path / 'c')
+    own = Folder(folder.root / 'step_times')
+    (own.root / 'runs').mkdir(parents=True)
+    kept = [
+        (run, {'method': run.method, 'seconds_per_iter': 0.1 * run.seed, 'test': {}})
+        for run in timed(comparison).runs()
+    ]
+    for run, record in kept:
+        own.trained(run).write_text('{}')
+        own.record(run).write_text(json.dumps(record))
+
+    def measured_again(run: Run, trained: dict) -> dict:
+        raise AssertionError(run.name)
+
+    assert [run.name for run, _ in kept] == ['A_seed0', 'B_seed0', 'A_seed1', 'B_seed1']  # in turns
+    for others in (comparison, replace(comparison, seeds=(8,), test_opt={**test_opt, 'datasets': {'test': {}}})):
+        assert step_times(others, folder, 2, measured_again) == [record for _, record in kept]

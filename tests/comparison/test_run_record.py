@@ -1,8 +1,10 @@
 import math
+from datetime import datetime, timedelta, timezone
 
+import pytest
 from basicsr.archs.ecbsr_arch import ECBSR
 
-from facd_basicsr.comparison.run_record import KEPT_POINTS, _size, curves
+from facd_basicsr.comparison.run_record import KEPT_POINTS, _size, curves, step_seconds
 from facd_basicsr.evaluation.methods import Method
 from facd_basicsr.runs.run_folder import Metrics
 
@@ -25,3 +27,23 @@ def test_a_student_that_fuses_is_stated_by_what_is_deployed():
     method = Method('mine', 2, ECBSR(3, 3, num_block=1, num_channel=8, with_idt=False, act_type='relu', scale=2))
     weights = 9 * (3 * 8 + 8 * 8 + 8 * 12)
     assert _size(method) == {'parameters': weights + 8 + 8 + 12, 'flops': 2 * weights * 360 * 640}
+
+
+def lines(*stages: list[float]) -> list[dict]:
+    """A line after every 5 iterations of a run whose stages have these seconds between them, 12 each."""
+    found, time = [], datetime(2026, 1, 1, tzinfo=timezone.utc)
+    for seconds in (value for stage in stages for value in stage):
+        time += timedelta(seconds=seconds)
+        found.append({'iter': 5 * (len(found) + 1), 'timestamp': time.isoformat()})
+    return found
+
+
+def test_a_step_takes_the_median_without_the_first_third():
+    first, rest = [9.0, 3.0, 1.0, 0.5], [0.2, 0.2, 0.1, 0.3, 0.2, 0.2, 0.2, 7.0]
+    assert step_seconds(lines(first + rest), [600]) == pytest.approx(0.04)
+
+
+def test_stages_count_by_their_iterations():
+    slow, fast = [9.0] * 4 + [0.4] * 8, [9.0] * 4 + [0.1] * 8
+    # 100 iterations of 80 ms and 300 of 20 ms
+    assert step_seconds(lines(slow, fast), [100, 300]) == pytest.approx((100 * 0.08 + 300 * 0.02) / 400)

@@ -100,11 +100,11 @@ def test_students_are_named_and_no_difference_is_between_them(two_students):
 def test_costs_are_relative_to_the_own_students_baseline(two_students):
     header, rows, *_ = cost_table(two_students)
     assert header[:3] == ['method', 'student', 'parameters']
-    assert [(row[0], row[1], row[-1]) for row in rows] == [
-        ('Student', 'EDSR', '1.00'),
-        ('FACD', 'EDSR', '2.50'),
-        ('TS', 'SPAN', '1.00'),
-        ('Half', 'RCAN', '-'),
+    assert [(row[0], row[1], *row[-2:]) for row in rows] == [
+        ('Student', 'EDSR', '1.00', '-'),
+        ('FACD', 'EDSR', '2.50', '+4.8'),
+        ('TS', 'SPAN', '1.00', '-'),
+        ('Half', 'RCAN', '-', '-'),
     ]
 
 
@@ -119,8 +119,11 @@ def test_the_caption_and_the_csv_say_which_student(two_students):
 
 def test_costs_are_per_method_with_time_relative_to_the_baseline(results):
     header, rows, *_ = cost_table(results)
-    assert header[-3:] == ['ms/iteration', 'minutes', 'x baseline']
-    assert rows[1] == ['FACD', '12,345', '2.0', '5', '1,000', '60', '2.5', '2.50']
+    assert header[-4:] == ['ms/iteration', 'minutes', 'x baseline', 'dB per hour']
+    # 0.2 dB in 150 s: 0.2 * 3600 / 150
+    assert rows[1] == ['FACD', '12,345', '2.0', '5', '1,000', '60', '2.5', '2.50', '+4.8']
+    # 0.201 dB a minute; -0.1 dB a minute, of the seed that both have
+    assert [row[-1] for row in rows] == ['-', '+4.8', '+12.1', '-6']
 
 
 def test_features_are_shown_of_methods_that_have_them_only(results):
@@ -138,6 +141,25 @@ def test_the_caption_names_seeds_and_machine(results):
     text = caption(results)
     assert 'seeds 0, 1, 2' in text and 'a machine, 2 runs at a time, 2 CPU threads each' in text
     assert 'Half differs from it in train.total_iter.' in text
+
+
+def test_gains_per_hour_are_of_the_first_set_and_not_of_a_run_without_a_time(results):
+    for record in (*results['references'], *results['runs']):
+        record['means']['Set14'] = {**record['means']['Set5'], 'psnr_y': 30.0}
+        if record['method'] == 'TS':
+            record['train_seconds'] = None
+    assert [row[-1] for row in cost_table(results).rows] == ['-', '+4.8', '-', '-6']
+
+
+def test_the_caption_of_equal_time_has_the_step_times(results):
+    def step(method: str, seconds: float) -> dict:
+        return {'method': method, 'seconds_per_iter': seconds, 'machine': 'another', 'threads': 1}
+
+    results['equal_time'] = 'FACD'
+    results['step_times'] = [step('Student', 0.02), step('FACD', 0.03), step('Student', 0.022), step('FACD', 0.05)]
+    text = caption(results)
+    assert 'every run takes the time of one of FACD, by the milliseconds' in text
+    assert ': Student 21.0, FACD 40.0 (another, 1 CPU thread each).' in text
 
 
 def test_one_seed_has_no_deviation_and_says_so(results):

@@ -202,7 +202,7 @@ def test_students_of_two_architectures_are_compared_side_by_side(comparison, che
         psnr = {row['method']: float(row['psnr_y']) for row in csv.DictReader(file)}
     lines = (folder / 'table.md').read_text().splitlines()
     rows = [[cell.strip(' *') for cell in line.split('|')[1:-1]] for line in lines if line.startswith('|')]
-    quality, cost = ({row[0]: row for row in rows if len(row) == width} for width in (5, 9))
+    quality, cost = ({row[0]: row for row in rows if len(row) == width} for width in (5, 10))
     assert quality['method'][:3] == ['method', 'student', 'seeds'] and quality['method'][4].endswith('Δ vs baseline')
     for method, student, base in (
         ('Student', 'EDSRStudent', None),
@@ -238,3 +238,30 @@ def test_a_method_that_train_py_refuses_is_refused_before_anything_is_trained(in
     with pytest.raises(UserError, match=r'methods.FACD: path.pretrain_network_g: no such file: none.pth'):
         compare(write_yml(absent, checkout / 'absent.yml'), jobs=1)
     assert not [path for name in ('bad', 'absent') for path in (checkout / 'experiments').glob(f'{name}_*')]
+
+
+def test_equal_time_of_a_method_that_is_not_there_is_refused(in_checkout, comparison, checkout):
+    path = write_yml(comparison | {'name': 'unequal'}, checkout / 'unequal.yml')
+    with pytest.raises(UserError, match=r'^--equal-time Facd: accepted: one of the methods, Student, FACD$'):
+        compare(path, jobs=1, equal_time='Facd')
+    assert not (checkout / 'results' / 'unequal').exists()
+
+
+@pytest.mark.slow
+def test_runs_of_equal_time_have_iterations_by_step_times_that_are_kept(comparison, checkout):
+    path = write_yml(comparison | {'name': 'timed', 'seeds': [0]}, checkout / 'timed.yml')
+    done = run(*command(path), '--equal-time', 'FACD', '--iterations', '4', cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    measured = {p: p.read_bytes() for p in (checkout / 'results' / 'timed' / 'step_times' / 'runs').glob('*.json')}
+    steps = [json.loads(text) for text in measured.values()]
+    assert sorted(step['method'] for step in steps) == ['FACD', 'FACD', 'Student', 'Student']
+    student, facd = (sum(s['seconds_per_iter'] for s in steps if s['method'] == name) for name in ('Student', 'FACD'))
+    assert not list((checkout / 'experiments').glob('timed_step_times*'))
+    folder = checkout / 'results' / 'timed_4_equal_time_FACD'
+    results = json.loads((folder / 'results.json').read_text())
+    iterations = {record['method']: record['iterations'] for record in results['runs']}
+    assert iterations == {'Student': round(4 * facd / student), 'FACD': 4} and iterations['Student'] > 4
+    assert results['differing'] == {} and 'every run takes the time of one of FACD' in (folder / 'table.md').read_text()
+    again = run(*command(path), '--equal-time', 'FACD', '--iterations', '4', cwd=checkout)
+    assert again.returncode == 0 and ': training;' not in again.stdout
+    assert all(p.read_bytes() == text for p, text in measured.items())
