@@ -11,6 +11,7 @@ import torch
 from conftest import picture, tiny_test_opt, tiny_train_opt, write_yml
 from processes import run_ranks
 from runs import assert_same, result, scalars, torchrun, with_stages
+from states import save_vgg
 
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.options import parser
@@ -81,12 +82,12 @@ def networks(checkout: Path, name: str, iteration: int | str) -> dict[str, torch
     }
 
 
-def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Asserts equality to 1e-6, or 1e-7 for weights below 0.1.
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float = 1e-7) -> None:
+    """Asserts equality to 1e-6, or ``atol`` for small weights.
 
     Two ranks sum a batch in another order than one process, so weights of 0.2 differ in their last bits, by 1.5e-8.
     """
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=atol)
 
 
 def test_two_processes_train_like_one_with_the_combined_batch(two, one, checkout):
@@ -143,6 +144,36 @@ def test_two_processes_train_stages_like_one_and_resume_at_a_border(checkout, da
     done = run_ranks(TRAIN, '-opt', path, *PYTORCH, *overrides, cwd=checkout)
     assert done.returncode == 0, done.stderr
     assert_same(result(checkout, 2 * N, 'stages_resumed'), result(checkout, 2 * N, 'stages'))
+
+
+def test_two_processes_train_on_views_like_one_and_resume_the_average(
+    checkout, data, teacher_weights, three_images, tmp_path
+):
+    opt = facd_opt(data, teacher_weights, three_images)
+    vgg = {'vgg_weights': str(save_vgg(tmp_path / 'vgg.pth', 2)), 'layer_weights': [0.5, 1]}
+    opt['train']['distill_opt'] = {
+        'facd': opt['train']['distill_opt'],
+        'dukd': {'type': 'DUKDLoss', 'crops': 2, 'zoom_out': True, 'img_range': 255},
+        'dckd': {'type': 'DCKDLoss', 'every': 3, 'img_range': 255, 'lambda': 25, **vgg},
+        'eco': {'type': 'ECOLoss', 'alpha': {'start': 0, 'end': 1, 'over': 6}, 'img_range': 255},
+    }
+    path = write_yml(opt, checkout / 'views.yml')
+    done = run_ranks(TRAIN, '-opt', path, *PYTORCH, '--force_yml', 'name=views', cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    in_this_process(path, checkout, 'name=views_one', 'datasets:train:batch_size_per_gpu=4')
+    for iteration in (N, 2 * N):
+        assert_close(networks(checkout, 'views', iteration), networks(checkout, 'views_one', iteration), atol=1e-6)
+    found, expected = scalars(checkout, 'views'), scalars(checkout, 'views_one')
+    assert {'losses/l_dukd_zoom_in', 'losses/l_dckd_contrast', 'losses/l_eco', 'losses/l_facd_facd'} <= expected.keys()
+    for tag, values in expected.items():
+        assert found[tag] == pytest.approx(values, rel=1e-5), tag
+    states = checkout / 'experiments/views_resumed/training_states'
+    shutil.copytree(checkout / 'experiments/views', states.parent)
+    (states / f'{2 * N}.state').unlink()
+    overrides = ('--auto_resume', '--force_yml', 'name=views_resumed', 'datasets:train:num_worker_per_gpu=1')
+    done = run_ranks(TRAIN, '-opt', path, *PYTORCH, *overrides, cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    assert_same(result(checkout, 2 * N, 'views_resumed'), result(checkout, 2 * N, 'views'))
 
 
 def test_two_processes_train_from_memory_like_from_files(two, option_file, checkout):
