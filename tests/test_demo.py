@@ -1,11 +1,20 @@
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, imported_script, run
+import torch
+from basicsr.utils import set_random_seed
+from conftest import REPOSITORY, imported_script, run, train_options
 from PIL import Image
+from states import LOSSES, method_opt, summed
+
+from facd_basicsr.data.loaders import build_loaders
+from facd_basicsr.losses import DistillState
+from facd_basicsr.models.safe_model import build_model
+from facd_basicsr.options.option_files import load_yaml
 
 demo = imported_script(REPOSITORY / 'demo' / 'demo.py')
 
@@ -42,6 +51,62 @@ def test_the_demo_ends_with_its_table_and_picture(checkout):
     photo = Image.open(out / 'data' / 'val_GT' / 'astronaut.png')
     assert Image.open(out / 'upscaled' / 'astronaut.png').size == (2 * photo.width, 2 * photo.height)
     assert {path.name for path in (out / 'experiments').iterdir()} == {'demo_Student', 'demo_FACD'}
+
+
+@pytest.fixture(scope='module')
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(demo, 'DATA', tmp_path_factory.mktemp('demo') / 'data')
+        demo.make_data()
+        return demo.DATA
+
+
+OWN_FILES = {
+    'FACD-B': {
+        'type': 'FACDLoss',
+        'lambda': {'start': 32, 'end': 0, 'over': 10},
+        'negatives': 'per_anchor',
+        'layer_weights': [0.5, 0.3, 0.2],
+    },
+    'MTKD': {'sr': {'type': 'L1Loss'}, 'wavelet': {'type': 'WaveletLoss', 'target': 'teacher'}},
+}
+
+
+@pytest.mark.parametrize('method', [*sorted(LOSSES), *OWN_FILES])
+def test_every_method_trains_on_the_demos_photographs_by_the_demos_teacher(method, demo_data, tmp_path):
+    """Ten steps on one batch lower what is minimized, and the student's own distance to ground truth."""
+    opt = load_yaml((REPOSITORY / 'demo' / 'FACD.yml').read_text(), 'FACD.yml')
+    if method in LOSSES:
+        opt = method_opt(opt, method, tmp_path)
+    else:
+        opt['train']['distill_opt'] = OWN_FILES[method]
+        opt['network_r'] = {'type': 'DeepRegressor', 'num_layer': 1}
+    if method == 'MTKD':
+        del opt['taps'], opt['network_r']
+    opt['teacher']['weights'] = str(demo.TEACHER_WEIGHTS)
+    train_set = {'dataroot_gt': 'train_HR_sub.lmdb', 'dataroot_lq': 'train_LR_bicubic_X2_sub.lmdb'}
+    for name, folders in (('train', train_set), ('val', {'dataroot_gt': 'val_GT', 'dataroot_lq': 'val_LR'})):
+        opt['datasets'][name] |= {key: str(demo_data / folder) for key, folder in folders.items()}
+    opt['datasets']['train'] |= {'num_worker_per_gpu': 0, 'batch_size_per_gpu': 4}
+    opt = train_options(opt, tmp_path)
+    set_random_seed(0)
+    model = build_model(opt)
+    batch = next(iter(build_loaders(opt).train))
+    model.feed_data(batch)
+
+    def state() -> DistillState:
+        with torch.no_grad():
+            return model.distill_state(model.lq, model.gt, 5, model.seeds)
+
+    def distance() -> float:
+        with torch.no_grad():
+            return (model.net_g(model.lq) - model.gt).abs().mean().item()
+
+    before, far = summed(model.criterion(state())).item(), distance()
+    for iteration in range(1, 11):
+        model.optimize_parameters(iteration)
+    assert summed(model.criterion(state())).item() < before
+    assert distance() < far
 
 
 def test_a_checkout_that_cannot_be_written_is_a_line(tmp_path, monkeypatch, capsys):
