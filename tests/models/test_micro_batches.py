@@ -57,7 +57,7 @@ def step(model: SafeSRModel, first: int = 1, last: int = 1) -> None:
         colors = torch.rand(N, 3, 1, 1, generator=generator)
         lq, gt = (colors + 0.2 * torch.rand(N, 3, size, size, generator=generator) for size in (8, 16))
         model.update_learning_rate(iteration)
-        model.feed_data({'lq': lq, 'gt': gt})
+        model.feed_data({'lq': lq, 'gt': gt, 'seed': torch.arange(N)})
         model.optimize_parameters(iteration)
         model.guard.after_step({'lq': lq, 'gt': gt}, iteration)
 
