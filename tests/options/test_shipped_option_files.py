@@ -113,7 +113,8 @@ def test_an_option_file_is_accepted_and_its_numbers_agree(path):
         assert f'x{scale}' in lq.lower() or 'demo' in name(path)
         assert Path(dataset['dataroot_lq']).parent == Path(dataset['dataroot_gt']).parent
         files = 'lmdb' if dataset['dataroot_lq'].endswith('.lmdb') else 'disk'
-        in_memory = files == 'lmdb' and ('fast' in path.stem or path.parent.name == 'gpu')
+        fast = any(map(path.stem.__contains__, ('fast', 'long', 'weak', '48x12'))) or path.parent.name == 'gpu'
+        in_memory = files == 'lmdb' and fast
         assert dataset['io_backend']['type'] == ('memory' if in_memory else files)
 
 
@@ -237,7 +238,7 @@ def test_training_settings_are_the_papers(path):
         assert (train['distill_opt']['lambda'], train['distill_opt']['layer_weights']) == (4, [0.5, 0.3, 0.2])
 
 
-WITHOUT_TWIN = ('DATlight', 'fast', 'preskip')
+WITHOUT_TWIN = ('DATlight', 'fast', 'preskip', 'weak')
 
 
 @pytest.mark.parametrize(
