@@ -223,6 +223,14 @@ def test_schedules_of_weights_are_shortened_and_shares_stay_multiples_of_lines(c
     assert opt['train']['log_gradient_share'] == 30 and opt['logger']['print_freq'] == 15
 
 
+def test_ecos_alpha_is_shortened(comparison, tmp_path):
+    alpha = {'start': 0, 'end': 1, 'over': 45}
+    comparison['methods']['TS']['train'] = {'distill_opt': {'type': 'ECOLoss', 'alpha': alpha}}
+    found = read_comparison(write_yml(comparison, tmp_path / 'comparison.yml'))
+    opt = shortened(found, 2 * found.methods['Student']['train']['total_iter']).methods['TS']
+    assert opt['train']['distill_opt']['alpha'] == {**alpha, 'over': 90}
+
+
 SECONDS = {'Student': 0.02, 'FACD': 0.04, 'TS': 0.03}
 
 
@@ -279,14 +287,31 @@ def test_what_measures_a_step_is_train_pys_run_of_60_iterations_of_each_stage(co
     assert found.methods['TS']['train']['log_gradient_share'] == 7
 
 
-@pytest.mark.parametrize('net', ['EDSR', 'RCAN'])
-def test_the_comparisons_of_table_2_differ_in_the_scale_only_and_have_its_rows(net):
+@pytest.mark.parametrize('net', ['EDSR', 'RCAN', 'SwinIR'])
+def test_the_comparisons_of_all_methods_differ_in_the_scale_only(net):
     texts = {s: (REPOSITORY / 'options' / 'compare' / f'{net}_x{s}.yml').read_text(encoding='utf-8') for s in (2, 4)}
     assert texts[2].replace('x2', 'x4') == texts[4]
     methods = yaml.safe_load(texts[2])['methods']
-    assert methods.keys() >= {'Student', 'TS', 'FitNet', 'FAKD', 'LFD', 'LSFD', 'FCD', 'FACD'}
+    table_2 = ['Student', 'TS', 'FitNet', 'FAKD', 'LFD', 'LSFD', 'FCD', 'FACD']
+    assert [*methods][:14] == [*table_2, 'CSD', 'FACD-B', 'DUKD', 'ECO', 'DCKD', 'MTKD']
     for name, block in methods.items():
-        assert block == {'base': f'../train/{name}_{net}_x2.yml'}
+        assert block == {'base': f'../train/{name.replace("-", "")}_{net}_x2.yml'}
+
+
+@pytest.mark.parametrize('name', ['controls_EDSR_x2', 'mini_controls_x2'])
+def test_controls_are_dukd_without_a_teacher_and_the_student_alone_for_twice_as_long(name, monkeypatch):
+    monkeypatch.setattr('facd_basicsr.comparison.plan.check_paths', lambda opt, is_train: None)  # no sets here
+    found = read_comparison(REPOSITORY / 'options' / 'compare' / f'{name}.yml')
+    student, longer, alone, dukd = (found.methods[own] for own in ('Student', 'Student_longer', 'Augmentation', 'DUKD'))
+    total = student['train']['total_iter']
+    assert found.differing() == {'Student_longer': ['train.total_iter', 'train.scheduler']}
+    twice = shortened(found, 2 * total).methods['Student']
+    assert longer['train'] == twice['train'] and longer['datasets'] == student['datasets']
+    assert dukd['train']['distill_opt'] == {'type': 'DUKDLoss'} and 'taps' not in dukd
+    assert alone['train']['distill_opt'] == {'type': 'DUKDLoss', 'targets': 'gt'} and 'teacher' not in alone
+    assert found.methods['DUKD_two_steps']['train']['distill_opt'] == {'type': 'DUKDLoss', 'two_steps': True}
+    equal = of_equal_time(found, 'Student', dict.fromkeys(found.methods, 1.0))
+    assert equal.methods['Student_longer']['train'] == student['train'] and equal.differing() == {}
 
 
 STUDENTS = [
@@ -308,7 +333,8 @@ def test_a_comparison_of_other_networks_has_a_baseline_of_every_student_and_equa
     assert None not in map(found.baseline_of, found.methods)
 
 
-MINI = sorted(REPOSITORY.glob('options/compare/mini*.yml'))
+COMPARED = sorted(REPOSITORY.glob('options/compare/*.yml'))
+MINI = [path for path in COMPARED if path.stem.startswith(('mini', 'long', 'weak'))]
 
 
 @pytest.mark.parametrize('path', MINI, ids=lambda path: path.name)

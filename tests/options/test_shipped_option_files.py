@@ -27,9 +27,10 @@ OTHERS = [
     path for path in TRAIN + TEST if any(f'_{net}_' in path.stem for net in ('SwinIR', 'SPAN', 'SRVGGNetCompact'))
 ]
 PAPER = [path for path in TRAIN if path.parent.name in ('train', 'ablation') and path not in OTHERS]
-FACD = [path for path in TRAIN if path.stem.startswith('FACD')]
+FACD = [path for path in TRAIN if path.stem.startswith('FACD_')]
 RECIPES = [path for path in TRAIN if path.parent.name == 'recipes']  # tests/test_recipes.py trains them
 RIVALS = ('TS', 'FitNet', 'FAKD', 'LFD', 'LSFD', 'CSD', 'FCD')  # each for both networks and every scale, as FACD
+LATER = ('FACDB', 'DUKD', 'ECO', 'DCKD', 'MTKD')  # for EDSR, RCAN and SwinIR, x2 and x4
 ABLATION = (
     *('IACD_EDSR_x2', 'InfoNCE_EDSR_x2'),  # Tables 5 and 6
     *('FCD_without_L1_T_EDSR_x4', 'FCD_without_L1_GT_EDSR_x4'),  # Table 7
@@ -73,7 +74,9 @@ def test_the_papers_experiments_and_their_baselines_are_there():
     students = ('SwinIR', 'SPAN', 'SRVGGNetCompact')
     methods = ('Student', 'TS', 'FAKD', 'FACD')
     others = {f'{method}_{net}_x{scale}' for method in methods for net in students for scale in (2, 4)}
-    assert {path.stem for path in train.glob('*.yml')} == names('FACD', 'Student', *RIVALS) | alone | others
+    later = {f'{method}_{net}_x{scale}' for method in LATER for net in ('EDSR', 'RCAN', 'SwinIR') for scale in (2, 4)}
+    later |= {f'{method}_SwinIR_x{scale}' for method in RIVALS for scale in (2, 4)}
+    assert {path.stem for path in train.glob('*.yml')} == names('FACD', 'Student', *RIVALS) | alone | others | later
     assert {path.stem for path in train.glob('ablation/*.yml')} == set(ABLATION)
     tested = {name for name in others if name.startswith(('FACD', 'Student'))}
     recipes = {f'{method}_{net}' for method in ('FACD', 'Student') for net in ('EDSR_x2', 'SPAN_x4')}
@@ -88,7 +91,7 @@ def test_a_file_with_a_base_says_what_differs_and_no_more(path):
 
     def check_differs(changes: dict, inherited: dict) -> None:
         for key, value in changes.items():
-            if isinstance(value, dict) and 'type' not in value:
+            if isinstance(value, dict) and 'type' not in value and isinstance(inherited.get(key, {}), dict):
                 check_differs(value, inherited.get(key, {}))
             else:
                 assert key not in inherited or value != inherited[key], key
@@ -128,7 +131,7 @@ def test_the_header_gives_the_exact_command(path):
 
 FITTED = [path for path in FACD if path.stem != 'FACD_EDSR16x4_DATlight_x2'] + [
     path
-    for path in DISTILLED
+    for path in [*DISTILLED, *(path for path in TRAIN if 'SwinIR' in path.stem or path.stem.startswith(LATER))]
     if path.stem.endswith('x2') and 'taps' in load(path) and 'FCD' not in path.stem and path not in FACD
 ]
 # Channels of DAT-light's features, x2 and x4; tests/distill/test_dat_light.py has the network
@@ -276,14 +279,15 @@ def without(opt: dict, *locations: str) -> dict:
     return opt
 
 
-TAUGHT = [*DISTILLED, *(path for path in OTHER_TRAIN if 'teacher' in load(path) and path not in RECIPES)]
+OF_LATER = [path for path in TRAIN if path.stem.startswith(LATER)]
+TAUGHT = [*DISTILLED, *OF_LATER, *(path for path in OTHER_TRAIN if 'teacher' in load(path) and path not in RECIPES)]
 
 
 @pytest.mark.parametrize('path', TAUGHT, ids=name)
 def test_a_method_differs_from_facd_in_the_distillation_only(path):
     *_, net, scale = path.stem.split('_')
     facd = load(REPOSITORY / 'options' / 'train' / f'FACD_{net}_{scale}.yml')
-    differing = ('name', 'taps', 'network_r', 'train.distill_opt')
+    differing = ('name', 'taps', 'network_r', 'train.distill_opt', *['train.ema_decay'] * path.stem.startswith('DCKD'))
     assert without(load(path), *differing) == without(facd, *differing)
     assert load(path)['name'] == path.stem
     if 'taps' in load(path):
@@ -340,6 +344,26 @@ def test_a_loss_has_its_classs_defaults_but_for_what_the_method_is_about(path):
     for key, parameter in inspect.signature(LOSS_REGISTRY.get(loss)).parameters.items():
         default = list(parameter.default) if isinstance(parameter.default, tuple) else parameter.default
         assert distill_opt.get(key.rstrip('_'), default) == NOT_THE_DEFAULT.get(method, {}).get(key, default), key
+
+
+@pytest.mark.parametrize('path', OF_LATER, ids=name)
+def test_a_later_methods_schedule_is_its_share_of_the_iterations_and_the_rest_is_its_losss_default(path):
+    opt, method = load(path), path.stem.split('_')[0]
+    total, distill_opt = opt['train']['total_iter'], opt['train']['distill_opt']
+    assert ('taps' in opt) == ('network_r' in opt) == (method == 'FACDB')
+    if method == 'FACDB':
+        facd = load(path.with_name(path.name.replace('FACDB', 'FACD')))['train']['distill_opt']
+        ours = {'lambda': {'start': 32, 'end': 0, 'over': total // 2}, 'negatives': 'per_anchor'}
+        assert distill_opt == facd | ours and opt['network_r'] == {'type': 'DeepRegressor', 'num_layer': 1}
+    elif method == 'MTKD':
+        sr, wavelet = distill_opt.values()
+        assert sr == {'type': 'L1Loss', 'target': 'gt', 'loss_weight': 0.1}
+        assert wavelet == {'type': 'WaveletLoss', 'target': 'teacher'}
+    else:
+        alpha = {'alpha': {'start': 0, 'end': 1, 'over': total * 3 // 4}} if method == 'ECO' else {}
+        assert distill_opt == {'type': f'{method}Loss', **alpha}
+    if method == 'DCKD':
+        assert opt['train']['ema_decay'] == 0.999
 
 
 @pytest.mark.parametrize('path', DISTILLED, ids=name)
