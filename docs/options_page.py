@@ -120,7 +120,8 @@ def value_words(key: Key) -> str:
         return ', '.join(f'`{name}`' for name in choice_names(key))
     words = type_names(key.types)
     if key.items:
-        words = words.replace('a list', f'a list of {"numbers" if float in key.items else "whole numbers"}', 1)
+        of = 'text' if str in key.items else 'numbers' if float in key.items else 'whole numbers'
+        words = words.replace('a list', f'a list of {of}', 1)
     or_schedule = ['each, or its [schedule](#a-schedule)' if key.items else 'or a [schedule](#a-schedule)']
     return ', '.join([words.replace('nothing (null)', '`null`'), *bounds(key), *(or_schedule if key.is_weight else [])])
 

@@ -201,22 +201,19 @@ def set_up(
     check_training_sample(model, loaders)
     for name, loader in loaders.val.items():
         check_smallest_image(model, name, loader)
-    teacher = ''
-    blocks = teacher_blocks(opt) if gate else []
-    for number, own in enumerate(blocks):
+    gates = {}
+    for number, (place, own) in enumerate(teacher_blocks(opt.get('teacher')).items() if gate else ()):
         if 'expect' in own:
-            expect, place = own['expect'], f'teacher[{number}]' if len(blocks) > 1 else ''
-            log.info(f'Evaluating the teacher on datasets.{expect["dataset"]} ({place or "teacher"}.expect).')
-            with locating(place):
-                loader = loaders.val[expect['dataset']]
-                line = check_teacher(model.teachers[number], expect, loader, opt['scale'], model.device)
-            log.info(f'{place} {line}'.strip())
-            teacher = f'{teacher} {place} {line}'.strip()
+            expect = own['expect']
+            log.info(f'Evaluating the teacher on datasets.{expect["dataset"]} ({place}.expect).')
+            loader = loaders.val[expect['dataset']]
+            gates[place] = check_teacher(model.teachers[number], expect, loader, opt['scale'], model.device)
+            log.info(gates[place])
     if resume_state is not None:
         new = {key: value for key, value in model.training_state().items() if begins and key not in CONTINUED}
         model.resume_training({**resume_state, **new})
     position = Position() if resume_state is None else _position(opt, resume_state, begins, loaders, log)
-    return Training(model, loaders, position, teacher)
+    return Training(model, loaders, position, gates)
 
 
 CONTINUED = ('best_metric_results', 'nonfinite', 'average')  # of the training state, from stage to stage

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from facd_basicsr.data.paths import check_paths
+from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.options import load_yaml
@@ -42,7 +43,6 @@ SHARED = (
     'train.precision',
     'train.precision_r',
 )
-SHARED_BY_TAUGHT = ('teacher.precision',)  # by the methods that have a teacher
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ class Comparison:
             base = self.methods[self.baseline if own in (None, method) else own]
             keys = [key for key in SHARED if _value(opt, key) != _value(base, key)]
             found[method] = [key for key in keys if not (own == method and key == 'network_g')]
-        taught = {method: opt for method, opt in self.methods.items() if 'teacher' in opt}
-        for method, opt in taught.items():
-            first = next(iter(taught.values()))
-            found[method] += [key for key in SHARED_BY_TAUGHT if _value(opt, key) != _value(first, key)]
+        taught = {method: [own.get('precision') for own in _teachers(opt)] for method, opt in self.methods.items()}
+        first = next(filter(None, taught.values()), [])
+        for method, precisions in taught.items():
+            found[method] += ['teacher.precision'] if precisions not in ([], first) else []
         return {method: keys for method, keys in found.items() if keys}
 
 
@@ -262,7 +262,7 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
         if opt['scale'] != test_opt['scale']:
             raise UserError(f'methods.{method}.scale: {opt["scale"]}; accepted: {test_opt["scale"]}, as in test')
     teachers = {
-        method: {key: value for key, value in opt['teacher'].items() if key not in ('expect', *EXECUTION)}
+        method: [{key: own[key] for key in own if key not in ('expect', *EXECUTION)} for own in _teachers(opt)]
         for method, opt in opts.items()
         if 'teacher' in opt
     }
@@ -301,6 +301,10 @@ def _resolved(where: str, block: Any, path: Path) -> dict[str, Any]:
     if not base.is_file():
         raise UserError(f'{where}.{BASE}: no such file: {base}; accepted: an option file, relative to {path.parent}')
     return merged(read_option_file(str(base)), changes)
+
+
+def _teachers(opt: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*teacher_blocks(opt.get('teacher')).values()]
 
 
 def _value(opt: dict[str, Any], location: str) -> Any:

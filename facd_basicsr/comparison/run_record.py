@@ -17,7 +17,7 @@ from facd_basicsr.engine.logs import METRICS_FILE, read_metrics
 from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latencies_ms
 from facd_basicsr.evaluation.feature_psnr import tap_features
-from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
+from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_methods, device_of
 from facd_basicsr.evaluation.tables import evaluate, means
 from facd_basicsr.evaluation.test_sets import build_sets, pairs
 from facd_basicsr.options.option_check import stages_of, with_defaults
@@ -45,13 +45,13 @@ def student_of(run: Run) -> Method:
     return build_student(f'methods.{run.method}', opt, device_of([opt]))
 
 
-def teacher_of(comparison: Comparison) -> Method | None:
-    """The comparison's teacher; None where no method has one."""
+def teachers_of(comparison: Comparison) -> list[Method]:
+    """The comparison's teachers; none where no method has one."""
     for method, opt in comparison.methods.items():
         if 'teacher' in opt:
             complete = with_defaults(opt, is_train=True)
-            return build_teacher_method(f'methods.{method}', complete, device_of([opt]))
-    return None
+            return build_teacher_methods(f'methods.{method}', complete, device_of([opt]))
+    return []
 
 
 def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dict[str, Any]:
@@ -60,15 +60,15 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
     Args:
         trained: under which conditions: ``jobs`` at a time with ``threads`` each.
     """
-    student, teacher = student_of(run), teacher_of(comparison)
+    student, teachers = student_of(run), teachers_of(comparison)
     notes = []
     alike = (opt for opt in comparison.methods.values() if opt['network_g'] == run.opt['network_g'])
     ends = (list(stages_of(opt).values())[-1] for opt in (run.opt, *alike))
     tapped = next((opt for opt in ends if opt.get('taps')), None)
-    if teacher is not None and tapped is not None:
-        notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teacher, [student])]
-    # features are compared with the teacher's
-    methods = [student] if teacher is None or student.taps is None else [student, teacher]
+    if teachers and tapped is not None:
+        notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teachers, [student])]
+    # features are compared with the teachers'
+    methods = [student] if student.taps is None else [student, *teachers]
     metrics = read_run_folder(root_path() / 'experiments' / run.opt['name'], f'methods.{run.method}').metrics
     seconds_per_iter = metrics.seconds_per_iter
     iterations = run.opt['train']['total_iter']
@@ -130,21 +130,20 @@ def _thinned(curve: Curve) -> list[list[float | None]]:
 
 
 def reference_records(comparison: Comparison) -> list[dict[str, Any]]:
-    """Bicubic and the teacher, which are not trained here."""
+    """Bicubic and the teachers, which are not trained here."""
     records = [{'method': BICUBIC, **_scores(comparison, [Method(BICUBIC, comparison.scale)], BICUBIC)}]
-    teacher = teacher_of(comparison)
-    if teacher is not None:
+    for teacher in teachers_of(comparison):
         records.append({'method': teacher.name, **_size(teacher), **_scores(comparison, [teacher], teacher.name)})
     return records
 
 
 def latencies(comparison: Comparison) -> dict[str, float]:
-    """{method: milliseconds of one 1280 x 720 output} of the teacher and of every method's first trained student, those
-    of one architecture measured once.
+    """{method: milliseconds of one 1280 x 720 output} of the teachers and of every method's first trained student,
+    those of one architecture measured once.
 
     To be measured when nothing else is running.
     """
-    methods = [] if (teacher := teacher_of(comparison)) is None else [teacher]
+    methods = teachers_of(comparison)
     seen = set()
     for run in comparison.runs():
         if run.method not in seen and checkpoint_of(run).is_file():

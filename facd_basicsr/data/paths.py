@@ -11,6 +11,7 @@ from facd_basicsr.data.damaged_images import check_files, check_lmdb, opened_lmd
 from facd_basicsr.data.dataset_rules import Folders, Rules, check_clips, image_paths, rules_of
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
+from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError, locating, reraise
 from facd_basicsr.files.download import is_url
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size
@@ -21,8 +22,11 @@ CHECKPOINT_PAGE = 'train it first (the option files under options/train/ name th
 TRAIN_PAIRS_OPENED = 100  # opening every file of a large training folder would take minutes on a network disk
 
 
-def check_paths(opt: dict[str, Any], is_train: bool) -> None:
-    """Checks that data, teacher and checkpoints exist and that LQ and GT fit. Expands ``~`` in their paths.
+def check_paths(opt: dict[str, Any], is_train: bool, with_weights: bool = True) -> None:
+    """Checks that data, teachers and checkpoints exist and that LQ and GT fit. Expands ``~`` in their paths.
+
+    Args:
+        with_weights: whether the checkpoint of a teacher with a ``network`` block must be there.
 
     Raises:
         UserError: with the option key, the path, and what provides it.
@@ -32,9 +36,10 @@ def check_paths(opt: dict[str, Any], is_train: bool) -> None:
             _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
             if phase != 'train':
                 _check_metric_sizes(f'datasets.{phase}', dataset_opt, opt['scale'], opt.get('val') or {})
-    if is_train and 'teacher' in opt and not is_url(opt['teacher']['weights']):
-        opt['teacher']['weights'] = _expanded(opt['teacher']['weights'])
-        _check_file('teacher.weights', Path(opt['teacher']['weights']), TEACHER_PAGE)
+    for place, own in teacher_blocks(opt.get('teacher')).items() if is_train else ():
+        if (with_weights or 'network' not in own) and not is_url(own['weights']):
+            own['weights'] = _expanded(own['weights'])
+            _check_file(f'{place}.weights', Path(own['weights']), TEACHER_PAGE)
     for key, value in opt['path'].items():
         if value is not None and (key.startswith('pretrain_network') or key == 'resume_state'):
             opt['path'][key] = _expanded(value)

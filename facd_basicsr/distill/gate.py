@@ -37,7 +37,7 @@ def teacher_psnr_y(
 
 
 def _output(teacher: Teacher, lq: Tensor) -> Tensor:
-    with reraise_refused_input('teacher', teacher.net, lq):
+    with reraise_refused_input(teacher.place, teacher.net, lq):
         return teacher(lq)
 
 
@@ -65,16 +65,16 @@ def check_teacher(
     numbers = f'{found:.3f} dB PSNR-Y on datasets.{expect["dataset"]}, expected {expected}'
     if not abs(found - expect['psnr_y']) <= expect['tolerance']:  # also refuses nan
         raise UserError(
-            f'teacher.expect: the teacher has {numbers}; check teacher.weights, res_scale and img_range, and whether '
-            'that value is of the same files (docs/teachers.md)'
+            f'{teacher.place}.expect: the teacher has {numbers}; check {teacher.place}.weights, res_scale and '
+            'img_range, and whether that value is of the same files (docs/teachers.md)'
         )
     on_bgr = teacher_psnr_y(teacher, loader, scale, device, bgr=True)
     if _is_better(on_bgr, by_image):
         raise UserError(
-            f'teacher.expect: the teacher has {found:.3f} dB PSNR-Y on datasets.{expect["dataset"]}, but '
+            f'{teacher.place}.expect: the teacher has {found:.3f} dB PSNR-Y on datasets.{expect["dataset"]}, but '
             f'{on_bgr.mean():.3f} dB with red and blue swapped; accepted: a network of RGB images'
         )
-    return f'Teacher: {numbers}.'
+    return f'{teacher.place.capitalize()}: {numbers}.'
 
 
 def _is_better(psnr: np.ndarray, other: np.ndarray) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from facd_basicsr.archs import DeepRegressor
 from facd_basicsr.distill.taps import hint
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses.base import needs_regressor
+from facd_basicsr.losses.base import needs_regressor, tap_place
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.runtime.processes import ranks, total
 
@@ -35,6 +35,7 @@ def build_regressors(
     mode: str,
     student_feats: Sequence[Tensor],
     teacher_feats: Sequence[Tensor],
+    teachers: int = 1,
 ) -> TapRegressors | None:
     """Builds the regressors that a loss asks for.
 
@@ -42,7 +43,8 @@ def build_regressors(
         network_opt: the option file's ``network_r`` block, without channel counts: they are read off the features.
         mode: the loss's ``regressor``: ``always``, ``auto`` (only where the widths differ) or ``never``; of
             several losses the most that one asks for.
-        student_feats, teacher_feats: features of a probe, (N, C_j, H_j, W_j) each.
+        student_feats, teacher_feats: features of a probe, (N, C_j, H_j, W_j) each; of several ``teachers`` one's after
+            the other's, each time with the student's.
 
     Returns:
         The regressors, or None where no tap needs one.
@@ -51,10 +53,11 @@ def build_regressors(
         UserError: a tap's sizes differ, or ``network_r`` is missing or unused.
     """
     regressors = TapRegressors()
-    for index, (student, teacher) in enumerate(zip(student_feats, teacher_feats)):
+    places = [tap_place(index, len(teacher_feats), teachers) for index in range(len(teacher_feats))]
+    for place, student, teacher in zip(places, student_feats, teacher_feats):
         if student.shape[2:] != teacher.shape[2:]:
             raise UserError(
-                f"taps[{index}]: the student's feature is {tuple(student.shape[2:])} and the teacher's "
+                f"{place}: the student's feature is {tuple(student.shape[2:])} and the teacher's "
                 f'{tuple(teacher.shape[2:])} high and wide; accepted: taps of equal size{hint("student")}'
             )
         num_in_ch, num_out_ch = student.shape[1], teacher.shape[1]
@@ -77,11 +80,11 @@ def build_regressors(
         raise UserError(
             f'network_r.type: {network_opt["type"]} does not run on features ({error}); {REGRESSOR_ACCEPTED}'
         ) from error
-    for index, (feat, teacher) in enumerate(zip(regressed, teacher_feats)):
+    for place, feat, teacher in zip(places, regressed, teacher_feats):
         if feat.shape != teacher.shape:
             raise UserError(
-                f'network_r.type: {network_opt["type"]} gives {tuple(feat.shape)} at taps[{index}], where the teacher '
-                f'has {tuple(teacher.shape)}; {REGRESSOR_ACCEPTED}'
+                f'network_r.type: {network_opt["type"]} gives {tuple(feat.shape)} at {place}, where the teacher has '
+                f'{tuple(teacher.shape)}; {REGRESSOR_ACCEPTED}'
             )
     return regressors
 
@@ -103,7 +106,11 @@ def in_other_units(student: float, teacher: float) -> bool:
 
 @torch.no_grad()
 def start_regressors(
-    regressors: TapRegressors, init: str, student_feats: Sequence[Tensor], teacher_feats: Sequence[Tensor]
+    regressors: TapRegressors,
+    init: str,
+    student_feats: Sequence[Tensor],
+    teacher_feats: Sequence[Tensor],
+    teachers: int = 1,
 ) -> list[str]:
     """Lets new regressors take the student's features in the teacher's units, whatever the student's are.
 
@@ -130,7 +137,7 @@ def start_regressors(
         first = next(layer for layer in regressor.modules() if isinstance(layer, nn.Conv2d))
         first.weight.mul_(scale)
         lines.append(
-            f'taps[{index}]: RMS of features {student:.3g} in the student, {teacher:.3g} in the teacher; the regressor '
-            f'starts with a first layer multiplied by {scale:.3g} (train.init_r: {init}).'
+            f'{tap_place(index, len(found), teachers)}: RMS of features {student:.3g} in the student, {teacher:.3g} in '
+            f'the teacher; the regressor starts with a first layer multiplied by {scale:.3g} (train.init_r: {init}).'
         )
     return lines

@@ -37,7 +37,7 @@ class Taps:
     Args:
         net: the network, not wrapped in DDP. Hooks are added to its modules and read only inside :meth:`run`.
         paths: module paths as ``net.named_modules()`` spells them, with or without suffixes.
-        key: ``student`` or ``teacher``, as in the option file; used in messages.
+        key: ``student``, ``teacher``, or of several ``teacher[0]`` and so on, as in the option file; used in messages.
 
     Raises:
         UserError: a path or suffix is unknown.
@@ -343,7 +343,7 @@ def paths_of_teachers(taps: Sequence[dict[str, Any]], teachers: int) -> list[lis
 
 def hint(key: str) -> str:
     """Where the paths of the ``student`` or ``teacher`` are found, as the end of a message."""
-    return f'; paths and shapes: facd check --modules {key}'
+    return f'; paths and shapes: facd check --modules {key.partition("[")[0]}'
 
 
 def _instead(path: str, modules: Collection[str]) -> str:

@@ -1,7 +1,9 @@
 """The frozen teacher: find its weights, recognize their layout, build, load strictly, freeze."""
 
 import importlib.util
-from contextlib import nullcontext, suppress
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,12 @@ class Teacher(nn.Module):
     Args:
         execution: how it runs, whatever the student does. Compiling it is the caller's.
         sizes: of LQ that the network takes; others are padded for it.
+
+    Attributes:
+        place: its block's in the option file, for messages.
     """
+
+    place = 'teacher'
 
     def __init__(
         self,
@@ -70,29 +77,45 @@ class Teacher(nn.Module):
         padded = self.execution.laid_out(self.sizes.pad(lq.clone()))
         with torch.no_grad(), self.execution.autocast(lq.device):
             sr = self.net(padded)
-        check_upscaled('teacher', self.net, padded, sr, self._scale, channels=lq.shape[1])
+        check_upscaled(self.place, self.net, padded, sr, self._scale, channels=lq.shape[1])
         return sr.float()[..., : height * self._scale, : width * self._scale]
 
 
-def teacher_blocks(opt: dict[str, Any]) -> list[dict[str, Any]]:
-    """The ``teacher`` blocks of an option dict: none, one, or several in a list."""
-    block = opt.get('teacher')
-    if block is None:
-        return []
-    return block if isinstance(block, list) else [block]
+def teacher_blocks(teacher: Any) -> dict[str, dict[str, Any]]:
+    """The blocks of the option ``teacher`` by their places: ``teacher``, or of a list ``teacher[0]`` and so on."""
+    if isinstance(teacher, list):
+        return {f'teacher[{number}]': own for number, own in enumerate(teacher)}
+    return {} if teacher is None else {'teacher': teacher}
 
 
-def build_teacher(teacher_opt: dict[str, Any], scale: int) -> Teacher:
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Begins the line of a :class:`UserError` about a ``teacher`` block with that block's place."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r'^teacher\b', place, str(error))) from error
+
+
+def build_teacher(teacher_opt: dict[str, Any], scale: int, place: str = 'teacher') -> Teacher:
     """Builds the teacher of an option file's ``teacher`` block, on the CPU.
 
     Args:
         teacher_opt: ``weights`` (a file or URL) and, by default none, ``network`` (as a ``network_g`` block; without
             it spandrel recognizes the network), ``format`` (``auto``), ``sha256``, ``precision`` and ``channels_last``.
+        place: of the block, of :func:`teacher_blocks`.
 
     Raises:
         UserError: the checkpoint cannot be downloaded or read, contains code, is in another layout than ``format``,
             or does not fit the network exactly.
     """
+    with naming(place):
+        teacher = _built(teacher_opt, scale)
+    teacher.place = place
+    return teacher
+
+
+def _built(teacher_opt: dict[str, Any], scale: int) -> Teacher:
     where = f'teacher.weights: {teacher_opt["weights"]}'
     path = local_weights(teacher_opt)
     origin = f'it came from {teacher_opt["weights"]}: delete it to download it again'

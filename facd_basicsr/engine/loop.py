@@ -27,13 +27,13 @@ class Training:
     Attributes:
         model, loaders: with everything loaded.
         position: where to begin; the loop advances it.
-        teacher: what the sanity gate found; empty without one.
+        gates: what the sanity gate found of each teacher that has one, by its block's place.
     """
 
     model: SafeModel
     loaders: Loaders
     position: Position
-    teacher: str
+    gates: dict[str, str]
 
 
 class TrainingLoop:

@@ -12,7 +12,7 @@ import torch
 from basicsr.archs import build_network
 
 from facd_basicsr.archs import input_channels, network_sizes
-from facd_basicsr.distill.teacher import build_teacher
+from facd_basicsr.distill.teacher import build_teacher, teacher_blocks
 from facd_basicsr.environment import machine, versions
 from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.evaluation.complexity import (
@@ -27,7 +27,7 @@ from facd_basicsr.evaluation.complexity import (
     parameters,
     peak_gpu_memory,
 )
-from facd_basicsr.evaluation.methods import device_of
+from facd_basicsr.evaluation.methods import device_of, is_teacher, teacher_names
 from facd_basicsr.options import load_options
 from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runtime.size_requirements import Padded
@@ -57,7 +57,7 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
     """Counts and measures the networks of an option file at 256x256 input and at 1280x720 output.
 
     Args:
-        option_file: for train.py, whose teacher is profiled too, or for test.py. Data and checkpoints need not be
+        option_file: for train.py, whose teachers are profiled too, or for test.py. Data and checkpoints need not be
             there, but for that of a teacher without ``network`` block.
         repeats: runs of which a latency is the median; 0: nothing runs.
 
@@ -106,15 +106,18 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
 
 
 def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
-    """The teacher, where there is one, and the student, each that fuses in both forms.
+    """The teachers, where there are some, and the student, each that fuses in both forms.
 
     Costs do not depend on weights, so these are random.
     """
-    blocks = {'teacher': opt.get('teacher', {}).get('network'), 'student': opt['network_g']}
-    networks = {name: _network(block, opt['scale']) for name, block in blocks.items() if block}
-    if 'teacher' in opt and 'teacher' not in networks:
-        teacher = build_teacher(opt['teacher'], opt['scale'])
-        networks = {'teacher': Network(Padded(teacher.net, opt['scale'], teacher.sizes)), **networks}
+    networks = {}
+    for name, (place, own) in zip(teacher_names(opt), teacher_blocks(opt.get('teacher')).items()):
+        if 'network' in own:
+            networks[name] = _network(own['network'], opt['scale'])
+        else:
+            teacher = build_teacher(own, opt['scale'], place)
+            networks[name] = Network(Padded(teacher.net, opt['scale'], teacher.sizes))
+    networks['student'] = _network(opt['network_g'], opt['scale'])
     for network in networks.values():
         network.net.eval().to(device)
     return {
@@ -207,8 +210,8 @@ def cost_tables(result: dict[str, Any], table: Callable[[Sequence[str], Sequence
             ]
             for name, found in networks.items()
         ]
-        if 'teacher' in networks:
-            teacher, student = (_deployed(name, networks) for name in ('teacher', 'student'))
+        student = _deployed('student', networks)
+        for teacher in (_deployed(name, networks) for name in networks if is_teacher(name)):
             ratios = [
                 f'{networks[teacher][key] / networks[student][key]:.2f}' if key != 'runs' else '' for key in columns
             ]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from facd_basicsr.distill.regressors import build_regressors
-from facd_basicsr.distill.taps import Taps
+from facd_basicsr.distill.taps import Taps, paths_of_teachers
+from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import PROBE_SIZE, Method
 from facd_basicsr.files.state_dicts import load_exactly, load_state_dict
@@ -44,8 +45,8 @@ def feature_scores(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict
     }
 
 
-def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[Method]) -> list[str]:
-    """Gives teacher and students the train file's taps, and students their regressors.
+def tap_features(train_opt: dict[str, Any], teachers: Sequence[Method], students: Sequence[Method]) -> list[str]:
+    """Gives teachers and students the train file's taps, and students their regressors, those to each teacher.
 
     A student's regressors are ``net_r_*.pth`` next to its ``net_g_*.pth``. Without that file its features are compared
     as they are, which needs the teacher's widths. A student that cannot be compared is left without taps.
@@ -57,25 +58,30 @@ def tap_features(train_opt: dict[str, Any], teacher: Method, students: Sequence[
         A line for each student that is not compared, or compared without regressors where the loss asks for them.
 
     Raises:
-        UserError: the teacher's taps do not fit it.
+        UserError: a teacher's taps do not fit it.
     """
     taps = train_opt['taps']
     if not taps:  # a loss of images
         return []
     mode = LossSum(train_opt['train']['distill_opt']).regressor
-    teacher.taps = Taps(teacher.bare, [tap['teacher'] for tap in taps], 'teacher')
     probe = np.full((PROBE_SIZE, PROBE_SIZE, 3), 128, np.uint8)
-    _, teacher_feats = teacher.upscale_with_features(probe)
+    teacher_feats: tuple[Tensor, ...] = ()
+    for teacher, place, paths in zip(
+        teachers, teacher_blocks(train_opt.get('teacher')), paths_of_teachers(taps, len(teachers))
+    ):
+        teacher.taps = Taps(teacher.bare, paths, place)
+        teacher_feats += teacher.upscale_with_features(probe)[1]
     notes = []
     for student in students:
         try:
             student.taps = Taps(student.bare, [tap['student'] for tap in taps], 'student')
-            _, student_feats = student.upscale_with_features(probe)
+            student_feats = student.upscale_with_features(probe)[1] * len(teachers)
             checkpoint = Path(student.checkpoint)
             path = checkpoint.with_name('net_r_' + checkpoint.name.removeprefix('net_g_'))
             lacks = f'no {path.name} beside {checkpoint}'
             if path.is_file():
-                regressors = build_regressors(train_opt.get('network_r'), mode, student_feats, teacher_feats)
+                network_opt = train_opt.get('network_r')
+                regressors = build_regressors(network_opt, mode, student_feats, teacher_feats, len(teachers))
                 if regressors is not None:
                     state_dict = load_state_dict(path, 'regressors', [regressors.state_dict().keys()])
                     load_exactly(regressors, state_dict, f'regressors: {path}')

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.methods import BICUBIC, TEACHER, Method
+from facd_basicsr.evaluation.methods import BICUBIC, Method, is_teacher
 from facd_basicsr.evaluation.test_sets import ImagePair
 from facd_basicsr.losses.image import indicator
 from facd_basicsr.losses.pairwise import sample_l1
@@ -179,8 +179,8 @@ def find_crops(methods: Sequence[Method], images: Iterable[ImagePair], size: int
     Raises:
         UserError: no image is large enough.
     """
-    students = [method for method in methods if method.name not in (BICUBIC, TEACHER)]
-    compared = students if len(students) > 1 else [method for method in methods if method.name != TEACHER]
+    students = [method for method in methods if method.name != BICUBIC and not is_teacher(method.name)]
+    compared = students if len(students) > 1 else [method for method in methods if not is_teacher(method.name)]
     by_image: list[list[tuple[float, Crop]]] = []
     border = methods[0].scale
     for pair in images:

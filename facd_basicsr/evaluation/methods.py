@@ -1,6 +1,7 @@
 """What is compared: bicubic, the networks of test files, and the teacher of a train file."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from facd_basicsr.archs import network_sizes
 from facd_basicsr.archs.reparameterization import reparameterized
+from facd_basicsr.distill.regressors import TapRegressors
 from facd_basicsr.distill.taps import Taps
-from facd_basicsr.distill.teacher import Teacher, build_teacher, local_weights
+from facd_basicsr.distill.teacher import Teacher, build_teacher, local_weights, teacher_blocks
 from facd_basicsr.errors import UserError, locating
 from facd_basicsr.evaluation.complexity import parameters
 from facd_basicsr.files.download import sha256_of
@@ -29,6 +31,19 @@ from facd_basicsr.runtime.metrics import as_input, bicubic
 from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements
 
 BICUBIC, TEACHER = 'bicubic', 'teacher'
+
+
+def teacher_names(opt: Mapping[str, Any]) -> list[str]:
+    """What the teachers of an option dict are called in tables: ``teacher``, or of several ``teacher 1`` and so on."""
+    count = len(teacher_blocks(opt.get('teacher')))
+    return [TEACHER] * count if count == 1 else [f'{TEACHER} {number}' for number in range(1, count + 1)]
+
+
+def is_teacher(name: str) -> bool:
+    """Whether it is of :func:`teacher_names`."""
+    return re.fullmatch(rf'{TEACHER}( \d+)?', name) is not None
+
+
 PROBE_SIZE = 16  # of LQ
 
 
@@ -44,7 +59,8 @@ class Method:
         option_file: where it is described; empty for bicubic.
         checkpoint: where its weights are from; empty for bicubic.
         taps: where features are read, shallowest first; None: nowhere.
-        regressors: what student features pass through before they are compared; None: they are compared as they are.
+        regressors: what student features pass through before they are compared, of several teachers one's after the
+            other's; None: they are compared as they are.
     """
 
     name: str
@@ -53,7 +69,7 @@ class Method:
     option_file: str = ''
     checkpoint: str = ''
     taps: Taps | None = None
-    regressors: nn.Module | None = None
+    regressors: TapRegressors | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -111,7 +127,9 @@ class Method:
         with torch.no_grad(), reraise_refused_input(self.name, self.bare, x):
             output, feats = self.taps.run(self.network, x)
             check_upscaled(self.name, self.bare, x, output, self.scale, channels=3)
-            return tensor2img(output), feats if self.regressors is None else self.regressors(feats)
+            if self.regressors is not None:
+                feats = self.regressors(feats * (len(self.regressors) // len(feats)))
+            return tensor2img(output), feats
 
     def summary(self) -> dict[str, Any]:
         """Name, parameters, option file, checkpoint and the checkpoint's SHA-256, where it has them."""
@@ -137,11 +155,11 @@ def load_methods(
     runs: Sequence[str] = (),
     sets: Sequence[str] = (),
 ) -> tuple[list[Method], dict[str, Any], dict[str, Any] | None]:
-    """Bicubic, the methods of test files and runs and, with a train file, its teacher, in this order.
+    """Bicubic, the methods of test files and runs and, with a train file, its teachers, in this order.
 
     Args:
         paths: test files, one method each.
-        train_file: the file that names the teacher; None: no teacher.
+        train_file: the file that names the teachers; None: no teacher.
         overrides: ``--force_yml`` entries: those that begin with ``teacher:`` are for the train file, the others for
             every test file and run.
         runs: folders ``experiments/NAME``, one method each.
@@ -161,7 +179,7 @@ def load_methods(
     device = device_of(opts)
     methods = [Method(BICUBIC, scale), *(build_student(path, opt, device) for path, opt in zip(paths, opts))]
     if train_file is not None and train_opt is not None:
-        methods.append(build_teacher_method(train_file, train_opt, device))
+        methods += build_teacher_methods(train_file, train_opt, device)
     for method in methods:
         method.upscale(np.full((PROBE_SIZE, PROBE_SIZE, 3), 128, np.uint8))
     return methods, opts[0], train_opt
@@ -187,10 +205,11 @@ def read_test_files(
         opts.append(benchmark_options(Path(run), sets, overrides))
         check_inputs(opts[-1], run, is_train=False)
     paths = [*paths, *runs]
-    names = {BICUBIC: 'the row that is always there', TEACHER: "--teacher's"}
+    names = {BICUBIC: 'the row that is always there'}
     for path, opt in zip(paths, opts):
-        if opt['name'] in names:
-            raise UserError(f'{path}: name: {opt["name"]!r} is {names[opt["name"]]}; accepted: a name for each method')
+        taken = "--teacher's" if is_teacher(opt['name']) else names.get(opt['name'])
+        if taken:
+            raise UserError(f'{path}: name: {opt["name"]!r} is {taken}; accepted: a name for each method')
         names[opt['name']] = f'the name in {path} too'
         if getattr(MODEL_REGISTRY.get(opt['model_type']), 'test', None) is not SRModel.test:
             raise UserError(
@@ -258,11 +277,13 @@ def build_student(path: str, opt: dict[str, Any], device: torch.device) -> Metho
     return Method(opt['name'], opt['scale'], padded, path, checkpoint)
 
 
-def build_teacher_method(path: str, opt: dict[str, Any], device: torch.device) -> Method:
-    """The teacher of a train file, as a method of that name.
+def build_teacher_methods(path: str, opt: dict[str, Any], device: torch.device) -> list[Method]:
+    """The teachers of a train file, as methods of these names.
 
     Raises:
-        UserError: its checkpoint cannot be read or does not fit.
+        UserError: a checkpoint cannot be read or does not fit.
     """
-    teacher = build_teacher(opt['teacher'], opt['scale']).to(device)
-    return Method(TEACHER, opt['scale'], teacher, path, str(local_weights(opt['teacher'])))
+    return [
+        Method(name, opt['scale'], build_teacher(own, opt['scale'], place).to(device), path, str(local_weights(own)))
+        for name, (place, own) in zip(teacher_names(opt), teacher_blocks(opt.get('teacher')).items())
+    ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.feature_psnr import feature_scores
-from facd_basicsr.evaluation.methods import TEACHER, Method
+from facd_basicsr.evaluation.methods import Method, is_teacher
 from facd_basicsr.evaluation.test_sets import ImagePair, LqImage
 from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.runtime.metrics import NIQE, niqe_options, score, scores
@@ -154,7 +154,7 @@ def evaluate(methods: Sequence[Method], images: Iterable[LqImage], gray: bool = 
     Images are 8-bit, rounded, without ``scale`` pixels of border: see :func:`facd_basicsr.runtime.metrics.score`.
 
     Args:
-        methods: those with taps are compared with the teacher's features, if the teacher is among them with taps.
+        methods: those with taps are compared with the teachers' features, if teachers are among them with taps.
         gray: whether one-channel images are scored as gray, as in published values of bicubic.
 
     Yields:
@@ -163,20 +163,21 @@ def evaluate(methods: Sequence[Method], images: Iterable[LqImage], gray: bool = 
         what :func:`facd_basicsr.evaluation.feature_psnr.feature_scores` gives, unless the image's size keeps a tap
         from being read. PSNR of equal images is infinite.
     """
-    ordered = sorted(methods, key=lambda method: method.name != TEACHER)  # its features are needed by the others
+    ordered = sorted(methods, key=lambda method: not is_teacher(method.name))  # others need its features
     for image in images:
         records: dict[str, dict[str, Any]] = {}
-        teacher_feats: tuple[Tensor, ...] = ()
+        of_teachers: list[tuple[Tensor, ...]] = []
         for method in ordered:
             try:
                 sr, feats = method.upscale_with_features(image.lq)
             except UserError:  # of an image's size only: taps were tried before
                 sr, feats = method.upscale(image.lq), ()
             record = scored(method.name, image, sr, method.scale, gray)
-            if method.name == TEACHER:
-                teacher_feats = feats
-            elif feats and teacher_feats:
-                record |= feature_scores(feats, teacher_feats)
+            if is_teacher(method.name):
+                of_teachers.append(feats)
+            elif feats and of_teachers and all(of_teachers):
+                teacher_feats = sum(of_teachers, ())
+                record |= feature_scores(feats * (len(teacher_feats) // len(feats)), teacher_feats)
             records[method.name] = record
         yield from (records[method.name] for method in methods)
 
@@ -220,8 +221,12 @@ def quality_table(methods: Sequence[Method], mean: Means) -> Table:
 
 
 def feature_table(methods: Sequence[Method], mean: Means, points: int) -> Table:
-    """Students x sets of the feature PSNR at each of the matching points, the shallowest first, and their mean."""
-    metrics = {f'feature_psnr_{j}': f'point {j}' for j in range(1, points + 1)} | {'feature_psnr': 'mean'}
+    """Students x sets of the feature PSNR at each of the matching points with each teacher, the shallowest first, and
+    their mean."""
+    teachers = [method.name for method in methods if is_teacher(method.name)]
+    of = [f'{name}, ' for name in teachers] if len(teachers) > 1 else ['']
+    titles = [f'{name}point {j}' for name in of for j in range(1, points + 1)]
+    metrics = {f'feature_psnr_{j}': title for j, title in enumerate(titles, start=1)} | {'feature_psnr': 'mean'}
     columns = [(name, metric, title, 3) for name in mean[methods[0].name] for metric, title in metrics.items()]
     return _table([method for method in methods if is_student(method)], mean, columns, {})
 
@@ -256,7 +261,7 @@ def _table(
 
 
 def is_student(method: Method) -> bool:
-    return method.net is not None and method.name != TEACHER
+    return method.net is not None and not is_teacher(method.name)
 
 
 def to_csv(records: Sequence[dict[str, Any]]) -> str:

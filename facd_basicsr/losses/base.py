@@ -212,6 +212,12 @@ def needs_regressor(mode: str, student_feat: Tensor, teacher_feat: Tensor) -> bo
     return mode == 'always' or (mode == 'auto' and student_feat.shape[1] != teacher_feat.shape[1])
 
 
+def tap_place(pair: int, pairs: int, teachers: int = 1) -> str:
+    """The tap of a pair of features in messages: those of several teachers are one's after the other's."""
+    teacher, tap = divmod(pair, max(1, pairs // teachers))
+    return f'taps[{tap}]' + f' of teacher[{teacher}]' * (teachers > 1)
+
+
 def loss_blocks(loss_opt: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
     """The losses of ``train.distill_opt`` or ``train.pixel_opt``: one under the name '', or several by their names."""
     if loss_opt is None:

@@ -21,6 +21,7 @@ from facd_basicsr.losses.base import (
     loss_blocks,
     needs_regressor,
     sum_of,
+    tap_place,
 )
 from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.pairwise import at_least_float32
@@ -207,8 +208,9 @@ class LossSum(nn.Module):
             for index, (s, t) in enumerate(zip(student_feats, teacher_feats)):
                 compared = loss.reads_features and loss.compares_channels and not needs_regressor(loss.regressor, s, t)
                 if compared and s.shape[1] != t.shape[1]:
+                    tap = tap_place(index, len(student_feats), self.teachers)
                     raise UserError(
-                        f'{_place(name)}.regressor: never, but taps[{index}] has {s.shape[1]} channels in the student '
+                        f'{_place(name)}.regressor: never, but {tap} has {s.shape[1]} channels in the student '
                         f'and {t.shape[1]} in the teacher; accepted: always or auto'
                     )
 

@@ -66,12 +66,13 @@ class FACDModel(SafeSRModel):
         self._init_precision(self._execution_g.precision, self._execution_r.precision)
 
         self.criterion = LossSum(train_opt['distill_opt'], train_opt.get('pixel_opt')).prepare().to(self.device)
-        self.teachers = [build_teacher(own, self.opt['scale']).to(self.device) for own in teacher_blocks(self.opt)]
         if len(self.criterion.steps()) > 1 and self.scaler.is_enabled():
             raise UserError(
                 'train.precision: fp16; accepted with several optimizer steps an iteration: fp32, tf32 or bf16, since '
                 'the gradients that they share would have two loss scales'
             )
+        blocks = teacher_blocks(self.opt.get('teacher'))
+        self.teachers = [build_teacher(own, self.opt['scale'], place).to(self.device) for place, own in blocks.items()]
         self._chooses_teacher = len(self.teachers) > 1 and train_opt['teacher_target'] == 'nearest'
         self.criterion.teachers = max(1, len(self.teachers))
         student = self.get_bare_model(self.net_g)
@@ -82,7 +83,7 @@ class FACDModel(SafeSRModel):
             taps = self.opt['taps']
             self.student_taps = Taps(student, [tap['student'] for tap in taps], 'student')
             of_teachers = zip(self.teachers, paths_of_teachers(taps, len(self.teachers)))
-            self.teacher_taps = [Taps(teacher.net, paths, 'teacher') for teacher, paths in of_teachers]
+            self.teacher_taps = [Taps(teacher.net, paths, teacher.place) for teacher, paths in of_teachers]
             self.net_r = self._build_regressors()
             self._run_student = self.student_taps.run
             self._run_teachers = [own.run for own in self.teacher_taps]
@@ -114,8 +115,8 @@ class FACDModel(SafeSRModel):
             return run(net_g, self._execution_g.laid_out(lq))
 
     def _teacher_probed(self, teacher: Teacher, run: Callable[[nn.Module, Tensor], Any], lq: Tensor) -> Any:
-        refused = reraise_refused_input('teacher', teacher.net, lq)
-        with refused, teacher.execution.reraise_layout_errors('teacher'):
+        refused = reraise_refused_input(teacher.place, teacher.net, lq)
+        with refused, teacher.execution.reraise_layout_errors(teacher.place):
             return run(teacher, lq)
 
     def probe_taps(self, size: int | None = None) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -134,7 +135,8 @@ class FACDModel(SafeSRModel):
         student_feats, teacher_feats = self.probe_taps(self._probe_size())
         self.criterion.check_widths(student_feats, teacher_feats)
         network_opt = self.opt.get('network_r')
-        net_r = build_regressors(network_opt, self.criterion.regressor, student_feats, teacher_feats)
+        mode, teachers = self.criterion.regressor, len(self.teachers)
+        net_r = build_regressors(network_opt, mode, student_feats, teacher_feats, teachers)
         if net_r is None:
             return None
         self.print_network(net_r)
@@ -182,7 +184,7 @@ class FACDModel(SafeSRModel):
         self._run_student = self._execution_g.compiled(self._run_student, 'train.compile')
         self._run_regressors = self._execution_r.compiled(self._run_regressors, 'train.compile_r')
         self._run_teachers = [
-            own.execution.compiled(run, 'teacher.compile') for own, run in zip(self.teachers, self._run_teachers)
+            own.execution.compiled(run, f'{own.place}.compile') for own, run in zip(self.teachers, self._run_teachers)
         ]
 
     def setup_optimizers(self) -> None:
@@ -270,8 +272,9 @@ class FACDModel(SafeSRModel):
         if self.net_r is not None and self._init_r not in (None, 'random'):
             with preserve_rng_state(), preserve_buffers(self.get_bare_model(self.net_g)):
                 parts = [self.tapped(part) for part in lq.chunk(self.accum_iter)]
-            feats = (tuple(map(torch.cat, zip(*own))) for own in zip(*parts))
-            for line in start_regressors(self.get_bare_model(self.net_r), self._init_r, *feats):
+            net_r = self.get_bare_model(self.net_r)
+            student_feats, teacher_feats = (tuple(map(torch.cat, zip(*own))) for own in zip(*parts))
+            for line in start_regressors(net_r, self._init_r, student_feats, teacher_feats, len(self.teachers)):
                 get_root_logger().info(line)
         self._init_r = None
 

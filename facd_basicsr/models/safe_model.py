@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from facd_basicsr.archs import CONVOLUTIONAL, build_without_weights, input_channels, unused_in_training
 from facd_basicsr.archs.spandrel_arch import update_derived
 from facd_basicsr.data.seeded_dataset import dataset_of
+from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.files.atomic import atomic_torch_save
 from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_entry, part_of, partial_fit
@@ -377,7 +378,8 @@ class SafeSRModel(SafeModel, SRModel):
         """Of the networks that are trained: not fp32 and tf32 at once, which the option check refuses."""
         for precision in precisions:
             set_tf32(precision)
-        if 'tf32' in {*precisions, self.opt.get('teacher', {}).get('precision')} and self.device.type == 'cpu':
+        of_teachers = (own.get('precision') for own in teacher_blocks(self.opt.get('teacher')).values())
+        if 'tf32' in {*precisions, *of_teachers} and self.device.type == 'cpu':
             get_root_logger().warning('precision: tf32 has no effect on a CPU; using fp32.')
         # only float16 has so small a range that the loss must be scaled
         self.scaler = GradScaler(self.device.type, init_scale=LOSS_SCALE, enabled='fp16' in precisions)

@@ -12,6 +12,7 @@ from basicsr.archs import build_network
 from torch import nn
 
 from facd_basicsr.archs import build_without_weights
+from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.options.option_check import check_network, named_losses
@@ -32,8 +33,9 @@ def dry_run(opt: Block, is_train: bool) -> None:
         construct(key, opt[key], partial(_network, **channels))
     if not is_train:
         return
-    if 'network' in opt.get('teacher', {}):
-        construct('teacher.network', opt['teacher']['network'], _network)
+    for place, own in teacher_blocks(opt.get('teacher')).items():
+        if 'network' in own:
+            construct(f'{place}.network', own['network'], _network)
     # Not perceptual_opt: it downloads a VGG when it is built, a distillation loss only when it is prepared.
     for key in ('distill_opt', 'pixel_opt'):
         for where, block in named_losses(key, opt['train'][key]) if opt['train'].get(key) else ():

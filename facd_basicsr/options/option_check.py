@@ -25,6 +25,7 @@ from facd_basicsr.archs import DeepRegressor
 from facd_basicsr.archs.spandrel_arch import INSTALLED, SPANDREL_EXTRA, SUFFIX, why_unknown
 from facd_basicsr.compat import full_name
 from facd_basicsr.distill.layouts import LAYOUTS
+from facd_basicsr.distill.teacher import naming, teacher_blocks
 from facd_basicsr.errors import UserError, locating
 from facd_basicsr.files.download import DIGEST
 from facd_basicsr.losses import DistillLoss
@@ -240,7 +241,7 @@ def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBl
     yield 'logger', opt['logger'], schema.LOGGER
     if opt['logger'].get('wandb') is not None:
         yield 'logger.wandb', opt['logger']['wandb'], schema.WANDB
-    distilled = [('teacher', opt['teacher'])] if 'distill_opt' in accepted and 'teacher' in opt else []
+    distilled = list(teacher_blocks(opt.get('teacher')).items()) if 'distill_opt' in accepted else []
     for where, teacher_opt in distilled:
         yield where, teacher_opt, schema.TEACHER
         if 'network' in teacher_opt:
@@ -589,8 +590,11 @@ def _check_regressors(train_opt: OptionBlock, network_opt: OptionBlock | None) -
 def _check_distillation(opt: OptionBlock) -> None:
     if 'distill_opt' not in opt['train']:
         raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
-    if 'teacher' in opt:
-        _check_teacher(opt)
+    if opt.get('teacher') == []:
+        raise UserError('teacher: []; accepted: a block, or a list of one or more')
+    for place, own in teacher_blocks(opt.get('teacher')).items():
+        with naming(place):
+            _check_teacher(opt, own)
     losses = list(named_losses('distill_opt', opt['train']['distill_opt']))
     of_features = [own for own in losses if getattr(LOSS_REGISTRY.get(own[1]['type']), 'reads_features', False)]
     if not of_features:
@@ -602,6 +606,13 @@ def _check_distillation(opt: OptionBlock) -> None:
     if not opt['taps']:
         accepted = 'one {student: PATH, teacher: PATH} or more, as in options/train/FACD_EDSR_x2.yml'
         raise UserError(f'taps: []; accepted: {accepted}, or as facd check --suggest-taps 3 prints them')
+    teachers = len(teacher_blocks(opt.get('teacher')))
+    for index, tap in enumerate(opt['taps']):
+        if isinstance(tap['teacher'], list) and len(tap['teacher']) != teachers:
+            raise UserError(
+                f'taps[{index}].teacher: {len(tap["teacher"])} paths for {teachers} teachers; accepted: a path for '
+                'all, or a list with one for each'
+            )
     for where, own in of_features:
         weights = own.get('layer_weights')
         if weights is not None and len(weights) != len(opt['taps']):
@@ -613,8 +624,7 @@ def _check_distillation(opt: OptionBlock) -> None:
             raise UserError('network_r: missing; accepted: {type: DeepRegressor}, for the loss asks for regressors')
 
 
-def _check_teacher(opt: dict[str, Any]) -> None:
-    teacher_opt = opt['teacher']
+def _check_teacher(opt: OptionBlock, teacher_opt: OptionBlock) -> None:
     layout_format = teacher_opt['format']
     if 'network' in teacher_opt:
         _check_upscale('teacher.network', teacher_opt['network'], opt['scale'])

@@ -163,11 +163,12 @@ def check_inputs(
         UserError: with the file's name, and the key, value and what is accepted.
     """
     with locating(path):
-        check_paths(_with_paths(opt, with_data, with_weights), is_train)
+        check_paths(_with_paths(opt, with_data, with_weights), is_train, with_weights)
         for place, stage in stages_of(opt).items():
             with locating(place):
                 if stage is not opt:
-                    check_paths(_with_paths(stage, with_data, with_weights), is_train)  # for crops of its own size
+                    needed = _with_paths(stage, with_data, with_weights)  # for crops of its own size
+                    check_paths(needed, is_train, with_weights)
                 dry_run(stage, is_train)
 
 
@@ -178,8 +179,6 @@ def _with_paths(opt: dict[str, Any], with_data: bool, with_weights: bool) -> dic
         needed['datasets'] = {}
     if not with_weights:
         needed['path'] = {}
-        if 'network' in opt.get('teacher', {}):
-            del needed['teacher']
     return needed
 
 

@@ -103,7 +103,9 @@ TOP_TEST = {'val': Key((dict,), required=True, meaning='metrics and images of th
 # What a model reads beyond these; another that it reads accepts any value, or if it is a network a block.
 TOP_MODEL = {
     'teacher': Key(
-        (dict,), meaning='the frozen network that is learnt from. Required with `FACDModel` if a loss reads it'
+        (dict, list),
+        meaning='the frozen network that is learnt from, or a list of several. Required with `FACDModel` if a loss '
+        'reads it',
     ),
     'taps': Key(
         (list,),
@@ -423,7 +425,12 @@ EXPECT = {
 }
 TAP = {
     'student': Key((str,), required=True, meaning='module path in `network_g`'),
-    'teacher': Key((str,), required=True, meaning='module path in the teacher'),
+    'teacher': Key(
+        (str, list),
+        items=(str,),
+        required=True,
+        meaning='module path in the teacher; of several teachers a path for all, or a list with one for each',
+    ),
 }
 METRIC = {
     'type': Key((str,), required=True, meaning='a metric registered with BasicSR'),

@@ -9,8 +9,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.environment import versions
-from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
+from facd_basicsr.evaluation.methods import BICUBIC, is_teacher
 from facd_basicsr.evaluation.tables import duration, is_student
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.losses.base import loss_blocks
@@ -98,7 +99,8 @@ def _tap(name: str, opt: Mapping[str, Any]) -> str:
     if not position.isdecimal() or not 1 <= int(position) <= len(taps):
         return name
     tap = taps[int(position) - 1]
-    return f'{name}: {tap["student"]} → {tap["teacher"]}'
+    of_teachers = tap['teacher'] if isinstance(tap['teacher'], list) else [tap['teacher']]
+    return f'{name}: {tap["student"]} → {" and ".join(of_teachers)}'
 
 
 WARNINGS = 20  # that are shown
@@ -133,11 +135,12 @@ def page(run: RunFolder, results: Results) -> str:
 def summary(opt: Mapping[str, Any]) -> str:
     """What is trained, in a line."""
     student = f'{opt["network_g"]["type"]}, x{opt["scale"]}'
-    if 'teacher' in opt:
-        teacher = (opt['teacher'].get('network') or {}).get('type') or Path(opt['teacher']['weights']).name
+    blocks_of_teachers = teacher_blocks(opt.get('teacher')).values()
+    taught_by = [(own.get('network') or {}).get('type') or Path(own['weights']).name for own in blocks_of_teachers]
+    if taught_by:
         blocks = (own for _, train_opt in _stages(opt) for own in loss_blocks(train_opt.get('distill_opt')).values())
         losses = dict.fromkeys(str(own.get('type')) for own in blocks)
-        return f'{student}, taught by {teacher} with {" and ".join(losses) or opt["model_type"]}'
+        return f'{student}, taught by {" and ".join(taught_by)} with {" and ".join(losses) or opt["model_type"]}'
     return f'{student}, {opt["model_type"]} without a teacher'
 
 
@@ -157,12 +160,14 @@ def key_figures(run: RunFolder, results: Results) -> list[tuple[str, str, str]]:
     found = []
     for student in (method.name for method in results.methods if is_student(method)):
         for name, mean in list(results.mean.get(student, {}).items())[:1]:
-            others = {key: results.mean[key][name]['psnr_y'] for key in (BICUBIC, TEACHER) if key in results.mean}
+            others = {
+                key: own[name]['psnr_y'] for key, own in results.mean.items() if key == BICUBIC or is_teacher(key)
+            }
             against = [f'{mean["psnr_y"] - value:+.2f} to {key}' for key, value in others.items()]
             found.append((f'PSNR-Y on {name}', f'{mean["psnr_y"]:.2f} dB', ', '.join(against)))
-        of_teacher = sizes.get(TEACHER)
-        note = f'{sizes[student] / of_teacher:.1%} of the {of_teacher:,} of the teacher' if of_teacher else ''
-        found.append(('Parameters', f'{sizes[student]:,}', note))
+        of_teachers = {name: size for name, size in sizes.items() if is_teacher(name)}
+        notes = [f'{sizes[student] / size:.1%} of the {size:,} of the {name}' for name, size in of_teachers.items()]
+        found.append(('Parameters', f'{sizes[student]:,}', ', '.join(notes)))
     found.append(('Iterations', f'{run.iteration:,}', f'of {run.opt["train"]["total_iter"]:,}'))
     seconds = run.metrics.seconds_per_iter
     ms = '' if seconds is None else f'{1000 * seconds:.0f} ms an iteration'

@@ -14,9 +14,10 @@ from PIL import Image
 
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.data.paths import check_paths
+from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.figures import as_picture, best_of, crop_psnr, differing_windows, marked
-from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_method, device_of
+from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_methods, device_of
 from facd_basicsr.evaluation.tables import Means, Table, means, quality_table, scored
 from facd_basicsr.evaluation.test_sets import ImagePair, Sets, build_sets, pairs
 from facd_basicsr.files.download import cached_path, is_url
@@ -78,7 +79,7 @@ class Results:
     """Results of the networks of a run.
 
     Attributes:
-        methods: bicubic, the student, and the teacher if its weights are there.
+        methods: bicubic, the student, and the teachers if their weights are there.
         mean: the values of the table.
         table: None where there is none; then ``notes`` say why.
         crops: those in which student and bicubic differ most.
@@ -93,7 +94,7 @@ class Results:
 
 
 def results_of(run: RunFolder) -> Results:
-    """Scores a run's student, bicubic and its teacher, and finds crops, under a progress bar.
+    """Scores a run's student, bicubic and its teachers, and finds crops, under a progress bar.
 
     Data or weights that are missing or damaged are named in the notes.
     """
@@ -104,7 +105,7 @@ def results_of(run: RunFolder) -> Results:
         result.methods = [Method(BICUBIC, run.opt['scale']), student]
         if 'teacher' in run.opt:
             try:
-                result.methods.append(_teacher(run))
+                result.methods += _teachers(run)
             except UserError as error:
                 result.notes.append(f'No teacher in table and crops: {error}.')
         images = ProgressBar(
@@ -172,11 +173,12 @@ def _student(run: RunFolder) -> Method:
     return build_student(str(run.path / OPTIONS_FILE), {**opt, 'name': name, 'path': path}, device_of([opt]))
 
 
-def _teacher(run: RunFolder) -> Method:
-    if 'network' in run.opt['teacher']:
-        check_lone_network('teacher.network', run.opt['teacher']['network'], run.opt['scale'])
-    weights = run.opt['teacher']['weights']
-    path = cached_path(weights, 'teacher.weights') if is_url(weights) else Path(weights)
-    if not path.is_file():
-        raise UserError(f'teacher.weights: {weights} is not available: no such file: {path}')
-    return build_teacher_method(str(run.path / OPTIONS_FILE), run.opt, device_of([run.opt]))
+def _teachers(run: RunFolder) -> list[Method]:
+    for place, own in teacher_blocks(run.opt.get('teacher')).items():
+        if 'network' in own:
+            check_lone_network(f'{place}.network', own['network'], run.opt['scale'])
+        weights = own['weights']
+        path = cached_path(weights, f'{place}.weights') if is_url(weights) else Path(weights)
+        if not path.is_file():
+            raise UserError(f'{place}.weights: {weights} is not available: no such file: {path}')
+    return build_teacher_methods(str(run.path / OPTIONS_FILE), run.opt, device_of([run.opt]))

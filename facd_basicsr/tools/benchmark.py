@@ -11,7 +11,7 @@ from facd_basicsr.environment import versions
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation import tables as tables
 from facd_basicsr.evaluation.feature_psnr import tap_features
-from facd_basicsr.evaluation.methods import load_methods
+from facd_basicsr.evaluation.methods import is_teacher, load_methods
 from facd_basicsr.evaluation.test_sets import ImagePair, LqImage, build_sets, images
 from facd_basicsr.files.atomic import atomic_write
 from facd_basicsr.options.parse import root_path
@@ -34,7 +34,7 @@ def benchmark(
         option_files: test files, one per method, with the same scale and sets.
         overrides: ``--force_yml`` entries. Those that begin with ``teacher:`` apply to the train file, the others to
             every test file.
-        train_file: adds a row for its teacher, and feature PSNR at its taps; None: neither.
+        train_file: adds a row for each of its teachers, and feature PSNR at its taps; None: neither.
         out: folder for table.md, table.tex, per_image.csv and results.json, created if missing.
         gray: whether a one-channel GT is its own Y, as in published values of bicubic; otherwise its Y is that of three
             equal channels, as in test.py.
@@ -49,8 +49,9 @@ def benchmark(
     methods, opt, train_opt = load_methods(option_files, train_file, overrides, runs, sets)
     datasets, scale = build_sets(opt, lq_only=True), opt['scale']
     students = [method for method in methods if tables.is_student(method)]
+    teachers = [method for method in methods if is_teacher(method.name)]
     taps = [] if train_opt is None else train_opt['taps']
-    notes = [] if train_opt is None else tap_features(train_opt, methods[-1], students)
+    notes = [] if train_opt is None else tap_features(train_opt, teachers, students)
     if out.exists() and not out.is_dir():
         raise UserError(f'--out: {out} is a file; accepted: a folder, created if it does not exist')
     out.mkdir(parents=True, exist_ok=True)

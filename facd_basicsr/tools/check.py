@@ -21,14 +21,16 @@ from facd_basicsr.cli import MultiValueCommand
 from facd_basicsr.data.loaders import reraise_killed_worker
 from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.distill.regressors import OTHER_UNITS, in_other_units, rms
-from facd_basicsr.distill.taps import Tappable, points, suggested, tappable
-from facd_basicsr.distill.teacher import Teacher, build_teacher
+from facd_basicsr.distill.taps import Tappable, paths_of_teachers, points, suggested, tappable
+from facd_basicsr.distill.teacher import Teacher, build_teacher, teacher_blocks
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.engine.loop import Training, end_of
 from facd_basicsr.environment import versions
 from facd_basicsr.errors import UserError, locating, one_line
 from facd_basicsr.evaluation.complexity import as_trained_and_fused, flops, parameters, saved_activations
+from facd_basicsr.evaluation.methods import teacher_names
 from facd_basicsr.evaluation.tables import duration, text_table
+from facd_basicsr.losses.base import tap_place
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import PROBES, lq_patch_size
@@ -83,10 +85,11 @@ def _what_is_built(training: Training, opt: dict[str, Any], is_first: bool) -> I
     for line in model.partly_loaded:
         yield f'weights      {line}'
     if isinstance(model, FACDModel):
-        net = type(model.teachers[0].net).__name__
-        if is_first:
-            yield f'teacher      {net} from {opt["teacher"]["weights"]}: all keys match'
-            yield f'             {training.teacher or "quality not checked: no teacher.expect"}'
+        for teacher, (place, own) in (
+            zip(model.teachers, teacher_blocks(opt.get('teacher')).items()) if is_first else ()
+        ):
+            yield f'{place:<12} {type(teacher.net).__name__} from {own["weights"]}: all keys match'
+            yield f'             {training.gates.get(place, f"quality not checked: no {place}.expect")}'
         if opt['taps']:
             yield from _block('taps', _taps(model, opt))
     if is_first:
@@ -105,12 +108,13 @@ def list_modules(option_file: str, overrides: Sequence[str], of: str) -> Iterato
     if of == 'teacher' and 'teacher' not in opt:
         raise UserError(f'--modules teacher: {option_file} has no teacher; accepted: student')
     lq = _training_patches(opt)
-    network, found = _tappable(opt, of, lq)
-    yield f'{of:<13}{network}, features of LQ of {lq.shape[2]} x {lq.shape[3]}'
-    yield from _block('', text_table(['path', 'module', 'C x H x W'], [[o.path, o.module, o.found] for o in found]))
-    paths = suggested(found)
-    if paths:
-        yield f'{"":<13}after a third and two thirds, and last before the upsampler: {", ".join(paths)}'
+    for place in teacher_blocks(opt.get('teacher')) if of == 'teacher' else [of]:
+        network, found = _tappable(opt, place, lq)
+        yield f'{place:<12} {network}, features of LQ of {lq.shape[2]} x {lq.shape[3]}'
+        yield from _block('', text_table(['path', 'module', 'C x H x W'], [[o.path, o.module, o.found] for o in found]))
+        paths = suggested(found)
+        if paths:
+            yield f'{"":<13}after a third and two thirds, and last before the upsampler: {", ".join(paths)}'
 
 
 def suggest_taps(option_file: str, overrides: Sequence[str], count: int) -> Iterator[str]:
@@ -127,26 +131,29 @@ def suggest_taps(option_file: str, overrides: Sequence[str], count: int) -> Iter
     if 'teacher' not in opt:
         raise UserError(f'--suggest-taps: {option_file} has no teacher; accepted: a file with a teacher block')
     lq = _training_patches(opt)
-    networks, found = zip(*(_tappable(opt, of, lq) for of in ('student', 'teacher')))
-    student, teacher = (points(paths) for paths in found)
-    common = [size for size in student if size in teacher]
+    places = ['student', *teacher_blocks(opt.get('teacher'))]
+    networks, found = zip(*(_tappable(opt, place, lq) for place in places))
+    student, *teachers = (points(paths) for paths in found)
+    common = [size for size in student if all(size in teacher for teacher in teachers)]
     if not common:
-        sizes = [' and '.join(f'{h} x {w}' for h, w in own) or 'nowhere' for own in (student, teacher)]
+        sizes = [' and '.join(f'{h} x {w}' for h, w in own) or 'nowhere' for own in (student, *teachers)]
+        of_teachers = ', '.join(f"the {p}'s ({net}) {own}" for p, net, own in zip(places[1:], networks[1:], sizes[1:]))
         raise UserError(
             f"--suggest-taps: for LQ of {lq.shape[2]} x {lq.shape[3]} the student's blocks ({networks[0]}) are "
-            f"{sizes[0]}, the teacher's ({networks[1]}) {sizes[1]}; accepted: networks with features of equal size "
-            '(and a datasets.train.gt_size that neither pads)'
+            f'{sizes[0]}, {of_teachers}; accepted: networks with features of equal size (and a datasets.train.gt_size '
+            'that neither pads)'
         )
-    both = [own[common[0]] for own in (student, teacher)]
-    fewest = min(len(own.at_equal_depths(count)) for own in both)
+    all_points = [own[common[0]] for own in (student, *teachers)]
+    fewest = min(len(own.at_equal_depths(count)) for own in all_points)
     if fewest < count:
-        depths = ' and '.join(f'{network} has {len(own.blocks)} blocks' for network, own in zip(networks, both))
+        depths = ' and '.join(f'{network} has {len(own.blocks)} blocks' for network, own in zip(networks, all_points))
         raise UserError(f'--suggest-taps: {count}; accepted: 1 to {fewest}, since {depths}')
-    yield f'taps:  # {networks[0]} <- {networks[1]}, LQ of {lq.shape[2]} x {lq.shape[3]}'
-    for pair in zip(*(own.at_equal_depths(count) for own in both)):
-        tap = {of: feature.path for of, feature in zip(('student', 'teacher'), pair)}
+    yield f'taps:  # {networks[0]} <- {", ".join(networks[1:])}, LQ of {lq.shape[2]} x {lq.shape[3]}'
+    for first, *others in zip(*(own.at_equal_depths(count) for own in all_points)):
+        paths = [feature.path for feature in others]
+        tap = {'student': first.path, 'teacher': paths if len(paths) > 1 else paths[0]}
         line = yaml.safe_dump(tap, default_flow_style=True, sort_keys=False, width=math.inf).strip()
-        yield f'  - {line}  # {pair[0].found} <- {pair[1].found}'
+        yield f'  - {line}  # {first.found} <- {", ".join(feature.found for feature in others)}'
 
 
 def _networks_alone(option_file: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -169,17 +176,18 @@ def _training_patches(opt: dict[str, Any]) -> Tensor:
 
 
 def _tappable(opt: dict[str, Any], of: str, lq: Tensor) -> tuple[str, list[Tappable]]:
-    """The class of the ``student`` or ``teacher``, and what can be tapped in training: a network may have branches that
-    run in training only, or in evaluation only."""
+    """The class of the ``student``, or of a teacher by its block's place, and what can be tapped in training: a network
+    may have branches that run in training only, or in evaluation only."""
+    own = teacher_blocks(opt.get('teacher')).get(of, {})
     if of == 'student':
         net = run = build_network(opt['network_g']).train()
-    elif 'network' in opt['teacher']:  # whose weights may be missing
-        net = build_network(opt['teacher']['network'])
-        run = Teacher(net, opt['scale'], sizes=network_sizes(net, opt['teacher']['network'], opt['scale']))
+    elif 'network' in own:  # whose weights may be missing
+        net = build_network(own['network'])
+        run = Teacher(net, opt['scale'], sizes=network_sizes(net, own['network'], opt['scale']))
     else:
-        run = build_teacher(opt['teacher'], opt['scale'])
+        run = build_teacher(own, opt['scale'], of)
         net = run.net
-    where = 'network_g' if of == 'student' else 'teacher'
+    where = 'network_g' if of == 'student' else of
 
     def forward(x: Tensor) -> None:
         check_upscaled(where, net, x, run(x), opt['scale'], channels=x.shape[1])
@@ -209,13 +217,20 @@ def _taps(model: FACDModel, opt: dict[str, Any]) -> str:
         [
             tap['student'],
             ' x '.join(map(str, student.shape[1:])),
-            tap['teacher'],
+            path,
             ' x '.join(map(str, teacher.shape[1:])),
             _regressor(regressor, model.criterion),
         ]
-        for tap, student, teacher, regressor in zip(opt['taps'], student_feats, teacher_feats, regressors)
+        for (tap, path), student, teacher, regressor in zip(
+            _pairs(model, opt), student_feats, teacher_feats, regressors
+        )
     ]
     return text_table(['student', 'C x H x W', 'teacher', 'C x H x W', 'regressor'], rows)
+
+
+def _pairs(model: FACDModel, opt: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """The taps with the path of each teacher, one teacher's after the other's."""
+    return [pair for paths in paths_of_teachers(opt['taps'], len(model.teachers)) for pair in zip(opt['taps'], paths)]
 
 
 def _regressor(regressor: nn.Module | None, loss: LossSum) -> str:
@@ -227,7 +242,8 @@ def _regressor(regressor: nn.Module | None, loss: LossSum) -> str:
 def _networks(model: Any, opt: dict[str, Any]) -> str:
     nets = {'student': Padded(model.get_bare_model(model.net_g), opt['scale'], model.sizes)}
     if isinstance(model, FACDModel):
-        nets['teacher'] = Padded(model.teachers[0].net, opt['scale'], model.teachers[0].sizes)
+        for name, own in zip(teacher_names(opt), model.teachers):
+            nets[name] = Padded(own.net, opt['scale'], own.sizes)
     num_in_ch = input_channels(opt['network_g'])
     rows = [
         [form, type(net).__name__, f'{parameters(net):,}', _flops(Padded(net, own.scale, own.sizes), num_in_ch)]
@@ -280,7 +296,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str,
 def _units(model: FACDModel, batch: dict[str, Any], opt: dict[str, Any]) -> Iterator[str]:
     """The RMS of each tap's features on a few real patches, and a warning where student and teacher differ much."""
     found = rms(*model.tapped(batch['lq'][:LARGE].to(model.device))).tolist()
-    taps = [f'{tap["student"]} <- {tap["teacher"]}' for tap in opt['taps']]
+    taps = [f'{tap["student"]} <- {path}' for tap, path in _pairs(model, opt)]
     rows = [[tap, f'{student:.3g}', f'{teacher:.3g}'] for tap, (student, teacher) in zip(taps, found)]
     yield from _block('features', text_table(['tap', 'RMS of student', 'RMS of teacher'], rows))
     regressors = [nn.Identity()] * len(rows) if model.net_r is None else model.get_bare_model(model.net_r)
@@ -288,7 +304,8 @@ def _units(model: FACDModel, batch: dict[str, Any], opt: dict[str, Any]) -> Iter
         if model.criterion.compares_channels and in_other_units(student, teacher):
             times = f'differ by more than {OTHER_UNITS} times'
             advice = _advice(regressor, opt['train']['init_r'], student < teacher)
-            yield f'{"":<13}warning: taps[{index}]: the features {times}; {advice}'
+            tap = tap_place(index, len(rows), len(model.teachers))
+            yield f'{"":<13}warning: {tap}: the features {times}; {advice}'
 
 
 def _advice(regressor: nn.Module, init: str, student_is_smaller: bool) -> str:

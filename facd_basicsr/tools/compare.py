@@ -19,7 +19,7 @@ from facd_basicsr.comparison.run_record import (
     run_record,
     step_record,
     student_of,
-    teacher_of,
+    teachers_of,
 )
 from facd_basicsr.comparison.summary import (
     by_method,
@@ -116,8 +116,7 @@ def draw_pictures(comparison: Comparison, results: dict[str, Any], folder: Path)
     with atomic_path(folder / 'curves.png') as path:
         save_figure(draw_curves(by_method(results), f'{comparison.name}, x{comparison.scale}'), path)
     runs = [run for run in comparison.runs() if run.seed == comparison.seeds[0] and checkpoint_of(run).is_file()]
-    teacher = teacher_of(comparison)
-    methods = [Method(BICUBIC, comparison.scale), *map(student_of, runs), *([] if teacher is None else [teacher])]
+    methods = [Method(BICUBIC, comparison.scale), *map(student_of, runs), *teachers_of(comparison)]
     images = list(pairs(build_sets(comparison.test_opt)))
     largest = max(min(pair.gt.shape[:2]) for pair in images) - 2 * comparison.scale
     crops = find_crops(methods, images, min(CROP, largest), CROPS)

@@ -225,7 +225,9 @@ def teacher_map_command(
     check_out(out)
     if len(option_files) + len(runs) != 1:
         raise UserError(f'-opt: {len(option_files)} and --run: {len(runs)}; accepted: one of both, the student')
-    (_, student, teacher), opt, _ = load_methods(option_files, train_file, force_yml, runs, sets)
+    (_, student, teacher, *others), opt, _ = load_methods(option_files, train_file, force_yml, runs, sets)
+    if others:
+        raise UserError(f'--teacher: {train_file} has {1 + len(others)} teachers; accepted: a train file with one')
     images = ProgressBar(select(build_sets(opt), set_name, image), unit='image', dynamic_ncols=True)
     maps = [teacher_map(student, teacher, pair, patch) for pair in images]
     with_patches = [found for found in maps if found.boxes]

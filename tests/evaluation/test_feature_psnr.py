@@ -43,7 +43,7 @@ def test_a_students_features_pass_through_the_regressors_beside_its_checkpoint(t
     for net in regressors:
         nn.init.constant_(net[-1].bias, 7)
     torch.save({'params': regressors.state_dict()}, tmp_path / 'net_r_4.pth')
-    assert tap_features(train_opt, teacher, [student]) == []
+    assert tap_features(train_opt, [teacher], [student]) == []
     _, feats = student.upscale_with_features(torch.zeros(8, 8, 3, dtype=torch.uint8).numpy())
     assert [tuple(feat.shape) for feat in feats] == [(1, 6, 8, 8)] * 3
     assert all((feat == 7).all() for feat in feats)
@@ -51,11 +51,11 @@ def test_a_students_features_pass_through_the_regressors_beside_its_checkpoint(t
 
 def test_a_student_without_regressors_is_compared_as_it_is_where_widths_agree(train_opt, tmp_path):
     student, teacher = method('s', TEACHER, str(tmp_path / 'net_g_4.pth')), method('teacher', TEACHER)
-    (note,) = tap_features(train_opt, teacher, [student])
+    (note,) = tap_features(train_opt, [teacher], [student])
     assert 's: no net_r_4.pth beside' in note and 'compared as they are' in note
     assert student.taps is not None and student.regressors is None
     train_opt['train']['distill_opt']['regressor'] = 'auto'
-    assert tap_features(train_opt, method('teacher', TEACHER), [method('s', TEACHER, student.checkpoint)]) == []
+    assert tap_features(train_opt, [method('teacher', TEACHER)], [method('s', TEACHER, student.checkpoint)]) == []
 
 
 def test_a_student_that_cannot_be_compared_says_why_and_is_left_without_taps(train_opt, tmp_path):
@@ -63,7 +63,7 @@ def test_a_student_that_cannot_be_compared_says_why_and_is_left_without_taps(tra
     other = method('other', {'type': 'RCANStudent', 'num_feat': 16, 'num_group': 1, 'num_block': 1, 'upscale': 2})
     unfit = method('unfit', STUDENT, str(tmp_path / 'net_g_5.pth'))
     torch.save({'params': {'0.0.weight': torch.zeros(1)}}, tmp_path / 'net_r_5.pth')
-    notes = tap_features(train_opt, method('teacher', TEACHER), [narrow, other, unfit])
+    notes = tap_features(train_opt, [method('teacher', TEACHER)], [narrow, other, unfit])
     assert 'narrow: no feature PSNR: no net_r_4.pth beside' in notes[0]
     assert "other: no feature PSNR: taps[1].student: 'body.1' is not in RCANStudent" in notes[1]
     assert 'unfit: no feature PSNR: regressors:' in notes[2] and 'does not fit TapRegressors' in notes[2]

@@ -12,7 +12,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import (
     Method,
     build_student,
-    build_teacher_method,
+    build_teacher_methods,
     load_methods,
     read_test_files,
     read_train_file,
@@ -118,7 +118,7 @@ def test_overrides_apply_to_every_file(student_opt, tmp_path):
 def test_a_train_file_gives_its_teacher_without_its_training_data(train_opt, tmp_path):
     opt = changed(train_opt, 'datasets.train.dataroot_gt', 'absent.lmdb')
     opt = read_train_file(str(write_yml(opt, tmp_path / 'train.yml')), [], scale=2)
-    method = build_teacher_method('train.yml', opt, CPU)
+    (method,) = build_teacher_methods('train.yml', opt, CPU)
     assert method.name == 'teacher' and not method.net.training
     assert method.output(np.zeros((4, 4, 3), np.uint8)).shape == (1, 3, 8, 8)
 
