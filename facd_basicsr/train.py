@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 if not __package__:  # run as a script: its folder holds modules called test and options, which must not be top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,7 +27,7 @@ from basicsr.utils.misc import check_resume
 from basicsr.utils.options import dict2str
 
 from facd_basicsr.data.loaders import Loaders, build_loaders, reraise_killed_worker
-from facd_basicsr.data.seeded_dataset import dataset_of
+from facd_basicsr.data.seeded_dataset import SeededDataset, dataset_of
 from facd_basicsr.distill.gate import check_teacher
 from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.engine.checkpoint import Position, reraise_disk_full
@@ -209,6 +209,8 @@ def set_up(
             loader = loaders.val[expect['dataset']]
             gates[place] = check_teacher(model.teachers[number], expect, loader, opt['scale'], model.device)
             log.info(gates[place])
+    if any(own['cache'] for own in teacher_blocks(opt.get('teacher')).values()):
+        model.read_taught(cast(SeededDataset, loaders.train.dataset).dataset)
     if resume_state is not None:
         new = {key: value for key, value in model.training_state().items() if begins and key not in CONTINUED}
         model.resume_training({**resume_state, **new})

@@ -262,7 +262,7 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
         if opt['scale'] != test_opt['scale']:
             raise UserError(f'methods.{method}.scale: {opt["scale"]}; accepted: {test_opt["scale"]}, as in test')
     teachers = {
-        method: [{key: own[key] for key in own if key not in ('expect', *EXECUTION)} for own in _teachers(opt)]
+        method: [{key: own[key] for key in own if key not in ('expect', 'cache', *EXECUTION)} for own in _teachers(opt)]
         for method, opt in opts.items()
         if 'teacher' in opt
     }

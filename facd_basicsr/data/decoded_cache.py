@@ -1,7 +1,8 @@
-"""Decoded images in a memory-mapped cache file: decoded once, read by all processes and runs through the page cache.
+"""Images in a memory-mapped cache file: made once, read by all processes and runs through the page cache.
 
-The cache of a folder or LMDB lies beside it, as ``ROOT.decoded-DIGEST``: a table, then the pixels of all images. The
-digest is of what it was made from, so that a cache of other files is never read.
+The cache of a folder or LMDB lies beside it, as ``ROOT.decoded-DIGEST``: a table, then the pixels of all images. What a
+teacher gives of them is ``ROOT.taught-DIGEST``. The digest is of what it was made from, so that a cache of other files
+is never read.
 """
 
 import errno
@@ -10,13 +11,14 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from glob import escape
 from pathlib import Path
+from typing import Any
 
 import cv2
-import lmdb
 import numpy as np
 from basicsr.utils import get_root_logger, imfrombytes
 from filelock import FileLock, Timeout
@@ -28,6 +30,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.files.atomic import PARTIAL, atomic_path
 from facd_basicsr.files.images import image_size
 from facd_basicsr.files.parallel import in_threads
+from facd_basicsr.progress import ProgressBar
 
 CACHE_FORMAT = 1  # of the file; a part of its digest
 GB = 10**9
@@ -63,6 +66,10 @@ class DecodedImages:
         """bool (count,)."""
         return self._table[:-1, 1] > 0
 
+    def sizes(self) -> np.ndarray:
+        """int64 (count, 2): heights and widths, 0 of those that could not be decoded."""
+        return self._table[:-1, 1:]
+
 
 def decoded_images(root: Path, files: list[str], where: str, hidden: bool = False) -> DecodedImages:
     """Maps the cache of a folder or LMDB. Of all processes that call it, on all nodes, one makes it if there is none.
@@ -77,31 +84,92 @@ def decoded_images(root: Path, files: list[str], where: str, hidden: bool = Fals
         UserError: the LMDB cannot be read.
     """
     root = Path(os.path.normpath(Path.cwd() / root))  # a link is kept: there may be no writing beside what it names
-    stem = f'{"." * hidden}{root.name}.decoded'
-    path = root.with_name(f'{stem}-{_digest(root, files)}')
+    path = root.with_name(f'{"." * hidden}{root.name}.decoded-{_digest(root, files)}')
     with suppress(OSError, ValueError):
         return DecodedImages(path, len(files))
     table = _planned_table(root, files, where)
-    needed = int(table[-1, 0])
     # not the dataset's own LMDB, which is for the process that trains
     with opened_lmdb(root, where) if root.suffix == '.lmdb' else nullcontext() as env:
-        try:
-            with _locked(root.with_name(f'{PARTIAL}{stem}.lock'), root):
-                with suppress(OSError, ValueError):  # another process was faster
-                    return DecodedImages(path, len(files))
-                for partial in root.parent.glob(f'{PARTIAL}{escape(stem)}-*'):  # of a killed process
-                    partial.unlink()
-                if needed > shutil.disk_usage(root.parent).free:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                get_root_logger().info(f'Decoding {len(files)} images of {root} into {needed / GB:.1f} GB of {path}.')
-                _build(path, files, env, table, where)
-                return DecodedImages(path, len(files))
-        except OSError as error:
-            free = shutil.disk_usage(root.parent).free
-            raise CacheNotWrittenError(
-                f'{root.parent}: {error.strerror or error}, {needed / GB:.1f} GB needed for {path.name}, '
-                f'{free / GB:.1f} GB free'
-            ) from error
+
+        def decoded(index: int) -> np.ndarray | None:
+            try:
+                if env is None:
+                    content: bytes | None = Path(files[index]).read_bytes()
+                else:
+                    with env.begin() as txn:
+                        content = txn.get(files[index].encode('ascii'))
+                return imfrombytes(content)
+            except UNREADABLE:
+                return None
+
+        def in_turns(make: Callable[[int], None]) -> None:
+            threads = cv2.getNumThreads()
+            cv2.setNumThreads(1)  # more would oversubscribe the cores, and forked worker processes lack them
+            try:
+                in_threads(make, range(len(files)), where)
+            finally:
+                cv2.setNumThreads(threads)
+
+        return _made(path, table, decoded, in_turns, f'Decoding {len(files)} images of {root}')
+
+
+def taught_images(
+    lq: DecodedImages, teach: Callable[[np.ndarray], np.ndarray], made_by: list[Any], scale: int
+) -> DecodedImages:
+    """Maps the cache of what a teacher gives of whole LQ images, by their numbers; as :func:`decoded_images` makes it.
+
+    Args:
+        teach: (h, w, 3), BGR uint8 -> (h * scale, w * scale, 3), called for one image after the other.
+        made_by: what it depends on, for the digest.
+
+    Raises:
+        CacheNotWrittenError: the disk is full or read-only, for example.
+    """
+    stem, _, digest = lq.path.name.rpartition('.decoded-')
+    path = lq.path.with_name(f'{stem}.taught-{_hashed([digest, *made_by])}')
+    sizes = lq.sizes()
+    with suppress(OSError, ValueError):
+        return DecodedImages(path, len(sizes))
+
+    def taught(index: int) -> np.ndarray | None:
+        image = lq[index]
+        return None if image is None else teach(image)
+
+    def one_by_one(make: Callable[[int], None]) -> None:  # in this thread, whose GPU is the process's
+        for index in ProgressBar(range(len(sizes)), desc='teacher.cache', unit='image'):
+            make(index)
+
+    return _made(path, _laid_out(scale * sizes), taught, one_by_one, f'Running the teacher on {len(sizes)} LQ images')
+
+
+def _made(
+    path: Path,
+    table: np.ndarray,
+    image_of: Callable[[int], np.ndarray | None],
+    for_each: Callable[[Callable[[int], None]], None],
+    what: str,
+) -> DecodedImages:
+    """Makes a cache, unless another process does."""
+    needed, count, stem = int(table[-1, 0]), len(table) - 1, path.name.rpartition('-')[0]
+    try:
+        with _locked(path.with_name(f'{PARTIAL}{stem}.lock'), stem):
+            with suppress(OSError, ValueError):  # another process was faster
+                return DecodedImages(path, count)
+            for partial in path.parent.glob(f'{PARTIAL}{escape(stem)}-*'):  # of a killed process
+                partial.unlink()
+            if needed > shutil.disk_usage(path.parent).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            get_root_logger().info(f'{what} into {needed / GB:.1f} GB of {path}.')
+            start = time.monotonic()
+            _build(path, table, image_of, for_each)
+            get_root_logger().info(f'{path.name} was made in {time.monotonic() - start:.1f} s.')
+            return DecodedImages(path, count)
+    except OSError as error:
+        free = shutil.disk_usage(path.parent).free
+        raise CacheNotWrittenError(
+            f'{path.parent}: {error.strerror or error}, {needed / GB:.1f} GB needed for {path.name}, '
+            f'{free / GB:.1f} GB free'
+        ) from error
 
 
 def _digest(root: Path, files: list[str]) -> str:
@@ -113,8 +181,11 @@ def _digest(root: Path, files: list[str]) -> str:
             found = Path(source).stat()
             stamps.append((os.path.relpath(source, root), found.st_size, found.st_mtime_ns))
     names = files if is_lmdb else [os.path.relpath(file, root) for file in files]
-    made_of = [CACHE_FORMAT, cv2.__version__, names, stamps]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
+    return _hashed([cv2.__version__, names, stamps])
+
+
+def _hashed(made_of: list[Any]) -> str:
+    return hashlib.sha256(json.dumps([CACHE_FORMAT, *made_of]).encode()).hexdigest()[:8]
 
 
 def _empty_table(count: int) -> np.ndarray:
@@ -125,24 +196,36 @@ def _empty_table(count: int) -> np.ndarray:
 
 def _planned_table(root: Path, files: list[str], where: str) -> np.ndarray:
     """By lists and headers."""
-    table = _empty_table(len(files))
+    sizes = np.zeros((len(files), 2), np.int64)
     if root.suffix == '.lmdb':
         shapes = meta_info_shapes(root, where)
-        table[:-1, 1:] = [shapes.get(key, (0, 0, 0))[:2] for key in files]
+        sizes[:] = [shapes.get(key, (0, 0, 0))[:2] for key in files]
     else:
 
         def measure(index: int) -> None:
             with suppress(UserError):
-                table[index, 1:] = image_size(Path(files[index]))
+                sizes[index] = image_size(Path(files[index]))
 
         in_threads(measure, range(len(files)), f'{where} (sizes)')
-    sizes = 3 * table[:, 1] * table[:, 2]
-    table[:, 0] = table.nbytes + np.cumsum(sizes) - sizes
+    return _laid_out(sizes)
+
+
+def _laid_out(sizes: np.ndarray) -> np.ndarray:
+    """Of images of these heights and widths, (count, 2)."""
+    table = _empty_table(len(sizes))
+    table[:-1, 1:] = sizes
+    lengths = 3 * table[:, 1] * table[:, 2]
+    table[:, 0] = table.nbytes + np.cumsum(lengths) - lengths
     return table
 
 
-def _build(path: Path, files: list[str], env: lmdb.Environment | None, table: np.ndarray, where: str) -> None:
-    threads, turn = cv2.getNumThreads(), threading.Lock()
+def _build(
+    path: Path,
+    table: np.ndarray,
+    image_of: Callable[[int], np.ndarray | None],
+    for_each: Callable[[Callable[[int], None]], None],
+) -> None:
+    turn = threading.Lock()
     with atomic_path(path) as partial, partial.open('wb') as file:
         file.truncate(int(table[-1, 0]))
 
@@ -151,37 +234,25 @@ def _build(path: Path, files: list[str], env: lmdb.Environment | None, table: np
                 file.seek(offset)
                 file.write(np.ascontiguousarray(content).data)
 
-        def decode(index: int) -> None:
+        def make(index: int) -> None:
             offset, height, width = table[index].tolist()
             table[index, 1:] = 0
-            try:
-                if env is None:
-                    content: bytes | None = Path(files[index]).read_bytes()
-                else:
-                    with env.begin() as txn:
-                        content = txn.get(files[index].encode('ascii'))
-                image = imfrombytes(content)
-            except UNREADABLE:
-                return
+            image = image_of(index)
             if image is not None and image.nbytes == 3 * height * width:  # it may be another than its list says
                 write(offset, image)
                 table[index, 1:] = image.shape[:2]
 
-        cv2.setNumThreads(1)  # more would oversubscribe the cores, and forked worker processes lack them
-        try:
-            in_threads(decode, range(len(files)), where)
-        finally:
-            cv2.setNumThreads(threads)
+        for_each(make)
         write(0, table)
 
 
 @contextmanager
-def _locked(path: Path, root: Path) -> Iterator[None]:
+def _locked(path: Path, stem: str) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        get_root_logger().info(f'Another process decodes {root}; waiting for it.')
+        get_root_logger().info(f'Another process makes {path.parent / stem}-*; waiting for it.')
         lock.acquire()
     try:
         yield

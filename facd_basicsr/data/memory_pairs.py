@@ -1,5 +1,6 @@
 """BasicSR's pairs of images with all of them decoded once: the same samples, each at the cost of a patch."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import normalize
 
-from facd_basicsr.data.decoded_cache import CacheNotWrittenError, DecodedImages, decoded_images
+from facd_basicsr.data.decoded_cache import CacheNotWrittenError, DecodedImages, decoded_images, taught_images
+from facd_basicsr.runtime.metrics import to_image
 
 
 def from_memory(dataset: PairedImageDataset) -> 'PairedImageDataset | MemoryPairs':
@@ -75,6 +77,25 @@ class MemoryPairs(Dataset):
         self.paths = dataset.paths
         self.gt_folder, self.lq_folder = dataset.gt_folder, dataset.lq_folder
         self._gt, self._lq = gt, lq
+        self._taught: DecodedImages | None = None
+
+    def read_taught(self, teach: Callable[[Tensor], Tensor], made_by: list[Any]) -> None:
+        """From now on samples have a ``teacher``: what a teacher gives of the whole LQ image, in 8 bits, where their GT
+        is, and turned alike; their other values stay the same.
+
+        Args:
+            teach: (1, 3, h, w) -> (1, 3, h * scale, w * scale), RGB in [0, 1]; not called if there is a cache.
+            made_by: what it depends on.
+
+        Raises:
+            CacheNotWrittenError: there is none, and it cannot be written.
+        """
+
+        def taught(image: np.ndarray) -> np.ndarray:
+            return to_image(teach(self._tensor(image)[None]))
+
+        self._taught = taught_images(self._lq, taught, made_by, self.opt['scale'])
+        get_root_logger().info(f'What the teacher gives of {self.opt["name"]} is read from {self._taught.path}.')
 
     @property
     def file_client(self) -> Any:
@@ -84,17 +105,27 @@ class MemoryPairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         gt, lq, paths, scale = self._gt[index], self._lq[index], self.paths[index], self.opt['scale']
         if gt is None or lq is None:
-            return self.dataset[index]
+            return self._from_files(index)
+        own: dict[str, Tensor] = {}
         if self.opt['phase'] == 'train':
+            taught = gt if self._taught is None else self._taught[index]
             try:
-                gt, lq = paired_random_crop(gt, lq, self.opt['gt_size'], scale, paths['gt_path'])
+                (gt, taught), lq = paired_random_crop([gt, taught], lq, self.opt['gt_size'], scale, paths['gt_path'])
             except ValueError:
-                return self.dataset[index]
+                return self._from_files(index)
             _, turns = augment([], self.opt['use_hflip'], self.opt['use_rot'], return_status=True)  # only draws
             gt, lq = _turned(gt, *turns), _turned(lq, *turns)
+            if self._taught is not None:
+                own = {'teacher': self._tensor(_turned(taught, *turns))}
         else:
             gt = gt[: lq.shape[0] * scale, : lq.shape[1] * scale]
-        return {'lq': self._tensor(lq), 'gt': self._tensor(gt), **paths}
+        return {'lq': self._tensor(lq), 'gt': self._tensor(gt), **own, **paths}
+
+    def _from_files(self, index: int) -> dict[str, Any]:
+        sample = self.dataset[index]
+        if self._taught is not None:
+            raise ValueError('another size than listed, so that the teacher has no image of it (teacher.cache)')
+        return sample
 
     def __len__(self) -> int:
         return len(self.paths)

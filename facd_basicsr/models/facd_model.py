@@ -12,10 +12,13 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from facd_basicsr.archs import CONVOLUTIONAL, input_channels
+from facd_basicsr.data.decoded_cache import CacheNotWrittenError
+from facd_basicsr.data.memory_pairs import MemoryPairs
 from facd_basicsr.distill.regressors import build_regressors, start_regressors
 from facd_basicsr.distill.taps import Taps, paths_of_teachers
-from facd_basicsr.distill.teacher import Teacher, build_teacher, teacher_blocks
+from facd_basicsr.distill.teacher import Teacher, build_teacher, local_weights, teacher_blocks
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.download import sha256_of
 from facd_basicsr.losses import DistillState
 from facd_basicsr.losses.image import chosen, nearest
 from facd_basicsr.losses.loss_sum import ImageTerm, LossSum
@@ -30,6 +33,7 @@ from facd_basicsr.models.safe_model import (
     preserve_buffers,
     run_network,
 )
+from facd_basicsr.models.validation import validation_forward
 from facd_basicsr.runtime.execution import Execution, check_upscaled, reraise_refused_input, tf32_of
 from facd_basicsr.runtime.rng import preserve_rng_state
 
@@ -210,6 +214,7 @@ class FACDModel(SafeSRModel):
         seeds: tuple[int, ...] = (),
         criterion: LossSum | None = None,
         bare: bool = False,
+        taught: Tensor | None = None,
     ) -> DistillState:
         self._start_regressors(lq)
         criterion = criterion or self.criterion
@@ -225,12 +230,14 @@ class FACDModel(SafeSRModel):
         seen = DistillState(none, none, gt, lq, (), (), iteration=iteration, seeds=seeds)
         with torch.no_grad():
             inputs = {name: view.derive(seen) for name, view in views.items() if view.networks != ('student',)}
-            taught, teacher_feats, taught_by = self._taught(asked('teacher'), gt)
+            outputs_t, teacher_feats, taught_by = (
+                self._taught(asked('teacher'), gt) if taught is None else ({LQ: taught}, (), None)
+            )
             averaged, _ = outputs_on(self._run_average, asked('average'))
-            seen = replace(seen, teacher=taught.get(LQ, none), taught_by=taught_by)
+            seen = replace(seen, teacher=outputs_t.get(LQ, none), taught_by=taught_by)
             inputs |= {name: view.derive(seen) for name, view in views.items() if name not in inputs}
         outputs, feats, regressed_feats = self._student(asked('student'), bare)
-        of_network = {'student': outputs, 'teacher': taught, 'average': averaged}
+        of_network = {'student': outputs, 'teacher': outputs_t, 'average': averaged}
         return replace(
             seen,
             student=outputs.get(LQ, none),
@@ -262,6 +269,27 @@ class FACDModel(SafeSRModel):
             return {name: own.mean(0) for name, own in stacked.items()}, tuple(feats), None
         taught_by = nearest(stacked[LQ], gt)  # (N,)
         return {name: chosen(own, taught_by) for name, own in stacked.items()}, tuple(feats), taught_by
+
+    def read_taught(self, dataset: Any) -> None:
+        """Lets the samples of the training set, without its wrappers, have the teacher's images (``teacher.cache``).
+        After a warning the teacher is run in every iteration, where they cannot be kept."""
+        (teacher,), (teacher_opt,) = self.teachers, teacher_blocks(self.opt['teacher']).values()
+
+        def teach(lq: Tensor) -> Tensor:
+            lq = lq.to(self.device)
+            with reraise_refused_input('teacher', teacher.net, lq), tf32_of(teacher.execution.precision):
+                return validation_forward(teacher, lq, self.opt['scale'], 0, 0)
+
+        made_by = [sha256_of(local_weights(teacher_opt)), teacher_opt.get('network'), teacher_opt['precision']]
+        try:
+            if isinstance(dataset, MemoryPairs):  # or there was a warning
+                with preserve_rng_state():
+                    dataset.read_taught(teach, made_by)
+        except CacheNotWrittenError as error:
+            get_root_logger().warning(
+                f'teacher.cache: {error}; accepted: that space in a writable folder. The teacher is run in every '
+                'iteration, which is slower; docs/teachers.md#images-from-a-cache'
+            )
 
     def _run_average(self, lq: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         with self._execution_g.autocast(self.device):

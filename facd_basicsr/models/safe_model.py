@@ -399,6 +399,7 @@ class SafeSRModel(SafeModel, SRModel):
         seeds: tuple[int, ...] = (),
         criterion: LossSum | None = None,
         bare: bool = False,
+        taught: Tensor | None = None,
     ) -> DistillState:
         """What the losses see of a batch: outputs, (N, C, h * scale, w * scale), and features, (N, C_j, h_j, w_j), of
         student and teacher; here the student's output alone.
@@ -412,6 +413,7 @@ class SafeSRModel(SafeModel, SRModel):
             seeds: of the samples, for views.
             criterion: the losses that ask; None: all.
             bare: whether to run the networks without DDP, which waits for a backward.
+            taught: the teacher's output, where it is known; None: it is run.
         """
         outputs, *_ = self._student({LQ: lq}, bare)
         return DistillState(outputs[LQ], lq.new_empty(0), gt, lq, (), (), iteration=iteration, seeds=seeds)
@@ -422,7 +424,7 @@ class SafeSRModel(SafeModel, SRModel):
         for number, criterion in enumerate(self.criterion.steps()):
             clear = number == 0  # a later step begins from the gradients of those before
             if self.accum_iter == 1:
-                state = self.distill_state(self.lq, self.gt, iteration, self.seeds, criterion)
+                state = self.distill_state(self.lq, self.gt, iteration, self.seeds, criterion, taught=self.taught)
                 self._minimize(self._losses(criterion, state), clear)
             else:
                 parts = self._first_pass(iteration, criterion)
@@ -447,9 +449,10 @@ class SafeSRModel(SafeModel, SRModel):
         parts = []
         with preserve_buffers(*self._networks().values()):
             seeds = iter(self.seeds)
-            for lq, gt in zip(self.lq.chunk(self.accum_iter), self.gt.chunk(self.accum_iter)):
+            images = [own.chunk(self.accum_iter) for own in (self.lq, self.gt, self.taught) if own is not None]
+            for lq, gt, *taught in zip(*images):
                 before, own = rng_state(), tuple(islice(seeds, len(lq)))
-                state = self.distill_state(lq, gt, iteration, own, criterion, bare=True)
+                state = self.distill_state(lq, gt, iteration, own, criterion, True, *taught)
                 part = joined([state])  # a CUDA graph overwrites its output
                 for leaf in of_student(part):
                     leaf.requires_grad_()

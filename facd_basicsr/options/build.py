@@ -40,6 +40,8 @@ def dry_run(opt: Block, is_train: bool) -> None:
     for key in ('distill_opt', 'pixel_opt'):
         for where, block in named_losses(key, opt['train'][key]) if opt['train'].get(key) else ():
             loss = construct(where, block, LossSum)
+            if any(own.get('cache') for own in teacher_blocks(opt.get('teacher')).values()):
+                _check_cached(f'{where}.type: {block["type"]}', loss)
             if 'teacher' in loss.networks and 'teacher' not in opt and key == 'distill_opt':
                 raise UserError(
                     f'teacher: missing, and {where}.type: {block["type"]} reads it; accepted: as in '
@@ -47,6 +49,16 @@ def dry_run(opt: Block, is_train: bool) -> None:
                 )
     optimizer = construct('train.optim_g', opt['train']['optim_g'], _optimizer)
     construct('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
+
+
+def _check_cached(where: str, loss: LossSum) -> None:
+    read = ['features'] * loss.reads_features
+    read += [f'output on its view {name}' for name, view in loss.views.items() if 'teacher' in view.networks]
+    if read:
+        raise UserError(
+            f"teacher.cache: true, but {where} reads the teacher's {read[0]}; accepted: false, or losses that read its "
+            'output on LQ alone'
+        )
 
 
 def construct(where: str, block: Block, build: Callable[[Block], Any]) -> Any:

@@ -24,6 +24,7 @@ from basicsr.utils.registry import (
 from facd_basicsr.archs import DeepRegressor
 from facd_basicsr.archs.spandrel_arch import INSTALLED, SPANDREL_EXTRA, SUFFIX, why_unknown
 from facd_basicsr.compat import full_name
+from facd_basicsr.data.memory_pairs import is_in_memory
 from facd_basicsr.distill.layouts import LAYOUTS
 from facd_basicsr.distill.teacher import naming, teacher_blocks
 from facd_basicsr.errors import UserError, locating
@@ -595,6 +596,8 @@ def _check_distillation(opt: OptionBlock) -> None:
     for place, own in teacher_blocks(opt.get('teacher')).items():
         with naming(place):
             _check_teacher(opt, own)
+    if any(own['cache'] for own in teacher_blocks(opt.get('teacher')).values()):
+        _check_teacher_cache(opt)
     losses = list(named_losses('distill_opt', opt['train']['distill_opt']))
     of_features = [own for own in losses if getattr(LOSS_REGISTRY.get(own[1]['type']), 'reads_features', False)]
     if not of_features:
@@ -645,6 +648,18 @@ def _check_teacher(opt: OptionBlock, teacher_opt: OptionBlock) -> None:
         dataset_type = opt['datasets'][teacher_opt['expect']['dataset']]['type']
         if dataset_type == 'SingleImageDataset':
             raise UserError(f'teacher.expect.dataset: a {dataset_type}, without GT; accepted: a set of pairs')
+
+
+def _check_teacher_cache(opt: OptionBlock) -> None:
+    dataset_opt = opt['datasets']['train']
+    if len(teacher_blocks(opt['teacher'])) > 1:
+        raise UserError('teacher: several, but one has cache: true; accepted: no cache, or one teacher')
+    if dataset_opt['type'] != 'PairedImageDataset' or not is_in_memory(dataset_opt):
+        raise UserError(
+            'teacher.cache: true; accepted with datasets.train: {type: PairedImageDataset, io_backend: {type: memory}}'
+        )
+    for key in [key for key in ('color', 'mean', 'std') if dataset_opt.get(key) not in (None, 'rgb')]:
+        raise UserError(f'teacher.cache: true, but datasets.train has {key}; accepted: images in RGB, not normalized')
 
 
 def _registered(registry: Registry, where: str, name: str) -> Any:

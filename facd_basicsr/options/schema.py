@@ -416,6 +416,13 @@ TEACHER = {
         'digits in its file name, if it carries some',
     ),
     **EXECUTION,
+    'cache': Key(
+        (bool,),
+        default=False,
+        meaning='read what it gives of LQ from a file, made once of the whole images of `datasets.train` in 8 bits, '
+        'where losses read nothing else of it, with `io_backend: {type: memory}` '
+        '([teachers.md](teachers.md#images-from-a-cache))',
+    ),
     'expect': Key((dict,), meaning='what it must score before training starts. Left out: not looked at'),
 }
 EXPECT = {

@@ -16,6 +16,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+import torch
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.utils import imfrombytes
 from conftest import tiny_train_opt
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from processes import FORKED, TIMEOUT
 from runs import TOTAL, assert_same, log_text, result, run
+from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from facd_basicsr.data import decoded_cache, memory_pairs
@@ -47,6 +49,7 @@ SAMPLE_OPTIONS = st.fixed_dictionaries(
     },
     optional={'color': st.sampled_from(['y', None])},
 )
+SEEDS = st.integers(0, 2**62)
 
 
 def noise(height: int, width: int, *channels: int) -> np.ndarray:
@@ -96,7 +99,7 @@ def built_both(block: dict) -> tuple[SeededDataset, SeededDataset]:
 
 
 @pytest.mark.parametrize('normalized', [{}, MEAN_STD])
-@given(options=SAMPLE_OPTIONS, seed=st.integers(0, 2**62))
+@given(options=SAMPLE_OPTIONS, seed=SEEDS)
 def test_a_sample_is_the_same_from_memory_and_from_a_folder(folders, normalized, options, seed):
     files, memory = built_both(block_of(folders, **options, **({} if options.get('color') == 'y' else normalized)))
     for index in range(len(files)):
@@ -160,7 +163,7 @@ def too_small(path: Path) -> None:
 
 @pytest.fixture
 def own_folders(folders, tmp_path) -> Path:
-    return Path(shutil.copytree(folders, tmp_path / 'own', ignore=shutil.ignore_patterns('*.decoded-*')))
+    return Path(shutil.copytree(folders, tmp_path / 'own', ignore=shutil.ignore_patterns('*.decoded-*', '*.taught-*')))
 
 
 @pytest.mark.parametrize('side', ['GT', 'LQ'])
@@ -215,7 +218,7 @@ def test_a_damaged_validation_image_is_named(own_folders):
 
 def caches(root: Path) -> list[str]:
     """What lies in a folder beside its data, hidden files too."""
-    return sorted(path.name for path in root.iterdir() if path.name.startswith('.') or '.decoded-' in path.name)
+    return sorted(path.name for path in root.iterdir() if re.search(r'^\.|\.decoded-|\.taught-', path.name))
 
 
 def refuse_to_decode(content: bytes) -> None:
@@ -435,6 +438,121 @@ def test_workers_that_are_not_forked_read_the_same_images(folders):
     for index, sample in enumerate(found):
         assert_same(sample, files.dataset[index])
     assert len(found) == 7
+
+
+def nearest(lq: Tensor) -> Tensor:
+    """A teacher that repeats each pixel."""
+    return lq.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def not_again(lq: Tensor) -> Tensor:
+    raise AssertionError('the teacher ran again')
+
+
+def built_with_teacher(block: dict, teach: Callable[[Tensor], Tensor] = nearest, *made_by: object) -> SeededDataset:
+    dataset = build_ordered_dataset(block | {'io_backend': MEMORY})
+    dataset.read_taught(teach, list(made_by))
+    return SeededDataset(dataset)
+
+
+@given(options=SAMPLE_OPTIONS.filter(lambda own: own['phase'] == 'train' and not own.get('color')), seed=SEEDS)
+def test_a_sample_has_the_teachers_image_where_its_gt_is_and_the_same_bits_else(folders, options, seed):
+    block = block_of(folders, **options)
+    _, without = built_both(block)
+    dataset = built_with_teacher(block)
+    for index in range(7):
+        found, expected = dataset[index, seed], without[index, seed]
+        assert torch.equal(found.pop('teacher'), nearest(found['lq'][None])[0])
+        assert_same(found, expected)
+
+
+def test_an_image_of_the_teacher_has_8_bits(folders):
+    dataset = built_with_teacher(block_of(folders), lambda lq: 3 * nearest(lq) - 1, 'clamped')
+    sample = dataset[0, 1]
+    expected = (3 * nearest(sample['lq'][None])[0] - 1).clamp(0, 1)
+    assert (expected == 0).any() and (expected == 1).any()
+    assert (sample['teacher'] - expected).abs().max() < 0.51 / 255
+    assert torch.equal((255 * sample['teacher']).round() / 255, sample['teacher'])
+
+
+def test_the_teacher_runs_once_on_each_whole_image_and_a_second_run_maps_what_it_gave(own_folders):
+    sizes = []
+    block = block_of(own_folders)
+    first = built_with_teacher(block, lambda lq: sizes.append(tuple(lq.shape)) or nearest(lq), 'weights', 'bf16')
+    assert sizes == [(1, 3, 12 + i, 20 - i) for i in range(7)]
+    assert [name.split('-')[0] for name in caches(own_folders)] == ['GT.decoded', 'LQ.decoded', 'LQ.taught']
+    assert_same(built_with_teacher(block, not_again, 'weights', 'bf16')[3, 4], first[3, 4])
+    other = built_with_teacher(block, lambda lq: 1 - nearest(lq), 'other', 'bf16')
+    torch.testing.assert_close(other[3, 4]['teacher'], 1 - first[3, 4]['teacher'])
+    save_noise(own_folders / 'LQ' / '5.png', 17, 15, 5)
+    built_with_teacher(block, lambda lq: sizes.append(tuple(lq.shape)) or nearest(lq), 'weights', 'bf16')
+    assert len(sizes) == 14
+
+
+def kill_at_the_fourth(block: dict) -> None:
+    images = iter(range(7))
+
+    def teach(lq: Tensor) -> Tensor:
+        if next(images) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return nearest(lq)
+
+    built_with_teacher(block, teach)
+
+
+def test_a_process_that_is_killed_leaves_no_image_of_the_teacher(own_folders):
+    process = FORKED.Process(target=kill_at_the_fourth, args=(block_of(own_folders),))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not [name for name in caches(own_folders) if name[:3] == 'LQ.t']
+    built_with_teacher(block_of(own_folders))
+    assert [name.split('-')[0] for name in caches(own_folders)] == ['GT.decoded', 'LQ.decoded', 'LQ.taught']
+
+
+def teach_and_count(block: dict, waiting: Event, counts: Queue) -> None:
+    """In a process of its own. Its teacher waits until another process waits for it."""
+    ran = []
+
+    def teach(lq: Tensor) -> Tensor:
+        assert waiting.wait(TIMEOUT)
+        ran.append(1)
+        return nearest(lq)
+
+    def info(message: str) -> None:
+        if message.endswith('waiting for it.'):
+            waiting.set()
+
+    decoded_cache.get_root_logger = lambda: SimpleNamespace(info=info)
+    sample = built_with_teacher(block, teach)[3, 4]
+    counts.put((len(ran), float(sample['teacher'].sum())))
+
+
+def test_of_two_processes_at_the_same_time_one_runs_the_teacher_and_both_map(own_folders):
+    block = block_of(own_folders)
+    built_both(block)
+    waiting, counts = FORKED.Event(), FORKED.Queue()
+    processes = [FORKED.Process(target=teach_and_count, args=(block, waiting, counts)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    (first, left), (second, right) = (counts.get(timeout=TIMEOUT) for _ in processes)
+    for process in processes:
+        process.join()
+    assert {first, second} == {0, 7} and left == right
+
+
+@pytest.mark.parametrize(('index', 'said'), [(2, 'another size than listed'), (1, 'not a readable image')])
+def test_a_pair_without_an_image_of_the_teacher_is_replaced_and_named(data, tmp_path, index, said):
+    for name in ('HR.lmdb', 'LR.lmdb'):
+        shutil.copytree(data / name, tmp_path / name)
+    other = [cv2.imencode('.png', noise(size, size, 3))[1].tobytes() for size in (60, 30)]
+    for name, png in zip(('HR.lmdb', 'LR.lmdb'), other):
+        with lmdb.open(str(tmp_path / name), map_size=2**24) as env, env.begin(write=True) as txn:
+            txn.put(b'0001_s001', txn.get(b'0001_s001')[:100])
+            txn.put(b'0002_s001', png)  # not as meta_info.txt has it
+    dataset = built_with_teacher(block_of(tmp_path, ('HR.lmdb', 'LR.lmdb')))
+    sample = dataset[index, 3]
+    assert f'000{index}_s001: ' in sample['damaged'] and said in sample['damaged']
+    assert torch.equal(sample['teacher'], nearest(sample['lq'][None])[0])
 
 
 def in_memory(opt: dict, workers: int) -> dict:
