@@ -10,8 +10,8 @@ from states import method_opt
 
 from facd_basicsr.cli import facd
 
-# features by regressors, features without, images alone, images through a VGG
-FAMILIES = ['FACDLoss', 'FAKDLoss', 'TeacherSupervisionLoss', 'CSDLoss']
+# features by regressors, features without, images alone, through a VGG, on other inputs, of an average of the student
+FAMILIES = ['FACDLoss', 'FAKDLoss', 'TeacherSupervisionLoss', 'CSDLoss', 'DUKDLoss', 'DCKDLoss']
 
 
 def invoke(*command: object) -> str:
