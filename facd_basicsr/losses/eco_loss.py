@@ -42,11 +42,13 @@ class ECOLoss(DistillLoss):
 
     @property
     def reads(self) -> tuple[str, ...]:
+        if self.alpha == 1:  # the teacher has no share any more
+            return ('student',)
         return ('student', 'teacher') if self.keep_lq else ('teacher',)
 
     @property
     def views(self) -> dict[str, View]:
-        return {} if self.keep_lq else {'mixed': View(('student',), self._mixed)}
+        return {} if 'student' in self.reads else {'mixed': View(('student',), self._mixed)}
 
     def _mixed(self, state: DistillState) -> Tensor:
         scale = state.gt.shape[2] // state.lq.shape[2]
@@ -54,7 +56,8 @@ class ECOLoss(DistillLoss):
 
     def forward(self, state: DistillState) -> dict[str, Tensor]:
         """``l_sr``."""
-        student = state.student if self.keep_lq else state.views['mixed']['student']
-        gt, teacher = at_least_float32(state.gt), at_least_float32(state.teacher.detach())
-        target = self.alpha * gt + (1 - self.alpha) * teacher
+        student = state.student if 'student' in self.reads else state.views['mixed']['student']
+        target = at_least_float32(state.gt)
+        if 'teacher' in self.reads:
+            target = self.alpha * target + (1 - self.alpha) * at_least_float32(state.teacher.detach())
         return {'l_sr': self.img_range * sample_l1(student, target).mean()}

@@ -87,6 +87,7 @@ class LossSum(nn.Module):
         min_batch, reads_features, compares_channels: what all losses together need (losses/base.py).
         regressor: the most that one of them asks for.
         average: of the student, which all of them share; None: none.
+        is_step: whether it is one of several :meth:`steps`.
         teachers: whose features are in a state. A loss of features is evaluated for each and its values are averaged.
 
     Raises:
@@ -115,6 +116,7 @@ class LossSum(nn.Module):
             raise UserError(f'train.distill_opt: averages of the student: {listed}; accepted: one for all losses')
         self.average: Average | None = next(iter(averages), None)
         self.teachers = 1
+        self.is_step = False
 
     def __iter__(self) -> Iterator[DistillLoss]:
         return (cast(DistillLoss, loss) for loss in self.losses)
@@ -144,6 +146,7 @@ class LossSum(nn.Module):
             step = copy(self)
             step.names, step.blocks = [self.names[index] for index in kept], [self.blocks[index] for index in kept]
             step.scheduled = [self.scheduled[index] for index in kept]
+            step.is_step = True
             step._modules = {'losses': nn.ModuleList([parts[index][number] for index in kept])}
             steps.append(step)
         return steps if len(steps) > 1 else [self]
@@ -172,7 +175,7 @@ class LossSum(nn.Module):
             weight = value_at(block.get('loss_weight', 1), state.iteration)
             found = _mean([loss(seen) for seen in self._seen_by(name, loss, state)])
             if not block.get('image_term', True):
-                found = _without_image_term(found, _place(name))
+                found = _without_image_term(found, _place(name), self.is_step)
             for key, value in _renamed(name, found).items():
                 if key in logs:
                     raise UserError(f'train.distill_opt: two values are called {key}; accepted: other names of losses')
@@ -234,8 +237,10 @@ def _mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _without_image_term(found: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+def _without_image_term(found: Mapping[str, Tensor], where: str, is_step: bool) -> dict[str, Tensor]:
     rest = {key: value for key, value in found.items() if key != 'l_sr'}
+    if is_step:  # l_sr may be another step's
+        return rest
     if len(rest) == len(found) or not any(key.startswith('l_') for key in rest):
         raise UserError(
             f'{where}.image_term: false; accepted of a loss with l_sr and another term, here {", ".join(found)}'

@@ -420,7 +420,8 @@ class SafeSRModel(SafeModel, SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         iteration, every = current_iter - self.opt.get('stage_begin', 0), self.opt['train']['log_gradient_share']
-        logs = self._gradient_shares(iteration) if every and current_iter % every == 0 else {}
+        shares = self._gradient_shares(iteration) if every and current_iter % every == 0 else {}
+        logs: dict[str, Tensor] = {}
         for number, criterion in enumerate(self.criterion.steps()):
             clear = number == 0  # a later step begins from the gradients of those before
             if self.accum_iter == 1:
@@ -430,8 +431,8 @@ class SafeSRModel(SafeModel, SRModel):
                 parts = self._first_pass(iteration, criterion)
                 losses = self._losses(criterion, joined([part for part, _ in parts]))
                 self._minimize(losses, clear, then=partial(self._backward, parts))
-            logs = {**self._logs, **logs}
-        self._logs = logs
+            logs |= self._logs
+        self._logs = {**logs, **shares}
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 

@@ -7,6 +7,7 @@ from states import images, network, random_state, summed, with_views
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, build_loss
 from facd_basicsr.losses.dukd_loss import DUKDLoss, zoom_in
+from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.losses.views import augmented
 
 
@@ -123,6 +124,12 @@ def test_two_steps_are_the_terms_on_lq_and_those_on_views():
     assert list(first(state)) == ['l_sr', 'l_logits']
     unread = replace(whole, student=torch.tensor(torch.nan), teacher=torch.tensor(torch.nan))
     torch.testing.assert_close({**first(state), **second(unread)}, logs, rtol=0, atol=0)
+
+
+def test_the_image_term_can_be_left_out_of_two_steps():
+    losses = LossSum({'type': 'DUKDLoss', 'two_steps': True, 'image_term': False})
+    state = with_views(next(iter(losses)), random_state(n=2))
+    assert [list(step(state)) for step in losses.steps()] == [['l_logits'], ['l_zoom_in']]
 
 
 def test_the_control_reads_no_teacher_and_compares_augmented_lq_with_the_ground_truth():

@@ -34,11 +34,18 @@ def test_the_mixed_input_and_the_mixed_target_equal_values_worked_by_hand():
     assert logs['l_sr'].item() == pytest.approx(10 * (0.9 - (0.25 * 0.4 + 0.75 * 0.8)))
 
 
-@pytest.mark.parametrize(('alpha', 'lq', 'target'), [(0, 0.8, 0.8), (1, 0.5, 0.4)])
-def test_it_begins_with_the_teacher_and_ends_with_the_ground_truth(alpha, lq, target):
-    loss = ECOLoss(alpha=alpha)
-    torch.testing.assert_close(mixed(loss, STATE), flat(lq, 2))
-    assert loss(replace(STATE, views={'mixed': {'student': flat(0, 4)}}))['l_sr'].item() == pytest.approx(target)
+def test_it_begins_with_the_teacher_alone():
+    loss = ECOLoss(alpha=0)
+    torch.testing.assert_close(mixed(loss, STATE), flat(0.8, 2))
+    assert loss(replace(STATE, views={'mixed': {'student': flat(0, 4)}}))['l_sr'].item() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize('keep_lq', [False, True])
+def test_it_ends_with_ground_truth_and_lq_and_without_the_teacher(keep_lq):
+    loss = ECOLoss(alpha=1, keep_lq=keep_lq)
+    assert loss.reads == ('student',) and loss.views == {}
+    state = replace(STATE, student=flat(0, 4), teacher=torch.empty(0))
+    assert loss(state)['l_sr'].item() == pytest.approx(0.4)
 
 
 def test_the_input_is_clamped_and_the_target_is_not():
