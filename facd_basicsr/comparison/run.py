@@ -202,6 +202,7 @@ def step_times(
     short, own = timed(comparison), Folder(folder.root / 'step_times')
     with locked(own) as lock:
         write_option_files(short, own)
+        print(f'step times: {own.root}', flush=True)
         failures = train_all(short, own, 1, lock, finished, threads_of(jobs))
     if failures:
         raise UserError(f'no step time: {"; ".join(failures)}; accepted: methods that can be trained')
