@@ -162,7 +162,7 @@ def of_equal_time(comparison: Comparison, method: str, seconds: Mapping[str, flo
 def timed(comparison: Comparison) -> Comparison:
     """The comparison with runs of ``TIMED`` iterations, of each stage as many, without validation: for step times.
 
-    Two seeds: the methods take turns, so that a change of the machine's load does not meet one of them alone.
+    Two seeds: the methods take turns, so that what else the machine does for a while meets none of them twice.
     """
     opts = copy.deepcopy(comparison.methods)
     for opt in opts.values():

@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import re
-import statistics
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
@@ -248,7 +247,7 @@ def caption(results: Mapping[str, Any]) -> str:
         notes.append(f'{method} differs from {base if students(results) else "it"} in {", ".join(keys)}.')
     if 'equal_time' in results:
         steps = results['step_times']
-        seconds = ', '.join(f'{method} {1000 * found:.1f}' for method, found in mean_step_times(steps).items())
+        seconds = ', '.join(f'{method} {1000 * found:.1f}' for method, found in least_step_times(steps).items())
         notes.append(
             'Iterations and schedules are scaled so that every run takes the time of one of '
             f'{results["equal_time"]}, by the milliseconds of an iteration measured before, one run at a time: '
@@ -283,10 +282,10 @@ def _network_cost(record: Mapping[str, Any], results: Mapping[str, Any]) -> list
     return [f'{record["parameters"]:,}', f'{record["flops"] / 1e9:.1f}', NONE if ms is None else f'{ms:.0f}']
 
 
-def mean_step_times(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """{method: seconds of an iteration}, the mean of its records."""
+def least_step_times(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """{method: seconds of an iteration}, the least of its records: other work on the machine only adds to it."""
     return {
-        method: statistics.fmean(step['seconds_per_iter'] for step in steps if step['method'] == method)
+        method: min(step['seconds_per_iter'] for step in steps if step['method'] == method)
         for method in dict.fromkeys(step['method'] for step in steps)
     }
 

@@ -159,7 +159,7 @@ def test_the_caption_of_equal_time_has_the_step_times(results):
     results['step_times'] = [step('Student', 0.02), step('FACD', 0.03), step('Student', 0.022), step('FACD', 0.05)]
     text = caption(results)
     assert 'every run takes the time of one of FACD, by the milliseconds' in text
-    assert ': Student 21.0, FACD 40.0 (another, 1 CPU thread each).' in text
+    assert ': Student 20.0, FACD 30.0 (another, 1 CPU thread each).' in text
 
 
 def test_one_seed_has_no_deviation_and_says_so(results):
