@@ -196,6 +196,26 @@ def changed(opt: dict, location: str, value: object) -> dict:
     return opt
 
 
+def with_two_teachers(opt: dict) -> dict:
+    """A copy with a second teacher, eight features wide, which is tapped after other blocks; ``nearest`` teaches."""
+    opt = copy.deepcopy(opt)
+    network = {**TEACHER, 'num_feat': 8}
+    path = Path(opt['teacher']['weights']).with_name('wide.pth')
+    torch.save({'params': seeded(network, 2)}, path)
+    opt['teacher'] = [opt['teacher'], {'network': network, 'weights': str(path)}]
+    for tap, other in zip(opt['taps'], ('body.1', 'body.2')):
+        tap['teacher'] = [tap['teacher'], other]
+    opt['train']['teacher_target'] = 'nearest'
+    return opt
+
+
+def seeded(network_opt: dict, seed: int) -> dict[str, torch.Tensor]:
+    """The weights that a network begins with, without a draw from torch's generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_network(network_opt).state_dict()
+
+
 def write_yml(opt: dict, path: Path) -> Path:
     path.write_text(yaml.safe_dump(opt, sort_keys=False), encoding='utf-8')
     return path

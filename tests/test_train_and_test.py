@@ -11,7 +11,15 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.archs.edsr_arch import EDSR
-from conftest import STUDENT, run, run_in_new_interpreter, tiny_test_opt, tiny_train_opt, write_yml
+from conftest import (
+    STUDENT,
+    run,
+    run_in_new_interpreter,
+    tiny_test_opt,
+    tiny_train_opt,
+    with_two_teachers,
+    write_yml,
+)
 from runs import Child
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -101,8 +109,9 @@ def test_testing_prints_and_logs_y_first_and_then_rgb(tested, checkout):
 
 @pytest.fixture(scope='module')
 def killed_and_resumed(checkout: Path, data: Path, teacher_weights: Path) -> Path:
-    """A run below ``checkout`` that was killed and resumed, with its log and curves deleted, and a set in datasets/."""
-    opt = tiny_train_opt(data, teacher_weights) | {'name': 'killed'}
+    """A run by two teachers below ``checkout`` that was killed and resumed, with its log and curves deleted; and a set
+    in datasets/."""
+    opt = with_two_teachers(tiny_train_opt(data, teacher_weights)) | {'name': 'killed'}
     child = Child(opt, checkout, 6)
     child.wait_for(5)
     child.kill()
@@ -140,6 +149,7 @@ def test_a_run_without_its_log_is_reported_exported_and_benchmarked(killed_and_r
     facd('report', killed_and_resumed)
     page = (killed_and_resumed / 'report.html').read_text()
     assert '6 of 6 iterations; finished.' in page and 'Session 2' in page and 'l_facd' in page
+    assert 'taught by EDSR and EDSR with FACDLoss' in page and 'teacher_2' in page and 'to teacher 2' in page
     latest = killed_and_resumed / 'models' / 'net_g_latest.pth'
     assert 'PSNR-Y in validation: val ' in facd('export', latest, '--out', checkout / 'exported', '--no-onnx')
     facd('upscale', checkout / 'datasets' / 'Two' / 'LRbicx2', '-o', checkout / 'upscaled', '--student', latest)
@@ -147,7 +157,8 @@ def test_a_run_without_its_log_is_reported_exported_and_benchmarked(killed_and_r
     table = facd(
         'benchmark', '--run', killed_and_resumed, '--teacher', options, '--out', checkout / 'table', '--sets', 'Two'
     )
-    assert 'killed' in table and 'teacher' in table and 'Feature PSNR' in table
+    assert re.findall(r'^ ?(killed|teacher \d) ', table, re.MULTILINE)[:3] == ['killed', 'teacher 1', 'teacher 2']
+    assert 'Feature PSNR' in table and 'teacher 2, point 3' in table
 
 
 @pytest.mark.parametrize(

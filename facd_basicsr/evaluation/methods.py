@@ -160,7 +160,7 @@ def load_methods(
     Args:
         paths: test files, one method each.
         train_file: the file that names the teachers; None: no teacher.
-        overrides: ``--force_yml`` entries: those that begin with ``teacher:`` are for the train file, the others for
+        overrides: ``--force_yml`` entries: those that begin with ``teacher`` are for the train file, the others for
             every test file and run.
         runs: folders ``experiments/NAME``, one method each.
         sets: that runs are tested on (:func:`facd_basicsr.runs.benchmark_options.benchmark_options`).
@@ -171,7 +171,7 @@ def load_methods(
     Raises:
         UserError: a file or checkpoint is not accepted, or a network does not take color images or has another scale.
     """
-    for_teacher = [entry for entry in overrides if entry.startswith('teacher:')]
+    for_teacher = [entry for entry in overrides if entry.startswith(('teacher:', 'teacher='))]
     opts = read_test_files(paths, [entry for entry in overrides if entry not in for_teacher], runs, sets)
     paths = [*paths, *runs]
     scale = opts[0]['scale']

@@ -215,22 +215,27 @@ def _taps(model: FACDModel, opt: dict[str, Any]) -> str:
     regressors = [None] * len(student_feats) if model.net_r is None else model.get_bare_model(model.net_r)
     rows = [
         [
-            tap['student'],
+            path_s,
             ' x '.join(map(str, student.shape[1:])),
-            path,
+            path_t,
             ' x '.join(map(str, teacher.shape[1:])),
             _regressor(regressor, model.criterion),
         ]
-        for (tap, path), student, teacher, regressor in zip(
+        for (path_s, path_t), student, teacher, regressor in zip(
             _pairs(model, opt), student_feats, teacher_feats, regressors
         )
     ]
     return text_table(['student', 'C x H x W', 'teacher', 'C x H x W', 'regressor'], rows)
 
 
-def _pairs(model: FACDModel, opt: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """The taps with the path of each teacher, one teacher's after the other's."""
-    return [pair for paths in paths_of_teachers(opt['taps'], len(model.teachers)) for pair in zip(opt['taps'], paths)]
+def _pairs(model: FACDModel, opt: dict[str, Any]) -> list[tuple[str, str]]:
+    """The student's and the teacher's path of each pair, one teacher's after the other's."""
+    by_teacher = zip(model.teachers, paths_of_teachers(opt['taps'], len(model.teachers)))
+    return [
+        (tap['student'], f'{path} of {teacher.place}' if len(model.teachers) > 1 else path)
+        for teacher, paths in by_teacher
+        for tap, path in zip(opt['taps'], paths)
+    ]
 
 
 def _regressor(regressor: nn.Module | None, loss: LossSum) -> str:
@@ -296,7 +301,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str,
 def _units(model: FACDModel, batch: dict[str, Any], opt: dict[str, Any]) -> Iterator[str]:
     """The RMS of each tap's features on a few real patches, and a warning where student and teacher differ much."""
     found = rms(*model.tapped(batch['lq'][:LARGE].to(model.device))).tolist()
-    taps = [f'{tap["student"]} <- {path}' for tap, path in _pairs(model, opt)]
+    taps = [f'{path_s} <- {path_t}' for path_s, path_t in _pairs(model, opt)]
     rows = [[tap, f'{student:.3g}', f'{teacher:.3g}'] for tap, (student, teacher) in zip(taps, found)]
     yield from _block('features', text_table(['tap', 'RMS of student', 'RMS of teacher'], rows))
     regressors = [nn.Identity()] * len(rows) if model.net_r is None else model.get_bare_model(model.net_r)

@@ -159,6 +159,19 @@ def test_a_teacher_that_is_run_otherwise_is_the_same_teacher_and_its_precision_i
     assert found.differing() == {'TS': ['teacher.precision']}
 
 
+def test_methods_with_the_same_teachers_are_compared_and_others_are_refused(comparison, tmp_path):
+    one = load_yaml((tmp_path / 'facd.yml').read_text(), '')['teacher']
+    two = [one, {**one, 'precision': 'bf16'}]
+    for method in ('FACD', 'TS'):
+        comparison['methods'][method]['teacher'] = copy.deepcopy(two)
+    comparison['methods']['TS']['teacher'][0]['precision'] = 'bf16'
+    found = read_comparison(write_yml(comparison, tmp_path / 'c.yml'))
+    assert found.differing() == {'TS': ['teacher.precision']}
+    comparison['methods']['TS']['teacher'] = two[:1]
+    with pytest.raises(UserError, match=r"methods\.TS\.teacher: another than methods\.FACD's"):
+        read_comparison(write_yml(comparison, tmp_path / 'c.yml'))
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 def test_methods_share_initial_weights_and_every_batch_of_a_seed_and_seeds_differ(comparison, tmp_path, workers):
     comparison['common']['datasets'] = {'train': {'num_worker_per_gpu': workers}}

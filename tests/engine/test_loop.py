@@ -13,7 +13,7 @@ import pytest
 import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils.registry import ARCH_REGISTRY
-from conftest import picture, tiny_train_opt
+from conftest import picture, tiny_train_opt, with_two_teachers
 from runs import TOTAL, assert_same, assert_same_curves, log_text, result, run
 from torch.nn import functional as F  # noqa: N812
 
@@ -59,6 +59,18 @@ def several_losses(opt: dict) -> None:
     }
 
 
+def two_teachers(opt: dict) -> None:
+    opt |= with_two_teachers(opt)
+    opt['train']['init_r'] = 'first_batch'
+
+
+def without_teacher(opt: dict) -> None:
+    """FACDModel, whose loss reads no teacher."""
+    for key in ('teacher', 'taps', 'network_r'):
+        del opt[key]
+    opt['train'] |= {'ema_decay': 0.9, 'distill_opt': {'type': 'L1Loss', 'target': 'gt'}}
+
+
 def student_alone(opt: dict) -> None:
     for key in ('teacher', 'taps', 'network_r'):
         del opt[key]
@@ -98,6 +110,8 @@ def prefetching(opt: dict) -> None:
         (two_workers, [3]),
         (prefetching, [3]),
         (student_alone, [3]),
+        (two_teachers, [3]),
+        (without_teacher, [3]),
         (several_losses, [3]),
         (random_student, [3, 4]),
         (in_parts, [3]),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils.registry import ARCH_REGISTRY
-from conftest import TEACHER, changed, write_yml
+from conftest import TEACHER, changed, with_two_teachers, write_yml
 from torch import nn
 
 from facd_basicsr.errors import UserError
@@ -31,6 +31,17 @@ def test_a_test_file_has_the_student_alone_and_latencies_are_measured(test_opt, 
         assert setting['networks']['student']['runs'] == 2
         assert setting['networks']['student']['latency_ms'] >= 0
     assert result['settings'][0]['output'] == [16, 20]
+
+
+def test_several_teachers_have_a_row_each_and_one_of_ratios(train_opt, small, tmp_path):
+    opt = with_two_teachers(train_opt)
+    opt['teacher'][0]['weights'] = '/absent.pth'
+    result = costs(str(write_yml(opt, tmp_path / 'opt.yml')), [], repeats=0)
+    networks = result['settings'][0]['networks']
+    assert list(networks) == ['teacher 1', 'teacher 2', 'student']
+    assert networks['teacher 1']['parameters'] < networks['teacher 2']['parameters']
+    table = cost_tables(result, text_table)
+    assert 'teacher 1 / student' in table and 'teacher 2 / student' in table
 
 
 ECBSR = {

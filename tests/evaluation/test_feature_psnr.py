@@ -1,13 +1,16 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
-from conftest import STUDENT, TEACHER
+from conftest import STUDENT, TEACHER, with_two_teachers
 from torch import nn
 
 from facd_basicsr.evaluation.feature_psnr import feature_psnr, feature_scores, tap_features
 from facd_basicsr.evaluation.methods import Method
+from facd_basicsr.evaluation.tables import evaluate, feature_table, means
+from facd_basicsr.evaluation.test_sets import ImagePair
 
 
 def method(name: str, network_opt: dict, checkpoint: str = '') -> Method:
@@ -47,6 +50,41 @@ def test_a_students_features_pass_through_the_regressors_beside_its_checkpoint(t
     _, feats = student.upscale_with_features(torch.zeros(8, 8, 3, dtype=torch.uint8).numpy())
     assert [tuple(feat.shape) for feat in feats] == [(1, 6, 8, 8)] * 3
     assert all((feat == 7).all() for feat in feats)
+
+
+def test_a_student_is_compared_with_each_of_two_teachers_at_its_own_taps(train_opt, tmp_path):
+    """The student is the first teacher's network with the same weights; the second is of other weights."""
+    opt = with_two_teachers(train_opt)
+    opt['teacher'][1]['network'] = TEACHER
+    opt['train']['distill_opt']['regressor'] = 'auto'
+    del opt['network_r']
+    same, other = method('teacher 1', TEACHER), method('teacher 2', TEACHER)
+    with torch.no_grad():
+        other.net.conv_first.weight.mul_(2)
+    student = method('s', TEACHER, str(tmp_path / 'net_g_4.pth'))
+    assert tap_features(opt, [same, other], [student]) == []
+    lq = np.full((8, 8, 3), 100, np.uint8)
+    image = ImagePair('set', 'image', lq, np.zeros((16, 16, 3), np.uint8))
+    methods = [student, same, other]
+    record = next(found for found in evaluate(methods, [image]) if found['method'] == 's')
+    assert [record[f'feature_psnr_{j}'] for j in (1, 2, 3)] == [math.inf] * 3
+    _, feats = student.upscale_with_features(lq)
+    _, others = other.upscale_with_features(lq)
+    assert [record[f'feature_psnr_{j}'] for j in (4, 5, 6)] == [feature_psnr(s, t) for s, t in zip(feats, others)]
+    table = feature_table(methods, means([record, *({**record, 'method': own.name} for own in (same, other))]), 3)
+    assert table.header[-4:] == ['teacher 2, point 1', 'teacher 2, point 2', 'teacher 2, point 3', 'mean']
+
+
+def test_a_students_regressors_of_two_teachers_are_loaded_and_run(train_opt, tmp_path):
+    opt = with_two_teachers(train_opt)
+    teachers = [method('teacher 1', TEACHER), method('teacher 2', opt['teacher'][1]['network'])]
+    student = method('s', STUDENT, str(tmp_path / 'net_g_4.pth'))
+    regressor = {'type': 'DeepRegressor', 'num_in_ch': 4}
+    regressors = nn.ModuleList(build_network({**regressor, 'num_out_ch': out}) for out in (6, 6, 6, 8, 8, 8))
+    torch.save({'params': regressors.state_dict()}, tmp_path / 'net_r_4.pth')
+    assert tap_features(opt, teachers, [student]) == []
+    _, feats = student.upscale_with_features(np.zeros((8, 8, 3), np.uint8))
+    assert [feat.shape[1] for feat in feats] == [6, 6, 6, 8, 8, 8]
 
 
 def test_a_student_without_regressors_is_compared_as_it_is_where_widths_agree(train_opt, tmp_path):

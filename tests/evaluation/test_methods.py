@@ -6,7 +6,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.archs.ecbsr_arch import ECBSR
-from conftest import STUDENT, changed, write_yml
+from conftest import STUDENT, changed, with_two_teachers, write_yml
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import (
@@ -113,6 +113,20 @@ def test_overrides_apply_to_every_file(student_opt, tmp_path):
     paths = [write_yml(changed(student_opt, 'name', name), tmp_path / f'{name}.yml') for name in 'ab']
     opts = read_test_files(list(map(str, paths)), ['manual_seed=3'])
     assert [(opt['name'], opt['manual_seed']) for opt in opts] == [('a', 3), ('b', 3)]
+
+
+def test_several_teachers_are_numbered_and_their_names_are_taken(train_opt, student_opt, tmp_path):
+    opt = with_two_teachers(train_opt)
+    opt = read_train_file(str(write_yml(opt, tmp_path / 'train.yml')), [], scale=2)
+    methods = build_teacher_methods('train.yml', opt, CPU)
+    assert [(method.name, method.bare.conv_first.out_channels) for method in methods] == [
+        ('teacher 1', 6), ('teacher 2', 8),
+    ]  # fmt: skip
+    (alone,) = build_teacher_methods('train.yml', {**opt, 'teacher': opt['teacher'][:1]}, CPU)
+    assert alone.name == 'teacher'
+    path = write_yml(changed(student_opt, 'name', 'teacher 2'), tmp_path / 'a.yml')
+    with pytest.raises(UserError, match=r"name: 'teacher 2' is --teacher's; accepted: a name for each method"):
+        read_test_files([str(path)], [])
 
 
 def test_a_train_file_gives_its_teacher_without_its_training_data(train_opt, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
-from conftest import STUDENT, changed, train_options
+from conftest import STUDENT, changed, train_options, with_two_teachers
 from runs import assert_same
 from states import LOSSES, method_opt
 from torch import Tensor, nn
@@ -84,6 +84,17 @@ def test_parts_have_gradients_values_and_weights_of_the_whole_batch(build, train
         step(model, 2, 3)
     for ours, theirs in zip(parts.net_g.parameters(), whole.net_g.parameters()):
         torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e3 * atol)
+
+
+@pytest.mark.parametrize('target', ['mean', 'nearest'])
+def test_parts_of_a_batch_with_two_teachers_have_gradients_and_values_of_the_whole(build, train_opt, target):
+    opt = with_two_teachers(train_opt)
+    whole, parts = (build(opt, accum_iter=count, teacher_target=target, init_r='first_batch') for count in (1, 2))
+    for model in (whole, parts):
+        step(model)
+    torch.testing.assert_close(gradients(parts), gradients(whole), rtol=1e-6, atol=1e-9)
+    assert parts.get_current_log() == pytest.approx(whole.get_current_log(), rel=1e-6)
+    assert ('teacher_1' in whole.get_current_log()) == (target == 'nearest')
 
 
 @pytest.mark.parametrize('precision', ['fp16', 'bf16'])

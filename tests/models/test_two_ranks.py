@@ -37,11 +37,19 @@ def batch() -> dict[str, torch.Tensor]:
     return {'lq': images(12), 'gt': images(24)}
 
 
+NEAREST = {'teacher_target': 'nearest'}
 CLIPPED = {'clip_grad_norm': 0.5}
 IN_PARTS = {'accum_iter': 3, 'log_gradient_share': 1, **STARTED}
 
 
-def step(option_file: Path, loss: str, share: slice, execution: dict | None = None, train: dict | None = None) -> dict:
+def step(
+    option_file: Path,
+    loss: str,
+    share: slice,
+    execution: dict | None = None,
+    train: dict | None = None,
+    teachers: int = 1,
+) -> dict:
     """One iteration on a share of the batch: its gradients and what the log shows, in float64."""
     opt = parse_options(parser().parse_args(['-opt', str(option_file)]), is_train=True, root=option_file.parent)
     opt['rank'], opt['world_size'] = get_dist_info()  # the group exists already, and serves several models
@@ -49,6 +57,9 @@ def step(option_file: Path, loss: str, share: slice, execution: dict | None = No
     set_random_seed(opt['manual_seed'] + opt['rank'])
     opt['train'] |= {'distill_opt': copy.deepcopy(LOSSES[loss]), **(execution or {}), **(train or {})}
     opt['teacher'] |= execution or {}
+    if teachers == 2:
+        opt['teacher'] = [opt['teacher'], copy.deepcopy(opt['teacher'])]
+        opt['teacher'][1]['network']['res_scale'] = 0.1
     torch.set_default_dtype(torch.float64)
     try:
         model: FACDModel = build_model(opt)
@@ -70,6 +81,7 @@ def worker(option_file: Path) -> None:
     found = {loss: step(option_file, loss, share) for loss in LOSSES}
     found['clipped'] = step(option_file, 'FACDLoss', share, train=CLIPPED)
     found['in parts'] = step(option_file, 'FACDLoss', share, train=IN_PARTS)
+    found['two teachers'] = step(option_file, 'FACDLoss', share, train=NEAREST, teachers=2)
     found['started'] = step(option_file, 'FACDLoss', share, STARTED)
     torch.compile = functools.partial(torch.compile, backend='aot_eager')  # captures graphs, needs no compiler
     found['compiled'] = step(option_file, 'FACDLoss', share, {'compile': {}, 'channels_last': True})
@@ -108,9 +120,11 @@ def test_regressors_start_with_the_same_bits_on_both_ranks_and_the_values_of_one
     assert not torch.allclose(as_built[0], expected['weights of regressors'][0])
 
 
-@pytest.mark.parametrize('case', [*LOSSES, 'compiled'])
+@pytest.mark.parametrize('case', [*LOSSES, 'compiled', 'two teachers'])
 def test_student_and_regressors_of_two_ranks_have_the_gradient_of_one_process(ranks, option_file, case):
-    expected = step(option_file, 'FACDLoss' if case == 'compiled' else case, slice(None))
+    two = {'train': NEAREST, 'teachers': 2} if case == 'two teachers' else {}
+    expected = step(option_file, case if case in LOSSES else 'FACDLoss', slice(None), **two)
+    assert not two or 0 < expected['log']['teacher_1'] < 1
     assert 0 < expected['log']['alpha'] < 1  # the gate lets some samples through, and some not
     for rank in ranks:
         for net in ('student', 'regressors'):

@@ -12,6 +12,8 @@ from facd_basicsr.options.option_files import lineage, load_yaml, merged, option
 from facd_basicsr.options.parse import load_options
 
 RULES = {
+    'a list stands for the block': ({'a': {'x': 1}}, {'a': [{'y': 2}]}, {'a': [{'y': 2}]}),
+    'a block stands for the list': ({'a': [{'y': 2}]}, {'a': {'x': 1}}, {'a': {'x': 1}}),
     'a block is merged key by key': ({'a': {'x': 1, 'y': 2}}, {'a': {'y': 3, 'z': 4}}, {'a': {'x': 1, 'y': 3, 'z': 4}}),
     'at any depth': ({'a': {'b': {'x': 1, 'y': 2}}}, {'a': {'b': {'x': 3}}}, {'a': {'b': {'x': 3, 'y': 2}}}),
     'a list is replaced': ({'a': [1, 2, 3]}, {'a': [4]}, {'a': [4]}),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from basicsr.archs.srvgg_arch import SRVGGNetCompact
 from basicsr.utils.registry import ARCH_REGISTRY, METRIC_REGISTRY
-from conftest import METRICS, changed, tiny_test_opt, tiny_train_opt
+from conftest import METRICS, changed, tiny_test_opt, tiny_train_opt, with_two_teachers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +36,39 @@ def test_a_teacher_is_required_by_a_loss_that_reads_it(train_opt):
     del train_opt['taps'], train_opt['network_r']
     train_opt['train']['distill_opt'] = {'type': 'L1Loss', 'target': 'gt'}
     dry_run(check_options(train_opt, is_train=True), is_train=True)
+
+
+def test_a_list_of_teachers_is_complete_with_defaults_and_each_is_checked(train_opt):
+    opt = with_two_teachers(train_opt)
+    found = check_options(opt, is_train=True)
+    assert [own['format'] for own in found['teacher']] == ['auto', 'auto']
+    assert [own['precision'] for own in found['teacher']] == [None, None]
+    dry_run(found, is_train=True)
+    found['teacher'][1]['network']['num_block'] = -1
+    with pytest.raises(UserError, match=r'^teacher\[1\]\.network\.num_block: -1; '):
+        check_options(found, is_train=True)
+
+
+@pytest.mark.parametrize(
+    ('location', 'value', 'message'),
+    [
+        ('teacher', [], 'teacher: []; accepted: a block, or a list of one or more'),
+        ('teacher', 'a.pth', "teacher: 'a.pth'; accepted: a block of keys or a list"),
+        ('teacher.0', 'a.pth', "teacher[0]: 'a.pth'; accepted: a block of keys"),
+        ('teacher.1.wieghts', 'a.pth', "teacher[1].wieghts: unknown key; did you mean 'weights'?"),
+        ('teacher.1.weights', ..., 'teacher[1].weights: missing; accepted: text'),
+        ('teacher.1.network.upscale', 3, 'teacher[1].network.upscale: 3; accepted: 2, the scale of this file'),
+        ('teacher.1.sha256', 'x', "teacher[1].sha256: 'x'; accepted: 8 to 64 hexadecimal digits"),
+        ('teacher.1.compile', {'mod': 1}, 'teacher[1].compile.mod: unknown key'),
+        ('teacher.1.expect', {'dataset': 'Set5', 'psnr_y': 30, 'tolerance': 1},
+         "teacher[1].expect.dataset: 'Set5'; accepted: val"),
+        ('taps.0.teacher', ['body.0'], 'taps[0].teacher: 1 paths for 2 teachers; accepted: a path for all, or a list'),
+        ('taps.0.teacher.1', 3, 'taps[0].teacher[1]: 3; accepted: text'),
+        ('train.teacher_target', 'median', "train.teacher_target: 'median'; accepted: mean, nearest"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_in_a_list_of_teachers_is_refused_by_its_place(train_opt, location, value, message):
+    assert message in refusal(changed(with_two_teachers(train_opt), location, value))
 
 
 def test_a_complete_file_is_accepted(train_opt, test_opt):

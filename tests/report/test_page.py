@@ -44,6 +44,12 @@ def test_taps_are_named():
     assert list(panel.lines) == ['r_1: body.0 → body.1', 'r_2']
 
 
+def test_a_tap_of_two_teachers_names_both_paths():
+    opt = {'train': {}, 'taps': [{'student': 'body.0', 'teacher': ['body.1', 'layers.2']}]}
+    (panel,) = panels(Metrics(curves={'r_1': POINT}), opt)
+    assert list(panel.lines) == ['r_1: body.0 → body.1 and layers.2']
+
+
 def test_a_loss_says_the_range_of_its_images():
     opt = {'teacher': {}, 'train': {'distill_opt': {'img_range': 255.0}}}
     (image, distillation) = panels(Metrics(curves={'l_sr': POINT, 'l_facd': POINT}), opt)

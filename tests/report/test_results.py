@@ -193,6 +193,18 @@ def test_a_run_without_a_validation_set_says_so(folder):
     assert results_of(run).notes == [f'No table and no crops: datasets.val: has no ground truth; {end}']
 
 
+def test_a_facd_model_without_a_teacher_is_reported(data, teacher_weights, tmp_path):
+    opt = tiny_train_opt(data, teacher_weights)
+    for key in ('teacher', 'taps', 'network_r'):
+        del opt[key]
+    opt['train']['distill_opt'] = {'type': 'L1Loss', 'target': 'gt'}
+    train(opt, tmp_path, 2)
+    run = read_run_folder(tmp_path / 'experiments' / 'tiny')
+    results = results_of(run)
+    assert (list(results.mean), results.notes) == (['bicubic', 'student'], [])
+    assert 'EDSRStudent, x2, FACDModel without a teacher' in page(run, results)
+
+
 def test_a_student_alone_is_scored_by_its_average_over_iterations(data, teacher_weights, tmp_path):
     opt = tiny_train_opt(data, teacher_weights) | {'model_type': 'SRModel'}
     for key in ('teacher', 'taps', 'network_r'):

@@ -7,7 +7,7 @@ import lmdb
 import pytest
 import torch
 from basicsr.archs import build_network
-from conftest import REPOSITORY, changed, picture, run, write_yml
+from conftest import REPOSITORY, changed, picture, run, with_two_teachers, write_yml
 from states import LOSSES, method_opt
 
 from facd_basicsr.data.bicubic import bicubic_lr
@@ -42,6 +42,31 @@ def refusal(opt: dict, tmp_path: Path) -> str:
         checked(opt, tmp_path)
     assert '\n' not in str(error.value)
     return str(error.value)
+
+
+def test_each_of_two_teachers_is_described_and_gated(opt, tmp_path):
+    opt = with_two_teachers(opt)
+    for own in opt['teacher']:
+        own['expect'] = {'dataset': 'val', 'psnr_y': 15, 'tolerance': 20}
+    out = checked(opt, tmp_path)
+    for number, name in enumerate(('teacher', 'wide')):
+        assert re.search(rf'^teacher\[{number}\]   EDSR from \S+{name}\.pth: all keys match$', out, re.MULTILINE)
+        assert re.search(rf'Teacher\[{number}\]: \S+ dB PSNR-Y on datasets.val, expected 15 \+- 20', out)
+        assert re.search(rf'^ +teacher {number + 1} +EDSR ', out, re.MULTILINE)
+    assert re.search(r'body.1 +4 x 12 x 12 +body.1 of teacher\[0\] +6 x 12 x 12 +DeepRegressor, 202', out)
+    assert re.search(r'body.1 +4 x 12 x 12 +body.2 of teacher\[1\] +8 x 12 x 12 +DeepRegressor, 332', out)
+    opt['teacher'][1]['expect']['tolerance'] = 0.1
+    assert re.search(r'teacher\[1\]\.expect: the teacher has .*; check teacher\[1\]\.weights', refusal(opt, tmp_path))
+    opt['teacher'][1]['weights'] = '/absent.pth'
+    assert 'teacher[1].weights: no such file: /absent.pth' in refusal(opt, tmp_path)
+
+
+def test_a_file_without_a_teacher_whose_loss_reads_none_would_train(opt, tmp_path):
+    for key in ('teacher', 'taps', 'network_r'):
+        del opt[key]
+    opt['train']['distill_opt'] = {'type': 'L1Loss', 'target': 'gt'}
+    out = checked(opt, tmp_path)
+    assert 'iteration    ' in out and 'teacher' not in out
 
 
 def test_a_file_that_would_train_is_described(opt, tmp_path):

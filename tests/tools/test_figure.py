@@ -8,7 +8,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from click.testing import CliRunner
-from conftest import STUDENT, changed, run, write_yml
+from conftest import STUDENT, changed, run, with_two_teachers, write_yml
 from PIL import Image
 
 from facd_basicsr.cli import facd
@@ -95,6 +95,12 @@ def test_the_teacher_map_is_drawn_and_its_shares_written(files, checkout, tmp_pa
     lost = sum(image['teacher_loses'] for image in shares['images'])
     assert shares['share'] == lost / 48 and shares['gt_patch'] == 8
     assert f'{lost / 48:.1%}' in done.stdout
+
+
+def test_the_map_of_several_teachers_is_refused(files, train_opt, tmp_path):
+    two = str(write_yml(with_two_teachers(train_opt), tmp_path / 'two.yml'))
+    with pytest.raises(UserError, match=r'--teacher: .*two.yml has 2 teachers; accepted: a train file with one'):
+        invoke('figure', 'teacher-map', '-opt', files['test'], '--teacher', two, '--out', str(tmp_path / 'map.png'))
 
 
 def test_a_patch_larger_than_every_image_is_refused(files):

@@ -11,7 +11,7 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from click.testing import CliRunner
-from conftest import changed, write_yml
+from conftest import changed, with_two_teachers, write_yml
 from runs import run as train
 from torch import nn
 
@@ -141,6 +141,23 @@ def pair(train_opt: dict, tmp_path: Path) -> Callable[[str, str], dict]:
 
 def suggestion(opt: dict, count: int, tmp_path: Path) -> str:
     return '\n'.join(suggest_taps(str(write_yml(opt, tmp_path / 'suggest.yml')), [], count))
+
+
+def test_the_block_of_two_teachers_has_a_path_of_each_and_so_has_the_list_of_modules(train_opt, tmp_path):
+    opt = with_two_teachers(train_opt)
+    opt['teacher'][1]['network']['num_block'] = 6
+    first, *taps = suggestion(opt, 3, tmp_path).splitlines()
+    assert first == 'taps:  # EDSRStudent <- EDSR, EDSR, LQ of 12 x 12'
+    assert yaml.safe_load('\n'.join(taps)) == [
+        {'student': 'body.0', 'teacher': ['body.0', 'body.1']},
+        {'student': 'body.1', 'teacher': ['body.1', 'body.3']},
+        {'student': 'upsample:input', 'teacher': ['upsample:input', 'upsample:input']},
+    ]
+    assert taps[0].endswith('  # 4 x 12 x 12 <- 6 x 12 x 12, 8 x 12 x 12')
+    modules = list(list_modules(str(tmp_path / 'suggest.yml'), [], 'teacher'))
+    assert [line for line in modules if line.startswith('teacher')] == [
+        'teacher[0]   EDSR, features of LQ of 12 x 12', 'teacher[1]   EDSR, features of LQ of 12 x 12',
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
