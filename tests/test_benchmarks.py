@@ -103,6 +103,20 @@ def test_validation_writes_times_of_both_and_the_difference_of_their_metrics(tmp
     assert 'EDSR 16x4' in capsys.readouterr().out
 
 
+def test_teacher_cache_writes_times_of_a_step_and_differences_of_the_teachers_images(
+    train_opt, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / 'results' / 'teacher_cache.json'
+    arguments = ['teacher_cache.py', str(write_yml(train_opt, tmp_path / 'opt.yml')), '--patches', '2', '--turns', '1']
+    monkeypatch.setattr(sys, 'argv', [*arguments, '--out', str(out)])
+    benchmark('teacher_cache').main()
+    result = json.loads(out.read_text())
+    assert result['patches'] == 4 and len(result['ms']) == 3 and min(result['ms'].values()) > 0
+    assert result['db']['whole, cropped, 8 bits'] <= result['db']['whole, cropped'] < 100
+    assert result['db']['flipped'] < 100
+    assert 'teacher supervision, cached' in capsys.readouterr().out
+
+
 @pytest.mark.skipif(not (SHARED_DATA / 'benchmark').is_dir(), reason='no shared data')
 def test_published_lr_images_are_reproduced_bit_for_bit_and_published_psnr_too():
     for name, published in (('Set5', 28.42), ('Set14', 26.00)):

@@ -184,6 +184,40 @@ def test_two_processes_train_from_memory_like_from_files(two, option_file, check
     assert_same(result(checkout, 2 * N, 'memory'), result(checkout, 2 * N, 'two'))
 
 
+def test_two_processes_read_one_cache_of_the_teachers_images_and_train_like_one(
+    checkout, data, teacher_weights, three_images
+):
+    opt = facd_opt(data, teacher_weights, three_images)
+    for key in ('taps', 'network_r'):
+        del opt[key]
+    opt['datasets']['train']['io_backend'] = {'type': 'memory'}
+    opt['teacher']['cache'] = True
+    opt['train']['distill_opt'] = {
+        'sr': {'type': 'L1Loss', 'target': 'gated'},
+        'eco': {'type': 'ECOLoss', 'alpha': {'start': 0, 'end': 1, 'over': 6}},
+    }
+    path = write_yml(opt, checkout / 'cache.yml')
+    for old in data.glob('*.taught-*'):
+        old.unlink()
+    done = run_ranks(TRAIN, '-opt', path, *PYTORCH, '--force_yml', 'name=cache', cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('teacher.cache: 6 of 6') == 1
+    in_this_process(path, checkout, 'name=cache_one', 'datasets:train:batch_size_per_gpu=4')
+    found, expected = (
+        {
+            f'{iteration}': torch.load(checkout / f'experiments/{name}/models/net_g_{iteration}.pth')['params']
+            for iteration in (N, 2 * N)
+        }
+        for name in ('cache', 'cache_one')
+    )
+    for iteration in found:
+        assert_close(found[iteration], expected[iteration])
+    found, expected = scalars(checkout, 'cache'), scalars(checkout, 'cache_one')
+    assert {'losses/l_sr', 'losses/l_eco'} <= expected.keys()
+    for tag, values in expected.items():
+        assert found[tag] == pytest.approx(values, rel=1e-6), tag
+
+
 def test_resuming_with_another_world_size_continues_and_logs_the_differences(two, one, option_file, checkout):
     """It continues after the samples that were done, so it ends like the run on one process."""
     shutil.copytree(checkout / 'experiments/two', checkout / 'experiments/resumed')

@@ -1,57 +1,22 @@
 """The teacher's images from a cache (``teacher.cache``): what runs, what is refused, resumed runs, and a full disk."""
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from basicsr.utils.registry import LOSS_REGISTRY
 from conftest import changed, tiny_train_opt, train_options
 from runs import TOTAL, assert_same, log_text, metric_lines, result, run
 from torch import Tensor
 
 from facd_basicsr.data.decoded_cache import CacheNotWrittenError
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses import DistillLoss, DistillState
-from facd_basicsr.losses.base import View
 from facd_basicsr.models import facd_model
 from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.tools.check import check
 
 N = 4
 TS = {'type': 'TeacherSupervisionLoss'}
-
-
-@LOSS_REGISTRY.register()
-@dataclass(eq=False)
-class OfTaughtView(DistillLoss):
-    """The student alone on an input that is made of the teacher's output, as in ECO."""
-
-    reads_features = False
-
-    @property
-    def views(self) -> dict[str, View]:
-        return {'taught': View(('student',), lambda state: state.teacher[..., ::2, ::2])}
-
-    def forward(self, state: DistillState) -> dict[str, Tensor]:
-        taught = state.views['taught']
-        return {'l_taught': (taught['student'] - state.teacher).square().mean() + (state.student - state.gt).mean()}
-
-
-@LOSS_REGISTRY.register()
-@dataclass(eq=False)
-class OnNegative(DistillLoss):
-    """The teacher on another input than LQ."""
-
-    reads_features = False
-
-    @property
-    def views(self) -> dict[str, View]:
-        return {'negative': View(('student', 'teacher'), lambda state: 1 - state.lq)}
-
-    def forward(self, state: DistillState) -> dict[str, Tensor]:
-        return {'l_negative': (state.views['negative']['student'] - state.views['negative']['teacher']).abs().mean()}
 
 
 def cached(opt: dict, loss: dict = TS) -> dict:
@@ -73,7 +38,7 @@ def batch() -> dict[str, object]:
     return {'lq': lq, 'gt': gt, 'seed': [str(number) for number in range(N)]}
 
 
-@pytest.mark.parametrize('loss', [TS, {'type': 'OfTaughtView'}, {'type': 'L1Loss', 'target': 'gated'}])
+@pytest.mark.parametrize('loss', [TS, {'type': 'ECOLoss', 'alpha': 0.3}, {'type': 'L1Loss', 'target': 'gated'}])
 @pytest.mark.parametrize('accum_iter', [1, 2])
 def test_a_step_with_the_teachers_images_is_that_of_the_teacher_which_does_not_run(
     train_opt, tmp_path, loss, accum_iter
@@ -173,8 +138,8 @@ def test_check_reads_the_cache_and_training_would_start(own_opt, tmp_path, monke
     [
         (
             'train.distill_opt',
-            {'type': 'OnNegative'},
-            "reads the teacher's output on its view negative; accepted: false",
+            {'type': 'DUKDLoss'},
+            "reads the teacher's output on its view zoom_in; accepted: false",
         ),
         ('datasets.train.io_backend', {'type': 'lmdb'}, 'accepted with datasets.train: {type: PairedImageDataset, io'),
         ('datasets.train.color', 'y', 'true, but datasets.train has color; accepted: images in RGB'),
