@@ -34,6 +34,7 @@ from facd_basicsr.progress import ProgressBar
 
 CACHE_FORMAT = 1  # of the file; a part of its digest
 GB = 10**9
+Put = Callable[[int, np.ndarray | None], None]  # an image, or None, at its number
 
 
 class CacheNotWrittenError(Exception):
@@ -91,26 +92,26 @@ def decoded_images(root: Path, files: list[str], where: str, hidden: bool = Fals
     # not the dataset's own LMDB, which is for the process that trains
     with opened_lmdb(root, where) if root.suffix == '.lmdb' else nullcontext() as env:
 
-        def decoded(index: int) -> np.ndarray | None:
-            try:
-                if env is None:
-                    content: bytes | None = Path(files[index]).read_bytes()
-                else:
-                    with env.begin() as txn:
-                        content = txn.get(files[index].encode('ascii'))
-                return imfrombytes(content)
-            except UNREADABLE:
-                return None
+        def fill(put: Put) -> None:
+            def decode(index: int) -> None:
+                image = None
+                with suppress(*UNREADABLE):
+                    if env is None:
+                        content: bytes | None = Path(files[index]).read_bytes()
+                    else:
+                        with env.begin() as txn:
+                            content = txn.get(files[index].encode('ascii'))
+                    image = imfrombytes(content)
+                put(index, image)
 
-        def in_turns(make: Callable[[int], None]) -> None:
             threads = cv2.getNumThreads()
             cv2.setNumThreads(1)  # more would oversubscribe the cores, and forked worker processes lack them
             try:
-                in_threads(make, range(len(files)), where)
+                in_threads(decode, range(len(files)), where)
             finally:
                 cv2.setNumThreads(threads)
 
-        return _made(path, table, decoded, in_turns, f'Decoding {len(files)} images of {root}')
+        return _made(path, table, fill, f'Decoding {len(files)} images of {root}')
 
 
 def taught_images(
@@ -131,25 +132,16 @@ def taught_images(
     with suppress(OSError, ValueError):
         return DecodedImages(path, len(sizes))
 
-    def taught(index: int) -> np.ndarray | None:
-        image = lq[index]
-        return None if image is None else teach(image)
-
-    def one_by_one(make: Callable[[int], None]) -> None:  # in this thread, whose GPU is the process's
+    def fill(put: Put) -> None:  # in this thread, whose GPU is the process's
         for index in ProgressBar(range(len(sizes)), desc='teacher.cache', unit='image'):
-            make(index)
+            if (image := lq[index]) is not None:
+                put(index, teach(image))
 
-    return _made(path, _laid_out(scale * sizes), taught, one_by_one, f'Running the teacher on {len(sizes)} LQ images')
+    return _made(path, _laid_out(scale * sizes), fill, f'Running the teacher on {len(sizes)} LQ images')
 
 
-def _made(
-    path: Path,
-    table: np.ndarray,
-    image_of: Callable[[int], np.ndarray | None],
-    for_each: Callable[[Callable[[int], None]], None],
-    what: str,
-) -> DecodedImages:
-    """Makes a cache, unless another process does."""
+def _made(path: Path, table: np.ndarray, fill: Callable[[Put], None], what: str) -> DecodedImages:
+    """Makes a cache, unless another process does. ``fill`` puts its images."""
     needed, count, stem = int(table[-1, 0]), len(table) - 1, path.name.rpartition('-')[0]
     try:
         with _locked(path.with_name(f'{PARTIAL}{stem}.lock'), stem):
@@ -161,7 +153,7 @@ def _made(
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             get_root_logger().info(f'{what} into {needed / GB:.1f} GB of {path}.')
             start = time.monotonic()
-            _build(path, table, image_of, for_each)
+            _build(path, table, fill)
             get_root_logger().info(f'{path.name} was made in {time.monotonic() - start:.1f} s.')
             return DecodedImages(path, count)
     except OSError as error:
@@ -219,30 +211,24 @@ def _laid_out(sizes: np.ndarray) -> np.ndarray:
     return table
 
 
-def _build(
-    path: Path,
-    table: np.ndarray,
-    image_of: Callable[[int], np.ndarray | None],
-    for_each: Callable[[Callable[[int], None]], None],
-) -> None:
-    turn = threading.Lock()
+def _build(path: Path, table: np.ndarray, fill: Callable[[Put], None]) -> None:
+    turn, planned = threading.Lock(), table.tolist()
+    table[:, 1:] = 0
     with atomic_path(path) as partial, partial.open('wb') as file:
-        file.truncate(int(table[-1, 0]))
+        file.truncate(planned[-1][0])
 
         def write(offset: int, content: np.ndarray) -> None:  # not to a mapping: on a full disk that kills the process
             with turn:
                 file.seek(offset)
                 file.write(np.ascontiguousarray(content).data)
 
-        def make(index: int) -> None:
-            offset, height, width = table[index].tolist()
-            table[index, 1:] = 0
-            image = image_of(index)
+        def put(index: int, image: np.ndarray | None) -> None:
+            offset, height, width = planned[index]
             if image is not None and image.nbytes == 3 * height * width:  # it may be another than its list says
                 write(offset, image)
                 table[index, 1:] = image.shape[:2]
 
-        for_each(make)
+        fill(put)
         write(0, table)
 
 
