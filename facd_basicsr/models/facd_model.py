@@ -282,7 +282,7 @@ class FACDModel(SafeSRModel):
 
         made_by = [sha256_of(local_weights(teacher_opt)), teacher_opt.get('network'), teacher_opt['precision']]
         try:
-            if isinstance(dataset, MemoryPairs):  # or there was a warning
+            if 'teacher' in self.criterion.reads and isinstance(dataset, MemoryPairs):  # or there was a warning
                 with preserve_rng_state():
                     dataset.read_taught(teach, made_by)
         except CacheNotWrittenError as error:

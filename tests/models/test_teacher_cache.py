@@ -153,6 +153,20 @@ def test_what_a_cache_does_not_hold_is_refused_in_a_line(train_opt, tmp_path, lo
     assert said in str(refused.value) and '\n' not in str(refused.value)
 
 
+def test_no_cache_is_made_where_no_loss_reads_the_teacher(own_opt, tmp_path, monkeypatch):
+    monkeypatch.setattr('facd_basicsr.data.memory_pairs.taught_images', full_disk)
+    run(cached(own_opt, {'type': 'L1Loss'}), tmp_path / 'run', 2)
+    assert 'teacher.cache: ' not in log_text(tmp_path / 'run')
+
+
+def test_several_teachers_are_refused(train_opt, tmp_path):
+    opt = cached(train_opt)
+    with pytest.raises(
+        UserError, match=r'teacher: several, but one has cache: true; accepted: no cache, or one teacher'
+    ):
+        train_options(changed(opt, 'teacher', [opt['teacher'], without(opt)['teacher']]), tmp_path)
+
+
 def test_features_are_refused(train_opt, tmp_path):
     opt = changed(train_opt, 'teacher.cache', True)
     opt['datasets']['train']['io_backend'] = {'type': 'memory'}
