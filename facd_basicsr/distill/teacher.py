@@ -148,7 +148,7 @@ def local_weights(teacher_opt: dict[str, Any]) -> Path:
     """
     weights, sha256 = teacher_opt['weights'], teacher_opt['sha256']
     if is_url(weights):
-        with advising('or bring the file and name it: --force_yml teacher:weights=FILE (docs/teachers.md)'):
+        with advising('or bring the file and name its path there (docs/teachers.md)'):
             return cached(weights, 'teacher.weights', sha256)
     path = Path(weights)
     if sha256 is not None and not (digest := sha256_of(path)).startswith(sha256.lower()):
