@@ -97,8 +97,9 @@ class Laps:
         self._model = model
         self.seconds: dict[str, list[float]] = {part: [] for part in SPLIT}
         self._last = 0.0
-        for part in ('student', 'regressors', 'teacher'):
+        for part in ('student', 'regressors'):
             setattr(model, f'_run_{part}', self._timed(getattr(model, f'_run_{part}'), part))
+        model._run_teachers = [self._timed(run, 'teacher') for run in model._run_teachers]
         model.criterion.register_forward_hook(lambda *_: self._lap('loss'))
         model.guard.step = self._after('backward', model.guard.step)
 
