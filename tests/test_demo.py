@@ -13,6 +13,7 @@ from states import LOSSES, method_opt, summed
 
 from facd_basicsr.data.loaders import build_loaders
 from facd_basicsr.losses import DistillState
+from facd_basicsr.models.micro_batches import Batch
 from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options.option_files import load_yaml
 
@@ -96,7 +97,7 @@ def test_every_method_trains_on_the_demos_photographs_by_the_demos_teacher(metho
 
     def state() -> DistillState:
         with torch.no_grad():
-            return model.distill_state(model.lq, model.gt, 5, model.seeds)
+            return model.distill_state(Batch(model.lq, model.gt, model.seeds), 5)
 
     def distance() -> float:
         with torch.no_grad():

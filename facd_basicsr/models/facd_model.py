@@ -23,7 +23,7 @@ from facd_basicsr.losses import DistillState
 from facd_basicsr.losses.image import chosen, nearest
 from facd_basicsr.losses.loss_sum import ImageTerm, LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.models.micro_batches import LQ, outputs_on
+from facd_basicsr.models.micro_batches import LQ, Batch, outputs_on
 from facd_basicsr.models.safe_model import (
     PROBES,
     SafeModel,
@@ -181,7 +181,7 @@ class FACDModel(SafeSRModel):
                 )
         lq = self._flat(min(batch_size, max(2, self.criterion.min_batch)), self._probe_size())
         with torch.no_grad():
-            self.criterion(self.distill_state(lq, torch.zeros_like(self.net_g(lq))))
+            self.criterion(self.distill_state(Batch(lq, torch.zeros_like(self.net_g(lq)))))
 
     def _compile(self) -> None:
         """Called after all probes, which have other shapes. Validation runs uncompiled: its images differ in size."""
@@ -207,31 +207,24 @@ class FACDModel(SafeSRModel):
         return {name: at_least_float32(output) for name, output in outputs.items()}, feats, regressed_feats
 
     def distill_state(
-        self,
-        lq: Tensor,
-        gt: Tensor,
-        iteration: int = 0,
-        seeds: tuple[int, ...] = (),
-        criterion: LossSum | None = None,
-        bare: bool = False,
-        taught: Tensor | None = None,
+        self, batch: Batch, iteration: int = 0, criterion: LossSum | None = None, bare: bool = False
     ) -> DistillState:
+        lq, gt = batch.lq, batch.gt
         self._start_regressors(lq)
         criterion = criterion or self.criterion
         criterion.begin(iteration)
         views, none = criterion.views, lq.new_empty(0)
-
         reads = {*criterion.reads, *(['teacher'] if self._chooses_teacher and 'teacher' in criterion.networks else [])}
 
         def asked(network: str) -> dict[str, Tensor]:
             of_views = {name: inputs[name] for name, view in views.items() if network in view.networks}
             return ({LQ: lq} if network in reads else {}) | of_views
 
-        seen = DistillState(none, none, gt, lq, (), (), iteration=iteration, seeds=seeds)
+        seen = DistillState(none, none, gt, lq, (), (), iteration=iteration, seeds=batch.seeds)
         with torch.no_grad():
             inputs = {name: view.derive(seen) for name, view in views.items() if view.networks != ('student',)}
             outputs_t, teacher_feats, taught_by = (
-                self._taught(asked('teacher'), gt) if taught is None else ({LQ: taught}, (), None)
+                self._taught(asked('teacher'), gt) if batch.taught is None else ({LQ: batch.taught}, (), None)
             )
             averaged, _ = outputs_on(self._run_average, asked('average'))
             seen = replace(seen, teacher=outputs_t.get(LQ, none), taught_by=taught_by)

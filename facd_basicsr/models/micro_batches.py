@@ -5,8 +5,9 @@ As GradCache (Gao et al., RepL4NLP 2021): what the losses see of all parts is co
 gradient, which a loss of the whole batch gives, each part's backward begins in a second pass.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,6 +17,28 @@ from facd_basicsr.losses import DistillState
 from facd_basicsr.runtime.processes import ranks, total
 
 LQ = 'lq'  # the input that is no view
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step begins with.
+
+    Attributes:
+        lq, gt: (N, C, h, w) and (N, C, h * scale, w * scale), in [0, 1].
+        seeds: of the samples, for views.
+        taught: the teacher's output on LQ, as ``gt``, where it is known (``teacher.cache``); None: it is run.
+    """
+
+    lq: Tensor
+    gt: Tensor
+    seeds: tuple[int, ...] = ()
+    taught: Tensor | None = None
+
+    def parts(self, count: int) -> Iterator['Batch']:
+        """It in ``count`` parts, or fewer if there are not as many samples."""
+        seeds, taught = iter(self.seeds), None if self.taught is None else iter(self.taught.chunk(count))
+        for lq, gt in zip(self.lq.chunk(count), self.gt.chunk(count)):
+            yield Batch(lq, gt, tuple(islice(seeds, len(lq))), None if taught is None else next(taught))
 
 
 def joined(parts: Sequence[DistillState]) -> DistillState:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from inspect import signature
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_e
 from facd_basicsr.losses.base import DistillState, build_loss, sum_of
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
-from facd_basicsr.models.micro_batches import LQ, gradient_shares, joined, of_student, outputs_on, student_inputs
+from facd_basicsr.models.micro_batches import LQ, Batch, gradient_shares, joined, of_student, outputs_on, student_inputs
 from facd_basicsr.models.nonfinite import NonFiniteGuard, tie_gradient
 from facd_basicsr.models.validation import (
     Interruptible,
@@ -392,14 +391,7 @@ class SafeSRModel(SafeModel, SRModel):
         return {name: at_least_float32(output) for name, output in outputs.items()}, (), ()
 
     def distill_state(
-        self,
-        lq: Tensor,
-        gt: Tensor,
-        iteration: int = 0,
-        seeds: tuple[int, ...] = (),
-        criterion: LossSum | None = None,
-        bare: bool = False,
-        taught: Tensor | None = None,
+        self, batch: Batch, iteration: int = 0, criterion: LossSum | None = None, bare: bool = False
     ) -> DistillState:
         """What the losses see of a batch: outputs, (N, C, h * scale, w * scale), and features, (N, C_j, h_j, w_j), of
         student and teacher; here the student's output alone.
@@ -408,15 +400,13 @@ class SafeSRModel(SafeModel, SRModel):
         little for less.
 
         Args:
-            lq, gt: the batch, (N, C, h, w) and (N, C, h * scale, w * scale).
             iteration: counted from the start of the stage.
-            seeds: of the samples, for views.
             criterion: the losses that ask; None: all.
             bare: whether to run the networks without DDP, which waits for a backward.
-            taught: the teacher's output, where it is known; None: it is run.
         """
-        outputs, *_ = self._student({LQ: lq}, bare)
-        return DistillState(outputs[LQ], lq.new_empty(0), gt, lq, (), (), iteration=iteration, seeds=seeds)
+        outputs, *_ = self._student({LQ: batch.lq}, bare)
+        none = batch.lq.new_empty(0)
+        return DistillState(outputs[LQ], none, batch.gt, batch.lq, (), (), iteration=iteration, seeds=batch.seeds)
 
     def optimize_parameters(self, current_iter: int) -> None:
         iteration, every = current_iter - self.opt.get('stage_begin', 0), self.opt['train']['log_gradient_share']
@@ -425,7 +415,7 @@ class SafeSRModel(SafeModel, SRModel):
         for number, criterion in enumerate(self.criterion.steps()):
             clear = number == 0  # a later step begins from the gradients of those before
             if self.accum_iter == 1:
-                state = self.distill_state(self.lq, self.gt, iteration, self.seeds, criterion, taught=self.taught)
+                state = self.distill_state(self._batch(), iteration, criterion)
                 self._minimize(self._losses(criterion, state), clear)
             else:
                 parts = self._first_pass(iteration, criterion)
@@ -435,6 +425,9 @@ class SafeSRModel(SafeModel, SRModel):
         self._logs = {**logs, **shares}
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def _batch(self) -> Batch:
+        return Batch(self.lq, self.gt, self.seeds, self.taught)
 
     def _losses(self, criterion: LossSum, state: DistillState) -> dict[str, Tensor]:
         logs: dict[str, Tensor] = criterion(state)
@@ -449,12 +442,9 @@ class SafeSRModel(SafeModel, SRModel):
         numbers' state before each."""
         parts = []
         with preserve_buffers(*self._networks().values()):
-            seeds = iter(self.seeds)
-            images = [own.chunk(self.accum_iter) for own in (self.lq, self.gt, self.taught) if own is not None]
-            for lq, gt, *taught in zip(*images):
-                before, own = rng_state(), tuple(islice(seeds, len(lq)))
-                state = self.distill_state(lq, gt, iteration, own, criterion, True, *taught)
-                part = joined([state])  # a CUDA graph overwrites its output
+            for own in self._batch().parts(self.accum_iter):
+                before = rng_state()
+                part = joined([self.distill_state(own, iteration, criterion, bare=True)])  # a CUDA graph overwrites it
                 for leaf in of_student(part):
                     leaf.requires_grad_()
                 parts.append((part, before))

@@ -10,6 +10,7 @@ from states import LOSSES, method_opt
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from facd_basicsr.errors import UserError
+from facd_basicsr.models.micro_batches import Batch
 from facd_basicsr.models.nonfinite import NonFiniteGuard
 from facd_basicsr.models.safe_model import build_model
 
@@ -24,7 +25,7 @@ def test_one_step_of_every_method_moves_the_student_by_its_own_term_and_leaves_t
     teacher = [parameter.clone() for parameter in model.teachers[0].parameters()]
     generator = torch.Generator().manual_seed(0)
     lq, gt = torch.rand(3, 3, 12, 12, generator=generator), torch.rand(3, 3, 24, 24, generator=generator)
-    terms = model.criterion(model.distill_state(lq, gt))
+    terms = model.criterion(model.distill_state(Batch(lq, gt)))
     own = [value for key, value in terms.items() if key.startswith('l_') and key != 'l_sr']
     if own:  # all but teacher supervision, which is an image loss and nothing else
         gradients = torch.autograd.grad(sum(own), list(model.net_g.parameters()), allow_unused=True)

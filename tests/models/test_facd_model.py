@@ -17,6 +17,7 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.losses.facd_loss import FACDLoss
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.models import FACDModel
+from facd_basicsr.models.micro_batches import Batch
 from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.models.validation import runs_as_basicsr
 
@@ -126,7 +127,7 @@ def test_the_loss_sees_regressed_features_and_a_raw_unclamped_teacher(build, tra
     model = build(train_opt)
     with torch.no_grad():
         model.teachers[0].net.conv_last.bias += 1000  # about 4 in [0, 1]
-    state = model.distill_state(**batch())
+    state = model.distill_state(Batch(**batch()))
     assert [f.shape[1] for f in state.student_feats] == [4, 4, 4]
     assert [f.shape[1] for f in state.regressed_feats] == [6, 6, 6]
     assert state.teacher.min() > 1
@@ -213,11 +214,11 @@ def test_regressors_of_a_student_in_other_units_start_once_on_the_first_batch(bu
     student_feats, teacher_feats = model.tapped(batch()['lq'])
     scales = [t.square().mean().sqrt() / s.square().mean().sqrt() for s, t in zip(student_feats, teacher_feats)]
     assert all(scale > 30 for scale in scales)
-    model.distill_state(**batch())
+    model.distill_state(Batch(**batch()))
     for weight, started, scale in zip(before, first_layers(model), scales):
         torch.testing.assert_close(started, scale * weight)
     started = first_layers(model)
-    model.distill_state(**batch())
+    model.distill_state(Batch(**batch()))
     assert all(map(torch.equal, started, first_layers(model)))
 
 
@@ -227,7 +228,7 @@ def test_loaded_regressors_are_not_started_again(build, train_opt):
     model.save(epoch=0, current_iter=2)
     train_opt['path']['pretrain_network_r'] = f'{model.opt["path"]["models"]}/net_r_2.pth'
     resumed = build(weak_student(train_opt))
-    resumed.distill_state(**batch())
+    resumed.distill_state(Batch(**batch()))
     assert all(map(torch.equal, first_layers(model), first_layers(resumed)))
 
 
@@ -242,7 +243,7 @@ def test_of_networks_in_equal_units_every_bit_is_as_without_starting(build, trai
 
 def test_the_average_student_begins_as_the_student_where_regressors_are_started(build, train_opt):
     model = build(changed(weak_student(train_opt), 'train.ema_decay', 0.9))
-    model.distill_state(**batch())
+    model.distill_state(Batch(**batch()))
     assert all(map(torch.equal, model.net_g.state_dict().values(), model.net_g_ema.state_dict().values()))
 
 
@@ -424,7 +425,7 @@ def test_each_network_has_its_own_memory_format_and_activations_follow(build, tr
     seen = []
     for module in (model.net_g.body[0].conv2, model.teachers[0].net.body[0].conv2, model.net_r[0][2]):
         module.register_forward_hook(lambda _, __, output: seen.append(is_channels_last(output)))
-    model.distill_state(**batch())
+    model.distill_state(Batch(**batch()))
     assert seen == [teacher, student, regressors]
 
 
@@ -489,7 +490,7 @@ def test_tf32_is_set_for_the_process_and_for_the_teachers_forward(build, train_o
     seen = []
     model.teachers[0].net.conv_last.register_forward_hook(lambda *_: seen.append(flags()))
     model.net_g.conv_last.register_forward_hook(lambda *_: seen.append(flags()))
-    model.distill_state(**batch())
+    model.distill_state(Batch(**batch()))
     assert seen == [(True, True), (False, False)] and flags() == (False, False)
     build(changed(train_opt, 'train.precision', 'tf32'))
     assert flags() == (True, True)
@@ -507,7 +508,7 @@ def test_only_student_and_regressors_run_in_the_precision_and_the_loss_sees_floa
         )
     states = []
     next(iter(model.criterion)).register_forward_pre_hook(lambda _, args: states.append(args[0]))
-    model.criterion(model.distill_state(**batch()))
+    model.criterion(model.distill_state(Batch(**batch())))
     assert seen == [torch.float32, dtype or torch.float32, dtype or torch.float32]
     (state,) = states
     tensors = (state.student, state.teacher, state.gt, state.lq, *state.student_feats, *state.teacher_feats)
@@ -581,7 +582,7 @@ def test_an_infinite_term_is_caught_though_its_gradient_is_finite(build, train_o
     facd = model.criterion
     step(model)
     model.criterion = Poisoned(None)
-    state = model.distill_state(**batch())
+    state = model.distill_state(Batch(**batch()))
     gradients = torch.autograd.grad(model.criterion(state)['l_sr'], list(model.net_g.parameters()))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 

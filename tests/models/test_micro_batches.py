@@ -13,7 +13,7 @@ from states import LOSSES, method_opt
 from torch import Tensor, nn
 
 from facd_basicsr.losses import DistillState
-from facd_basicsr.models.micro_batches import gradient_shares, of_student
+from facd_basicsr.models.micro_batches import Batch, gradient_shares, of_student
 from facd_basicsr.models.safe_model import SafeSRModel, build_model
 
 N = 4
@@ -148,7 +148,7 @@ def test_random_numbers_and_averages_are_those_of_one_forward_of_each_part(build
 
     lq, gt = model.lq, model.gt
     torch.manual_seed(5)
-    states = [reference.distill_state(*part) for part in zip(lq.chunk(2), gt.chunk(2))]
+    states = [reference.distill_state(part) for part in Batch(lq, gt).parts(2)]
     assert torch.equal(torch.rand(3), after)
     whole = [torch.cat(own) for own in zip(*map(of_student, states))]
     feats = len(states[0].student_feats)
@@ -210,7 +210,7 @@ def test_shares_are_those_of_gradients_taken_one_by_one_and_sum_to_one(build, tr
         getattr(last, name).load_state_dict(getattr(model, name).state_dict())
     step(model, 2, 2)
     found = {name: value for name, value in model.get_current_log().items() if name.startswith('share_')}
-    terms = last.criterion(last.distill_state(model.lq, model.gt, 2))
+    terms = last.criterion(last.distill_state(Batch(model.lq, model.gt), 2))
     weights = list(last.net_g.body[1].conv2.parameters())  # body.2 and later are not reached by the features' term
     norms = {
         name: torch.cat([g.flatten() for g in torch.autograd.grad(terms[name], weights, retain_graph=True)]).norm()

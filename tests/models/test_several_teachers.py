@@ -15,6 +15,7 @@ from facd_basicsr.distill.taps import Taps
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses.base import Average, DistillLoss, View
 from facd_basicsr.models import FACDModel
+from facd_basicsr.models.micro_batches import Batch
 from facd_basicsr.models.safe_model import build_model
 
 GATED = {'type': 'L1Loss', 'target': 'gated', 'reduction': 'mean'}
@@ -92,7 +93,7 @@ def test_two_teachers_have_the_value_worked_by_hand(build, train_opt, target, l_
 
 def test_features_of_each_teacher_are_of_its_own_taps_and_their_terms_are_averaged(build, train_opt):
     model = build(with_two_teachers(train_opt))
-    state = model.distill_state(**batch())
+    state = model.distill_state(Batch(**batch()))
     paths = [['body.0', 'body.1', 'upsample:input'], ['body.1', 'body.2', 'upsample:input']]
     expected: list[Tensor] = []
     for teacher, own in zip(model.teachers, paths):

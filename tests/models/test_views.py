@@ -16,6 +16,7 @@ from facd_basicsr.losses import DistillLoss, DistillState
 from facd_basicsr.losses.base import Average, View, option
 from facd_basicsr.losses.views import generators
 from facd_basicsr.models import FACDModel
+from facd_basicsr.models.micro_batches import Batch
 from facd_basicsr.models.safe_model import build_model
 
 N = 4
@@ -130,7 +131,7 @@ def test_inputs_of_one_shape_are_one_batch_and_no_network_runs_on_what_no_loss_a
 
 def test_a_view_has_the_outputs_of_its_networks_on_it(build):
     model = build(VIEWED)
-    state = model.distill_state(batch()['lq'], batch()['gt'], seeds=(3, 4, 5, 6))
+    state = model.distill_state(Batch(batch()['lq'], batch()['gt'], (3, 4, 5, 6)))
     teacher, lq = model.teachers[0], state.lq
     assert len(state.student) == 0  # not asked for
     torch.testing.assert_close(state.teacher, teacher(lq))
@@ -156,8 +157,8 @@ def test_a_view_has_the_outputs_of_its_networks_on_it(build):
 def test_what_a_view_draws_depends_on_the_samples_seed_not_on_its_place_in_the_batch(build):
     model = build(VIEWED)
     lq, gt = batch()['lq'], batch()['gt']
-    whole = model.distill_state(lq, gt, seeds=(3, 4, 5, 6)).views['noisy']['input']
-    half = model.distill_state(lq[2:], gt[2:], seeds=(5, 6)).views['noisy']['input']
+    whole = model.distill_state(Batch(lq, gt, (3, 4, 5, 6))).views['noisy']['input']
+    half = model.distill_state(Batch(lq[2:], gt[2:], (5, 6))).views['noisy']['input']
     assert torch.equal(whole[2:], half)
 
 
@@ -167,7 +168,7 @@ def test_each_loss_of_a_sum_sees_its_own_views_and_features_are_of_lq_alone(buil
     both.net_g.load_state_dict(alone.net_g.state_dict())
     both.net_r.load_state_dict(alone.net_r.state_dict())
     found = forwards(both)
-    states = [model.distill_state(batch()['lq'], batch()['gt'], seeds=(1, 2, 3, 4)) for model in (alone, both)]
+    states = [model.distill_state(Batch(batch()['lq'], batch()['gt'], (1, 2, 3, 4))) for model in (alone, both)]
     assert {*states[1].views} == {'viewed.negative', 'viewed.noisy', 'viewed.corner', 'viewed.taught'}
     assert found['student'] == [(3 * N, 8, 8), (N, 4, 6)]
     for name in ('student', 'student_feats', 'teacher_feats', 'regressed_feats'):
