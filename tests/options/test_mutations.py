@@ -147,7 +147,8 @@ def is_valid(mutation: Mutation) -> bool:
     """Whether a mutation that is accepted may be.
 
     A misspelt key may be one whose name is the user's to choose. A wrong type never is right, but where there are two
-    right ones: num_gpu is a number or auto, and a fraction is a number where the key is not one of counting. What is
+    right ones: num_gpu is a number or auto, a tap's teacher is a path or a list with one for each, and a fraction is a
+    number where the key is not one of counting. What is
     missing or null is left to its default: that networks, loss, optimizer and scheduler are built with it is what
     accepted means here, and that training and testing run with it is tried below.
     """
@@ -155,9 +156,9 @@ def is_valid(mutation: Mutation) -> bool:
     if mutation.kind == 'misspelt':
         return location[:-1] == ('val', 'metrics')
     if mutation.kind == 'wrong type':
-        return (location == ('num_gpu',) and type(mutation.value) is int) or (
-            location[-1] in ('lambda', 'res_scale') and mutation.value == 2.5
-        )
+        paths = location[-3:-2] == ('taps',) and location[-1] == 'teacher' and type(mutation.value) is list
+        gpus = location == ('num_gpu',) and type(mutation.value) is int
+        return paths or gpus or (location[-1] in ('lambda', 'res_scale') and mutation.value == 2.5)
     return True
 
 
