@@ -140,8 +140,11 @@ class LossSum(nn.Module):
     def steps(self) -> list['LossSum']:
         """Itself, or the losses of each optimizer's step where a loss asks for several; the others are in the first."""
         parts = [loss.steps() for loss in self]
+        count = max(map(len, parts), default=1)
+        if count == 1:
+            return [self]
         steps = []
-        for number in range(max(map(len, parts), default=1)):
+        for number in range(count):
             kept = [index for index, own in enumerate(parts) if number < len(own)]
             step = copy(self)
             step.names, step.blocks = [self.names[index] for index in kept], [self.blocks[index] for index in kept]
@@ -149,7 +152,7 @@ class LossSum(nn.Module):
             step.is_step = True
             step._modules = {'losses': nn.ModuleList([parts[index][number] for index in kept])}
             steps.append(step)
-        return steps if len(steps) > 1 else [self]
+        return steps
 
     def begin(self, iteration: int) -> None:
         """Sets the scheduled options of the losses to their values in an iteration."""
