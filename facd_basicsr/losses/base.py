@@ -4,7 +4,7 @@ import keyword
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar, cast
 
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -79,6 +79,7 @@ class Average:
 
 
 REGRESSOR = ('always', 'auto', 'never')  # from most to least
+REQUIRED: Any = MISSING  # in the place of an option's default: there is none
 Option = TypeVar('Option')
 
 
@@ -94,7 +95,7 @@ def option(
     """An option of a loss, with its default: a field of its dataclass, whose annotation is the option's type.
 
     Args:
-        default: the value that leaving it out stands for.
+        default: the value that leaving it out stands for, or ``REQUIRED``.
         meaning: what it does, in Markdown, for docs/options.md. ``as in FACDLoss`` shows that loss's words there.
         least, above, most: bounds of a number, or of a list's items: ``least`` and ``most`` themselves are accepted.
         choices: the values there are; empty: any.
@@ -170,17 +171,19 @@ def sum_of(terms: Iterable[Tensor]) -> Tensor:
 
 
 def check_option(key: str, value: Any, accepted: Mapping[str, Any]) -> None:
-    """Refuses a value of ``train.distill_opt.KEY``, a list by its least item. ``accepted`` is an option's metadata."""
+    """Refuses a value of ``train.distill_opt.KEY``, a list by its least or largest item. ``accepted`` is an option's
+    metadata."""
     choices, least, above, most = (accepted.get(name) for name in ('choices', 'least', 'above', 'most'))
     number = min(value, default=math.inf) if isinstance(value, tuple) else value
+    largest = max(value, default=-math.inf) if isinstance(value, tuple) else value
     if choices and value not in choices:
         raise UserError(f'train.distill_opt.{key}: {value!r}; accepted: {", ".join(choices)}')
     if least is not None and number < least:
         raise UserError(f'train.distill_opt.{key}: {number}; accepted: {least} or more')
     if above is not None and number <= above:
         raise UserError(f'train.distill_opt.{key}: {number}; accepted: more than {above}')
-    if most is not None and number > most:
-        raise UserError(f'train.distill_opt.{key}: {number}; accepted: {most} or less')
+    if most is not None and largest > most:
+        raise UserError(f'train.distill_opt.{key}: {largest}; accepted: {most} or less')
 
 
 def weighted_taps(layer_weights: Sequence[float], state: DistillState) -> list[tuple[float, Tensor, Tensor]]:

@@ -1,11 +1,11 @@
 """ECO: training begins with what the teacher makes of LQ and ends with the ground truth."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from facd_basicsr.losses.base import DistillLoss, DistillState, View, option
+from facd_basicsr.losses.base import REQUIRED, DistillLoss, DistillState, View, option
 from facd_basicsr.losses.pairwise import at_least_float32, sample_l1
 from facd_basicsr.losses.views import downscaled
 
@@ -29,13 +29,12 @@ class ECOLoss(DistillLoss):
 
     reads_features = False
 
-    alpha: float = field(
-        metadata={
-            'meaning': 'share of ground truth and LQ, the rest is the teacher; a schedule from 0 to 1 over 75 % of the '
-            'iterations, such as `{start: 0, end: 1, over: 75000}` of 100,000',
-            'least': 0,
-            'most': 1,
-        }
+    alpha: float = option(
+        REQUIRED,
+        'share of ground truth and LQ, the rest is the teacher; a schedule from 0 to 1 over 75 % of the iterations, '
+        'such as `{start: 0, end: 1, over: 75000}` of 100,000',
+        least=0,
+        most=1,
     )
     keep_lq: bool = option(False, "whether x is LQ itself, not mixed with the teacher's output downscaled")
     img_range: float = option(1.0, 'factor on the images', above=0)

@@ -8,6 +8,7 @@ from states import random_state, summed
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillState, FACDLoss
+from facd_basicsr.losses.base import check_option
 from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.loss_sum import LossSum, is_pixel_loss
 from facd_basicsr.losses.teacher_supervision_loss import TeacherSupervisionLoss
@@ -172,3 +173,11 @@ def test_what_all_losses_need_is_the_most_that_one_needs():
     assert (more.min_batch, more.reads_features, more.compares_channels, more.regressor) == (2, True, True, 'auto')
     images = LossSum(L1)
     assert (images.min_batch, images.reads_features, images.regressor) == (1, False, 'never')
+
+
+def test_a_list_is_refused_by_its_least_or_largest_item():
+    check_option('weights', (0.0, 0.5, 1.0), {'least': 0, 'most': 1})
+    with pytest.raises(UserError, match=r'^train\.distill_opt\.weights: 1\.5; accepted: 1 or less$'):
+        check_option('weights', (0.5, 1.5), {'least': 0, 'most': 1})
+    with pytest.raises(UserError, match=r'^train\.distill_opt\.weights: -1; accepted: 0 or more$'):
+        check_option('weights', (0.5, -1), {'least': 0, 'most': 1})
