@@ -29,7 +29,7 @@ from basicsr.utils.options import dict2str
 from facd_basicsr.data.loaders import Loaders, build_loaders, reraise_killed_worker
 from facd_basicsr.data.seeded_dataset import SeededDataset, dataset_of
 from facd_basicsr.distill.gate import check_teacher
-from facd_basicsr.distill.teacher import teacher_blocks
+from facd_basicsr.distill.teacher import is_cached, teacher_blocks
 from facd_basicsr.engine.checkpoint import Position, reraise_disk_full
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog, RunLog, timestamp
@@ -209,7 +209,7 @@ def set_up(
             loader = loaders.val[expect['dataset']]
             gates[place] = check_teacher(model.teachers[number], expect, loader, opt['scale'], model.device)
             log.info(gates[place])
-    if any(own['cache'] for own in teacher_blocks(opt.get('teacher')).values()):
+    if is_cached(opt.get('teacher')):
         model.read_taught(cast(SeededDataset, loaders.train.dataset).dataset)
     if resume_state is not None:
         new = {key: value for key, value in model.training_state().items() if begins and key not in CONTINUED}

@@ -88,6 +88,11 @@ def teacher_blocks(teacher: Any) -> dict[str, dict[str, Any]]:
     return {} if teacher is None else {'teacher': teacher}
 
 
+def is_cached(teacher: Any) -> bool:
+    """Whether a block of the option ``teacher`` has ``cache: true``."""
+    return any(own.get('cache') for own in teacher_blocks(teacher).values())
+
+
 @contextmanager
 def naming(place: str) -> Iterator[None]:
     """Begins the line of a :class:`UserError` about a ``teacher`` block with that block's place."""

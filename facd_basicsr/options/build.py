@@ -12,7 +12,7 @@ from basicsr.archs import build_network
 from torch import nn
 
 from facd_basicsr.archs import build_without_weights
-from facd_basicsr.distill.teacher import teacher_blocks
+from facd_basicsr.distill.teacher import is_cached, teacher_blocks
 from facd_basicsr.errors import UserError, one_line
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.options.option_check import check_network, named_losses
@@ -40,7 +40,7 @@ def dry_run(opt: Block, is_train: bool) -> None:
     for key in ('distill_opt', 'pixel_opt'):
         for where, block in named_losses(key, opt['train'][key]) if opt['train'].get(key) else ():
             loss = construct(where, block, LossSum)
-            if any(own.get('cache') for own in teacher_blocks(opt.get('teacher')).values()):
+            if is_cached(opt.get('teacher')):
                 _check_cached(f'{where}.type: {block["type"]}', loss)
             if 'teacher' in loss.networks and 'teacher' not in opt and key == 'distill_opt':
                 raise UserError(

@@ -26,7 +26,7 @@ from facd_basicsr.archs.spandrel_arch import INSTALLED, SPANDREL_EXTRA, SUFFIX, 
 from facd_basicsr.compat import full_name
 from facd_basicsr.data.memory_pairs import is_in_memory
 from facd_basicsr.distill.layouts import LAYOUTS
-from facd_basicsr.distill.teacher import naming, teacher_blocks
+from facd_basicsr.distill.teacher import is_cached, naming, teacher_blocks
 from facd_basicsr.errors import UserError, locating
 from facd_basicsr.files.download import DIGEST
 from facd_basicsr.losses import DistillLoss
@@ -596,7 +596,7 @@ def _check_distillation(opt: OptionBlock) -> None:
     for place, own in teacher_blocks(opt.get('teacher')).items():
         with naming(place):
             _check_teacher(opt, own)
-    if any(own['cache'] for own in teacher_blocks(opt.get('teacher')).values()):
+    if is_cached(opt.get('teacher')):
         _check_teacher_cache(opt)
     losses = list(named_losses('distill_opt', opt['train']['distill_opt']))
     of_features = [own for own in losses if getattr(LOSS_REGISTRY.get(own[1]['type']), 'reads_features', False)]
