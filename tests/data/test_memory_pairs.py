@@ -301,15 +301,20 @@ def build_and_count(block: dict, waiting: Event, counts: Queue) -> None:
     counts.put((len(decoded), float(sample['gt'].sum())))
 
 
-def test_of_two_processes_at_the_same_time_one_decodes_and_both_map(own_folders):
-    block = block_of(own_folders, io_backend=MEMORY)
+def of_two_processes(target: Callable[..., None], block: dict) -> list[tuple[int, float]]:
+    """What each of two processes counts and sums that begin at the same time."""
     waiting, counts = FORKED.Event(), FORKED.Queue()
-    processes = [FORKED.Process(target=build_and_count, args=(block, waiting, counts)) for _ in range(2)]
+    processes = [FORKED.Process(target=target, args=(block, waiting, counts)) for _ in range(2)]
     for process in processes:
         process.start()
-    (first, left), (second, right) = (counts.get(timeout=TIMEOUT) for _ in processes)
+    found = [counts.get(timeout=TIMEOUT) for _ in processes]
     for process in processes:
         process.join()
+    return found
+
+
+def test_of_two_processes_at_the_same_time_one_decodes_and_both_map(own_folders):
+    (first, left), (second, right) = of_two_processes(build_and_count, block_of(own_folders, io_backend=MEMORY))
     assert first + second == 14 and left == right
     assert len(caches(own_folders)) == 2
 
@@ -530,13 +535,7 @@ def teach_and_count(block: dict, waiting: Event, counts: Queue) -> None:
 def test_of_two_processes_at_the_same_time_one_runs_the_teacher_and_both_map(own_folders):
     block = block_of(own_folders)
     built_both(block)
-    waiting, counts = FORKED.Event(), FORKED.Queue()
-    processes = [FORKED.Process(target=teach_and_count, args=(block, waiting, counts)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    (first, left), (second, right) = (counts.get(timeout=TIMEOUT) for _ in processes)
-    for process in processes:
-        process.join()
+    (first, left), (second, right) = of_two_processes(teach_and_count, block)
     assert {first, second} == {0, 7} and left == right
 
 
