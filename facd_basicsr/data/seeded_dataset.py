@@ -6,13 +6,11 @@ from typing import Any, Protocol, cast
 
 import cv2
 import lmdb
-import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from facd_basicsr.data.damaged_images import describe_damage
 from facd_basicsr.errors import UserError
-from facd_basicsr.runtime.rng import preserve_rng_state
+from facd_basicsr.runtime.rng import preserve_rng_state, seed_rng
 
 
 class DescribedDataset(Protocol):
@@ -67,7 +65,7 @@ class SeededDataset(Dataset):
 
     def _sample(self, index: int, seed: int) -> dict[str, Any]:
         complaints: dict[str, None] = {}  # in their order, each once
-        _seed(seed)
+        seed_rng(seed)
         for _ in range(TRIES):
             try:
                 # the seed as text: numbers become a tensor, which a prefetcher moves to the GPU
@@ -96,10 +94,3 @@ class NamingDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-
-def _seed(seed: int) -> None:
-    """Python's, NumPy's and torch's CPU generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would start CUDA's too, in every worker

@@ -62,7 +62,8 @@ class Checkpoints:
         Raises:
             OSError: of a full disk, for :func:`reraise_disk_full`; the checkpoints before this one are as they were.
         """
-        random = self._ranks.gather(rng_state())
+        random, pool = self._ranks.gather(rng_state()), model.pool_state()
+        pools = {} if pool is None else {'pools': self._ranks.to_first(pool)}
         if self._ranks.rank != 0:
             return
         model.save(position.epoch, position.iteration)
@@ -74,6 +75,7 @@ class Checkpoints:
             'random': random,
             'networks': {path.name: sha256_of(path) for path in self._models.glob(f'net_*_{position.iteration}.pth')},
             'saved': time.time(),
+            **pools,
             **model.training_state(),
         }
         path = self._states / f'{position.iteration}.state'

@@ -15,7 +15,7 @@ from facd_basicsr.engine.checkpoint import Checkpoints, Position
 from facd_basicsr.engine.logs import BEST, FINISHED, RunLog
 from facd_basicsr.engine.signals import StopSignals, signals_blocked
 from facd_basicsr.errors import Stopped
-from facd_basicsr.models.safe_model import SafeModel
+from facd_basicsr.models.safe_model import SafeModel, lq_patch_size
 from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.rng import preserve_rng_state
 
@@ -117,6 +117,7 @@ class TrainingLoop:
             position.batches += 1
             self._damaged.look(data.get('damaged', ()))
             model.update_learning_rate(position.iteration - self._begin, opt['train']['warmup_iter'])
+            data = model.degraded(data)
             model.feed_data(data)
             model.optimize_parameters(position.iteration)
             model.guard.after_step(data, position.iteration)
@@ -223,6 +224,5 @@ def end_of(opt: dict[str, Any]) -> int:
 
 def _pixels(opt: dict[str, Any], iterations: int | None = None) -> int:
     """Those of the patches of a stage, or of so many iterations of it."""
-    train_set = opt['datasets']['train']
-    batch = train_set['batch_size_per_gpu'] * train_set.get('gt_size', 1) ** 2
+    batch = opt['datasets']['train']['batch_size_per_gpu'] * lq_patch_size(opt) ** 2
     return batch * (iterations or opt['train']['total_iter'])

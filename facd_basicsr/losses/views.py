@@ -1,14 +1,13 @@
 """What inputs of views are made of: random numbers of each sample, and augmentations that can be undone."""
 
-import zlib
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.losses.base import DistillState
+from facd_basicsr.runtime.rng import seed_for
 
 # Each its own inverse: they are applied in this order, and undone in the reverse.
 AUGMENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -22,9 +21,7 @@ AUGMENTATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def generators(state: DistillState, purpose: str) -> list[torch.Generator]:
     """Of each sample, on the CPU: numbers for ``purpose`` that depend on the sample's seed alone."""
     seeds = state.seeds or range(len(state.lq))
-    number = zlib.crc32(purpose.encode())
-    mixed = [int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) for seed in seeds]
-    return [torch.Generator().manual_seed(seed) for seed in mixed]
+    return [torch.Generator().manual_seed(seed_for(seed, purpose)) for seed in seeds]
 
 
 def drawn_augmentations(state: DistillState, purpose: str, probability: float, count: int = 1) -> Tensor:

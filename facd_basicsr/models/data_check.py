@@ -36,9 +36,10 @@ def check_training_sample(model: SafeModel, loaders: Loaders) -> None:
     dataset_opt = model.opt['datasets']['train']
     with preserve_rng_state():
         sample = SeededDataset(_copy_of(loaders.train))[next(iter(loaders.sampler))]
-    _check_keys('datasets.train', dataset_opt, sample, ('lq', 'gt'))
+        batch = model.degraded(default_collate([sample]), pool=False)
+    _check_keys('datasets.train', dataset_opt, batch, ('lq', 'gt'))
     net = model.get_bare_model(model.net_g)
-    lq, gt = (default_collate([sample[key]]).to(model.device) for key in ('lq', 'gt'))
+    lq, gt = (batch[key].to(model.device) for key in ('lq', 'gt'))
     _check_channels('datasets.train', model, lq)
     training = net.training
     try:

@@ -33,6 +33,7 @@ from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_e
 from facd_basicsr.losses.base import DistillState, build_loss, sum_of
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.models.degradation import degradation_of
 from facd_basicsr.models.micro_batches import LQ, Batch, gradient_shares, joined, of_student, outputs_on, student_inputs
 from facd_basicsr.models.nonfinite import NonFiniteGuard, tie_gradient
 from facd_basicsr.models.validation import (
@@ -183,6 +184,15 @@ class SafeModel(BaseModel):
                 optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
         return optimizer
 
+    def degraded(self, data: dict[str, Any], pool: bool = True) -> dict[str, Any]:
+        """A batch of the training set as ``feed_data`` takes it: as it is, of BasicSR's own models."""
+        return data
+
+    def pool_state(self) -> dict[str, Any] | None:
+        """What of the training state each rank has for itself, beside its random numbers: the pool of training pairs,
+        if there is one."""
+        return None
+
     def training_state(self) -> dict[str, Any]:
         """The training state besides the networks, as ``weights_only`` loading accepts it."""
         return {
@@ -310,6 +320,7 @@ class SafeSRModel(SafeModel, SRModel):
         self._execution_g = Execution.of(opt.get('train', {}))
         self.accum_iter = opt.get('train', {}).get('accum_iter', 1)
         super().__init__(opt)
+        self.degradation = degradation_of(self.opt, self.device)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         # the student's, called from SRModel.__init__; before DDP, whose buckets keep the strides they find
@@ -494,6 +505,13 @@ class SafeSRModel(SafeModel, SRModel):
     def _attach_guard(self) -> None:
         """Nothing: :meth:`_minimize` calls it."""
 
+    def degraded(self, data: dict[str, Any], pool: bool = True) -> dict[str, Any]:
+        """The pairs that LQ are made of on the device (models/degradation.py), where the option file says so."""
+        return data if self.degradation is None else self.degradation(data, pool)
+
+    def pool_state(self) -> dict[str, Any] | None:
+        return None if self.degradation is None else self.degradation.state()
+
     def training_state(self) -> dict[str, Any]:
         return {**super().training_state(), 'scaler': self.scaler.state_dict()}
 
@@ -501,6 +519,8 @@ class SafeSRModel(SafeModel, SRModel):
         super().resume_training(resume_state)
         if resume_state.get('scaler') and self.scaler.is_enabled():
             self.scaler.load_state_dict(resume_state['scaler'])
+        if self.degradation is not None:
+            self.degradation.load_state(resume_state.get('pools', []))
 
     def get_current_log(self) -> dict[str, float]:
         """The last step's terms. Reduced here, not in every step: each value read back waits for the device."""
@@ -521,7 +541,8 @@ def preserve_buffers(*nets: nn.Module) -> Iterator[None]:
 
 def lq_patch_size(opt: dict[str, Any]) -> int:
     """Height and width of LQ in training."""
-    return opt['datasets']['train'].get('gt_size', PROBE_LQ_SIZE * opt['scale']) // opt['scale']
+    patch = opt.get('gt_size', opt['datasets']['train'].get('gt_size'))  # at the top where LQ are made of larger crops
+    return PROBE_LQ_SIZE if patch is None else patch // opt['scale']
 
 
 def run_network(net: nn.Module, x: Any) -> Any:

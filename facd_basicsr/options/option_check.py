@@ -59,11 +59,10 @@ def check_block(where: str, block: dict[str, Any], keys: dict[str, Key], complet
                     if _is_schedule(item, accepted):
                         continue
                     check_type(f'{dot}{key}[{index}]', item, accepted.items)
-                    _check_bounds(f'{dot}{key}[{index}]', item, accepted)
+                    _check_value(f'{dot}{key}[{index}]', item, accepted)
+                _check_length(dot + key, block[key], accepted.length)
             else:
-                _check_bounds(dot + key, block[key], accepted)
-            if accepted.choices and block[key] not in accepted.choices:
-                raise UserError(f'{dot}{key}: {block[key]!r}; accepted: {", ".join(choice_names(accepted))}')
+                _check_value(dot + key, block[key], accepted)
         elif accepted.required:
             found = ', '.join(choice_names(accepted)) or type_names(accepted.types)
             found += ', or a schedule such as {start: 0, end: 1, over: 100000}' * accepted.is_weight
@@ -97,7 +96,16 @@ def check_type(where: str, value: Any, types: tuple[type, ...]) -> None:
         raise UserError(f'{where}: {value!r}; accepted: a finite number')
 
 
-def _check_bounds(where: str, value: Any, accepted: Key) -> None:
+def _check_length(where: str, value: list[Any], length: int) -> None:
+    if length and len(value) != length:
+        raise UserError(f'{where}: {value}; accepted: a list of {length} numbers')
+    if length == 2 and value[0] > value[1]:
+        raise UserError(f'{where}: {value}; accepted: the lower end first')
+
+
+def _check_value(where: str, value: Any, accepted: Key) -> None:
+    if accepted.choices and value not in accepted.choices:
+        raise UserError(f'{where}: {value!r}; accepted: {", ".join(choice_names(accepted))}')
     if not isinstance(value, (int, float)):
         return
     kept = accepted.least is None or value >= accepted.least
@@ -182,7 +190,7 @@ def option_blocks(opt: OptionBlock, is_train: bool) -> Iterator[tuple[str, Optio
 def _all_blocks(opt: OptionBlock, is_train: bool) -> Iterator[tuple[str, OptionBlock, Keys]]:
     check_block('', opt, schema.TOP, complete=False)
     model = _registered(MODEL_REGISTRY, 'model_type', opt['model_type'])
-    yield '', opt, schema.top_keys(model, is_train)
+    yield '', opt, {**schema.top_keys(model, is_train), **(_degradation_keys(opt, model) if is_train else {})}
     for name, dataset_opt in opt['datasets'].items():
         yield from _dataset_blocks(name, dataset_opt, is_train)
     networks = [key for key in opt if key.startswith('network_')]
@@ -199,6 +207,26 @@ def _all_blocks(opt: OptionBlock, is_train: bool) -> Iterator[tuple[str, OptionB
         yield 'dist_params', opt['dist_params'], schema.DIST_PARAMS
     if is_train:
         yield from _train_blocks(opt, model)
+
+
+def _degradation_keys(opt: OptionBlock, model: type) -> Keys:
+    """What the file itself may have for its training set.
+
+    Raises:
+        UserError: it has keys of Real-ESRGAN's for another one.
+    """
+    train_set = opt['datasets'].get('train')
+    if train_set is None or not schema.sums_losses(model):
+        return {}
+    check_block('datasets.train', train_set, schema.TYPE, complete=False)
+    keys = schema.degradation_keys(_registered(DATASET_REGISTRY, 'datasets.train.type', train_set['type']))
+    for key in schema.DEGRADATION:
+        if key in opt and key not in keys:
+            raise UserError(
+                f'{key}: accepted with datasets.train.type: RealESRGANDataset, of which LQ are made, here '
+                f'{train_set["type"]}'
+            )
+    return keys
 
 
 def _dataset_blocks(name: str, dataset_opt: OptionBlock, is_train: bool) -> Iterator[tuple[str, OptionBlock, Keys]]:
@@ -375,6 +403,8 @@ def laid_over(opt: OptionBlock, stage: OptionBlock) -> OptionBlock:
     """The options of a stage, an entry of ``train.stages``, as a file without stages has them."""
     file_train_opt = {key: value for key, value in opt['train'].items() if key not in ('total_iter', 'stages')}
     changes: OptionBlock = {'train': {key: stage[key] for key in stage if key not in schema.STAGE_PLACES}}
+    if 'gt_size' in opt and 'gt_size' in stage:  # of patches of what is made of larger crops
+        changes['gt_size'] = stage['gt_size']
     for key in stage.keys() & schema.STAGE_PLACES.keys():
         *blocks, leaf = schema.STAGE_PLACES[key].split('.')
         block = changes
@@ -495,7 +525,8 @@ def _is_without_gt(phase: str, dataset_opt: OptionBlock) -> bool:
 
 def _check_train(opt: OptionBlock) -> None:
     train_opt = opt['train']
-    accepted = schema.train_keys(_registered(MODEL_REGISTRY, 'model_type', opt['model_type']))
+    model = _registered(MODEL_REGISTRY, 'model_type', opt['model_type'])
+    accepted = schema.train_keys(model)
     periods = train_opt['scheduler'].get('periods')
     if periods is not None and sum(periods) < train_opt['total_iter']:
         raise UserError(f'train.scheduler.periods: {periods}; accepted: a sum of total_iter or more')
@@ -525,6 +556,8 @@ def _check_train(opt: OptionBlock) -> None:
             f'train.log_gradient_share: {every}; accepted: a multiple of logger.print_freq, '
             f'{opt["logger"]["print_freq"]}'
         )
+    if train_keys := _degradation_keys(opt, model):
+        _check_degradation(opt, train_keys)
     _check_logger(opt['logger'])
     val_opt = opt['val'] or {'val_freq': 1, 'metrics': None}
     for where, value in (
@@ -546,6 +579,62 @@ def _check_train(opt: OptionBlock) -> None:
     _check_regressors(train_opt, opt.get('network_r'))
     if 'distill_opt' in accepted:
         _check_distillation(opt)
+
+
+def _check_degradation(opt: OptionBlock, keys: Keys) -> None:
+    """Of the keys of Real-ESRGAN's option files."""
+    train_set, makes_lq = opt['datasets']['train'], 'gt_usm' in keys
+    given, usm_keys = [key for key in ('gt_usm', *schema.USM_KEYS) if key in opt], list(schema.USM_KEYS)
+    if given not in ([['gt_usm'], usm_keys] if makes_lq else [[], usm_keys]):
+        missing = [key for key in usm_keys if key not in opt] if given else ['gt_usm']
+        what = f'gt_usm: given with {", ".join(given[1:])}' if 'gt_usm' in given else f'{missing[0]}: missing'
+        raise UserError(f'{what}; accepted: {"gt_usm, or " * makes_lq}{", ".join(usm_keys)}')
+    if opt['high_order_degradation'] != makes_lq:
+        raise UserError(
+            f'high_order_degradation: {str(opt["high_order_degradation"]).lower()}; accepted with datasets.train.type: '
+            f'{train_set["type"]}: {str(makes_lq).lower()}'
+        )
+    patch = opt['gt_size'] if makes_lq else train_set['gt_size']
+    if patch < schema.SMALLEST_SHARPENED and 'l1_gt_usm' in given:
+        where = 'gt_size' if makes_lq else 'datasets.train.gt_size'
+        raise UserError(
+            f'{where}: {patch}; accepted with l1_gt_usm: {schema.SMALLEST_SHARPENED} or more, which USM is taken of'
+        )
+    if makes_lq:
+        _check_second_order(opt, train_set)
+
+
+def _check_second_order(opt: OptionBlock, train_set: OptionBlock) -> None:
+    scale, size, crop = opt['scale'], opt['gt_size'], schema.REALESRGAN_CROP
+    if crop % scale:
+        raise UserError(f'scale: {scale}; accepted with datasets.train.type: {train_set["type"]}: a divisor of {crop}')
+    if size % scale:
+        raise UserError(f'gt_size: {size}; accepted: a multiple of scale, {scale}')
+    if train_set.get('gt_size', size) != size:
+        raise UserError(f'datasets.train.gt_size: {train_set["gt_size"]}; accepted: {size}, the gt_size of the file')
+    batch_size = train_set['batch_size_per_gpu']
+    if opt['queue_size'] % batch_size:
+        raise UserError(
+            f'queue_size: {opt["queue_size"]}; accepted: a multiple of datasets.train.batch_size_per_gpu, {batch_size}'
+        )
+    for where, block in (('', opt), ('datasets.train.', train_set)):
+        for key, value in block.items():
+            kind, why = key.removesuffix('2'), ''
+            if kind in ('resize_prob', 'kernel_prob') and not sum(value):
+                why = 'one that is not 0'
+            elif kind in ('resize_range', 'betag_range', 'betap_range') and not value[0] <= 1 <= value[1]:
+                why = 'a range with 1 in it'
+            elif kind == 'blur_sigma' and value[0] == value[1]:
+                why = 'two different numbers'
+            if why:
+                raise UserError(f'{where}{key}: {value}; accepted: {why}')
+    for suffix in ('', '2'):
+        kernels, weights = train_set[f'kernel_list{suffix}'], train_set[f'kernel_prob{suffix}']
+        if len(kernels) != len(weights):
+            raise UserError(
+                f'datasets.train.kernel_prob{suffix}: {len(weights)} numbers; accepted: one for each of '
+                f'kernel_list{suffix}, {len(kernels)}'
+            )
 
 
 def _check_role(key: str, where: str, block: OptionBlock) -> None:

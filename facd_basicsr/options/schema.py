@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.realesrgan_dataset import RealESRGANDataset
+from basicsr.data.realesrgan_paired_dataset import RealESRGANPairedDataset
 from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.models import lr_scheduler
 from basicsr.models.sr_model import SRModel
@@ -100,6 +102,61 @@ TOP_TRAIN = {
     ),
 }
 TOP_TEST = {'val': Key((dict,), required=True, meaning='metrics and images of the test')}
+# Of Real-ESRGAN's option files: what FACDModel and SRModel then do with a training set (models/degradation.py).
+REALESRGAN_CROP = 400  # to which RealESRGANDataset crops or pads
+SMALLEST_SHARPENED = 26  # which BasicSR's USM can mirror at the border
+PROBABILITY = Key(NUMBER, required=True, least=0, most=1)
+RANGE = Key((list,), required=True, items=NUMBER, length=2, least=0)
+RESIZE = replace(RANGE, least=0.05)  # less would leave fewer pixels than a kernel has
+QUALITY = replace(RANGE, least=None, above=0, below=100)  # at 100 BasicSR divides by 0
+CHANCES = Key((list,), required=True, items=NUMBER, length=3, least=0)
+USM_KEYS = {
+    'l1_gt_usm': Key(
+        (bool,),
+        meaning="whether pixel and distillation losses compare with the sharpened GT (USM), as RealESRGANModel's; then "
+        'LQ are made of the sharpened GT. Left out, with the next two: as `gt_usm` says; of pairs: not',
+    ),
+    'percep_gt_usm': Key((bool,), meaning='the same of the perceptual loss. Left out with `l1_gt_usm`'),
+    'gan_gt_usm': Key((bool,), meaning='the same of the discriminator. Left out with `l1_gt_usm`'),
+}
+HIGH_ORDER = Key(
+    (bool,), default=True, meaning='whether LQ are made: `false` of RealESRGANPairedDataset, where it is the default'
+)
+DEGRADATION = {
+    'gt_usm': Key(
+        (bool,),
+        meaning="whether GT is sharpened (USM) before LQ are made of it, as RealESRNetModel's. Left out: as "
+        '`l1_gt_usm`, `percep_gt_usm` and `gan_gt_usm` say, which are required then',
+    ),
+    **USM_KEYS,
+    'high_order_degradation': HIGH_ORDER,
+    'resize_prob': replace(CHANCES, meaning='relative chances that a batch is first upscaled, downscaled, or kept'),
+    'resize_range': replace(RESIZE, meaning='the smallest and the largest factor of that, 1 between them'),
+    'gaussian_noise_prob': replace(PROBABILITY, meaning='of Gaussian noise; otherwise it is Poisson noise'),
+    'noise_range': replace(RANGE, meaning='of the deviation of Gaussian noise, of 255'),
+    'poisson_scale_range': replace(RANGE, meaning='of the factor on Poisson noise'),
+    'gray_noise_prob': replace(PROBABILITY, meaning='of noise that is the same in all channels'),
+    'jpeg_range': replace(QUALITY, meaning='of the quality of JPEG'),
+    'second_blur_prob': replace(PROBABILITY, meaning='of the blur by the second kernel'),
+    'resize_prob2': replace(CHANCES, meaning='as `resize_prob`, the second time'),
+    'resize_range2': replace(RESIZE, meaning='as `resize_range`, of the size of LQ'),
+    'gaussian_noise_prob2': replace(PROBABILITY, meaning='as the first'),
+    'noise_range2': replace(RANGE, meaning='as the first'),
+    'poisson_scale_range2': replace(RANGE, meaning='as the first'),
+    'gray_noise_prob2': replace(PROBABILITY, meaning='as the first'),
+    'jpeg_range2': replace(QUALITY, meaning='as the first'),
+    'gt_size': replace(
+        COUNT,
+        required=True,
+        most=REALESRGAN_CROP,
+        meaning='side of training patches in GT pixels, a multiple of `scale`, cut out of crops of 400',
+    ),
+    'queue_size': replace(
+        COUNT,
+        default=180,
+        meaning='pairs of the pool, of which a batch is drawn once it is full; a multiple of `batch_size_per_gpu`',
+    ),
+}
 # What a model reads beyond these; another that it reads accepts any value, or if it is a network a block.
 TOP_MODEL = {
     'teacher': Key(
@@ -153,6 +210,20 @@ DATASET_TRAIN = {
         meaning='take another image in the place of one that cannot be read, where otherwise training ends there',
     ),
 }
+KERNELS = ('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso')
+_KERNEL_KEYS = {
+    'blur_kernel_size': replace(COUNT, meaning='not read: kernels have 7 to 21 pixels'),
+    'kernel_list': Key((list,), items=(str,), choices=KERNELS, meaning='kinds of kernels of the first blur'),
+    'kernel_prob': Key((list,), items=NUMBER, least=0, meaning='the relative chance of each'),
+    'blur_sigma': replace(RANGE, least=None, above=0, meaning='of the deviation along each axis, in pixels'),
+    'betag_range': replace(RANGE, least=None, above=0, meaning='of the exponent of `generalized_*`, with 1 in it'),
+    'betap_range': replace(RANGE, least=None, above=0, meaning='of the exponent of `plateau_*`, with 1 in it'),
+    'sinc_prob': replace(PROBABILITY, meaning='of a sinc filter instead of these'),
+}
+_KERNELS = {
+    **_KERNEL_KEYS,
+    **{f'{key}2': replace(own, meaning=f'as `{key}`, of the second blur') for key, own in _KERNEL_KEYS.items()},
+}
 # What datasets read from their block; a key of a registered dataset that is not here accepts any value.
 DATASET_KEYS = {
     'dataroot_gt': Key((str,), meaning='ground truth: a folder of images, or an LMDB, whose name ends in `.lmdb`'),
@@ -180,17 +251,24 @@ DATASET_KEYS = {
     'use_rot': Key(
         (bool,), meaning='flip half of the training patches vertically, and transpose half. Left out of other sets'
     ),
+    **_KERNELS,
+    'final_sinc_prob': replace(PROBABILITY, meaning='of a last sinc filter, which leaves ringing'),
     'color': Key(OPTIONAL_STR, default=None, meaning='`y`: the Y channel alone; any other value: RGB'),
     'mean': Key(
         (list, type(None)), items=NUMBER, default=None, meaning='of each channel in [0, 1], subtracted from LQ and GT'
     ),
     'std': Key((list, type(None)), items=NUMBER, default=None, meaning='of each channel: LQ and GT are divided by it'),
 }
-DATASET_REQUIRED = {
+DATASET_REQUIRED: dict[str, set[str]] = {
+    'RealESRGANDataset': {'dataroot_gt', 'io_backend', 'use_hflip', 'use_rot', 'final_sinc_prob', *_KERNELS},
+    'RealESRGANPairedDataset': {'dataroot_gt', 'dataroot_lq', 'io_backend'},
     'PairedImageDataset': {'dataroot_gt', 'dataroot_lq', 'io_backend'},
     'SingleImageDataset': {'dataroot_lq', 'io_backend'},
 }
-DATASET_REQUIRED_TRAIN = {'PairedImageDataset': {'gt_size', 'use_hflip', 'use_rot'}}
+DATASET_REQUIRED_TRAIN = {
+    'PairedImageDataset': {'gt_size', 'use_hflip', 'use_rot'},
+    'RealESRGANPairedDataset': {'gt_size', 'use_hflip', 'use_rot'},
+}
 TYPE = {'type': Key((str,), required=True, meaning='what the other keys of the block are for')}
 PATH = {
     'resume_state': Key(
@@ -586,6 +664,15 @@ def _model_key(key: str) -> Key:
     return TOP_MODEL.get(key, Key((dict,) if key.startswith('network_') else ()))
 
 
+def degradation_keys(dataset: type) -> Keys:
+    """Of the file itself, for a training set whose LQ the model makes, or whose GT it may sharpen."""
+    if issubclass(dataset, RealESRGANDataset):
+        return DEGRADATION
+    if issubclass(dataset, RealESRGANPairedDataset):
+        return {**USM_KEYS, 'high_order_degradation': replace(HIGH_ORDER, default=False)}
+    return {}
+
+
 def dataset_keys(dataset: type, training: bool) -> Keys:
     """Of a set in ``datasets``; ``training``: of ``datasets.train``."""
     required = DATASET_REQUIRED.get(dataset.__name__, set())
@@ -593,6 +680,8 @@ def dataset_keys(dataset: type, training: bool) -> Keys:
         required = required | DATASET_REQUIRED_TRAIN.get(dataset.__name__, set())
     read = keys_read(dataset, 'opt') - DERIVED
     own = {key: replace(DATASET_KEYS.get(key, Key()), required=key in required) for key in sorted(read)}
+    if issubclass(dataset, RealESRGANDataset):
+        own['gt_size'] = replace(COUNT, meaning='not read. Left out, or equal to the `gt_size` at the top of the file')
     return {**own, **DATASET, **(DATASET_TRAIN if training else {})}
 
 

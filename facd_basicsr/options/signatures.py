@@ -59,7 +59,8 @@ class Key:
         types: types of its value; empty: anything.
         required: whether it must be there.
         items: types of a list's items; empty: anything.
-        choices: the values there are; empty: any of the types.
+        choices: the values there are, or a list's items; empty: any of the types.
+        length: of a list; 0: any. One of two is a range, its lower end first.
         least, above, below, most: bounds of a number, or of a list's items: ``least`` and ``most`` are accepted.
         is_weight: whether it, or a list's item, may be a schedule, a block with the values at its ends.
         meaning: what it does, in Markdown; where it may be left out and has no default, also what happens then. Of a
@@ -72,6 +73,7 @@ class Key:
     required: bool = False
     items: tuple[type, ...] = ()
     choices: tuple[str | None, ...] = ()
+    length: int = 0
     least: float | None = None
     above: float | None = None
     below: float | None = None

@@ -93,6 +93,14 @@ class Ranks:
         dist.all_gather_object(values, value, self._group)
         return values
 
+    def to_first(self, value: Value) -> list[Value]:
+        """Every rank's value, tensors too, on rank 0; on the others nothing."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size if self.rank == 0 else []
+        dist.gather_object(value, values or None, group=self._group)
+        return values
+
     def from_first(self, value: Value) -> Value:
         """Rank 0's value."""
         return self.gather(value)[0]

@@ -4,6 +4,7 @@ As numbers, which processes can send each other and ``weights_only`` loading acc
 """
 
 import random
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -32,6 +33,20 @@ def restore_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(torch.tensor(state['cuda'], dtype=torch.uint8))
 
 
+def seed_rng(seed: int) -> None:
+    """Seeds Python's, NumPy's and torch's generators, and that of this process's GPU if it has used one."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would start CUDA's too, in every worker
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed for ``purpose`` alone, of a sample's, by which its crop is drawn."""
+    return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1, np.uint64)[0])
+
+
 @contextmanager
 def preserve_rng_state() -> Iterator[None]:
     """Leaves the generators as they were."""
@@ -42,3 +57,11 @@ def preserve_rng_state() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+@contextmanager
+def seeded_rng(seed: int) -> Iterator[None]:
+    """What is drawn inside depends on ``seed`` alone; leaves the generators as they were."""
+    with preserve_rng_state():
+        seed_rng(seed)
+        yield

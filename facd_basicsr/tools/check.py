@@ -269,7 +269,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str,
     """Estimates the batch's memory from a few samples, then runs two iterations. Returns the seconds of them all."""
     model = training.model
     with reraise_killed_worker():
-        batch = next(iter(training.loaders.train))
+        batch = model.degraded(next(iter(training.loaders.train)))
     if isinstance(model, FACDModel) and opt['taps']:
         yield from _units(model, batch, opt)
     size = len(batch['lq'])
