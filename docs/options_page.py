@@ -20,6 +20,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 # isort: split
 import yaml
 from basicsr.data.paired_image_dataset import PairedImageDataset
+from basicsr.data.realesrgan_dataset import RealESRGANDataset
 from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
@@ -59,6 +60,8 @@ def tables() -> dict[str, str]:
             f'datasets {dataset.__name__}': _dataset_table(dataset)
             for dataset in (PairedImageDataset, SingleImageDataset)
         },
+        'datasets RealESRGANDataset': _dataset_table(RealESRGANDataset, in_test=False),
+        'degradation': table(schema.DEGRADATION),
         'datasets.*.io_backend lmdb': _shared_table(schema.io_backend_keys('lmdb')),
         **{f'network_g {name}': _shared_table(schema.network_keys(ARCH_REGISTRY.get(name))) for name in NETWORKS},
         'teacher': table(schema.TEACHER),
@@ -116,12 +119,14 @@ def table(train: Keys, test: Keys | None = None) -> str:
 
 def value_words(key: Key) -> str:
     """What a key accepts: ``a list of numbers, 0 or more``."""
+    if key.choices and key.items:
+        return f'a list of {", ".join(f"`{name}`" for name in choice_names(key))}'
     if key.choices:
         return ', '.join(f'`{name}`' for name in choice_names(key))
     words = type_names(key.types)
     if key.items:
         of = 'text' if str in key.items else 'numbers' if float in key.items else 'whole numbers'
-        words = words.replace('a list', f'a list of {of}', 1)
+        words = words.replace('a list', f'a list of {key.length or ""} {of}'.replace('  ', ' '), 1)
     or_schedule = ['each, or its [schedule](#a-schedule)' if key.items else 'or a [schedule](#a-schedule)']
     return ', '.join([words.replace('nothing (null)', '`null`'), *bounds(key), *(or_schedule if key.is_weight else [])])
 
@@ -178,8 +183,9 @@ def _model_keys(keys_of: Callable[[type], Keys], order: Iterable[str]) -> Keys:
     return _ordered({name: key for model in MODELS for name, key in keys_of(model).items()}, order)
 
 
-def _dataset_table(dataset: type) -> str:
-    return table(*(_ordered(schema.dataset_keys(dataset, training), schema.DATASET_KEYS) for training in (True, False)))
+def _dataset_table(dataset: type, in_test: bool = True) -> str:
+    train, test = (_ordered(schema.dataset_keys(dataset, training), schema.DATASET_KEYS) for training in (True, False))
+    return table(train, test if in_test else None)
 
 
 def _loss_keys(name: str) -> Keys:
