@@ -210,10 +210,10 @@ DATASET_TRAIN = {
         meaning='take another image in the place of one that cannot be read, where otherwise training ends there',
     ),
 }
-KERNELS = ('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso')
+BLUR_KERNELS = ('iso', 'aniso', 'generalized_iso', 'generalized_aniso', 'plateau_iso', 'plateau_aniso')
 _KERNEL_KEYS = {
     'blur_kernel_size': replace(COUNT, meaning='not read: kernels have 7 to 21 pixels'),
-    'kernel_list': Key((list,), items=(str,), choices=KERNELS, meaning='kinds of kernels of the first blur'),
+    'kernel_list': Key((list,), items=(str,), choices=BLUR_KERNELS, meaning='kinds of kernels of the first blur'),
     'kernel_prob': Key((list,), items=NUMBER, least=0, meaning='the relative chance of each'),
     'blur_sigma': replace(RANGE, least=None, above=0, meaning='of the deviation along each axis, in pixels'),
     'betag_range': replace(RANGE, least=None, above=0, meaning='of the exponent of `generalized_*`, with 1 in it'),
