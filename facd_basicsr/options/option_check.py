@@ -6,6 +6,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -216,8 +217,10 @@ def _degradation_keys(opt: OptionBlock, model: type) -> Keys:
         UserError: it has keys of Real-ESRGAN's for another one.
     """
     train_set = opt['datasets'].get('train')
-    if train_set is None or not schema.sums_losses(model):
+    if not schema.sums_losses(model):
         return {}
+    if train_set is None:  # which is what will be said of the file, not that its keys are unknown
+        return {key: replace(own, required=False, default=...) for key, own in schema.DEGRADATION.items()}
     check_block('datasets.train', train_set, schema.TYPE, complete=False)
     keys = schema.degradation_keys(_registered(DATASET_REGISTRY, 'datasets.train.type', train_set['type']))
     for key in schema.DEGRADATION:

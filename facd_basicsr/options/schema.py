@@ -108,7 +108,7 @@ SMALLEST_SHARPENED = 26  # which BasicSR's USM can mirror at the border
 PROBABILITY = Key(NUMBER, required=True, least=0, most=1)
 RANGE = Key((list,), required=True, items=NUMBER, length=2, least=0)
 RESIZE = replace(RANGE, least=0.05)  # less would leave fewer pixels than a kernel has
-QUALITY = replace(RANGE, least=None, above=0, below=100)  # at 100 BasicSR divides by 0
+JPEG_QUALITY = replace(RANGE, least=None, above=0, below=100)  # at 100 BasicSR divides by 0
 CHANCES = Key((list,), required=True, items=NUMBER, length=3, least=0)
 USM_KEYS = {
     'l1_gt_usm': Key(
@@ -136,7 +136,7 @@ DEGRADATION = {
     'noise_range': replace(RANGE, meaning='of the deviation of Gaussian noise, of 255'),
     'poisson_scale_range': replace(RANGE, meaning='of the factor on Poisson noise'),
     'gray_noise_prob': replace(PROBABILITY, meaning='of noise that is the same in all channels'),
-    'jpeg_range': replace(QUALITY, meaning='of the quality of JPEG'),
+    'jpeg_range': replace(JPEG_QUALITY, meaning='of the quality of JPEG'),
     'second_blur_prob': replace(PROBABILITY, meaning='of the blur by the second kernel'),
     'resize_prob2': replace(CHANCES, meaning='as `resize_prob`, the second time'),
     'resize_range2': replace(RESIZE, meaning='as `resize_range`, of the size of LQ'),
@@ -144,7 +144,7 @@ DEGRADATION = {
     'noise_range2': replace(RANGE, meaning='as the first'),
     'poisson_scale_range2': replace(RANGE, meaning='as the first'),
     'gray_noise_prob2': replace(PROBABILITY, meaning='as the first'),
-    'jpeg_range2': replace(QUALITY, meaning='as the first'),
+    'jpeg_range2': replace(JPEG_QUALITY, meaning='as the first'),
     'gt_size': replace(
         COUNT,
         required=True,
