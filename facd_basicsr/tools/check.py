@@ -5,7 +5,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from typing import Any
@@ -269,7 +269,8 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str,
     """Estimates the batch's memory from a few samples, then runs two iterations. Returns the seconds of them all."""
     model = training.model
     with reraise_killed_worker():
-        batch = model.degraded(next(iter(training.loaders.train)))
+        loaded = next(iter(training.loaders.train))
+    batch = model.degraded(loaded)
     if isinstance(model, FACDModel) and opt['taps']:
         yield from _units(model, batch, opt)
     size = len(batch['lq'])
@@ -286,7 +287,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str,
         _step(model, batch)
         if model.device.type == 'cuda':  # without the peak of the gate and of cuDNN's benchmarks
             torch.cuda.reset_peak_memory_stats(model.device)
-        seconds = _step(model, batch)
+        seconds = _step(model, batch) + _seconds(model, lambda: model.degraded(loaded))
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(f'memory: a batch of {size} does not fit into {name}; {advice}') from error
     yield f'             measured: {_peak(model.device)}'
@@ -357,11 +358,15 @@ def _activations(model: Any, batch: dict[str, Any], samples: int, trained: Seque
 
 def _step(model: Any, batch: dict[str, Any]) -> float:
     """Seconds of one iteration. It changes the model, which is not saved."""
-    wait = torch.cuda.synchronize if model.device.type == 'cuda' else lambda: None
     model.feed_data(batch)
+    return _seconds(model, lambda: model.optimize_parameters(model.opt['stage_begin'] + 1))
+
+
+def _seconds(model: Any, call: Callable[[], object]) -> float:
+    wait = torch.cuda.synchronize if model.device.type == 'cuda' else lambda: None
     wait()
     start = time.perf_counter()
-    model.optimize_parameters(model.opt['stage_begin'] + 1)
+    call()
     wait()
     return time.perf_counter() - start
 

@@ -8,6 +8,7 @@ import pytest
 import runs
 import torch
 from conftest import changed, picture, run, tiny_test_opt, write_yml
+from realesrgan import degraded_opt
 from runs import TOTAL, Child, assert_same, result
 
 from facd_basicsr.data.bicubic import bicubic_lr
@@ -45,6 +46,16 @@ def test_a_resumed_run_is_the_same_to_the_last_bit_with_deterministic_algorithms
     runs.run(opt, tmp_path / 'parts', TOTAL, '--auto_resume')
     state = result(tmp_path / 'whole')
     assert 'cuda' in state['random'][0]
+    assert_same(result(tmp_path / 'parts'), state)
+
+
+def test_pairs_that_are_made_on_a_gpu_and_their_pool_are_resumed(gpu_opt, tmp_path):
+    opt = degraded_opt(gpu_opt | {'deterministic': True}, tmp_path / 'photographs', gt_usm=True)
+    runs.run(opt, tmp_path / 'whole')
+    runs.run(opt, tmp_path / 'parts', 5)
+    runs.run(opt, tmp_path / 'parts', TOTAL, '--auto_resume')
+    state = result(tmp_path / 'whole')
+    assert len(state['pools'][0]['gt_path']) == 8
     assert_same(result(tmp_path / 'parts'), state)
 
 
