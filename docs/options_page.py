@@ -66,7 +66,7 @@ def tables() -> dict[str, str]:
         'taps': table(schema.TAP),
         'network_r DeepRegressor': table(schema.regressor_keys(ARCH_REGISTRY.get('DeepRegressor'))),
         'path': table(
-            schema.path_keys(['network_g', 'network_r'], is_train=True),
+            schema.path_keys(['network_g', 'network_r', 'network_d'], is_train=True),
             schema.path_keys(['network_g'], is_train=False),
         ),
         'train': table(_model_keys(schema.train_keys, in_train)),
@@ -77,6 +77,7 @@ def tables() -> dict[str, str]:
         **{f'train.scheduler {name}': table(schema.scheduler_keys(cls)) for name, cls in schedulers.items()},
         **{f'train.pixel_opt {name}': table(_loss_keys(name)) for name in PIXEL_LOSSES},
         'train.perceptual_opt PerceptualLoss': table(_loss_keys('PerceptualLoss')),
+        'train.gan_opt GANLoss': table(_loss_keys('GANLoss')),
         'train.distill_opt entry': table(schema.DISTILL_LOSS),
         'train.distill_opt target': table(schema.PIXEL_LOSS),
         'schedule': table(schema.SCHEDULE),
@@ -183,7 +184,7 @@ def _dataset_table(dataset: type) -> str:
 
 
 def _loss_keys(name: str) -> Keys:
-    own = schema.loss_keys(LOSS_REGISTRY.get(name))
+    own = schema.loss_keys(LOSS_REGISTRY.get(name), model=FACDModel)
     return {argument: replace(key, meaning=_resolved_meaning(argument, key.meaning)) for argument, key in own.items()}
 
 

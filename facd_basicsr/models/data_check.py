@@ -36,9 +36,11 @@ def check_training_sample(model: SafeModel, loaders: Loaders) -> None:
     dataset_opt = model.opt['datasets']['train']
     with preserve_rng_state():
         sample = SeededDataset(_copy_of(loaders.train))[next(iter(loaders.sampler))]
-    _check_keys('datasets.train', dataset_opt, sample, ('lq', 'gt'))
+    needed = ('lq', 'gt') if model.opt['train'].get('ground_truth', True) else ('lq',)
+    _check_keys('datasets.train', dataset_opt, sample, needed)
     net = model.get_bare_model(model.net_g)
-    lq, gt = (default_collate([sample[key]]).to(model.device) for key in ('lq', 'gt'))
+    batch = {key: default_collate([sample[key]]).to(model.device) for key in needed}
+    lq, gt = batch['lq'], batch.get('gt')
     _check_channels('datasets.train', model, lq)
     training = net.training
     try:

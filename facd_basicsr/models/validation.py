@@ -33,6 +33,7 @@ def feed_data_non_blocking(self: SRModel, data: dict[str, Any]) -> None:
     if 'gt' in data:
         self.gt = data['gt'].to(self.device, non_blocking=True)
     self.seeds = tuple(map(int, data.get('seed', range(len(self.lq)))))
+    self.percep_gt = self.gan_gt = None  # gt
     self.taught = data['teacher'].to(self.device, non_blocking=True) if 'teacher' in data else None
 
 

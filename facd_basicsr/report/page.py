@@ -23,7 +23,15 @@ from facd_basicsr.runs.run_folder import Curve, Metrics, RunFolder
 
 DRAWN = 100  # iterations of a stage, of a weight that changes
 LOSSES, SHARES, ALPHA, RATIOS, RATES = 'l_', 'share_', r'(\w+_)?alpha$', r'(\w+_)?r_\d+$', r'lr(_\d+)?$'
-MEANINGS = {'l_sr': 'image loss', 'l_pix': 'image loss', 'l_percep': 'perceptual loss', 'l_style': 'style loss'}
+MEANINGS = {
+    'l_sr': 'image loss',
+    'l_pix': 'image loss',
+    'l_percep': 'perceptual loss',
+    'l_style': 'style loss',
+    'l_g_gan': 'GAN loss of the student',
+    'l_d_real': 'GAN loss of the discriminator, of ground truth',
+    'l_d_fake': "GAN loss of the discriminator, of the student's output",
+}
 
 
 def panels(metrics: Metrics, opt: Mapping[str, Any]) -> list[Panel]:
