@@ -38,7 +38,8 @@ from facd_basicsr.options.signatures import Key
 HEADER = ('key', 'value', 'file', 'default', 'meaning')
 NETWORKS = ('EDSRStudent', 'RCANStudent', 'EDSR', 'RCAN')  # the documented ones of BasicSR's registry
 PIXEL_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss', 'FFTLoss', 'WaveletLoss', 'GradientLoss')
-METRICS = ('calculate_psnr', 'calculate_ssim', 'calculate_niqe')  # the others expect tensors, not images
+# The others expect tensors, not images.
+METRICS = ('calculate_psnr', 'calculate_ssim', 'calculate_niqe', 'calculate_lpips', 'calculate_dists')
 MODELS = (FACDModel, SRModel)
 SYNONYM = 'MultiStepRestartLR'  # of MultiStepLR
 AS_IN = 'as in '  # followed by the class whose meaning applies

@@ -16,6 +16,7 @@ from facd_basicsr.errors import UserError, locating, reraise
 from facd_basicsr.files.download import is_url
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size
 from facd_basicsr.runtime.metrics import check_metric_size, needs_gt
+from facd_basicsr.runtime.perceptual_metrics import prepare
 
 TEACHER_PAGE = 'docs/teachers.md says where teachers come from'
 CHECKPOINT_PAGE = 'train it first (the option files under options/train/ name their command)'
@@ -26,7 +27,8 @@ def check_paths(opt: dict[str, Any], is_train: bool, with_weights: bool = True) 
     """Checks that data, teachers and checkpoints exist and that LQ and GT fit. Expands ``~`` in their paths.
 
     Args:
-        with_weights: whether the checkpoint of a teacher with a ``network`` block must be there.
+        with_weights: whether the checkpoint of a teacher with a ``network`` block, and what a perceptual metric needs,
+            must be there.
 
     Raises:
         UserError: with the option key, the path, and what provides it.
@@ -36,6 +38,8 @@ def check_paths(opt: dict[str, Any], is_train: bool, with_weights: bool = True) 
             _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
             if phase != 'train':
                 _check_metric_sizes(f'datasets.{phase}', dataset_opt, opt['scale'], opt.get('val') or {})
+    for name, block in ((opt.get('val') or {}).get('metrics') or {}).items() if with_weights else ():
+        prepare(f'val.metrics.{name}', block)
     for place, own in teacher_blocks(opt.get('teacher')).items() if is_train else ():
         if (with_weights or 'network' not in own) and not is_url(own['weights']):
             own['weights'] = _expanded(own['weights'])

@@ -11,11 +11,10 @@ import torch
 from basicsr.archs import vgg_arch
 from basicsr.losses.basic_loss import PerceptualLoss
 from torch import Tensor, nn
-from torchvision.models import get_model_builder, get_model_weights
+from torchvision.models import get_model_builder, get_model_weights, vgg19
 
-from facd_basicsr.errors import UserError, advising
-from facd_basicsr.files.download import cached, is_url
-from facd_basicsr.files.state_dicts import check_fit, load_state_dict
+from facd_basicsr.errors import UserError
+from facd_basicsr.files.state_dicts import load_features
 from facd_basicsr.losses.base import DistillLoss, option, sum_of
 from facd_basicsr.losses.pairwise import at_least_float32, sample_l1
 from facd_basicsr.runtime.processes import ranks, total
@@ -61,38 +60,10 @@ def load_vgg(weights: str, depth: int = len(ENDS)) -> VGGFeatures:
         depth: the number of slices, 1 to 5.
 
     Raises:
-        UserError: as of :func:`load_layers`.
+        UserError: the file cannot be downloaded or read, or is not of a VGG-19.
     """
-    layers = load_layers('vgg19', weights, WHERE, ENDS[depth - 1])
+    layers = load_features(vgg19, weights, WHERE, VGG19_WEIGHTS, ENDS[depth - 1])
     return VGGFeatures([layers[start:end] for start, end in zip((0, *ENDS), ENDS[:depth])])
-
-
-def load_layers(vgg_type: str, weights: str, where: str, end: int) -> nn.Sequential:
-    """The first layers of one of torchvision's VGGs, float32, on the CPU.
-
-    Args:
-        vgg_type: ``vgg11`` to ``vgg19_bn``.
-        weights: path or address of torchvision's checkpoint of it.
-        where: the option key, for messages.
-        end: how many layers of its ``features``.
-
-    Raises:
-        UserError: the file cannot be downloaded or read, or is not of this VGG.
-    """
-    with torch.device('meta'):  # its classifier would be half a gigabyte of random numbers
-        layers = get_model_builder(vgg_type)(weights=None).features[:end]
-    advice = (
-        f"accepted: torchvision's {vgg_type} as an address or a path; without a network, bring "
-        f'{weights_address(vgg_type)} here and name its path'
-    )
-    with advising(advice):
-        path = cached(weights, where, None) if is_url(weights) else Path(weights)
-        keys = {key: f'features.{key}' for key in layers.state_dict()}
-        checkpoint = load_state_dict(path, where, [keys.values()])
-        wanted = {key: checkpoint[name] for key, name in keys.items() if name in checkpoint}
-        check_fit(layers, wanted, f'{where}: {path}')
-    layers.load_state_dict(wanted, assign=True)
-    return layers.float()
 
 
 def weights_address(vgg_type: str) -> str:
@@ -111,7 +82,7 @@ def load_perceptual_loss(perceptual_opt: Mapping[str, Any]) -> PerceptualLoss:
             BasicSR's path for ``vgg19``, if the file is there, or torchvision's address.
 
     Raises:
-        UserError: as of :func:`load_layers`.
+        UserError: the file cannot be downloaded or read, or is not of this VGG.
     """
     options = {key: value for key, value in perceptual_opt.items() if key not in ('type', 'vgg_weights')}
     vgg_type, weights = options.get('vgg_type', 'vgg19'), perceptual_opt.get('vgg_weights')
@@ -119,7 +90,8 @@ def load_perceptual_loss(perceptual_opt: Mapping[str, Any]) -> PerceptualLoss:
         own = vgg_type == 'vgg19' and Path(vgg_arch.VGG_PRETRAIN_PATH).is_file()
         weights = vgg_arch.VGG_PRETRAIN_PATH if own else weights_address(vgg_type)
     end = 1 + max(map(vgg_layer_names(vgg_type).index, options['layer_weights']))
-    layers = load_layers(vgg_type, weights, f'{PERCEPTUAL}.vgg_weights', end)
+    where, address = f'{PERCEPTUAL}.vgg_weights', weights_address(vgg_type)
+    layers = load_features(get_model_builder(vgg_type), weights, where, address, end)
     # BasicSR's extractor takes no weights: it asks torchvision for a network with them, by `vgg.vgg19(pretrained=True)`
     loaded = SimpleNamespace(**{vgg_type: lambda pretrained: SimpleNamespace(features=layers)})
     with patch.object(vgg_arch, 'vgg', loaded), patch.object(vgg_arch, 'VGG_PRETRAIN_PATH', ''):

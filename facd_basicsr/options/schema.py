@@ -30,6 +30,7 @@ from facd_basicsr.models.nonfinite import ACTIONS
 from facd_basicsr.options.signatures import Key, keys_read, signature_keys
 from facd_basicsr.runtime.execution import PRECISIONS
 from facd_basicsr.runtime.metrics import BETTER
+from facd_basicsr.runtime.perceptual_metrics import BACKBONES, calculate_dists, calculate_lpips
 
 NUMBER = (int, float)
 OPTIONAL_STR = (str, type(None))
@@ -468,7 +469,7 @@ METRIC = {
         (str,),
         choices=('higher', 'lower'),
         required=True,
-        meaning="which value is the best; known of BasicSR's own metrics",
+        meaning='which value is the best; known of the metrics listed here',
     ),
 }
 DIST_PARAMS = {
@@ -567,6 +568,7 @@ METRIC_KEYS = {
     'test_y_channel': Key((bool,), required=True, meaning='`true`: of Y of YCbCr, as published; `false`: of RGB'),
     'input_order': Key((str,), choices=('HWC',), meaning='as the images are: leave it out'),
 }
+PERCEPTUAL_METRIC_KEYS = {'net': Key((str,), choices=tuple(BACKBONES)), 'weights': Key(OPTIONAL_STR)}
 OPTIM_KEYS = {
     'lr': Key(NUMBER, required=True, above=0, meaning='learning rate, before warm-up and scheduler'),
     'betas': Key(
@@ -758,7 +760,8 @@ def scheduler_keys(scheduler: type) -> Keys:
 
 def metric_keys(metric: Callable[..., Any]) -> Keys:
     """Of an entry of ``val.metrics``. The direction of BasicSR's metrics is known, of others it must be said."""
-    own = {**signature_keys(metric, supplied=('img', 'img2', 'better'), known=METRIC_KEYS), **METRIC}
+    known_keys = METRIC_KEYS | (PERCEPTUAL_METRIC_KEYS if metric in (calculate_lpips, calculate_dists) else {})
+    own = {**signature_keys(metric, supplied=('img', 'img2', 'better'), known=known_keys), **METRIC}
     if metric in BETTER:
         known = BETTER[metric]
         own['better'] = replace(own['better'], choices=(known,), required=False, default=known)

@@ -12,7 +12,7 @@ from typing import Any
 from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.methods import BICUBIC, is_teacher
-from facd_basicsr.evaluation.tables import duration, is_student
+from facd_basicsr.evaluation.tables import directions, duration, is_student
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.losses.base import loss_blocks
 from facd_basicsr.losses.schedule import value_at
@@ -131,6 +131,7 @@ def page(run: RunFolder, results: Results) -> str:
         table=results.table,
         validation=_validation_table(run) if run.metrics.validation else None,
         results=results,
+        others=directions(results.others),
         checkpoint=_checkpoint(run),
         warnings=warnings[-WARNINGS:],
         warning_count=len(warnings),

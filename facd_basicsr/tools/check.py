@@ -199,7 +199,7 @@ def _tappable(opt: dict[str, Any], of: str, lq: Tensor) -> tuple[str, list[Tappa
 def _environment() -> Iterator[str]:
     yield f'environment  {versions()}'
     extras = []
-    for package in ('spandrel', 'lmdb', 'opencv-python', 'opencv-python-headless'):
+    for package in ('spandrel', 'torchmetrics', 'lmdb', 'opencv-python', 'opencv-python-headless'):
         try:
             extras.append(f'{package} {version(package)}')
         except PackageNotFoundError:
