@@ -284,11 +284,12 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
 
 
 def _check(where: str, opt: dict[str, Any], is_train: bool) -> dict[str, Any]:
-    """The sets that are reported must exist; the test file's checkpoint is not checked."""
+    """The sets and metrics that are reported must be there; the test file's checkpoint is not checked."""
     try:
         complete = check_options(opt, is_train)
         if not is_train:
             check_paths({**opt, 'path': {}}, is_train)
+            other_metrics(complete)
         return complete
     except UserError as error:
         raise UserError(f'{where}.{error}') from error
