@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.tables import DIGITS, NONE, Table, directions, markdown_table
+from facd_basicsr.evaluation.tables import NONE, OTHER_DIGITS, Table, directions, markdown_table
 
 LEVELS = ((0.01, '**'), (0.05, '*'))
 METRICS = {'psnr_y': 3, 'ssim_y': 4, 'psnr_rgb': 3, 'feature_psnr': 3}  # digits after the point
@@ -102,7 +102,7 @@ def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Tabl
     A method is compared with the baseline of its own student only. Differences are marked by Holm-corrected paired
     t-tests, over the methods of a set; the best method of each student is bold.
     """
-    runs, digits, student = by_method(results), METRICS.get(metric, DIGITS), students(results)
+    runs, digits, student = by_method(results), METRICS.get(metric, OTHER_DIGITS), students(results)
     best_of = min if others_of(results).get(metric, {}).get('better') == 'lower' else max
     sets = list(results['references'][0]['means'])
     rows = []

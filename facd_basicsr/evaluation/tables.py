@@ -125,7 +125,7 @@ def _tex(cell: str) -> str:
 
 # metric: title, digits after the point
 QUALITY = {'psnr_y': ('PSNR-Y', 3), 'ssim_y': ('SSIM-Y', 4), 'psnr_rgb': ('PSNR-RGB', 3), NIQE: ('NIQE', 3)}
-DIGITS = 4  # of other metrics
+OTHER_DIGITS = 4  # of other metrics
 RESERVED_NAMES = {'method', 'student', 'seed', 'set', 'image', 'feature_psnr', *QUALITY} - {NIQE}  # of columns
 NONE = '-'
 
@@ -247,7 +247,7 @@ def quality_table(methods: Sequence[Method], mean: Means, others: MetricBlocks =
     """Methods x sets of PSNR-Y, SSIM-Y and PSNR-RGB, or without ground truth NIQE, then ``others``, with the
     parameters."""
     columns = [
-        (name, metric, *QUALITY.get(metric, (metric, DIGITS)))
+        (name, metric, *QUALITY.get(metric, (metric, OTHER_DIGITS)))
         for name, values in mean[methods[0].name].items()
         for metric in dict.fromkeys([*QUALITY, *others])
         if metric in values

@@ -18,16 +18,7 @@ from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.figures import as_picture, best_of, crop_psnr, differing_windows, marked
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_methods, device_of
-from facd_basicsr.evaluation.tables import (
-    NO_METRICS,
-    Means,
-    MetricBlocks,
-    Table,
-    means,
-    other_metrics,
-    quality_table,
-    scored,
-)
+from facd_basicsr.evaluation.tables import Means, MetricBlocks, Table, means, other_metrics, quality_table, scored
 from facd_basicsr.evaluation.test_sets import ImagePair, Sets, build_sets, pairs
 from facd_basicsr.files.download import cached_path, is_url
 from facd_basicsr.options import OPTIONS_FILE
@@ -98,7 +89,7 @@ class Results:
     """
 
     methods: list[Method] = field(default_factory=list)
-    others: MetricBlocks = NO_METRICS
+    others: MetricBlocks = field(default_factory=dict)
     mean: Means = field(default_factory=dict)
     table: Table | None = None
     crops: list[ShownCrop] = field(default_factory=list)

@@ -22,13 +22,18 @@ BACKBONES = {  # torchvision's builder, and where it has the weights
     'alex': (alexnet, AlexNet_Weights.IMAGENET1K_V1.url),
     'vgg': (vgg16, VGG16_Weights.IMAGENET1K_V1.url),
 }
-Net = Literal['alex', 'vgg']
+Backbone = Literal['alex', 'vgg']
 BUILDING = Lock()  # validation scores in threads
 
 
 @METRIC_REGISTRY.register()
 def calculate_lpips(
-    img: np.ndarray, img2: np.ndarray, crop_border: int, net: Net = 'alex', weights: str | None = None, **kwargs: Any
+    img: np.ndarray,
+    img2: np.ndarray,
+    crop_border: int,
+    net: Backbone = 'alex',
+    weights: str | None = None,
+    **kwargs: Any,
 ) -> float:
     """LPIPS 0.1 of two images (Zhang et al., CVPR 2018): 0 for equal images, the lower the better.
 
@@ -80,7 +85,7 @@ def prepare(where: str, opt: Mapping[str, Any]) -> None:
         _prepared(where, opt['type'], opt.get('net', 'alex'), opt.get('weights'))
 
 
-def _prepared(where: str, metric: str, net: Net, weights: str | None) -> nn.Module:
+def _prepared(where: str, metric: str, net: Backbone, weights: str | None) -> nn.Module:
     try:
         with BUILDING:
             return _network(metric, net if metric == 'calculate_lpips' else 'vgg', weights)
@@ -89,7 +94,7 @@ def _prepared(where: str, metric: str, net: Net, weights: str | None) -> nn.Modu
 
 
 @cache
-def _network(metric: str, net: Net, weights: str | None) -> nn.Module:
+def _network(metric: str, net: Backbone, weights: str | None) -> nn.Module:
     """torchmetrics' network in eval mode, on this process's GPU if there is one."""
     try:
         from torchmetrics.functional.image import dists, lpips
@@ -111,7 +116,9 @@ def _network(metric: str, net: Net, weights: str | None) -> nn.Module:
     return found.eval().requires_grad_(False).to(device)
 
 
-def _distance(metric: str, net: Net, weights: str | None, img: np.ndarray, img2: np.ndarray, crop_border: int) -> float:
+def _distance(
+    metric: str, net: Backbone, weights: str | None, img: np.ndarray, img2: np.ndarray, crop_border: int
+) -> float:
     if img.shape != img2.shape:
         raise UserError(f'{metric}: images of {img.shape} and {img2.shape}; accepted: equal sizes')
     network = _prepared(metric, metric, net, weights)

@@ -172,7 +172,7 @@ def test_metrics_beside_psnr_and_ssim_have_columns_and_the_lower_of_lpips_is_bol
 
 def test_a_metric_with_the_name_of_a_column_is_refused(files, lpips, tmp_path):
     override = f'val:metrics:image={yaml.safe_dump(lpips, default_flow_style=True, width=1000).strip()}'
-    with pytest.raises(UserError, match=r'^val.metrics.image: calculate_lpips, but image is another column; accepted: ano'):
+    with pytest.raises(UserError, match=r'^val.metrics.image: calculate_lpips, but image is another column; acc'):
         benchmark([files['wide_b']], [override], None, tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
