@@ -56,7 +56,7 @@ def load_vgg(weights: str, depth: int = len(ENDS)) -> VGGFeatures:
     """Torchvision's VGG-19 up to the last layer that is needed, on the CPU.
 
     Args:
-        weights: as of :func:`load_layers`.
+        weights: path or address of torchvision's ``vgg19`` checkpoint.
         depth: the number of slices, 1 to 5.
 
     Raises:
