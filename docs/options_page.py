@@ -20,11 +20,11 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 # isort: split
 import yaml
 from basicsr.data.paired_image_dataset import PairedImageDataset
-from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 
 from facd_basicsr.comparison.summary import with_blocks
+from facd_basicsr.data.lq_patches import SingleImageDataset
 from facd_basicsr.errors import UserError, reraise_disk_errors, run_command
 from facd_basicsr.evaluation.tables import markdown_table
 from facd_basicsr.losses import DistillLoss

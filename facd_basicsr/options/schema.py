@@ -193,7 +193,8 @@ DATASET_REQUIRED = {
     'PairedImageDataset': {'dataroot_gt', 'dataroot_lq', 'io_backend'},
     'SingleImageDataset': {'dataroot_lq', 'io_backend'},
 }
-DATASET_REQUIRED_TRAIN = {'PairedImageDataset': {'gt_size', 'use_hflip', 'use_rot'}}
+PATCHES = {'gt_size', 'use_hflip', 'use_rot'}
+DATASET_REQUIRED_TRAIN = {'PairedImageDataset': PATCHES, 'SingleImageDataset': PATCHES}
 TYPE = {'type': Key((str,), required=True, meaning='what the other keys of the block are for')}
 PATH = {
     'resume_state': Key(
