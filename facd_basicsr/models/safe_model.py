@@ -2,8 +2,9 @@
 the ways to run a network that FACDModel has."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from inspect import signature
@@ -28,7 +29,7 @@ from facd_basicsr.archs import CONVOLUTIONAL, build_without_weights, input_chann
 from facd_basicsr.archs.spandrel_arch import update_derived
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.distill.teacher import teacher_blocks
-from facd_basicsr.errors import UserError, one_line
+from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.files.atomic import atomic_torch_save
 from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_entry, part_of, partial_fit
 from facd_basicsr.losses.base import DistillState, sum_of
@@ -607,15 +608,34 @@ def _with_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[st
 
 
 def build_model(opt: dict[str, Any]) -> SafeModel:
-    """As BasicSR's: the model of ``model_type``, as a :class:`SafeModel`."""
+    """As BasicSR's: the model of ``model_type``, as a :class:`SafeModel`.
+
+    Raises:
+        UserError: it needs a GPU, and there is none; or as the model says.
+    """
     cls = MODEL_REGISTRY.get(opt['model_type'])
     if cls is SRModel:
         cls = type(cls.__name__, (SafeSRModel,), {})
     elif not issubclass(cls, SafeModel):
         cls = type(cls.__name__, (SafeModel, cls), {})
-    model = cls(copy.deepcopy(opt))  # models pop keys
+    with _reraise_no_gpu(opt['model_type']):
+        model = cls(copy.deepcopy(opt))  # models pop keys
     get_root_logger().info(f'Model [{cls.__name__}] is created.')
     return model
+
+
+def _reraise_no_gpu(model_type: str) -> AbstractContextManager[None]:
+    """Turns what torch says of the ``.cuda()`` of a model, as RealESRNetModel's, into a UserError."""
+
+    def translated(error: Exception) -> UserError | None:
+        if torch.cuda.is_available() or not re.search('CUDA|NVIDIA', str(error)):
+            return None
+        return UserError(
+            f'model_type: {model_type} needs a GPU ({one_line(error).partition(". ")[0]}); accepted: a machine with '
+            'one, or another model'
+        )
+
+    return reraise((RuntimeError, AssertionError), translated)
 
 
 def check_pretrained(opt: dict[str, Any]) -> None:

@@ -272,7 +272,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str,
         batch = next(iter(training.loaders.train))
     if isinstance(model, FACDModel) and opt['taps']:
         yield from _units(model, batch, opt)
-    size = len(batch['lq'])
+    size = len(next(iter(batch.values())))
     estimate, breakdown = memory_estimate(model, batch)
     capacity, name = _total_memory(model.device)
     parts = opt['train'].get('accum_iter', 1)
@@ -326,7 +326,7 @@ def _advice(regressor: nn.Module, init: str, student_is_smaller: bool) -> str:
 def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
     """Bytes that training with this batch needs, and their breakdown in words."""
     trained = [p for optimizer in model.optimizers for group in optimizer.param_groups for p in group['params']]
-    size = len(batch['lq'])
+    size = len(next(iter(batch.values())))
     parts = model.opt['train'].get('accum_iter', 1)  # one has activations at a time
     few, more = min(SMALL * parts, size), min(LARGE * parts, size)
     kept = {samples: _activations(model, batch, samples, trained) for samples in {few, more}}
