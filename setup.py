@@ -41,6 +41,10 @@ setup(
     extras_require={
         'spandrel': ['spandrel'],  # teachers and students of other architectures
         'onnx': ['onnx', 'onnxruntime'],  # facd export, and facd upscale with an exported student
+        # LPIPS and DISTS: maintained, both with their authors' weights in the wheel, and one small dependency beside
+        # torch. lpips is unmaintained and without DISTS, piq has neither AlexNet nor weights, and pyiqa brings
+        # transformers and a second OpenCV.
+        'perceptual': ['torchmetrics>=1.8'],
         'dev': [
             'coverage>=7.10',  # make test; older versions lack `patch`
             'hypothesis',
@@ -52,6 +56,7 @@ setup(
             'ruff',
             'selenium',  # the page of facd report in a real Chromium
             'spandrel',
+            'torchmetrics>=1.8',
             'types-PyYAML',  # for mypy
             'types-requests',
             'types-tqdm',

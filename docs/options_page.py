@@ -21,11 +21,11 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 import yaml
 from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.realesrgan_dataset import RealESRGANDataset
-from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 
 from facd_basicsr.comparison.summary import with_blocks
+from facd_basicsr.data.lq_patches import SingleImageDataset
 from facd_basicsr.errors import UserError, reraise_disk_errors, run_command
 from facd_basicsr.evaluation.tables import markdown_table
 from facd_basicsr.losses import DistillLoss
@@ -39,7 +39,8 @@ from facd_basicsr.options.signatures import Key
 HEADER = ('key', 'value', 'file', 'default', 'meaning')
 NETWORKS = ('EDSRStudent', 'RCANStudent', 'EDSR', 'RCAN')  # the documented ones of BasicSR's registry
 PIXEL_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss', 'FFTLoss', 'WaveletLoss', 'GradientLoss')
-METRICS = ('calculate_psnr', 'calculate_ssim', 'calculate_niqe')  # the others expect tensors, not images
+# The others expect tensors, not images.
+METRICS = ('calculate_psnr', 'calculate_ssim', 'calculate_niqe', 'calculate_lpips', 'calculate_dists')
 MODELS = (FACDModel, SRModel)
 SYNONYM = 'MultiStepRestartLR'  # of MultiStepLR
 AS_IN = 'as in '  # followed by the class whose meaning applies
@@ -69,7 +70,7 @@ def tables() -> dict[str, str]:
         'taps': table(schema.TAP),
         'network_r DeepRegressor': table(schema.regressor_keys(ARCH_REGISTRY.get('DeepRegressor'))),
         'path': table(
-            schema.path_keys(['network_g', 'network_r'], is_train=True),
+            schema.path_keys(['network_g', 'network_r', 'network_d'], is_train=True),
             schema.path_keys(['network_g'], is_train=False),
         ),
         'train': table(_model_keys(schema.train_keys, in_train)),
@@ -80,6 +81,7 @@ def tables() -> dict[str, str]:
         **{f'train.scheduler {name}': table(schema.scheduler_keys(cls)) for name, cls in schedulers.items()},
         **{f'train.pixel_opt {name}': table(_loss_keys(name)) for name in PIXEL_LOSSES},
         'train.perceptual_opt PerceptualLoss': table(_loss_keys('PerceptualLoss')),
+        'train.gan_opt GANLoss': table(_loss_keys('GANLoss')),
         'train.distill_opt entry': table(schema.DISTILL_LOSS),
         'train.distill_opt target': table(schema.PIXEL_LOSS),
         'schedule': table(schema.SCHEDULE),
@@ -189,7 +191,7 @@ def _dataset_table(dataset: type, in_test: bool = True) -> str:
 
 
 def _loss_keys(name: str) -> Keys:
-    own = schema.loss_keys(LOSS_REGISTRY.get(name))
+    own = schema.loss_keys(LOSS_REGISTRY.get(name), model=FACDModel)
     return {argument: replace(key, meaning=_resolved_meaning(argument, key.meaning)) for argument, key in own.items()}
 
 

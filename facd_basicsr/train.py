@@ -145,11 +145,13 @@ def stages_left(opt: dict[str, Any], log: DeferredLog) -> tuple[Stages, dict[str
 
 
 def _continued(before: dict[str, Any], stage: dict[str, Any], log: DeferredLog) -> dict[str, Any] | None:
-    """The state that a stage has ended with, for the next to resume from; its regressors are new if they are others."""
+    """The state that a stage has ended with, for the next to resume from; regressors and discriminator are new if they
+    are others."""
     state = Path(stage['path']['training_states'], f'{stage["stage_begin"]}.state')
-    new = ['network_r'] if _regressors(before) != _regressors(stage) else None
+    new = ['network_r'] if _regressors(before) != _regressors(stage) else []
+    new += ['network_d'] if before.get('network_d') != stage.get('network_d') else []
     stage['auto_resume'] = False
-    stage['path'] |= {'resume_state': str(state), 'ignore_resume_networks': new}
+    stage['path'] |= {'resume_state': str(state), 'ignore_resume_networks': new or None}
     return load_resume_state(stage, Ranks(), log.warning)
 
 

@@ -4,9 +4,11 @@ import copy
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import cv2
 import lmdb
@@ -22,6 +24,7 @@ from basicsr.archs import build_network
 from basicsr.utils import set_random_seed
 from hypothesis import settings
 from processes import run, run_in_new_interpreter  # noqa: F401  tests import them from here
+from torchvision.models import alexnet
 
 from facd_basicsr.data.bicubic import bicubic_lr, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
@@ -170,6 +173,32 @@ def tiny_test_opt(data: Path) -> dict:
             'val': {'save_img': False, 'suffix': None, 'metrics': METRICS},
         }
     )
+
+
+def save_features(path: Path, build: Callable[..., Any], end: int | None = None) -> Path:
+    """Writes a checkpoint of one of torchvision's networks, random and without its classifier, in its layout.
+
+    Args:
+        end: the number of layers; None: all of ``features``.
+    """
+    with torch.device('meta'):
+        layers = build(weights=None).features[:end]
+    generator = torch.Generator().manual_seed(0)
+    deviations = {key: (2 / value[0].numel()) ** 0.5 for key, value in layers.state_dict().items()}
+    weights = {
+        f'features.{key}': torch.randn(value.shape, generator=generator) * deviations[key] * key.endswith('weight')
+        for key, value in layers.state_dict().items()
+    }
+    torch.save({**weights, 'classifier.0.bias': torch.zeros(2)}, path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def lpips(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """LPIPS's block in ``val.metrics``, on a random AlexNet."""
+    pytest.importorskip('torchmetrics')
+    path = save_features(tmp_path_factory.mktemp('lpips') / 'alexnet.pth', alexnet)
+    return {'type': 'calculate_lpips', 'crop_border': 0, 'weights': str(path)}
 
 
 @pytest.fixture

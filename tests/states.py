@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
-from conftest import changed
+from conftest import changed, save_features
 from torchvision.models import vgg19
 
 from facd_basicsr.losses import DistillLoss, DistillState
@@ -100,16 +100,7 @@ def summed(logs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def save_vgg(path: Path, depth: int) -> Path:
     """Writes a checkpoint of a random VGG-19 in torchvision's layout, with the layers that ``depth`` slices need."""
-    with torch.device('meta'):
-        layers = vgg19(weights=None).features[: ENDS[depth - 1]]
-    generator = torch.Generator().manual_seed(0)
-    deviations = {key: (2 / value[0].numel()) ** 0.5 for key, value in layers.state_dict().items()}
-    weights = {
-        f'features.{key}': torch.randn(value.shape, generator=generator) * deviations[key] * key.endswith('weight')
-        for key, value in layers.state_dict().items()
-    }
-    torch.save({**weights, 'classifier.0.bias': torch.zeros(2)}, path)
-    return path
+    return save_features(path, vgg19, ENDS[depth - 1])
 
 
 LOSSES = {

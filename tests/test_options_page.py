@@ -24,7 +24,8 @@ TEXT = PAGE.read_text(encoding='utf-8')
 MADE = options_page.tables()
 EXAMPLES = re.findall(r'```yaml\n(.*?)```', TEXT, flags=re.DOTALL)
 TABLES = {name: own for name, own in vars(schema).items() if isinstance(own, dict) and name.isupper()}
-OF_ARGUMENTS = ('NETWORK', 'REGRESSOR', 'LOSS', 'PERCEPTUAL', 'METRIC', 'OPTIM', 'SCHEDULER')  # docstrings say the rest
+# docstrings say the rest
+OF_ARGUMENTS = ('NETWORK', 'REGRESSOR', 'LOSS', 'PERCEPTUAL', 'METRIC', 'PERCEPTUAL_METRIC', 'OPTIM', 'SCHEDULER')
 TABLES = {
     name: own
     for name, own in TABLES.items()

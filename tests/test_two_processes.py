@@ -70,11 +70,11 @@ def one(checkout: Path, option_file: Path) -> None:
     in_this_process(option_file, checkout, 'name=one', 'datasets:train:batch_size_per_gpu=4')
 
 
-def networks(checkout: Path, name: str, iteration: int | str) -> dict[str, torch.Tensor]:
+def networks(checkout: Path, name: str, iteration: int | str, nets: str = 'gr') -> dict[str, torch.Tensor]:
     """All weights that a run saved at an iteration: student, its EMA, and regressors."""
     return {
         f'{net} {key} {weight}': value
-        for net in 'gr'
+        for net in nets
         for key, weights in torch.load(
             checkout / f'experiments/{name}/models/net_{net}_{iteration}.pth', weights_only=True
         ).items()
@@ -174,6 +174,29 @@ def test_two_processes_train_on_views_like_one_and_resume_the_average(
     done = run_ranks(TRAIN, '-opt', path, *PYTORCH, *overrides, cwd=checkout)
     assert done.returncode == 0, done.stderr
     assert_same(result(checkout, 2 * N, 'views_resumed'), result(checkout, 2 * N, 'views'))
+
+
+def test_two_processes_train_a_discriminator_like_one(checkout, data, teacher_weights, three_images, tmp_path):
+    opt = facd_opt(data, teacher_weights, three_images)
+    vgg = {'vgg_weights': str(save_vgg(tmp_path / 'vgg.pth', 1)), 'layer_weights': {'conv1_1': 1}}
+    opt['network_d'] = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
+    opt['train'] |= {
+        'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'relativistic': True},
+        'perceptual_opt': {'type': 'PerceptualLoss', 'style_weight': 1, **vgg},
+        'optim_d': {'type': 'Adam', 'lr': 1e-4},
+        'net_d_init_iters': 2,
+    }
+    path = write_yml(opt, checkout / 'gan.yml')
+    done = run_ranks(TRAIN, '-opt', path, *PYTORCH, '--force_yml', 'name=gan', cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    in_this_process(path, checkout, 'name=gan_one', 'datasets:train:batch_size_per_gpu=4')
+    for iteration in (N, 2 * N):
+        found, expected = (networks(checkout, name, iteration, 'grd') for name in ('gan', 'gan_one'))
+        assert_close(found, expected, atol=1e-6)
+    found, expected = scalars(checkout, 'gan'), scalars(checkout, 'gan_one')
+    assert {'losses/l_percep', 'losses/l_style', 'losses/l_g_gan', 'losses/l_d_real', 'out_d_fake'} <= expected.keys()
+    for tag, values in expected.items():
+        assert found[tag] == pytest.approx(values, rel=1e-4), tag
 
 
 def test_two_processes_train_from_memory_like_from_files(two, option_file, checkout):

@@ -12,6 +12,7 @@ from facd_basicsr.data.paths import check_paths
 from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
+from facd_basicsr.evaluation.tables import other_metrics
 from facd_basicsr.options import load_yaml
 from facd_basicsr.options.option_check import check_block, check_options, check_type, weights_of
 from facd_basicsr.options.option_files import BASE, merged, read_option_file
@@ -74,7 +75,7 @@ class Comparison:
         seeds: each method is trained once with each of them.
         baselines: the methods with which those of the same ``network_g`` are compared, seed by seed; one for each.
         methods: every method's resolved options, without a seed, in the order of the report.
-        test_opt: the test file whose sets are reported.
+        test_opt: the test file whose sets and metrics are reported.
     """
 
     name: str
@@ -86,6 +87,11 @@ class Comparison:
     @property
     def scale(self) -> int:
         return self.test_opt['scale']
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """What is reported beside PSNR and SSIM, from the test file's ``val.metrics``."""
+        return other_metrics(self.test_opt)
 
     @property
     def baseline(self) -> str:
@@ -174,7 +180,7 @@ def timed(comparison: Comparison) -> Comparison:
             block.pop('log_gradient_share', None)
         opt['val'] = None
         opt['logger'] = {'print_freq': TIMED_EVERY, 'save_checkpoint_freq': TIMED, 'use_tb_logger': False}
-    name, test_opt = f'{comparison.name}_step_times', {**comparison.test_opt, 'datasets': {}}
+    name, test_opt = f'{comparison.name}_step_times', {**comparison.test_opt, 'datasets': {}, 'val': None}
     return replace(comparison, name=name, seeds=(0, 1), methods=opts, test_opt=test_opt)
 
 
@@ -278,11 +284,12 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
 
 
 def _check(where: str, opt: dict[str, Any], is_train: bool) -> dict[str, Any]:
-    """The sets that are reported must exist; the test file's checkpoint is not checked."""
+    """The sets and metrics that are reported must be there; the test file's checkpoint is not checked."""
     try:
         complete = check_options(opt, is_train)
         if not is_train:
             check_paths({**opt, 'path': {}}, is_train)
+            other_metrics(complete)
         return complete
     except UserError as error:
         raise UserError(f'{where}.{error}') from error

@@ -249,11 +249,12 @@ def threads_of(jobs: int) -> int:
 
 
 def _is_scored(run: Run, comparison: Comparison, folder: Folder) -> bool:
-    """Whether its record exists, for the current sets of the comparison."""
+    """Whether its record exists, for the current sets and metrics of the comparison."""
     path = folder.record(run)
     if not (folder.trained(run).is_file() and path.is_file()):
         return False
-    return json.loads(path.read_text(encoding='utf-8'))['test'] == comparison.test_opt['datasets']
+    record = json.loads(path.read_text(encoding='utf-8'))
+    return record['test'] == comparison.test_opt['datasets'] and record.get('metrics', {}) == comparison.metrics
 
 
 def _score(run: Run, folder: Folder, finished: Callable[[Run, dict[str, Any]], dict[str, Any]]) -> None:

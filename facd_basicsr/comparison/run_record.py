@@ -84,6 +84,7 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
         **_size(student),
         'through_regressors': student.regressors is not None,
         'test': comparison.test_opt['datasets'],
+        'metrics': comparison.metrics,
         **_scores(comparison, methods, student.name),
         'notes': notes,
         'curves': curves(metrics),
@@ -164,7 +165,7 @@ def _size(method: Method) -> dict[str, Any]:
 def _scores(comparison: Comparison, methods: Sequence[Method], name: str) -> dict[str, Any]:
     images = [
         {key: round(value, DIGITS) if isinstance(value, float) else value for key, value in record.items()}
-        for record in evaluate(methods, pairs(build_sets(comparison.test_opt)))
+        for record in evaluate(methods, pairs(build_sets(comparison.test_opt)), others=comparison.metrics)
         if record['method'] == name
     ]
     return {'means': means(images)[name], 'images': images}

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.tables import NONE, Table, markdown_table
+from facd_basicsr.evaluation.tables import NONE, OTHER_DIGITS, Table, directions, markdown_table
 
 LEVELS = ((0.01, '**'), (0.05, '*'))
 METRICS = {'psnr_y': 3, 'ssim_y': 4, 'psnr_rgb': 3, 'feature_psnr': 3}  # digits after the point
@@ -91,13 +91,19 @@ def students(results: Mapping[str, Any]) -> dict[str, str]:
     return found if len(set(found.values())) > 1 else {}
 
 
+def others_of(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The metrics beside PSNR and SSIM, by name; results of before there were any have none."""
+    return results.get('metrics', {})
+
+
 def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Table:
     """Methods x sets: mean and standard deviation over seeds, and the paired difference to the baseline.
 
     A method is compared with the baseline of its own student only. Differences are marked by Holm-corrected paired
     t-tests, over the methods of a set; the best method of each student is bold.
     """
-    runs, digits, student = by_method(results), METRICS[metric], students(results)
+    runs, digits, student = by_method(results), METRICS.get(metric, OTHER_DIGITS), students(results)
+    best_of = min if others_of(results).get(metric, {}).get('better') == 'lower' else max
     sets = list(results['references'][0]['means'])
     rows = []
     bold = set()
@@ -129,7 +135,7 @@ def compared_quality(results: Mapping[str, Any], metric: str = 'psnr_y') -> Tabl
             rows[row].append(NONE if difference is None else f'{difference.mean:+.{digits}f}{marks[method]}')
         for means in shown.values():
             if len(means) > 1:
-                best = max(means.values())
+                best = best_of(means.values())
                 bold |= {(row, len(titles) + 2 * column) for row, mean in means.items() if mean == best}
     header = [*titles, *(title for _ in sets for title in ('mean ± sd', f'Δ vs {_baseline_name(results)}'))]
     return Table(header, rows, [*([''] * len(titles)), *(name for name in sets for _ in range(2))], bold)
@@ -232,6 +238,8 @@ def caption(results: Mapping[str, Any]) -> str:
         )
     else:
         notes.append(f'One seed, {", ".join(map(str, seeds))}, so no significance test.')
+    if others := others_of(results):
+        notes.append(f'Beside PSNR and SSIM: {", ".join(directions(others))}.')
     if students(results):
         firsts = list(dict.fromkeys(name for name in baselines(results).values() if name is not None))
         notes.append(
@@ -268,7 +276,7 @@ def records_csv(results: Mapping[str, Any]) -> str:
     text = io.StringIO()
     costs = ('iterations', 'seconds_per_iter', 'train_seconds', 'parameters', 'flops')
     student = results.get('students', {})
-    columns = ['method', *(['student'] if student else []), 'seed', 'set', *METRICS, *costs]
+    columns = ['method', *(['student'] if student else []), 'seed', 'set', *METRICS, *others_of(results), *costs]
     writer = csv.DictWriter(text, columns, extrasaction='ignore', lineterminator='\n')
     writer.writeheader()
     for record in [*results['references'], *results['runs']]:
@@ -332,8 +340,8 @@ def with_blocks(page: str, mark: str, content: Callable[[re.Match], str]) -> tup
 def filled(page: str, results: Mapping[str, Any]) -> str:
     """The page with every block of this comparison replaced.
 
-    A block begins with a line ``<!-- facd compare: NAME PART -->``, PART being one of :data:`PARTS`, and ends with
-    ``<!-- end -->``.
+    A block begins with a line ``<!-- facd compare: NAME PART -->``, PART being one of :data:`PARTS` or the name of a
+    metric beside PSNR and SSIM, and ends with ``<!-- end -->``.
 
     Raises:
         UserError: the page has no block of this comparison, or one of an unknown part.
@@ -341,8 +349,11 @@ def filled(page: str, results: Mapping[str, Any]) -> str:
 
     def content(found: re.Match) -> str:
         part = found['part']
+        if part in others_of(results):
+            return markdown_table(*compared_quality(results, part))
         if part not in PARTS:
-            raise UserError(f'<!-- facd compare: {results["name"]} {part} -->: accepted: {", ".join(PARTS)}')
+            accepted = ', '.join([*PARTS, *others_of(results)])
+            raise UserError(f'<!-- facd compare: {results["name"]} {part} -->: accepted: {accepted}')
         return PARTS[part](results)
 
     text, count = with_blocks(page, rf'<!-- facd compare: {re.escape(results["name"])} (?P<part>\S+) -->', content)

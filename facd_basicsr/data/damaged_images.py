@@ -117,7 +117,8 @@ def describe_damage(dataset: Any, index: int, error: Exception) -> str:
             return f'{_name(dataset, client, path)}: not a readable image ({found})'
     if isinstance(error, (AttributeError, TypeError)):
         raise error
-    return f'{_name(dataset, "gt", next(iter(sorted(paths.values()))))}: {reason}'
+    key, path = min(paths.items())
+    return f'{_name(dataset, key.removesuffix("_path"), path)}: {reason}'
 
 
 def _name(dataset: Any, client: str, path: str) -> str:

@@ -19,6 +19,7 @@ from basicsr.data.video_test_dataset import VideoRecurrentTestDataset, VideoTest
 from basicsr.data.vimeo90k_dataset import Vimeo90KDataset, Vimeo90KRecurrentDataset
 from basicsr.utils.registry import DATASET_REGISTRY
 
+from facd_basicsr.data import lq_patches  # noqa: F401  registration
 from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes
 from facd_basicsr.data.memory_pairs import file_backend
 from facd_basicsr.errors import UserError, one_line

@@ -151,10 +151,7 @@ def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
     if in_memory:
         dataset_opt = {**dataset_opt, 'io_backend': {'type': file_backend(dataset_opt)}}
     rules = rules_of(dataset_opt)
-    with reraise(
-        KeyError,
-        lambda error: UserError(f'{where}.{error.args[0]}: missing; accepted: what {dataset_opt["type"]} reads'),
-    ):
+    with reraise_missing_option(dataset_opt):
         if rules is None:
             return build_dataset(dataset_opt)
         if rules.clips:
@@ -162,6 +159,16 @@ def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:
                 return build_dataset(plain)
         dataset = _with_images(where, dataset_opt, rules)
     return from_memory(dataset) if in_memory else dataset
+
+
+def reraise_missing_option(dataset_opt: dict[str, Any]) -> AbstractContextManager[None]:
+    """Turns the KeyError of a dataset that reads an option of its block that is not there into a UserError."""
+
+    def translated(error: KeyError) -> UserError:
+        where = f'datasets.{dataset_opt["phase"]}'
+        return UserError(f'{where}.{error.args[0]}: missing; accepted: what {dataset_opt["type"]} reads')
+
+    return reraise(KeyError, translated)
 
 
 def _with_images(where: str, dataset_opt: dict[str, Any], rules: Rules) -> Any:

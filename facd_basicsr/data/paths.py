@@ -16,17 +16,19 @@ from facd_basicsr.errors import UserError, locating, reraise
 from facd_basicsr.files.download import is_url
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size
 from facd_basicsr.runtime.metrics import check_metric_size, needs_gt
+from facd_basicsr.runtime.perceptual_metrics import prepare
 
 TEACHER_PAGE = 'docs/teachers.md says where teachers come from'
 CHECKPOINT_PAGE = 'train it first (the option files under options/train/ name their command)'
-TRAIN_PAIRS_OPENED = 100  # opening every file of a large training folder would take minutes on a network disk
+TRAIN_IMAGES_OPENED = 100  # opening every file of a large training folder would take minutes on a network disk
 
 
 def check_paths(opt: dict[str, Any], is_train: bool, with_weights: bool = True) -> None:
     """Checks that data, teachers and checkpoints exist and that LQ and GT fit. Expands ``~`` in their paths.
 
     Args:
-        with_weights: whether the checkpoint of a teacher with a ``network`` block must be there.
+        with_weights: whether the checkpoint of a teacher with a ``network`` block, and what a perceptual metric needs,
+            must be there.
 
     Raises:
         UserError: with the option key, the path, and what provides it.
@@ -36,6 +38,8 @@ def check_paths(opt: dict[str, Any], is_train: bool, with_weights: bool = True) 
             _check_dataset(f'datasets.{phase}', dataset_opt, opt['scale'], training=phase == 'train')
             if phase != 'train':
                 _check_metric_sizes(f'datasets.{phase}', dataset_opt, opt['scale'], opt.get('val') or {})
+    for name, block in ((opt.get('val') or {}).get('metrics') or {}).items() if with_weights else ():
+        prepare(f'val.metrics.{name}', block)
     for place, own in teacher_blocks(opt.get('teacher')).items() if is_train else ():
         if (with_weights or 'network' not in own) and not is_url(own['weights']):
             own['weights'] = _expanded(own['weights'])
@@ -91,12 +95,17 @@ def _check_dataset(
         check_clips(where, dataset_opt, rules)
         return rules
     found = image_paths(where, dataset_opt, rules)
+    if training and not every and file_backend(dataset_opt) != 'lmdb':
+        found = found[:: max(1, len(found) // TRAIN_IMAGES_OPENED)]
+    first = rules.sides[0]
+    names = [paths[f'{first}_path'].removeprefix(f'{Path(dataset_opt[f"dataroot_{first}"])}/') for paths in found]
     if len(rules.sides) == 2:
-        if training and not every and file_backend(dataset_opt) != 'lmdb':
-            found = found[:: max(1, len(found) // TRAIN_PAIRS_OPENED)]
-        names = [paths['gt_path'].removeprefix(f'{Path(dataset_opt["dataroot_gt"])}/') for paths in found]
         gt, lq = (list(_sizes(where, dataset_opt, side, found)) for side in ('gt', 'lq'))
         _check_pairs(where, dataset_opt, zip(names, gt, lq), scale, training)
+    elif training and first == 'lq':
+        root = f'{dataset_opt["dataroot_lq"]}, LQ for scale {scale},'
+        for name, size in zip(names, _sizes(where, dataset_opt, 'lq', found)):
+            _check_patch(where, dataset_opt, f'{name} in {root}', size, scale)
     return rules
 
 
@@ -162,11 +171,17 @@ def _check_pairs(
                 f'{where}.dataroot_lq: {key} is {lq_size} for a GT of {size} (height, width); accepted: LQ for scale '
                 f'{scale}'
             )
-        if training and min(size) < dataset_opt.get('gt_size', 0):
-            raise UserError(
-                f'{where}.gt_size: {dataset_opt["gt_size"]}, but {key} in {dataset_opt["dataroot_gt"]} is {size} '
-                '(height, width); accepted: the smallest image or less (facd prepare folder: --min-size leaves out)'
-            )
+        if training:
+            _check_patch(where, dataset_opt, f'{key} in {dataset_opt["dataroot_gt"]}', size)
+
+
+def _check_patch(where: str, dataset_opt: dict[str, Any], image: str, size: Size, scale: int = 1) -> None:
+    """Checks that an image ``scale`` times smaller than GT holds a patch."""
+    if scale * min(size) < dataset_opt.get('gt_size', 0):
+        raise UserError(
+            f'{where}.gt_size: {dataset_opt["gt_size"]}, but {image} is {size} (height, width); accepted: the smallest '
+            'image or less (facd prepare folder: --min-size leaves out)'
+        )
 
 
 def _check_metric_sizes(where: str, dataset_opt: dict[str, Any], scale: int, val_opt: dict[str, Any]) -> None:

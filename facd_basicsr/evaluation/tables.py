@@ -6,9 +6,11 @@ import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 
 from facd_basicsr.errors import UserError
@@ -16,7 +18,7 @@ from facd_basicsr.evaluation.feature_psnr import feature_scores
 from facd_basicsr.evaluation.methods import Method, is_teacher
 from facd_basicsr.evaluation.test_sets import ImagePair, LqImage
 from facd_basicsr.files.atomic import atomic_write
-from facd_basicsr.runtime.metrics import NIQE, niqe_options, score, scores
+from facd_basicsr.runtime.metrics import BETTER, FAST, NIQE, niqe_options, score, scores
 
 Cell = tuple[int, int]  # row, column
 
@@ -123,10 +125,38 @@ def _tex(cell: str) -> str:
 
 # metric: title, digits after the point
 QUALITY = {'psnr_y': ('PSNR-Y', 3), 'ssim_y': ('SSIM-Y', 4), 'psnr_rgb': ('PSNR-RGB', 3), NIQE: ('NIQE', 3)}
-LOWER = {NIQE}  # the better
+OTHER_DIGITS = 4  # of other metrics
+RESERVED_NAMES = {'method', 'student', 'seed', 'set', 'image', 'feature_psnr', *QUALITY} - {NIQE}  # of columns
 NONE = '-'
 
 Means = dict[str, dict[str, dict[str, float]]]  # method, set, metric
+MetricBlocks = Mapping[str, dict[str, Any]]  # of val.metrics, by name
+NO_METRICS: MetricBlocks = MappingProxyType({})
+
+
+def other_metrics(opt: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The metrics of a file's ``val.metrics`` that have a column beside PSNR and SSIM, each with ``better``: all but
+    BasicSR's PSNR and SSIM, which are there by the papers' settings, and but those that are not registered here.
+
+    Raises:
+        UserError: one has the name of another column.
+    """
+    found = {}
+    for name, block in ((opt.get('val') or {}).get('metrics') or {}).items():
+        metric = METRIC_REGISTRY.get(block['type']) if block['type'] in METRIC_REGISTRY else None
+        if metric is None or metric in FAST:
+            continue
+        if name in RESERVED_NAMES:
+            raise UserError(
+                f'val.metrics.{name}: {block["type"]}, but {name} is another column; accepted: another name'
+            )
+        found[name] = {**block, 'better': BETTER.get(metric) or block['better']}
+    return found
+
+
+def directions(others: MetricBlocks) -> list[str]:
+    """Title and better value of each metric."""
+    return [f'{QUALITY.get(name, (name,))[0]} ({block["better"]} is better)' for name, block in others.items()]
 
 
 class Table(NamedTuple):
@@ -148,7 +178,9 @@ def write_tables(made: Mapping[str, Table], notes: Iterable[str], folder: Path) 
         print(f'\n{title}\n\n{text_table(header, rows, groups)}')
 
 
-def evaluate(methods: Sequence[Method], images: Iterable[LqImage], gray: bool = False) -> Iterator[dict[str, Any]]:
+def evaluate(
+    methods: Sequence[Method], images: Iterable[LqImage], gray: bool = False, others: MetricBlocks = NO_METRICS
+) -> Iterator[dict[str, Any]]:
     """Scores every method on every image, one record for each.
 
     Images are 8-bit, rounded, without ``scale`` pixels of border: see :func:`facd_basicsr.runtime.metrics.score`.
@@ -156,10 +188,11 @@ def evaluate(methods: Sequence[Method], images: Iterable[LqImage], gray: bool = 
     Args:
         methods: those with taps are compared with the teachers' features, if teachers are among them with taps.
         gray: whether one-channel images are scored as gray, as in published values of bicubic.
+        others: further metrics, of :func:`other_metrics`.
 
     Yields:
         ``method``, ``set``, ``image``, ``psnr_y`` and ``psnr_rgb`` in dB, ``ssim_y``, without ground truth ``niqe`` in
-        their place, and for a student with taps
+        their place, then ``others``, and for a student with taps
         what :func:`facd_basicsr.evaluation.feature_psnr.feature_scores` gives, unless the image's size keeps a tap
         from being read. PSNR of equal images is infinite.
     """
@@ -172,7 +205,7 @@ def evaluate(methods: Sequence[Method], images: Iterable[LqImage], gray: bool = 
                 sr, feats = method.upscale_with_features(image.lq)
             except UserError:  # of an image's size only: taps were tried before
                 sr, feats = method.upscale(image.lq), ()
-            record = scored(method.name, image, sr, method.scale, gray)
+            record = scored(method.name, image, sr, method.scale, gray, others)
             if is_teacher(method.name):
                 of_teachers.append(feats)
             elif feats and of_teachers and all(of_teachers):
@@ -182,12 +215,14 @@ def evaluate(methods: Sequence[Method], images: Iterable[LqImage], gray: bool = 
         yield from (records[method.name] for method in methods)
 
 
-def scored(method: str, image: LqImage, sr: np.ndarray, scale: int, gray: bool = False) -> dict[str, Any]:
+def scored(
+    method: str, image: LqImage, sr: np.ndarray, scale: int, gray: bool = False, others: MetricBlocks = NO_METRICS
+) -> dict[str, Any]:
     """The record of a method's image, BGR uint8 (H, W, 3): ``method``, ``set``, ``image`` and the metrics."""
     if isinstance(image, ImagePair):
-        metrics = score(sr, image.gt, scale, gray and image.gray)
+        metrics = score(sr, image.gt, scale, gray and image.gray) | scores(sr, image.gt, others)
     else:
-        metrics = scores(sr, None, {NIQE: niqe_options(scale)})
+        metrics = scores(sr, None, {NIQE: niqe_options(scale), **others})
     values = {key: float(value) for key, value in metrics.items()}
     return {'method': method, 'set': image.set, 'image': image.image, **values}
 
@@ -208,16 +243,19 @@ def means(records: Sequence[dict[str, Any]]) -> Means:
     }
 
 
-def quality_table(methods: Sequence[Method], mean: Means) -> Table:
-    """Methods x sets of PSNR-Y, SSIM-Y and PSNR-RGB, or without ground truth NIQE, with the parameters."""
+def quality_table(methods: Sequence[Method], mean: Means, others: MetricBlocks = NO_METRICS) -> Table:
+    """Methods x sets of PSNR-Y, SSIM-Y and PSNR-RGB, or without ground truth NIQE, then ``others``, with the
+    parameters."""
     columns = [
-        (name, metric, *QUALITY[metric])
+        (name, metric, *QUALITY.get(metric, (metric, OTHER_DIGITS)))
         for name, values in mean[methods[0].name].items()
-        for metric in QUALITY
+        for metric in dict.fromkeys([*QUALITY, *others])
         if metric in values
     ]
     counts = [NONE if method.net is None else f'{method.parameters:,}' for method in methods]
-    return _table(methods, mean, columns, {'parameters': counts})
+    better = {NIQE: 'lower', **{name: block['better'] for name, block in others.items()}}
+    lower = [name for name, direction in better.items() if direction == 'lower']
+    return _table(methods, mean, columns, {'parameters': counts}, lower)
 
 
 def feature_table(methods: Sequence[Method], mean: Means, points: int) -> Table:
@@ -236,9 +274,10 @@ def _table(
     mean: Means,
     columns: Sequence[tuple[str, str, str, int]],
     before: Mapping[str, Sequence[str]],
+    lower: Collection[str] = (),
 ) -> Table:
     """A row for each method, a column for each (set, metric, title, digits), behind those that stand ``before`` by
-    their titles; the best student's cells are bold."""
+    their titles; the best student's cells are bold, that of the metrics in ``lower`` being the lowest."""
 
     def cell(method: Method, name: str, metric: str, digits: int) -> str:
         value = mean[method.name][name].get(metric)
@@ -254,7 +293,7 @@ def _table(
     for column, (_, metric, _, _) in enumerate(columns, start=len(titles)):
         figures = {row: float(rows[row][column]) for row in students if rows[row][column] != NONE}
         if len(figures) > 1:
-            best = min(figures.values()) if metric in LOWER else max(figures.values())
+            best = (min if metric in lower else max)(figures.values())
             bold |= {(row, column) for row, figure in figures.items() if figure == best}
     header = [*titles, *(title for _, _, title, _ in columns)]
     return Table(header, rows, [*([''] * len(titles)), *(name for name, _, _, _ in columns)], bold)
@@ -269,7 +308,7 @@ def to_csv(records: Sequence[dict[str, Any]]) -> str:
     text = io.StringIO()
     there = {metric for record in records for metric in record}
     quality = [metric for metric in QUALITY if metric in there]
-    columns = dict.fromkeys(['method', 'set', 'image', *quality, *max(records, key=len)])
+    columns = dict.fromkeys(['method', 'set', 'image', *quality, *(key for record in records for key in record)])
     writer = csv.DictWriter(text, list(columns), restval='', lineterminator='\n')
     writer.writeheader()
     writer.writerows(records)

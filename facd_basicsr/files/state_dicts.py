@@ -1,7 +1,7 @@
 """Reads checkpoints, and explains why one does not fit."""
 
 import pickle
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, advising
+from facd_basicsr.files.download import cached, is_url
 
 # Where trainers put a network's weights; the average first, as it scores higher. None is the whole file.
 # BasicSR and traiNNer: params, params_ema; neosr before 2024: params-ema; Lightning and others: the rest.
@@ -239,6 +240,35 @@ def load_exactly(net: nn.Module, state_dict: dict[str, Tensor], where: str) -> N
     """Loads a state dict into a network that it fits; arguments and errors as of :func:`check_fit`."""
     check_fit(net, state_dict, where)
     net.load_state_dict(state_dict)
+
+
+def load_features(
+    build: Callable[..., Any], weights: str, where: str, address: str, end: int | None = None
+) -> nn.Sequential:
+    """The ``features`` of one of torchvision's networks, frozen, in eval mode and float32, on the CPU.
+
+    Args:
+        build: torchvision's function, such as ``vgg19``.
+        weights: path or address of its checkpoint, which may lack the classifier.
+        address: where torchvision has it, for messages.
+        end: the number of layers; None: all.
+
+    Raises:
+        UserError: the file cannot be downloaded or read, or is another network's.
+    """
+    with torch.device('meta'):  # its classifier would be half a gigabyte of random numbers
+        layers: nn.Sequential = build(weights=None).features[:end]
+    with advising(
+        f"accepted: torchvision's {build.__name__} as an address or a path; without a network, bring {address} here "
+        'and name its path'
+    ):
+        path = cached(weights, where, None) if is_url(weights) else Path(weights)
+        keys = {key: f'features.{key}' for key in layers.state_dict()}
+        checkpoint = load_state_dict(path, where, [keys.values()])
+        wanted = {key: checkpoint[name] for key, name in keys.items() if name in checkpoint}
+        check_fit(layers, wanted, f'{where}: {path}')
+    layers.load_state_dict(wanted, assign=True)
+    return layers.float().eval().requires_grad_(False)
 
 
 def basicsr_param_keys(param_key: str | None) -> list[str | None]:

@@ -36,6 +36,7 @@ class DistillState:
         taught_by: of several teachers the one whose output ``teacher`` is, for each sample, (N,); None: their mean, or
             there is one.
         views: of each :class:`View` of the loss its ``input`` and the outputs of its networks on it, by their names.
+        percep_gt: as ``gt``, what a perceptual loss compares with; None: ``gt``.
     """
 
     student: Tensor
@@ -49,6 +50,7 @@ class DistillState:
     seeds: tuple[int, ...] = ()
     views: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     taught_by: Tensor | None = None
+    percep_gt: Tensor | None = None
 
 
 NETWORKS = ('student', 'teacher', 'average')

@@ -6,6 +6,8 @@ from dataclasses import replace
 from inspect import signature
 from typing import Any, cast
 
+from basicsr.losses.basic_loss import PerceptualLoss
+from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from facd_basicsr.errors import UserError
@@ -26,6 +28,7 @@ from facd_basicsr.losses.base import (
 from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.losses.schedule import is_scheduled, value_at
+from facd_basicsr.losses.vgg import PERCEPTUAL, least_size, load_perceptual_loss
 
 TARGETS = ('gt', 'teacher', 'gated')
 OF_ENTRY = ('type', 'loss_weight', 'image_term', 'target')  # keys that are not the loss's own
@@ -74,6 +77,48 @@ class ImageTerm(DistillLoss):
         return self.pixel_loss(student, target).flatten(1).mean(1)  # (N, ...) -> (N,)
 
 
+class PerceptualTerm(DistillLoss):
+    """BasicSR's perceptual and style loss of the student's output to ground truth.
+
+    Args:
+        perceptual_opt: ``train.perceptual_opt``.
+    """
+
+    reads_features = False
+
+    def __init__(self, perceptual_opt: Mapping[str, Any]) -> None:
+        nn.Module.__init__(self)
+        self.perceptual_opt = perceptual_opt
+        self.perceptual_loss: nn.Module | None = None  # from prepare()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ('student',)
+
+    def prepare(self) -> 'PerceptualTerm':
+        self.perceptual_loss = load_perceptual_loss(self.perceptual_opt)
+        return self
+
+    def forward(self, state: DistillState) -> dict[str, Tensor]:
+        """``l_percep`` and ``l_style``, as far as they have a weight.
+
+        Raises:
+            UserError: the images are none for the VGG.
+        """
+        if self.perceptual_loss is None:
+            raise RuntimeError('PerceptualTerm: prepare() loads its VGG, and comes before the first forward')
+        student = at_least_float32(state.student)
+        channels, *size = student.shape[1:]
+        least = least_size(self.perceptual_opt.get('vgg_type', 'vgg19'), list(self.perceptual_opt['layer_weights']))
+        if channels != 3:
+            raise UserError(f'network_g: gives {channels} channels; accepted: 3, for the VGG of {PERCEPTUAL}')
+        if min(size) < least:
+            raise UserError(f'datasets.train.gt_size: {min(size)}; accepted: {least} or more, for {PERCEPTUAL}')
+        gt = state.gt if state.percep_gt is None else state.percep_gt
+        l_percep, l_style = self.perceptual_loss(student, at_least_float32(gt))
+        return {name: term for name, term in (('l_percep', l_percep), ('l_style', l_style)) if term is not None}
+
+
 class LossSum(nn.Module):
     """The weighted terms of all losses of an option file, by unique names.
 
@@ -82,6 +127,7 @@ class LossSum(nn.Module):
 
     Args:
         distill_opt, pixel_opt: of ``train``, one loss or several by name; each with its ``loss_weight``.
+        perceptual_opt: of ``train``, one loss, with the weights that are its own.
 
     Attributes:
         min_batch, reads_features, compares_channels: what all losses together need (losses/base.py).
@@ -94,15 +140,23 @@ class LossSum(nn.Module):
         UserError: two losses ask for other averages of the student.
     """
 
-    def __init__(self, distill_opt: dict[str, Any] | None, pixel_opt: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        distill_opt: dict[str, Any] | None,
+        pixel_opt: dict[str, Any] | None = None,
+        perceptual_opt: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         blocks = dict(loss_blocks(distill_opt))
         blocks |= {f'pix_{name}' if name else 'pix': block for name, block in loss_blocks(pixel_opt).items()}
-        self.names, self.blocks = list(blocks), list(blocks.values())
+        named = [*blocks.items(), *(('', block) for block in loss_blocks(perceptual_opt).values())]
+        self.names, self.blocks = [name for name, _ in named], [block for _, block in named]
         self.losses = nn.ModuleList([_built(block) for block in self.blocks])
         self.scheduled = [
             {argument_of(key): value for key, value in block.items() if key not in OF_ENTRY and is_scheduled(value)}
-            for block in self.blocks
+            if not isinstance(loss, PerceptualTerm)  # whose layer_weights are a block
+            else {}
+            for block, loss in zip(self.blocks, self)
         ]
         losses = list(self)
         of_features = [loss for loss in losses if loss.reads_features]
@@ -226,6 +280,8 @@ def _place(name: str) -> str:
 
 
 def _built(block: Mapping[str, Any]) -> DistillLoss:
+    if LOSS_REGISTRY.get(block['type']) is PerceptualLoss:  # which loads its VGG when it is built
+        return PerceptualTerm(block)
     loss = build_loss({key: value for key, value in block.items() if key == 'type' or key not in OF_ENTRY})
     return loss if isinstance(loss, DistillLoss) else ImageTerm(loss, block.get('target', 'gt'))
 

@@ -1,17 +1,20 @@
-"""The VGG-19 of perceptual distances, torchvision's layers, frozen; and contrasts between images as it sees them."""
+"""The VGG of perceptual distances, torchvision's layers, frozen; and contrasts between images as it sees them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
+from basicsr.archs import vgg_arch
+from basicsr.losses.basic_loss import PerceptualLoss
 from torch import Tensor, nn
-from torchvision.models import vgg19
+from torchvision.models import get_model_builder, get_model_weights, vgg19
 
-from facd_basicsr.errors import UserError, advising
-from facd_basicsr.files.download import cached, is_url
-from facd_basicsr.files.state_dicts import check_fit, load_state_dict
+from facd_basicsr.errors import UserError
+from facd_basicsr.files.state_dicts import load_features
 from facd_basicsr.losses.base import DistillLoss, option, sum_of
 from facd_basicsr.losses.pairwise import at_least_float32, sample_l1
 from facd_basicsr.runtime.processes import ranks, total
@@ -19,10 +22,6 @@ from facd_basicsr.runtime.processes import ranks, total
 VGG19_WEIGHTS = 'https://download.pytorch.org/models/vgg19-dcbb9e9d.pth'  # torchvision's VGG19_Weights.IMAGENET1K_V1
 WHERE = 'train.distill_opt.vgg_weights'
 ENDS = (2, 7, 12, 21, 30)  # the slices end after relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
-ADVICE = (
-    f"accepted: torchvision's vgg19 as an address or a path; without a network, bring {VGG19_WEIGHTS} here and name "
-    'its path'
-)
 
 
 class VGGFeatures(nn.Module):
@@ -63,16 +62,52 @@ def load_vgg(weights: str, depth: int = len(ENDS)) -> VGGFeatures:
     Raises:
         UserError: the file cannot be downloaded or read, or is not of a VGG-19.
     """
-    with torch.device('meta'):  # its classifier would be half a gigabyte of random numbers
-        layers = vgg19(weights=None).features[: ENDS[depth - 1]]
-    with advising(ADVICE):
-        path = cached(weights, WHERE, None) if is_url(weights) else Path(weights)
-        keys = {key: f'features.{key}' for key in layers.state_dict()}
-        checkpoint = load_state_dict(path, WHERE, [keys.values()])
-        wanted = {key: checkpoint[name] for key, name in keys.items() if name in checkpoint}
-        check_fit(layers, wanted, f'{WHERE}: {path}')
-    layers.load_state_dict(wanted, assign=True)
-    return VGGFeatures([layers.float()[start:end] for start, end in zip((0, *ENDS), ENDS[:depth])])
+    layers = load_features(vgg19, weights, WHERE, VGG19_WEIGHTS, ENDS[depth - 1])
+    return VGGFeatures([layers[start:end] for start, end in zip((0, *ENDS), ENDS[:depth])])
+
+
+def weights_address(vgg_type: str) -> str:
+    """Where torchvision has the weights of one of its VGGs."""
+    return get_model_weights(vgg_type).IMAGENET1K_V1.url
+
+
+PERCEPTUAL = 'train.perceptual_opt'
+
+
+def load_perceptual_loss(perceptual_opt: Mapping[str, Any]) -> PerceptualLoss:
+    """BasicSR's ``PerceptualLoss`` of an option block, on the CPU.
+
+    Args:
+        perceptual_opt: ``train.perceptual_opt``, its arguments and ``vgg_weights``, a path or an address; without it
+            BasicSR's path for ``vgg19``, if the file is there, or torchvision's address.
+
+    Raises:
+        UserError: the file cannot be downloaded or read, or is not of this VGG.
+    """
+    options = {key: value for key, value in perceptual_opt.items() if key not in ('type', 'vgg_weights')}
+    vgg_type, weights = options.get('vgg_type', 'vgg19'), perceptual_opt.get('vgg_weights')
+    if weights is None:
+        own = vgg_type == 'vgg19' and Path(vgg_arch.VGG_PRETRAIN_PATH).is_file()
+        weights = vgg_arch.VGG_PRETRAIN_PATH if own else weights_address(vgg_type)
+    end = 1 + max(map(vgg_layer_names(vgg_type).index, options['layer_weights']))
+    where, address = f'{PERCEPTUAL}.vgg_weights', weights_address(vgg_type)
+    layers = load_features(get_model_builder(vgg_type), weights, where, address, end)
+    # BasicSR's extractor takes no weights: it asks torchvision for a network with them, by `vgg.vgg19(pretrained=True)`
+    loaded = SimpleNamespace(**{vgg_type: lambda pretrained: SimpleNamespace(features=layers)})
+    with patch.object(vgg_arch, 'vgg', loaded), patch.object(vgg_arch, 'VGG_PRETRAIN_PATH', ''):
+        return PerceptualLoss(**options)
+
+
+def vgg_layer_names(vgg_type: str) -> list[str]:
+    """BasicSR's names of the layers of a VGG's ``features``, in their order."""
+    names = vgg_arch.NAMES[vgg_type.removesuffix('_bn')]
+    return vgg_arch.insert_bn(names) if vgg_type.endswith('_bn') else names
+
+
+def least_size(vgg_type: str, layers: Sequence[str]) -> int:
+    """The smallest height and width of images that reach the deepest of these layers: each pool before it halves."""
+    names = vgg_layer_names(vgg_type)
+    return 2 ** sum('pool' in name for name in names[: 1 + max(map(names.index, layers))])
 
 
 def perceptual_contrast(d_pos: Tensor, d_neg: Tensor, eps: float = 1e-7) -> tuple[Tensor, Tensor]:

@@ -1,45 +1,83 @@
-"""Data, networks and metrics of a run meet before anything is created: one training sample, and the smallest image of
-each other set."""
+"""Data, model, networks and metrics of a run meet before anything is created: the first training batch, and the
+smallest image of each other set."""
 
 import copy
+import inspect
+from collections.abc import Collection
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from basicsr.models.base_model import BaseModel
-from torch import Tensor
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, default_collate
 
 from facd_basicsr.archs import CHANNELS, OUT_CHANNELS, channels_argument
-from facd_basicsr.data.loaders import Loaders
+from facd_basicsr.data.dataset_rules import rules_of
+from facd_basicsr.data.loaders import Loaders, reraise_missing_option
 from facd_basicsr.data.memory_pairs import MemoryPairs
 from facd_basicsr.data.paths import lq_sizes
 from facd_basicsr.data.seeded_dataset import NamingDataset, SeededDataset
 from facd_basicsr.errors import UserError, one_line, reraise
-from facd_basicsr.models.safe_model import SafeModel
+from facd_basicsr.models.safe_model import SafeModel, SafeSRModel
 from facd_basicsr.models.validation import forward_of, runs_as_basicsr, validates_itself
-from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input
+from facd_basicsr.runtime.execution import (
+    REFUSALS,
+    check_upscaled,
+    is_lack_of_memory,
+    refusal_reason,
+    reraise_refused_input,
+)
 from facd_basicsr.runtime.metrics import scores, to_image
 from facd_basicsr.runtime.rng import preserve_rng_state
 
 
 def check_training_sample(model: SafeModel, loaders: Loaders) -> None:
-    """Runs the first training sample through ``net_g``, unless the model makes LQ of its own.
+    """Feeds the first batch to the model. SRModel and FACDModel, which try their losses when they are built, run an
+    image of it through ``net_g``; others take a step, which is undone.
 
     Raises:
-        UserError: the sample has no ``lq`` or ``gt``, the network does not take it, or its output has another shape
-            than ``gt``.
+        UserError: the samples make no batch, lack what the model needs, or a network does not take them; or its output
+            has another shape than ``gt``.
     """
-    if not runs_as_basicsr(model):
-        return
-    dataset_opt = model.opt['datasets']['train']
-    with preserve_rng_state():
-        sample = SeededDataset(_copy_of(loaders.train))[next(iter(loaders.sampler))]
-        batch = model.degraded(default_collate([sample]), pool=False)
-    _check_keys('datasets.train', dataset_opt, batch, ('lq', 'gt'))
+    fed, dataset_opt = copy.copy(model), model.opt['datasets']['train']
+    batch = _Asked()
+    with preserve_rng_state(), _refusing(model, dataset_opt, batch.asked):
+        numbers = list(islice(loaders.sampler, loaders.train.batch_size))
+        with reraise_missing_option(dataset_opt):
+            samples = SeededDataset(_copy_of(loaders.train)).__getitems__(numbers)
+        batch.update(default_collate(samples))
+        fed.feed_data(model.degraded(batch, pool=False))
+        if isinstance(fed, SafeSRModel):
+            own = fed._batch()
+            _check_image(model, own.lq[:1], None if own.gt is None else own.gt[:1])
+        else:
+            _try_step(model, fed)
+            output, gt = vars(fed).get('output'), vars(fed).get('gt')
+            if isinstance(output, Tensor) and isinstance(gt, Tensor):
+                _check_same(output, gt)
+
+
+class _Asked(dict[str, Any]):
+    """A batch that keeps the names of what a model takes of it, or would."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+
+def _check_image(model: SafeModel, lq: Tensor, gt: Tensor | None) -> None:
+    if lq.dim() != 4:
+        raise ValueError(f'lq of {lq.dim()} dimensions, not (N, C, H, W)')
     net = model.get_bare_model(model.net_g)
-    lq, gt = (batch[key].to(model.device) for key in ('lq', 'gt'))
     _check_channels('datasets.train', model, lq)
     training = net.training
     try:
@@ -49,6 +87,89 @@ def check_training_sample(model: SafeModel, loaders: Loaders) -> None:
     finally:
         net.train(training)
     _check_output('datasets.train', model.opt, lq, output, gt)
+    if gt is not None:
+        _check_same(output, gt)
+
+
+def _check_same(output: Tensor, gt: Tensor) -> None:
+    """A loss would compare one with several of the other."""
+    if output.shape != gt.shape:
+        raise ValueError(f'gt of {tuple(gt.shape)} for an output of {tuple(output.shape)}')
+
+
+def _try_step(model: SafeModel, fed: BaseModel) -> None:
+    """A step of ``fed``, a copy that has a batch, without DDP and by optimizers that move nothing. What else it changes
+    in networks, averages for one, is undone."""
+    nets = {name: value for name, value in vars(model).items() if isinstance(value, nn.Module)}
+    still = {optimizer: _at_rest(optimizer) for optimizer in model.optimizers}
+    own = {name: still[value] for name, value in vars(model).items() if isinstance(value, Optimizer)}
+    vars(fed).update({name: model.get_bare_model(net) for name, net in nets.items()} | own)
+    fed.opt, fed.optimizers = {**model.opt, 'dist': False}, list(still.values())
+    weights = [value for net in nets.values() for value in (*net.parameters(), *net.buffers())]
+    saved = [(value, value.detach().clone(), value.requires_grad) for value in weights]
+    try:
+        fed.optimize_parameters(model.opt.get('stage_begin', 0) + 1)
+    finally:
+        with torch.no_grad():
+            for value, before, requires_grad in saved:
+                value.copy_(before).requires_grad_(requires_grad).grad = None
+
+
+def _at_rest(optimizer: Optimizer) -> Optimizer:
+    return torch.optim.SGD([{'params': group['params']} for group in optimizer.param_groups], lr=0.0)
+
+
+def _refusing(model: SafeModel, dataset_opt: dict[str, Any], asked: Collection[str]) -> AbstractContextManager[None]:
+    """Turns what a dataset, a model or its networks raise of samples that are not theirs, or too many, into a
+    UserError.
+
+    Args:
+        asked: what the model has asked of a sample.
+    """
+    kind, needing = dataset_opt['type'], model.opt['model_type']
+    clips = _of_clips(kind)
+
+    def translated(error: Exception) -> UserError:
+        if is_lack_of_memory(error):
+            return UserError(
+                f'datasets.train.batch_size_per_gpu: {dataset_opt["batch_size_per_gpu"]}: no memory for a step '
+                f'({one_line(error, 100)}); accepted: a smaller one, or smaller patches or networks'
+            )
+        if type(error) is NameError:
+            return UserError(
+                f'model_type: {needing}: {error}; accepted: BasicSR with its extensions built (BASICSR_EXT=True), or '
+                'another model'
+            )
+        missing = str(*error.args) if isinstance(error, KeyError) else getattr(error, 'name', None)
+        keys = {*asked, missing or ''}
+        if missing and (giving := _datasets(keys, clips) or _datasets(keys, not clips)):
+            return UserError(
+                f'datasets.train.type: {kind} gives no {missing}, which {needing} needs; accepted: {giving}'
+            )
+        reason = f'no {missing}' if isinstance(error, KeyError) else refusal_reason(error)
+        return UserError(
+            f'datasets.train.type: {kind}: {needing} with {model.opt["network_g"]["type"]} fails on its first batch '
+            f'({reason}); accepted: networks and options that fit it, or another dataset, as of '
+            f'{"images" if clips else "clips"}: {_datasets(asked, not clips)}'
+        )
+
+    return reraise(REFUSALS, translated)
+
+
+def _datasets(keys: Collection[str], clips: bool) -> str:
+    """The registered datasets, of images or of clips, whose code names these keys of a sample."""
+    return ', '.join(
+        sorted(
+            name.removesuffix('_basicsr')
+            for name, dataset in DATASET_REGISTRY
+            if _of_clips(name) == clips and all(repr(key) in inspect.getsource(dataset.__getitem__) for key in keys)
+        )
+    )
+
+
+def _of_clips(name: str) -> bool:
+    rules = rules_of({'type': name})
+    return rules is not None and rules.clips
 
 
 def check_smallest_image(model: SafeModel, phase: str, loader: DataLoader) -> None:

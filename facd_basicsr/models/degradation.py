@@ -73,16 +73,18 @@ class Degradation:
             pool: whether the pool takes part, or the batch is only looked at.
 
         Returns:
-            What ``data`` has beside its tensors; ``lq``, (N, 3, h, w); and, (N, 3, h * scale, w * scale) each, the
-            targets: ``gt`` of pixel and distillation losses, ``percep_gt`` of the perceptual, ``gan_gt`` of the GAN's.
+            What ``data`` has beside its tensors; ``lq``, (N, 3, h, w); and, (N, 3, h * scale, w * scale) each, ``gt``,
+            with which pixel and distillation losses compare, and, unless there is ``gt_usm``, ``percep_gt`` and
+            ``gan_gt``, with which the perceptual and the GAN's do.
         """
         self._pools, self.gt_path = pool, list(data['gt_path'])
         seed = seed_for(int(data['seed'][0]), 'degradation') if 'seed' in data else None
         with nullcontext() if seed is None else seeded_rng(seed):
             self._basicsr.feed_data(self, data)
-        targets = {name: self.gt_usm if self.opt.get(key) else self.gt for name, key in USM_OF_TARGET.items()}
+        targets = {name: self.opt[key] for name, key in USM_OF_TARGET.items() if key in self.opt}
+        targets = {name: self.gt_usm if sharpened else self.gt for name, sharpened in targets.items()}
         rest = {key: value for key, value in data.items() if not isinstance(value, Tensor)}
-        return {**rest, 'gt_path': self.gt_path, 'lq': self.lq, **targets}
+        return {**rest, 'gt_path': self.gt_path, 'lq': self.lq, 'gt': self.gt, **targets}
 
     def _dequeue_and_enqueue(self) -> None:
         """BasicSR's, and the files' names with the pairs."""

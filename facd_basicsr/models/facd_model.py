@@ -52,7 +52,8 @@ class FACDModel(SafeSRModel):
     regressors if otherwise, in ``teacher`` the teacher; weights, losses and validation are float32.
 
     A network that no loss reads is not run, and a file whose losses read no teacher needs none. Inputs of one shape, LQ
-    and views, are one batch, in which a batch normalization sees all of them.
+    and views, are one batch, in which a batch normalization sees all of them. With ``train.ground_truth: false`` the
+    teacher's output is ground truth for the losses.
 
     Attributes:
         teachers: in the option file's order.
@@ -69,11 +70,16 @@ class FACDModel(SafeSRModel):
         self._execution_r = Execution.of(train_opt, suffix='_r')
         self._init_precision(self._execution_g.precision, self._execution_r.precision)
 
-        self.criterion = LossSum(train_opt['distill_opt'], train_opt.get('pixel_opt')).prepare().to(self.device)
+        criterion = LossSum(train_opt['distill_opt'], train_opt.get('pixel_opt'), train_opt.get('perceptual_opt'))
+        self.criterion = criterion.prepare().to(self.device)
         if len(self.criterion.steps()) > 1 and self.scaler.is_enabled():
             raise UserError(
                 'train.precision: fp16; accepted with several optimizer steps an iteration: fp32, tf32 or bf16, since '
                 'the gradients that they share would have two loss scales'
+            )
+        if not train_opt['ground_truth']:
+            get_root_logger().info(
+                "train.ground_truth: false: the teacher's output is in its place, so alpha of equation (1) is 1."
             )
         blocks = teacher_blocks(self.opt.get('teacher'))
         self.teachers = [build_teacher(own, self.opt['scale'], place).to(self.device) for place, own in blocks.items()]
@@ -93,6 +99,7 @@ class FACDModel(SafeSRModel):
             self._run_teachers = [own.run for own in self.teacher_taps]
             self._run_regressors = run_network
             self._init_r: str | None = None  # not by a probe
+            self._init_gan()
             self._try_loss()
         self._compile()
         if self.net_r is not None and self.opt['path']['pretrain_network_r'] is None:  # what is resumed has started
@@ -198,6 +205,10 @@ class FACDModel(SafeSRModel):
         optim_opt = {key: value for key, value in train_opt['optim_g'].items() if key != 'type'}
         self.optimizer_g = self.get_optimizer(train_opt['optim_g']['type'], optim_params, **optim_opt)
         self.optimizers.append(self.optimizer_g)
+        if self.gan is not None:
+            optim_opt = {key: value for key, value in train_opt['optim_d'].items() if key != 'type'}
+            self.optimizer_d = self.get_optimizer(train_opt['optim_d']['type'], self.net_d.parameters(), **optim_opt)
+            self.optimizers.append(self.optimizer_d)
 
     def _student(self, inputs: Mapping[str, Tensor], bare: bool = False) -> StudentOutputs:
         net_g, net_r = (net and self.get_bare_model(net) if bare else net for net in (self.net_g, self.net_r))
@@ -206,28 +217,41 @@ class FACDModel(SafeSRModel):
         regressed_feats = () if net_r is None or not feats else self._regressed(net_r, feats)
         return {name: at_least_float32(output) for name, output in outputs.items()}, feats, regressed_feats
 
+    def _batch(self) -> Batch:
+        return super()._batch() if self.opt['train']['ground_truth'] else Batch(self.lq, None, self.seeds, self.taught)
+
+    def _real(self, state: DistillState) -> Tensor:
+        return super()._real(state) if self.opt['train']['ground_truth'] else state.gt
+
     def distill_state(
         self, batch: Batch, iteration: int = 0, criterion: LossSum | None = None, bare: bool = False
     ) -> DistillState:
-        lq, gt = batch.lq, batch.gt
+        lq = batch.lq
         self._start_regressors(lq)
         criterion = criterion or self.criterion
         criterion.begin(iteration)
         views, none = criterion.views, lq.new_empty(0)
-        reads = {*criterion.reads, *(['teacher'] if self._chooses_teacher and 'teacher' in criterion.networks else [])}
+        reads = {*criterion.reads}
+        reads |= {'teacher'} if self._chooses_teacher and 'teacher' in criterion.networks else set()
+        reads |= {'student'} if self.gan is not None else set()
 
         def asked(network: str) -> dict[str, Tensor]:
             of_views = {name: inputs[name] for name, view in views.items() if network in view.networks}
             return ({LQ: lq} if network in reads else {}) | of_views
 
-        seen = DistillState(none, none, gt, lq, (), (), iteration=iteration, seeds=batch.seeds)
         with torch.no_grad():
+            outputs_t = {} if batch.taught is None else {LQ: batch.taught}
+            teacher_feats: tuple[Tensor, ...] = ()
+            if batch.gt is None and not outputs_t:
+                outputs_t, teacher_feats, _ = self._taught({LQ: lq})
+            gt = outputs_t[LQ] if batch.gt is None else batch.gt
+            seen = DistillState(none, none, gt, lq, (), (), iteration=iteration, seeds=batch.seeds)
             inputs = {name: view.derive(seen) for name, view in views.items() if view.networks != ('student',)}
-            outputs_t, teacher_feats, taught_by = (
-                self._taught(asked('teacher'), gt) if batch.taught is None else ({LQ: batch.taught}, (), None)
-            )
+            missing = {name: images for name, images in asked('teacher').items() if name not in outputs_t}
+            found, feats_t, taught_by = self._taught(missing, gt)
+            outputs_t, teacher_feats = outputs_t | found, teacher_feats + feats_t
             averaged, _ = outputs_on(self._run_average, asked('average'))
-            seen = replace(seen, teacher=outputs_t.get(LQ, none), taught_by=taught_by)
+            seen = replace(seen, teacher=outputs_t.get(LQ, none), taught_by=taught_by, percep_gt=batch.percep_gt)
             inputs |= {name: view.derive(seen) for name, view in views.items() if name not in inputs}
         outputs, feats, regressed_feats = self._student(asked('student'), bare)
         of_network = {'student': outputs, 'teacher': outputs_t, 'average': averaged}
@@ -244,7 +268,7 @@ class FACDModel(SafeSRModel):
         )
 
     def _taught(
-        self, inputs: Mapping[str, Tensor], gt: Tensor
+        self, inputs: Mapping[str, Tensor], gt: Tensor | None = None
     ) -> tuple[dict[str, Tensor], tuple[Tensor, ...], Tensor | None]:
         """What the teachers give for each input, their features on LQ, and the index of the one that teaches each
         sample, (N,), if it is one. Outputs are the teachers' mean, or the nearest's."""
@@ -258,7 +282,7 @@ class FACDModel(SafeSRModel):
         if len(outputs) <= 1:
             return outputs[0] if outputs else {}, tuple(feats), None
         stacked = {name: torch.stack([own[name] for own in outputs]) for name in inputs}  # (T, M, C, h, w)
-        if not self._chooses_teacher or not inputs:
+        if not self._chooses_teacher or not inputs or gt is None:
             return {name: own.mean(0) for name, own in stacked.items()}, tuple(feats), None
         taught_by = nearest(stacked[LQ], gt)  # (N,)
         return {name: chosen(own, taught_by) for name, own in stacked.items()}, tuple(feats), taught_by
@@ -330,8 +354,8 @@ class FACDModel(SafeSRModel):
         if self.criterion.average is not None and 'average' in resume_state:
             self.net_average.load_state_dict(resume_state['average'])
 
-    def _losses(self, criterion: LossSum, state: DistillState) -> dict[str, Tensor]:
-        logs: dict[str, Tensor] = criterion(state)
+    def _losses(self, criterion: LossSum, state: DistillState, first: bool = True) -> dict[str, Tensor]:
+        logs = super()._losses(criterion, state, first)
         if state.taught_by is not None:
             for number in range(len(self.teachers)):
                 logs[f'teacher_{number + 1}'] = (state.taught_by == number).to(state.gt.dtype).mean()

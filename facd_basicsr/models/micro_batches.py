@@ -24,21 +24,25 @@ class Batch:
     """What a step begins with.
 
     Attributes:
-        lq, gt: (N, C, h, w) and (N, C, h * scale, w * scale), in [0, 1].
+        lq, gt: (N, C, h, w) and (N, C, h * scale, w * scale), in [0, 1]; gt None: the teacher's output is in its place.
         seeds: of the samples, for views.
         taught: the teacher's output on LQ, as ``gt``, where it is known (``teacher.cache``); None: it is run.
+        percep_gt: of a perceptual loss, as ``gt``; None: ``gt``.
     """
 
     lq: Tensor
-    gt: Tensor
+    gt: Tensor | None
     seeds: tuple[int, ...] = ()
     taught: Tensor | None = None
+    percep_gt: Tensor | None = None
 
     def parts(self, count: int) -> Iterator['Batch']:
         """It in ``count`` parts, or fewer if there are not as many samples."""
-        seeds, taught = iter(self.seeds), None if self.taught is None else iter(self.taught.chunk(count))
-        for lq, gt in zip(self.lq.chunk(count), self.gt.chunk(count)):
-            yield Batch(lq, gt, tuple(islice(seeds, len(lq))), None if taught is None else next(taught))
+        seeds = iter(self.seeds)
+        tensors = {name: value.chunk(count) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        for own in zip(*tensors.values()):
+            part = dict(zip(tensors, own))
+            yield Batch(**part, seeds=tuple(islice(seeds, len(part['lq']))))
 
 
 def joined(parts: Sequence[DistillState]) -> DistillState:

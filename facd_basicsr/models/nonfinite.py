@@ -141,27 +141,33 @@ class NonFiniteGuard:
         """
         fused = all(group.get('fused') for group in optimizer.param_groups)
         late = optimizer.param_groups[0]['params'][0].is_cuda if self._late is None else self._late
-        self._step = Step(terms=terms, scaler=scaler if scaler.is_enabled() else None, late=fused and late)
+        step = self._step  # what an iteration's steps before this have found stays in it
+        step.late = fused and late and (step.terms is None or step.late)
+        step.terms = {**(step.terms or {}), **terms}
+        step.scaler = scaler if scaler.is_enabled() else None
         if scaler.is_enabled():
             self._step.look(optimizer)
             if self._max_norm is not None:
                 scaler.unscale_(optimizer)
-            self._clip()
+            self._clip(optimizer)
             scaler.step(optimizer)  # looks for itself, and skips alike
         elif fused:
             optimizer.found_inf = (~self._step.look(optimizer)).float()  # type: ignore[attr-defined]  # skips on the device, as for a scaler
-            self._clip()
+            self._clip(optimizer)
             optimizer.step()
             del optimizer.found_inf  # type: ignore[attr-defined]
         elif self._step.are_finite(optimizer):  # others do not support found_inf
-            self._clip()
+            self._clip(optimizer)
             optimizer.step()
 
-    def _clip(self) -> None:
-        """Each network by its own norm; nothing is read back."""
+    def _clip(self, optimizer: Optimizer) -> None:
+        """Each of the optimizer's networks by its own norm; nothing is read back."""
         if self._max_norm is not None:
+            trained = set(map(id, _parameters(optimizer)))
             for net in self._networks.values():
-                clip_grad_norm_(net.parameters(), self._max_norm)
+                own = [p for p in net.parameters() if id(p) in trained]
+                if own:
+                    clip_grad_norm_(own, self._max_norm)
 
     def attach_hooks(
         self, optimizers: Iterable[Optimizer], losses: Iterable[nn.Module], log: Callable[[], dict[str, float]]

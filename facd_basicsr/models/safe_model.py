@@ -2,12 +2,14 @@
 the ways to run a network that FACDModel has."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from basicsr.archs import build_network
@@ -27,13 +29,14 @@ from facd_basicsr.archs import CONVOLUTIONAL, build_without_weights, input_chann
 from facd_basicsr.archs.spandrel_arch import update_derived
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.distill.teacher import teacher_blocks
-from facd_basicsr.errors import UserError, one_line
+from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.files.atomic import atomic_torch_save
 from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_entry, part_of, partial_fit
-from facd_basicsr.losses.base import DistillState, build_loss, sum_of
+from facd_basicsr.losses.base import DistillState, sum_of
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.models.degradation import degradation_of
+from facd_basicsr.models.gan import GAN
 from facd_basicsr.models.micro_batches import LQ, Batch, gradient_shares, joined, of_student, outputs_on, student_inputs
 from facd_basicsr.models.nonfinite import NonFiniteGuard, tie_gradient
 from facd_basicsr.models.validation import (
@@ -313,7 +316,7 @@ class SafeSRModel(SafeModel, SRModel):
     """
 
     feed_data = feed_data_non_blocking
-    cri_perceptual: nn.Module | None = None
+    gan: GAN | None = None
     _logs: dict[str, Tensor]
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -354,9 +357,8 @@ class SafeSRModel(SafeModel, SRModel):
         self.net_g.train()
         self._init_ema(train_opt['ema_decay'])
         self._init_precision(self._execution_g.precision)
-        self.criterion = LossSum(None, train_opt.get('pixel_opt')).to(self.device)
-        perceptual_opt = train_opt.get('perceptual_opt')
-        self.cri_perceptual = None if perceptual_opt is None else build_loss(perceptual_opt).to(self.device)
+        criterion = LossSum(None, train_opt.get('pixel_opt'), train_opt.get('perceptual_opt'))
+        self.criterion = criterion.prepare().to(self.device)
         self.setup_optimizers()
         self.setup_schedulers()
         if self._execution_g.compile is not None:
@@ -386,6 +388,7 @@ class SafeSRModel(SafeModel, SRModel):
 
     def _init_precision(self, *precisions: str | None) -> None:
         """Of the networks that are trained: not fp32 and tf32 at once, which the option check refuses."""
+        precisions = (*precisions, self.opt['train'].get('precision_d'))
         for precision in precisions:
             set_tf32(precision)
         of_teachers = (own.get('precision') for own in teacher_blocks(self.opt.get('teacher')).values())
@@ -416,35 +419,81 @@ class SafeSRModel(SafeModel, SRModel):
             bare: whether to run the networks without DDP, which waits for a backward.
         """
         outputs, *_ = self._student({LQ: batch.lq}, bare)
-        none = batch.lq.new_empty(0)
-        return DistillState(outputs[LQ], none, batch.gt, batch.lq, (), (), iteration=iteration, seeds=batch.seeds)
+        none, gt = batch.lq.new_empty(0), cast(Tensor, batch.gt)  # FACDModel alone trains without
+        state = DistillState(outputs[LQ], none, gt, batch.lq, (), (), iteration=iteration, seeds=batch.seeds)
+        return replace(state, percep_gt=batch.percep_gt)
 
     def optimize_parameters(self, current_iter: int) -> None:
         iteration, every = current_iter - self.opt.get('stage_begin', 0), self.opt['train']['log_gradient_share']
         shares = self._gradient_shares(iteration) if every and current_iter % every == 0 else {}
         logs: dict[str, Tensor] = {}
-        for number, criterion in enumerate(self.criterion.steps()):
-            clear = number == 0  # a later step begins from the gradients of those before
-            if self.accum_iter == 1:
-                state = self.distill_state(self._batch(), iteration, criterion)
-                self._minimize(self._losses(criterion, state), clear)
-            else:
-                parts = self._first_pass(iteration, criterion)
-                losses = self._losses(criterion, joined([part for part, _ in parts]))
-                self._minimize(losses, clear, then=partial(self._backward, parts))
+        steps = self.criterion.steps() if self.gan is None or self.gan.trains_student(iteration) else []
+        seen: DistillState | None = None  # by the first step
+        for criterion in steps:
+            first = seen is None  # a later step begins from the gradients of those before
+            parts = [] if self.accum_iter == 1 else self._first_pass(iteration, criterion)
+            whole = [part for part, _ in parts]
+            state = joined(whole) if whole else self.distill_state(self._batch(), iteration, criterion)
+            self._minimize(self._losses(criterion, state, first), first, then=partial(self._backward, parts))
             logs |= self._logs
+            seen = seen or state
+        if self.gan is not None:
+            logs |= self._train_discriminator(self.gan, seen, iteration)
         self._logs = {**logs, **shares}
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 
     def _batch(self) -> Batch:
-        return Batch(self.lq, self.gt, self.seeds, self.taught)
+        return Batch(self.lq, self.gt, self.seeds, self.taught, self.percep_gt)
 
-    def _losses(self, criterion: LossSum, state: DistillState) -> dict[str, Tensor]:
+    def _losses(self, criterion: LossSum, state: DistillState, first: bool = True) -> dict[str, Tensor]:
+        """What a step minimizes and monitors; the GAN's term is in the first of an iteration."""
         logs: dict[str, Tensor] = criterion(state)
-        if self.cri_perceptual is not None:
-            l_percep, l_style = self.cri_perceptual(state.student, state.gt)
-            logs |= {name: term for name, term in (('l_percep', l_percep), ('l_style', l_style)) if term is not None}
+        if self.gan is not None and first:
+            logs['l_g_gan'] = self.gan.student_term(state.student, self._real(state))
+        return logs
+
+    def _real(self, state: DistillState) -> Tensor:
+        """What the discriminator is to take for real, (N, C, H, W)."""
+        return state.gt if self.gan_gt is None else self.gan_gt
+
+    def _init_gan(self) -> None:
+        """Builds and loads the discriminator, where there is a ``gan_opt``, and tries it on a patch.
+
+        Raises:
+            UserError: it does not take the patches of ground truth.
+        """
+        train_opt, path_opt = self.opt['train'], self.opt['path']
+        if not train_opt.get('gan_opt'):
+            return
+        execution = Execution.of(train_opt, suffix='_d')
+        net_d = build_network(self.opt['network_d'])
+        self.print_network(net_d)
+        if path_opt['pretrain_network_d'] is not None:
+            strict, param_key = path_opt['strict_load_d'], path_opt['param_key_d']
+            self.load_network(net_d, path_opt['pretrain_network_d'], strict, param_key)
+        side = lq_patch_size(self.opt) * self.opt['scale']
+        flat = torch.full((PROBES, input_channels(self.opt['network_g']), side, side), 0.5)
+        refused = reraise_refused_input('network_d', net_d, flat, 'a discriminator of patches of gt_size', 'patches')
+        with torch.no_grad(), preserve_buffers(net_d), refused:
+            net_d(flat)
+        self.net_d = SafeModel.model_to_device(self, execution.lay_out(net_d)).train()
+        iters, init_iters = train_opt['net_d_iters'], train_opt['net_d_init_iters']
+        self.gan = GAN(train_opt['gan_opt'], self.net_d, execution, self.device, iters, init_iters)
+
+    def _train_discriminator(self, gan: GAN, state: DistillState | None, iteration: int) -> dict[str, Tensor]:
+        """Its step, on the outputs that the student had before its own, if that has had one."""
+        if state is None:
+            with torch.no_grad():
+                state = self.distill_state(self._batch(), iteration, LossSum(None))
+        self.optimizer_d.zero_grad()
+        logs = gan.discriminator_terms(
+            state.student.detach(),
+            self._real(state),
+            backward=lambda term: self.scaler.scale(tie_gradient(term)).backward(),
+        )
+        self.guard.step(self.optimizer_d, self.scaler, logs)
+        self.scaler.update()
         return logs
 
     @torch.no_grad()
@@ -474,7 +523,7 @@ class SafeSRModel(SafeModel, SRModel):
                     yield [*outputs.values(), *tree_leaves(feats)], of_student(part)
 
     def _backward(self, parts: Parts) -> None:
-        for outputs, leaves in self._second_pass(parts):
+        for outputs, leaves in self._second_pass(parts) if parts else ():
             reached = [own for own, leaf in zip(outputs, leaves) if leaf.grad is not None]
             torch.autograd.backward(reached, [leaf.grad for leaf in leaves if leaf.grad is not None])
 
@@ -511,6 +560,11 @@ class SafeSRModel(SafeModel, SRModel):
 
     def pool_state(self) -> dict[str, Any] | None:
         return None if self.degradation is None else self.degradation.state()
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        if self.gan is not None:
+            self.save_network(self.net_d, 'net_d', current_iter)
+        super().save(epoch, current_iter)
 
     def training_state(self) -> dict[str, Any]:
         return {**super().training_state(), 'scaler': self.scaler.state_dict()}
@@ -575,15 +629,34 @@ def _with_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[st
 
 
 def build_model(opt: dict[str, Any]) -> SafeModel:
-    """As BasicSR's: the model of ``model_type``, as a :class:`SafeModel`."""
+    """As BasicSR's: the model of ``model_type``, as a :class:`SafeModel`.
+
+    Raises:
+        UserError: it needs a GPU, and there is none; or as the model says.
+    """
     cls = MODEL_REGISTRY.get(opt['model_type'])
     if cls is SRModel:
         cls = type(cls.__name__, (SafeSRModel,), {})
     elif not issubclass(cls, SafeModel):
         cls = type(cls.__name__, (SafeModel, cls), {})
-    model = cls(copy.deepcopy(opt))  # models pop keys
+    with _reraise_no_gpu(opt['model_type']):
+        model = cls(copy.deepcopy(opt))  # models pop keys
     get_root_logger().info(f'Model [{cls.__name__}] is created.')
     return model
+
+
+def _reraise_no_gpu(model_type: str) -> AbstractContextManager[None]:
+    """Turns what torch says of the ``.cuda()`` of a model, as RealESRNetModel's, into a UserError."""
+
+    def translated(error: Exception) -> UserError | None:
+        if torch.cuda.is_available() or not re.search('CUDA|NVIDIA', str(error)):
+            return None
+        return UserError(
+            f'model_type: {model_type} needs a GPU ({one_line(error).partition(". ")[0]}); accepted: a machine with '
+            'one, or another model'
+        )
+
+    return reraise((RuntimeError, AssertionError), translated)
 
 
 def check_pretrained(opt: dict[str, Any]) -> None:

@@ -27,13 +27,13 @@ from facd_basicsr.runtime.tiling import receptive_field_radius, tiled
 
 
 def feed_data_non_blocking(self: SRModel, data: dict[str, Any]) -> None:
-    """As ``SRModel.feed_data``, but with non-blocking copies from pinned memory, and the samples' seeds, the targets of
-    perceptual and GAN losses, and, if they have one, the teacher's image."""
+    """As ``SRModel.feed_data``, but with non-blocking copies from pinned memory, and the samples' seeds and, if they
+    have one, the teacher's image and what perceptual and GAN losses compare with."""
     self.lq = data['lq'].to(self.device, non_blocking=True)
     if 'gt' in data:
         self.gt = data['gt'].to(self.device, non_blocking=True)
-        self.percep_gt, self.gan_gt = data.get('percep_gt', self.gt), data.get('gan_gt', self.gt)
     self.seeds = tuple(map(int, data.get('seed', range(len(self.lq)))))
+    self.percep_gt, self.gan_gt = data.get('percep_gt'), data.get('gan_gt')  # None: gt
     self.taught = data['teacher'].to(self.device, non_blocking=True) if 'teacher' in data else None
 
 

@@ -10,9 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from basicsr.archs.vgg_arch import NAMES as VGG_LAYERS
-from basicsr.archs.vgg_arch import insert_bn
 from basicsr.losses.basic_loss import PerceptualLoss
+from basicsr.losses.gan_loss import GANLoss
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
     DATASET_REGISTRY,
@@ -33,6 +32,7 @@ from facd_basicsr.files.download import DIGEST
 from facd_basicsr.losses import DistillLoss
 from facd_basicsr.losses.base import loss_blocks
 from facd_basicsr.losses.schedule import items_of
+from facd_basicsr.losses.vgg import vgg_layer_names
 from facd_basicsr.options import schema
 from facd_basicsr.options.option_files import BASE, SEVERAL, merged
 from facd_basicsr.options.schema import NUMBER, Keys
@@ -162,9 +162,7 @@ def check_vgg_layers(where: str, block: dict[str, Any]) -> None:
     if LOSS_REGISTRY.get(block['type']) is not PerceptualLoss:
         return
     where, vgg, weights = f'{where}.layer_weights', block['vgg_type'], block['layer_weights']
-    layers = VGG_LAYERS[vgg.removesuffix('_bn')]
-    if vgg.endswith('_bn'):
-        layers = insert_bn(layers)
+    layers = vgg_layer_names(vgg)
     if not weights:
         raise UserError(f'{where}: {{}}; accepted: a weight for one layer or more, e.g. {{conv5_4: 1.0}}')
     for layer, weight in weights.items():
@@ -257,14 +255,15 @@ def _dataset_blocks(name: str, dataset_opt: OptionBlock, is_train: bool) -> Iter
 def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBlock, Keys]]:
     train_opt, accepted = opt['train'], schema.train_keys(model)
     yield 'train', train_opt, accepted
-    if 'optim_g' in train_opt:  # or each stage has its own
-        yield _chosen('train.optim_g', train_opt['optim_g'], schema.optimizers(), schema.optimizer_keys)
+    for key in ('optim_g', 'optim_d'):
+        if train_opt.get(key) is not None:  # or each stage has its own
+            yield _chosen(f'train.{key}', train_opt[key], schema.optimizers(), schema.optimizer_keys)
     if 'scheduler' in train_opt:
         yield _chosen('train.scheduler', train_opt['scheduler'], schema.SCHEDULERS, schema.scheduler_keys)
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
             for where, own in named_losses(key, block, model):
-                called = _called(where, own, LOSS_REGISTRY, partial(schema.loss_keys, key=key))
+                called = _called(where, own, LOSS_REGISTRY, partial(schema.loss_keys, key=key, model=model))
                 yield called
                 if schema.sums_losses(model):
                     yield from _schedules(*called)
@@ -415,8 +414,10 @@ def laid_over(opt: OptionBlock, stage: OptionBlock) -> OptionBlock:
             block[name] = block = dict(block.get(name, {}))
         block[leaf] = stage[key]
     laid = merged({**opt, 'train': file_train_opt}, changes)
-    if laid.get('network_r') is None and 'path' in laid:
-        laid['path'] = {key: value for key, value in laid['path'].items() if not key.endswith('_r')}
+    if not laid['train'].get('gan_opt'):
+        laid.pop('network_d', None)
+    for suffix in [suffix for suffix in ('_r', '_d') if laid.get(f'network{suffix}') is None and 'path' in laid]:
+        laid['path'] = {key: value for key, value in laid['path'].items() if not key.endswith(suffix)}
     return laid
 
 
@@ -537,14 +538,14 @@ def _check_train(opt: OptionBlock) -> None:
         if key.endswith('_opt') and block is not None:
             for where, own in named_losses(key, block):
                 check_vgg_layers(where, own)
-                _check_role(key, where, own)
+                _check_role(key, where, own, model)
     if (
         'distill_opt' not in accepted
         and 'pixel_opt' in accepted
         and not (train_opt.get('pixel_opt') or train_opt.get('perceptual_opt'))
     ):
         raise UserError('train.pixel_opt: missing; accepted: a loss, e.g. {type: L1Loss}, here or as perceptual_opt')
-    for key in ('precision', 'precision_r'):
+    for key in ('precision', 'precision_r', 'precision_d'):
         # its loss scale grows until a step fails, again and again
         if train_opt.get(key) == 'fp16' and train_opt['nonfinite']['limit'] < 2:
             raise UserError(f'train.nonfinite.limit: 1; accepted with train.{key}: fp16: 2 or more')
@@ -640,12 +641,19 @@ def _check_second_order(opt: OptionBlock, train_set: OptionBlock) -> None:
             )
 
 
-def _check_role(key: str, where: str, block: OptionBlock) -> None:
+# What FACDModel and SRModel take in a block; BasicSR's own models take what its class has been registered for.
+ROLES: dict[str, Callable[[type], bool]] = {
+    'distill_opt': schema.is_summed,
+    'perceptual_opt': lambda loss: loss is PerceptualLoss,
+    'gan_opt': lambda loss: issubclass(loss, GANLoss),
+}
+
+
+def _check_role(key: str, where: str, block: OptionBlock, model: type) -> None:
+    fits = ROLES.get(key) if schema.sums_losses(model) else None
     loss = LOSS_REGISTRY.get(block['type'])
-    fits = schema.is_summed(loss) if key == 'distill_opt' else not issubclass(loss, DistillLoss)
-    if not fits:
-        losses = [name for name, loss in LOSS_REGISTRY if schema.is_summed(loss)]
-        fitting = listed(losses) if key == 'distill_opt' else 'a loss of images'
+    if not (fits(loss) if fits else not issubclass(loss, DistillLoss)):
+        fitting = listed(name for name, own in LOSS_REGISTRY if fits(own)) if fits else 'a loss of images'
         raise UserError(f'{where}.type: {block["type"]!r}; accepted: {fitting}')
     if block.get('target') == 'gated' and block.get('reduction') != 'mean':
         raise UserError(f'{where}.reduction: {block["reduction"]}; accepted with target: gated: mean')
@@ -680,9 +688,40 @@ def _check_regressors(train_opt: OptionBlock, network_opt: OptionBlock | None) -
         )
 
 
+def _check_gan(opt: OptionBlock) -> None:
+    train_opt = opt['train']
+    if train_opt.get('gan_opt') is None:
+        for key in ('network_d', *(f'train.{key}_d' for key in ('precision', 'channels_last'))):
+            *_, leaf = key.split('.')
+            if leaf in opt or leaf in train_opt:
+                raise UserError(f'{key}: given, but there is no train.gan_opt; accepted: no {leaf}, or a gan_opt')
+        return
+    for key, block, example in (
+        ('network_d', opt.get('network_d'), '{type: UNetDiscriminatorSN, num_in_ch: 3}'),
+        ('train.optim_d', train_opt.get('optim_d'), '{type: Adam, lr: 1e-4}'),
+    ):
+        if block is None:
+            raise UserError(f'{key}: missing, and there is a train.gan_opt; accepted: e.g. {example}')
+
+
+def _check_ground_truth(opt: OptionBlock) -> None:
+    train_opt, dataset_opt = opt['train'], opt['datasets']['train']
+    if train_opt['ground_truth'] and dataset_opt['type'] == 'SingleImageDataset':
+        raise UserError(
+            f'datasets.train.type: {dataset_opt["type"]}, without GT; accepted with train.ground_truth: false, which '
+            "puts the teacher's output in its place"
+        )
+    if not train_opt['ground_truth'] and not opt.get('teacher'):
+        raise UserError('train.ground_truth: false, but there is no teacher; accepted: true, or a teacher')
+    if not train_opt['ground_truth'] and train_opt['teacher_target'] == 'nearest':
+        raise UserError('train.teacher_target: nearest; accepted with train.ground_truth: false: mean')
+
+
 def _check_distillation(opt: OptionBlock) -> None:
+    _check_gan(opt)
     if 'distill_opt' not in opt['train']:
         raise UserError('train.distill_opt: missing; accepted: as in options/train/FACD_EDSR_x2.yml')
+    _check_ground_truth(opt)
     if opt.get('teacher') == []:
         raise UserError('teacher: []; accepted: a block, or a list of one or more')
     for place, own in teacher_blocks(opt.get('teacher')).items():

@@ -15,6 +15,7 @@ from basicsr.data.paired_image_dataset import PairedImageDataset
 from basicsr.data.realesrgan_dataset import RealESRGANDataset
 from basicsr.data.realesrgan_paired_dataset import RealESRGANPairedDataset
 from basicsr.losses.basic_loss import PerceptualLoss
+from basicsr.losses.gan_loss import GANLoss
 from basicsr.models import lr_scheduler
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.file_client import FileClient
@@ -31,6 +32,7 @@ from facd_basicsr.models.nonfinite import ACTIONS
 from facd_basicsr.options.signatures import Key, keys_read, signature_keys
 from facd_basicsr.runtime.execution import PRECISIONS
 from facd_basicsr.runtime.metrics import BETTER
+from facd_basicsr.runtime.perceptual_metrics import BACKBONES, calculate_dists, calculate_lpips
 
 NUMBER = (int, float)
 OPTIONAL_STR = (str, type(None))
@@ -173,6 +175,7 @@ TOP_MODEL = {
         (dict,),
         meaning='the regressor of each tap. Required where the loss asks for one, refused where no tap needs it',
     ),
+    'network_d': Key((dict,), meaning='the discriminator. Required with `train.gan_opt`, refused without'),
 }
 DATASET = {
     'name': Key((str,), required=True, meaning='what the log calls it, a folder name; another for each set'),
@@ -265,9 +268,11 @@ DATASET_REQUIRED: dict[str, set[str]] = {
     'PairedImageDataset': {'dataroot_gt', 'dataroot_lq', 'io_backend'},
     'SingleImageDataset': {'dataroot_lq', 'io_backend'},
 }
+PATCHES = {'gt_size', 'use_hflip', 'use_rot'}
 DATASET_REQUIRED_TRAIN = {
-    'PairedImageDataset': {'gt_size', 'use_hflip', 'use_rot'},
-    'RealESRGANPairedDataset': {'gt_size', 'use_hflip', 'use_rot'},
+    'PairedImageDataset': PATCHES,
+    'RealESRGANPairedDataset': PATCHES,
+    'SingleImageDataset': PATCHES,
 }
 TYPE = {'type': Key((str,), required=True, meaning='what the other keys of the block are for')}
 PATH = {
@@ -282,7 +287,7 @@ PATH = {
         meaning='networks, such as `network_g`, that are not taken from the state that is resumed; `null`: all are',
     ),
 }
-# Of every `network_*` block: `_g`, and in training by FACDModel `_r`.
+# Of every `network_*` block: `_g`, and in training by FACDModel `_r` and `_d`.
 PATH_NETWORK = {
     'pretrain_network': Key(OPTIONAL_STR, default=None, meaning='checkpoint to begin from; `null`: random weights'),
     'param_key': Key(
@@ -324,6 +329,7 @@ STAGE = {
     'lr': Key(NUMBER, above=0, meaning='of `optim_g`. Left out: as in the file'),
     'taps': Key((list,), meaning='for its losses; `null`: none. Left out: those of the file'),
     'network_r': Key((dict,), meaning='for its taps; `null`: none. Left out: that of the file'),
+    'network_d': Key((dict,), meaning='for its `gan_opt`. Left out: that of the file'),
 }
 STAGE_PLACES = {
     'iterations': 'train.total_iter',
@@ -332,6 +338,7 @@ STAGE_PLACES = {
     'lr': 'train.optim_g.lr',
     'taps': 'taps',
     'network_r': 'network_r',
+    'network_d': 'network_d',
 }
 NONFINITE = {
     'action': Key((str,), choices=ACTIONS, default='skip', meaning='`skip` the step, or `fatal`: end the run'),
@@ -382,6 +389,10 @@ EXECUTION_TRAIN = {
         f'{key}_r': replace(accepted, default=..., meaning=f'of the regressors. Left out: as `{key}`')
         for key, accepted in EXECUTION.items()
     },
+    **{
+        f'{key}_d': replace(EXECUTION[key], default=..., meaning=f'of the discriminator. Left out: as `{key}`')
+        for key in ('precision', 'channels_last')  # it is not compiled
+    },
 }
 # Of torch.compile, whose signature differs from release to release.
 COMPILE = {
@@ -421,6 +432,12 @@ TRAIN_KEYS = {
         meaning="of several teachers, whose images losses see as the teacher's. `mean` of all; `nearest`: each patch's "
         'from the teacher that is nearest to ground truth there; the log has the share of patches that each taught',
     ),
+    'ground_truth': Key(
+        (bool,),
+        default=True,
+        meaning="whether losses see it; `false`: the teacher's output is in its place, as it must be where "
+        '`datasets.train` has LQ alone',
+    ),
     'distill_opt': Key(
         (dict,),
         meaning='the distillation loss, or several by names of your own, whose terms are added up '
@@ -431,7 +448,16 @@ TRAIN_KEYS = {
         meaning='a loss of images, to ground truth; with `FACDModel` and `SRModel` also several by names of your own. '
         '`FACDModel`: left out: none. `SRModel`: required unless there is `perceptual_opt`',
     ),
-    'perceptual_opt': Key((dict,), meaning='`SRModel`: a loss of VGG features. Left out: none'),
+    'perceptual_opt': Key((dict,), meaning='a loss of VGG features to ground truth. Left out: none'),
+    'gan_opt': Key(
+        (dict,),
+        meaning='a GAN loss: `network_d` and `optim_d` train a discriminator beside the student. Left out: none',
+    ),
+    'optim_d': Key((dict,), meaning='its optimizer, as `optim_g`. Required with `gan_opt`'),
+    'net_d_iters': replace(COUNT, default=1, meaning='the student has a step in each iteration that is a multiple'),
+    'net_d_init_iters': Key(
+        (int,), least=0, default=0, meaning='iterations at the start in which only the discriminator has steps'
+    ),
 }
 VAL = {
     'metrics': Key((dict, type(None)), default=None, meaning='metrics, each under a name that is yours to choose'),
@@ -523,7 +549,7 @@ METRIC = {
         (str,),
         choices=('higher', 'lower'),
         required=True,
-        meaning="which value is the best; known of BasicSR's own metrics",
+        meaning='which value is the best; known of the metrics listed here',
     ),
 }
 DIST_PARAMS = {
@@ -587,6 +613,25 @@ SCHEDULE = {
         meaning='`linear`; `cosine`: half a wave, flat at both ends; `step`: `start` until `over`',
     ),
 }
+GAN_TYPES = ('vanilla', 'lsgan', 'wgan', 'wgan_softplus', 'hinge')
+GAN_KEYS = {
+    'gan_type': Key((str,), choices=GAN_TYPES, required=True, meaning='`vanilla`: binary cross-entropy of logits'),
+    'loss_weight': Key(NUMBER, least=0, meaning="factor on the student's term; the discriminator's is 1"),
+}
+# Of FACDModel and SRModel alone, beside the keys of the class.
+PERCEPTUAL_OWN = {
+    'vgg_weights': Key(
+        OPTIONAL_STR,
+        default=None,
+        meaning="path or address of torchvision's checkpoint of `vgg_type`; `null`: "
+        '`experiments/pretrained_models/vgg19-dcbb9e9d.pth`, if it is there, else its address',
+    ),
+}
+GAN_OWN = {
+    'relativistic': Key(
+        (bool,), default=False, meaning="predictions against the mean of the other images', as ESRGANModel's"
+    ),
+}
 PERCEPTUAL_KEYS = {
     'layer_weights': Key((dict,)),
     'vgg_type': Key((str,), choices=tuple(f'{name}{suffix}' for name in VGG_LAYERS for suffix in ('', '_bn'))),
@@ -603,6 +648,7 @@ METRIC_KEYS = {
     'test_y_channel': Key((bool,), required=True, meaning='`true`: of Y of YCbCr, as published; `false`: of RGB'),
     'input_order': Key((str,), choices=('HWC',), meaning='as the images are: leave it out'),
 }
+PERCEPTUAL_METRIC_KEYS = {'net': Key((str,), choices=tuple(BACKBONES)), 'weights': Key(OPTIONAL_STR)}
 OPTIM_KEYS = {
     'lr': Key(NUMBER, required=True, above=0, meaning='learning rate, before warm-up and scheduler'),
     'betas': Key(
@@ -748,10 +794,13 @@ def keys_beside_stages(where: str, keys: Keys) -> Keys:
     return {**keys, **{name: replace(keys[name], required=False, default=...) for name in given}}
 
 
-def loss_keys(loss: type, key: str = '') -> Keys:
-    """Of a loss, beside ``type``, in ``train.KEY``."""
-    known = {**LOSS_KEYS, **(PERCEPTUAL_KEYS if loss is PerceptualLoss else {})}
-    own = signature_keys(loss, known=known)
+def loss_keys(loss: type, key: str = '', model: type | None = None) -> Keys:
+    """Of a loss, beside ``type``, in ``train.KEY`` of a model; None: one of BasicSR's."""
+    is_gan = issubclass(loss, GANLoss)
+    known = PERCEPTUAL_KEYS if loss is PerceptualLoss else GAN_KEYS if is_gan else {}
+    own = signature_keys(loss, known={**LOSS_KEYS, **known})
+    if model is not None and sums_losses(model):
+        own |= PERCEPTUAL_OWN if loss is PerceptualLoss else GAN_OWN if is_gan else {}
     if key == 'distill_opt':
         own |= DISTILL_LOSS if issubclass(loss, DistillLoss) else PIXEL_LOSS
     return {name: replace(own[name], is_weight=name in WEIGHTS and is_summed(loss)) for name in own}
@@ -802,7 +851,8 @@ def scheduler_keys(scheduler: type) -> Keys:
 
 def metric_keys(metric: Callable[..., Any]) -> Keys:
     """Of an entry of ``val.metrics``. The direction of BasicSR's metrics is known, of others it must be said."""
-    own = {**signature_keys(metric, supplied=('img', 'img2', 'better'), known=METRIC_KEYS), **METRIC}
+    known_keys = METRIC_KEYS | (PERCEPTUAL_METRIC_KEYS if metric in (calculate_lpips, calculate_dists) else {})
+    own = {**signature_keys(metric, supplied=('img', 'img2', 'better'), known=known_keys), **METRIC}
     if metric in BETTER:
         known = BETTER[metric]
         own['better'] = replace(own['better'], choices=(known,), required=False, default=known)

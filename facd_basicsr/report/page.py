@@ -12,7 +12,7 @@ from typing import Any
 from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.environment import versions
 from facd_basicsr.evaluation.methods import BICUBIC, is_teacher
-from facd_basicsr.evaluation.tables import duration, is_student
+from facd_basicsr.evaluation.tables import directions, duration, is_student
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.losses.base import loss_blocks
 from facd_basicsr.losses.schedule import value_at
@@ -23,7 +23,15 @@ from facd_basicsr.runs.run_folder import Curve, Metrics, RunFolder
 
 DRAWN = 100  # iterations of a stage, of a weight that changes
 LOSSES, SHARES, ALPHA, RATIOS, RATES = 'l_', 'share_', r'(\w+_)?alpha$', r'(\w+_)?r_\d+$', r'lr(_\d+)?$'
-MEANINGS = {'l_sr': 'image loss', 'l_pix': 'image loss', 'l_percep': 'perceptual loss', 'l_style': 'style loss'}
+MEANINGS = {
+    'l_sr': 'image loss',
+    'l_pix': 'image loss',
+    'l_percep': 'perceptual loss',
+    'l_style': 'style loss',
+    'l_g_gan': 'GAN loss of the student',
+    'l_d_real': 'GAN loss of the discriminator, of ground truth',
+    'l_d_fake': "GAN loss of the discriminator, of the student's output",
+}
 
 
 def panels(metrics: Metrics, opt: Mapping[str, Any]) -> list[Panel]:
@@ -123,6 +131,7 @@ def page(run: RunFolder, results: Results) -> str:
         table=results.table,
         validation=_validation_table(run) if run.metrics.validation else None,
         results=results,
+        others=directions(results.others),
         checkpoint=_checkpoint(run),
         warnings=warnings[-WARNINGS:],
         warning_count=len(warnings),

@@ -18,13 +18,14 @@ from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.figures import as_picture, best_of, crop_psnr, differing_windows, marked
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_methods, device_of
-from facd_basicsr.evaluation.tables import Means, Table, means, quality_table, scored
+from facd_basicsr.evaluation.tables import Means, MetricBlocks, Table, means, other_metrics, quality_table, scored
 from facd_basicsr.evaluation.test_sets import ImagePair, Sets, build_sets, pairs
 from facd_basicsr.files.download import cached_path, is_url
 from facd_basicsr.options import OPTIONS_FILE
 from facd_basicsr.options.build import check_lone_network, dry_run
 from facd_basicsr.progress import ProgressBar
 from facd_basicsr.runs.run_folder import RunFolder, param_key_of
+from facd_basicsr.runtime.perceptual_metrics import prepare
 
 CROPS = 4
 SIZE, LEAST_SIZE = 96, 8  # of a crop in pixels of GT; smaller than the first where an image has no room for it
@@ -80,6 +81,7 @@ class Results:
 
     Attributes:
         methods: bicubic, the student, and the teachers if their weights are there.
+        others: the table's metrics beside PSNR and SSIM.
         mean: the values of the table.
         table: None where there is none; then ``notes`` say why.
         crops: those in which student and bicubic differ most.
@@ -87,6 +89,7 @@ class Results:
     """
 
     methods: list[Method] = field(default_factory=list)
+    others: MetricBlocks = field(default_factory=dict)
     mean: Means = field(default_factory=dict)
     table: Table | None = None
     crops: list[ShownCrop] = field(default_factory=list)
@@ -111,10 +114,23 @@ def results_of(run: RunFolder) -> Results:
         images = ProgressBar(
             pairs(sets), 'table and crops', sum(map(len, sets.values())), unit='image', dynamic_ncols=True
         )
+        result.others = _available(run.opt, result.notes)
         _score(result, student.name, images)
     except UserError as error:
         result.notes.append(f'No table and no crops: {error}.')
     return result
+
+
+def _available(opt: dict[str, Any], notes: list[str]) -> MetricBlocks:
+    """The run's metrics beside PSNR and SSIM. Of those that lack a library or weights the notes say so."""
+    found = {}
+    for name, block in other_metrics(opt).items():
+        try:
+            prepare(f'val.metrics.{name}', block)
+            found[name] = block
+        except UserError as error:
+            notes.append(f'No {name} in the table: {error}.')
+    return found
 
 
 def _score(result: Results, student: str, images: Iterable[ImagePair]) -> None:
@@ -128,10 +144,10 @@ def _score(result: Results, student: str, images: Iterable[ImagePair]) -> None:
     crops: list[list[tuple[float, ShownCrop]]] = []
     for pair in images:
         outputs = {method.name: method.upscale(pair.lq) for method in result.methods}
-        records += [scored(name, pair, sr, scale) for name, sr in outputs.items()]
+        records += [scored(name, pair, sr, scale, others=result.others) for name, sr in outputs.items()]
         crops.append(differing_crops(student, scale, pair, outputs))
     result.mean = means(records)
-    result.table = quality_table(result.methods, result.mean)
+    result.table = quality_table(result.methods, result.mean, result.others)
     result.crops = best_of(crops, CROPS)
     if not result.crops:
         result.notes.append('No crops: the images are too small.')

@@ -136,12 +136,13 @@ def uncompiled() -> Iterator[None]:
 
 
 def reraise_refused_input(
-    where: str, net: nn.Module, lq: Tensor, accepted: str = TAKEN
+    where: str, net: nn.Module, lq: Tensor, accepted: str = TAKEN, images: str = 'LQ'
 ) -> AbstractContextManager[None]:
     """Turns what a network raises of an input that it does not take into a UserError; a lack of memory stays.
 
     Args:
         lq: the input, (N, C, h, w).
+        images: what it is called.
     """
 
     def translated(error: Exception) -> UserError | None:
@@ -149,7 +150,7 @@ def reraise_refused_input(
             return None
         channels, height, width = lq.shape[1:]
         return UserError(
-            f'{where}: {type(net).__name__} does not take LQ of {height} x {width} with {channels} channels '
+            f'{where}: {type(net).__name__} does not take {images} of {height} x {width} with {channels} channels '
             f'({refusal_reason(error)}); accepted: {accepted}'
         )
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import photograph
+from facd_basicsr.runtime.perceptual_metrics import calculate_dists, calculate_lpips
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 GAUSSIAN = cv2.getGaussianKernel(11, 1.5)
@@ -222,8 +223,14 @@ def _blurred(plane: np.ndarray) -> np.ndarray:
 FAST: dict[Metric, Callable[[np.ndarray, np.ndarray], float]] = {calculate_psnr: psnr, calculate_ssim: ssim}
 BETTER = {  # the direction
     **dict.fromkeys((calculate_psnr, calculate_ssim, calculate_psnr_pt, calculate_ssim_pt), 'higher'),
-    calculate_niqe: 'lower',
+    **dict.fromkeys((calculate_niqe, calculate_lpips, calculate_dists), 'lower'),
 }
 # The side of a square that a metric reads, and how many of them it needs. NIQE's statistics are of blocks of 96 pixels,
-# and of a single one there is no covariance.
-LEAST = {calculate_psnr: (1, 1), calculate_ssim: (11, 1), calculate_niqe: (96, 2)}
+# and of a single one there is no covariance. Of 31 AlexNet's last features are one pixel, of 16 VGG-16's.
+LEAST = {
+    calculate_psnr: (1, 1),
+    calculate_ssim: (11, 1),
+    calculate_niqe: (96, 2),
+    calculate_lpips: (31, 1),
+    calculate_dists: (16, 1),
+}

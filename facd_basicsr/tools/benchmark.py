@@ -47,7 +47,7 @@ def benchmark(
         UserError: files, checkpoints or sets are not accepted. No folder is created then.
     """
     methods, opt, train_opt = load_methods(option_files, train_file, overrides, runs, sets)
-    datasets, scale = build_sets(opt, lq_only=True), opt['scale']
+    datasets, scale, others = build_sets(opt, lq_only=True), opt['scale'], tables.other_metrics(opt)
     students = [method for method in methods if tables.is_student(method)]
     teachers = [method for method in methods if is_teacher(method.name)]
     taps = [] if train_opt is None else train_opt['taps']
@@ -57,15 +57,16 @@ def benchmark(
     out.mkdir(parents=True, exist_ok=True)
 
     bar = ProgressBar(images(datasets), total=sum(map(len, datasets.values())), unit='image', dynamic_ncols=True)
-    records = list(tables.evaluate(methods, _note_gray_images(bar, notes, gray), gray))
+    records = list(tables.evaluate(methods, _note_gray_images(bar, notes, gray), gray, others))
     mean = tables.means(records)
-    made = {f'{_titles(mean)}, x{scale}': tables.quality_table(methods, mean)}
+    made = {f'{_titles(mean, others)}, x{scale}': tables.quality_table(methods, mean, others)}
     if any(student.taps for student in students):
         made[f'Feature PSNR in dB, x{scale}'] = tables.feature_table(methods, mean, len(taps))
     results = {
         'scale': scale,
         'border': scale,
         'gray': gray,
+        'metrics': others,
         'sets': {name: len(dataset) for name, dataset in datasets.items()},
         'device': students[0].device.type,
         'versions': versions(),
@@ -83,9 +84,10 @@ def benchmark(
     return mean
 
 
-def _titles(mean: tables.Means) -> str:
+def _titles(mean: tables.Means, others: tables.MetricBlocks) -> str:
     there = {metric for sets in mean.values() for values in sets.values() for metric in values}
-    return ', '.join(['PSNR in dB and SSIM'] * ('psnr_y' in there) + ['NIQE (lower is better)'] * (NIQE in there))
+    shown = {name: block for name, block in {NIQE: {'better': 'lower'}, **others}.items() if name in there}
+    return ', '.join(['PSNR in dB and SSIM'] * ('psnr_y' in there) + tables.directions(shown))
 
 
 def _note_gray_images(found: Iterable[LqImage], notes: list[str], gray: bool) -> Iterator[LqImage]:
@@ -129,9 +131,9 @@ def command(
 ) -> None:
     """The paper's table: PSNR-Y, SSIM-Y and PSNR-RGB of several checkpoints and of bicubic.
 
-    Each run or test file is one method; all need the same scale and sets. Their own metrics are ignored. Sets without
-    ground truth (SingleImageDataset in a test file) have NIQE instead. The table is written as Markdown, LaTeX, CSV and
-    JSON (docs/evaluation.md).
+    Each run or test file is one method; all need the same scale and sets. Sets without ground truth
+    (SingleImageDataset in a test file) have NIQE instead. What the first method's val.metrics have beside PSNR and
+    SSIM, such as LPIPS, has a column too. The table is written as Markdown, LaTeX, CSV and JSON (docs/evaluation.md).
 
     \b
     Example:

@@ -199,7 +199,7 @@ def _tappable(opt: dict[str, Any], of: str, lq: Tensor) -> tuple[str, list[Tappa
 def _environment() -> Iterator[str]:
     yield f'environment  {versions()}'
     extras = []
-    for package in ('spandrel', 'lmdb', 'opencv-python', 'opencv-python-headless'):
+    for package in ('spandrel', 'torchmetrics', 'lmdb', 'opencv-python', 'opencv-python-headless'):
         try:
             extras.append(f'{package} {version(package)}')
         except PackageNotFoundError:
@@ -273,7 +273,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str,
     batch = model.degraded(loaded)
     if isinstance(model, FACDModel) and opt['taps']:
         yield from _units(model, batch, opt)
-    size = len(batch['lq'])
+    size = len(next(iter(batch.values())))
     estimate, breakdown = memory_estimate(model, batch)
     capacity, name = _total_memory(model.device)
     parts = opt['train'].get('accum_iter', 1)
@@ -327,7 +327,7 @@ def _advice(regressor: nn.Module, init: str, student_is_smaller: bool) -> str:
 def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
     """Bytes that training with this batch needs, and their breakdown in words."""
     trained = [p for optimizer in model.optimizers for group in optimizer.param_groups for p in group['params']]
-    size = len(batch['lq'])
+    size = len(next(iter(batch.values())))
     parts = model.opt['train'].get('accum_iter', 1)  # one has activations at a time
     few, more = min(SMALL * parts, size), min(LARGE * parts, size)
     kept = {samples: _activations(model, batch, samples, trained) for samples in {few, more}}

@@ -37,7 +37,7 @@ from facd_basicsr.comparison.summary import (
 from facd_basicsr.errors import UserError, locating
 from facd_basicsr.evaluation.figures import find_crops
 from facd_basicsr.evaluation.methods import BICUBIC, Method
-from facd_basicsr.evaluation.tables import to_json, write_tables
+from facd_basicsr.evaluation.tables import directions, to_json, write_tables
 from facd_basicsr.evaluation.test_sets import build_sets, pairs
 from facd_basicsr.files.atomic import atomic_path, atomic_write
 from facd_basicsr.options.parse import root_path
@@ -85,6 +85,7 @@ def compare(path: Path, jobs: int, iterations: int | None = None, equal_time: st
             'students': comparison.students(),
             'baselines': {method: comparison.baseline_of(method) for method in comparison.methods},
             'differing': differing,
+            'metrics': comparison.metrics,
             **timing,
             'references': reference_records(comparison),
             'latency_ms': latencies(comparison),
@@ -101,10 +102,13 @@ def compare(path: Path, jobs: int, iterations: int | None = None, equal_time: st
 
 def write_report(results: dict[str, Any], folder: Path) -> None:
     """Writes table.md, table.tex and table.csv."""
-    made = {f'PSNR-Y in dB, x{results["scale"]}': compared_quality(results), 'Cost': cost_table(results)}
+    scale, others = results['scale'], results['metrics']
+    made = {f'PSNR-Y in dB, x{scale}': compared_quality(results)}
+    made |= {f'{title}, x{scale}': compared_quality(results, name) for name, title in zip(others, directions(others))}
+    made['Cost'] = cost_table(results)
     features, notes = compared_features(results), feature_notes(results)
     if features is not None:
-        made[f'Feature PSNR in dB, x{results["scale"]}'] = features
+        made[f'Feature PSNR in dB, x{scale}'] = features
     atomic_write(folder / 'table.csv', records_csv(results))
     write_tables(made, [*(f'- {note}' for note in notes), caption(results)], folder)
     print('\n' + '\n'.join(notes))

@@ -9,10 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_yml
+from conftest import changed, write_yml
 
 from facd_basicsr.comparison.plan import Comparison, Run, timed
-from facd_basicsr.comparison.run import Folder, locked, step_times, threads_of, time_left, write_option_files
+from facd_basicsr.comparison.run import (
+    Folder,
+    locked,
+    read_records,
+    step_times,
+    threads_of,
+    time_left,
+    write_option_files,
+)
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml, schema
 
@@ -54,6 +62,23 @@ def test_a_new_default_does_not_make_an_old_comparison_changed(train_opt, test_o
     train_opt['train']['warmup_iter'] = 5
     with pytest.raises(UserError, match=r'methods.FACD: train.warmup_iter changed since the comparison was started'):
         write_option_files(comparison, folder)
+
+
+def test_a_run_is_scored_anew_for_a_metric_that_is_added(train_opt, test_opt, tmp_path):
+    comparison = Comparison('c', (0,), ('FACD',), {'FACD': train_opt}, test_opt)
+    niqe = {'type': 'calculate_niqe', 'crop_border': 2}
+    more = changed(test_opt, 'val.metrics.niqe', niqe)
+    with_niqe = replace(comparison, test_opt=more)
+    assert (comparison.metrics, with_niqe.metrics) == ({}, {'niqe': {**niqe, 'better': 'lower'}})
+    folder = Folder(tmp_path)
+    (run,) = comparison.runs()
+    folder.trained(run).parent.mkdir()
+    folder.trained(run).touch()
+    record = {'test': test_opt['datasets']}  # of before there were other metrics
+    folder.record(run).write_text(json.dumps(record))
+    assert list(read_records(comparison, folder)) == [record] and not list(read_records(with_niqe, folder))
+    folder.record(run).write_text(json.dumps({**record, 'metrics': with_niqe.metrics}))
+    assert len(list(read_records(with_niqe, folder))) == 1 and not list(read_records(comparison, folder))
 
 
 def begun(run: Run, root: Path, iterations: int, seconds: float) -> None:

@@ -75,6 +75,41 @@ def test_the_table_has_means_deviations_and_marked_paired_differences(results):
 
 
 @pytest.fixture
+def with_lpips(results) -> dict:
+    """Student 0.300, 0.302, 0.304; FACD about 0.01 lower; TS the highest; one run of Half."""
+    results['metrics'] = {'lpips': {'type': 'calculate_lpips', 'crop_border': 2, 'better': 'lower'}}
+    lowered = {'Student': [0, 0, 0], 'FACD': [0.01, 0.0101, 0.0102], 'TS': [-0.01, -0.02, -0.03], 'Half': [0, 0.001]}
+    for run in results['runs']:
+        base = 0.3 + 0.002 * run['seed']
+        run['means']['Set5']['lpips'] = base - lowered[run['method']][run['seed']]
+    results['references'][0]['means']['Set5']['lpips'] = 0.41234
+    return results
+
+
+def test_of_a_metric_whose_lower_value_is_the_better_the_lowest_is_bold(with_lpips):
+    _, rows, _, bold = compared_quality(with_lpips, 'lpips')
+    assert rows == [
+        ['bicubic', '-', '0.4123', '-'],
+        ['Student', '3', '0.3020 ± 0.0020', '-'],
+        # t = 0.0101 / (0.0001 / sqrt 3) = 175, p = 3e-5
+        ['FACD', '3', '0.2919 ± 0.0019', '-0.0101**'],
+        # t = 0.02 / (0.01 / sqrt 3) = 3.46, p = 0.074
+        ['TS', '3', '0.3220 ± 0.0120', '+0.0200'],
+        ['Half', '1', '0.3010', '-0.0010'],
+    ]
+    assert bold == {(2, 2)}
+    assert compared_quality(with_lpips).bold == {(3, 2)}  # of PSNR the highest
+
+
+def test_caption_csv_and_pages_have_a_metric_beside_psnr(with_lpips):
+    assert 'Beside PSNR and SSIM: lpips (lower is better).' in caption(with_lpips)
+    rows = list(csv.DictReader(io.StringIO(records_csv(with_lpips))))
+    assert [row['lpips'] for row in rows][:2] == ['0.41234', '0.3']
+    page = filled('<!-- facd compare: tiny lpips -->\n<!-- end -->', with_lpips)
+    assert '| FACD | 3 | **0.2919 ± 0.0019** | -0.0101** |' in page
+
+
+@pytest.fixture
 def two_students(results) -> dict:
     """TS with a student of its own, of which it is the baseline, and Half without a baseline of its student."""
     results['students'] = {'Student': 'EDSR', 'FACD': 'EDSR', 'TS': 'SPAN', 'Half': 'RCAN', 'Waiting': 'SPAN'}

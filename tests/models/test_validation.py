@@ -12,14 +12,18 @@ from basicsr.utils.registry import METRIC_REGISTRY, MODEL_REGISTRY
 from conftest import METRICS, STUDENT, picture, write_yml
 from hypothesis import given
 from hypothesis import strategies as st
+from runs import run as train
 
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.data.loaders import build_ordered_dataset
 from facd_basicsr.data.seeded_dataset import NamingDataset
+from facd_basicsr.engine.logs import BEST
 from facd_basicsr.errors import Stopped, UserError
 from facd_basicsr.models import validation
 from facd_basicsr.models.safe_model import SafeModel, build_model
 from facd_basicsr.options import parser
+from facd_basicsr.runs.run_folder import read_run_folder
+from facd_basicsr.runtime.metrics import scores
 from facd_basicsr.test import test as run_test
 
 SIZES = [(48, 40), (32, 56), (48, 40), (40, 40), (48, 40), (32, 56)]  # of GT
@@ -240,6 +244,34 @@ def test_test_py_tests_a_set_of_lq_images_beside_one_of_pairs(test_opt, tmp_path
     test_opt['datasets'] = {'test_1': test_opt['datasets']['test_2']}
     test_opt['val']['metrics']['niqe'] = niqe
     assert list(found()['photographs']) == ['niqe']
+
+
+def test_lpips_is_validated_in_training_and_keeps_the_best_and_changes_no_weight(train_opt, lpips, tmp_path):
+    weights = {}
+    for name, metrics in (('without', None), ('with', {'lpips': lpips, **METRICS})):
+        train_opt['val'] = {'val_freq': 2, 'save_img': False, 'metrics': metrics}
+        train_opt['logger']['keep_best'] = metrics is not None
+        train(train_opt, tmp_path / name)
+        weights[name] = torch.load(tmp_path / name / 'experiments/tiny/models/net_g_latest.pth')['params']
+    assert all(torch.equal(value, weights['with'][key]) for key, value in weights['without'].items())
+    run = read_run_folder(tmp_path / 'with' / 'experiments' / 'tiny')
+    curve = run.metrics.validation['val']['lpips']
+    assert list(curve) == [2, 4, 6, 8] and len(set(curve.values())) == 4
+    best = min(curve, key=curve.get)  # lower is better
+    assert [event.iteration for event in run.metrics.events if event.event == BEST][-1] == best
+
+
+def test_test_py_has_lpips_of_the_images_that_it_saves(test_opt, data, lpips, tmp_path):
+    test_opt['val'] |= {'save_img': True, 'metrics': {'lpips': lpips, **METRICS}}
+    opt = {**test_opt, 'is_train': False, 'dist': False, 'rank': 0, 'path': {}, 'val': None}
+    test_opt['path'] = {'pretrain_network_g': str(tmp_path / 'net.pth')}
+    torch.save({'params': build_model(opt).net_g.state_dict()}, tmp_path / 'net.pth')
+    args = parser(is_train=False).parse_args(['-opt', str(write_yml(test_opt, tmp_path / 'opt.yml'))])
+    found = run_test(args, root=tmp_path)['pictures']
+    assert list(found) == ['lpips', *METRICS]
+    pairs = [(path, data / 'GT' / f'{path.stem[0]}.png') for path in tmp_path.rglob('visualization/pictures/*.png')]
+    by_image = [scores(*(cv2.imread(str(path)) for path in pair), {'m': lpips})['m'] for pair in pairs]
+    assert len(by_image) == 2 and found['lpips'] == pytest.approx(np.mean(by_image), rel=1e-6)
 
 
 def test_an_image_that_can_not_be_read_is_named_and_the_network_is_put_back(opt, folders, tmp_path):

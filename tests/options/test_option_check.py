@@ -141,7 +141,7 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('train.distill_opt.lambda_', 4, 'train.distill_opt.lambda_: unknown key'),
         ('train.optim_g.learning_rate', 1, 'train.optim_g.learning_rate: unknown key'),
         ('train.scheduler.milestone', [1], "train.scheduler.milestone: unknown key; did you mean 'milestones'?"),
-        ('train.perceptual_opt', {'type': 'L1Loss'}, 'train.perceptual_opt: unknown key'),
+        ('train.perceptual_opt', {'type': 'L1Loss'}, "train.perceptual_opt.type: 'L1Loss'; accepted: PerceptualLoss"),
         ('datasets.train.gt_sise', 24, "datasets.train.gt_sise: unknown key; did you mean 'gt_size'?"),
         ('datasets.train.io_backend.typ', 'disk', 'datasets.train.io_backend.typ: unknown key'),
         ('datasets.valid', {}, 'datasets.valid: unknown set; accepted: train, val, and val with _1, _2, ...'),

@@ -4,6 +4,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+import yaml
 from conftest import changed, tiny_test_opt, tiny_train_opt, write_yml
 from runs import run as train
 from torch import Tensor, nn
@@ -55,6 +56,33 @@ def test_the_figures_are_those_of_benchmark(folder, data, tmp_path):
     }
     assert {name: means['val'] for name, means in results.mean.items()} == expected
     assert (list(expected), results.notes) == (['bicubic', 'student', 'teacher'], [])
+
+
+def add_lpips(folder: Path, block: dict) -> None:
+    """As if the run had been validated by LPIPS too."""
+    opt = yaml.safe_load((folder / 'options.yml').read_text())
+    opt['val']['metrics']['lpips'] = {**block, 'net': 'alex', 'better': 'lower'}
+    write_yml(opt, folder / 'options.yml')
+
+
+def test_lpips_of_the_run_is_in_the_table_as_benchmark_has_it(folder, data, lpips, tmp_path):
+    add_lpips(folder, lpips)
+    run = read_run_folder(folder)
+    results = results_of(run)
+    assert results.table.header[-1] == 'lpips' and results.notes == []
+    opt = changed(tiny_test_opt(data), 'path.pretrain_network_g', str(folder / 'models' / 'net_g_latest.pth'))
+    opt['val']['metrics']['lpips'] = lpips
+    expected = benchmark([str(write_yml(opt, tmp_path / 'test.yml'))], [], None, tmp_path / 'out')
+    assert results.mean['student']['val']['lpips'] == expected['tiny_test']['pictures']['lpips']
+    assert 'PSNR in dB and SSIM, lpips (lower is better) on the run' in page(run, results)
+
+
+def test_lpips_that_cannot_be_had_here_is_a_note_beside_the_table(folder):
+    add_lpips(folder, {'type': 'calculate_lpips', 'crop_border': 2, 'weights': '/absent/alexnet.pth'})
+    results = results_of(read_run_folder(folder))
+    assert results.table.header[-1] == 'PSNR-RGB'
+    (note,) = results.notes
+    assert note.startswith('No lpips in the table: val.metrics.lpips.')
 
 
 def test_the_last_validation_of_the_run_is_the_table(folder):

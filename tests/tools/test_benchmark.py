@@ -13,7 +13,7 @@ import torch
 import yaml
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_niqe
-from conftest import STUDENT, changed, run, write_yml
+from conftest import METRICS, STUDENT, changed, run, write_yml
 from states import method_opt
 
 from facd_basicsr.errors import UserError
@@ -149,6 +149,32 @@ def test_a_set_without_gt_is_compared_by_niqe(files, tmp_path):
     ):
         benchmark(option_files, [], None, tmp_path / 'absent')
     assert not (tmp_path / 'absent').exists()
+
+
+def test_metrics_beside_psnr_and_ssim_have_columns_and_the_lower_of_lpips_is_bold(files, lpips, tmp_path):
+    option_files = [files['student_a'], files['wide_b']]
+    override = f'val:metrics:lpips={yaml.safe_dump(lpips, default_flow_style=True, width=1000).strip()}'
+    mean = benchmark(option_files, [override], None, tmp_path / 'out')
+    assert all(list(mean[method]['pictures']) == sorted({**METRICS, 'lpips': lpips}) for method in mean)
+    table = (tmp_path / 'out' / 'table.md').read_text(encoding='utf-8')
+    assert table.startswith('PSNR in dB and SSIM, lpips (lower is better), x2\n')
+    low, high = sorted(mean[method]['pictures']['lpips'] for method in ('student_a', 'wide_b'))
+    assert f'**{low:.4f}** |' in table and f' {high:.4f} |' in table
+    rows = list(csv.DictReader((tmp_path / 'out' / 'per_image.csv').open()))
+    assert list(rows[0]) == ['method', 'set', 'image', 'psnr_y', 'ssim_y', 'psnr_rgb', 'lpips']
+    values = [float(row['lpips']) for row in rows if row['method'] == 'wide_b']
+    assert np.mean(values) == pytest.approx(mean['wide_b']['pictures']['lpips'])
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert results['metrics'] == {'lpips': {**lpips, 'net': 'alex', 'better': 'lower'}}
+    args = parser(is_train=False).parse_args(['-opt', files['wide_b'], '--force_yml', override])
+    assert evaluate(args, tmp_path, console=False)['pictures']['lpips'] == pytest.approx(np.mean(values), rel=1e-3)
+
+
+def test_a_metric_with_the_name_of_a_column_is_refused(files, lpips, tmp_path):
+    override = f'val:metrics:image={yaml.safe_dump(lpips, default_flow_style=True, width=1000).strip()}'
+    with pytest.raises(UserError, match=r'^val.metrics.image: calculate_lpips, but image is another column; acc'):
+        benchmark([files['wide_b']], [override], None, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
 
 
 def test_sets_are_in_the_order_of_test_py(files, tmp_path):

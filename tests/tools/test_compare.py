@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import importlib.util
 import json
 import os
 import re
@@ -24,8 +25,8 @@ def command(path: Path) -> list[str]:
 
 
 @pytest.fixture(scope='module')
-def comparison(data: Path, teacher_weights: Path, checkout: Path) -> dict:
-    """The content of a comparison file in the checkout: two methods, two seeds."""
+def comparison(data: Path, teacher_weights: Path, checkout: Path, request: pytest.FixtureRequest) -> dict:
+    """The content of a comparison file in the checkout: two methods, two seeds, with LPIPS where it is installed."""
     facd = tiny_train_opt(data, teacher_weights)
     facd['datasets']['train']['dataset_enlarge_ratio'] = 4
     facd['logger'] |= {'print_freq': 2, 'save_checkpoint_freq': 4}
@@ -37,6 +38,8 @@ def comparison(data: Path, teacher_weights: Path, checkout: Path) -> dict:
     del student['train']['distill_opt']
     test_opt = tiny_test_opt(data)
     test_opt['path']['pretrain_network_g'] = 'none.pth'
+    if importlib.util.find_spec('torchmetrics'):
+        test_opt['val']['metrics']['lpips'] = request.getfixturevalue('lpips')
     for name, opt in (('facd', facd), ('student', student), ('test', test_opt)):
         write_yml(opt, checkout / f'{name}.yml')
     return {
@@ -131,6 +134,24 @@ def test_the_table_holds_the_means_of_the_records_and_paired_differences(finishe
     assert f'{sum(facd) / 2:.3f} ± ' in line
     assert f'{(sum(facd) - sum(student)) / 2:+.3f}' in line
     assert ('bicubic', '') in psnr and ('teacher', '') in psnr
+
+
+def test_lpips_of_the_test_file_has_a_table_whose_lowest_mean_is_bold(finished, checkout, lpips):
+    folder = checkout / 'results' / 'tiny'
+    results = json.loads((folder / 'results.json').read_text())
+    assert results['metrics'] == {'lpips': {**lpips, 'better': 'lower'}}
+    bicubic, teacher = (record['means']['pictures']['lpips'] for record in results['references'])
+    assert 0 <= bicubic < 0.001 < teacher  # smooth pictures
+    found: dict[str, list[float]] = {}
+    for record in results['runs']:
+        found.setdefault(record['method'], []).append(record['means']['pictures']['lpips'])
+    mean = {method: sum(values) / 2 for method, values in found.items()}
+    table = (folder / 'table.md').read_text().partition('lpips (lower is better), x2\n')[2].partition('Cost')[0]
+    rows = [line[2:].split(' | ') for line in table.splitlines() if ' ± 0' in line]
+    assert {method: '**' in cell for method, _, cell, _ in rows} == {
+        method: f'{value:.4f}' == f'{min(mean.values()):.4f}' for method, value in mean.items()
+    }
+    assert f'{mean["FACD"]:.4f} ± ' in table and f'{mean["FACD"] - mean["Student"]:+.4f}' in table
 
 
 def test_records_have_costs_curves_and_features(finished, checkout):
