@@ -708,8 +708,8 @@ def _check_ground_truth(opt: OptionBlock) -> None:
     train_opt, dataset_opt = opt['train'], opt['datasets']['train']
     if train_opt['ground_truth'] and dataset_opt['type'] == 'SingleImageDataset':
         raise UserError(
-            f'datasets.train.type: {dataset_opt["type"]}, without GT; accepted with train.ground_truth: false, which '
-            "puts the teacher's output in its place"
+            f'datasets.train.type: {dataset_opt["type"]}, without GT; accepted: a set of pairs, or train.ground_truth: '
+            "false, which puts the teacher's output in the place of GT"
         )
     if not train_opt['ground_truth'] and not opt.get('teacher'):
         raise UserError('train.ground_truth: false, but there is no teacher; accepted: true, or a teacher')

@@ -260,6 +260,15 @@ def test_every_dataset_trains_or_is_refused_in_a_line(model, datasets, train_opt
     assert {kind for kind, line in said.items() if not line} == TRAINING.get(model, set())
 
 
+def test_without_ground_truth_the_student_trains_on_lq_alone_too(datasets, train_opt, teacher, tmp_path):
+    said = {}
+    for kind, block in datasets.items():
+        opt = options(train_opt, 'FACDModel', block, teacher)
+        opt['train']['ground_truth'] = False
+        said[kind] = outcome(opt, tmp_path)
+    assert {kind for kind, line in said.items() if not line} == {*TRAINING['FACDModel'], 'SingleImageDataset'}
+
+
 @pytest.mark.parametrize('model', ['RealESRNetModel', 'RealESRGANModel'])
 def test_a_model_that_makes_lq_takes_the_dataset_with_its_kernels_alone(
     model, datasets, train_opt, teacher, tmp_path, monkeypatch
