@@ -190,7 +190,17 @@ def alone(opt: dict) -> None:
         del opt[key]
 
 
-@pytest.mark.parametrize(('change', 'stops'), [(as_it_is, [3, 6]), (alone, [6]), (worker, [5]), (views, [5])])
+def gan(opt: dict) -> None:
+    """As Real-ESRGAN: the discriminator takes GT for real that is not sharpened, as the student's target is."""
+    del opt['gt_usm']
+    opt |= {**USM, 'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}}
+    opt['train'] |= {'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla'}, 'optim_d': {'type': 'Adam', 'lr': 1e-4}}
+
+
+CHANGES = [(as_it_is, [3, 6]), (alone, [6]), (worker, [5]), (views, [5]), (gan, [5])]
+
+
+@pytest.mark.parametrize(('change', 'stops'), CHANGES)
 def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(opt, tmp_path, change, stops):
     """The pool is full after four iterations: stopped before that and after it. Epochs have three."""
     opt['logger'] |= {'save_checkpoint_freq': 100}

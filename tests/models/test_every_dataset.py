@@ -199,7 +199,8 @@ WINDOWS_OF_FRAMES = {'REDSDataset', 'Vimeo90KDataset', 'VideoTestDataset', 'Vide
 WINDOWS_OF_FRAMES |= {'VideoTestVimeo90KDataset'}
 SEQUENCES = {'REDSRecurrentDataset', 'Vimeo90KRecurrentDataset', 'VideoRecurrentTestDataset'}
 TRAINING = {
-    **dict.fromkeys(('SRModel', 'FACDModel', 'SwinIRModel', 'SRGANModel', 'ESRGANModel', 'HiFaceGANModel'), IMAGES),
+    **dict.fromkeys(('SRModel', 'FACDModel'), {*IMAGES, 'RealESRGANDataset'}),
+    **dict.fromkeys(('SwinIRModel', 'SRGANModel', 'ESRGANModel', 'HiFaceGANModel'), IMAGES),
     **dict.fromkeys(('VideoBaseModel', 'EDVRModel', 'VideoGANModel'), WINDOWS_OF_FRAMES),
     **dict.fromkeys(('VideoRecurrentModel', 'VideoRecurrentGANModel'), SEQUENCES),
 }
@@ -222,6 +223,8 @@ def options(train_opt: dict, model: str, block: dict, teacher: dict) -> dict:
     opt = {key: value for key, value in train_opt.items() if key not in ('taps', 'network_r', 'teacher')}
     if model == 'FACDModel':
         opt['teacher'] = teacher
+    if model in ('SRModel', 'FACDModel') and block['type'] == 'RealESRGANDataset':
+        others = {**DEGRADATION, 'gt_usm': False}
     if network_d is not None:
         opt['network_d'] = network_d
     schedule = {key: opt['train'][key] for key in ('total_iter', 'optim_g', 'scheduler')}
@@ -248,7 +251,7 @@ def outcome(opt: dict, folder: Path) -> str:
         assert [path.name for path in folder.iterdir()] == ['opt.yml']
         return str(error)
     batch = next(iter(training.loaders.train))
-    training.model.feed_data(batch)
+    training.model.feed_data(training.model.degraded(batch))
     training.model.optimize_parameters(1)
     assert training.model.get_current_log()
     return ''
