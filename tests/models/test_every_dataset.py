@@ -199,7 +199,7 @@ WINDOWS_OF_FRAMES = {'REDSDataset', 'Vimeo90KDataset', 'VideoTestDataset', 'Vide
 WINDOWS_OF_FRAMES |= {'VideoTestVimeo90KDataset'}
 SEQUENCES = {'REDSRecurrentDataset', 'Vimeo90KRecurrentDataset', 'VideoRecurrentTestDataset'}
 TRAINING = {
-    **dict.fromkeys(('SRModel', 'FACDModel'), {*IMAGES, 'RealESRGANDataset'}),
+    **{model: {*IMAGES, 'RealESRGANDataset'} for model in ('SRModel', 'FACDModel')},
     **dict.fromkeys(('SwinIRModel', 'SRGANModel', 'ESRGANModel', 'HiFaceGANModel'), IMAGES),
     **dict.fromkeys(('VideoBaseModel', 'EDVRModel', 'VideoGANModel'), WINDOWS_OF_FRAMES),
     **dict.fromkeys(('VideoRecurrentModel', 'VideoRecurrentGANModel'), SEQUENCES),
