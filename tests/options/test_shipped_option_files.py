@@ -79,7 +79,7 @@ def test_the_papers_experiments_and_their_baselines_are_there():
     assert {path.stem for path in train.glob('*.yml')} == names('FACD', 'Student', *RIVALS) | alone | others | later
     assert {path.stem for path in train.glob('ablation/*.yml')} == set(ABLATION)
     tested = {name for name in others if name.startswith(('FACD', 'Student'))}
-    recipes = {f'{method}_{net}' for method in ('FACD', 'Student') for net in ('EDSR_x2', 'SPAN_x4')}
+    recipes = {f'{method}_{net}' for method in ('FACD', 'Student') for net in ('EDSR_x2', 'SPAN_x4', 'SRVGG_x4')}
     assert {path.stem for path in RECIPES} == recipes
     assert {path.stem for path in TEST} == names('FACD', 'Student') | tested
 
@@ -153,7 +153,7 @@ def test_networks_taps_regressors_and_loss_of_an_option_file_fit_together(path):
             sr_t, feats_t = sr_s, tuple(torch.empty(2, DAT_LIGHT[path], 16, 16) for path in of_teacher)
         else:
             sr_t, feats_t = Taps(teacher, of_teacher, 'teacher').run(teacher, x)
-        loss = LossSum(next(stage['train']['distill_opt'] for stage in stages_of(opt).values()))
+        loss = LossSum(next(stage['train']['distill_opt'] for stage in stages_of(opt).values() if stage['taps']))
         loss.check_widths(feats_s, feats_t)
         regressors = build_regressors(opt.get('network_r'), loss.regressor, feats_s, feats_t)
         feats = feats_s if regressors is None else regressors(feats_s)
