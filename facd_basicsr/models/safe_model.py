@@ -234,11 +234,11 @@ class SafeModel(BaseModel):
                 f'path.resume_state: {self.opt["path"]["resume_state"]} does not fit the networks and optimizers of '
                 f'the option file ({one_line(error)}); accepted: a state of the same'
             ) from error
-        for own, optimizer in zip(settings, self.optimizers):
+        for block, own, optimizer in zip(('optim_g', 'optim_d'), settings, self.optimizers):
             for key, value in _settings(optimizer).items():
                 if key in own and own[key] != value:
                     get_root_logger().warning(
-                        f'train.optim_g.{key}: {own[key]} in the option file, but the resumed optimizer continues with '
+                        f'train.{block}.{key}: {own[key]} in the option file, but the resumed optimizer continues with '
                         f'{value}.'
                     )
         self._resume_best(resume_state.get('best_metric_results', {}))

@@ -66,6 +66,7 @@ def test_without_flips_a_patch_lies_in_its_image_and_other_sets_are_whole(pairs)
 
 def test_the_keys_of_patches_belong_to_the_training_set(train_opt, tmp_path, data):
     train_opt['datasets']['train'] = alone(train_opt['datasets']['train'])
+    train_opt['train']['ground_truth'] = False
     path = tmp_path / 'opt.yml'
     opt = load_options(str(write_yml(train_opt, path)), [], is_train=True)
     assert check_whole_dataset('train', opt['datasets']['train'], 2) == '6 images of pictures, every file read'
@@ -79,6 +80,7 @@ def test_the_keys_of_patches_belong_to_the_training_set(train_opt, tmp_path, dat
 def test_an_image_smaller_than_a_patch_is_named(train_opt, pairs, tmp_path):
     block = {key: value for key, value in alone(pairs).items() if key not in ('phase', 'scale')}
     train_opt['datasets']['train'] = block | {'gt_size': 34}
+    train_opt['train']['ground_truth'] = False
     with pytest.raises(UserError) as error:
         load_options(str(write_yml(train_opt, tmp_path / 'opt.yml')), [], is_train=True)
     assert str(error.value).endswith(

@@ -92,12 +92,16 @@ def test_every_way_to_run_gives_the_terms_of_the_cpu_in_float32(parsed, train_op
 
 
 @pytest.mark.parametrize('execution', ['fp32', 'bf16, channels_last', 'fp16', 'bf16, channels_last, CUDA graphs'])
-@pytest.mark.parametrize('method', ['FACD', 'FAKD', 'alone'])
+@pytest.mark.parametrize('method', ['FACD', 'FAKD', 'GAN', 'alone'])
 def test_twenty_steps_wait_for_nothing(parsed, train_opt, method, execution):
     opt = train_opt
     if method == 'FAKD':
         del opt['network_r']
         opt['train']['distill_opt'] = {'type': 'FAKDLoss'}
+    if method == 'GAN':
+        opt['network_d'] = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
+        gan_opt = {'type': 'GANLoss', 'gan_type': 'vanilla', 'relativistic': True}
+        opt['train'] |= {'gan_opt': gan_opt, 'optim_d': {'type': 'Adam', 'lr': 1e-4}}
     opt = alone(opt) if method == 'alone' else opt
     model = build_model(parsed(run_as(opt, EXECUTIONS[execution])))
 

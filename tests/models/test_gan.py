@@ -8,8 +8,9 @@ import pytest
 import torch
 from basicsr.archs.vgg_arch import VGGFeatureExtractor
 from basicsr.losses.basic_loss import PerceptualLoss
+from basicsr.utils import get_root_logger
 from conftest import changed
-from runs import assert_same, result, run, scalars
+from runs import assert_same, log_text, result, run, scalars
 from states import save_vgg
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -150,7 +151,8 @@ def test_shares_of_the_gradient_have_the_gans_and_leave_the_run_as_it_is(train_o
     assert shares.keys() == {'share_sr', 'share_facd', 'share_g_gan'} and sum(shares.values()) == pytest.approx(1)
 
 
-def test_steps_of_a_discriminator_that_is_not_finite_are_skipped_and_reported(train_opt, tmp_path, caplog):
+def test_steps_of_a_discriminator_that_is_not_finite_are_skipped_and_reported(train_opt, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(get_root_logger(), 'propagate', True)
     model = built(with_gan(images_alone(train_opt)), tmp_path)
     with torch.no_grad():
         model.net_d.conv9.bias.fill_(math.inf)
@@ -317,8 +319,7 @@ def test_a_perceptual_term_that_cannot_be_is_one_line(train_opt, tmp_path, keys,
     ],
     ids=lambda loss: loss.get('type', 'pixel'),
 )
-def test_without_ground_truth_the_teachers_output_is_in_its_place(train_opt, tmp_path, loss, caplog):
-    caplog.set_level('INFO', 'basicsr')
+def test_without_ground_truth_the_teachers_output_is_in_its_place(train_opt, tmp_path, loss):
     opt = changed(train_opt, 'train.ground_truth', False)
     opt['train']['distill_opt'] = loss
     if loss.get('type') != 'FACDLoss':
@@ -334,7 +335,18 @@ def test_without_ground_truth_the_teachers_output_is_in_its_place(train_opt, tmp
     assert_same(model.net_g.state_dict(), other.net_g.state_dict())
     logs = model.get_current_log()
     assert logs.get('alpha', 1) == 1
-    assert caplog.text.count("train.ground_truth: false: the teacher's output is in its place, so alpha of") == 1
+
+
+def test_a_run_on_lq_alone_learns_from_the_teacher_and_says_so_once(train_opt, data, tmp_path):
+    train_set = train_opt['datasets']['train']
+    del train_set['dataroot_gt']
+    train_set |= {'type': 'SingleImageDataset', 'dataroot_lq': str(data / 'LQ'), 'io_backend': {'type': 'disk'}}
+    opt = changed(train_opt, 'train.ground_truth', False)
+    opt['datasets']['train']['batch_size_per_gpu'] = 2
+    run(opt, tmp_path, 4)
+    assert log_text(tmp_path).count("the teacher's output is in its place, so alpha of equation (1) is 1.") == 1
+    assert set(scalars(tmp_path)['alpha'].values()) == {1}
+    assert scalars(tmp_path)['metrics/val/psnr_y'].keys() == {4}
 
 
 @pytest.mark.parametrize(
