@@ -10,6 +10,7 @@ from basicsr.archs.vgg_arch import VGGFeatureExtractor
 from basicsr.losses.basic_loss import PerceptualLoss
 from basicsr.utils import get_root_logger
 from conftest import changed
+from realesrgan import degraded_opt
 from runs import assert_same, log_text, result, run, scalars
 from states import save_vgg
 from torch import Tensor, nn
@@ -368,3 +369,22 @@ def test_gan_and_no_ground_truth_take_the_teachers_output_for_real(train_opt, tm
     model.feed_data({'lq': batch()['lq']})
     model.optimize_parameters(1)
     assert 'l_d_real' in model.get_current_log()
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_a_discriminator_runs_in_the_students_precision_or_its_own(train_opt, tmp_path, precision):
+    opt = changed(with_gan(train_opt), 'train.precision', precision)
+    models = [built(opt, tmp_path), built(changed(opt, 'train.precision_d', 'fp32'), tmp_path)]
+    logs = [steps(model, 3)[-1] for model in models]
+    *_, exact = steps(built(with_gan(train_opt), tmp_path), 3)
+    for log in logs:
+        assert log.keys() == exact.keys() and log == pytest.approx(exact, rel=0.1, abs=0.02)
+    assert logs[0]['l_d_fake'] != logs[1]['l_d_fake']
+    assert models[0].scaler.is_enabled() == (precision == 'fp16')
+
+
+def test_degraded_images_train_without_their_ground_truth(train_opt, tmp_path):
+    opt = degraded_opt(changed(train_opt, 'train.ground_truth', False), tmp_path / 'photographs', gt_usm=None)
+    run(with_gan(opt), tmp_path / 'run', 2)
+    assert set(scalars(tmp_path / 'run')['alpha'].values()) == {1}
+    assert 'losses/l_d_real' in scalars(tmp_path / 'run')
