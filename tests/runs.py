@@ -7,7 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -195,6 +195,16 @@ def assert_same(found: object, expected: object, where: str = '') -> None:
         assert torch.equal(found, expected), where
     else:
         assert found == expected, where
+
+
+def assert_resumes(opt: dict, root: Path, stops: Iterable[int]) -> None:
+    """Asserts that a run stopped after these iterations and resumed, ``stopped``, ends as one that never was,
+    ``whole``."""
+    run(opt, root / 'whole')
+    for total in (*stops, TOTAL):
+        run(opt, root / 'stopped', total, '--auto_resume')
+    assert_same(result(root / 'stopped'), result(root / 'whole'))
+    assert_same_curves(root / 'stopped', root / 'whole')
 
 
 def assert_same_curves(found: Path, expected: Path) -> None:

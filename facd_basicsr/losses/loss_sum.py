@@ -28,7 +28,7 @@ from facd_basicsr.losses.base import (
 from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.losses.schedule import is_scheduled, value_at
-from facd_basicsr.losses.vgg import PERCEPTUAL, least_size, load_perceptual_loss
+from facd_basicsr.losses.vgg import PERCEPTUAL, check_images, least_size, load_perceptual_loss
 
 TARGETS = ('gt', 'teacher', 'gated')
 OF_ENTRY = ('type', 'loss_weight', 'image_term', 'target')  # keys that are not the loss's own
@@ -89,6 +89,8 @@ class PerceptualTerm(DistillLoss):
     def __init__(self, perceptual_opt: Mapping[str, Any]) -> None:
         nn.Module.__init__(self)
         self.perceptual_opt = perceptual_opt
+        vgg_type = perceptual_opt.get('vgg_type', 'vgg19')
+        self.least_size = least_size(vgg_type, list(perceptual_opt['layer_weights']))
         self.perceptual_loss: nn.Module | None = None  # from prepare()
 
     @property
@@ -108,12 +110,7 @@ class PerceptualTerm(DistillLoss):
         if self.perceptual_loss is None:
             raise RuntimeError('PerceptualTerm: prepare() loads its VGG, and comes before the first forward')
         student = at_least_float32(state.student)
-        channels, *size = student.shape[1:]
-        least = least_size(self.perceptual_opt.get('vgg_type', 'vgg19'), list(self.perceptual_opt['layer_weights']))
-        if channels != 3:
-            raise UserError(f'network_g: gives {channels} channels; accepted: 3, for the VGG of {PERCEPTUAL}')
-        if min(size) < least:
-            raise UserError(f'datasets.train.gt_size: {min(size)}; accepted: {least} or more, for {PERCEPTUAL}')
+        check_images(student, self.least_size, PERCEPTUAL)
         gt = state.gt if state.percep_gt is None else state.percep_gt
         l_percep, l_style = self.perceptual_loss(student, at_least_float32(gt))
         return {name: term for name, term in (('l_percep', l_percep), ('l_style', l_style)) if term is not None}

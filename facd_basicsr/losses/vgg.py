@@ -110,6 +110,19 @@ def least_size(vgg_type: str, layers: Sequence[str]) -> int:
     return 2 ** sum('pool' in name for name in names[: 1 + max(map(names.index, layers))])
 
 
+def check_images(images: Tensor, least: int, reader: str) -> None:
+    """Refuses images, (N, C, H, W), that are none for a VGG, or smaller than ``least``; ``reader`` is what reads them.
+
+    Raises:
+        UserError: as said.
+    """
+    channels, *size = images.shape[1:]
+    if channels != 3:
+        raise UserError(f'network_g: gives {channels} channels; accepted: 3, for {reader}')
+    if min(size) < least:
+        raise UserError(f'datasets.train.gt_size: {min(size)}; accepted: {least} or more, for {reader}')
+
+
 def perceptual_contrast(d_pos: Tensor, d_neg: Tensor, eps: float = 1e-7) -> tuple[Tensor, Tensor]:
     """mean_i d(S_i, T_i) / (mean_i sum_k d(S_i, Neg_ik) + eps) of one layer, over the samples of all ranks.
 
@@ -181,12 +194,8 @@ class VGGContrastLoss(DistillLoss):
         name = type(self).__name__
         if self.vgg is None:
             raise RuntimeError(f'{name}: prepare() loads its VGG, and comes before the first forward')
-        channels, *size = student.shape[1:]
         least = 2 ** (len(self.layer_weights) - 1)  # each layer but the first has half the height and width
-        if channels != 3:
-            raise UserError(f'network_g: gives {channels} channels; accepted: 3, for the VGG of {name}')
-        if min(size) < least:
-            raise UserError(f'datasets.train.gt_size: {min(size)}; accepted: {least} or more, for the VGG of {name}')
+        check_images(student, least, f'the VGG of {name}')
         with torch.no_grad():
             teacher_feats, negative_feats = (
                 self.vgg(self.img_range * at_least_float32(images)) for images in (teacher, negatives)

@@ -1,12 +1,13 @@
 """One distillation step inside BasicSR's loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from basicsr.archs import build_network
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from facd_basicsr.losses import DistillState
 from facd_basicsr.losses.image import chosen, nearest
 from facd_basicsr.losses.loss_sum import ImageTerm, LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
+from facd_basicsr.models.gan import GAN
 from facd_basicsr.models.micro_batches import LQ, Batch, outputs_on
 from facd_basicsr.models.safe_model import (
     PROBES,
@@ -173,6 +175,29 @@ class FACDModel(SafeSRModel):
         size = lq_patch_size(self.opt)
         return min(SMALL_PROBE_SIZE, size) if of_any_size else size
 
+    def _init_gan(self) -> None:
+        """Builds and loads the discriminator, where there is a ``gan_opt``, and tries it on a patch.
+
+        Raises:
+            UserError: it does not take the patches of ground truth.
+        """
+        train_opt, path_opt = self.opt['train'], self.opt['path']
+        if not train_opt.get('gan_opt'):
+            return
+        execution = Execution.of(train_opt, suffix='_d')
+        net_d = build_network(self.opt['network_d']).to(self.device)
+        self.print_network(net_d)
+        if path_opt['pretrain_network_d'] is not None:
+            strict, param_key = path_opt['strict_load_d'], path_opt['param_key_d']
+            self.load_network(net_d, path_opt['pretrain_network_d'], strict, param_key)
+        flat = self._flat(PROBES, lq_patch_size(self.opt) * self.opt['scale'])
+        refused = reraise_refused_input('network_d', net_d, flat, 'a discriminator of patches of gt_size', 'patches')
+        with torch.no_grad(), preserve_buffers(net_d), refused:
+            net_d(flat)
+        self.net_d = SafeModel.model_to_device(self, execution.lay_out(net_d)).train()
+        iters, init_iters = train_opt['net_d_iters'], train_opt['net_d_init_iters']
+        self.gan = GAN(train_opt['gan_opt'], self.net_d, execution, self.device, iters, init_iters)
+
     def _flat(self, batch_size: int, size: int) -> Tensor:
         channels = input_channels(self.opt['network_g'])
         return torch.full((batch_size, channels, size, size), 0.5, device=self.device)
@@ -202,13 +227,15 @@ class FACDModel(SafeSRModel):
         train_opt = self.opt['train']
         nets = [self.net_g] if self.net_r is None else [self.net_g, self.net_r]
         optim_params = [p for net in nets for p in net.parameters() if p.requires_grad]
-        optim_opt = {key: value for key, value in train_opt['optim_g'].items() if key != 'type'}
-        self.optimizer_g = self.get_optimizer(train_opt['optim_g']['type'], optim_params, **optim_opt)
-        self.optimizers.append(self.optimizer_g)
+        self.optimizer_g = self._built_optimizer(train_opt['optim_g'], optim_params)
         if self.gan is not None:
-            optim_opt = {key: value for key, value in train_opt['optim_d'].items() if key != 'type'}
-            self.optimizer_d = self.get_optimizer(train_opt['optim_d']['type'], self.net_d.parameters(), **optim_opt)
-            self.optimizers.append(self.optimizer_d)
+            self.optimizer_d = self._built_optimizer(train_opt['optim_d'], self.net_d.parameters())
+
+    def _built_optimizer(self, optim_opt: Mapping[str, Any], params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        options = {key: value for key, value in optim_opt.items() if key != 'type'}
+        optimizer = self.get_optimizer(optim_opt['type'], params, **options)
+        self.optimizers.append(optimizer)
+        return optimizer
 
     def _student(self, inputs: Mapping[str, Tensor], bare: bool = False) -> StudentOutputs:
         net_g, net_r = (net and self.get_bare_model(net) if bare else net for net in (self.net_g, self.net_r))

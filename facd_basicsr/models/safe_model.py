@@ -457,30 +457,6 @@ class SafeSRModel(SafeModel, SRModel):
         """What the discriminator is to take for real, (N, C, H, W)."""
         return state.gt if self.gan_gt is None else self.gan_gt
 
-    def _init_gan(self) -> None:
-        """Builds and loads the discriminator, where there is a ``gan_opt``, and tries it on a patch.
-
-        Raises:
-            UserError: it does not take the patches of ground truth.
-        """
-        train_opt, path_opt = self.opt['train'], self.opt['path']
-        if not train_opt.get('gan_opt'):
-            return
-        execution = Execution.of(train_opt, suffix='_d')
-        net_d = build_network(self.opt['network_d'])
-        self.print_network(net_d)
-        if path_opt['pretrain_network_d'] is not None:
-            strict, param_key = path_opt['strict_load_d'], path_opt['param_key_d']
-            self.load_network(net_d, path_opt['pretrain_network_d'], strict, param_key)
-        side = lq_patch_size(self.opt) * self.opt['scale']
-        flat = torch.full((PROBES, input_channels(self.opt['network_g']), side, side), 0.5)
-        refused = reraise_refused_input('network_d', net_d, flat, 'a discriminator of patches of gt_size', 'patches')
-        with torch.no_grad(), preserve_buffers(net_d), refused:
-            net_d(flat)
-        self.net_d = SafeModel.model_to_device(self, execution.lay_out(net_d)).train()
-        iters, init_iters = train_opt['net_d_iters'], train_opt['net_d_init_iters']
-        self.gan = GAN(train_opt['gan_opt'], self.net_d, execution, self.device, iters, init_iters)
-
     def _train_discriminator(self, gan: GAN, state: DistillState | None, iteration: int) -> dict[str, Tensor]:
         """Its step, on the outputs that the student had before its own, if that has had one."""
         if state is None:

@@ -691,10 +691,13 @@ def _check_regressors(train_opt: OptionBlock, network_opt: OptionBlock | None) -
 def _check_gan(opt: OptionBlock) -> None:
     train_opt = opt['train']
     if train_opt.get('gan_opt') is None:
-        for key in ('network_d', *(f'train.{key}_d' for key in ('precision', 'channels_last'))):
-            *_, leaf = key.split('.')
-            if leaf in opt or leaf in train_opt:
-                raise UserError(f'{key}: given, but there is no train.gan_opt; accepted: no {leaf}, or a gan_opt')
+        for where, block, key in (
+            ('', opt, 'network_d'),
+            ('train.', train_opt, 'precision_d'),
+            ('train.', train_opt, 'channels_last_d'),
+        ):
+            if key in block:
+                raise UserError(f'{where}{key}: given, but there is no train.gan_opt; accepted: no {key}, or a gan_opt')
         return
     for key, block, example in (
         ('network_d', opt.get('network_d'), '{type: UNetDiscriminatorSN, num_in_ch: 3}'),

@@ -14,7 +14,7 @@ import torch
 from basicsr.archs.edsr_arch import EDSR
 from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import picture, tiny_train_opt, with_two_teachers
-from runs import TOTAL, assert_same, assert_same_curves, log_text, result, run
+from runs import assert_resumes, assert_same, log_text, result, run
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.data.bicubic import bicubic_lr
@@ -122,12 +122,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(train_opt
     train_opt['logger'] |= {'save_checkpoint_freq': 100}
     train_opt['val']['val_freq'] = 4
     change(train_opt)
-    run(train_opt, tmp_path / 'whole')
-    for total in stops:
-        run(train_opt, tmp_path / 'stopped', total, '--auto_resume')
-    run(train_opt, tmp_path / 'stopped', TOTAL, '--auto_resume')
-    assert_same(result(tmp_path / 'stopped'), result(tmp_path / 'whole'))
-    assert_same_curves(tmp_path / 'stopped', tmp_path / 'whole')
+    assert_resumes(train_opt, tmp_path, stops)
 
 
 def test_a_drawn_seed_is_kept_by_a_resumed_run(train_opt, tmp_path):

@@ -15,7 +15,7 @@ from basicsr.utils import set_random_seed
 from conftest import changed, train_options, write_yml
 from processes import run_ranks
 from realesrgan import USM, degraded_opt, prepare
-from runs import TOTAL, Child, assert_same, assert_same_curves, log_text, metric_lines, result, run
+from runs import TOTAL, Child, assert_resumes, assert_same, log_text, metric_lines, result, run
 from torch import nn
 
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
@@ -205,12 +205,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(opt, tmp_
     """The pool is full after four iterations: stopped before that and after it. Epochs have three."""
     opt['logger'] |= {'save_checkpoint_freq': 100}
     change(opt)
-    run(opt, tmp_path / 'whole')
-    for total in stops:
-        run(opt, tmp_path / 'stopped', total, '--auto_resume')
-    run(opt, tmp_path / 'stopped', TOTAL, '--auto_resume')
-    assert_same(result(tmp_path / 'stopped'), result(tmp_path / 'whole'))
-    assert_same_curves(tmp_path / 'stopped', tmp_path / 'whole')
+    assert_resumes(opt, tmp_path, stops)
     assert 'Resume is not exact' not in log_text(tmp_path / 'stopped')
     (pool,) = result(tmp_path / 'whole')['pools']
     assert len(pool['gt_path']) == 8
