@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from facd_basicsr.deploy.student import OnnxNetwork
+from facd_basicsr.deploy.runtimes import OnnxNetwork
 from facd_basicsr.errors import UserError
 
 
