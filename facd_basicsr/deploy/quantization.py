@@ -25,7 +25,7 @@ from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.evaluation.test_sets import ImagePair
 from facd_basicsr.files.images import images_below, read_bgr
 from facd_basicsr.progress import ProgressBar
-from facd_basicsr.runtime.metrics import as_input, score, upscale
+from facd_basicsr.runtime.metrics import as_input, photograph_input, score, upscale
 from facd_basicsr.runtime.size_requirements import Padded
 
 METHODS = ('MinMax', 'Percentile', 'Entropy')  # of onnxruntime's CalibrationMethod
@@ -116,7 +116,7 @@ def quantize(
     Raises:
         UserError: onnxruntime does not quantize it, there are no nodes, or ``max_loss`` is not reached.
     """
-    with TemporaryDirectory() as folder, _reraise(student):
+    with TemporaryDirectory() as folder, _reraise(student.description.architecture):
         path = Path(folder, 'float.onnx')
         path.write_bytes(graph)
         quantizer = _Quantizer(path, images)
@@ -141,6 +141,12 @@ def quantize(
         if max_loss is not None and found.loss > max_loss:
             found = _fewest(kept, len(costs) - 1, max_loss)
     return found
+
+
+def quantize_by_min_max(path: Path, channels: int) -> bytes:
+    """A graph in int8, with the ranges of a photograph: enough to measure its latency."""
+    with _reraise('the network'):
+        return _Quantizer(path, [photograph_input('astronaut.png', channels, CROP, CROP)], METHODS[:1]).quantized([])
 
 
 def _fewest(kept: Callable[[int], Quantized], most: int, max_loss: float) -> Quantized:
@@ -184,7 +190,7 @@ class _Quantizer:
         method, errors: of :class:`Quantized`.
     """
 
-    def __init__(self, path: Path, images: Sequence[Tensor]) -> None:
+    def __init__(self, path: Path, images: Sequence[Tensor], methods: Sequence[str] = METHODS) -> None:
         from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
         self._model = load_model_with_shape_infer(path)
@@ -195,7 +201,7 @@ class _Quantizer:
         self._expected = self._run(self._model)
         self.errors = {}
         ranges = {}
-        for method in ProgressBar(METHODS, desc='calibration', unit='method'):
+        for method in ProgressBar(methods, desc='calibration', unit='method', disable=len(methods) == 1):
             ranges[method] = self._ranges = self._calibrated(path, method)
             self.errors[method] = self._error(self.quantized([]))
         self.method = min(self.errors, key=self.errors.__getitem__)
@@ -297,15 +303,14 @@ def _described(content: bytes, description: Description) -> bytes:
     return model.SerializeToString()
 
 
-def _reraise(student: Student) -> AbstractContextManager[None]:
+def _reraise(architecture: str) -> AbstractContextManager[None]:
     return reraise(
         Exception,  # onnxruntime's quantizer raises errors of any class
         lambda error: (
             None
             if isinstance(error, (UserError, OSError))
             else UserError(
-                f'--int8: onnxruntime does not quantize {student.description.architecture} ({one_line(error, 200)}); '
-                'accepted: no --int8'
+                f'--int8: onnxruntime does not quantize {architecture} ({one_line(error, 200)}); accepted: no --int8'
             )
         ),
     )
