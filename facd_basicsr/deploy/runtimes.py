@@ -88,6 +88,9 @@ class RuntimeNetwork(nn.Module):
             raise RuntimeError(str(error)) from error
         return torch.from_numpy(output).float()
 
+    def extra_repr(self) -> str:
+        return str(self._model) if isinstance(self._model, Path) else ''  # what tells two of them apart
+
     def footprint(self, height: int, width: int) -> int:
         """Bytes of all live tensors at the peak of one run on (1, C, height, width), without the weights, counted.
 
