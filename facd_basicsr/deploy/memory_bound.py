@@ -94,8 +94,8 @@ class MemoryBound:
             UserError: not even one.
         """
         frame = 3 * width * height
-        # one that runs is copied once, and for each two more are held before and after, and two in all
-        pixels = frame + 4 * frame * (1 + self._upscaler.scale**2)
+        # jobs + 2 are held, each before and after, and what runs is copied
+        pixels = frame + 3 * frame * (1 + self._upscaler.scale**2)
         tile, taken = self.tile(height, width, pixels, f'--raw: {width}x{height}')
         return tile, max(1, min(most, self._free // taken))
 

@@ -38,7 +38,7 @@ def upscale_stream(
 ) -> int:
     """Reads frames, (height, width, 3) uint8 each, and writes them upscaled, in order, as images would be.
 
-    A thread reads, others run, this one writes. No more than ``2 * jobs + 2`` frames are held.
+    A thread reads, others run, this one writes. No more than ``jobs + 2`` frames are held.
 
     Args:
         upscaler: unusable afterwards if this raises.
