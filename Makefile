@@ -88,7 +88,7 @@ results-gpu: $(INSTALLED)
 # Without a .venv: make benchmarks-loss INSTALLED= BIN=FOLDER, where FOLDER/python has the dependencies.
 RESULTS ?= benchmarks/results$(if $(shell nvidia-smi -L 2>/dev/null | grep ^GPU),/gpu)
 MEASURE = mkdir -p $(RESULTS) && $(BIN)/python benchmarks/$(1).py $(2) --out $(RESULTS)/$(or $(3),$(1)).json
-BENCHMARKS := $(addprefix benchmarks-,ceilings step-EDSR step-RCAN step-mini loss growth scaling start-up threads validation data)
+BENCHMARKS := $(addprefix benchmarks-,ceilings step-EDSR step-RCAN step-mini loss growth scaling start-up threads validation data upscale)
 # arguments for pairs from facd prepare: folder and name, scale, patch
 PAIRS = --gt $(1)_HR_sub.lmdb --lq $(1)_LR_bicubic_X$(2)_sub.lmdb --scale $(2) --gt-size $(3)
 DIV2K := datasets/DIV2K/DIV2K_train
@@ -114,5 +114,7 @@ benchmarks-threads:
 	$(call MEASURE,threads,demo/FACD.yml)
 benchmarks-validation:
 	test ! -d datasets/Set14/LRbicx4 || { $(call MEASURE,validation); }
+benchmarks-upscale:
+	test ! -d datasets/Set14/LRbicx4 || { $(call MEASURE,upscale,--images datasets/Set14/LRbicx4); }
 benchmarks-data:
 	$(if $(strip $(DATA)),$(call MEASURE,data_loading,$(DATA)))

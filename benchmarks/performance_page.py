@@ -1,4 +1,4 @@
-"""The tables and plots of docs/performance.md, generated from the JSON files in benchmarks/results.
+"""The tables and plots of docs/performance.md and docs/upscale.md, generated from the JSON files in benchmarks/results.
 
     python benchmarks/performance_page.py --into docs/performance.md
 
@@ -237,6 +237,23 @@ def threads(result: Result) -> str:
     return f'{table}\n\n{what}busy: a load average of {load["busy"]:.0f}; {machine_line(result)}'
 
 
+def upscaling(result: Result) -> str:
+    ways = list(dict.fromkeys(way for found in result['networks'].values() for way in found))
+    rows = [
+        [way, *(cell for found in result['networks'].values() for cell in _way(found.get(way), result['megapixels']))]
+        for way in ways
+    ]
+    header = ['', *(cell for network in result['networks'] for cell in (f'{network}, s/megapixel', 'network busy'))]
+    what = f'{result["images"]} photographs, {result["megapixels"]} megapixels, medians of {result["turns"]}; '
+    return f'{markdown_table(header, rows)}\n\n{what}{machine_line(result)}'
+
+
+def _way(found: dict[str, float] | None, megapixels: float) -> list[str]:
+    if found is None:
+        return ['', '']
+    return [f'{found["seconds"] / megapixels:.1f}', f'{100 * found["busy"]:.0f} %']
+
+
 PARTS: dict[str, Callable[[Result], str]] = {
     'goals': goals,
     'ceilings': ceilings,
@@ -248,6 +265,7 @@ PARTS: dict[str, Callable[[Result], str]] = {
     'validation': validation,
     'start_up': start_up,
     'threads': threads,
+    'upscaling': upscaling,
     'growth': growth,
     'processes': processes,
     'scaling': scaling,

@@ -235,11 +235,12 @@ def test_data_loading_writes_rates_and_the_ratio_of_memory_to_basicsr(data, tmp_
     assert capsys.readouterr().out.count('5.5') == 2
 
 
-def test_the_performance_page_is_generated_from_the_committed_results():
-    page = benchmark('performance_page')
-    text = (REPOSITORY / 'docs' / 'performance.md').read_text(encoding='utf-8')
-    assert page.filled(text, page.RESULTS) == text
-    blocks = re.findall(r'<!-- benchmark: (\S+) (\S+) -->', text)
+def test_the_pages_of_performance_and_upscaling_are_generated_from_the_committed_results():
+    page, blocks = benchmark('performance_page'), []
+    for name in ('performance.md', 'upscale.md'):
+        text = (REPOSITORY / 'docs' / name).read_text(encoding='utf-8')
+        assert page.filled(text, page.RESULTS) == text
+        blocks += re.findall(r'<!-- benchmark: (\S+) (\S+) -->', text)
     assert {part for part, _ in blocks} == set(page.PARTS)
     for part, name in blocks:
         exists = name == 'gpu' or (page.RESULTS / f'{name}.json').is_file()
