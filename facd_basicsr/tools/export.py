@@ -1,5 +1,6 @@
 """``facd export``: a trained student in deployment formats."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -11,13 +12,15 @@ from facd_basicsr.cli import EXIT_SKIPPED, QuietCommand
 from facd_basicsr.deploy.export_formats import (
     BASIC,
     FUSED_WEIGHTS,
-    ONNX,
-    ONNX_FP16,
+    OPSET,
+    OPSETS,
     REPARAMETERIZED,
     TORCH_EXPORT,
+    GraphOptions,
     export,
     in_steps,
     measured,
+    onnx_formats,
     opened_in_spandrel,
     paths_of,
     require_onnx,
@@ -51,8 +54,29 @@ CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
     help='Write STEM.onnx and STEM_fp16.onnx; needs onnx and onnxruntime.',
 )
 @click.option('--fp16/--no-fp16', default=True, show_default=True, help='Write STEM_fp16.onnx.')
+@click.option('--opset', type=int, default=OPSET, show_default=True, help='Of the ONNX files: 11 to 20.')
+@click.option(
+    '--static', metavar='WxH', help='The ONNX files take images of this width and height only, as phones need.'
+)
+@click.option(
+    '--batch',
+    metavar='N',
+    help='The ONNX files take this number of images at a time, or any: dynamic.  [default: dynamic; 1 with --static]',
+)
+@click.option('--mobile', is_flag=True, help="The ONNX files have operators that phones' delegates run.")
 @click.option('--torch-export', is_flag=True, help='Also write STEM.pt2.')
-def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, fp16: bool, torch_export: bool) -> None:
+def command(
+    checkpoint: Path,
+    option_file: str | None,
+    stem: Path,
+    onnx: bool,
+    fp16: bool,
+    opset: int,
+    static: str | None,
+    batch: str | None,
+    mobile: bool,
+    torch_export: bool,
+) -> None:
     """Export a trained student as .pth, .safetensors, .onnx and _fp16.onnx.
 
     Each file is loaded back and compared with the student on photographs. One that does not hold is not written: a line
@@ -66,11 +90,18 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
     \b
     Example:
       facd export experiments/FACD_EDSR_x4/models/net_g_latest.pth --opt options/train/FACD_EDSR_x4.yml -o student
+      facd export student.pth -o phone --mobile --static 640x360
     """
-    chosen = {ONNX: onnx, ONNX_FP16: onnx and fp16, TORCH_EXPORT: torch_export}
-    formats = [*BASIC, *(format for format, is_chosen in chosen.items() if is_chosen)]
+    options = _graph_options(opset, static, batch, mobile)
     if onnx:
         require_onnx('--onnx')
+    elif options != GraphOptions():
+        raise UserError(
+            '--no-onnx: with --opset, --static, --batch or --mobile; accepted: --onnx, whose files they change'
+        )
+    in_float32, in_float16 = onnx_formats(options)
+    chosen = {in_float32: onnx, in_float16: onnx and fp16, TORCH_EXPORT: torch_export}
+    formats = [*BASIC, *(format for format, is_chosen in chosen.items() if is_chosen)]
     if checkpoint.suffix == '.onnx':
         raise UserError(f'CHECKPOINT: {checkpoint}; accepted: a name that ends in {", ".join(CHECKPOINTS)}')
     paths_of(stem, formats)  # which takes no time, reading and measuring the student do
@@ -114,3 +145,23 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         click.echo(f'facd upscale IN -o OUT --student {shlex.quote(str(use))}')
     if len(written) < len(found):
         sys.exit(EXIT_SKIPPED if written else 2)
+
+
+def _graph_options(opset: int, static: str | None, batch: str | None, mobile: bool) -> GraphOptions:
+    """
+    Raises:
+        UserError: an option is not what is accepted.
+    """
+    if opset not in OPSETS:
+        raise UserError(f'--opset: {opset}; accepted: {OPSETS[0]} to {OPSETS[-1]}')
+    size = None
+    if static is not None:
+        found = re.fullmatch('([1-9][0-9]*)x([1-9][0-9]*)', static)
+        if found is None:
+            raise UserError(f'--static: {static}; accepted: width x height in pixels of LQ, as 640x360')
+        size = int(found[2]), int(found[1])
+    if batch is None:
+        batch = 'dynamic' if size is None else '1'
+    if re.fullmatch('dynamic|[1-9][0-9]*', batch) is None:
+        raise UserError(f'--batch: {batch}; accepted: a number of images, or dynamic')
+    return GraphOptions(opset, size, None if batch == 'dynamic' else int(batch), mobile)
