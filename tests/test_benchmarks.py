@@ -235,9 +235,9 @@ def test_data_loading_writes_rates_and_the_ratio_of_memory_to_basicsr(data, tmp_
     assert capsys.readouterr().out.count('5.5') == 2
 
 
-def test_the_performance_page_is_generated_from_the_committed_results():
+def test_pages_with_benchmarks_are_generated_from_the_committed_results():
     page = benchmark('performance_page')
-    text = (REPOSITORY / 'docs' / 'performance.md').read_text(encoding='utf-8')
+    text = ''.join((REPOSITORY / 'docs' / name).read_text(encoding='utf-8') for name in ('performance.md', 'deploy.md'))
     assert page.filled(text, page.RESULTS) == text
     blocks = re.findall(r'<!-- benchmark: (\S+) (\S+) -->', text)
     assert {part for part, _ in blocks} == set(page.PARTS)

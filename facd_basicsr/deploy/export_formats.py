@@ -543,5 +543,5 @@ def _examples(student: Student, sizes: Sizes = COMPARED) -> list[Example]:
         return examples
     raise UserError(
         f'network_g: {architecture} does not run on images of {shapes[0][1]} x {shapes[0][2]} ({one_line(refusal)}); '
-        'accepted: a network that does'
+        f'accepted: {"a network that does" if sizes == COMPARED else "another --static"}'
     ) from refusal

@@ -87,6 +87,46 @@ def test_invalid_checkpoints_are_refused_before_anything_is_written(arguments, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--opset', '9'], '--opset: 9; accepted: 11 to 20'),
+        (['--static', '640'], '--static: 640; accepted: width x height in pixels of LQ, as 640x360'),
+        (['--static', '0x9'], '--static: 0x9; accepted: width x height in pixels of LQ, as 640x360'),
+        (['--batch', 'any'], '--batch: any; accepted: a number of images, or dynamic'),
+        (['--no-onnx', '--mobile'], '--no-onnx: with --opset, --static, --batch or --mobile; accepted: --onnx, .*'),
+    ],
+)
+def test_options_of_the_graph_are_refused_in_a_line_before_anything_is_read(arguments, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(command, ['absent.pth', '-o', str(tmp_path / 'a'), *arguments], catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_graphs_options_reach_the_files_and_the_lines_about_them(checkpoint, tmp_path):
+    arguments = [
+        str(checkpoint),
+        '-o',
+        str(tmp_path / 's'),
+        '--mobile',
+        '--static',
+        '40x24',
+        '--opset',
+        '16',
+        '--no-fp16',
+    ]
+    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (
+        f'{tmp_path}/s.onnx: ' in done.output
+        and '; ONNX, opset 16, mobile, 40x24 only, batches of 1 only;' in done.output
+    )
+    assert read_student(tmp_path / 's.onnx').net.fixed == {0: 1, 1: 3, 2: 24, 3: 40}
+    dynamic = [*arguments[:2], str(tmp_path / 'd'), '--static', '40x24', '--batch', 'dynamic', '--no-fp16']
+    assert CliRunner().invoke(command, dynamic, catch_exceptions=False).exit_code == 0
+    assert read_student(tmp_path / 'd.onnx').net.fixed == {1: 3, 2: 24, 3: 40}
+
+
 def test_a_student_that_fuses_is_written_re_parameterized_beside_its_weights(train_opt, tmp_path):
     block = {
         'type': 'ECBSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_block': 1, 'num_channel': 8, 'with_idt': False,
