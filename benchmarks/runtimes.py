@@ -132,7 +132,6 @@ def main() -> None:
     arguments.add_argument('--out', type=Path, required=True)
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
-    torch.set_grad_enabled(False)
     student = measured(read_student(args.checkpoint, args.opt, 'checkpoint'), {})
     lq = photograph_input('astronaut.png', 3, *args.size).contiguous().numpy()
     static = GraphOptions(static=tuple(args.size), batch=1)

@@ -28,7 +28,7 @@ GRAPHS = {
     'mobile': GraphOptions(static=(HEIGHT, WIDTH), batch=1, mobile=True),
 }
 PAGE = (REPOSITORY / 'docs' / 'deploy.md').read_text(encoding='utf-8')
-LINES = {name: code for name, code in re.findall(r'<!-- (\w+) -->\n```\w*\n(.*?)```', PAGE, re.DOTALL)}
+LINES = dict(re.findall(r'<!-- (\w+) -->\n```\w*\n(.*?)```', PAGE, re.DOTALL))
 
 
 @pytest.fixture(scope='module', params=STUDENTS)
