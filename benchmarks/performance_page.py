@@ -242,7 +242,9 @@ def runtimes(result: Result) -> str:
         [name, ', '.join(filter(None, [f'`{own["file"]}`', own['by']])), f'{own["steps"]:.2g}', f'{own["ms"]:.1f}']
         for name, own in result['runtimes'].items()
     ]
-    table = markdown_table(['runtime', 'from', 'largest difference, 8-bit steps', 'ms'], rows)
+    table = markdown_table(
+        ['runtime', 'file, and the command that makes it', 'largest difference, 8-bit steps', 'ms'], rows
+    )
     height, width = result['size']
     what = (
         f'{result["student"]}, an image of {width}x{height}, medians of {result["turns"]} turns; {machine_line(result)}'
