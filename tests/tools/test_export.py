@@ -3,6 +3,7 @@ import re
 import shlex
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from basicsr.archs import build_network
@@ -87,6 +88,46 @@ def test_invalid_checkpoints_are_refused_before_anything_is_written(arguments, m
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(command, [*arguments, '-o', str(tmp_path / 'a')], catch_exceptions=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--opset', '9'], '--opset: 9; accepted: 11 to 20'),
+        (['--static', '640'], '--static: 640; accepted: width x height in pixels of LQ, as 640x360'),
+        (['--static', '0x9'], '--static: 0x9; accepted: width x height in pixels of LQ, as 640x360'),
+        (['--batch', 'any'], '--batch: any; accepted: a number of images, or dynamic'),
+        (['--no-onnx', '--mobile'], '--no-onnx: with --opset, --static, --batch or --mobile; accepted: --onnx, .*'),
+    ],
+)
+def test_options_of_the_graph_are_refused_in_a_line_before_anything_is_read(arguments, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(command, ['absent.pth', '-o', str(tmp_path / 'a'), *arguments], catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_graphs_options_reach_the_files_and_the_lines_about_them(checkpoint, tmp_path):
+    arguments = [
+        str(checkpoint),
+        '-o',
+        str(tmp_path / 's'),
+        '--mobile',
+        '--static',
+        '40x24',
+        '--opset',
+        '16',
+        '--no-fp16',
+    ]
+    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (
+        f'{tmp_path}/s.onnx: ' in done.output
+        and '; ONNX, opset 16, mobile, 40x24 only, batches of 1 only;' in done.output
+    )
+    assert read_student(tmp_path / 's.onnx').net.fixed == {0: 1, 1: 3, 2: 24, 3: 40}
+    dynamic = [*arguments[:2], str(tmp_path / 'd'), '--static', '40x24', '--batch', 'dynamic', '--no-fp16']
+    assert CliRunner().invoke(command, dynamic, catch_exceptions=False).exit_code == 0
+    assert read_student(tmp_path / 'd.onnx').net.fixed == {1: 3, 2: 24, 3: 40}
 
 
 def test_a_student_that_fuses_is_written_re_parameterized_beside_its_weights(train_opt, tmp_path):
@@ -180,6 +221,7 @@ def test_int8_is_written_with_its_loss_size_and_latency(checkpoint, data, tmp_pa
             ['--int8', '--calibrate', '.', '--keep', '1', '--max-loss', '0.1'],
             r'--keep: 1, and --max-loss: 0.1; accepted',
         ),
+        (['--int8', '--calibrate', '.', '--opset', '12'], r'--opset: 12; accepted with --int8: 13 to 20'),
         (['--int8', '--calibrate', 'absent'], r'--calibrate: no such folder: absent; accepted: a folder of LQ images'),
     ],
 )
@@ -187,6 +229,26 @@ def test_options_of_int8_that_do_not_go_together_are_refused_in_a_line(checkpoin
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / 'a'), *arguments], catch_exceptions=False)
     assert not list(tmp_path.glob('a*'))
+
+
+def test_int8_is_of_the_size_and_the_operators_that_are_asked_for(checkpoint, data, tmp_path):
+    arguments = ['--int8', '--calibrate', str(data / 'LQ'), '--static', '40x24', '--mobile', '--opset', '13']
+    done = CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / 'a'), *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert 'a_int8.onnx: ' in done.output and 'opset 13, mobile, 40x24 only, batches of 1 only, int8' in done.output
+    model = onnx.load(tmp_path / 'a_int8.onnx')
+    shapes = [
+        [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    ]
+    assert shapes == [[1, 3, 24, 40], [1, 3, 48, 80]]
+    modes = [
+        onnx.helper.get_node_attr_value(node, 'mode') for node in model.graph.node if node.op_type == 'DepthToSpace'
+    ]
+    assert modes == [b'DCR'] and model.opset_import[0].version == 13
+    assert (
+        re.search(r'int8: val: PSNR-Y [\d.]+ -> [\d.]+ dB', done.output) and 'int8: 40x24 by onnxruntime' in done.output
+    )
 
 
 def test_a_loss_needs_a_set_to_be_measured_on(checkpoint, data, tmp_path):
