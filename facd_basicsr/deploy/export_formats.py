@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -204,15 +205,19 @@ def onnx_bytes(student: Student, half: bool, options: GraphOptions = GraphOption
             fold_shapes(model)
         if options.mobile:
             for_mobile(model)
-        shape = ', '.join(names.get(axis, str(size)) for axis, size in enumerate(example.shape))
-        model.doc_string = (
-            f'{description.architecture} x{description.scale}. {INPUT}: RGB in [0, 1], float32, ({shape}). {OUTPUT}: '
-            f'the same, {description.scale} times as high and wide, not clamped.'
-            f'{" Weights and operators are float16." if half else ""}'
-        )
+        model.doc_string = _doc_string(model, description) + ' Weights and operators are float16.' * half
         onnx.helper.set_model_props(model, description.as_metadata())
         onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def _doc_string(model: Any, description: Description) -> str:
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    shape = ', '.join(dim.dim_param or str(dim.dim_value) for dim in dims)
+    return (
+        f'{description.architecture} x{description.scale}. {INPUT}: RGB in [0, 1], float32, ({shape}). {OUTPUT}: the '
+        f'same, {description.scale} times as high and wide, not clamped.'
+    )
 
 
 def program_bytes(student: Student) -> bytes:
@@ -302,6 +307,42 @@ def onnx_formats(options: GraphOptions) -> tuple[Format, Format]:
 ONNX, ONNX_FP16 = onnx_formats(GraphOptions())
 TORCH_EXPORT = Format('.pt2', program_bytes, PROGRAM, "torch.export's program", 'no --torch-export', FIXED, form=_fused)
 EXPORT_FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)
+INT8 = '_int8.onnx'
+BROKEN = 64 * STEP  # of a file that does not hold the student; what int8 costs PSNR-Y says
+
+
+def int8_graph(student: Student, options: GraphOptions = GraphOptions()) -> bytes:
+    """The graph that is quantized: as of ``ONNX``, of any size, for calibration has images of several."""
+    with _silence():
+        return onnx_bytes(_fused(student), False, dataclasses.replace(options, static=None, batch=None))
+
+
+def int8_format(content: bytes, description: Description, options: GraphOptions = GraphOptions()) -> Format:
+    """Of a graph that was quantized, with its description."""
+    return Format(
+        INT8,
+        lambda student: _of_one_size(content, description, options),
+        GRAPH,
+        f'ONNX, {options}, int8 in QDQ form',
+        'no --int8',
+        'eight bits are too few for its features',
+        BROKEN,
+        lambda student: dataclasses.replace(_fused(student), description=description),
+        options.sizes,
+    )
+
+
+def _of_one_size(content: bytes, description: Description, options: GraphOptions) -> bytes:
+    if options.static is None and options.batch is None:
+        return content
+    import onnx
+
+    from facd_basicsr.deploy.graph_rewrites import fix_sizes  # needs onnx
+
+    model = onnx.load_from_string(content)
+    fix_sizes(model, options.batch, options.static, description.scale)
+    model.doc_string = _doc_string(model, description)
+    return model.SerializeToString()
 
 
 TESTED_TILE = 64  # in which the receptive field radius is verified
@@ -330,7 +371,7 @@ def measured(student: Student, psnr: dict[str, float]) -> Student:
     return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))
 
 
-def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
+def paths_of(stem: Path, suffixes: Sequence[str]) -> list[Path]:
     """The files that would be written.
 
     Raises:
@@ -340,7 +381,7 @@ def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
         raise UserError(f'-o: {stem}; accepted: a name without suffix, as {stem.with_suffix("")}, for several files')
     if stem.is_dir():
         raise UserError(f'-o: {stem} is a folder; accepted: the name of files in it, as {stem / "student"}')
-    paths = [stem.with_name(stem.name + format.suffix) for format in formats]
+    paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
     there = [str(path) for path in paths if path.exists()]
     if there:
         raise UserError(f'-o: {", ".join(there)} exists; accepted: the name of new files')
@@ -365,7 +406,7 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> dict[Path
         UserError: as of :func:`paths_of`; or the student has no output for photographs of a format's sizes.
         OSError: the disk is full.
     """
-    paths = paths_of(stem, formats)
+    paths = paths_of(stem, [format.suffix for format in formats])
     found: dict[Path, dict[str, float] | UserError] = {}
     make_folder_of(stem, '-o')
     with _silence(), atomic_paths(paths) as partials:

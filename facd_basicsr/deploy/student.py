@@ -50,6 +50,7 @@ class OnnxNetwork(nn.Module):
             raise UserError(f'{where}: {path} needs onnxruntime, which is not installed; accepted: {INSTALL}')
         import onnxruntime
 
+        self._path = path
         available = onnxruntime.get_available_providers()
         providers = [(name, options) for name, options in PROVIDERS.items() if name in available]
         quiet = onnxruntime.SessionOptions()
@@ -69,6 +70,9 @@ class OnnxNetwork(nn.Module):
         (self._input,), (self._output,) = inputs, outputs
         self.fixed = {axis: size for axis, size in enumerate(self._input.shape) if isinstance(size, int)}
         self._dtype = torch.float16 if self._input.type == 'tensor(float16)' else torch.float32
+
+    def extra_repr(self) -> str:
+        return str(self._path)  # what tells two of them apart
 
     def forward(self, lq: Tensor) -> Tensor:
         """
