@@ -130,7 +130,7 @@ def command(
       facd export student.pth -o phone --mobile --static 640x360
       facd export student.pth -o student_small --opt FILE --int8 --calibrate photographs --max-loss 0.05
     """
-    options = _graph_options(opset, static, batch, mobile)
+    options = _graph_options(opset, static, batch, mobile, int8)
     _check_int8(int8, onnx, calibrate, keep, max_loss)
     if onnx:
         require_onnx('--onnx')
@@ -194,13 +194,14 @@ def command(
         sys.exit(EXIT_SKIPPED if written else 2)
 
 
-def _graph_options(opset: int, static: str | None, batch: str | None, mobile: bool) -> GraphOptions:
+def _graph_options(opset: int, static: str | None, batch: str | None, mobile: bool, int8: bool) -> GraphOptions:
     """
     Raises:
         UserError: an option is not what is accepted.
     """
-    if opset not in OPSETS:
-        raise UserError(f'--opset: {opset}; accepted: {OPSETS[0]} to {OPSETS[-1]}')
+    opsets = OPSETS[2:] if int8 else OPSETS  # a scale for each channel is of 13
+    if opset not in opsets:
+        raise UserError(f'--opset: {opset}; accepted{" with --int8" * int8}: {opsets[0]} to {opsets[-1]}')
     size = None
     if static is not None:
         found = re.fullmatch('([1-9][0-9]*)x([1-9][0-9]*)', static)

@@ -94,6 +94,7 @@ def test_invalid_checkpoints_are_refused_before_anything_is_written(arguments, m
     ('arguments', 'message'),
     [
         (['--opset', '9'], '--opset: 9; accepted: 11 to 20'),
+        (['--opset', '12', '--int8'], '--opset: 12; accepted with --int8: 13 to 20'),
         (['--static', '640'], '--static: 640; accepted: width x height in pixels of LQ, as 640x360'),
         (['--static', '0x9'], '--static: 0x9; accepted: width x height in pixels of LQ, as 640x360'),
         (['--batch', 'any'], '--batch: any; accepted: a number of images, or dynamic'),
