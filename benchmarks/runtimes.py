@@ -2,9 +2,9 @@
 
     chrt -r 1 python benchmarks/runtimes.py --out benchmarks/results/runtimes.json
 
-docs/deploy.md has the table, measured with real-time priority (``chrt``) over what else the machine did. The runtimes take turns of several images each, so that other load on the machine affects
-all of them, and threads of one that wait for work do not last into the time of the next. Those that are not installed
-are left out.
+docs/deploy.md has the table, measured with real-time priority (``chrt``) over what else the machine did. The runtimes
+take turns of several images each, so that other load affects all of them, and threads of one that wait for work do not
+last into the time of the next. Those that are not installed are left out.
 """
 
 import argparse

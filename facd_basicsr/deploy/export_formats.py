@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -205,15 +206,19 @@ def onnx_bytes(student: Student, half: bool, options: GraphOptions = GraphOption
             fold_shapes(model)
         if options.mobile:
             for_mobile(model)
-        shape = ', '.join(names.get(axis, str(size)) for axis, size in enumerate(example.shape))
-        model.doc_string = (
-            f'{description.architecture} x{description.scale}. {INPUT}: RGB in [0, 1], float32, ({shape}). {OUTPUT}: '
-            f'the same, {description.scale} times as high and wide, not clamped.'
-            f'{" Weights and operators are float16." if half else ""}'
-        )
+        model.doc_string = _doc_string(model, description) + ' Weights and operators are float16.' * half
         onnx.helper.set_model_props(model, description.as_metadata())
         onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def _doc_string(model: Any, description: Description) -> str:
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    shape = ', '.join(dim.dim_param or str(dim.dim_value) for dim in dims)
+    return (
+        f'{description.architecture} x{description.scale}. {INPUT}: RGB in [0, 1], float32, ({shape}). {OUTPUT}: the '
+        f'same, {description.scale} times as high and wide, not clamped.'
+    )
 
 
 def program_bytes(student: Student) -> bytes:

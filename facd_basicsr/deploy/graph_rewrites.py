@@ -20,6 +20,8 @@ def fold_shapes(model: ModelProto) -> None:
     while found:  # a shape that is known now may make others known
         shapes, found = graph.shapes(), False
         for node in [*graph.nodes]:
+            if node.op_type == 'DequantizeLinear':
+                continue  # int8 of weights and biases
             inputs = {name: graph.values.get(name) for name in node.input if name}
             if node.op_type == 'Shape' and -1 not in shapes.get(node.input[0], [-1]):
                 inputs = {node.input[0]: np.broadcast_to(np.float32(0), shapes[node.input[0]])}
@@ -32,6 +34,17 @@ def fold_shapes(model: ModelProto) -> None:
                 graph.nodes.remove(node)
                 found = True
     graph.write()
+
+
+def fix_sizes(model: ModelProto, batch: int | None, static: tuple[int, int] | None, scale: int) -> None:
+    """Makes the number of a graph's images and their (height, width) constant in place; None: stays as it is."""
+    sizes = {0: batch, **dict(enumerate(static or (), 2))}
+    for value, factor in ((model.graph.input[0], 1), (model.graph.output[0], scale)):
+        for axis, size in sizes.items():
+            if size is not None:
+                value.type.tensor_type.shape.dim[axis].dim_value = size * (factor if axis else 1)
+    del model.graph.value_info[:]  # of any size
+    fold_shapes(model)
 
 
 def for_mobile(model: ModelProto) -> None:
@@ -82,6 +95,7 @@ class Graph:
         for node in reversed(self.nodes):
             if not used.isdisjoint(node.output):
                 used.update(node.input)
+                node.name = node.name or node.output[0]  # by which onnxruntime's quantizer finds it
                 nodes.insert(0, node)
         del graph.node[:], graph.initializer[:]
         graph.node.extend(nodes)

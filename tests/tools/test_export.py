@@ -94,6 +94,7 @@ def test_invalid_checkpoints_are_refused_before_anything_is_written(arguments, m
     ('arguments', 'message'),
     [
         (['--opset', '9'], '--opset: 9; accepted: 11 to 20'),
+        (['--opset', '12', '--int8'], '--opset: 12; accepted with --int8: 13 to 20'),
         (['--static', '640'], '--static: 640; accepted: width x height in pixels of LQ, as 640x360'),
         (['--static', '0x9'], '--static: 0x9; accepted: width x height in pixels of LQ, as 640x360'),
         (['--batch', 'any'], '--batch: any; accepted: a number of images, or dynamic'),
@@ -207,6 +208,21 @@ def test_int8_is_written_with_its_loss_size_and_latency(checkpoint, data, tmp_pa
     assert run('-m', 'facd_basicsr.cli', *upscaled, cwd=tmp_path).returncode == 0
     scores = [score(read_bgr(sr / f'{i}.png'), read_bgr(data / 'GT' / f'{i}.png'), 2)['psnr_y'] for i in range(2)]
     assert sum(scores) / 2 == pytest.approx(float(after), abs=0.01)
+
+
+def test_int8_of_one_size_for_phones_is_calibrated_on_images_of_any(checkpoint, data, tmp_path):
+    options = ['--int8', '--calibrate', str(data / 'LQ'), '--no-fp16', '--static', '40x28', '--mobile']
+    done = CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / 's'), *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert '; ONNX, opset 17, mobile, 40x28 only, batches of 1 only, int8 in QDQ form;' in done.output
+    assert 'int8: 40x28 by onnxruntime, median of 7' in done.output
+    model = onnx.load(tmp_path / 's_int8.onnx')
+    onnx.checker.check_model(model, full_check=True)
+    assert '(1, 3, 28, 40)' in model.doc_string
+    assert {node.op_type for node in model.graph.node} >= {'QuantizeLinear', 'DequantizeLinear'}
+    stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert stored['conv_first.weight_quantized'] == onnx.TensorProto.INT8
+    assert read_student(tmp_path / 's_int8.onnx').net.fixed == {0: 1, 1: 3, 2: 28, 3: 40}
 
 
 @pytest.mark.parametrize(
