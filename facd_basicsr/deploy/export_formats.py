@@ -322,7 +322,7 @@ def int8_format(content: bytes, description: Description, options: GraphOptions)
     """Of a graph that was quantized, with its description; the file takes the sizes of the options alone."""
     return Format(
         INT8,
-        lambda student: _of_fixed_size(content, input_channels(description.network), options, description.scale),
+        lambda student: _of_one_size(content, description, options),
         GRAPH,
         f'ONNX, {options}, int8 in QDQ form',
         'no --int8',
@@ -333,21 +333,17 @@ def int8_format(content: bytes, description: Description, options: GraphOptions)
     )
 
 
-def _of_fixed_size(content: bytes, channels: int, options: GraphOptions, scale: int) -> bytes:
+def _of_one_size(content: bytes, description: Description, options: GraphOptions) -> bytes:
     """A graph of any size with the sizes of the options as constants."""
+    if options.static is None and options.batch is None:
+        return content
     import onnx
 
-    from facd_basicsr.deploy.graph_rewrites import fold_shapes  # needs onnx
+    from facd_basicsr.deploy.graph_rewrites import fix_sizes  # needs onnx
 
-    model, (height, width) = onnx.load_from_string(content), options.static or (None, None)
-    for value, factor in ((model.graph.input[0], 1), (model.graph.output[0], scale)):
-        sizes = (options.batch, channels, height and height * factor, width and width * factor)
-        for dim, size in zip(value.type.tensor_type.shape.dim, sizes):
-            if size is not None:
-                dim.dim_value = size
-    if options.static:
-        del model.graph.value_info[:]  # of any size
-        fold_shapes(model)
+    model = onnx.load_from_string(content)
+    fix_sizes(model, options.batch, options.static, description.scale)
+    model.doc_string = _doc_string(model, description)
     return model.SerializeToString()
 
 
