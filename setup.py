@@ -49,7 +49,7 @@ setup(
             'coverage>=7.10',  # make test; older versions lack `patch`
             'hypothesis',
             'mypy',  # make lint
-            'ncnn',  # runs exported students in tests/deploy/test_runtimes.py
+            'ncnn',  # runs exported students in tests/deploy/test_other_runtimes.py
             'onnx',
             'onnxruntime',
             'pnnx',  # makes ncnn's files of ONNX
