@@ -56,7 +56,7 @@ from facd_basicsr.models.validation import (
     validates_itself,
 )
 from facd_basicsr.runtime.execution import TAKEN, Execution, reraise_refused_input, set_tf32, uncompiled
-from facd_basicsr.runtime.fake_quantization import ENTRY, FakeQuantization, quantized_names
+from facd_basicsr.runtime.fake_quantization import ENTRY, FakeQuantization
 from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.rng import preserve_rng_state, restore_rng_state, rng_state
 from facd_basicsr.runtime.size_requirements import SizeRequirements
@@ -349,7 +349,7 @@ class SafeSRModel(SafeModel, SRModel):
             options = self.opt['train'].get('quantize')
             if options is None:
                 return None
-            own = FakeQuantization(self._quantized_names(net, options['keep']), **options)
+            own = self._new_quantization(net, options)
             if found is not None and found.names == own.names and found.bounds is not None:
                 own.set_bounds(found.bounds)
             elif found is not None:
@@ -364,16 +364,16 @@ class SafeSRModel(SafeModel, SRModel):
             get_root_logger().info(f'{type(net).__name__} is run as in int8: {len(found.names)} features quantized.')
         return found
 
-    def _quantized_names(self, net: nn.Module, keep: Sequence[str]) -> list[str]:
+    def _new_quantization(self, net: nn.Module, options: dict[str, Any]) -> FakeQuantization:
         if blocks := fused_blocks(net):
             raise UserError(
                 f'train.quantize: {type(net).__name__} has blocks that are other operators in inference '
                 f'({", ".join(blocks)}); accepted: a network of plain ones, as the SRVGGNetCompact that facd export '
                 'makes of an ECBSR'
             )
-        lq = torch.full((PROBES, input_channels(self.opt['network_g']), *[lq_patch_size(self.opt)] * 2), 0.5)
-        with preserve_rng_state(), preserve_buffers(net), reraise_refused_input('network_g', net, lq):
-            return quantized_names(net, keep, lq.to(self.device))
+        size, channels = lq_patch_size(self.opt), input_channels(self.opt['network_g'])
+        with preserve_rng_state(), preserve_buffers(net):
+            return FakeQuantization.of(net, size, channels, **options)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         # the student's, called from SRModel.__init__; before DDP, whose buckets keep the strides they find

@@ -50,15 +50,36 @@ class FakeQuantization:
 
     Attributes:
         bounds: (2, K), how far each range reaches below and above zero; None before the first update.
+        least: (2, K), of the features that are images, shifted or resized: from black to white, though not every batch
+            has both, or highlights would be clipped; 0 of the others.
         exports: whether features and weights are quantized by torch's own operators, which ONNX can hold.
     """
 
     def __init__(self, names: Sequence[str], keep: Sequence[str] = (), decay: float = 0.99) -> None:
         self.names, self.keep, self.decay = list(names), tuple(keep), decay
         self.bounds: Tensor | None = None
+        self.least = torch.zeros(2, len(self.names))
         self.exports = False
         self._batch: Tensor | None = None  # as bounds, of the batch's forwards until now
         self._grids: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    @classmethod
+    def of(cls, net: nn.Module, size: int, channels: int, **options: Any) -> 'FakeQuantization':
+        """
+        Args:
+            size, channels: of LQ to probe the network with.
+            options: ``keep`` and ``decay``.
+
+        Raises:
+            UserError: the network is not the same in training and eval mode, has nothing to quantize, or a path of
+                ``keep`` is that of no layer.
+        """
+        device = next(net.parameters()).device
+        black_and_white = torch.tensor([0.0, 1.0], device=device)[:, None, None, None].expand(2, channels, size, size)
+        seen = _probed(net, options.get('keep', ()), black_and_white.contiguous())
+        found = cls(seen.names, **options)
+        found.least = seen.stacked() * torch.tensor(seen.are_images, device=device)
+        return found.to(device)
 
     @classmethod
     def of_entry(cls, entry: Mapping[str, Any], where: str) -> 'FakeQuantization':
@@ -92,7 +113,7 @@ class FakeQuantization:
         if len(mode.names) != len(self.names):
             raise _refusal(net, f'has {len(mode.names)} quantized features')
         if net.training:
-            extremes = torch.stack([torch.stack([-low, high]) for low, high in mode.extremes], 1)
+            extremes = mode.stacked()
             self._batch = extremes if self._batch is None else torch.maximum(self._batch, extremes)
         return output
 
@@ -101,7 +122,7 @@ class FakeQuantization:
         """After the batch's last training forward: over its parts and the ranks it has the values of one process."""
         if self._batch is None:
             return
-        bounds, self._batch = largest(self._batch).clamp(min=0), None
+        bounds, self._batch = torch.maximum(largest(self._batch), self.least), None
         if self.bounds is not None:  # features that are not finite, whose step is skipped, leave no trace
             bounds = self.bounds.lerp(torch.where(bounds.isfinite(), bounds, self.bounds), 1 - self.decay)
         self.set_bounds(bounds)
@@ -117,6 +138,7 @@ class FakeQuantization:
         self._grids = [*zip(scales, -zeros, FEATURE_LEVELS - zeros)]
 
     def to(self, device: torch.device) -> 'FakeQuantization':
+        self.least = self.least.to(device)
         if self.bounds is not None:
             self.set_bounds(self.bounds.to(device))
         return self
@@ -148,15 +170,11 @@ def _weight_scale(weight: Tensor, axes: list[int]) -> Tensor:
     return (weight.abs().amax(axes, keepdim=True) / WEIGHT_LEVELS).clamp(min=SMALLEST_SCALE)
 
 
-def quantized_names(net: nn.Module, keep: Sequence[str], lq: Tensor) -> list[str]:
-    """The names of the features that a network's forward quantizes, of a forward in training and one in eval mode.
-
-    Args:
-        keep: as of :class:`FakeQuantization`.
-        lq: (N, C, h, w).
+def _probed(net: nn.Module, keep: Sequence[str], lq: Tensor) -> '_Mode':
+    """What a forward in eval mode sees, which is what one in training sees.
 
     Raises:
-        UserError: they differ, there are none, or a path of ``keep`` is that of no weight.
+        UserError: as of :meth:`FakeQuantization.of`.
     """
     modules, training = dict(net.named_modules()), net.training
     for index, path in enumerate(keep):
@@ -170,17 +188,16 @@ def quantized_names(net: nn.Module, keep: Sequence[str], lq: Tensor) -> list[str
     try:
         for mode in (True, False):
             net.train(mode)
-            with torch.no_grad(), _Mode(net, keep) as seen:
+            with torch.enable_grad(), _Mode(net, keep) as seen:  # a gradient tells what parameters take part in
                 net(lq)
             found.append(seen.names)
     finally:
         net.train(training)
-    names, others = found
-    if names != others:
+    if found[0] != found[1]:
         raise _refusal(net, 'runs other operators in eval mode than in training')
-    if not names:
+    if not seen.names:
         raise _refusal(net, f'has nothing to quantize beside {", ".join(keep) or "its operators"}')
-    return names
+    return seen
 
 
 def _refusal(net: nn.Module, reason: str) -> UserError:
@@ -195,7 +212,7 @@ class _Mode(TorchFunctionMode):
 
     Attributes:
         names: of the features until now.
-        extremes: the smallest and the largest value of each, in training.
+        are_images: whether each is made of the network's input without a parameter.
     """
 
     def __init__(self, net: nn.Module, keep: Sequence[str], of: FakeQuantization | None = None) -> None:
@@ -205,8 +222,13 @@ class _Mode(TorchFunctionMode):
         self._paths = {} if of else {id(own): name.rpartition('.')[0] for name, own in net.named_parameters()}
         self._counts: Counter[str] = Counter()
         self._seen = WeakIdKeyDictionary()  # feature: its version, number, and itself quantized; None: it is already
+        self._extremes: list[tuple[Tensor, Tensor]] = []
         self.names: list[str] = []
-        self.extremes: list[tuple[Tensor, Tensor]] = []
+        self.are_images: list[bool] = []
+
+    def stacked(self) -> Tensor:
+        """(2, K): how far each feature reaches below and above zero, or to the other side of it."""
+        return torch.stack([torch.stack([-low, high]) for low, high in self._extremes], 1)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -238,13 +260,13 @@ class _Mode(TorchFunctionMode):
         if known is not None and known[0] == _version(x):
             return x if known[2] is None else known[2]
         index = self._next(operator, weight)
+        y = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # as autocast gives them
+        if self._of is None or self._net.training:
+            self._extremes.append(torch.aminmax(y.detach()))
         if self._of is None:
-            y = x
+            self.are_images.append(not x.requires_grad)
         else:
-            values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # as autocast gives them
-            if self._net.training:
-                self.extremes.append(torch.aminmax(values.detach()))
-            y = self._of.feature(index, values)
+            y = self._of.feature(index, y)
         self._seen[x] = _version(x), index, None if y is x else y
         return y
 

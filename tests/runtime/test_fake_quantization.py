@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.runtime.fake_quantization import FakeQuantization, fake_quantize, quantized_names
+from facd_basicsr.runtime.fake_quantization import FakeQuantization, fake_quantize
 
 RGB = {'num_in_ch': 3, 'num_out_ch': 3}
 RCAN = {'type': 'RCAN', **RGB, 'num_feat': 16, 'num_group': 1, 'num_block': 1, 'upscale': 2}
@@ -27,8 +27,7 @@ def images(seed: int = 0) -> Tensor:
 
 
 def quantized(net: nn.Module, decay: float = 0.99, keep: tuple[str, ...] = ()) -> FakeQuantization:
-    lq = images()[:, : next(net.parameters()).shape[1]]
-    found = FakeQuantization(quantized_names(net, keep, lq), keep, decay)
+    found = FakeQuantization.of(net, 8, next(net.parameters()).shape[1], keep=keep, decay=decay)
     found.attach(net)
     return found
 
@@ -110,7 +109,9 @@ def test_weights_are_in_127_steps_of_the_largest_of_their_output_channel():
     weight = torch.tensor([[1.27, 0.104], [12.7, 0.104]])
     own = FakeQuantization(['x'])
     own.set_bounds(torch.ones(2, 1))
-    torch.testing.assert_close(own.weight(weight[..., None, None], 0)[..., 0, 0], torch.tensor([[1.27, 0.1], [12.7, 0.1]]))
+    torch.testing.assert_close(
+        own.weight(weight[..., None, None], 0)[..., 0, 0], torch.tensor([[1.27, 0.1], [12.7, 0.1]])
+    )
     by_columns = own.weight(weight[..., None, None], 1)[..., 0, 0]  # of a transposed convolution
     torch.testing.assert_close(by_columns, torch.tensor([[1.3, 0.104], [12.7, 0.104]]))
     own.exports = True
@@ -122,9 +123,9 @@ def test_the_features_of_edsr_are_named_and_each_is_quantized_once():
     net = build_network({**STUDENT, 'num_block': 1})
     block = ['conv2d body.0.conv1', 'conv2d body.0.conv2', 'add 1']
     tail = ['conv2d conv_after_body', 'add 2', 'conv2d upsample.0', 'pixel_shuffle 1']
-    assert quantized_names(net, [], images()) == ['conv2d conv_first', *block, *tail]
+    assert quantized(net).names == ['conv2d conv_first', *block, *tail]
     # conv_last reads what the PixelShuffle gives, which is quantized; conv_first read the input alone
-    assert quantized_names(net, ['conv_first', 'conv_last'], images()) == [*block, *tail]
+    assert quantized(net, keep=('conv_first', 'conv_last')).names == [*block, *tail]
 
 
 @pytest.mark.parametrize('network', [STUDENT, RCAN, COMPACT, RRDB, SWINIR], ids=lambda block: block['type'])
@@ -181,7 +182,7 @@ def test_a_path_of_keep_that_is_no_layers_is_one_line_with_layers_that_there_are
     for path in ('conv_frist', 'body', 'body.0.relu'):
         line = rf"train.quantize.keep\[1\]: '{re.escape(path)}' is no layer of EDSRStudent .*conv_first, conv_last$"
         with pytest.raises(UserError, match=line):
-            quantized_names(net, ['conv_first', path], images())
+            quantized(net, keep=('conv_first', path))
 
 
 @ARCH_REGISTRY.register()
@@ -197,17 +198,31 @@ class EvalDiffers(nn.Module):
 def test_a_network_whose_operators_differ_from_forward_to_forward_is_refused_in_one_line():
     net = EvalDiffers()
     with pytest.raises(UserError, match='train.quantize: EvalDiffers runs other operators in eval mode'):
-        quantized_names(net, [], images())
-    own = FakeQuantization(quantized_names(net, [], images()[..., :6]))
-    own.attach(net)
+        quantized(net)
+    FakeQuantization.of(net, 6, 3).attach(net)
     with pytest.raises(UserError, match='train.quantize: EvalDiffers runs add where there was another operator'):
         net.eval()(images())
     net.train()(images())  # as before
 
 
+@pytest.mark.parametrize('network, of_images', [(STUDENT, [0]), (COMPACT, [0, 6])], ids=['EDSRStudent', 'Compact'])
+def test_the_range_of_images_is_from_black_to_white_though_no_batch_has_either(network, of_images):
+    net = build_network(network).train()
+    own = quantized(net)
+    assert own.least.sum(0).nonzero().flatten().tolist() == of_images
+    for _ in range(3):
+        net(0.4 + 0.2 * images())
+        own.update()
+    low, high = (float(own.bounds[side, of_images[0]]) for side in (0, 1))
+    if network is STUDENT:  # (x - mean) * 255, of three channels
+        assert (low, high) == (pytest.approx(0.4488 * 255), pytest.approx((1 - 0.4040) * 255))
+    else:
+        assert (low, high) == (0, 1)
+
+
 def test_nothing_to_quantize_is_one_line():
-    with pytest.raises(UserError, match='train.quantize: Identity has nothing to quantize'):
-        quantized_names(nn.Identity(), [], images())
+    with pytest.raises(UserError, match='train.quantize: Sequential has nothing to quantize'):
+        FakeQuantization.of(nn.Sequential(nn.BatchNorm2d(3)), 8, 3)
 
 
 @pytest.mark.parametrize('entry', [{}, [], {'keep': [], 'ranges': {'a': torch.tensor([1.0, 2.0])}}, {'keep': 1}])
