@@ -24,7 +24,7 @@ from facd_basicsr.options.build import build_lone_network, check_lone_network
 from facd_basicsr.options.parse import OPTIONS_FILE, checked_options, options_digest
 from facd_basicsr.options.signatures import signature_keys
 from facd_basicsr.runs.run_folder import run_of
-from facd_basicsr.runtime.fake_quantization import ENTRY
+from facd_basicsr.runtime.fake_quantization import QUANTIZATION
 
 INSTALL = "`pip install 'facd_basicsr[onnx]'`"
 # Not all that onnxruntime has: TensorRT builds an engine, for minutes, for each size of image. TF32, CUDA's default,
@@ -217,7 +217,7 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
     description = _description_of(path, option_file, where)
     net = build_lone_network(f'{where}: {path}: network', description.network, description.scale)
     load_exactly(net, load_state_dict(path, where, [net.state_dict().keys()]), f'{where}: {path}')
-    return Student(net.eval().requires_grad_(False), description, load_other_entry(path, where, ENTRY))
+    return Student(net.eval().requires_grad_(False), description, load_other_entry(path, where, QUANTIZATION))
 
 
 def _description_of(path: Path, option_file: str | None, where: str) -> Description:

@@ -56,7 +56,7 @@ from facd_basicsr.models.validation import (
     validates_itself,
 )
 from facd_basicsr.runtime.execution import TAKEN, Execution, reraise_refused_input, set_tf32, uncompiled
-from facd_basicsr.runtime.fake_quantization import ENTRY, FakeQuantization
+from facd_basicsr.runtime.fake_quantization import QUANTIZATION, FakeQuantization
 from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.rng import preserve_rng_state, restore_rng_state, rng_state
 from facd_basicsr.runtime.size_requirements import SizeRequirements
@@ -149,7 +149,7 @@ class SafeModel(BaseModel):
             for net, key in zip(nets, param_keys)
         }
         if net_label == 'net_g' and self.quantization is not None and (entry := self.quantization.entry()):
-            content[ENTRY] = entry
+            content[QUANTIZATION] = entry
         name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
         atomic_torch_save(content, Path(self.opt['path']['models'], name))
 
@@ -343,7 +343,7 @@ class SafeSRModel(SafeModel, SRModel):
         """In training that of ``train.quantize``, which goes on from the checkpoint's; in a test the checkpoint's, so
         that a network is tested as it was validated."""
         net, path = self.get_bare_model(self.net_g), self.opt['path']['pretrain_network_g']
-        entry = None if path is None else load_other_entry(path, 'path.pretrain_network_g', ENTRY)
+        entry = None if path is None else load_other_entry(path, 'path.pretrain_network_g', QUANTIZATION)
         found = FakeQuantization.of_entry(entry, f'path.pretrain_network_g: {path}') if entry is not None else None
         if self.is_train:
             options = self.opt['train'].get('quantize')

@@ -32,7 +32,7 @@ FEATURE_LEVELS = 255  # steps of uint8
 WEIGHT_LEVELS = 127  # of int8 on each side of zero
 SMALLEST_SCALE = 1e-8  # of what is 0 everywhere
 
-ENTRY = 'quantization'  # of a checkpoint, beside `params`
+QUANTIZATION = 'quantization'  # of a checkpoint, beside `params`
 REBUILT = 'a network that runs the same operators for every image, in training and in eval mode'
 
 
@@ -94,13 +94,15 @@ class FakeQuantization:
             if bool((low <= 0).all() and (high >= 0).all()):
                 found.set_bounds(torch.stack([-low, high]))
                 return found
-        raise UserError(f'{where}: {ENTRY}: not as train.quantize writes it; accepted: a checkpoint of such a run')
+        raise UserError(
+            f'{where}: {QUANTIZATION}: not as train.quantize writes it; accepted: a checkpoint of its run'
+        )
 
     def entry(self) -> dict[str, Any] | None:
         """Of a checkpoint: the ranges by name, (2,) each; None before the first update."""
         if self.bounds is None:
             return None
-        ranges = (self.bounds * self.bounds.new_tensor([[-1.0], [1.0]])).T.cpu()
+        ranges = (self.bounds * self.bounds.new_tensor([[-1.0], [1.0]])).T.cpu() + 0.0  # no -0
         return {'keep': [*self.keep], 'ranges': {name: own.clone() for name, own in zip(self.names, ranges)}}
 
     def attach(self, net: nn.Module) -> None:

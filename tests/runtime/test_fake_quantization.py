@@ -106,17 +106,15 @@ def test_features_that_are_not_finite_leave_the_ranges_as_they_are():
 
 
 def test_weights_are_in_127_steps_of_the_largest_of_their_output_channel():
-    weight = torch.tensor([[1.27, 0.104], [12.7, 0.104]])
+    weight = torch.tensor([[1.27, 0.104], [12.7, 0.104]])[..., None, None]
     own = FakeQuantization(['x'])
     own.set_bounds(torch.ones(2, 1))
-    torch.testing.assert_close(
-        own.weight(weight[..., None, None], 0)[..., 0, 0], torch.tensor([[1.27, 0.1], [12.7, 0.1]])
-    )
-    by_columns = own.weight(weight[..., None, None], 1)[..., 0, 0]  # of a transposed convolution
-    torch.testing.assert_close(by_columns, torch.tensor([[1.3, 0.104], [12.7, 0.104]]))
+    by_rows = torch.tensor([[1.27, 0.1], [12.7, 0.1]])
+    torch.testing.assert_close(own.weight(weight, 0)[..., 0, 0], by_rows)
+    by_columns = torch.tensor([[1.3, 0.104], [12.7, 0.104]])  # of a transposed convolution
+    torch.testing.assert_close(own.weight(weight, 1)[..., 0, 0], by_columns)
     own.exports = True
-    exported = own.weight(weight[..., None, None], 0)[..., 0, 0]
-    torch.testing.assert_close(exported, torch.tensor([[1.27, 0.1], [12.7, 0.1]]))
+    torch.testing.assert_close(own.weight(weight, 0)[..., 0, 0], by_rows)
 
 
 def test_the_features_of_edsr_are_named_and_each_is_quantized_once():
@@ -197,10 +195,10 @@ class EvalDiffers(nn.Module):
 
 def test_a_network_whose_operators_differ_from_forward_to_forward_is_refused_in_one_line():
     net = EvalDiffers()
-    with pytest.raises(UserError, match='train.quantize: EvalDiffers runs other operators in eval mode'):
+    with pytest.raises(UserError, match=r'train.quantize: EvalDiffers runs other operators in eval mode'):
         quantized(net)
     FakeQuantization.of(net, 6, 3).attach(net)
-    with pytest.raises(UserError, match='train.quantize: EvalDiffers runs add where there was another operator'):
+    with pytest.raises(UserError, match=r'train.quantize: EvalDiffers runs add where there was another operator'):
         net.eval()(images())
     net.train()(images())  # as before
 
@@ -221,7 +219,7 @@ def test_the_range_of_images_is_from_black_to_white_though_no_batch_has_either(n
 
 
 def test_nothing_to_quantize_is_one_line():
-    with pytest.raises(UserError, match='train.quantize: Sequential has nothing to quantize'):
+    with pytest.raises(UserError, match=r'train.quantize: Sequential has nothing to quantize'):
         FakeQuantization.of(nn.Sequential(nn.BatchNorm2d(3)), 8, 3)
 
 
