@@ -79,9 +79,10 @@ def pair(name: str, scales: list[int]) -> dict[int, np.ndarray]:
 
 
 def make_data() -> None:
-    """Writes training LMDBs and validation folders to ``DATA``, unless it exists."""
-    if DATA.is_dir():
+    """Writes training LMDBs and folders of training LQ and validation to ``DATA``, unless they exist."""
+    if (DATA / 'train_LR').is_dir():
         return
+    shutil.rmtree(DATA, ignore_errors=True)
     partial = partial_of(DATA)
     shutil.rmtree(partial, ignore_errors=True)
     write_lmdbs(
@@ -90,8 +91,10 @@ def make_data() -> None:
         SUB_IMAGE,
         SUB_IMAGE,
     )
-    for folder in ('val_GT', 'val_LR'):
+    for folder in ('train_LR', 'val_GT', 'val_LR'):
         (partial / folder).mkdir()
+    for name in TRAIN_PHOTOGRAPHS:
+        cv2.imwrite(str((partial / 'train_LR' / name).with_suffix('.png')), bicubic_lr(gt_of(name), SCALE))
     for name in VAL_PHOTOGRAPHS:
         gt = gt_of(name)
         file_name = Path(name).with_suffix('.png').name
@@ -222,15 +225,18 @@ def demo(iterations: int | None) -> None:
     report(nets, seconds, iterations or options(student)['train']['total_iter'])
     print(f'Took {time.perf_counter() - start:.0f} s.')
     print('Upscale photographs of your own, files or folders, in the place of the first path:')
-    print(upscale_command(options(facd)['name']))
-
-
-def upscale_command(name: str) -> str:
-    """A line for the shell that upscales a photograph with a student of the demo, wherever that is started."""
-    student = OUT / 'experiments' / name / 'models' / 'net_g_latest.pth'
+    checkpoint = OUT / 'experiments' / options(facd)['name'] / 'models' / 'net_g_latest.pth'
     photo = (DATA / 'val_GT' / VAL_PHOTOGRAPHS[0]).with_suffix('.png')
-    words = [sys.executable, ROOT / 'facd_cli.py', 'upscale', photo, '-o', OUT / 'upscaled', '--student', student]
-    return shlex.join(_from_here(word) if isinstance(word, Path) else word for word in words)
+    print(command_line('upscale', photo, '-o', OUT / 'upscaled', '--student', checkpoint))
+    print('Export the student, also in int8 (needs onnx and onnxruntime):')
+    print(command_line('export', checkpoint, '-o', OUT / 'student', '--int8', '--calibrate', DATA / 'train_LR'))
+
+
+def command_line(*words: str | Path) -> str:
+    """A ``facd`` command for the shell, wherever the demo is started."""
+    return shlex.join(
+        _from_here(word) if isinstance(word, Path) else word for word in (sys.executable, ROOT / 'facd_cli.py', *words)
+    )
 
 
 def _from_here(path: Path) -> str:

@@ -45,10 +45,16 @@ def test_the_demo_ends_with_its_table_and_picture(checkout):
     for step in ('2/4 student alone', '3/4 student, FACD'):
         assert re.search(rf'{step}: 2 of 2 in ', done.stderr)
     assert Image.open(out / 'comparison.png').size[0] > 1000
-    python, *command = shlex.split(done.stdout.splitlines()[-1])
-    assert python == sys.executable and command[:2] == ['facd_cli.py', 'upscale']
-    upscaled = run(*command, cwd=checkout)
-    assert upscaled.returncode == 0, upscaled.stderr
+    upscale, _, export = (shlex.split(line) for line in done.stdout.splitlines()[-3:])
+    for (python, *command), name in ((upscale, 'upscale'), (export, 'export')):
+        assert python == sys.executable and command[:2] == ['facd_cli.py', name]
+        followed = run(*command, cwd=checkout)
+        assert followed.returncode == 0, followed.stderr
+    found = re.search(r'int8: photographs_val: PSNR-Y ([\d.]+) -> ([\d.]+) dB', followed.stdout)
+    before, after = float(found[1]), float(found[2])
+    assert before == pytest.approx(float(rows['student, FACD'][2]), abs=0.01) and abs(before - after) < 1
+    int8, whole = (out / f'student{suffix}.onnx' for suffix in ('_int8', ''))
+    assert int8.stat().st_size < 0.7 * whole.stat().st_size
     photo = Image.open(out / 'data' / 'val_GT' / 'astronaut.png')
     assert Image.open(out / 'upscaled' / 'astronaut.png').size == (2 * photo.width, 2 * photo.height)
     assert {path.name for path in (out / 'experiments').iterdir()} == {'demo_Student', 'demo_FACD'}

@@ -248,6 +248,28 @@ ONNX_FP16 = Format(
 )
 TORCH_EXPORT = Format('.pt2', program_bytes, PROGRAM, "torch.export's program", 'no --torch-export', FIXED, form=_fused)
 EXPORT_FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)
+INT8 = '_int8.onnx'
+BROKEN = 64 * STEP  # of a file that does not hold the student; what int8 costs PSNR-Y says
+
+
+def int8_graph(student: Student) -> bytes:
+    """The graph that is quantized: as of ``ONNX``."""
+    with _silence():
+        return onnx_bytes(_fused(student), half=False)
+
+
+def int8_format(content: bytes, description: Description) -> Format:
+    """Of a graph that was quantized, with its description."""
+    return Format(
+        INT8,
+        lambda student: content,
+        GRAPH,
+        f'ONNX, opset {OPSET}, int8 in QDQ form',
+        'no --int8',
+        'eight bits are too few for its features',
+        BROKEN,
+        lambda student: dataclasses.replace(_fused(student), description=description),
+    )
 
 
 TESTED_TILE = 64  # in which the receptive field radius is verified
@@ -279,7 +301,7 @@ def measured(student: Student, psnr: dict[str, float]) -> Student:
     return dataclasses.replace(student, description=description)
 
 
-def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
+def paths_of(stem: Path, suffixes: Sequence[str]) -> list[Path]:
     """The files that would be written.
 
     Raises:
@@ -289,7 +311,7 @@ def paths_of(stem: Path, formats: Sequence[Format]) -> list[Path]:
         raise UserError(f'-o: {stem}; accepted: a name without suffix, as {stem.with_suffix("")}, for several files')
     if stem.is_dir():
         raise UserError(f'-o: {stem} is a folder; accepted: the name of files in it, as {stem / "student"}')
-    paths = [stem.with_name(stem.name + format.suffix) for format in formats]
+    paths = [stem.with_name(stem.name + suffix) for suffix in suffixes]
     there = [str(path) for path in paths if path.exists()]
     if there:
         raise UserError(f'-o: {", ".join(there)} exists; accepted: the name of new files')
@@ -314,7 +336,7 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> dict[Path
         UserError: as of :func:`paths_of`; or the student has no output for photographs.
         OSError: the disk is full.
     """
-    paths = paths_of(stem, formats)
+    paths = paths_of(stem, [format.suffix for format in formats])
     found: dict[Path, dict[str, float] | UserError] = {}
     make_folder_of(stem, '-o')
     with _silence(), atomic_paths(paths) as partials:

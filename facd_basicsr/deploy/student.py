@@ -50,6 +50,7 @@ class OnnxNetwork(nn.Module):
             raise UserError(f'{where}: {path} needs onnxruntime, which is not installed; accepted: {INSTALL}')
         import onnxruntime
 
+        self._path = path
         available = onnxruntime.get_available_providers()
         providers = [(name, options) for name, options in PROVIDERS.items() if name in available]
         quiet = onnxruntime.SessionOptions()
@@ -68,6 +69,9 @@ class OnnxNetwork(nn.Module):
             raise UserError(f'{where}: {path} has inputs {found}; accepted: one of each')
         (self._input,), (self._output,) = inputs, outputs
         self._dtype = torch.float16 if self._input.type == 'tensor(float16)' else torch.float32
+
+    def extra_repr(self) -> str:
+        return str(self._path)  # what tells two of them apart
 
     def forward(self, lq: Tensor) -> Tensor:
         """

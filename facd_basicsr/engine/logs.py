@@ -47,11 +47,13 @@ class DeferredLog:
         self._held = logging.handlers.MemoryHandler(capacity=100_000, flushLevel=logging.CRITICAL + 1)
         self._file: logging.FileHandler | None = None
         self._handlers: list[logging.Handler] = [self._held]
+        self._levels: dict[logging.Handler, int] = {}  # of the handlers that were there, to be restored
 
     def __enter__(self: Log) -> Log:
         if self._rank == 0:
             self.logger.setLevel(logging.INFO)
-        for handler in self.logger.handlers:
+        self._levels = {handler: handler.level for handler in self.logger.handlers}
+        for handler in self._levels:
             handler.setLevel(self._console_level)
         self.logger.addHandler(self._held)
         return self
@@ -63,6 +65,8 @@ class DeferredLog:
             known = (PeerFailedError, Stopped, UserError)
             with contextlib.suppress(OSError):  # the disk may be full
                 self._write_last(error, None if isinstance(error, known) else traceback)
+        for handler, level in self._levels.items():
+            handler.setLevel(level)
         for handler in self._handlers:
             self.logger.removeHandler(handler)
             with contextlib.suppress(OSError):

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from basicsr.archs import build_network
+from torch import nn
 
 from facd_basicsr.archs import input_channels, network_sizes
 from facd_basicsr.distill.teacher import build_teacher, teacher_blocks
@@ -53,13 +54,17 @@ class Network:
         return type(self.net.net).__name__
 
 
-def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str, Any]:
+Graphs = Callable[[dict[str, Any]], dict[str, nn.Module]]
+
+
+def costs(option_file: str, overrides: Sequence[str], repeats: int, graphs: Graphs = lambda opt: {}) -> dict[str, Any]:
     """Counts and measures the networks of an option file at 256x256 input and at 1280x720 output.
 
     Args:
         option_file: for train.py, whose teachers are profiled too, or for test.py. Data and checkpoints need not be
             there, but for that of a teacher without ``network`` block.
         repeats: runs of which a latency is the median; 0: nothing runs.
+        graphs: gives {row: network} of the options, of which only latencies are measured: the student's files.
 
     Returns:
         Plain data. Sizes are (height, width), memory is in bytes.
@@ -71,13 +76,15 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
     device, scale = device_of([opt]), opt['scale']
     networks = _networks(opt, device)
     sizes = [LQ_SIZE, (OUTPUT_SIZE[0] // scale, OUTPUT_SIZE[1] // scale)]
+    others = graphs(opt) if repeats else {}
+    padding, channels = networks['student'].net.sizes, networks['student'].num_in_ch
     settings = []
 
     def tell(size: tuple[int, int], name: str) -> None:
         bar.n += 1
         bar.set_description(f'{words_of(size)}, {name}')
 
-    kinds = len({architecture(network.net) for network in networks.values()})
+    kinds = len({architecture(network.net) for network in networks.values()}) + len(others)
     with ProgressBar(total=len(sizes) * kinds * (repeats + 1), bar_format=PROGRESS, disable=not repeats) as bar:
         for size in sizes:
             found = {}
@@ -90,6 +97,9 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int) -> dict[str,
                         nets[name] = (network.net, lq)
                         if device.type == 'cuda':
                             found[name]['gpu_memory'] = peak_gpu_memory(network.net, lq.clone())
+            for name, net in others.items():
+                found[name] = {'network': networks['student'].name}
+                nets[name] = (Padded(net, scale, padding), torch.rand(1, channels, *size))
             for name, times in latencies_ms(nets, repeats, LIMIT, partial(tell, size)).items():
                 found[name] |= {'latency_ms': round(statistics.median(times), 2), 'runs': len(times)}
             settings.append({'input': list(size), 'output': [side * scale for side in size], 'networks': found})
@@ -189,6 +199,9 @@ NOTES = {
     'Networks of one architecture are measured once.',
 }
 
+GRAPHS_NOTE = (
+    "ONNX, int8: the student's files of facd export, by onnxruntime on the CPU; int8 with the ranges of one photograph."
+)
 FUSED_NOTE = (
     'fused: re-parameterized, as facd export writes it and facd upscale runs it; the row above: as it is trained, with '
     'all its branches.'
@@ -206,7 +219,10 @@ def cost_tables(result: dict[str, Any], table: Callable[[Sequence[str], Sequence
             [
                 name,
                 found['network'],
-                *(f'{found[key] / unit:,.{digits}f}' for key, (_, unit, digits) in columns.items()),
+                *(
+                    f'{found[key] / unit:,.{digits}f}' if key in found else ''
+                    for key, (_, unit, digits) in columns.items()
+                ),
             ]
             for name, found in networks.items()
         ]
@@ -220,6 +236,8 @@ def cost_tables(result: dict[str, Any], table: Callable[[Sequence[str], Sequence
         header = [title, 'network', *(column for column, _, _ in columns.values())]
         parts.append(table(header, rows))
     notes = [note for key, note in NOTES.items() if key in columns]
+    if any('parameters' not in found for found in result['settings'][0]['networks'].values()):
+        notes.append(GRAPHS_NOTE)
     if any(name.endswith(FUSED) for name in result['settings'][0]['networks']):
         notes.append(FUSED_NOTE)
     return '\n\n'.join([*parts, '\n'.join(notes)])

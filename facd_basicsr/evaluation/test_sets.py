@@ -86,6 +86,19 @@ def build_sets(opt: dict[str, Any], lq_only: bool = False) -> Sets:
     return sets
 
 
+def validation_pairs(opt: dict[str, Any]) -> tuple[list[ImagePair], list[str]]:
+    """The images of the sets of a train or test file that are not trained on, and why sets were left out."""
+    found: list[ImagePair] = []
+    problems = []
+    for phase, block in opt['datasets'].items():
+        if phase.split('_')[0] != 'train':
+            try:
+                found += pairs(build_sets({**opt, 'datasets': {phase: block}}))
+            except UserError as error:
+                problems.append(str(error))
+    return found, problems
+
+
 def pairs(sets: Sets) -> Iterator[ImagePair]:
     """As :func:`images`, of the sets that have ground truth."""
     return (image for image in images(sets) if isinstance(image, ImagePair))

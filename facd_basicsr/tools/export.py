@@ -3,6 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
+from statistics import median
 
 import click
 
@@ -11,22 +12,31 @@ from facd_basicsr.cli import EXIT_SKIPPED, QuietCommand
 from facd_basicsr.deploy.export_formats import (
     BASIC,
     FUSED_WEIGHTS,
+    INT8,
     ONNX,
     ONNX_FP16,
     REPARAMETERIZED,
     TORCH_EXPORT,
     export,
     in_steps,
+    int8_format,
+    int8_graph,
     measured,
     opened_in_spandrel,
     paths_of,
     require_onnx,
 )
-from facd_basicsr.deploy.student import STUDENT_SUFFIXES, read_student
+from facd_basicsr.deploy.quantization import Quantized, calibration_images, quantize
+from facd_basicsr.deploy.student import STUDENT_SUFFIXES, OnnxNetwork, Student, read_student
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.complexity import parameters
-from facd_basicsr.runs.run_folder import psnr_of
+from facd_basicsr.evaluation.complexity import LQ_SIZE, latencies_ms, parameters
+from facd_basicsr.evaluation.test_sets import validation_pairs
+from facd_basicsr.options.parse import checked_options
+from facd_basicsr.runs.run_folder import psnr_of, run_of
+from facd_basicsr.runtime.metrics import photograph_input
 
+NODES_SHOWN = 5
+REPEATS, LIMIT = 7, 30  # of a latency; the limit in seconds
 CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
 
 
@@ -52,8 +62,38 @@ CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
 )
 @click.option('--fp16/--no-fp16', default=True, show_default=True, help='Write STEM_fp16.onnx.')
 @click.option('--torch-export', is_flag=True, help='Also write STEM.pt2.')
-def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, fp16: bool, torch_export: bool) -> None:
-    """Export a trained student as .pth, .safetensors, .onnx and _fp16.onnx.
+@click.option('--int8', is_flag=True, help='Also write STEM_int8.onnx; needs --calibrate.')
+@click.option(
+    '--calibrate',
+    metavar='FOLDER',
+    type=click.Path(path_type=Path),
+    help='LQ images, as the student will get them, of which --int8 takes the ranges of activations.',
+)
+@click.option(
+    '--keep',
+    metavar='N',
+    type=click.IntRange(0),
+    help='Keep the N nodes that cost most in int8 in float.  [default: 0]',
+)
+@click.option(
+    '--max-loss',
+    metavar='DB',
+    type=click.FloatRange(0, min_open=True),
+    help='Keep as many nodes in float as it takes to lose no more PSNR-Y on the validation sets, on average.',
+)
+def command(
+    checkpoint: Path,
+    option_file: str | None,
+    stem: Path,
+    onnx: bool,
+    fp16: bool,
+    torch_export: bool,
+    int8: bool,
+    calibrate: Path | None,
+    keep: int | None,
+    max_loss: float | None,
+) -> None:
+    """Export a trained student as .pth, .safetensors, .onnx, _fp16.onnx and, on request, .pt2 and _int8.onnx.
 
     Each file is loaded back and compared with the student on photographs. One that does not hold is not written: a line
     says why, and the exit code is then 3. FILE is not needed for a CHECKPOINT in experiments/NAME/models or one written
@@ -63,17 +103,23 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
     was trained in .pth and .safetensors; ECBSR is also written as the SRVGGNetCompact that it then is, to
     STEM_fused.pth and STEM_fused.safetensors.
 
+    With --int8 onnxruntime quantizes the ONNX file, after training; what that costs and gains is measured: PSNR-Y on
+    the validation sets of the run or of FILE, the size and the latency.
+
     \b
-    Example:
+    Examples:
       facd export experiments/FACD_EDSR_x4/models/net_g_latest.pth --opt options/train/FACD_EDSR_x4.yml -o student
+      facd export student.pth -o student_small --opt FILE --int8 --calibrate photographs --max-loss 0.05
     """
+    _check_int8(int8, onnx, calibrate, keep, max_loss)
     chosen = {ONNX: onnx, ONNX_FP16: onnx and fp16, TORCH_EXPORT: torch_export}
     formats = [*BASIC, *(format for format, is_chosen in chosen.items() if is_chosen)]
     if onnx:
         require_onnx('--onnx')
     if checkpoint.suffix == '.onnx':
         raise UserError(f'CHECKPOINT: {checkpoint}; accepted: a name that ends in {", ".join(CHECKPOINTS)}')
-    paths_of(stem, formats)  # which takes no time, reading and measuring the student do
+    # which takes no time, reading, measuring and quantizing the student do
+    paths_of(stem, [format.suffix for format in formats] + [INT8] * int8)
     student = measured(read_student(checkpoint, option_file, 'CHECKPOINT'), psnr_of(checkpoint))
     description = student.description
     radius = 'the whole image' if description.reach is None else f'radius {description.reach} pixels'
@@ -84,6 +130,10 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
     )
     if as_compact(student.net) is not None:
         formats += FUSED_WEIGHTS
+    quantized = None
+    if calibrate is not None:
+        quantized = _quantized(student, checkpoint, option_file, calibrate, keep or 0, max_loss)
+        formats.append(int8_format(quantized.content, quantized.description))
     found = export(student, stem, formats)
     fused = [result for result in found.values() if isinstance(result, dict) and REPARAMETERIZED in result]
     if fused:
@@ -107,6 +157,8 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         click.echo(f'{line}; {opens}' if opens else line)
         if warning:
             click.echo(f'warning: {path}: {warning}', err=True)
+    if quantized is not None:
+        _report(quantized, *(path for path, format in zip(found, formats) if format.suffix in (ONNX.suffix, INT8)))
     written = [path for path, result in found.items() if not isinstance(result, UserError)]
     readable = [path for path in written if path.suffix in STUDENT_SUFFIXES]
     if readable:
@@ -114,3 +166,59 @@ def command(checkpoint: Path, option_file: str | None, stem: Path, onnx: bool, f
         click.echo(f'facd upscale IN -o OUT --student {shlex.quote(str(use))}')
     if len(written) < len(found):
         sys.exit(EXIT_SKIPPED if written else 2)
+
+
+def _check_int8(int8: bool, onnx: bool, calibrate: Path | None, keep: int | None, max_loss: float | None) -> None:
+    """
+    Raises:
+        UserError: the options do not go together.
+    """
+    if int8 and not onnx:
+        raise UserError('--no-onnx: with --int8, which is made of the ONNX file; accepted: one of both')
+    if int8 and calibrate is None:
+        raise UserError('--calibrate: missing; accepted with --int8: a folder of LQ images; docs/deploy.md')
+    for option, value in {'--calibrate': calibrate, '--keep': keep, '--max-loss': max_loss}.items():
+        if value is not None and not int8:
+            raise UserError(f'{option}: {value}; accepted: with --int8')
+    if keep is not None and max_loss is not None:
+        raise UserError(f'--keep: {keep}, and --max-loss: {max_loss:g}; accepted: one of both')
+
+
+def _quantized(
+    student: Student, checkpoint: Path, option_file: str | None, folder: Path, keep: int, max_loss: float | None
+) -> Quantized:
+    """Quantizes the student, with PSNR-Y on the validation sets of its option file or run that are there."""
+    images = calibration_images(folder, student)
+    run = run_of(checkpoint, 'CHECKPOINT') if option_file is None else None
+    opt = run.opt if run is not None else option_file and checked_options(option_file, [])
+    pairs, problems = validation_pairs(opt) if opt else ([], ['neither a run nor --opt names a set'])
+    for problem in problems:
+        click.echo(f'int8: PSNR-Y is not measured: {problem}', err=True)
+    if max_loss is not None and not pairs:
+        raise UserError(f'--max-loss: {max_loss:g}, but there is no set to measure it on; accepted: --keep N')
+    return quantize(int8_graph(student), student, images, pairs, keep, max_loss)
+
+
+def _report(quantized: Quantized, *files: Path) -> None:
+    """What int8 costs and gains, beside the float file."""
+    others = ', '.join(f'{name} {error:.2f}' for name, error in quantized.errors.items() if name != quantized.method)
+    click.echo(
+        f'int8: calibrated by {quantized.method}; root mean square difference to float, without nodes in float: '
+        f'{quantized.errors[quantized.method]:.2f} of an 8-bit step ({others})'
+    )
+    costs = [
+        f'{node} {cost:.2f}{" (in float)" if node in quantized.kept else ""}'
+        for node, cost in [*quantized.sensitivity.items()][: max(NODES_SHOWN, len(quantized.kept))]
+    ]
+    click.echo(
+        f'int8: {len(quantized.kept)} of {len(quantized.sensitivity)} nodes in float; the costliest, each alone in '
+        f'int8: {", ".join(costs)}'
+    )
+    for name, (before, after) in quantized.psnr.items():
+        click.echo(f'int8: {name}: PSNR-Y {before:.2f} -> {after:.2f} dB')
+    if all(file.is_file() for file in files):
+        lq = photograph_input('astronaut.png', 3, *LQ_SIZE)
+        times = latencies_ms({str(file): (OnnxNetwork(file, '-o'), lq) for file in files}, REPEATS, LIMIT)
+        costs = [f'{median(times[str(file)]):.1f} ms, {file.stat().st_size / 1e6:.2f} MB' for file in files]
+        height, width = LQ_SIZE
+        click.echo(f'int8: {width}x{height} by onnxruntime, median of {REPEATS}: {" -> ".join(costs)}')

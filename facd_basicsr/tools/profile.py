@@ -1,11 +1,20 @@
 """``facd profile``: cost of teacher and student, as in NTIRE's challenges on efficient super-resolution."""
 
 import json
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
+from basicsr.archs import build_network
+from torch import nn
 
+from facd_basicsr.archs import input_channels
 from facd_basicsr.cli import QuietCommand
+from facd_basicsr.deploy.export_formats import int8_graph, require_onnx
+from facd_basicsr.deploy.quantization import quantize_by_min_max
+from facd_basicsr.deploy.student import OnnxNetwork, Student, describe_network
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.costs import cost_tables, costs
 from facd_basicsr.evaluation.tables import markdown_table, text_table
@@ -32,7 +41,8 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
 
     For an input of 256x256, as in NTIRE's challenges on efficient super-resolution, and for an output of 1280x720. A
     train file gives teacher and student, a test file the student. Data and checkpoints are not needed, except the
-    checkpoint of a teacher that spandrel detects. A multiply-add counts as one, as in NTIRE's FLOPs.
+    checkpoint of a teacher that spandrel detects. A multiply-add counts as one, as in NTIRE's FLOPs. The student's ONNX
+    file, and the same in int8, as facd export writes them, have a row with their latency by onnxruntime on the CPU.
 
     \b
     Example:
@@ -44,8 +54,25 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
         if out.is_dir():
             raise UserError(f'--out: {out} is a folder; accepted: a file name')
         make_folder_of(out, '--out')  # before networks run for minutes
-    result = costs(option_file, overrides, repeats)
+    with TemporaryDirectory() as folder:
+        result = costs(option_file, overrides, repeats, partial(_graphs, folder=Path(folder)))
     click.echo(cost_tables(result, text_table))
     if out is not None:
         text = json.dumps(result, indent=1) if out.suffix == '.json' else cost_tables(result, markdown_table)
         atomic_write(out, f'{text}\n')
+
+
+def _graphs(opt: dict[str, Any], folder: Path) -> dict[str, nn.Module]:
+    """{row: network} of the student's ONNX files, written to a folder; none, with a line, where they cannot be."""
+    block = opt['network_g']
+    student = Student(build_network(block).eval().requires_grad_(False), describe_network(block, opt['scale']))
+    found: dict[str, nn.Module] = {}
+    try:
+        require_onnx('ONNX')
+        (folder / 'onnx').write_bytes(int8_graph(student))
+        found['student, ONNX'] = OnnxNetwork(folder / 'onnx', 'ONNX')
+        (folder / 'int8').write_bytes(quantize_by_min_max(folder / 'onnx', input_channels(block)))
+        found['student, int8'] = OnnxNetwork(folder / 'int8', 'ONNX')
+    except UserError as error:
+        click.echo(f'no row of {"int8" if found else "ONNX and int8"}: {error}', err=True)
+    return found

@@ -398,8 +398,8 @@ def test_names_that_are_taken_or_mistaken_are_refused(tmp_path):
         '': r'-o: .* is a folder; accepted: the name of files in it, as .*/student',
     }.items():
         with pytest.raises(UserError, match=message):
-            paths_of(tmp_path / stem, EXPORT_FORMATS)
-    assert paths_of(tmp_path / 'x2.v3', [ONNX_FP16]) == [tmp_path / 'x2.v3_fp16.onnx']
+            paths_of(tmp_path / stem, [format.suffix for format in EXPORT_FORMATS])
+    assert paths_of(tmp_path / 'x2.v3', ['_fp16.onnx']) == [tmp_path / 'x2.v3_fp16.onnx']
 
 
 def test_without_onnx_the_message_says_how_to_get_it(monkeypatch):

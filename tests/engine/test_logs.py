@@ -31,6 +31,14 @@ def test_a_failure_leaves_no_handler_behind(tmp_path, opened):
     assert logging.getLogger('basicsr').handlers == handlers
 
 
+def test_a_silent_log_leaves_the_handlers_that_it_found_at_their_levels():
+    handlers = DeferredLog(rank=0).logger.handlers
+    levels = [handler.level for handler in handlers]
+    with DeferredLog(rank=0, console=False):
+        assert {handler.level for handler in handlers[: len(levels)]} == {logging.CRITICAL}
+    assert [handler.level for handler in handlers] == levels
+
+
 def test_other_ranks_write_no_file(tmp_path):
     with DeferredLog(rank=1, console=False) as log:
         log.write_to(tmp_path / 'run.log')

@@ -12,6 +12,8 @@ from runs import write_options
 
 from facd_basicsr.deploy.student import read_student
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.images import read_bgr
+from facd_basicsr.runtime.metrics import score
 from facd_basicsr.tools.export import command
 
 
@@ -140,3 +142,57 @@ def test_a_full_disk_is_a_one_line_error_and_leaves_no_files(checkpoint, tmp_pat
     with pytest.raises(UserError, match=r'student.pth: No space left on device; once that is fixed'):
         CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / 'student')], catch_exceptions=False)
     assert [path.name for path in tmp_path.iterdir()] == ['experiments']
+
+
+def test_int8_is_written_with_its_loss_size_and_latency(checkpoint, data, tmp_path):
+    arguments = ['--int8', '--calibrate', data / 'LQ', '--keep', '2', '--no-fp16']
+    done = run('-m', 'facd_basicsr.cli', 'export', checkpoint, '-o', 'student', *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    _, *_, file, method, nodes, psnr, latency, _ = done.stdout.splitlines()
+    assert re.match(
+        r'student_int8.onnx: 0.\d\d MB; ONNX, opset 17, int8 in QDQ form; largest difference: [\d.]+ of', file
+    )
+    assert re.match(r'int8: calibrated by (MinMax|Percentile|Entropy); root mean square difference to float', method)
+    assert re.match(
+        r'int8: 2 of 15 nodes in float; the costliest, each alone in int8: .* \(in float\), .* \(in float\)', nodes
+    )
+    after = re.match(r'int8: val: PSNR-Y \d+\.\d\d -> (\d+\.\d\d) dB', psnr)[1]
+    assert re.match(r'int8: 256x256 by onnxruntime, median of 7: [\d.]+ ms, [\d.]+ MB -> [\d.]+ ms, [\d.]+ MB', latency)
+    assert read_student(tmp_path / 'student_int8.onnx').description.psnr == {
+        'val': pytest.approx(float(after), abs=0.01)
+    }
+    sr = tmp_path / 'sr'
+    upscaled = ['upscale', data / 'LQ', '-o', sr, '-s', 'student_int8.onnx']
+    assert run('-m', 'facd_basicsr.cli', *upscaled, cwd=tmp_path).returncode == 0
+    scores = [score(read_bgr(sr / f'{i}.png'), read_bgr(data / 'GT' / f'{i}.png'), 2)['psnr_y'] for i in range(2)]
+    assert sum(scores) / 2 == pytest.approx(float(after), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--int8'], r'--calibrate: missing; accepted with --int8: a folder of LQ images'),
+        (['--keep', '2'], r'--keep: 2; accepted: with --int8'),
+        (['--max-loss', '0.1'], r'--max-loss: 0.1; accepted: with --int8'),
+        (['--calibrate', '.'], r'--calibrate: .; accepted: with --int8'),
+        (['--int8', '--calibrate', '.', '--no-onnx'], r'--no-onnx: with --int8, which is made of the ONNX file'),
+        (
+            ['--int8', '--calibrate', '.', '--keep', '1', '--max-loss', '0.1'],
+            r'--keep: 1, and --max-loss: 0.1; accepted',
+        ),
+        (['--int8', '--calibrate', 'absent'], r'--calibrate: no such folder: absent; accepted: a folder of LQ images'),
+    ],
+)
+def test_options_of_int8_that_do_not_go_together_are_refused_in_a_line(checkpoint, arguments, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / 'a'), *arguments], catch_exceptions=False)
+    assert not list(tmp_path.glob('a*'))
+
+
+def test_a_loss_needs_a_set_to_be_measured_on(checkpoint, data, tmp_path):
+    copied = tmp_path / 'copy.safetensors'
+    done = CliRunner().invoke(command, [str(checkpoint), '-o', str(copied.with_suffix('')), '--no-onnx'])
+    assert done.exit_code == 0, done.output
+    arguments = [str(copied), '-o', str(tmp_path / 'a'), '--int8', '--calibrate', str(data / 'LQ'), '--max-loss', '0.1']
+    with pytest.raises(UserError, match=r'--max-loss: 0.1, but there is no set to measure it on; accepted: --keep N'):
+        CliRunner().invoke(command, arguments, catch_exceptions=False)

@@ -53,6 +53,17 @@ def test_markdown_has_the_table_of_the_console(no_data, small, tmp_path, monkeyp
     assert '| 10x8 -> 20x16 | network | parameters [M] | mult-adds [G] |' in text
     assert '| runs | latency [ms] |' in text and '| teacher / student |' in text
     assert 'median of so many runs' in text
+    rows = [line.split(' | ') for line in text.splitlines() if line.startswith('| student, ')]
+    assert [row[0] for row in rows] == ['| student, ONNX', '| student, int8'] * 2
+    assert all(row[1] == 'EDSRStudent' and row[2:6] == [''] * 4 and float(row[-1].rstrip(' |')) > 0 for row in rows)
+    assert 'ONNX, int8: ' in text
+
+
+def test_without_onnxruntime_a_line_says_what_is_missing(no_data, small, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    done = CliRunner().invoke(command, ['-opt', str(no_data), '--repeats', '1'], catch_exceptions=False)
+    assert done.exit_code == 0 and 'student, ONNX' not in done.output
+    assert 'no row of ONNX and int8: ONNX: needs onnx and onnxruntime, not installed; accepted: `pip' in done.output
 
 
 @pytest.mark.parametrize(
