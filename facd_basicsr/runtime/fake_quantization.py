@@ -24,7 +24,7 @@ from facd_basicsr.runtime.processes import largest
 
 # Operators whose inputs are quantized, by the name of torch's function. An activation other than ReLU, which a runtime
 # makes part of the convolution before it, is one of its own, as in TFLite and onnxruntime.
-WEIGHTED = {'conv2d': 0, 'conv_transpose2d': 1, 'linear': 0}  # the axis of output channels in the weight
+OUTPUT_AXES = {'conv2d': 0, 'conv_transpose2d': 1, 'linear': 0}  # the weight's axis of output channels
 BINARY = {'add', 'add_', 'mul', 'mul_'}  # of two features; an image's mean or a scalar is none
 UNARY = {'prelu', 'leaky_relu', 'leaky_relu_', 'adaptive_avg_pool2d', 'pixel_shuffle'}
 JOINING = {'cat', 'concat', 'concatenate'}
@@ -94,9 +94,7 @@ class FakeQuantization:
             if bool((low <= 0).all() and (high >= 0).all()):
                 found.set_bounds(torch.stack([-low, high]))
                 return found
-        raise UserError(
-            f'{where}: {QUANTIZATION}: not as train.quantize writes it; accepted: a checkpoint of its run'
-        )
+        raise UserError(f'{where}: {QUANTIZATION}: not as train.quantize writes it; accepted: a checkpoint of its run')
 
     def entry(self) -> dict[str, Any] | None:
         """Of a checkpoint: the ranges by name, (2,) each; None before the first update."""
@@ -236,12 +234,12 @@ class _Mode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name, kwargs = getattr(func, '__name__', ''), dict(kwargs or {})
-        if name in WEIGHTED:
+        if name in OUTPUT_AXES:
             x, weight, *rest = (*args, *(kwargs.pop(key) for key in ('input', 'weight')[len(args) :]))
             if id(weight) in self._kept:
                 return func(x, weight, *rest, **kwargs)
             x = self._quantized(x, name, weight)
-            return func(x, weight if self._of is None else self._of.weight(weight, WEIGHTED[name]), *rest, **kwargs)
+            return func(x, weight if self._of is None else self._of.weight(weight, OUTPUT_AXES[name]), *rest, **kwargs)
         if name in BINARY and len(args) == 2 and _are_features(name, *args):
             x, other = (self._quantized(own, name) for own in args)
             if name.endswith('_') and not torch.jit.is_tracing():  # ONNX has none in place
