@@ -370,7 +370,8 @@ def measured(student: Student, psnr: dict[str, float]) -> Student:
     channels, reach = input_channels(description.network), None
     with _silence(), contextlib.suppress(UserError):  # _silence: warnings of torch about the network's code
         reach = receptive_field_radius(student.net, channels, description.scale, TESTED_TILE)
-    return Student(student.net, dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr))
+    description = dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr)
+    return dataclasses.replace(student, description=description)
 
 
 def paths_of(stem: Path, suffixes: Sequence[str]) -> list[Path]:

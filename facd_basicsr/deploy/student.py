@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from facd_basicsr.archs.spandrel_arch import registered_name
 from facd_basicsr.archs.student_arch import EDSRStudent, RCANStudent
 from facd_basicsr.errors import UserError, one_line
-from facd_basicsr.files.state_dicts import load_exactly, load_state_dict
+from facd_basicsr.files.state_dicts import load_exactly, load_other_entry, load_state_dict
 from facd_basicsr.options.build import build_lone_network, check_lone_network
 from facd_basicsr.options.parse import OPTIONS_FILE, checked_options, options_digest
 from facd_basicsr.options.signatures import signature_keys
 from facd_basicsr.runs.run_folder import run_of
+from facd_basicsr.runtime.fake_quantization import QUANTIZATION
 
 INSTALL = "`pip install 'facd_basicsr[onnx]'`"
 # Not all that onnxruntime has: TensorRT builds an engine, for minutes, for each size of image. TF32, CUDA's default,
@@ -188,10 +189,12 @@ class Student:
         net: in eval mode, without gradients, on the CPU; RGB [0, 1] (N, C, h, w) -> (N, C, h * scale, w * scale), not
             clamped.
         description: what it is.
+        quantization: the ranges of its features in int8, of a checkpoint trained with ``train.quantize``.
     """
 
     net: nn.Module
     description: Description
+    quantization: dict[str, Any] | None = None
 
 
 def read_student(path: Path, option_file: str | None = None, where: str = 'IN') -> Student:
@@ -223,7 +226,7 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
     description = _description_of(path, option_file, where)
     net = build_lone_network(f'{where}: {path}: network', description.network, description.scale)
     load_exactly(net, load_state_dict(path, where, [net.state_dict().keys()]), f'{where}: {path}')
-    return Student(net.eval().requires_grad_(False), description)
+    return Student(net.eval().requires_grad_(False), description, load_other_entry(path, where, QUANTIZATION))
 
 
 def _description_of(path: Path, option_file: str | None, where: str) -> Description:
