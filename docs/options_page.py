@@ -76,6 +76,7 @@ def tables() -> dict[str, str]:
         'train': table(_model_keys(schema.train_keys, in_train)),
         'compile': table(schema.COMPILE),
         'train.nonfinite': table(schema.NONFINITE),
+        'train.quantize': table(schema.QUANTIZE),
         'train.stages': table(schema.STAGE),
         'train.optim_g': _optimizer_table(),
         **{f'train.scheduler {name}': table(schema.scheduler_keys(cls)) for name, cls in schedulers.items()},

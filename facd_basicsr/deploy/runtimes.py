@@ -30,6 +30,7 @@ class RuntimeNetwork(nn.Module):
 
     Attributes:
         metadata: {name: text}, the file's own.
+        fixed: {axis: size} of what its input has one size of: channels, and as facd export was told batch and image.
 
     Raises:
         UserError: the runtime is not installed, or does not read the file.
@@ -37,6 +38,7 @@ class RuntimeNetwork(nn.Module):
 
     package: ClassVar[str]
     install: ClassVar[str]
+    fixed: dict[int, int]
 
     def __init__(self, model: Path | bytes, where: str) -> None:
         super().__init__()
@@ -80,6 +82,9 @@ class RuntimeNetwork(nn.Module):
             RuntimeError: it does not run on images of this size, as of torch's networks.
             MemoryError: it needs more memory than is available.
         """
+        static = [self.fixed.get(axis) for axis in (2, 3)]
+        if None not in static and [*lq.shape[2:]] != static:
+            raise RuntimeError(f'it was exported with --static {static[1]}x{static[0]}')
         try:
             output = self._run(lq.cpu())
         except MemoryError:
@@ -155,6 +160,7 @@ class OnnxNetwork(RuntimeNetwork):
         model = str(self._model) if isinstance(self._model, Path) else self._model
         self._session = onnxruntime.InferenceSession(model, sess_options=options, providers=providers)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self.fixed = {axis: size for axis, size in enumerate(inputs[0].shape) if isinstance(size, int)}
         self._dtype = torch.float16 if inputs[0].type == 'tensor(float16)' else torch.float32
         return [value.name for value in inputs], [value.name for value in outputs]
 
@@ -183,6 +189,8 @@ class OpenVinoNetwork(RuntimeNetwork):
         self._compiled = core.compile_model(self._graph, 'CPU', config)
         self._idle: list[Any] = []  # a request is one thread's at a time, and keeps its memory
         inputs, outputs = self._graph.inputs, self._graph.outputs
+        sizes = enumerate(inputs[0].partial_shape)
+        self.fixed = {axis: size.get_length() for axis, size in sizes if size.is_static}
         self._dtype = torch.float16 if inputs[0].element_type == openvino.Type.f16 else torch.float32
         return [value.any_name for value in inputs], [value.any_name for value in outputs]
 

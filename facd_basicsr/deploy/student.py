@@ -19,11 +19,12 @@ from facd_basicsr.archs.spandrel_arch import registered_name
 from facd_basicsr.archs.student_arch import EDSRStudent, RCANStudent
 from facd_basicsr.deploy.runtimes import BACKENDS
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.state_dicts import load_exactly, load_state_dict
+from facd_basicsr.files.state_dicts import load_exactly, load_other_entry, load_state_dict
 from facd_basicsr.options.build import build_lone_network, check_lone_network
 from facd_basicsr.options.parse import OPTIONS_FILE, checked_options, options_digest
 from facd_basicsr.options.signatures import signature_keys
 from facd_basicsr.runs.run_folder import run_of
+from facd_basicsr.runtime.fake_quantization import QUANTIZATION
 
 # Of these only the defaults differ, so that with every argument spelled out BasicSR's own class is the same network.
 STOCK = {EDSRStudent: EDSR, RCANStudent: RCAN}
@@ -120,10 +121,12 @@ class Student:
         net: in eval mode, without gradients, on the CPU; RGB [0, 1] (N, C, h, w) -> (N, C, h * scale, w * scale), not
             clamped.
         description: what it is.
+        quantization: the ranges of its features in int8, of a checkpoint trained with ``train.quantize``.
     """
 
     net: nn.Module
     description: Description
+    quantization: dict[str, Any] | None = None
 
 
 def read_student(
@@ -158,7 +161,7 @@ def read_student(
     description = _description_of(path, option_file, where)
     net = build_lone_network(f'{where}: {path}: network', description.network, description.scale)
     load_exactly(net, load_state_dict(path, where, [net.state_dict().keys()]), f'{where}: {path}')
-    return Student(net.eval().requires_grad_(False), description)
+    return Student(net.eval().requires_grad_(False), description, load_other_entry(path, where, QUANTIZATION))
 
 
 def _description_of(path: Path, option_file: str | None, where: str) -> Description:

@@ -56,7 +56,8 @@ class Upscaler:
         seams: of tiles that differ from the whole image, by how much, and what they cost, in a line; None: of others.
 
     Raises:
-        UserError: the student is not of color images, or the backend does not run it.
+        UserError: the student is not of color images, an ONNX file of several at a time, or the backend does not run
+            it.
     """
 
     def __init__(self, student: Student, tile: int | None = None, backend: str = 'torch') -> None:
@@ -70,12 +71,20 @@ class Upscaler:
         by_runtime = of_file or backend != 'torch'
         # a runtime takes its input from the CPU
         self._device = torch.device('cuda' if torch.cuda.is_available() and not by_runtime else 'cpu')
+        reach = description.reach
+        if isinstance(student.net, RuntimeNetwork):
+            batch = student.net.fixed.get(0, 1)
+            if batch > 1:
+                raise UserError(
+                    f'--student: takes {batch} images at a time; accepted: exported with --batch 1 or dynamic'
+                )
+            if 2 in student.net.fixed:
+                reach = None  # images of this size, and tiles of none
         net = reparameterized(student.net).to(self._device)
         self.sizes = network_sizes(net, description.network, self.scale)
         tail = has_tail(net) and not by_runtime
         self.tile = self.sizes.aligned((DEFAULT_TILE if tail else TILE_WITHOUT_TAIL) if tile is None else tile)
         self.seams: str | None = None
-        reach = description.reach
         if not of_file:
             reach = self._overlap(net, self.sizes) if self.tile else None
         self.less_memory = f'a --tile smaller than {self.tile}' if self.tile else 'no --tile 0'

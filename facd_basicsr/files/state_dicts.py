@@ -61,6 +61,17 @@ def load_entry(
     raise UserError(f'{where}: {path} holds {found}; accepted: {accepted}')
 
 
+def load_other_entry(path: str | Path, where: str, key: str) -> Any:
+    """What a checkpoint has beside its networks under a name of its own; None if it has none.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    content = _read(path, where)
+    found = content.get(key) if isinstance(content, dict) else None
+    return None if isinstance(found, Tensor) else found  # of a bare state dict
+
+
 def part_of(state_dict: dict[str, Tensor], wanted: Iterable[Collection[str]], where: str) -> dict[str, Tensor]:
     """The part of a state dict that is a network's: arguments and errors as of :func:`load_state_dict`."""
     state_dict.pop('n_averaged', None)  # torch's AveragedModel counts its updates in the state dict

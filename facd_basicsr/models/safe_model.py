@@ -26,12 +26,20 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from facd_basicsr.archs import CONVOLUTIONAL, build_without_weights, input_channels, unused_in_training
+from facd_basicsr.archs.reparameterization import fused_blocks
 from facd_basicsr.archs.spandrel_arch import update_derived
 from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.files.atomic import atomic_torch_save
-from facd_basicsr.files.state_dicts import basicsr_param_keys, check_fit, load_entry, part_of, partial_fit
+from facd_basicsr.files.state_dicts import (
+    basicsr_param_keys,
+    check_fit,
+    load_entry,
+    load_other_entry,
+    part_of,
+    partial_fit,
+)
 from facd_basicsr.losses.base import DistillState, sum_of
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.losses.pairwise import at_least_float32
@@ -48,6 +56,7 @@ from facd_basicsr.models.validation import (
     validates_itself,
 )
 from facd_basicsr.runtime.execution import TAKEN, Execution, reraise_refused_input, set_tf32, uncompiled
+from facd_basicsr.runtime.fake_quantization import QUANTIZATION, FakeQuantization
 from facd_basicsr.runtime.processes import Ranks
 from facd_basicsr.runtime.rng import preserve_rng_state, restore_rng_state, rng_state
 from facd_basicsr.runtime.size_requirements import SizeRequirements
@@ -72,9 +81,11 @@ class SafeModel(BaseModel):
         guard: of losses and gradients that are not finite, in training.
         partly_loaded: of each network that was loaded without ``strict_load``, a line that says how much of it.
         reach: receptive field radius beyond the tiles of ``val.tile``; 0 without tiles.
+        quantization: of ``net_g`` and its averages (``train.quantize``), or none.
     """
 
     guard: NonFiniteGuard
+    quantization: FakeQuantization | None = None
 
     def __init__(self, opt: dict[str, Any]) -> None:
         self.best_metric_results: dict[str, dict[str, Any]] = {}
@@ -133,10 +144,12 @@ class SafeModel(BaseModel):
         param_keys = [param_key] if isinstance(param_key, str) else param_key
         for net in nets:
             update_derived(net)
-        content = {
+        content: dict[str, Any] = {
             key: {name: value.cpu() for name, value in self.get_bare_model(net).state_dict().items()}
             for net, key in zip(nets, param_keys)
         }
+        if net_label == 'net_g' and self.quantization is not None and (entry := self.quantization.entry()):
+            content[QUANTIZATION] = entry
         name = f'{net_label}_{"latest" if current_iter == -1 else current_iter}.pth'
         atomic_torch_save(content, Path(self.opt['path']['models'], name))
 
@@ -324,6 +337,43 @@ class SafeSRModel(SafeModel, SRModel):
         self.accum_iter = opt.get('train', {}).get('accum_iter', 1)
         super().__init__(opt)
         self.degradation = degradation_of(self.opt, self.device)
+        self.quantization = self._fake_quantization()  # after all probes of the network, which are of float
+
+    def _fake_quantization(self) -> FakeQuantization | None:
+        """In training that of ``train.quantize``, which goes on from the checkpoint's; in a test the checkpoint's, so
+        that a network is tested as it was validated."""
+        net, path = self.get_bare_model(self.net_g), self.opt['path']['pretrain_network_g']
+        entry = None if path is None else load_other_entry(path, 'path.pretrain_network_g', QUANTIZATION)
+        found = FakeQuantization.of_entry(entry, f'path.pretrain_network_g: {path}') if entry is not None else None
+        if self.is_train:
+            options = self.opt['train'].get('quantize')
+            if options is None:
+                return None
+            own = self._new_quantization(net, options)
+            if found is not None and found.names == own.names and found.bounds is not None:
+                own.set_bounds(found.bounds)
+            elif found is not None:
+                get_root_logger().info(f'train.quantize: the ranges in {path} are of other features: observed anew.')
+            found = own
+        if found is not None:
+            found = found.to(self.device)
+            for averaged in (vars(self).get(name) for name in ('net_g_ema', 'net_average')):
+                if averaged is not None:
+                    found.attach(averaged)
+            found.attach(net)
+            get_root_logger().info(f'{type(net).__name__} is run as in int8: {len(found.names)} features quantized.')
+        return found
+
+    def _new_quantization(self, net: nn.Module, options: dict[str, Any]) -> FakeQuantization:
+        if blocks := fused_blocks(net):
+            raise UserError(
+                f'train.quantize: {type(net).__name__} has blocks that are other operators in inference '
+                f'({", ".join(blocks)}); accepted: a network of plain ones, as the SRVGGNetCompact that facd export '
+                'makes of an ECBSR'
+            )
+        size, channels = lq_patch_size(self.opt), input_channels(self.opt['network_g'])
+        with preserve_rng_state(), preserve_buffers(net):
+            return FakeQuantization.of(net, size, channels, **options)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         # the student's, called from SRModel.__init__; before DDP, whose buckets keep the strides they find
@@ -442,6 +492,8 @@ class SafeSRModel(SafeModel, SRModel):
         self._logs = {**logs, **shares}
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+        if self.quantization is not None:
+            self.quantization.update()
 
     def _batch(self) -> Batch:
         return Batch(self.lq, self.gt, self.seeds, self.taught, self.percep_gt)

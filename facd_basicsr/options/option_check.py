@@ -269,6 +269,8 @@ def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBl
                     yield from _schedules(*called)
     if 'nonfinite' in train_opt:
         yield 'train.nonfinite', train_opt['nonfinite'], schema.NONFINITE
+    if train_opt.get('quantize') is not None:
+        yield 'train.quantize', train_opt['quantize'], schema.QUANTIZE
     yield 'logger', opt['logger'], schema.LOGGER
     if opt['logger'].get('wandb') is not None:
         yield 'logger.wandb', opt['logger']['wandb'], schema.WANDB
@@ -554,6 +556,8 @@ def _check_train(opt: OptionBlock) -> None:
         raise UserError(
             f'train.accum_iter: {accum_iter}; accepted: a divisor of datasets.train.batch_size_per_gpu, {batch_size}'
         )
+    if train_opt.get('quantize') is not None and train_opt.get('compile') is not None:
+        raise UserError('train.compile: accepted without train.quantize, which torch.compile does not trace; here both')
     every = train_opt.get('log_gradient_share')
     if every and every % opt['logger']['print_freq']:
         raise UserError(

@@ -382,6 +382,27 @@ OPTIMIZATION = {
         meaning="iterations between values `share_NAME`: each loss term's part of the gradient on the student's last "
         'layer that all terms reach; a multiple of `print_freq`. `null`: none',
     ),
+    'quantize': Key(
+        (dict,),
+        meaning='train and validate the student with the values that it has in int8, `{}` with the defaults; its '
+        'checkpoints have the ranges ([training.md](training.md#quantization-aware-distillation)). Not with `compile`. '
+        'Left out: not',
+    ),
+}
+QUANTIZE = {
+    'keep': Key(
+        (list,),
+        items=(str,),
+        default=[],
+        meaning='module paths of convolutions that stay float, e.g. `[conv_first, conv_last]`',
+    ),
+    'decay': Key(
+        NUMBER,
+        least=0,
+        below=1,
+        default=0.99,
+        meaning="of the moving average of each feature's smallest and largest value in a batch, which is its range",
+    ),
 }
 EXECUTION_TRAIN = {
     **EXECUTION,

@@ -66,6 +66,13 @@ def total(x: Tensor) -> Tensor:
     return _Total.apply(x) if ranks() > 1 else x
 
 
+def largest(x: Tensor) -> Tensor:
+    """The largest of ``x`` over ranks, element by element, without gradient."""
+    if ranks() > 1:
+        dist.all_reduce(x := x.detach().clone(), dist.ReduceOp.MAX)
+    return x
+
+
 Value = TypeVar('Value')
 
 

@@ -1,5 +1,7 @@
 """``facd export``: a trained student in deployment formats."""
 
+import dataclasses
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,20 +15,24 @@ from facd_basicsr.deploy.export_formats import (
     BASIC,
     FUSED_WEIGHTS,
     INT8,
-    ONNX,
-    ONNX_FP16,
+    OPSET,
+    OPSETS,
+    QUANTIZED_OPSETS,
     REPARAMETERIZED,
     TORCH_EXPORT,
+    GraphOptions,
     export,
     in_steps,
     int8_format,
     int8_graph,
     measured,
+    onnx_formats,
     opened_in_spandrel,
     paths_of,
     require_onnx,
 )
-from facd_basicsr.deploy.quantization import Quantized, calibration_images, quantize
+from facd_basicsr.deploy.quantization import Quantized, calibration_images, of_trained_ranges, quantize
+from facd_basicsr.deploy.quantized_graph import qat_onnx_bytes
 from facd_basicsr.deploy.runtimes import OnnxNetwork
 from facd_basicsr.deploy.student import STUDENT_SUFFIXES, Student, read_student
 from facd_basicsr.errors import UserError
@@ -62,13 +68,24 @@ CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
     help='Write STEM.onnx and STEM_fp16.onnx; needs onnx and onnxruntime.',
 )
 @click.option('--fp16/--no-fp16', default=True, show_default=True, help='Write STEM_fp16.onnx.')
+@click.option('--opset', type=int, default=OPSET, show_default=True, help='Of the ONNX files: 11 to 20.')
+@click.option(
+    '--static', metavar='WxH', help='The ONNX files take images of this width and height only, as phones need.'
+)
+@click.option(
+    '--batch',
+    metavar='N',
+    help='The ONNX files take this number of images at a time, or any: dynamic.  [default: dynamic; 1 with --static]',
+)
+@click.option('--mobile', is_flag=True, help="The ONNX files have operators that phones' delegates run.")
 @click.option('--torch-export', is_flag=True, help='Also write STEM.pt2.')
-@click.option('--int8', is_flag=True, help='Also write STEM_int8.onnx; needs --calibrate.')
+@click.option('--int8', is_flag=True, help='Also write STEM_int8.onnx; needs --calibrate, or train.quantize.')
 @click.option(
     '--calibrate',
     metavar='FOLDER',
     type=click.Path(path_type=Path),
-    help='LQ images, as the student will get them, of which --int8 takes the ranges of activations.',
+    help='LQ images, as the student will get them, of which --int8 takes the ranges of activations. Not for a student '
+    'of train.quantize, which has them.',
 )
 @click.option(
     '--keep',
@@ -88,6 +105,10 @@ def command(
     stem: Path,
     onnx: bool,
     fp16: bool,
+    opset: int,
+    static: str | None,
+    batch: str | None,
+    mobile: bool,
     torch_export: bool,
     int8: bool,
     calibrate: Path | None,
@@ -110,21 +131,34 @@ def command(
     \b
     Examples:
       facd export experiments/FACD_EDSR_x4/models/net_g_latest.pth --opt options/train/FACD_EDSR_x4.yml -o student
+      facd export student.pth -o phone --mobile --static 640x360
       facd export student.pth -o student_small --opt FILE --int8 --calibrate photographs --max-loss 0.05
     """
-    _check_int8(int8, onnx, calibrate, keep, max_loss)
-    chosen = {ONNX: onnx, ONNX_FP16: onnx and fp16, TORCH_EXPORT: torch_export}
-    formats = [*BASIC, *(format for format, is_chosen in chosen.items() if is_chosen)]
+    options = _graph_options(opset, static, batch, mobile)
+    _check_int8(int8, onnx, options, calibrate, keep, max_loss)
     if onnx:
         require_onnx('--onnx')
+    elif options != GraphOptions():
+        raise UserError(
+            '--no-onnx: with --opset, --static, --batch or --mobile; accepted: --onnx, whose files they change'
+        )
+    in_float32, in_float16 = onnx_formats(options)
+    chosen = {in_float32: onnx, in_float16: onnx and fp16, TORCH_EXPORT: torch_export}
+    formats = [*BASIC, *(format for format, is_chosen in chosen.items() if is_chosen)]
     if checkpoint.suffix == '.onnx':
         raise UserError(f'CHECKPOINT: {checkpoint}; accepted: a name that ends in {", ".join(CHECKPOINTS)}')
     # which takes no time, reading, measuring and quantizing the student do
     paths_of(stem, [format.suffix for format in formats] + [INT8] * int8)
-    student = measured(read_student(checkpoint, option_file, 'CHECKPOINT'), psnr_of(checkpoint))
+    student = read_student(checkpoint, option_file, 'CHECKPOINT')
+    trained = student.quantization is not None
+    if int8:
+        _check_ranges(trained, calibrate, keep, max_loss)
+    validated = psnr_of(checkpoint)
+    student = measured(student, {} if trained else validated)  # train.quantize validates it as in int8
     description = student.description
     radius = 'the whole image' if description.reach is None else f'radius {description.reach} pixels'
-    psnr = ', '.join(f'{name} {value:.2f} dB' for name, value in description.psnr.items()) or 'unknown'
+    psnr = ', '.join(f'{name} {value:.2f} dB' for name, value in (validated or description.psnr).items())
+    psnr = psnr or 'unknown'
     click.echo(
         f'{description.architecture} x{description.scale}: {parameters(student.net):,} parameters; '
         f'receptive field: {radius}; PSNR-Y in validation: {psnr}'
@@ -132,9 +166,9 @@ def command(
     if as_compact(student.net) is not None:
         formats += FUSED_WEIGHTS
     quantized = None
-    if calibrate is not None:
-        quantized = _quantized(student, checkpoint, option_file, calibrate, keep or 0, max_loss)
-        formats.append(int8_format(quantized.content, quantized.description))
+    if int8:
+        quantized = _quantized(student, options, checkpoint, option_file, calibrate, keep or 0, max_loss)
+        formats.append(int8_format(quantized.content, quantized.description, options))
     found = export(student, stem, formats)
     fused = [result for result in found.values() if isinstance(result, dict) and REPARAMETERIZED in result]
     if fused:
@@ -159,7 +193,8 @@ def command(
         if warning:
             click.echo(f'warning: {path}: {warning}', err=True)
     if quantized is not None:
-        _report(quantized, *(path for path, format in zip(found, formats) if format.suffix in (ONNX.suffix, INT8)))
+        files = [path for path, format in zip(found, formats) if format.suffix in (in_float32.suffix, INT8)]
+        _report(quantized, files, options)
     written = [path for path, result in found.items() if not isinstance(result, UserError)]
     readable = [path for path in written if path.suffix in STUDENT_SUFFIXES]
     if readable:
@@ -169,15 +204,23 @@ def command(
         sys.exit(EXIT_SKIPPED if written else 2)
 
 
-def _check_int8(int8: bool, onnx: bool, calibrate: Path | None, keep: int | None, max_loss: float | None) -> None:
+def _check_int8(
+    int8: bool,
+    onnx: bool,
+    options: GraphOptions,
+    calibrate: Path | None,
+    keep: int | None,
+    max_loss: float | None,
+) -> None:
     """
     Raises:
         UserError: the options do not go together.
     """
     if int8 and not onnx:
         raise UserError('--no-onnx: with --int8, which is made of the ONNX file; accepted: one of both')
-    if int8 and calibrate is None:
-        raise UserError('--calibrate: missing; accepted with --int8: a folder of LQ images; docs/deploy.md')
+    if int8 and options.opset not in QUANTIZED_OPSETS:
+        accepted = f'{QUANTIZED_OPSETS[0]} to {QUANTIZED_OPSETS[-1]}'
+        raise UserError(f'--opset: {options.opset}; accepted with --int8: {accepted}')
     for option, value in {'--calibrate': calibrate, '--keep': keep, '--max-loss': max_loss}.items():
         if value is not None and not int8:
             raise UserError(f'{option}: {value}; accepted: with --int8')
@@ -185,11 +228,36 @@ def _check_int8(int8: bool, onnx: bool, calibrate: Path | None, keep: int | None
         raise UserError(f'--keep: {keep}, and --max-loss: {max_loss:g}; accepted: one of both')
 
 
+def _check_ranges(trained: bool, calibrate: Path | None, keep: int | None, max_loss: float | None) -> None:
+    """
+    Raises:
+        UserError: the options of --int8 do not go with the student.
+    """
+    if not trained and calibrate is None:
+        raise UserError(
+            '--calibrate: missing; accepted with --int8: a folder of LQ images, or a CHECKPOINT of train.quantize; '
+            'docs/deploy.md'
+        )
+    for option, value in {'--calibrate': calibrate, '--keep': keep, '--max-loss': max_loss}.items():
+        if trained and value is not None:
+            raise UserError(f'{option}: {value}; accepted with a CHECKPOINT of train.quantize: none, it has its ranges')
+
+
 def _quantized(
-    student: Student, checkpoint: Path, option_file: str | None, folder: Path, keep: int, max_loss: float | None
+    student: Student,
+    options: GraphOptions,
+    checkpoint: Path,
+    option_file: str | None,
+    folder: Path | None,
+    keep: int,
+    max_loss: float | None,
 ) -> Quantized:
-    """Quantizes the student, with PSNR-Y on the validation sets of its option file or run that are there."""
-    images = calibration_images(folder, student)
+    """Quantizes the student, with PSNR-Y on the validation sets of its option file or run that are there.
+
+    Args:
+        folder: to calibrate with; None: it has ranges of training.
+    """
+    images = [] if folder is None else calibration_images(folder, student)
     run = run_of(checkpoint, 'CHECKPOINT') if option_file is None else None
     opt = run.opt if run is not None else option_file and checked_options(option_file, [])
     pairs, problems = validation_pairs(opt) if opt else ([], ['neither a run nor --opt names a set'])
@@ -197,11 +265,28 @@ def _quantized(
         click.echo(f'int8: PSNR-Y is not measured: {problem}', err=True)
     if max_loss is not None and not pairs:
         raise UserError(f'--max-loss: {max_loss:g}, but there is no set to measure it on; accepted: --keep N')
-    return quantize(int8_graph(student), student, images, pairs, keep, max_loss)
+    graph = int8_graph(student, options)
+    if folder is None:
+        of_any_size = dataclasses.replace(options, static=None, batch=None)
+        return of_trained_ranges(graph, qat_onnx_bytes(student, options=of_any_size), student, pairs)
+    return quantize(graph, student, images, pairs, keep, max_loss)
 
 
-def _report(quantized: Quantized, *files: Path) -> None:
+def _report(quantized: Quantized, files: list[Path], options: GraphOptions) -> None:
     """What int8 costs and gains, beside the float file."""
+    if quantized.method:
+        _report_calibration(quantized)
+    for name, (before, after) in quantized.psnr.items():
+        click.echo(f'int8: {name}: PSNR-Y {before:.2f} -> {after:.2f} dB')
+    if all(file.is_file() for file in files):
+        height, width = options.static or LQ_SIZE
+        lq = photograph_input('astronaut.png', 3, height, width).repeat(options.batch or 1, 1, 1, 1)
+        times = latencies_ms({str(file): (OnnxNetwork(file, '-o'), lq) for file in files}, REPEATS, LIMIT)
+        costs = [f'{median(times[str(file)]):.1f} ms, {file.stat().st_size / 1e6:.2f} MB' for file in files]
+        click.echo(f'int8: {width}x{height} by onnxruntime, median of {REPEATS}: {" -> ".join(costs)}')
+
+
+def _report_calibration(quantized: Quantized) -> None:
     others = ', '.join(f'{name} {error:.2f}' for name, error in quantized.errors.items() if name != quantized.method)
     click.echo(
         f'int8: calibrated by {quantized.method}; root mean square difference to float, without nodes in float: '
@@ -215,11 +300,23 @@ def _report(quantized: Quantized, *files: Path) -> None:
         f'int8: {len(quantized.kept)} of {len(quantized.sensitivity)} nodes in float; the costliest, each alone in '
         f'int8: {", ".join(costs)}'
     )
-    for name, (before, after) in quantized.psnr.items():
-        click.echo(f'int8: {name}: PSNR-Y {before:.2f} -> {after:.2f} dB')
-    if all(file.is_file() for file in files):
-        lq = photograph_input('astronaut.png', 3, *LQ_SIZE)
-        times = latencies_ms({str(file): (OnnxNetwork(file, '-o'), lq) for file in files}, REPEATS, LIMIT)
-        costs = [f'{median(times[str(file)]):.1f} ms, {file.stat().st_size / 1e6:.2f} MB' for file in files]
-        height, width = LQ_SIZE
-        click.echo(f'int8: {width}x{height} by onnxruntime, median of {REPEATS}: {" -> ".join(costs)}')
+
+
+def _graph_options(opset: int, static: str | None, batch: str | None, mobile: bool) -> GraphOptions:
+    """
+    Raises:
+        UserError: an option is not what is accepted.
+    """
+    if opset not in OPSETS:
+        raise UserError(f'--opset: {opset}; accepted: {OPSETS[0]} to {OPSETS[-1]}')
+    size = None
+    if static is not None:
+        found = re.fullmatch('([1-9][0-9]*)x([1-9][0-9]*)', static)
+        if found is None:
+            raise UserError(f'--static: {static}; accepted: width x height in pixels of LQ, as 640x360')
+        size = int(found[2]), int(found[1])
+    if batch is None:
+        batch = 'dynamic' if size is None else '1'
+    if re.fullmatch('dynamic|[1-9][0-9]*', batch) is None:
+        raise UserError(f'--batch: {batch}; accepted: a number of images, or dynamic')
+    return GraphOptions(opset, size, None if batch == 'dynamic' else int(batch), mobile)

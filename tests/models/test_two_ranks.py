@@ -39,6 +39,7 @@ def batch() -> dict[str, torch.Tensor]:
 
 NEAREST = {'teacher_target': 'nearest'}
 CLIPPED = {'clip_grad_norm': 0.5}
+QUANTIZED = {'quantize': {'decay': 0.5}}
 IN_PARTS = {'accum_iter': 3, 'log_gradient_share': 1, **STARTED}
 
 
@@ -49,8 +50,9 @@ def step(
     execution: dict | None = None,
     train: dict | None = None,
     teachers: int = 1,
+    iterations: int = 1,
 ) -> dict:
-    """One iteration on a share of the batch: its gradients and what the log shows, in float64."""
+    """Iterations on a share of the batch: the last one's gradients and what the log shows, in float64."""
     opt = parse_options(parser().parse_args(['-opt', str(option_file)]), is_train=True, root=option_file.parent)
     opt['rank'], opt['world_size'] = get_dist_info()  # the group exists already, and serves several models
     opt['dist'] = opt['world_size'] > 1
@@ -64,13 +66,15 @@ def step(
     try:
         model: FACDModel = build_model(opt)
         model.feed_data({key: images[share] for key, images in batch().items()})
-        model.optimize_parameters(1)
+        for iteration in range(1, iterations + 1):
+            model.optimize_parameters(iteration)
     finally:
         torch.set_default_dtype(torch.float32)
     nets = {'student': model.net_g, 'regressors': model.net_r}
     gradients = {key: [p.grad for p in model.get_bare_model(net).parameters()] for key, net in nets.items()}
     weights = [p.detach() for p in model.get_bare_model(model.net_r).parameters()]
-    return {**gradients, 'weights of regressors': weights, 'log': model.get_current_log()}
+    ranges = model.quantization and model.quantization.entry()
+    return {**gradients, 'weights of regressors': weights, 'log': model.get_current_log(), 'ranges': ranges}
 
 
 def worker(option_file: Path) -> None:
@@ -81,6 +85,7 @@ def worker(option_file: Path) -> None:
     found = {loss: step(option_file, loss, share) for loss in LOSSES}
     found['clipped'] = step(option_file, 'FACDLoss', share, train=CLIPPED)
     found['in parts'] = step(option_file, 'FACDLoss', share, train=IN_PARTS)
+    found['quantized'] = step(option_file, 'FACDLoss', share, train=QUANTIZED, iterations=3)
     found['two teachers'] = step(option_file, 'FACDLoss', share, train=NEAREST, teachers=2)
     found['started'] = step(option_file, 'FACDLoss', share, STARTED)
     torch.compile = functools.partial(torch.compile, backend='aot_eager')  # captures graphs, needs no compiler
@@ -152,6 +157,15 @@ def test_two_ranks_with_batches_in_parts_have_gradients_terms_and_shares_of_one_
             torch.testing.assert_close(rank['in parts'][net], expected[net], rtol=1e-6, atol=1e-9)
     assert {'share_sr', 'share_facd'} < expected['log'].keys()
     assert ranks[0]['in parts']['log'] == pytest.approx(expected['log'], rel=1e-6)
+
+
+def test_two_ranks_have_the_ranges_and_the_gradient_of_one_quantized_process(ranks, option_file):
+    expected = step(option_file, 'FACDLoss', slice(None), train=QUANTIZED, iterations=3)
+    for rank in ranks:
+        torch.testing.assert_close(rank['quantized']['ranges'], expected['ranges'], rtol=1e-6, atol=1e-9)
+        for net in ('student', 'regressors'):
+            torch.testing.assert_close(rank['quantized'][net], expected[net], rtol=1e-6, atol=1e-9)
+    assert torch.equal(*(torch.stack([*rank['quantized']['ranges']['ranges'].values()]) for rank in ranks))
 
 
 if __name__ == '__main__':

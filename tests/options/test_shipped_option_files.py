@@ -118,7 +118,7 @@ def test_an_option_file_is_accepted_and_its_numbers_agree(path):
         assert f'x{scale}' in lq.lower() or 'demo' in name(path)
         assert Path(dataset['dataroot_lq']).parent == Path(dataset['dataroot_gt']).parent
         files = 'lmdb' if dataset['dataroot_lq'].endswith('.lmdb') else 'disk'
-        fast = any(map(path.stem.__contains__, ('fast', 'long', 'weak', '48x12'))) or path.parent.name == 'gpu'
+        fast = any(map(path.stem.__contains__, ('fast', 'long', 'weak', '48x12', 'int8'))) or path.parent.name == 'gpu'
         in_memory = files == 'lmdb' and fast
         assert dataset['io_backend']['type'] == ('memory' if in_memory else files)
 
