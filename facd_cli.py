@@ -22,7 +22,7 @@ COMMANDS: dict[str, str] = {
     'figure': "The paper's figures: crops side by side, and where the student beats the teacher.",
     'report': 'A run as one HTML page: curves, table, crops with a slider, options, environment.',
     'export': 'Export a trained student as .pth, safetensors and ONNX, and verify each file.',
-    'upscale': 'Upscale images and folders of images with a student.',
+    'upscale': 'Upscale images, folders of images and streams of frames with a student.',
 }
 
 

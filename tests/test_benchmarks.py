@@ -261,6 +261,27 @@ def test_runtimes_are_compared_with_torch_and_those_that_are_not_installed_are_n
     assert 'not installed: no_such_package' in capsys.readouterr().out
 
 
+def test_the_loops_that_upscaling_is_compared_with_give_its_images(tmp_path):
+    upscale = benchmark('upscale')
+    weights, source = upscale.compact(tmp_path / 'compact.pth'), tmp_path / 'a.png'
+    cv2.imwrite(str(source), picture(0, 24, 40))
+    made = {}
+    for way, turn in {
+        'facd': upscale.facd(weights, 'torch', upscale.Busy()),
+        **{way: upscale.loop(weights, way, upscale.Busy()) for way in ('plain loop', 'spandrel')},
+    }.items():
+        turn([source], tmp_path / way)
+        made[way] = cv2.imread(str(tmp_path / way / 'a.png'))
+    assert made['facd'].shape == (96, 160, 3) and made['facd'].std() > 10
+    assert all(np.abs(made['facd'].astype(int) - image).max() <= 1 for image in made.values())
+
+
+def test_a_network_is_busy_while_it_runs_on_any_thread():
+    busy = benchmark('upscale').Busy()
+    busy.intervals += [(1.0, 4.0), (2.0, 3.0), (3.5, 5.0), (7.0, 8.0)]
+    assert busy.seconds() == 5 and busy.seconds() == 0
+
+
 def test_pages_with_benchmarks_are_generated_from_the_committed_results():
     page = benchmark('performance_page')
     names = ('performance.md', 'deploy.md', 'upscale.md')
