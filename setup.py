@@ -41,8 +41,8 @@ setup(
     extras_require={
         'spandrel': ['spandrel'],  # teachers and students of other architectures
         'onnx': ['onnx', 'onnxruntime'],  # facd export, and facd upscale with an exported student
-        # facd upscale --backend openvino: on Intel's CPUs faster than onnxruntime for some networks. Its telemetry, which
-        # reports every import to Google Analytics, is kept from loading.
+        # facd upscale --backend openvino: on Intel's CPUs faster than onnxruntime for some networks. Its telemetry,
+        # which reports every import to Google Analytics, is kept from loading.
         'openvino': ['onnx', 'openvino'],
         # LPIPS and DISTS: maintained, both with their authors' weights in the wheel, and one small dependency beside
         # torch. lpips is unmaintained and without DISTS, piq has neither AlexNet nor weights, and pyiqa brings
