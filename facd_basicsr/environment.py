@@ -3,10 +3,12 @@
 Importing this module imports neither torch nor basicsr: :func:`choose_thread_waiting` comes before them.
 """
 
+import ctypes
 import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 # Of control groups, version 2 and 1: limit, use, and what of the use is only a copy of files.
@@ -20,6 +22,9 @@ NAMES = (
 # thread that is waited for may get its core only when the spinning one has used that up, at every layer of a network.
 # None at all would make a quiet machine slower (docs/performance.md#threads).
 SPINS = 10_000
+
+
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def choose_thread_waiting() -> None:
@@ -39,6 +44,27 @@ def available_memory(proc: Path = Path('/proc'), groups: Path = Path('/sys/fs/cg
     """
     machine = (int(line.split()[1]) * 1024 for line in _lines(proc / 'meminfo') if line.startswith('MemAvailable:'))
     return min([*machine, *_groups(proc / 'self' / 'cgroup', groups)], default=None)
+
+
+def resident_memory() -> int:
+    """Bytes of RAM that this process has now; where the system does not tell, the most that it has had."""
+    pages = ''.join(_lines(Path('/proc/self/statm'))).split()
+    if pages:
+        return int(pages[1]) * os.sysconf('SC_PAGE_SIZE')
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
+def return_freed_memory() -> None:
+    """Lets the C library give every large block back to the system when it is freed, which costs time.
+
+    glibc keeps blocks of up to 32 MiB: features that are freed take half as much memory again (docs/upscale.md#memory).
+    """
+    library = ctypes.CDLL(None)
+    with suppress(AttributeError):  # another C library
+        library.mallopt(M_MMAP_THRESHOLD, 2**18)
+        library.malloc_trim(0)
 
 
 def _groups(own: Path, root: Path) -> Iterator[int]:

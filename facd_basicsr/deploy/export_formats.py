@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from facd_basicsr.archs import input_channels
 from facd_basicsr.archs.reparameterization import as_compact, reparameterized
 from facd_basicsr.archs.spandrel_arch import INSTALLED, differs, is_spandrels, opened_by_spandrel
-from facd_basicsr.deploy.student import INSTALL, METADATA, Description, Student, read_student
+from facd_basicsr.deploy.runtimes import BACKENDS, INSTALL, RuntimeNetwork
+from facd_basicsr.deploy.student import METADATA, Description, Student, read_student
 from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.files.atomic import atomic_paths, make_folder_of
 from facd_basicsr.files.state_dicts import load_state_dict
@@ -589,3 +590,31 @@ def _examples(student: Student, sizes: Sizes = COMPARED) -> list[Example]:
         f'network_g: {architecture} does not run on images of {shapes[0][1]} x {shapes[0][2]} ({one_line(refusal)}); '
         f'accepted: {"a network that does" if sizes == COMPARED else "another --static"}'
     ) from refusal
+
+
+def run_by(backend: str, student: Student, where: str) -> RuntimeNetwork:
+    """A student, exported in memory, by one of ``BACKENDS``; compared with it on photographs, as files are.
+
+    Raises:
+        UserError: ONNX or the backend does not support it, or is not installed.
+    """
+    if importlib.util.find_spec('onnx') is None:
+        raise UserError(
+            f'{where}: {backend}: needs onnx, which is not installed; accepted: {BACKENDS[backend].install}'
+        )
+    architecture = student.description.architecture
+    with (
+        reraise(ValueError, lambda error: UserError(f'{where}: {backend}: would {error}; accepted: torch')),
+        silence(),
+    ):
+        examples = _examples(student)
+        try:
+            content = onnx_bytes(student, half=False)
+        except UserError as error:
+            reason = one_line(error.__cause__ or error, 200)
+            raise UserError(
+                f'{where}: {backend}: {architecture} cannot be written as ONNX ({reason}); accepted: torch'
+            ) from error
+        net = BACKENDS[backend](content, where)
+        _difference(net, examples, ROUNDING, FIXED)
+    return net

@@ -20,7 +20,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from facd_basicsr.archs import input_channels, network_sizes
-from facd_basicsr.deploy.student import Description, OnnxNetwork, Student
+from facd_basicsr.deploy.runtimes import OnnxNetwork
+from facd_basicsr.deploy.student import Description, Student
 from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.evaluation.test_sets import ImagePair
 from facd_basicsr.files.images import images_below, read_bgr

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -14,85 +13,18 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.utils.registry import ARCH_REGISTRY
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from facd_basicsr.archs.spandrel_arch import registered_name
 from facd_basicsr.archs.student_arch import EDSRStudent, RCANStudent
-from facd_basicsr.errors import UserError, one_line
+from facd_basicsr.deploy.runtimes import BACKENDS
+from facd_basicsr.errors import UserError
 from facd_basicsr.files.state_dicts import load_exactly, load_other_entry, load_state_dict
 from facd_basicsr.options.build import build_lone_network, check_lone_network
 from facd_basicsr.options.parse import OPTIONS_FILE, checked_options, options_digest
 from facd_basicsr.options.signatures import signature_keys
 from facd_basicsr.runs.run_folder import run_of
 from facd_basicsr.runtime.fake_quantization import QUANTIZATION
-
-INSTALL = "`pip install 'facd_basicsr[onnx]'`"
-# Not all that onnxruntime has: TensorRT builds an engine, for minutes, for each size of image. TF32, CUDA's default,
-# rounds more than what facd export takes for rounding.
-PROVIDERS = {'CUDAExecutionProvider': {'use_tf32': '0'}, 'CPUExecutionProvider': {}}
-
-
-class OnnxNetwork(nn.Module):
-    """Runs an ONNX file on the CPU, or on a GPU where onnxruntime has CUDA.
-
-    Input (N, C, h, w) in [0, 1], any float type; output (N, C, h * scale, w * scale), float32, not clamped.
-
-    Attributes:
-        metadata: {name: text}, the file's own.
-        fixed: {axis: size} of what its input has one size of: channels, and as facd export was told batch and image.
-
-    Raises:
-        UserError: onnxruntime is not installed, or does not read the file.
-    """
-
-    def __init__(self, path: Path, where: str) -> None:
-        super().__init__()
-        if importlib.util.find_spec('onnxruntime') is None:
-            raise UserError(f'{where}: {path} needs onnxruntime, which is not installed; accepted: {INSTALL}')
-        import onnxruntime
-
-        self._path = path
-        available = onnxruntime.get_available_providers()
-        providers = [(name, options) for name, options in PROVIDERS.items() if name in available]
-        quiet = onnxruntime.SessionOptions()
-        quiet.log_severity_level = 4  # fatal: its errors are raised, and need not be printed as well
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), sess_options=quiet, providers=providers)
-        except Exception as error:  # onnxruntime's exceptions have no public class
-            reason = one_line(error)
-            raise UserError(
-                f'{where}: {path} cannot be read as ONNX ({reason}); accepted: a file by facd export'
-            ) from error
-        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or len(outputs) != 1:
-            found = ' and outputs '.join(', '.join(value.name for value in values) for values in (inputs, outputs))
-            raise UserError(f'{where}: {path} has inputs {found}; accepted: one of each')
-        (self._input,), (self._output,) = inputs, outputs
-        self.fixed = {axis: size for axis, size in enumerate(self._input.shape) if isinstance(size, int)}
-        self._dtype = torch.float16 if self._input.type == 'tensor(float16)' else torch.float32
-
-    def extra_repr(self) -> str:
-        return str(self._path)  # what tells two of them apart
-
-    def forward(self, lq: Tensor) -> Tensor:
-        """
-        Raises:
-            RuntimeError: it does not run on images of this size, as of torch's networks.
-            MemoryError: it needs more memory than is available.
-        """
-        static = [self.fixed.get(axis) for axis in (2, 3)]
-        if None not in static and [*lq.shape[2:]] != static:
-            raise RuntimeError(f'it was exported with --static {static[1]}x{static[0]}')
-        feed = {self._input.name: lq.to('cpu', self._dtype).contiguous().numpy()}
-        try:
-            (output,) = self._session.run([self._output.name], feed)
-        except MemoryError:
-            raise
-        except Exception as error:  # onnxruntime's exceptions have no public class
-            raise RuntimeError(str(error)) from error
-        return torch.from_numpy(output).float()
-
 
 # Of these only the defaults differ, so that with every argument spelled out BasicSR's own class is the same network.
 STOCK = {EDSRStudent: EDSR, RCANStudent: RCAN}
@@ -197,13 +129,16 @@ class Student:
     quantization: dict[str, Any] | None = None
 
 
-def read_student(path: Path, option_file: str | None = None, where: str = 'IN') -> Student:
+def read_student(
+    path: Path, option_file: str | None = None, where: str = 'IN', backend: str = 'onnxruntime'
+) -> Student:
     """A student, described by its option file, else its own metadata, else the run whose folder it is in.
 
     Args:
         path: ``.pth``, ``.pt``, ``.ckpt``, ``.safetensors`` or ``.onnx``.
         option_file: a train or test file whose ``network_g`` it is; data and teacher need not be there. None: the file
             says it itself, as ONNX does always, or lies in ``experiments/NAME/models``, whose ``options.yml`` does.
+        backend: one of ``BACKENDS``, which opens an ONNX file.
 
     Raises:
         UserError: the file cannot be read, does not fit, nothing says what network it is of, or the option file says
@@ -218,7 +153,7 @@ def read_student(path: Path, option_file: str | None = None, where: str = 'IN') 
             raise UserError(
                 f'--opt: {option_file}; accepted with {path}: none, since an ONNX file describes its network'
             )
-        onnx = OnnxNetwork(path, where)
+        onnx = BACKENDS[backend](path, where)
         own = _described(onnx.metadata, path, where)
         if own is None:
             raise UserError(f'{where}: {path} does not name its network; accepted: an ONNX file by facd export')

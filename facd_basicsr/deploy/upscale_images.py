@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from facd_basicsr.data.record import files_of
+from facd_basicsr.deploy.memory_bound import MemoryBound
 from facd_basicsr.deploy.student import Description
 from facd_basicsr.deploy.upscaler import RefusedSizeError, Upscaler
 from facd_basicsr.errors import UserError
@@ -212,7 +213,13 @@ def _parsed(line: bytes) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) and isinstance(parsed.get('file'), str) else {}
 
 
-def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, record: UpscaleRecord | None) -> int:
+def upscale_images(
+    upscaler: Upscaler,
+    pairs: Sequence[UpscaleJob],
+    jobs: int,
+    record: UpscaleRecord | None,
+    bound: MemoryBound | None = None,
+) -> int:
     """Writes the file of each pair, atomically, under a progress bar.
 
     What a format cannot keep of an image, and why an image is left out, is reported in a line each on stderr.
@@ -221,6 +228,7 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, r
         upscaler: unusable afterwards if this raises.
         jobs: images at a time: so many are read, run and written in threads, which share the CPU's cores.
         record: the record of every file; None: none.
+        bound: chooses tiles, and fewer images at a time; None: unbounded.
 
     Returns:
         How many images were left out: not readable, too large for the format or for the memory, or of a size that the
@@ -230,15 +238,16 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, r
         OSError: a file cannot be written. As with Ctrl-C, what was started ends at once and leaves nothing.
     """
     jobs = max(1, min(jobs, len(pairs)))
+    if bound is not None:
+        jobs = bound.jobs([(pair.source, pair.target.suffix.lower()) for pair in pairs], jobs)
     skipped = 0
     with (
-        _settings(jobs),
-        tf32_of('fp32'),  # TF32 rounds more than a step of 16 bits
+        settings(upscaler, jobs, bound is not None),
         ProgressBar(total=len(pairs), unit='image', dynamic_ncols=True) as bar,
         ThreadPoolExecutor(jobs) as threads,
     ):
         try:
-            futures = {threads.submit(_upscale, upscaler, pair, record, bar): pair for pair in pairs}
+            futures = {threads.submit(_upscale, upscaler, pair, record, bound, bar): pair for pair in pairs}
             for future in as_completed(futures):
                 try:
                     for sentence in future.result():
@@ -254,7 +263,9 @@ def upscale_images(upscaler: Upscaler, pairs: Sequence[UpscaleJob], jobs: int, r
     return skipped
 
 
-def _upscale(upscaler: Upscaler, pair: UpscaleJob, record: UpscaleRecord | None, bar: ProgressBar) -> list[str]:
+def _upscale(
+    upscaler: Upscaler, pair: UpscaleJob, record: UpscaleRecord | None, bound: MemoryBound | None, bar: ProgressBar
+) -> list[str]:
     """One image; returns what its format could not keep."""
     suffix = pair.target.suffix.lower()
 
@@ -265,11 +276,12 @@ def _upscale(upscaler: Upscaler, pair: UpscaleJob, record: UpscaleRecord | None,
     with reraise_damaged(pair.source):
         # its line first, or it would not be of what is read
         line = None if record is None else record.line(pair)
+    tile = None if bound is None else bound.tile_of(pair.source, suffix)[0]
     try:
         pixels, profile = read_pixels(pair.source)
         height, width = (upscaler.scale * side for side in pixels.shape[:2])
         check_size(height, width, suffix, f'{pair.source}: x{upscaler.scale}')
-        parts, lost = encoded(upscaler.upscale(pixels, show), profile, suffix)
+        parts, lost = encoded(upscaler.upscale(pixels, show, tile), profile, suffix)
         pair.target.parent.mkdir(parents=True, exist_ok=True)
         partial = write_partial(pair.target, parts)
     except MemoryError as error:
@@ -290,14 +302,16 @@ def _upscale(upscaler: Upscaler, pair: UpscaleJob, record: UpscaleRecord | None,
 
 
 @contextmanager
-def _settings(jobs: int) -> Iterator[None]:
-    """Without Pillow's limit of 179 megapixels, which is for untrusted images. Threads that are started inside have a
-    part of torch's threads each."""
+def settings(upscaler: Upscaler, jobs: int, frugal: bool = False) -> Iterator[None]:
+    """Without TF32, which rounds more than a step of 16 bits, and without Pillow's limit of 179 megapixels, which is
+    for untrusted images. Threads that are started inside have a part of torch's or the runtime's threads each."""
     limit, threads = Image.MAX_IMAGE_PIXELS, torch.get_num_threads()
+    upscaler.prepare(jobs, frugal)
     Image.MAX_IMAGE_PIXELS = None
     torch.set_num_threads(max(1, threads // jobs))
     try:
-        yield
+        with tf32_of('fp32'):
+            yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit
         torch.set_num_threads(threads)

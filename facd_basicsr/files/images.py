@@ -53,8 +53,7 @@ def read_pixels(path: Path) -> tuple[np.ndarray, bytes | None]:
             if image.format == 'PNG':
                 image.verify()  # the checksum of every chunk, which decoding does not look at
         with Image.open(path) as image:
-            deep = image.mode[0] in 'IF' or re.search(r'RGBA?;16|LA;16', str(image.tile)) is not None
-            gray = _has_brightness_only(image)
+            deep, gray = _is_deep(image), _has_brightness_only(image)
             image.load()
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             if deep:  # Pillow drops the low byte of 16-bit colors
@@ -103,6 +102,25 @@ def image_size(path: Path) -> tuple[int, int]:
         # of a PNG Pillow would decode all to look for EXIF
         lying = image.format in ('JPEG', 'MPO', 'WEBP') and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def pixels_nbytes(path: Path) -> tuple[int, int, bool]:
+    """By the file's header: bytes of what :func:`read_pixels` gives, the most that reading takes, whether of 16 bits.
+
+    Raises:
+        UserError: as :func:`image_size`.
+    """
+    with reraise_damaged(path), Image.open(path) as image:
+        deep, channels = _is_deep(image), 1 if _has_brightness_only(image) else 3
+        channels += image.mode in ('LA', 'PA', 'RGBA') or image.has_transparency_data
+        pixels = image.width * image.height
+    own = pixels * channels * (1 + deep)
+    return own, 4 * own + 8 * pixels, deep  # Pillow has four bytes a pixel, twice where it converts
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether it has more than 8 bits a channel, before it is loaded."""
+    return image.mode[0] in 'IF' or re.search(r'RGBA?;16|LA;16', str(image.tile)) is not None
 
 
 def is_gray(file: Path | IO[bytes]) -> bool:
@@ -236,6 +254,12 @@ def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[Ite
         buffer, name, icc_profile=profile, **(JPEG if name == 'JPEG' else WEBP)
     )
     return [buffer.getbuffer()], lost
+
+
+def encoding_nbytes(output: int, suffix: str, deep: bool) -> int:
+    """The most that an image of so many bytes takes while :func:`encoded` makes a file of it, itself included."""
+    times = {'PNG': 1.0, 'JPEG': 5.0 if deep else 3.0, 'WebP': 8.0}[IMAGE_FORMATS[suffix]]
+    return int(times * output) + 6 * BLOCK
 
 
 def _png(pixels: np.ndarray, profile: bytes | None) -> Iterator[bytes]:

@@ -33,7 +33,8 @@ from facd_basicsr.deploy.export_formats import (
 )
 from facd_basicsr.deploy.quantization import Quantized, calibration_images, of_trained_ranges, quantize
 from facd_basicsr.deploy.quantized_graph import qat_onnx_bytes
-from facd_basicsr.deploy.student import STUDENT_SUFFIXES, OnnxNetwork, Student, read_student
+from facd_basicsr.deploy.runtimes import OnnxNetwork
+from facd_basicsr.deploy.student import STUDENT_SUFFIXES, Student, read_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import LQ_SIZE, latencies_ms, parameters
 from facd_basicsr.evaluation.test_sets import validation_pairs

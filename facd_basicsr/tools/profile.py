@@ -14,7 +14,8 @@ from facd_basicsr.archs import input_channels
 from facd_basicsr.cli import QuietCommand
 from facd_basicsr.deploy.export_formats import int8_graph, require_onnx
 from facd_basicsr.deploy.quantization import quantize_by_min_max
-from facd_basicsr.deploy.student import OnnxNetwork, Student, describe_network
+from facd_basicsr.deploy.runtimes import OnnxNetwork
+from facd_basicsr.deploy.student import Student, describe_network
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.costs import cost_tables, costs
 from facd_basicsr.evaluation.tables import markdown_table, text_table

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from facd_basicsr.archs.reparameterization import reparameterized
 from facd_basicsr.deploy.export_formats import OPSETS, ROUNDING, GraphOptions, onnx_bytes
 from facd_basicsr.deploy.graph_rewrites import fold_shapes, for_mobile
-from facd_basicsr.deploy.student import OnnxNetwork, Student, describe_network
+from facd_basicsr.deploy.runtimes import OnnxNetwork
+from facd_basicsr.deploy.student import Student, describe_network
 from facd_basicsr.runtime.metrics import photograph_input
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # of torch's exporter

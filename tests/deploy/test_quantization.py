@@ -16,7 +16,8 @@ from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.deploy import quantization
 from facd_basicsr.deploy.export_formats import int8_graph
 from facd_basicsr.deploy.quantization import QUANTIZED, Quantized, calibration_images, quantize
-from facd_basicsr.deploy.student import OnnxNetwork, Student, describe_network, read_student
+from facd_basicsr.deploy.runtimes import OnnxNetwork
+from facd_basicsr.deploy.student import Student, describe_network, read_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.test_sets import ImagePair
 from facd_basicsr.files.images import photograph, write_png

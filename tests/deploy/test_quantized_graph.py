@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.deploy.quantized_graph import qat_onnx_bytes
-from facd_basicsr.deploy.student import OnnxNetwork, Student, describe_network, read_student
+from facd_basicsr.deploy.runtimes import OnnxNetwork
+from facd_basicsr.deploy.student import Student, describe_network, read_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.runtime.fake_quantization import QUANTIZATION, FakeQuantization
 from facd_basicsr.runtime.metrics import photograph_input

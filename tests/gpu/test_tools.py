@@ -14,7 +14,8 @@ from torch import nn
 
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.deploy.export_formats import BASIC, ONNX, ONNX_FP16, TORCH_EXPORT, export, measured
-from facd_basicsr.deploy.student import Description, OnnxNetwork, Student, describe_network, read_student
+from facd_basicsr.deploy.runtimes import OnnxNetwork
+from facd_basicsr.deploy.student import Description, Student, describe_network, read_student
 from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.distill.gate import check_teacher, teacher_psnr_y
 from facd_basicsr.errors import UserError

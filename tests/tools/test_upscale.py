@@ -1,6 +1,8 @@
 """``facd upscale`` as a user runs it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from PIL import ExifTags, Image
 from safetensors.torch import save_file
 
 from facd_basicsr.cli import facd
+from facd_basicsr.deploy.runtimes import OnnxNetwork
 from facd_basicsr.deploy.student import METADATA, Description, describe_network
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import read_pixels
@@ -207,12 +210,131 @@ def test_an_onnx_student_runs_in_tiles_if_it_stores_its_receptive_field(tmp_path
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (('-s', 'absent.pth'), r'^--student: no such file: absent\.pth'),
-        (('-s', 'STUDENT', '-o', 'IN'), r'^--out: .* is IN; accepted: another folder'),
+        ('IN -o OUT -s absent.pth', r'^--student: no such file: absent\.pth'),
+        ('IN -o IN -s STUDENT', r'^--out: .* is IN; accepted: another folder'),
+        ('IN -s STUDENT', r'^--out: missing; accepted: a folder, for one image also a new file, or --raw without it$'),
+        ('- -o OUT -s STUDENT', r'^IN: -; accepted: images and folders, or with --raw WIDTHxHEIGHT a stream$'),
+        ('IN -o OUT -s a.onnx --backend torch', r'^--backend: torch; accepted with a.onnx: onnxruntime, openvino$'),
+        ('IN -o OUT -s STUDENT --memory 2GB', r'^--memory: 2GB; accepted: bytes, or a number with K, M or G, as 2G$'),
+        ('IN -o OUT -s STUDENT --memory 9K', r'^--memory: 1 MB, of which Python, .* take \d+ MB; accepted: more$'),
+        (
+            'IN -o OUT -s STUDENT --memory 2G --tile 0',
+            r'^--tile: 0, with --memory, which chooses it; accepted: one of th',
+        ),
+        ('- -s STUDENT --raw 640', r'^--raw: 640; accepted: WIDTHxHEIGHT in pixels, as 640x360$'),
+        ('- -s STUDENT --raw 0x9', r'^--raw: 0x9; accepted: WIDTHxHEIGHT'),
+        ('IN -s STUDENT --raw 8x8', r'^IN: \S+; accepted with --raw: -, for standard input$'),
+        (
+            '- -o OUT -s STUDENT --raw 8x8',
+            r'^--out: given; accepted with --raw: none, for frames go to standard output$',
+        ),
+        ('- -s STUDENT --raw 8x8 --format png', r'^--format: given; accepted with --raw: none'),
+        ('- -s STUDENT --raw 8x8 --overwrite', r'^--overwrite: given; accepted with --raw: none'),
+        ('- -s STUDENT --raw 8x8 --memory 9K', r'^--memory: 1 MB, of which'),
     ],
 )
 def test_user_errors_are_reported_before_anything_is_written(student, photographs, tmp_path, options, message):
-    words = {'STUDENT': student, 'IN': photographs}
+    words = {'STUDENT': student, 'IN': photographs, 'OUT': tmp_path / 'out'}
     with pytest.raises(UserError, match=message):
-        invoke(photographs, '-o', tmp_path / 'out', *(words.get(word, word) for word in options))
-    assert not (tmp_path / 'out').exists()
+        invoke(*(words.get(word, word) for word in options.split()))
+    assert not [*tmp_path.rglob('out/*.png')]
+
+
+@pytest.mark.parametrize('name', ['stdin', 'stdout'])
+def test_frames_are_neither_read_from_nor_written_to_a_terminal(name, student, monkeypatch):
+    monkeypatch.setattr(sys, name, Mock(isatty=lambda: True))
+    with pytest.raises(UserError, match=rf'^--raw: standard {name[3:]}put is a terminal; accepted: a pipe or a file'):
+        facd.main(['upscale', '--raw', '8x8', '-', '-s', str(student)], standalone_mode=False)
+
+
+@pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
+def test_a_checkpoint_gives_the_same_images_by_every_backend_with_any_number_of_jobs(
+    backend, student, photographs, tmp_path
+):
+    options = (photographs, '-s', student, '--tile', '12')
+    for number in (1, 3):
+        folder = tmp_path / f'{backend}{number}'
+        assert invoke(*options, '-o', folder, '--backend', backend, '--jobs', str(number)).exit_code == 0
+    assert invoke(*options, '-o', tmp_path / 'torch').exit_code == 0
+    for path in (tmp_path / 'torch').rglob('*.png'):
+        name = path.relative_to(tmp_path / 'torch')
+        one, three, by_torch = (read_pixels(tmp_path / f / name)[0] for f in (f'{backend}1', f'{backend}3', 'torch'))
+        assert np.array_equal(one, three)
+        difference = np.abs(by_torch.astype(int) - one)
+        assert difference.max() <= 1 and (difference > 0).mean() < (0.001 if one.dtype == np.uint8 else 0.2), name
+
+
+def test_a_network_that_onnx_does_not_have_is_refused_in_a_line(student, photographs, tmp_path, monkeypatch):
+    def refuses(*_: object, **options: object) -> None:
+        print('a whole graph')
+        raise RuntimeError('Unsupported operator\naten::some')
+
+    monkeypatch.setattr(torch.onnx, 'export', refuses)
+    message = (
+        r'^--backend: openvino: EDSR cannot be written as ONNX \(Unsupported operator aten::some\); accepted: torch$'
+    )
+    with pytest.raises(UserError, match=message):
+        invoke(photographs, '-o', tmp_path / 'out', '-s', student, '--backend', 'openvino')
+
+
+def test_a_graph_that_gives_other_images_is_refused_in_a_line(student, photographs, tmp_path, monkeypatch):
+    run = OnnxNetwork.forward
+    monkeypatch.setattr(OnnxNetwork, 'forward', lambda net, lq: run(net, lq) + 0.1)
+    message = r'^--backend: onnxruntime: would differ by .* of an 8-bit step, more than rounding .*; accepted: torch$'
+    with pytest.raises(UserError, match=message):
+        invoke(photographs, '-o', tmp_path / 'out', '-s', student, '--backend', 'onnxruntime')
+
+
+def test_memory_is_bounded_for_images_and_frames_by_every_backend(student, photographs, tmp_path):
+    for backend in ('torch', 'onnxruntime', 'openvino'):
+        done = invoke(photographs, '-o', tmp_path / backend, '-s', student, '--backend', backend, '--memory', '64g')
+        assert ': 6 upscaled, 0 up to date, 0 skipped' in done.output
+
+
+class Stream:
+    """A process of ``facd upscale --raw`` on frames of 24x16, which has upscaled one frame."""
+
+    def __init__(self, student: Path, *options: str) -> None:
+        self.frames = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), np.uint8)
+        self.process = subprocess.Popen(
+            [sys.executable, '-m', 'facd_basicsr.cli', 'upscale', '--raw', '24x16', '-', '-s', str(student), *options],
+            cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        self.write(self.frames[0].tobytes())
+        self.first = self.process.stdout.read(4 * self.frames[0].size)
+
+    def write(self, content: bytes) -> None:
+        self.process.stdin.write(content)
+        self.process.stdin.flush()
+
+
+def test_frames_of_a_stream_are_the_images_of_files_and_one_that_is_cut_is_told(student, tmp_path):
+    stream = Stream(student, '--backend', 'openvino', '--memory', '64g')
+    out, err = stream.process.communicate(stream.frames[1:].tobytes()[:-1])
+    assert stream.process.returncode == 2
+    assert err.decode() == (
+        'error: --raw: the stream ends inside a frame, after 1151 of 1152 bytes; accepted: whole frames of 24x16 '
+        'pixels in rgb24\n'
+    )
+    for index in range(3):
+        Image.fromarray(stream.frames[index]).save(tmp_path / f'{index}.png')
+    names = [f'{index}.png' for index in range(3)]
+    images = [tmp_path / name for name in names]
+    assert invoke(*images, '-o', tmp_path / 'out', '-s', student, '--backend', 'openvino').exit_code == 0
+    of_files = [np.asarray(Image.open(tmp_path / 'out' / name)) for name in names]
+    assert stream.first + out == b''.join(image.tobytes() for image in of_files)
+
+
+def test_a_stream_is_interrupted_without_a_traceback(student):
+    stream = Stream(student)
+    os.kill(stream.process.pid, signal.SIGINT)
+    assert stream.process.wait(60) == 130
+    assert stream.process.stderr.read().strip() == b'interrupted' and stream.process.stdout.read() == b''
+
+
+def test_a_stream_whose_reader_is_gone_ends_in_silence(student):
+    stream = Stream(student)
+    stream.process.stdout.close()
+    stream.write(stream.frames[1].tobytes())
+    assert stream.process.wait(60) == 128 + signal.SIGPIPE
+    assert stream.process.stderr.read() == b''
