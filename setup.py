@@ -49,8 +49,10 @@ setup(
             'coverage>=7.10',  # make test; older versions lack `patch`
             'hypothesis',
             'mypy',  # make lint
+            'ncnn',  # runs exported students in tests/deploy/test_other_runtimes.py
             'onnx',
             'onnxruntime',
+            'pnnx',  # makes ncnn's files of ONNX
             'pytest',
             'pytest-xdist',
             'ruff',

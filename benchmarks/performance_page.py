@@ -1,4 +1,4 @@
-"""The tables and plots of docs/performance.md, generated from the JSON files in benchmarks/results.
+"""The tables and plots of docs/performance.md and a table of docs/deploy.md, from the JSON files in benchmarks/results.
 
     python benchmarks/performance_page.py --into docs/performance.md
 
@@ -237,6 +237,21 @@ def threads(result: Result) -> str:
     return f'{table}\n\n{what}busy: a load average of {load["busy"]:.0f}; {machine_line(result)}'
 
 
+def runtimes(result: Result) -> str:
+    rows = [
+        [name, ', '.join(filter(None, [f'`{own["file"]}`', own['by']])), f'{own["steps"]:.2g}', f'{own["ms"]:.1f}']
+        for name, own in result['runtimes'].items()
+    ]
+    table = markdown_table(
+        ['runtime', 'file, and the command that makes it', 'largest difference, 8-bit steps', 'ms'], rows
+    )
+    height, width = result['size']
+    what = (
+        f'{result["student"]}, an image of {width}x{height}, medians of {result["turns"]} turns; {machine_line(result)}'
+    )
+    return f'{table}\n\n{what}'
+
+
 PARTS: dict[str, Callable[[Result], str]] = {
     'goals': goals,
     'ceilings': ceilings,
@@ -251,6 +266,7 @@ PARTS: dict[str, Callable[[Result], str]] = {
     'growth': growth,
     'processes': processes,
     'scaling': scaling,
+    'runtimes': runtimes,
 }
 
 

@@ -235,9 +235,35 @@ def test_data_loading_writes_rates_and_the_ratio_of_memory_to_basicsr(data, tmp_
     assert capsys.readouterr().out.count('5.5') == 2
 
 
-def test_the_performance_page_is_generated_from_the_committed_results():
+def test_runtimes_are_compared_with_torch_and_those_that_are_not_installed_are_named(tmp_path, monkeypatch, capsys):
+    runtimes = benchmark('runtimes')
+    chosen = {name: runtimes.RUNTIMES[name] for name in ('torch', 'onnxruntime, --static --mobile')}
+    chosen['another'] = (runtimes.in_torch, 'student.pth', ['no_such_package'], '')
+    monkeypatch.setattr(runtimes, 'RUNTIMES', chosen)
+    arguments = [
+        '--size',
+        '24',
+        '40',
+        '--turns',
+        '1',
+        '--threads',
+        '1',
+        '--out',
+        str(tmp_path / 'new' / 'runtimes.json'),
+    ]
+    monkeypatch.setattr(sys, 'argv', ['runtimes.py', *arguments])
+    threads = torch.get_num_threads()
+    runtimes.main()
+    torch.set_num_threads(threads)
+    found = json.loads((tmp_path / 'new' / 'runtimes.json').read_text())['runtimes']
+    assert list(found) == [*chosen][:2] and found['torch']['steps'] == 0
+    assert 0 < found['onnxruntime, --static --mobile']['steps'] < 0.01 and found['torch']['ms'] > 0
+    assert 'not installed: no_such_package' in capsys.readouterr().out
+
+
+def test_pages_with_benchmarks_are_generated_from_the_committed_results():
     page = benchmark('performance_page')
-    text = (REPOSITORY / 'docs' / 'performance.md').read_text(encoding='utf-8')
+    text = ''.join((REPOSITORY / 'docs' / name).read_text(encoding='utf-8') for name in ('performance.md', 'deploy.md'))
     assert page.filled(text, page.RESULTS) == text
     blocks = re.findall(r'<!-- benchmark: (\S+) (\S+) -->', text)
     assert {part for part, _ in blocks} == set(page.PARTS)

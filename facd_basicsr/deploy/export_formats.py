@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -32,6 +33,8 @@ from facd_basicsr.runtime.metrics import photograph_input
 from facd_basicsr.runtime.tiling import receptive_field_radius
 
 OPSET = 17  # read by onnxruntime 1.12 (2022) and everything later
+OPSETS = range(11, 21)  # from the first with PixelShuffle's DepthToSpace to the last that torch's TorchScript writes
+QUANTIZED_OPSETS = range(13, 21)  # from the first with one scale a channel
 INPUT, OUTPUT = 'lq', 'sr'
 TRACED = (2, 32, 48)  # images, height, width of the example; 1 would be taken for a constant
 
@@ -42,6 +45,9 @@ ROUNDING = 0.01 * STEP  # thirty times the measured difference of float32 graphs
 HALF_ROUNDING = 4 * STEP
 FUSED_ROUNDING = 1e-5  # of re-parameterization; measured: 1e-7 to 1e-6
 REPARAMETERIZED = 're-parameterized'  # beside what runs a file: the network that it holds
+# Images, height, width to compare at, none that a graph is traced at; the second for those whose sizes must be even
+COMPARED = (((2, 24, 40), (1, 81, 65)), ((2, 64, 80), (1, 48, 32)))
+Sizes = Sequence[Sequence[tuple[int, int, int]]]
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class Format:
         cause: why its output may differ from the student's.
         tolerance: the largest difference accepted, of the range of the student's output.
         form: the student in the form that the file holds: as it is trained, or re-parameterized.
+        sizes: of the images that it is compared on, as ``COMPARED``.
     """
 
     suffix: str
@@ -67,6 +74,7 @@ class Format:
     cause: str
     tolerance: float = ROUNDING
     form: Callable[[Student], Student] = lambda student: student
+    sizes: Sizes = COMPARED
 
 
 def _fused(student: Student) -> Student:
@@ -124,21 +132,54 @@ def require_onnx(where: str) -> None:
         raise UserError(f'{where}: needs {" and ".join(missing)}, not installed; accepted: {INSTALL}, or --no-onnx')
 
 
-def onnx_bytes(student: Student, half: bool) -> bytes:
-    """An ONNX file's content: input ``lq``, output ``sr``, float32 both, of any number, height and width.
+@dataclass(frozen=True)
+class GraphOptions:
+    """How an ONNX graph is written.
+
+    Attributes:
+        opset: version of its operators, of ``OPSETS``.
+        static: (height, width) of the only images that it takes; None: of any.
+        batch: the only number of images that it takes; None: any.
+        mobile: of operators that phones' delegates have (:func:`facd_basicsr.deploy.graph_rewrites.for_mobile`).
+    """
+
+    opset: int = OPSET
+    static: tuple[int, int] | None = None
+    batch: int | None = None
+    mobile: bool = False
+
+    @property
+    def sizes(self) -> Sizes:
+        """What a graph is compared on."""
+        sizes = COMPARED if self.static is None else (tuple((n, *self.static) for n in (2, 1)),)
+        return tuple(tuple(dict.fromkeys((self.batch or n, h, w) for n, h, w in images)) for images in sizes)
+
+    def __str__(self) -> str:
+        of = [f'opset {self.opset}', *(['mobile'] if self.mobile else [])]
+        of += [f'{self.static[1]}x{self.static[0]} only'] if self.static else []
+        return ', '.join([*of, *([f'batches of {self.batch} only'] if self.batch else [])])
+
+
+def onnx_bytes(student: Student, half: bool, options: GraphOptions = GraphOptions()) -> bytes:
+    """An ONNX file's content: input ``lq``, output ``sr``, float32 both, by default of any number, height and width.
 
     Args:
         student: on the CPU; its description is the file's metadata.
+        half: weights and operators are float16.
 
     Raises:
         UserError: ONNX does not support it.
     """
     import onnx
 
+    from facd_basicsr.deploy.graph_rewrites import fold_shapes, for_mobile  # needs onnx
+
     description = student.description
     graph = _Halved(student.net) if half else _traceable(student.net)
-    axes = {INPUT: {0: 'batch', 2: 'height', 3: 'width'}}
-    axes[OUTPUT] = {0: 'batch', **{axis: f'{axes[INPUT][axis]}_x{description.scale}' for axis in (2, 3)}}
+    names = {} if options.batch else {0: 'batch'}
+    names |= {} if options.static else {2: 'height', 3: 'width'}
+    grown = {axis: name if axis == 0 else f'{name}_x{description.scale}' for axis, name in names.items()}
+    example = _example(description, options)
     with (
         TemporaryDirectory() as folder,
         warnings.catch_warnings(),
@@ -149,26 +190,35 @@ def onnx_bytes(student: Student, half: bool) -> bytes:
         warnings.simplefilter('ignore')  # that the exporter is the old one, and what else it has to say of its trace
         torch.onnx.export(
             graph,
-            (_example(description),),
+            (example,),
             path,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_axes=axes,
-            opset_version=OPSET,
+            dynamic_axes={INPUT: names, OUTPUT: grown},
+            opset_version=options.opset,
             # By TorchScript: the same in torch 2.4 to 2.14. The newer exporter is a draft in 2.4, needs onnxscript, and
             # for EDSR and RCAN writes the same operators in 5 times the time, with a note of this code's path at each.
             # What it freezes silently, such as a branch on the image's size, is found when files are compared.
             dynamo=False,
         )
         model = onnx.load(path)
-        model.doc_string = (
-            f'{description.architecture} x{description.scale}. {INPUT}: RGB in [0, 1], float32, (batch, channels, '
-            f'height, width). {OUTPUT}: the same, {description.scale} times as high and wide, not clamped.'
-            f'{" Weights and operators are float16." if half else ""}'
-        )
+        if options.static:
+            fold_shapes(model)
+        if options.mobile:
+            for_mobile(model)
+        model.doc_string = _doc_string(model, description) + ' Weights and operators are float16.' * half
         onnx.helper.set_model_props(model, description.as_metadata())
         onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
+
+
+def _doc_string(model: Any, description: Description) -> str:
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    shape = ', '.join(dim.dim_param or str(dim.dim_value) for dim in dims)
+    return (
+        f'{description.architecture} x{description.scale}. {INPUT}: RGB in [0, 1], float32, ({shape}). {OUTPUT}: the '
+        f'same, {description.scale} times as high and wide, not clamped.'
+    )
 
 
 def program_bytes(student: Student) -> bytes:
@@ -195,8 +245,8 @@ def read_program(path: Path) -> tuple[nn.Module, Description | None]:
     return program.module(), Description.of_metadata(json.loads(texts[METADATA]))
 
 
-def _example(description: Description) -> Tensor:
-    images, height, width = TRACED
+def _example(description: Description, options: GraphOptions = GraphOptions()) -> Tensor:
+    images, height, width = options.batch or TRACED[0], *(options.static or TRACED[1:])
     channels = input_channels(description.network)
     return torch.rand(images, channels, height, width, generator=torch.Generator().manual_seed(0))
 
@@ -235,47 +285,70 @@ FUSED_WEIGHTS = tuple(  # of a student for which as_compact() finds one
     dataclasses.replace(format, suffix=f'_fused{format.suffix}', holds=COMPACT, form=_stock) for format in BASIC
 )
 FIXED = 'a graph does not decide by the size, as the network may'
-ONNX = Format('.onnx', partial(onnx_bytes, half=False), GRAPH, f'ONNX, opset {OPSET}', '--no-onnx', FIXED, form=_fused)
-ONNX_FP16 = Format(
-    '_fp16.onnx',
-    partial(onnx_bytes, half=True),
-    GRAPH,
-    f'ONNX, opset {OPSET}, float16 between float32 images',
-    '--no-fp16',
-    'float16 has three digits, too few for its features',
-    HALF_ROUNDING,
-    _fused,
-)
+
+
+def onnx_formats(options: GraphOptions) -> tuple[Format, Format]:
+    """ONNX in float32 and in float16."""
+    full = Format(
+        '.onnx', partial(onnx_bytes, half=False, options=options), GRAPH, f'ONNX, {options}', '--no-onnx', FIXED
+    )
+    full = dataclasses.replace(full, form=_fused, sizes=options.sizes)
+    half = dataclasses.replace(
+        full,
+        suffix='_fp16.onnx',
+        content=partial(onnx_bytes, half=True, options=options),
+        holds=f'ONNX, {options}, float16 between float32 images',
+        instead='--no-fp16',
+        cause='float16 has three digits, too few for its features',
+        tolerance=HALF_ROUNDING,
+    )
+    return full, half
+
+
+ONNX, ONNX_FP16 = onnx_formats(GraphOptions())
 TORCH_EXPORT = Format('.pt2', program_bytes, PROGRAM, "torch.export's program", 'no --torch-export', FIXED, form=_fused)
 EXPORT_FORMATS = (*BASIC, ONNX, ONNX_FP16, TORCH_EXPORT)
 INT8 = '_int8.onnx'
 BROKEN = 64 * STEP  # of a file that does not hold the student; what int8 costs PSNR-Y says
 
 
-def int8_graph(student: Student) -> bytes:
-    """The graph that is quantized: as of ``ONNX``."""
+def int8_graph(student: Student, options: GraphOptions = GraphOptions()) -> bytes:
+    """The graph that is quantized: of images of any size, on which its PSNR-Y is measured."""
     with _silence():
-        return onnx_bytes(_fused(student), half=False)
+        return onnx_bytes(_fused(student), half=False, options=dataclasses.replace(options, static=None, batch=None))
 
 
-def int8_format(content: bytes, description: Description) -> Format:
-    """Of a graph that was quantized, with its description."""
+def int8_format(content: bytes, description: Description, options: GraphOptions) -> Format:
+    """Of a graph that was quantized, with its description; the file takes the sizes of the options alone."""
     return Format(
         INT8,
-        lambda student: content,
+        lambda student: _of_one_size(content, description, options),
         GRAPH,
-        f'ONNX, opset {OPSET}, int8 in QDQ form',
+        f'ONNX, {options}, int8 in QDQ form',
         'no --int8',
         'eight bits are too few for its features',
         BROKEN,
         lambda student: dataclasses.replace(_fused(student), description=description),
+        options.sizes,
     )
+
+
+def _of_one_size(content: bytes, description: Description, options: GraphOptions) -> bytes:
+    """A graph of any size with the sizes of the options as constants."""
+    if options.static is None and options.batch is None:
+        return content
+    import onnx
+
+    from facd_basicsr.deploy.graph_rewrites import fix_sizes  # needs onnx
+
+    model = onnx.load_from_string(content)
+    fix_sizes(model, options.batch, options.static, description.scale)
+    model.doc_string = _doc_string(model, description)
+    return model.SerializeToString()
 
 
 TESTED_TILE = 64  # in which the receptive field radius is verified
 PHOTOGRAPHS = ('astronaut.png', 'chelsea.png')
-# Images, height, width to compare at, none that a graph is traced at; the second for those whose sizes must be even
-COMPARED = (((2, 24, 40), (1, 81, 65)), ((2, 64, 80), (1, 48, 32)))
 
 
 @dataclass(frozen=True)
@@ -333,17 +406,17 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> dict[Path
         student's}, with ``REPARAMETERIZED`` where the file holds that network; of one that was left out, the reason.
 
     Raises:
-        UserError: as of :func:`paths_of`; or the student has no output for photographs.
+        UserError: as of :func:`paths_of`; or the student has no output for photographs of a format's sizes.
         OSError: the disk is full.
     """
     paths = paths_of(stem, [format.suffix for format in formats])
     found: dict[Path, dict[str, float] | UserError] = {}
     make_folder_of(stem, '-o')
     with _silence(), atomic_paths(paths) as partials:
-        examples = _examples(student)
+        examples = {sizes: _examples(student, sizes) for sizes in {format.sizes for format in formats}}
         for format, path, partial in zip(formats, paths, [*partials]):
             try:
-                found[path] = _write_verified(student, format, partial, examples)
+                found[path] = _write_verified(student, format, partial, examples[format.sizes])
             except UserError as error:
                 partials.remove(partial)
                 found[path] = error
@@ -490,16 +563,16 @@ def _difference(net: nn.Module, examples: Sequence[Example], tolerance: float, c
     return largest
 
 
-def _examples(student: Student) -> list[Example]:
+def _examples(student: Student, sizes: Sizes = COMPARED) -> list[Example]:
     """Photographs of the first sizes that the student takes.
 
     Raises:
         UserError: it takes none, or its output is not finite.
     """
     channels, architecture = input_channels(student.description.network), student.description.architecture
-    for sizes in COMPARED:
+    for shapes in sizes:
         images = [
-            torch.cat([photograph_input(name, channels, *size) for name in PHOTOGRAPHS[:n]]) for n, *size in sizes
+            torch.cat([photograph_input(PHOTOGRAPHS[i % 2], channels, *size) for i in range(n)]) for n, *size in shapes
         ]
         try:
             examples = [Example(lq, student.net(lq.clone())) for lq in images]
@@ -513,6 +586,6 @@ def _examples(student: Student) -> list[Example]:
             )
         return examples
     raise UserError(
-        f'network_g: {architecture} does not run on images of {sizes[0][1]} x {sizes[0][2]} ({one_line(refusal)}); '
-        'accepted: a network that does'
+        f'network_g: {architecture} does not run on images of {shapes[0][1]} x {shapes[0][2]} ({one_line(refusal)}); '
+        f'accepted: {"a network that does" if sizes == COMPARED else "another --static"}'
     ) from refusal

@@ -247,6 +247,7 @@ class _Quantizer:
             extra_options={},
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
         return quantizer.model.model.SerializeToString()
 
     def _run(self, model: Any) -> list[np.ndarray]:

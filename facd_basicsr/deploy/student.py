@@ -39,6 +39,7 @@ class OnnxNetwork(nn.Module):
 
     Attributes:
         metadata: {name: text}, the file's own.
+        fixed: {axis: size} of what its input has one size of: channels, and as facd export was told batch and image.
 
     Raises:
         UserError: onnxruntime is not installed, or does not read the file.
@@ -68,6 +69,7 @@ class OnnxNetwork(nn.Module):
             found = ' and outputs '.join(', '.join(value.name for value in values) for values in (inputs, outputs))
             raise UserError(f'{where}: {path} has inputs {found}; accepted: one of each')
         (self._input,), (self._output,) = inputs, outputs
+        self.fixed = {axis: size for axis, size in enumerate(self._input.shape) if isinstance(size, int)}
         self._dtype = torch.float16 if self._input.type == 'tensor(float16)' else torch.float32
 
     def extra_repr(self) -> str:
@@ -79,6 +81,9 @@ class OnnxNetwork(nn.Module):
             RuntimeError: it does not run on images of this size, as of torch's networks.
             MemoryError: it needs more memory than is available.
         """
+        static = [self.fixed.get(axis) for axis in (2, 3)]
+        if None not in static and [*lq.shape[2:]] != static:
+            raise RuntimeError(f'it was exported with --static {static[1]}x{static[0]}')
         feed = {self._input.name: lq.to('cpu', self._dtype).contiguous().numpy()}
         try:
             (output,) = self._session.run([self._output.name], feed)

@@ -50,7 +50,7 @@ class Upscaler:
         seams: of tiles that differ from the whole image, by how much, and what they cost, in a line; None: of others.
 
     Raises:
-        UserError: the student is not of color images.
+        UserError: the student is not of color images, or an ONNX file of several at a time.
     """
 
     def __init__(self, student: Student, tile: int | None = None) -> None:
@@ -61,13 +61,20 @@ class Upscaler:
                 raise UserError(f'--student: {key}: {value}; accepted: a network of color images, 3')
         self.scale = description.scale
         self._device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        reach = description.reach
         if isinstance(student.net, OnnxNetwork):
             self._device = torch.device('cpu')  # it takes its input from there
+            batch = student.net.fixed.get(0, 1)
+            if batch > 1:
+                raise UserError(
+                    f'--student: takes {batch} images at a time; accepted: exported with --batch 1 or dynamic'
+                )
+            if 2 in student.net.fixed:
+                reach = None  # images of this size, and tiles of none
         net = reparameterized(student.net).to(self._device)
         sizes = network_sizes(net, description.network, self.scale)
         self.tile = sizes.aligned((DEFAULT_TILE if has_tail(net) else TILE_WITHOUT_TAIL) if tile is None else tile)
         self.seams: str | None = None
-        reach = description.reach
         if not isinstance(net, OnnxNetwork):
             reach = self._overlap(net, sizes) if self.tile else None
         self.less_memory = f'a --tile smaller than {self.tile}' if self.tile else 'no --tile 0'

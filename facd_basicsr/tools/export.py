@@ -1,5 +1,6 @@
 """``facd export``: a trained student in deployment formats."""
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,15 +14,18 @@ from facd_basicsr.deploy.export_formats import (
     BASIC,
     FUSED_WEIGHTS,
     INT8,
-    ONNX,
-    ONNX_FP16,
+    OPSET,
+    OPSETS,
+    QUANTIZED_OPSETS,
     REPARAMETERIZED,
     TORCH_EXPORT,
+    GraphOptions,
     export,
     in_steps,
     int8_format,
     int8_graph,
     measured,
+    onnx_formats,
     opened_in_spandrel,
     paths_of,
     require_onnx,
@@ -61,6 +65,16 @@ CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
     help='Write STEM.onnx and STEM_fp16.onnx; needs onnx and onnxruntime.',
 )
 @click.option('--fp16/--no-fp16', default=True, show_default=True, help='Write STEM_fp16.onnx.')
+@click.option('--opset', type=int, default=OPSET, show_default=True, help='Of the ONNX files: 11 to 20.')
+@click.option(
+    '--static', metavar='WxH', help='The ONNX files take images of this width and height only, as phones need.'
+)
+@click.option(
+    '--batch',
+    metavar='N',
+    help='The ONNX files take this number of images at a time, or any: dynamic.  [default: dynamic; 1 with --static]',
+)
+@click.option('--mobile', is_flag=True, help="The ONNX files have operators that phones' delegates run.")
 @click.option('--torch-export', is_flag=True, help='Also write STEM.pt2.')
 @click.option('--int8', is_flag=True, help='Also write STEM_int8.onnx; needs --calibrate.')
 @click.option(
@@ -87,6 +101,10 @@ def command(
     stem: Path,
     onnx: bool,
     fp16: bool,
+    opset: int,
+    static: str | None,
+    batch: str | None,
+    mobile: bool,
     torch_export: bool,
     int8: bool,
     calibrate: Path | None,
@@ -109,13 +127,20 @@ def command(
     \b
     Examples:
       facd export experiments/FACD_EDSR_x4/models/net_g_latest.pth --opt options/train/FACD_EDSR_x4.yml -o student
+      facd export student.pth -o phone --mobile --static 640x360
       facd export student.pth -o student_small --opt FILE --int8 --calibrate photographs --max-loss 0.05
     """
-    _check_int8(int8, onnx, calibrate, keep, max_loss)
-    chosen = {ONNX: onnx, ONNX_FP16: onnx and fp16, TORCH_EXPORT: torch_export}
-    formats = [*BASIC, *(format for format, is_chosen in chosen.items() if is_chosen)]
+    options = _graph_options(opset, static, batch, mobile)
+    _check_int8(int8, onnx, options, calibrate, keep, max_loss)
     if onnx:
         require_onnx('--onnx')
+    elif options != GraphOptions():
+        raise UserError(
+            '--no-onnx: with --opset, --static, --batch or --mobile; accepted: --onnx, whose files they change'
+        )
+    in_float32, in_float16 = onnx_formats(options)
+    chosen = {in_float32: onnx, in_float16: onnx and fp16, TORCH_EXPORT: torch_export}
+    formats = [*BASIC, *(format for format, is_chosen in chosen.items() if is_chosen)]
     if checkpoint.suffix == '.onnx':
         raise UserError(f'CHECKPOINT: {checkpoint}; accepted: a name that ends in {", ".join(CHECKPOINTS)}')
     # which takes no time, reading, measuring and quantizing the student do
@@ -132,8 +157,8 @@ def command(
         formats += FUSED_WEIGHTS
     quantized = None
     if calibrate is not None:
-        quantized = _quantized(student, checkpoint, option_file, calibrate, keep or 0, max_loss)
-        formats.append(int8_format(quantized.content, quantized.description))
+        quantized = _quantized(student, options, checkpoint, option_file, calibrate, keep or 0, max_loss)
+        formats.append(int8_format(quantized.content, quantized.description, options))
     found = export(student, stem, formats)
     fused = [result for result in found.values() if isinstance(result, dict) and REPARAMETERIZED in result]
     if fused:
@@ -158,7 +183,8 @@ def command(
         if warning:
             click.echo(f'warning: {path}: {warning}', err=True)
     if quantized is not None:
-        _report(quantized, *(path for path, format in zip(found, formats) if format.suffix in (ONNX.suffix, INT8)))
+        files = [path for path, format in zip(found, formats) if format.suffix in (in_float32.suffix, INT8)]
+        _report(quantized, files, options)
     written = [path for path, result in found.items() if not isinstance(result, UserError)]
     readable = [path for path in written if path.suffix in STUDENT_SUFFIXES]
     if readable:
@@ -168,13 +194,23 @@ def command(
         sys.exit(EXIT_SKIPPED if written else 2)
 
 
-def _check_int8(int8: bool, onnx: bool, calibrate: Path | None, keep: int | None, max_loss: float | None) -> None:
+def _check_int8(
+    int8: bool,
+    onnx: bool,
+    options: GraphOptions,
+    calibrate: Path | None,
+    keep: int | None,
+    max_loss: float | None,
+) -> None:
     """
     Raises:
         UserError: the options do not go together.
     """
     if int8 and not onnx:
         raise UserError('--no-onnx: with --int8, which is made of the ONNX file; accepted: one of both')
+    if int8 and options.opset not in QUANTIZED_OPSETS:
+        accepted = f'{QUANTIZED_OPSETS[0]} to {QUANTIZED_OPSETS[-1]}'
+        raise UserError(f'--opset: {options.opset}; accepted with --int8: {accepted}')
     if int8 and calibrate is None:
         raise UserError('--calibrate: missing; accepted with --int8: a folder of LQ images; docs/deploy.md')
     for option, value in {'--calibrate': calibrate, '--keep': keep, '--max-loss': max_loss}.items():
@@ -185,7 +221,13 @@ def _check_int8(int8: bool, onnx: bool, calibrate: Path | None, keep: int | None
 
 
 def _quantized(
-    student: Student, checkpoint: Path, option_file: str | None, folder: Path, keep: int, max_loss: float | None
+    student: Student,
+    options: GraphOptions,
+    checkpoint: Path,
+    option_file: str | None,
+    folder: Path,
+    keep: int,
+    max_loss: float | None,
 ) -> Quantized:
     """Quantizes the student, with PSNR-Y on the validation sets of its option file or run that are there."""
     images = calibration_images(folder, student)
@@ -196,10 +238,10 @@ def _quantized(
         click.echo(f'int8: PSNR-Y is not measured: {problem}', err=True)
     if max_loss is not None and not pairs:
         raise UserError(f'--max-loss: {max_loss:g}, but there is no set to measure it on; accepted: --keep N')
-    return quantize(int8_graph(student), student, images, pairs, keep, max_loss)
+    return quantize(int8_graph(student, options), student, images, pairs, keep, max_loss)
 
 
-def _report(quantized: Quantized, *files: Path) -> None:
+def _report(quantized: Quantized, files: list[Path], options: GraphOptions) -> None:
     """What int8 costs and gains, beside the float file."""
     others = ', '.join(f'{name} {error:.2f}' for name, error in quantized.errors.items() if name != quantized.method)
     click.echo(
@@ -217,8 +259,28 @@ def _report(quantized: Quantized, *files: Path) -> None:
     for name, (before, after) in quantized.psnr.items():
         click.echo(f'int8: {name}: PSNR-Y {before:.2f} -> {after:.2f} dB')
     if all(file.is_file() for file in files):
-        lq = photograph_input('astronaut.png', 3, *LQ_SIZE)
+        height, width = options.static or LQ_SIZE
+        lq = photograph_input('astronaut.png', 3, height, width).repeat(options.batch or 1, 1, 1, 1)
         times = latencies_ms({str(file): (OnnxNetwork(file, '-o'), lq) for file in files}, REPEATS, LIMIT)
         costs = [f'{median(times[str(file)]):.1f} ms, {file.stat().st_size / 1e6:.2f} MB' for file in files]
-        height, width = LQ_SIZE
         click.echo(f'int8: {width}x{height} by onnxruntime, median of {REPEATS}: {" -> ".join(costs)}')
+
+
+def _graph_options(opset: int, static: str | None, batch: str | None, mobile: bool) -> GraphOptions:
+    """
+    Raises:
+        UserError: an option is not what is accepted.
+    """
+    if opset not in OPSETS:
+        raise UserError(f'--opset: {opset}; accepted: {OPSETS[0]} to {OPSETS[-1]}')
+    size = None
+    if static is not None:
+        found = re.fullmatch('([1-9][0-9]*)x([1-9][0-9]*)', static)
+        if found is None:
+            raise UserError(f'--static: {static}; accepted: width x height in pixels of LQ, as 640x360')
+        size = int(found[2]), int(found[1])
+    if batch is None:
+        batch = 'dynamic' if size is None else '1'
+    if re.fullmatch('dynamic|[1-9][0-9]*', batch) is None:
+        raise UserError(f'--batch: {batch}; accepted: a number of images, or dynamic')
+    return GraphOptions(opset, size, None if batch == 'dynamic' else int(batch), mobile)

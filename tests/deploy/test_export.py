@@ -14,7 +14,7 @@ from basicsr.archs.edsr_arch import EDSR
 from basicsr.archs.rcan_arch import RCAN
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import ARCH_REGISTRY
-from conftest import REPOSITORY, STUDENT, build_teacher, changed, write_yml
+from conftest import REPOSITORY, STUDENT, build_teacher, changed, picture, write_yml
 from torch.nn.functional import avg_pool2d, relu
 
 from facd_basicsr.deploy.export_formats import (
@@ -25,14 +25,17 @@ from facd_basicsr.deploy.export_formats import (
     STEP,
     TORCH_EXPORT,
     Format,
+    GraphOptions,
     export,
     measured,
     onnx_bytes,
+    onnx_formats,
     paths_of,
     read_program,
     require_onnx,
 )
 from facd_basicsr.deploy.student import METADATA, Description, Student, describe_network, read_student
+from facd_basicsr.deploy.upscaler import RefusedSizeError, Upscaler
 from facd_basicsr.distill.layouts import DIV2K_MEAN
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
@@ -163,7 +166,9 @@ def test_a_student_of_scale_3_is_exported_as_the_others(name, tmp_path):
 
 
 HEAD, *SNIPPETS = re.findall(
-    r'```python\n(.*?)```', (REPOSITORY / 'docs' / 'deploy.md').read_text(encoding='utf-8'), re.DOTALL
+    r'```python\n(.*?)```',
+    (REPOSITORY / 'docs' / 'deploy.md').read_text(encoding='utf-8').split('## Other runtimes')[0],
+    re.DOTALL,
 )
 
 
@@ -353,6 +358,66 @@ def test_a_network_of_even_sizes_is_compared_at_even_sizes(tmp_path):
     student = measured(student_of({'type': 'EvenSizes', **ARGUMENTS}), {})
     written = export(student, tmp_path / 'student', [ONNX])[tmp_path / 'student.onnx']
     assert 0 <= written['onnxruntime'] < 0.01 * STEP
+
+
+@pytest.mark.parametrize(
+    ('options', 'shape', 'holds'),
+    [
+        (GraphOptions(static=(30, 44), batch=1), [1, 3, 30, 44], 'ONNX, opset 17, 44x30 only, batches of 1 only'),
+        (GraphOptions(static=(30, 44)), ['batch', 3, 30, 44], 'ONNX, opset 17, 44x30 only'),
+        (
+            GraphOptions(18, batch=3, mobile=True),
+            [3, 3, 'height', 'width'],
+            'ONNX, opset 18, mobile, batches of 3 only',
+        ),
+    ],
+)
+def test_options_fix_what_they_say_and_the_file_says_it(options, shape, holds, tmp_path):
+    formats = onnx_formats(options)
+    found = export(student_of(STUDENT), tmp_path / 'student', formats)
+    assert all(isinstance(result, dict) for result in found.values())
+    assert [format.holds for format in formats] == [holds, f'{holds}, float16 between float32 images']
+    model = onnx.load(tmp_path / 'student.onnx')
+    assert [axis.dim_param or axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim] == shape
+    assert f'float32, ({", ".join(map(str, shape))}). sr: the same, 2 times' in model.doc_string
+    net = read_student(tmp_path / 'student.onnx').net
+    assert net.fixed == {axis: size for axis, size in enumerate(shape) if isinstance(size, int)}
+
+
+def test_a_graph_of_one_size_upscales_images_of_that_size_as_the_student_does_and_refuses_others(tmp_path):
+    student = student_of(STUDENT)
+    export(student, tmp_path / 'student', onnx_formats(GraphOptions(static=(300, 280), batch=1))[:1])
+    upscaler = Upscaler(read_student(tmp_path / 'student.onnx'), tile=64)
+    image, smaller = picture(0, 304, 280)[:300], picture(0, 304, 272)
+    expected = Upscaler(student, tile=0).upscale(image, lambda *_: None)
+    assert abs(upscaler.upscale(image, lambda *_: None).astype(int) - expected).max() <= 1
+    with pytest.raises(RefusedSizeError, match=r'^it was exported with --static 280x300$'):
+        upscaler.upscale(smaller, lambda *_: None)
+    assert upscaler.less_memory == 'another student (--tile does not help, EDSR needs whole images)'
+
+
+def test_a_graph_of_several_images_at_a_time_is_refused_by_facd_upscale(tmp_path):
+    export(student_of(STUDENT), tmp_path / 'student', onnx_formats(GraphOptions(batch=4))[:1])
+    message = r'--student: takes 4 images at a time; accepted: exported with --batch 1 or dynamic'
+    with pytest.raises(UserError, match=message):
+        Upscaler(read_student(tmp_path / 'student.onnx'))
+
+
+def test_a_network_that_decides_by_the_images_size_has_a_graph_of_one_size(tmp_path):
+    student = student_of({'type': 'DarkerWhenLarge', **ARGUMENTS})
+    for height in (24, 40):
+        stem = tmp_path / str(height)
+        found = export(student, stem, onnx_formats(GraphOptions(static=(height, 32)))[:1])
+        assert found[stem.with_suffix('.onnx')]['onnxruntime'] < 0.01 * STEP
+
+
+def test_a_size_that_the_network_does_not_take_is_refused_in_a_line(tmp_path):
+    message = r'network_g: EvenSizes does not run on images of 25 x 32 \(odd.*\); accepted: another --static'
+    with pytest.raises(UserError, match=message):
+        export(
+            student_of({'type': 'EvenSizes', **ARGUMENTS}), tmp_path / 'a', onnx_formats(GraphOptions(static=(25, 32)))
+        )
+    assert not list(tmp_path.iterdir())
 
 
 SWINIR = {

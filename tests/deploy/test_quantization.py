@@ -75,6 +75,7 @@ def test_calibration_takes_the_middle_of_the_images_of_a_folder(folder):
 
 def test_weights_are_int8_with_one_scale_for_each_output_channel(demo):
     student, _, _, quantized = demo
+    onnx.checker.check_model(onnx.load_from_string(quantized.content), full_check=True)
     found = arrays(quantized.content)
     weight = student.net.state_dict()['body.0.conv1.weight'].numpy()
     scale = np.abs(weight).max((1, 2, 3)) / 127

@@ -3,6 +3,7 @@ import re
 import shlex
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from basicsr.archs import build_network
@@ -89,6 +90,46 @@ def test_invalid_checkpoints_are_refused_before_anything_is_written(arguments, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--opset', '9'], '--opset: 9; accepted: 11 to 20'),
+        (['--static', '640'], '--static: 640; accepted: width x height in pixels of LQ, as 640x360'),
+        (['--static', '0x9'], '--static: 0x9; accepted: width x height in pixels of LQ, as 640x360'),
+        (['--batch', 'any'], '--batch: any; accepted: a number of images, or dynamic'),
+        (['--no-onnx', '--mobile'], '--no-onnx: with --opset, --static, --batch or --mobile; accepted: --onnx, .*'),
+    ],
+)
+def test_options_of_the_graph_are_refused_in_a_line_before_anything_is_read(arguments, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        CliRunner().invoke(command, ['absent.pth', '-o', str(tmp_path / 'a'), *arguments], catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_graphs_options_reach_the_files_and_the_lines_about_them(checkpoint, tmp_path):
+    arguments = [
+        str(checkpoint),
+        '-o',
+        str(tmp_path / 's'),
+        '--mobile',
+        '--static',
+        '40x24',
+        '--opset',
+        '16',
+        '--no-fp16',
+    ]
+    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (
+        f'{tmp_path}/s.onnx: ' in done.output
+        and '; ONNX, opset 16, mobile, 40x24 only, batches of 1 only;' in done.output
+    )
+    assert read_student(tmp_path / 's.onnx').net.fixed == {0: 1, 1: 3, 2: 24, 3: 40}
+    dynamic = [*arguments[:2], str(tmp_path / 'd'), '--static', '40x24', '--batch', 'dynamic', '--no-fp16']
+    assert CliRunner().invoke(command, dynamic, catch_exceptions=False).exit_code == 0
+    assert read_student(tmp_path / 'd.onnx').net.fixed == {1: 3, 2: 24, 3: 40}
+
+
 def test_a_student_that_fuses_is_written_re_parameterized_beside_its_weights(train_opt, tmp_path):
     block = {
         'type': 'ECBSR', 'num_in_ch': 3, 'num_out_ch': 3, 'num_block': 1, 'num_channel': 8, 'with_idt': False,
@@ -168,6 +209,23 @@ def test_int8_is_written_with_its_loss_size_and_latency(checkpoint, data, tmp_pa
     assert sum(scores) / 2 == pytest.approx(float(after), abs=0.01)
 
 
+def test_int8_of_one_size_for_phones_is_calibrated_on_images_of_any(checkpoint, data, tmp_path):
+    options = ['--int8', '--calibrate', str(data / 'LQ'), '--no-fp16', '--static', '40x28', '--mobile']
+    done = CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / 's'), *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert '; ONNX, opset 17, mobile, 40x28 only, batches of 1 only, int8 in QDQ form;' in done.output
+    assert 'int8: 40x28 by onnxruntime, median of 7' in done.output
+    model = onnx.load(tmp_path / 's_int8.onnx')
+    onnx.checker.check_model(model, full_check=True)
+    assert '(1, 3, 28, 40)' in model.doc_string
+    depth_to_space = next(node for node in model.graph.node if node.op_type == 'DepthToSpace')
+    assert onnx.helper.get_node_attr_value(depth_to_space, 'mode') == b'DCR'
+    assert {node.op_type for node in model.graph.node} >= {'QuantizeLinear', 'DequantizeLinear'}
+    stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert stored['conv_first.weight_quantized'] == onnx.TensorProto.INT8
+    assert read_student(tmp_path / 's_int8.onnx').net.fixed == {0: 1, 1: 3, 2: 28, 3: 40}
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -180,6 +238,7 @@ def test_int8_is_written_with_its_loss_size_and_latency(checkpoint, data, tmp_pa
             ['--int8', '--calibrate', '.', '--keep', '1', '--max-loss', '0.1'],
             r'--keep: 1, and --max-loss: 0.1; accepted',
         ),
+        (['--int8', '--calibrate', '.', '--opset', '12'], r'--opset: 12; accepted with --int8: 13 to 20'),
         (['--int8', '--calibrate', 'absent'], r'--calibrate: no such folder: absent; accepted: a folder of LQ images'),
     ],
 )
