@@ -314,7 +314,7 @@ BROKEN = 64 * STEP  # of a file that does not hold the student; what int8 costs 
 
 def int8_graph(student: Student, options: GraphOptions = GraphOptions()) -> bytes:
     """The graph that is quantized: of images of any size, on which its PSNR-Y is measured."""
-    with _silence():
+    with silence():
         return onnx_bytes(_fused(student), half=False, options=dataclasses.replace(options, static=None, batch=None))
 
 
@@ -368,7 +368,7 @@ def measured(student: Student, psnr: dict[str, float]) -> Student:
     """The student, with receptive field radius and validation metrics in its description, if there are any."""
     description = student.description
     channels, reach = input_channels(description.network), None
-    with _silence(), contextlib.suppress(UserError):  # _silence: warnings of torch about the network's code
+    with silence(), contextlib.suppress(UserError):  # silence: warnings of torch about the network's code
         reach = receptive_field_radius(student.net, channels, description.scale, TESTED_TILE)
     description = dataclasses.replace(description, reach=reach, psnr=psnr or description.psnr)
     return dataclasses.replace(student, description=description)
@@ -412,7 +412,7 @@ def export(student: Student, stem: Path, formats: Sequence[Format]) -> dict[Path
     paths = paths_of(stem, [format.suffix for format in formats])
     found: dict[Path, dict[str, float] | UserError] = {}
     make_folder_of(stem, '-o')
-    with _silence(), atomic_paths(paths) as partials:
+    with silence(), atomic_paths(paths) as partials:
         examples = {sizes: _examples(student, sizes) for sizes in {format.sizes for format in formats}}
         for format, path, partial in zip(formats, paths, [*partials]):
             try:
@@ -458,7 +458,7 @@ def opened_in_spandrel(student: Student, files: Sequence[Path]) -> dict[Path, tu
 def _opened(student: Student, file: Path, examples: Sequence[Example]) -> tuple[str, str]:
     own = student.description.arguments
     try:
-        with _silence():
+        with silence():
             found = opened_by_spandrel(load_state_dict(file, '-o'))
             if found is None:
                 known = is_spandrels(type(student.net))
@@ -486,7 +486,7 @@ def in_steps(difference: float) -> str:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Holds back what is printed, by C++ too: what file descriptors 1 and 2 are given."""
     library = ctypes.CDLL(None)
     with (

@@ -43,7 +43,8 @@ class Quantized:
 
     Attributes:
         content: of the ONNX file, whose metadata has int8's PSNR-Y.
-        method: of calibration: of :data:`METHODS` the one whose output is nearest to float's.
+        method: of calibration: of :data:`METHODS` the one whose output is nearest to float's; empty with the ranges of
+            training, for which there are no errors and costs either.
         errors: {method: root mean square difference to the float output on the calibration images, 8-bit steps}.
         sensitivity: {node: the same of a graph in which it alone is int8}, the costliest first.
         kept: the nodes that stay in float.
@@ -141,6 +142,24 @@ def quantize(
         if max_loss is not None and found.loss > max_loss:
             found = _fewest(kept, len(costs) - 1, max_loss)
     return found
+
+
+def of_trained_ranges(graph: bytes, int8: bytes, student: Student, pairs: Sequence[ImagePair]) -> Quantized:
+    """A graph with the ranges of training, of :func:`facd_basicsr.deploy.quantized_graph.qat_onnx_bytes`.
+
+    Args:
+        graph: in float.
+    """
+    psnr = {}
+    with TemporaryDirectory() as folder:
+        path = Path(folder, 'graph.onnx')
+        for what, content in (('float', graph), ('int8', int8)):
+            path.write_bytes(content)
+            net = Padded(OnnxNetwork(path, '--int8'), student.description.scale, _sizes(student))
+            psnr[what] = _psnr_by_set(net, pairs, what)
+    description = dataclasses.replace(student.description, psnr=psnr['int8'])
+    both = {name: (psnr['float'][name], psnr['int8'][name]) for name in psnr['float']}
+    return Quantized(_described(int8, description), '', {}, {}, [], both, description)
 
 
 def quantize_by_min_max(path: Path, channels: int) -> bytes:

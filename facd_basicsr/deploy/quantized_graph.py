@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from facd_basicsr.deploy.export_formats import onnx_bytes
+from facd_basicsr.deploy.export_formats import onnx_bytes, silence
 from facd_basicsr.deploy.student import Student
 from facd_basicsr.errors import UserError
 from facd_basicsr.runtime.fake_quantization import FakeQuantization
@@ -39,7 +39,8 @@ def qat_onnx_bytes(student: Student, **graph: Any) -> bytes:
     quantization, net = FakeQuantization.of_entry(student.quantization, 'CHECKPOINT'), copy.deepcopy(student.net)
     quantization.exports = True
     quantization.attach(net)
-    model = onnx.load_from_string(onnx_bytes(dataclasses.replace(student, net=net), half=False, **graph))
+    with silence():
+        model = onnx.load_from_string(onnx_bytes(dataclasses.replace(student, net=net), half=False, **graph))
     _Constants(model.graph).store_integers()
     model.doc_string += ' Weights are int8, features between operators uint8.'
     onnx.checker.check_model(model, full_check=True)

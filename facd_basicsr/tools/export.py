@@ -1,5 +1,6 @@
 """``facd export``: a trained student in deployment formats."""
 
+import dataclasses
 import re
 import shlex
 import sys
@@ -30,7 +31,8 @@ from facd_basicsr.deploy.export_formats import (
     paths_of,
     require_onnx,
 )
-from facd_basicsr.deploy.quantization import Quantized, calibration_images, quantize
+from facd_basicsr.deploy.quantization import Quantized, calibration_images, of_trained_ranges, quantize
+from facd_basicsr.deploy.quantized_graph import qat_onnx_bytes
 from facd_basicsr.deploy.student import STUDENT_SUFFIXES, OnnxNetwork, Student, read_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import LQ_SIZE, latencies_ms, parameters
@@ -76,12 +78,13 @@ CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
 )
 @click.option('--mobile', is_flag=True, help="The ONNX files have operators that phones' delegates run.")
 @click.option('--torch-export', is_flag=True, help='Also write STEM.pt2.')
-@click.option('--int8', is_flag=True, help='Also write STEM_int8.onnx; needs --calibrate.')
+@click.option('--int8', is_flag=True, help='Also write STEM_int8.onnx; needs --calibrate, or train.quantize.')
 @click.option(
     '--calibrate',
     metavar='FOLDER',
     type=click.Path(path_type=Path),
-    help='LQ images, as the student will get them, of which --int8 takes the ranges of activations.',
+    help='LQ images, as the student will get them, of which --int8 takes the ranges of activations. Not for a student '
+    'of train.quantize, which has them.',
 )
 @click.option(
     '--keep',
@@ -145,10 +148,16 @@ def command(
         raise UserError(f'CHECKPOINT: {checkpoint}; accepted: a name that ends in {", ".join(CHECKPOINTS)}')
     # which takes no time, reading, measuring and quantizing the student do
     paths_of(stem, [format.suffix for format in formats] + [INT8] * int8)
-    student = measured(read_student(checkpoint, option_file, 'CHECKPOINT'), psnr_of(checkpoint))
+    student = read_student(checkpoint, option_file, 'CHECKPOINT')
+    trained = student.quantization is not None
+    if int8:
+        _check_ranges(trained, calibrate, keep, max_loss)
+    validated = psnr_of(checkpoint)
+    student = measured(student, {} if trained else validated)  # train.quantize validates it as in int8
     description = student.description
     radius = 'the whole image' if description.reach is None else f'radius {description.reach} pixels'
-    psnr = ', '.join(f'{name} {value:.2f} dB' for name, value in description.psnr.items()) or 'unknown'
+    psnr = ', '.join(f'{name} {value:.2f} dB' for name, value in (validated or description.psnr).items())
+    psnr = psnr or 'unknown'
     click.echo(
         f'{description.architecture} x{description.scale}: {parameters(student.net):,} parameters; '
         f'receptive field: {radius}; PSNR-Y in validation: {psnr}'
@@ -156,7 +165,7 @@ def command(
     if as_compact(student.net) is not None:
         formats += FUSED_WEIGHTS
     quantized = None
-    if calibrate is not None:
+    if int8:
         quantized = _quantized(student, options, checkpoint, option_file, calibrate, keep or 0, max_loss)
         formats.append(int8_format(quantized.content, quantized.description, options))
     found = export(student, stem, formats)
@@ -211,8 +220,6 @@ def _check_int8(
     if int8 and options.opset not in QUANTIZED_OPSETS:
         accepted = f'{QUANTIZED_OPSETS[0]} to {QUANTIZED_OPSETS[-1]}'
         raise UserError(f'--opset: {options.opset}; accepted with --int8: {accepted}')
-    if int8 and calibrate is None:
-        raise UserError('--calibrate: missing; accepted with --int8: a folder of LQ images; docs/deploy.md')
     for option, value in {'--calibrate': calibrate, '--keep': keep, '--max-loss': max_loss}.items():
         if value is not None and not int8:
             raise UserError(f'{option}: {value}; accepted: with --int8')
@@ -220,17 +227,36 @@ def _check_int8(
         raise UserError(f'--keep: {keep}, and --max-loss: {max_loss:g}; accepted: one of both')
 
 
+def _check_ranges(trained: bool, calibrate: Path | None, keep: int | None, max_loss: float | None) -> None:
+    """
+    Raises:
+        UserError: the options of --int8 do not go with the student.
+    """
+    if not trained and calibrate is None:
+        raise UserError(
+            '--calibrate: missing; accepted with --int8: a folder of LQ images, or a CHECKPOINT of train.quantize; '
+            'docs/deploy.md'
+        )
+    for option, value in {'--calibrate': calibrate, '--keep': keep, '--max-loss': max_loss}.items():
+        if trained and value is not None:
+            raise UserError(f'{option}: {value}; accepted with a CHECKPOINT of train.quantize: none, it has its ranges')
+
+
 def _quantized(
     student: Student,
     options: GraphOptions,
     checkpoint: Path,
     option_file: str | None,
-    folder: Path,
+    folder: Path | None,
     keep: int,
     max_loss: float | None,
 ) -> Quantized:
-    """Quantizes the student, with PSNR-Y on the validation sets of its option file or run that are there."""
-    images = calibration_images(folder, student)
+    """Quantizes the student, with PSNR-Y on the validation sets of its option file or run that are there.
+
+    Args:
+        folder: to calibrate with; None: it has ranges of training.
+    """
+    images = [] if folder is None else calibration_images(folder, student)
     run = run_of(checkpoint, 'CHECKPOINT') if option_file is None else None
     opt = run.opt if run is not None else option_file and checked_options(option_file, [])
     pairs, problems = validation_pairs(opt) if opt else ([], ['neither a run nor --opt names a set'])
@@ -238,11 +264,28 @@ def _quantized(
         click.echo(f'int8: PSNR-Y is not measured: {problem}', err=True)
     if max_loss is not None and not pairs:
         raise UserError(f'--max-loss: {max_loss:g}, but there is no set to measure it on; accepted: --keep N')
-    return quantize(int8_graph(student, options), student, images, pairs, keep, max_loss)
+    graph = int8_graph(student, options)
+    if folder is None:
+        of_any_size = dataclasses.replace(options, static=None, batch=None)
+        return of_trained_ranges(graph, qat_onnx_bytes(student, options=of_any_size), student, pairs)
+    return quantize(graph, student, images, pairs, keep, max_loss)
 
 
 def _report(quantized: Quantized, files: list[Path], options: GraphOptions) -> None:
     """What int8 costs and gains, beside the float file."""
+    if quantized.method:
+        _report_calibration(quantized)
+    for name, (before, after) in quantized.psnr.items():
+        click.echo(f'int8: {name}: PSNR-Y {before:.2f} -> {after:.2f} dB')
+    if all(file.is_file() for file in files):
+        height, width = options.static or LQ_SIZE
+        lq = photograph_input('astronaut.png', 3, height, width).repeat(options.batch or 1, 1, 1, 1)
+        times = latencies_ms({str(file): (OnnxNetwork(file, '-o'), lq) for file in files}, REPEATS, LIMIT)
+        costs = [f'{median(times[str(file)]):.1f} ms, {file.stat().st_size / 1e6:.2f} MB' for file in files]
+        click.echo(f'int8: {width}x{height} by onnxruntime, median of {REPEATS}: {" -> ".join(costs)}')
+
+
+def _report_calibration(quantized: Quantized) -> None:
     others = ', '.join(f'{name} {error:.2f}' for name, error in quantized.errors.items() if name != quantized.method)
     click.echo(
         f'int8: calibrated by {quantized.method}; root mean square difference to float, without nodes in float: '
@@ -256,14 +299,6 @@ def _report(quantized: Quantized, files: list[Path], options: GraphOptions) -> N
         f'int8: {len(quantized.kept)} of {len(quantized.sensitivity)} nodes in float; the costliest, each alone in '
         f'int8: {", ".join(costs)}'
     )
-    for name, (before, after) in quantized.psnr.items():
-        click.echo(f'int8: {name}: PSNR-Y {before:.2f} -> {after:.2f} dB')
-    if all(file.is_file() for file in files):
-        height, width = options.static or LQ_SIZE
-        lq = photograph_input('astronaut.png', 3, height, width).repeat(options.batch or 1, 1, 1, 1)
-        times = latencies_ms({str(file): (OnnxNetwork(file, '-o'), lq) for file in files}, REPEATS, LIMIT)
-        costs = [f'{median(times[str(file)]):.1f} ms, {file.stat().st_size / 1e6:.2f} MB' for file in files]
-        click.echo(f'int8: {width}x{height} by onnxruntime, median of {REPEATS}: {" -> ".join(costs)}')
 
 
 def _graph_options(opset: int, static: str | None, batch: str | None, mobile: bool) -> GraphOptions:

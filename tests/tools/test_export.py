@@ -8,7 +8,8 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from click.testing import CliRunner
-from conftest import STUDENT, run, write_yml
+from conftest import STUDENT, changed, run, write_yml
+from runs import run as train
 from runs import write_options
 
 from facd_basicsr.deploy.student import read_student
@@ -254,4 +255,33 @@ def test_a_loss_needs_a_set_to_be_measured_on(checkpoint, data, tmp_path):
     assert done.exit_code == 0, done.output
     arguments = [str(copied), '-o', str(tmp_path / 'a'), '--int8', '--calibrate', str(data / 'LQ'), '--max-loss', '0.1']
     with pytest.raises(UserError, match=r'--max-loss: 0.1, but there is no set to measure it on; accepted: --keep N'):
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
+
+
+@pytest.fixture
+def fake_quantized(train_opt, tmp_path) -> Path:
+    """``net_g_latest.pth`` of a run with ``train.quantize``."""
+    train(changed(train_opt, 'train.quantize', {}), tmp_path, 4)
+    return tmp_path / 'experiments' / 'tiny' / 'models' / 'net_g_latest.pth'
+
+
+def test_int8_of_quantization_aware_training_has_the_psnr_of_its_validation(fake_quantized, tmp_path):
+    arguments = [str(fake_quantized), '-o', str(tmp_path / 'student'), '--int8', '--no-fp16']
+    done = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    validated = float(re.search(r'PSNR-Y in validation: val (\d+\.\d\d) dB', done.output)[1])
+    after = float(re.search(r'int8: val: PSNR-Y [\d.]+ -> ([\d.]+) dB', done.output)[1])
+    assert after == pytest.approx(validated, abs=0.02)
+    description = read_student(tmp_path / 'student_int8.onnx').description
+    assert description.psnr == {'val': pytest.approx(after, abs=0.01)}
+    assert read_student(tmp_path / 'student.onnx').description.psnr == {}  # it was not validated in float
+    assert 'calibrated' not in done.output
+
+
+@pytest.mark.parametrize('option', [['--calibrate', '.'], ['--keep', '1'], ['--max-loss', '0.1']])
+def test_ranges_of_training_need_no_calibration(fake_quantized, option, tmp_path):
+    arguments = [str(fake_quantized), '-o', str(tmp_path / 'student'), '--int8', *option]
+    with pytest.raises(
+        UserError, match=f'{option[0]}: {option[1]}; accepted with a CHECKPOINT of train.quantize: none'
+    ):
         CliRunner().invoke(command, arguments, catch_exceptions=False)
