@@ -30,6 +30,7 @@ from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.files.atomic import atomic_paths, make_folder_of
 from facd_basicsr.files.state_dicts import load_state_dict
 from facd_basicsr.options.signatures import signature_keys
+from facd_basicsr.runtime.fake_quantization import QUANTIZATION
 from facd_basicsr.runtime.metrics import photograph_input
 from facd_basicsr.runtime.tiling import receptive_field_radius
 
@@ -107,7 +108,8 @@ def _state_dict(student: Student) -> dict[str, Tensor]:
 
 def _pth(student: Student) -> bytes:
     buffer = io.BytesIO()
-    torch.save({'params': _state_dict(student), METADATA: student.description.as_metadata()}, buffer)
+    ranges = {} if student.quantization is None else {QUANTIZATION: student.quantization}
+    torch.save({'params': _state_dict(student), METADATA: student.description.as_metadata(), **ranges}, buffer)
     return buffer.getvalue()
 
 

@@ -162,6 +162,7 @@ class OnnxNetwork(RuntimeNetwork):
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self.fixed = {axis: size for axis, size in enumerate(inputs[0].shape) if isinstance(size, int)}
         self._dtype = torch.float16 if inputs[0].type == 'tensor(float16)' else torch.float32
+        self.fixed = {axis: size for axis, size in enumerate(inputs[0].shape) if isinstance(size, int)}
         return [value.name for value in inputs], [value.name for value in outputs]
 
     def _metadata(self) -> dict[str, str]:
@@ -192,6 +193,8 @@ class OpenVinoNetwork(RuntimeNetwork):
         sizes = enumerate(inputs[0].partial_shape)
         self.fixed = {axis: size.get_length() for axis, size in sizes if size.is_static}
         self._dtype = torch.float16 if inputs[0].element_type == openvino.Type.f16 else torch.float32
+        shape = enumerate(inputs[0].partial_shape)
+        self.fixed = {axis: size.get_length() for axis, size in shape if size.is_static}
         return [value.any_name for value in inputs], [value.any_name for value in outputs]
 
     def _metadata(self) -> dict[str, str]:

@@ -56,8 +56,8 @@ class Upscaler:
         seams: of tiles that differ from the whole image, by how much, and what they cost, in a line; None: of others.
 
     Raises:
-        UserError: the student is not of color images, an ONNX file of several at a time, or the backend does not run
-            it.
+        UserError: the student is not of color images, an ONNX file of several at a time, or not run by the
+            backend.
     """
 
     def __init__(self, student: Student, tile: int | None = None, backend: str = 'torch') -> None:

@@ -276,6 +276,13 @@ def test_int8_of_quantization_aware_training_has_the_psnr_of_its_validation(fake
     assert description.psnr == {'val': pytest.approx(after, abs=0.01)}
     assert read_student(tmp_path / 'student.onnx').description.psnr == {}  # it was not validated in float
     assert 'calibrated' not in done.output
+    again = [str(tmp_path / 'student.pth'), '-o', str(tmp_path / 'again'), '--int8', '--no-fp16']
+    assert CliRunner().invoke(command, again, catch_exceptions=False).exit_code == 0
+    weights = [
+        {tensor.name: tensor.raw_data for tensor in onnx.load(tmp_path / f'{stem}_int8.onnx').graph.initializer}
+        for stem in ('student', 'again')
+    ]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize('option', [['--calibrate', '.'], ['--keep', '1'], ['--max-loss', '0.1']])
