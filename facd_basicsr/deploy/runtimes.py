@@ -106,7 +106,7 @@ class RuntimeNetwork(nn.Module):
 
         model = onnx.load(self._model) if isinstance(self._model, Path) else onnx.load_from_string(self._model)
         for axis, size in ((0, 1), (2, height), (3, width)):
-            model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = size
+            model.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = self.fixed.get(axis, size)
         for output in model.graph.output:  # its shape follows, and what the file says of it may be names
             output.type.tensor_type.ClearField('shape')
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
@@ -160,7 +160,6 @@ class OnnxNetwork(RuntimeNetwork):
         model = str(self._model) if isinstance(self._model, Path) else self._model
         self._session = onnxruntime.InferenceSession(model, sess_options=options, providers=providers)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        self.fixed = {axis: size for axis, size in enumerate(inputs[0].shape) if isinstance(size, int)}
         self._dtype = torch.float16 if inputs[0].type == 'tensor(float16)' else torch.float32
         self.fixed = {axis: size for axis, size in enumerate(inputs[0].shape) if isinstance(size, int)}
         return [value.name for value in inputs], [value.name for value in outputs]
@@ -190,8 +189,6 @@ class OpenVinoNetwork(RuntimeNetwork):
         self._compiled = core.compile_model(self._graph, 'CPU', config)
         self._idle: list[Any] = []  # a request is one thread's at a time, and keeps its memory
         inputs, outputs = self._graph.inputs, self._graph.outputs
-        sizes = enumerate(inputs[0].partial_shape)
-        self.fixed = {axis: size.get_length() for axis, size in sizes if size.is_static}
         self._dtype = torch.float16 if inputs[0].element_type == openvino.Type.f16 else torch.float32
         shape = enumerate(inputs[0].partial_shape)
         self.fixed = {axis: size.get_length() for axis, size in shape if size.is_static}

@@ -126,10 +126,11 @@ def test_openvino_tells_nobody_that_it_is_imported(tmp_path):
     assert not (tmp_path / 'intel').exists()  # where it would keep whom it tells about
 
 
-def network(path: Path, *nodes: onnx.NodeProto) -> RuntimeNetwork:
+def network(path: Path, *nodes: onnx.NodeProto, size: tuple[str | int, ...] = ('h', 'w')) -> RuntimeNetwork:
     """From ``x`` to ``out``, with a weight of 16 output channels, 3 x 3."""
     ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ['n', c, 'h', 'w']) for name, c in (('x', 3), ('out', 4))
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ['n', *shape])
+        for name, shape in (('x', (3, *size)), ('out', (4, 'height', 'width')))
     ]
     weight = helper.make_tensor('weight', TensorProto.FLOAT, [16, 3, 3, 3], np.zeros(16 * 27))
     graph = helper.make_graph(nodes, 'net', ends[:1], ends[1:], [weight])
@@ -145,6 +146,7 @@ def test_the_memory_of_a_run_is_that_of_all_live_tensors(tmp_path):
     ]
     # two features of 16 channels at the activation, x gone; at the end one and the output of as many numbers
     assert network(tmp_path / 'a.onnx', *nodes).footprint(5, 7) == 4 * 5 * 7 * (16 + 16)
+    assert network(tmp_path / 'b.onnx', *nodes, size=(6, 9)).footprint(5, 7) == 4 * 6 * 9 * (16 + 16)  # it has one size
 
 
 def test_a_graph_of_which_a_shape_is_not_known_is_not_counted(tmp_path):
