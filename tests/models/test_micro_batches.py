@@ -10,13 +10,12 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import STUDENT, changed, train_options, with_two_teachers
 from runs import assert_same
 from states import LOSSES, method_opt
+from steps import N, alone, step
 from torch import Tensor, nn
 
 from facd_basicsr.losses import DistillState
 from facd_basicsr.models.micro_batches import Batch, gradient_shares, of_student
 from facd_basicsr.models.safe_model import SafeSRModel, build_model
-
-N = 4
 
 
 @ARCH_REGISTRY.register()
@@ -42,24 +41,6 @@ def build(tmp_path: Path):
     torch.set_default_dtype(torch.float64)
     yield _build
     torch.set_default_dtype(torch.float32)
-
-
-def alone(train_opt: dict) -> dict:
-    opt = {key: value for key, value in train_opt.items() if key not in ('teacher', 'taps', 'network_r')}
-    opt['train'] = {**opt['train'], 'pixel_opt': {'type': 'MSELoss'}}
-    del opt['train']['distill_opt']
-    return {**opt, 'model_type': 'SRModel'}
-
-
-def step(model: SafeSRModel, first: int = 1, last: int = 1) -> None:
-    for iteration in range(first, last + 1):
-        generator = torch.Generator().manual_seed(iteration)
-        colors = torch.rand(N, 3, 1, 1, generator=generator)
-        lq, gt = (colors + 0.2 * torch.rand(N, 3, size, size, generator=generator) for size in (8, 16))
-        model.update_learning_rate(iteration)
-        model.feed_data({'lq': lq, 'gt': gt, 'seed': torch.arange(N)})
-        model.optimize_parameters(iteration)
-        model.guard.after_step({'lq': lq, 'gt': gt}, iteration)
 
 
 def gradients(model: SafeSRModel) -> list[Tensor]:

@@ -9,31 +9,12 @@ from basicsr.archs import build_network
 from conftest import STUDENT, changed, train_options, write_yml
 from runs import assert_resumes, assert_same, metric_lines, result, run
 from states import method_opt
+from steps import N, alone, step
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.models.safe_model import SafeSRModel, build_model
 from facd_basicsr.options import parse_options, parser
 from facd_basicsr.test import test as evaluate
-
-N = 4
-
-
-def alone(train_opt: dict) -> dict:
-    opt = {key: value for key, value in train_opt.items() if key not in ('teacher', 'taps', 'network_r')}
-    opt['train'] = {**opt['train'], 'pixel_opt': {'type': 'MSELoss'}}
-    del opt['train']['distill_opt']
-    return {**opt, 'model_type': 'SRModel'}
-
-
-def step(model: SafeSRModel, first: int = 1, last: int = 1) -> None:
-    for iteration in range(first, last + 1):
-        generator = torch.Generator().manual_seed(iteration)
-        colors = torch.rand(N, 3, 1, 1, generator=generator)
-        lq, gt = (colors + 0.2 * torch.rand(N, 3, size, size, generator=generator) for size in (8, 16))
-        model.update_learning_rate(iteration)
-        model.feed_data({'lq': lq, 'gt': gt, 'seed': torch.arange(N)})
-        model.optimize_parameters(iteration)
-        model.guard.after_step({'lq': lq, 'gt': gt}, iteration)
 
 
 def gradients(model: SafeSRModel) -> list[torch.Tensor]:
