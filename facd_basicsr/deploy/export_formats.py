@@ -36,7 +36,7 @@ from facd_basicsr.runtime.tiling import receptive_field_radius
 
 OPSET = 17  # read by onnxruntime 1.12 (2022) and everything later
 OPSETS = range(11, 21)  # from the first with PixelShuffle's DepthToSpace to the last that torch's TorchScript writes
-QUANTIZED_OPSETS = range(13, 21)  # from the first with one scale a channel
+QUANTIZED_OPSETS = range(13, OPSETS.stop)  # from the first with one scale a channel
 INPUT, OUTPUT = 'lq', 'sr'
 TRACED = (2, 32, 48)  # images, height, width of the example; 1 would be taken for a constant
 
@@ -150,6 +150,10 @@ class GraphOptions:
     static: tuple[int, int] | None = None
     batch: int | None = None
     mobile: bool = False
+
+    @property
+    def of_any_size(self) -> 'GraphOptions':
+        return dataclasses.replace(self, static=None, batch=None)
 
     @property
     def sizes(self) -> Sizes:
@@ -293,9 +297,15 @@ FIXED = 'a graph does not decide by the size, as the network may'
 def onnx_formats(options: GraphOptions) -> tuple[Format, Format]:
     """ONNX in float32 and in float16."""
     full = Format(
-        '.onnx', partial(onnx_bytes, half=False, options=options), GRAPH, f'ONNX, {options}', '--no-onnx', FIXED
+        '.onnx',
+        partial(onnx_bytes, half=False, options=options),
+        GRAPH,
+        f'ONNX, {options}',
+        '--no-onnx',
+        FIXED,
+        form=_fused,
+        sizes=options.sizes,
     )
-    full = dataclasses.replace(full, form=_fused, sizes=options.sizes)
     half = dataclasses.replace(
         full,
         suffix='_fp16.onnx',
@@ -318,7 +328,7 @@ BROKEN = 64 * STEP  # of a file that does not hold the student; what int8 costs 
 def int8_graph(student: Student, options: GraphOptions = GraphOptions()) -> bytes:
     """The graph that is quantized: of images of any size, on which its PSNR-Y is measured."""
     with silence():
-        return onnx_bytes(_fused(student), half=False, options=dataclasses.replace(options, static=None, batch=None))
+        return onnx_bytes(_fused(student), half=False, options=options.of_any_size)
 
 
 def int8_format(content: bytes, description: Description, options: GraphOptions) -> Format:

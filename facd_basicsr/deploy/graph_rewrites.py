@@ -26,7 +26,6 @@ def fold_shapes(model: ModelProto) -> None:
             if node.op_type == 'Shape' and -1 not in shapes.get(node.input[0], [-1]):
                 inputs = {node.input[0]: np.broadcast_to(np.float32(0), shapes[node.input[0]])}
             is_small = len(shapes.get(node.output[0], (0, 0))) < 2
-            is_small &= node.op_type != 'DequantizeLinear'  # of a bias in int8, which is to stay
             if inputs and is_small and all(value is not None for value in inputs.values()):
                 function = helper.make_function('', 'node', [*inputs], node.output, [node], model.opset_import)
                 (value,) = ReferenceEvaluator(function).run(None, inputs, {})

@@ -72,7 +72,7 @@ class MemoryBound:
         """:meth:`tile` for an image file that becomes one by the name of ``suffix``.
 
         Raises:
-            UserError: no tile is small enough, or the file is no image.
+            UserError: no tile is small enough, or the file is not an image.
         """
         height, width = image_size(path)
         own, reading, deep = pixels_nbytes(path)

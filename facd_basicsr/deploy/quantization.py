@@ -12,12 +12,13 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from facd_basicsr.archs import input_channels, network_sizes
 from facd_basicsr.deploy.runtimes import OnnxNetwork
@@ -26,8 +27,8 @@ from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.evaluation.test_sets import ImagePair
 from facd_basicsr.files.images import images_below, read_bgr
 from facd_basicsr.progress import ProgressBar
-from facd_basicsr.runtime.metrics import as_input, photograph_input, score, upscale
-from facd_basicsr.runtime.size_requirements import Padded
+from facd_basicsr.runtime.metrics import as_input, photograph_input, scores, upscale
+from facd_basicsr.runtime.size_requirements import Padded, SizeRequirements
 
 METHODS = ('MinMax', 'Percentile', 'Entropy')  # of onnxruntime's CalibrationMethod
 CALIBRATED, CROP = 32, 128  # images of a folder, and the most pixels of their height and width
@@ -81,7 +82,7 @@ def calibration_images(folder: Path, student: Student) -> list[Tensor]:
     paths = images_below(folder)
     if not paths:
         raise UserError(f'--calibrate: {folder}: no images; accepted: a folder of LQ images')
-    sizes = network_sizes(student.net, student.description.network, student.description.scale)
+    sizes = _sizes(student)
     crop, multiple = sizes.aligned(max(CROP, sizes.minimum)), sizes.multiple_of
     found = []
     for path in paths[:: math.ceil(len(paths) / CALIBRATED)]:
@@ -124,16 +125,14 @@ def quantize(
         quantizer = _Quantizer(path, images)
         if keep >= len(quantizer.nodes):
             raise UserError(f'--keep: {keep}; accepted: less than the {len(quantizer.nodes)} nodes that can be int8')
-        net = Padded(OnnxNetwork(path, '--int8'), student.description.scale, _sizes(student))
-        before = _psnr_by_set(net, pairs, 'float')
+        psnr_by_set = partial(_psnr_by_set, pairs, student.description.scale, _sizes(student))
+        before = psnr_by_set(graph, 'float')
         costs = quantizer.sensitivity()
 
         def kept(count: int) -> Quantized:
             chosen = [*costs][:count]
             content = quantizer.quantized(chosen)
-            path.write_bytes(content)
-            net = Padded(OnnxNetwork(path, '--int8'), student.description.scale, _sizes(student))
-            after = _psnr_by_set(net, pairs, f'int8, {count} nodes in float')
+            after = psnr_by_set(content, f'int8, {count} nodes in float')
             psnr = {name: (before[name], after[name]) for name in before}
             description = dataclasses.replace(student.description, psnr=after)
             content = _described(content, description)
@@ -151,15 +150,10 @@ def of_trained_ranges(graph: bytes, int8: bytes, student: Student, pairs: Sequen
     Args:
         graph: in float.
     """
-    psnr = {}
-    with TemporaryDirectory() as folder:
-        path = Path(folder, 'graph.onnx')
-        for what, content in (('float', graph), ('int8', int8)):
-            path.write_bytes(content)
-            net = Padded(OnnxNetwork(path, '--int8'), student.description.scale, _sizes(student))
-            psnr[what] = _psnr_by_set(net, pairs, what)
-    description = dataclasses.replace(student.description, psnr=psnr['int8'])
-    both = {name: (psnr['float'][name], psnr['int8'][name]) for name in psnr['float']}
+    psnr_by_set = partial(_psnr_by_set, pairs, student.description.scale, _sizes(student))
+    before, after = psnr_by_set(graph, 'float'), psnr_by_set(int8, 'int8')
+    description = dataclasses.replace(student.description, psnr=after)
+    both = {name: (before[name], after[name]) for name in before}
     return Quantized(_described(int8, description), '', {}, {}, [], both, description)
 
 
@@ -190,16 +184,19 @@ def _fewest(kept: Callable[[int], Quantized], most: int, max_loss: float) -> Qua
     return best
 
 
-def _sizes(student: Student) -> Any:
+def _sizes(student: Student) -> SizeRequirements:
     return network_sizes(student.net, student.description.network, student.description.scale)
 
 
-def _psnr_by_set(net: nn.Module, pairs: Sequence[ImagePair], what: str) -> dict[str, float]:
+def _psnr_by_set(
+    pairs: Sequence[ImagePair], scale: int, sizes: SizeRequirements, graph: bytes, what: str
+) -> dict[str, float]:
+    metrics = {'psnr_y': {'type': 'calculate_psnr', 'crop_border': scale, 'test_y_channel': True}}
+    net = Padded(OnnxNetwork(graph, '--int8'), scale, sizes)
     found: dict[str, list[float]] = {}
     for pair in ProgressBar(pairs, desc=f'PSNR-Y of {what}', unit='image', disable=not pairs):
-        scale = pair.gt.shape[0] // pair.lq.shape[0]
-        found.setdefault(pair.set, []).append(score(upscale(net, pair.lq), pair.gt, scale)['psnr_y'])
-    return {name: float(sum(values) / len(values)) for name, values in found.items()}
+        found.setdefault(pair.set, []).append(scores(upscale(net, pair.lq), pair.gt, metrics)['psnr_y'])
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 class _Quantizer:
@@ -217,8 +214,8 @@ class _Quantizer:
         self.nodes = _quantizable(self._model)
         if not self.nodes:
             raise UserError(f'--int8: the graph has no {" or ".join(QUANTIZED)}; accepted: a convolutional network')
-        self._inputs = [image.numpy() for image in images]
-        self._expected = self._run(self._model)
+        self._images = images
+        self._expected = self._run(self._model.SerializeToString())
         self.errors = {}
         ranges = {}
         for method in ProgressBar(methods, desc='calibration', unit='method', disable=len(methods) == 1):
@@ -234,8 +231,8 @@ class _Quantizer:
             path, [*QUANTIZED], str(path.with_name('augmented.onnx')), CalibrationMethod[method]
         )
         with contextlib.redirect_stdout(io.StringIO()):
-            for image in self._inputs:  # one at a time, since it keeps the features of all that it is given
-                calibrator.collect_data(_reader(image, self._model.graph.input[0].name))
+            for image in self._images:  # one at a time, since it keeps the features of all that it is given
+                calibrator.collect_data(_reader(image.numpy(), self._model.graph.input[0].name))
             return calibrator.compute_data()
 
     def sensitivity(self) -> dict[str, float]:
@@ -270,19 +267,14 @@ class _Quantizer:
         quantizer.model.topological_sort()
         return quantizer.model.model.SerializeToString()
 
-    def _run(self, model: Any) -> list[np.ndarray]:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        content = model if isinstance(model, bytes) else model.SerializeToString()
-        session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
-        return [session.run(None, {session.get_inputs()[0].name: image})[0] for image in self._inputs]
+    def _run(self, content: bytes) -> list[Tensor]:
+        net = OnnxNetwork(content, '--int8')
+        return [net(image) for image in self._images]
 
     def _error(self, content: bytes) -> float:
         """Root mean square difference to the float graph, in 8-bit steps."""
-        squares = [np.square(sr - expected) for sr, expected in zip(self._run(content), self._expected)]
-        return 255 * math.sqrt(sum(map(np.sum, squares)) / sum(square.size for square in squares))
+        squares = [(sr - expected).square() for sr, expected in zip(self._run(content), self._expected)]
+        return 255 * math.sqrt(sum(float(square.sum()) for square in squares) / sum(map(Tensor.numel, squares)))
 
 
 def _quantizable(model: Any) -> dict[str, list[str]]:

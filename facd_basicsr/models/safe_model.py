@@ -342,13 +342,13 @@ class SafeSRModel(SafeModel, SRModel):
     def _fake_quantization(self) -> FakeQuantization | None:
         """In training that of ``train.quantize``, which goes on from the checkpoint's; in a test the checkpoint's, so
         that a network is tested as it was validated."""
+        options = self.opt['train'].get('quantize') if self.is_train else None
+        if self.is_train and options is None:
+            return None
         net, path = self.get_bare_model(self.net_g), self.opt['path'].get('pretrain_network_g')
         entry = None if path is None else load_other_entry(path, 'path.pretrain_network_g', QUANTIZATION)
         found = FakeQuantization.of_entry(entry, f'path.pretrain_network_g: {path}') if entry is not None else None
-        if self.is_train:
-            options = self.opt['train'].get('quantize')
-            if options is None:
-                return None
+        if options is not None:
             own = self._new_quantization(net, options)
             if found is not None and found.names == own.names and found.bounds is not None:
                 own.set_bounds(found.bounds)

@@ -1,11 +1,11 @@
 """``facd export``: a trained student in deployment formats."""
 
-import dataclasses
 import re
 import shlex
 import sys
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import click
 
@@ -68,7 +68,9 @@ CHECKPOINTS = ('.pth', '.pt', '.ckpt', '.safetensors')
     help='Write STEM.onnx and STEM_fp16.onnx; needs onnx and onnxruntime.',
 )
 @click.option('--fp16/--no-fp16', default=True, show_default=True, help='Write STEM_fp16.onnx.')
-@click.option('--opset', type=int, default=OPSET, show_default=True, help='Of the ONNX files: 11 to 20.')
+@click.option(
+    '--opset', type=int, default=OPSET, show_default=True, help=f'Of the ONNX files: {OPSETS[0]} to {OPSETS[-1]}.'
+)
 @click.option(
     '--static', metavar='WxH', help='The ONNX files take images of this width and height only, as phones need.'
 )
@@ -135,7 +137,9 @@ def command(
       facd export student.pth -o student_small --opt FILE --int8 --calibrate photographs --max-loss 0.05
     """
     options = _graph_options(opset, static, batch, mobile)
-    _check_int8(int8, onnx, options, calibrate, keep, max_loss)
+    of_int8 = {'--calibrate': calibrate, '--keep': keep, '--max-loss': max_loss}
+    given = {option: value for option, value in of_int8.items() if value is not None}
+    _check_int8(int8, onnx, options, given)
     if onnx:
         require_onnx('--onnx')
     elif options != GraphOptions():
@@ -152,7 +156,7 @@ def command(
     student = read_student(checkpoint, option_file, 'CHECKPOINT')
     trained = student.quantization is not None
     if int8:
-        _check_ranges(trained, calibrate, keep, max_loss)
+        _check_ranges(trained, given)
     validated = psnr_of(checkpoint)
     student = measured(student, {} if trained else validated)  # train.quantize validates it as in int8
     description = student.description
@@ -204,15 +208,11 @@ def command(
         sys.exit(EXIT_SKIPPED if written else 2)
 
 
-def _check_int8(
-    int8: bool,
-    onnx: bool,
-    options: GraphOptions,
-    calibrate: Path | None,
-    keep: int | None,
-    max_loss: float | None,
-) -> None:
+def _check_int8(int8: bool, onnx: bool, options: GraphOptions, given: dict[str, Any]) -> None:
     """
+    Args:
+        given: {option of --int8: its value}.
+
     Raises:
         UserError: the options do not go together.
     """
@@ -221,25 +221,25 @@ def _check_int8(
     if int8 and options.opset not in QUANTIZED_OPSETS:
         accepted = f'{QUANTIZED_OPSETS[0]} to {QUANTIZED_OPSETS[-1]}'
         raise UserError(f'--opset: {options.opset}; accepted with --int8: {accepted}')
-    for option, value in {'--calibrate': calibrate, '--keep': keep, '--max-loss': max_loss}.items():
-        if value is not None and not int8:
+    for option, value in given.items():
+        if not int8:
             raise UserError(f'{option}: {value}; accepted: with --int8')
-    if keep is not None and max_loss is not None:
-        raise UserError(f'--keep: {keep}, and --max-loss: {max_loss:g}; accepted: one of both')
+    if {'--keep', '--max-loss'} <= given.keys():
+        raise UserError(f'--keep: {given["--keep"]}, and --max-loss: {given["--max-loss"]:g}; accepted: one of both')
 
 
-def _check_ranges(trained: bool, calibrate: Path | None, keep: int | None, max_loss: float | None) -> None:
+def _check_ranges(trained: bool, given: dict[str, Any]) -> None:
     """
     Raises:
         UserError: the options of --int8 do not go with the student.
     """
-    if not trained and calibrate is None:
+    if not trained and '--calibrate' not in given:
         raise UserError(
             '--calibrate: missing; accepted with --int8: a folder of LQ images, or a CHECKPOINT of train.quantize; '
             'docs/deploy.md'
         )
-    for option, value in {'--calibrate': calibrate, '--keep': keep, '--max-loss': max_loss}.items():
-        if trained and value is not None:
+    for option, value in given.items():
+        if trained:
             raise UserError(f'{option}: {value}; accepted with a CHECKPOINT of train.quantize: none, it has its ranges')
 
 
@@ -267,8 +267,7 @@ def _quantized(
         raise UserError(f'--max-loss: {max_loss:g}, but there is no set to measure it on; accepted: --keep N')
     graph = int8_graph(student, options)
     if folder is None:
-        of_any_size = dataclasses.replace(options, static=None, batch=None)
-        return of_trained_ranges(graph, qat_onnx_bytes(student, options=of_any_size), student, pairs)
+        return of_trained_ranges(graph, qat_onnx_bytes(student, options=options.of_any_size), student, pairs)
     return quantize(graph, student, images, pairs, keep, max_loss)
 
 
