@@ -168,8 +168,8 @@ def test_the_process_never_holds_more_than_the_bound_and_without_it_would(backen
     )
     (tmp_path / 'in').mkdir()
     for index in range(3):
-        cv2.imwrite(str(tmp_path / 'in' / f'{index}.png'), picture(index, 224, 256 + 8 * index))
-    # whole, a feature at the output's size has 90 MB, and two images run
+        cv2.imwrite(str(tmp_path / 'in' / f'{index}.png'), picture(index, 288, 320 + 8 * index))
+    # whole, a feature at the output's size has 140 MB, and two images run
     command = [sys.executable, '-c', PEAK, str(tmp_path), backend, str(RESERVE + 200 * MB)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

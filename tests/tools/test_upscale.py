@@ -299,6 +299,7 @@ class Stream:
         self.process = subprocess.Popen(
             [sys.executable, '-m', 'facd_basicsr.cli', 'upscale', '--raw', '24x16', '-', '-s', str(student), *options],
             cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it for what runs with &
         )  # fmt: skip
         self.write(self.frames[0].tobytes())
         self.first = self.process.stdout.read(4 * self.frames[0].size)
