@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from abc import abstractmethod
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -178,8 +179,7 @@ class OpenVinoNetwork(RuntimeNetwork):
     package, install = 'openvino', "`pip install 'facd_basicsr[openvino]'`"
 
     def open(self, jobs: int = 1, frugal: bool = False) -> tuple[list[str], list[str]]:
-        openvino = import_openvino()
-        core = openvino.Core()
+        openvino, core = import_openvino(), openvino_core()
         self._graph = core.read_model(self._model)
         config = {
             'NUM_STREAMS': jobs,
@@ -215,6 +215,16 @@ def import_openvino() -> Any:
     import openvino
 
     return openvino
+
+
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's ``Core``, one for the process, which keeps it.
+
+    Each installs a stack for signals, and where AMX is used Python's handlers run on it. The end of one that is not the
+    latest leaves freed memory for a stack: the next signal, as Ctrl-C, then is a segmentation fault.
+    """
+    return import_openvino().Core()
 
 
 BACKENDS: dict[str, type[RuntimeNetwork]] = {'onnxruntime': OnnxNetwork, 'openvino': OpenVinoNetwork}

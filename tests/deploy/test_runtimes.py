@@ -126,6 +126,23 @@ def test_openvino_tells_nobody_that_it_is_imported(tmp_path):
     assert not (tmp_path / 'intel').exists()  # where it would keep whom it tells about
 
 
+SIGNALED = """
+import pathlib, signal, subprocess, sys
+from facd_basicsr.deploy.runtimes import OpenVinoNetwork
+nets = [OpenVinoNetwork(pathlib.Path(sys.argv[1]), 'IN') for _ in range(2)]
+while nets:
+    del nets[0]  # OpenVINO's own stack for signals would be that of the first, which is gone
+signal.signal(signal.SIGCHLD, lambda *_: print('signaled'))
+subprocess.run(['true'])
+"""
+
+
+def test_a_signal_after_networks_of_openvino_is_handled(tmp_path):
+    path = doubling(tmp_path / 'a.onnx', TensorProto.FLOAT)
+    done = subprocess.run([sys.executable, '-c', SIGNALED, path], cwd=REPOSITORY, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, 'signaled\n'), done.stderr
+
+
 def network(path: Path, *nodes: onnx.NodeProto, size: tuple[str | int, ...] = ('h', 'w')) -> RuntimeNetwork:
     """From ``x`` to ``out``, with a weight of 16 output channels, 3 x 3."""
     ends = [
