@@ -152,16 +152,11 @@ def train_all(
     next_look = time.monotonic() + LEFT_FIRST
     try:
         while waiting or running:
-            if running and time.monotonic() >= next_look:
-                left = time_left(comparison, folder, jobs)
-                next_look = time.monotonic() + (LEFT_FIRST if left is None else LEFT_EVERY)
-                if left is not None:
-                    print(_left_words(comparison, folder, left), flush=True)
             for slot, (run, process) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[slot]
-                next_look = 0.0  # once the next run has started
+                next_look = 0.0
                 if process.returncode == 0:
                     atomic_write(folder.trained(run), to_json({'jobs': jobs, 'threads': threads}))
                     _remove_numbered(root_path() / 'experiments' / run.opt['name'])
@@ -171,6 +166,11 @@ def train_all(
                     lines = output.read_text(encoding='utf-8', errors='replace').strip().splitlines() or ['no output']
                     failures.append(f'{run.name}: {lines[-1]} (exit code {process.returncode}; {output})')
                     print(failures[-1], flush=True)
+            if time.monotonic() >= next_look:
+                left = time_left(comparison, folder, jobs)
+                next_look = time.monotonic() + (LEFT_FIRST if left is None else LEFT_EVERY)
+                if left is not None:
+                    print(_left_words(comparison, folder, left), flush=True)
             free = [slot for slot in range(jobs) if slot not in running]
             while waiting and free:
                 run = waiting.pop(0)
@@ -236,7 +236,7 @@ def time_left(comparison: Comparison, folder: Folder, jobs: int) -> float | None
 def _left_words(comparison: Comparison, folder: Folder, left: float) -> str:
     runs = list(comparison.runs())
     trained = sum(folder.trained(run).is_file() for run in runs)
-    minutes = math.ceil(left / 60)
+    minutes = max(1, math.ceil(left / 60))  # for the scores, if all are trained
     words = f'{minutes // 60} h {minutes % 60} min' if minutes >= 60 else f'{minutes} min'
     return f'{trained} of {len(runs)} runs trained, about {words} left for all'
 
