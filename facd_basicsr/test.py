@@ -15,12 +15,10 @@ if not __package__:  # run as a script: its folder holds modules called test and
 import facd_basicsr  # noqa: F401  must come before basicsr
 
 # isort: split
-from basicsr.data import build_dataloader
 from basicsr.utils import get_time_str, make_exp_dirs, set_random_seed
 from basicsr.utils.options import dict2str
 
-from facd_basicsr.data.loaders import build_ordered_dataset
-from facd_basicsr.data.seeded_dataset import NamingDataset
+from facd_basicsr.data.loaders import build_set_loader
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
@@ -61,10 +59,7 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         log.info(dict2str(opt))
         check_pretrained(opt)
         with reraise_data_errors():
-            loaders = [
-                build_dataloader(NamingDataset(build_ordered_dataset(dataset_opt)), dataset_opt)
-                for _, dataset_opt in sorted(opt['datasets'].items())
-            ]
+            loaders = [build_set_loader(dataset_opt) for _, dataset_opt in sorted(opt['datasets'].items())]
         model = build_model(opt)
         for name, loader in zip(sorted(opt['datasets']), loaders):
             check_smallest_image(model, name, loader)

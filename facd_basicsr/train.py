@@ -77,7 +77,7 @@ def train(
         set_deterministic(opt['deterministic'])
         with RunLog(opt['rank'], console) as log, reraise_peer_failure():
             log.info(versions())
-            log.info(f'Machine: {machine()}, {torch.get_num_threads()} CPU threads.')
+            log.info(f'Machine: {machine(opt["num_gpu"] > 0)}, {torch.get_num_threads()} CPU threads.')
             log.info(dict2str(opt))
             stages, state = stages_left(opt, log)
             for place, stage in reversed(stages[1:]):  # what a later one is refused for is known before the run begins
@@ -241,7 +241,8 @@ def _start(
     if opt['rank'] == 0:
         facts = _facts(option_file, opt, began, training.position)
         _make_folders(opt, in_place=opt['auto_resume'] or opt['path']['resume_state'] is not None)
-        _write_options({**options, 'manual_seed': opt['manual_seed']}, facts, opt)
+        of_repeat = {'manual_seed': opt['manual_seed'], 'path': {**options['path'], 'resume_state': None}}
+        _write_options({**options, **of_repeat}, facts, opt)
     log.start(opt, training.position)
 
 
@@ -277,7 +278,7 @@ def _facts(option_file: str, opt: dict[str, Any], began: str, position: Position
         'option_file': option_file,
         'option_sha256': options_digest(option_file),
         'versions': f'facd_basicsr {facd_basicsr.__version__}, {versions()}',
-        'machine': machine(),
+        'machine': machine(opt['num_gpu'] > 0),
         'threads': torch.get_num_threads(),
         'ranks': opt['world_size'],
     }

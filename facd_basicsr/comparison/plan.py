@@ -260,7 +260,7 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
     _check('test', test_opt, is_train=False)
     opts = {}
     for method, block in methods.items():
-        opts[method] = merged(_resolved(f'methods.{method}', block, path), content.get('common', {}))
+        opts[method] = merged(_resolved(f'methods.{method}', block, path), content.get('common') or {})
         opts[method].setdefault('name', method)
         complete = _check(f'methods.{method}', opts[method], is_train=True)
         opts[method]['train']['total_iter'] = complete['train']['total_iter']  # of stages the sum

@@ -14,7 +14,7 @@ import numpy as np
 from facd_basicsr.data.benchmark_sets import write_set
 from facd_basicsr.data.bicubic import METHOD, with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
-from facd_basicsr.data.record import PREPARE_RECORD, are_finished, files_of
+from facd_basicsr.data.record import PREPARE_RECORD, are_finished, files_of, recorded_keys
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size, read_bgr
 
@@ -51,7 +51,9 @@ def prepare_folders(
     images = _images(folders, min_size, multiple)
     if hold_out and hold_out >= len(images):
         raise UserError(f'--hold-out: {hold_out} of {len(images)} images; accepted: fewer than there are')
-    held_out = [sorted(images)[index * len(images) // hold_out] for index in range(hold_out)]
+    held_out = recorded_keys(out / f'{name}_val')  # which stay when an unreadable image was removed
+    if len(held_out) != hold_out or not images.keys() >= {*held_out}:
+        held_out = [sorted(images)[index * len(images) // hold_out] for index in range(hold_out)]
     if held_out:
         write_set({key: images.pop(key) for key in held_out}, out / f'{name}_val', scales, workers)
     paths = {1: out / f'{name}_HR_sub.lmdb', **{s: out / f'{name}_LR_bicubic_X{s}_sub.lmdb' for s in scales}}

@@ -129,12 +129,14 @@ def build_loaders(opt: dict[str, Any]) -> Loaders:
     )
     # of its own: each new iterator draws a number, and the model's random numbers must not depend on their count
     train.generator = torch.Generator()
-    val = {
-        name: build_dataloader(NamingDataset(build_ordered_dataset(dataset_opt)), dataset_opt)
-        for name, dataset_opt in opt['datasets'].items()
-        if name != 'train'
-    }
+    val = {name: build_set_loader(dataset_opt) for name, dataset_opt in opt['datasets'].items() if name != 'train'}
     return Loaders(train, sampler, val)
+
+
+def build_set_loader(dataset_opt: dict[str, Any]) -> DataLoader:
+    """Of a set of validation or test, image by image."""
+    # without BasicSR's prefetching thread, which ends silently at an error
+    return build_dataloader(NamingDataset(build_ordered_dataset(dataset_opt)), {**dataset_opt, 'prefetch_mode': None})
 
 
 def build_ordered_dataset(dataset_opt: dict[str, Any]) -> DescribedDataset:

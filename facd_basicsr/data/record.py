@@ -22,6 +22,12 @@ def key_of(name: str) -> str:
     return name.rpartition('.')[0]
 
 
+def recorded_keys(path: Path) -> list[str]:
+    """The keys of the images that a finished output was made of; none of another."""
+    images = (_read(path) or {}).get('images')
+    return [key_of(name) for name, *_ in images] if isinstance(images, list) else []
+
+
 def are_finished(paths: Iterable[Path], record: dict[str, Any]) -> bool:
     """Whether outputs are all there, made by the same settings from the same files.
 

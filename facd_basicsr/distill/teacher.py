@@ -155,7 +155,7 @@ def local_weights(teacher_opt: dict[str, Any]) -> Path:
     if is_url(weights):
         with advising('or bring the file and name its path there (docs/teachers.md)'):
             return cached(weights, 'teacher.weights', sha256)
-    path = Path(weights)
+    path = Path(weights).expanduser()
     if sha256 is not None and not (digest := sha256_of(path)).startswith(sha256.lower()):
         raise UserError(f'teacher.sha256: {sha256}, but {path} has {digest}; accepted: the digest of the intended file')
     return path

@@ -210,7 +210,10 @@ class TrainingLoop:
     def _keep_best(self) -> None:
         """Saves the networks if the first metric of the first validation set has never been as good."""
         name = dataset_of(next(iter(self._loaders.val.values()))).opt['name']
-        metric, best = next(iter(self._model.best_metric_results[name].items()))
+        found = self._model.best_metric_results.get(name)
+        if not found:  # a model's own validation, on another rank
+            return
+        metric, best = next(iter(found.items()))
         if best['iter'] == self._position.iteration:
             self._log.info(f'Saving the best models: {metric} of {name} is {best["val"]:.4f}.')
             self._checkpoints.save_networks(self._model, self._position, 'best')

@@ -29,6 +29,7 @@ from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.losses.schedule import is_scheduled, value_at
 from facd_basicsr.losses.vgg import PERCEPTUAL, check_images, least_size, load_perceptual_loss
+from facd_basicsr.runtime.processes import ranks
 
 TARGETS = ('gt', 'teacher', 'gated')
 OF_ENTRY = ('type', 'loss_weight', 'image_term', 'target')  # keys that are not the loss's own
@@ -65,11 +66,13 @@ class ImageTerm(DistillLoss):
     def forward(self, state: DistillState) -> dict[str, Tensor]:
         """``l_sr``."""
         student, gt = at_least_float32(state.student), at_least_float32(state.gt)
+        # DDP takes the mean of the ranks' gradients
+        factor = ranks() if getattr(self.pixel_loss, 'reduction', '') == 'sum' else 1
         if self.target == 'gt':
-            return {'l_sr': self.pixel_loss(student, gt)}
+            return {'l_sr': factor * self.pixel_loss(student, gt)}
         teacher = at_least_float32(state.teacher.detach())
         if self.target == 'teacher':
-            return {'l_sr': self.pixel_loss(student, teacher)}
+            return {'l_sr': factor * self.pixel_loss(student, teacher)}
         alpha = indicator(student, teacher, gt)  # (N,)
         return {'l_sr': image_loss(student, teacher, gt, alpha, distance=self._of_samples)}
 
@@ -130,11 +133,11 @@ class LossSum(nn.Module):
         min_batch, reads_features, compares_channels: what all losses together need (losses/base.py).
         regressor: the most that one of them asks for.
         average: of the student, which all of them share; None: none.
-        is_step: whether it is one of several :meth:`steps`.
+        split: of each loss whether these are the terms of one of its several :meth:`steps`.
         teachers: whose features are in a state. A loss of features is evaluated for each and its values are averaged.
 
     Raises:
-        UserError: two losses ask for other averages of the student.
+        UserError: two losses have one name, or ask for other averages of the student.
     """
 
     def __init__(
@@ -145,7 +148,10 @@ class LossSum(nn.Module):
     ) -> None:
         super().__init__()
         blocks = dict(loss_blocks(distill_opt))
-        blocks |= {f'pix_{name}' if name else 'pix': block for name, block in loss_blocks(pixel_opt).items()}
+        of_pixels = {f'pix_{name}' if name else 'pix': block for name, block in loss_blocks(pixel_opt).items()}
+        for name in blocks.keys() & of_pixels.keys():
+            raise UserError(f'train.distill_opt.{name}: the name of a loss of train.pixel_opt; accepted: another')
+        blocks |= of_pixels
         named = [*blocks.items(), *(('', block) for block in loss_blocks(perceptual_opt).values())]
         self.names, self.blocks = [name for name, _ in named], [block for _, block in named]
         self.losses = nn.ModuleList([_built(block) for block in self.blocks])
@@ -167,7 +173,7 @@ class LossSum(nn.Module):
             raise UserError(f'train.distill_opt: averages of the student: {listed}; accepted: one for all losses')
         self.average: Average | None = next(iter(averages), None)
         self.teachers = 1
-        self.is_step = False
+        self.split = [False] * len(losses)
 
     def __iter__(self) -> Iterator[DistillLoss]:
         return (cast(DistillLoss, loss) for loss in self.losses)
@@ -200,7 +206,7 @@ class LossSum(nn.Module):
             step = copy(self)
             step.names, step.blocks = [self.names[index] for index in kept], [self.blocks[index] for index in kept]
             step.scheduled = [self.scheduled[index] for index in kept]
-            step.is_step = True
+            step.split = [len(parts[index]) > 1 for index in kept]
             step._modules = {'losses': nn.ModuleList([parts[index][number] for index in kept])}
             steps.append(step)
         return steps
@@ -225,12 +231,12 @@ class LossSum(nn.Module):
         """
         self.begin(state.iteration)
         logs: dict[str, Tensor] = {}
-        for name, block, loss in zip(self.names, self.blocks, self):
+        for name, block, loss, is_split in zip(self.names, self.blocks, self, self.split):
             weight = value_at(block.get('loss_weight', 1), state.iteration)
             found = _mean([loss(seen) for seen in self._seen_by(name, loss, state)])
             if not block.get('image_term', True):
-                found = _without_image_term(found, _place(name), self.is_step)
-            for key, value in _renamed(name, found).items():
+                found = _without_image_term(found, _place(name), is_split)
+            for key, value in _renamed(name, found, is_split).items():
                 if key in logs:
                     raise UserError(f'train.distill_opt: two values are called {key}; accepted: other names of losses')
                 logs[key] = weight * value if key.startswith('l_') and weight != 1 else value
@@ -293,9 +299,9 @@ def _mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def _without_image_term(found: Mapping[str, Tensor], where: str, is_step: bool) -> dict[str, Tensor]:
+def _without_image_term(found: Mapping[str, Tensor], where: str, is_split: bool) -> dict[str, Tensor]:
     rest = {key: value for key, value in found.items() if key != 'l_sr'}
-    if is_step:  # l_sr may be another step's
+    if is_split:  # l_sr may be another step's
         return rest
     if len(rest) == len(found) or not any(key.startswith('l_') for key in rest):
         raise UserError(
@@ -304,9 +310,10 @@ def _without_image_term(found: Mapping[str, Tensor], where: str, is_step: bool) 
     return rest
 
 
-def _renamed(name: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(name: str, found: Mapping[str, Tensor], is_split: bool) -> dict[str, Tensor]:
     if not name:
         return dict(found)
     terms = [key for key in found if key.startswith('l_')]
-    of_term = {key: f'l_{name}' if len(terms) == 1 else f'l_{name}_{key.removeprefix("l_")}' for key in terms}
+    is_only = len(terms) == 1 and not is_split
+    of_term = {key: f'l_{name}' if is_only else f'l_{name}_{key.removeprefix("l_")}' for key in terms}
     return {of_term.get(key, f'{name}_{key}'): value for key, value in found.items()}

@@ -31,7 +31,7 @@ class Batch:
     """
 
     lq: Tensor
-    gt: Tensor | None
+    gt: Tensor | None = None
     seeds: tuple[int, ...] = ()
     taught: Tensor | None = None
     percep_gt: Tensor | None = None

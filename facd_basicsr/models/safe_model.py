@@ -192,6 +192,7 @@ class SafeModel(BaseModel):
             raise UserError(f'network_g: {network} has no weights to train; accepted: a network that has')
         cls = getattr(torch.optim, optim_type)
         can_be_fused = 'fused' in signature(cls).parameters and kwargs.get('foreach') is None
+        can_be_fused &= optim_type != 'Adagrad'  # whose kernel older torch has for CPUs only
         if self.device.type == 'cuda' and can_be_fused and kwargs.get('fused') is None:
             kwargs['fused'] = True
         optimizer = cls(params, lr, **kwargs)
@@ -302,10 +303,12 @@ class SafeModel(BaseModel):
             The set's metrics, without GT those that need none; none of a model's own validation.
 
         Raises:
-            Stopped: on all ranks, when ``stop`` has ended it on one; in a model's own validation on that one.
+            Stopped: on all ranks, when ``stop`` has ended it on one; a model's own validation in one process only.
         """
         if validates_itself(self):
-            super().validation(Interruptible(dataloader, stop), current_iter, tb_logger, save_img)
+            # of several ranks one may validate alone, and they stop together in the next iteration
+            own = dataloader if self.opt['dist'] else Interruptible(dataloader, stop)
+            super().validation(own, current_iter, tb_logger, save_img)
             return {}
         name, metrics = dataset_of(dataloader).opt['name'], self.opt['val']['metrics'] or {}
         by_image = validate(self, self.reach, self.sizes, dataloader, current_iter, save_img, stop)
@@ -432,8 +435,8 @@ class SafeSRModel(SafeModel, SRModel):
     def _run_once(self) -> None:
         """Tensors that a network moves to the device in its first forward, as EDSR its ``mean``, must not be created in
         a CUDA graph, whose memory the next replay reuses."""
-        net = self.get_bare_model(self.net_g).eval()
-        net(torch.full((1, input_channels(self.opt['network_g']), 16, 16), 0.5, device=self.device))
+        net, size = self.get_bare_model(self.net_g).eval(), lq_patch_size(self.opt)
+        net(torch.full((1, input_channels(self.opt['network_g']), size, size), 0.5, device=self.device))
         net.train()
 
     def _init_precision(self, *precisions: str | None) -> None:

@@ -47,7 +47,10 @@ def dry_run(opt: Block, is_train: bool) -> None:
                     f'teacher: missing, and {where}.type: {block["type"]} reads it; accepted: as in '
                     'options/train/FACD_EDSR_x2.yml'
                 )
-    optimizer = construct('train.optim_g', opt['train']['optim_g'], _optimizer)
+    LossSum(opt['train'].get('distill_opt'), opt['train'].get('pixel_opt'))  # refuses what fits not together
+    for key in ('optim_d', 'optim_g'):
+        if opt['train'].get(key):
+            optimizer = construct(f'train.{key}', opt['train'][key], _optimizer)
     construct('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
 
 

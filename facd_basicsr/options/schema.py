@@ -690,7 +690,8 @@ OPTIM_KEYS = {
     'capturable': Key((bool,), meaning='may be recorded in a CUDA graph: no use here'),
     'differentiable': Key((bool,), meaning='gradients through the step itself: no use here'),
     'fused': Key(
-        (bool, type(None)), meaning='the step as one kernel; `null`: `true` on GPUs unless `foreach` is given'
+        (bool, type(None)),
+        meaning='the step as one kernel; `null`: `true` on GPUs, but of Adagrad, unless `foreach` is given',
     ),
     'decoupled_weight_decay': Key((bool,), meaning='weight decay as in AdamW, past the moments'),
     'centered': Key((bool,), meaning='divide by the deviation of the gradient, not by its square'),
@@ -824,7 +825,8 @@ def loss_keys(loss: type, key: str = '', model: type | None = None) -> Keys:
         own |= PERCEPTUAL_OWN if loss is PerceptualLoss else GAN_OWN if is_gan else {}
     if key == 'distill_opt':
         own |= DISTILL_LOSS if issubclass(loss, DistillLoss) else PIXEL_LOSS
-    return {name: replace(own[name], is_weight=name in WEIGHTS and is_summed(loss)) for name in own}
+    is_scheduled = is_summed(loss) and (model is None or sums_losses(model))
+    return {name: replace(own[name], is_weight=name in WEIGHTS and is_scheduled) for name in own}
 
 
 def is_summed(loss: type) -> bool:

@@ -194,7 +194,7 @@ def _teachers(run: RunFolder) -> list[Method]:
         if 'network' in own:
             check_lone_network(f'{place}.network', own['network'], run.opt['scale'])
         weights = own['weights']
-        path = cached_path(weights, f'{place}.weights') if is_url(weights) else Path(weights)
+        path = cached_path(weights, f'{place}.weights') if is_url(weights) else Path(weights).expanduser()
         if not path.is_file():
             raise UserError(f'{place}.weights: {weights} is not available: no such file: {path}')
     return build_teacher_methods(str(run.path / OPTIONS_FILE), run.opt, device_of([run.opt]))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from facd_basicsr.archs import DeepRegressor, input_channels, network_sizes
 from facd_basicsr.cli import MultiValueCommand
-from facd_basicsr.data.loaders import reraise_killed_worker
+from facd_basicsr.data.loaders import batches, reraise_killed_worker
 from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.distill.regressors import OTHER_UNITS, in_other_units, rms
 from facd_basicsr.distill.taps import Tappable, paths_of_teachers, points, suggested, tappable
@@ -164,6 +164,9 @@ def _networks_alone(option_file: str, overrides: Sequence[str]) -> dict[str, Any
         opt = laid_over(opt, stages[0])
     for key in ('taps', 'network_r'):
         opt.pop(key, None)
+    for key in ('train', 'path'):
+        if isinstance(opt.get(key), dict):
+            opt[key] = {name: value for name, value in opt[key].items() if not name.endswith('_r')}
     if isinstance(opt.get('train'), dict) and 'teacher' in opt:
         opt['train']['distill_opt'] = {'type': 'TeacherSupervisionLoss'}
     opt = checked(opt, option_file, is_train=True)
@@ -269,7 +272,7 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str,
     """Estimates the batch's memory from a few samples, then runs two iterations. Returns the seconds of them all."""
     model = training.model
     with reraise_killed_worker():
-        loaded = next(iter(training.loaders.train))
+        loaded = next(batches(training.loaders.train, opt))
     batch = model.degraded(loaded)
     if isinstance(model, FACDModel) and opt['taps']:
         yield from _units(model, batch, opt)

@@ -364,3 +364,8 @@ def test_the_miniatures_methods_are_accepted_and_differ_in_the_distillation_only
     shared = ('datasets', 'network_g', 'scale', 'val', 'logger')
     assert all(opt[key] == opts[content['baseline']][key] for opt in opts.values() for key in shared)
     assert all(opt['train']['optim_g'] == opts[content['baseline']]['train']['optim_g'] for opt in opts.values())
+
+
+def test_an_empty_common_block_is_none(comparison, tmp_path):
+    comparison['common'] = None
+    assert list(read_comparison(write_yml(comparison, tmp_path / 'tiny.yml')).methods) == ['Student', 'FACD', 'TS']

@@ -1,11 +1,13 @@
 import errno
 import multiprocessing
+import os
+import shutil
 from unittest.mock import Mock
 
 import pytest
 from conftest import changed, train_options
 
-from facd_basicsr.data.loaders import batches, build_loaders, reraise_killed_worker
+from facd_basicsr.data.loaders import batches, build_loaders, build_set_loader, reraise_killed_worker
 from facd_basicsr.errors import UserError
 
 
@@ -58,3 +60,15 @@ def test_a_dev_shm_without_room_for_the_locks_of_workers_is_a_line(train_opt, tm
         UserError, match=r'^datasets\.train: no worker process can be started \(.*; perhaps memory or /d'
     ):
         batches(loaders.train, opt)
+
+
+def test_validation_ends_with_a_line_at_a_damaged_image_though_batches_are_to_be_fetched_by_a_thread(
+    train_opt, tmp_path
+):
+    opt = train_options(train_opt, tmp_path)
+    val_opt = {**opt['datasets']['val'], 'prefetch_mode': 'cpu', 'dataroot_lq': str(tmp_path / 'LQ')}
+    shutil.copytree(opt['datasets']['val']['dataroot_lq'], tmp_path / 'LQ')
+    damaged = sorted((tmp_path / 'LQ').iterdir())[0]
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    with pytest.raises(UserError, match=damaged.name):
+        list(build_set_loader(val_opt))

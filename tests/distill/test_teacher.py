@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from wrappings import WRAPPED, prefixed
 
-from facd_basicsr.distill.teacher import Teacher
+from facd_basicsr.distill.teacher import Teacher, local_weights
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.state_dicts import load_state_dict
 
@@ -315,3 +315,8 @@ def test_an_address_with_another_hash_than_its_name_is_refused(state_dict, tmp_p
         build_teacher(opt, SCALE)
     assert not [path for path in (tmp_path / 'home').rglob('*') if path.is_file() and path.suffix == '.pth']
     build_teacher({**opt, 'sha256': digest}, SCALE)
+
+
+def test_weights_may_be_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert local_weights({'weights': '~/teacher.pth', 'sha256': None}) == tmp_path / 'teacher.pth'

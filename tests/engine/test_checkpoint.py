@@ -18,6 +18,7 @@ from facd_basicsr.engine.checkpoint import reraise_disk_full, state_iterations
 from facd_basicsr.errors import UserError
 from facd_basicsr.files import atomic
 from facd_basicsr.files.download import sha256_of
+from facd_basicsr.options import load_yaml
 
 
 def states(root: Path) -> list[int]:
@@ -70,6 +71,8 @@ def test_another_continuation_of_a_run_does_not_lose_its_checkpoints_to_the_olde
     train_opt['path']['resume_state'] = str(tmp_path / 'experiments/tiny/training_states/2.state')
     run(train_opt, tmp_path, 4)
     assert states(tmp_path) == [4, 6, 8]
+    repeats = load_yaml((tmp_path / 'experiments/tiny/options.yml').read_text(), '')
+    assert repeats['path']['resume_state'] is None and repeats['run'][-1]['iter'] == 2
     train_opt['path']['resume_state'] = None
     run(train_opt, tmp_path, 5, '--auto_resume')
     assert 'training_states/4.state' in log_text(tmp_path) and 'training_states/8.state' not in log_text(tmp_path)

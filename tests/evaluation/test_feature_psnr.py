@@ -30,11 +30,12 @@ def test_the_mean_is_over_points_of_psnrs_not_of_errors():
     assert scores == pytest.approx({'feature_psnr_1': 0, 'feature_psnr_2': 20, 'feature_psnr': 10})
 
 
-def test_the_features_of_a_teacher_that_pads_its_input_are_cropped():
-    student = torch.rand(1, 2, 5, 6)
+def test_the_features_of_a_network_that_pads_its_input_are_cropped():
+    feat = torch.rand(1, 2, 5, 6)
     padded = torch.full((1, 2, 8, 8), 100.0)
-    padded[:, :, :5, :6] = student + 25.5
-    assert feature_scores([student], [padded])['feature_psnr'] == pytest.approx(20)
+    padded[:, :, :5, :6] = feat + 25.5
+    for student, teacher in ((feat, padded), (padded, feat), (padded[..., :5, :], feat[..., :6] - 0)):
+        assert feature_scores([student], [teacher])['feature_psnr'] == pytest.approx(20)
 
 
 def test_a_students_features_pass_through_the_regressors_beside_its_checkpoint(train_opt, tmp_path):

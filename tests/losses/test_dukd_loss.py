@@ -132,6 +132,18 @@ def test_the_image_term_can_be_left_out_of_two_steps():
     assert [list(step(state)) for step in losses.steps()] == [['l_logits'], ['l_zoom_in']]
 
 
+def test_terms_of_two_steps_have_the_names_of_those_of_one():
+    state, names = random_state(n=2), {}
+    for two_steps in (False, True):
+        losses = LossSum(
+            {'ts': {'type': 'TeacherSupervisionLoss'}, 'dukd': {'type': 'DUKDLoss', 'two_steps': two_steps}}
+        )
+        views = with_views(list(losses)[1], state).views
+        seen = replace(state, views={f'dukd.{name}': own for name, own in views.items()})
+        names[two_steps] = [key for step in losses.steps() for key in step(seen)]
+    assert names[True] == names[False] == ['l_ts', 'l_dukd_sr', 'l_dukd_logits', 'l_dukd_zoom_in']
+
+
 def test_the_control_reads_no_teacher_and_compares_augmented_lq_with_the_ground_truth():
     loss = build_loss({'type': 'DUKDLoss', 'targets': 'gt', 'zoom_out': True, 'probability': 0.5})
     state = with_views(loss, random_state(n=4))

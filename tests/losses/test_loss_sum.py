@@ -7,7 +7,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from states import random_state, summed
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses import DistillState, FACDLoss
+from facd_basicsr.losses import DistillState, FACDLoss, loss_sum
 from facd_basicsr.losses.base import check_option
 from facd_basicsr.losses.image import image_loss, indicator
 from facd_basicsr.losses.loss_sum import LossSum, is_pixel_loss
@@ -159,6 +159,26 @@ def test_a_loss_without_another_term_keeps_its_image_term():
 def test_two_values_of_one_name_are_refused():
     with pytest.raises(UserError, match=r'^train.distill_opt: two values are called l_facd_sr; accepted: other names'):
         LossSum({'facd': FACD, 'facd_sr': L1})(random_state())
+
+
+@pytest.mark.parametrize(('name', 'pixel_opt'), [('pix', L1), ('pix_a', {'a': L1})])
+def test_a_distillation_loss_with_the_name_of_a_pixel_loss_is_refused(name, pixel_opt):
+    with pytest.raises(UserError, match=rf'^train.distill_opt.{name}: the name of a loss of train.pixel_opt; accepted'):
+        LossSum({name: {'type': 'TeacherSupervisionLoss'}, 'facd': FACD}, pixel_opt)
+
+
+@pytest.mark.parametrize('target', ['gt', 'teacher'])
+def test_a_sum_over_the_batch_is_over_the_batches_of_all_ranks(target, monkeypatch):
+    state = random_state()
+    loss = LossSum({'l1': {'type': 'L1Loss', 'reduction': 'sum', 'target': target}})
+    alone = loss(state)['l_l1']
+    assert torch.equal(alone, (state.student - (state.gt if target == 'gt' else state.teacher)).abs().sum())
+    monkeypatch.setattr(loss_sum, 'ranks', lambda: 3)  # of which DDP takes the mean
+    assert torch.equal(loss(state)['l_l1'], 3 * alone)
+    mean = LossSum({'l1': {**L1, 'target': target}})
+    assert torch.equal(
+        mean(state)['l_l1'], (state.student - (state.gt if target == 'gt' else state.teacher)).abs().mean()
+    )
 
 
 def test_what_all_losses_need_is_the_most_that_one_needs():

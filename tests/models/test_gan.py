@@ -338,6 +338,17 @@ def test_without_ground_truth_the_teachers_output_is_in_its_place(train_opt, tmp
     assert logs.get('alpha', 1) == 1
 
 
+def test_without_ground_truth_a_batch_may_go_in_parts_and_its_shares_be_found(train_opt, tmp_path):
+    opt = changed(train_opt, 'train.ground_truth', False)
+    opt['train'] |= {'log_gradient_share': 1}
+    whole, in_parts = built(opt, tmp_path), built(changed(opt, 'train.accum_iter', 3), tmp_path)
+    for own in (whole, in_parts):
+        own.feed_data({'lq': batch()['lq']})
+        own.optimize_parameters(1)
+        assert own.get_current_log()['share_sr'] > 0
+    torch.testing.assert_close(dict(in_parts.net_g.state_dict()), dict(whole.net_g.state_dict()), rtol=1e-4, atol=1e-5)
+
+
 def test_a_run_on_lq_alone_learns_from_the_teacher_and_says_so_once(train_opt, data, tmp_path):
     train_set = train_opt['datasets']['train']
     del train_set['dataroot_gt']

@@ -34,6 +34,35 @@ def test_a_value_that_a_class_refuses_is_refused_with_its_key(train_opt, tmp_pat
         load_options(str(path), [], is_train=True)
 
 
+@pytest.mark.parametrize('key', ['optim_g', 'optim_d'])
+def test_an_optimizer_that_refuses_its_options_is_refused_before_training(train_opt, tmp_path, key):
+    train_opt['network_d'] = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
+    train_opt['train'] |= {
+        'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla', 'loss_weight': 0.1},
+        'optim_d': {'type': 'Adam', 'lr': 1e-4},
+        key: {'type': 'SGD', 'lr': 1e-4, 'nesterov': True},
+    }
+    path = write_yml(train_opt, tmp_path / 'opt.yml')
+    with pytest.raises(UserError, match=rf'train\.{key}.*SGD.*Nesterov momentum requires'):
+        load_options(str(path), [], is_train=True)
+
+
+def test_two_losses_of_one_name_are_refused_before_training(train_opt, tmp_path):
+    train_opt['train'] |= {'distill_opt': {'pix': {'type': 'FACDLoss'}}, 'pixel_opt': {'type': 'L1Loss'}}
+    with pytest.raises(UserError, match=r'train\.distill_opt\.pix: the name of a loss of train\.pixel_opt'):
+        load_options(str(write_yml(train_opt, tmp_path / 'opt.yml')), [], is_train=True)
+
+
+def test_a_schedule_is_refused_for_a_model_that_knows_none(train_opt, tmp_path):
+    for key in ('teacher', 'taps', 'network_r'):
+        del train_opt[key]
+    del train_opt['train']['distill_opt']
+    train_opt['model_type'] = 'SwinIRModel'
+    train_opt['train']['pixel_opt'] = {'type': 'L1Loss', 'loss_weight': {'start': 1, 'end': 0, 'over': 2}}
+    with pytest.raises(UserError, match=r'train\.pixel_opt\.loss_weight: .*; accepted: a number$'):
+        load_options(str(write_yml(train_opt, tmp_path / 'opt.yml')), [], is_train=True)
+
+
 def test_where_no_single_key_is_at_fault_the_block_is_named(train_opt, tmp_path):
     both = {'type': 'Adam', 'lr': 1e-3, 'betas': [0.9], 'foreach': True, 'fused': True}
     path = write_yml(changed(train_opt, 'train.optim_g', both), tmp_path / 'opt.yml')

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 from unittest.mock import Mock
@@ -188,6 +189,21 @@ def test_held_out_images_form_their_own_set_and_are_not_in_the_training_pairs(ph
     assert {key.split('_')[0] for key in decoded(tmp_path / 'SET_HR_sub.lmdb')} == {'gray'}
     again = prepare('folder', photographs, '--scale', 2, '--crop', 48, '--hold-out', 2, '--name', 'SET', '--workers', 1)
     assert again.exit_code == 0 and again.output.count('already there') == 2
+
+
+def test_the_held_out_images_stay_when_an_unreadable_one_is_removed(photographs, tmp_path):
+    for i in range(3, 8):
+        cv2.imwrite(str(photographs / f'{i}.png'), picture(i, 72, 72))
+    call = ('folder', photographs, '--scale', 2, '--crop', 48, '--hold-out', 2, '--name', 'SET', '--workers', 1)
+    damaged = photographs / '4.png'
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    assert damaged.name in str(prepare(*call).exception)
+    held_out = {path.stem for path in (tmp_path / 'SET_val' / 'GTmod12').iterdir()}
+    damaged.unlink()
+    done = prepare(*call)
+    assert done.exit_code == 0, done.output
+    assert {path.stem for path in (tmp_path / 'SET_val' / 'GTmod12').iterdir()} == held_out
+    assert keys_in(tmp_path / 'SET_HR_sub.lmdb') == {'0', '1', '3', '5', '6', '7', 'gray'} - held_out
 
 
 def test_holding_out_every_image_is_refused(photographs):

@@ -224,6 +224,13 @@ def test_a_file_without_a_teacher_is_refused(train_opt, tmp_path):
         suggestion({**alone, 'model_type': 'SRModel'}, 3, tmp_path)
 
 
+def test_options_of_regressors_may_be_there(train_opt, tmp_path):
+    expected = suggestion(train_opt, 2, tmp_path)
+    train_opt['train'] |= {'init_r': 'first_batch', 'precision_r': 'fp32'}
+    train_opt['path']['pretrain_network_r'] = 'net_r.pth'
+    assert suggestion(train_opt, 2, tmp_path) == expected
+
+
 def test_the_command_prints_the_block_without_data_or_weights(no_data):
     done = CliRunner().invoke(command, ['-opt', str(no_data), '--suggest-taps', '2'])
     assert done.stdout == (
