@@ -19,6 +19,7 @@ from basicsr.utils import get_time_str, make_exp_dirs, set_random_seed
 from basicsr.utils.options import dict2str
 
 from facd_basicsr.data.loaders import build_set_loader
+from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
@@ -72,7 +73,7 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         for loader in loaders:
             model.validation(loader, current_iter=opt['name'], tb_logger=None, save_img=opt['val']['save_img'])
             if metrics:
-                results[loader.dataset.opt['name']] = dict(model.metric_results)
+                results[dataset_of(loader).opt['name']] = dict(model.metric_results)
         rows = [
             [name, *(f'{values[metric]:.4f}' if metric in values else NONE for metric in metrics)]
             for name, values in results.items()

@@ -477,7 +477,9 @@ def _opened(student: Student, file: Path, examples: Sequence[Example]) -> tuple[
                 known = is_spandrels(type(student.net))
                 return '', f'spandrel does not recognize this {student.description.architecture}' if known else ''
             with torch.no_grad():
-                differences = [float((found.model(example.lq) - example.sr).abs().max()) for example in examples]
+                net = found.model.eval()
+                # cloned: spandrel's RCAN multiplies its input in place
+                differences = [float((net(example.lq.clone()) - example.sr).abs().max()) for example in examples]
     except (ValueError, RuntimeError) as error:
         return '', f'spandrel {one_line(error, 200)}'
     unit = max(float(example.sr.max() - example.sr.min()) for example in examples) or 1.0

@@ -78,12 +78,13 @@ def _store_bias(graph: 'Graph', node: Any) -> None:
     scales = np.maximum(scales, (np.abs(bias) / BIAS_LEVELS / scale * 1.001).astype(np.float32))
     graph.values[weight.input[1]] = scales
     steps = scale * scales
-    names = [f'{name}_quantized', f'{name}_scale']
+    own = name if f'{name}_scale' not in graph.values else f'{node.output[0]}_bias'  # two nodes may have one bias
+    names = [f'{own}_quantized', f'{own}_scale']
     integers = np.round(bias / steps).clip(-BIAS_LEVELS, BIAS_LEVELS).astype(np.int32)
     graph.values.update(zip(names, (integers, steps)))
-    read = helper.make_node('DequantizeLinear', names, [f'{name}_read'], axis=0, name=f'{name}_read')
+    read = helper.make_node('DequantizeLinear', names, [f'{own}_read'], axis=0, name=f'{own}_read')
     graph.nodes.insert(graph.nodes.index(node), read)
-    node.input[2] = f'{name}_read'
+    node.input[2] = f'{own}_read'
 
 
 def _store_weight(graph: 'Graph', node: Any) -> None:

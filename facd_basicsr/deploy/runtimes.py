@@ -101,9 +101,12 @@ class RuntimeNetwork(nn.Module):
         """Bytes of all live tensors at the peak of one run on (1, C, height, width), without the weights, counted.
 
         Raises:
-            UserError: the graph does not tell the shape of every tensor.
+            UserError: the graph does not tell the shape of every tensor, or onnx is not installed.
         """
-        import onnx
+        try:
+            import onnx
+        except ImportError as error:
+            raise UserError('--memory: needs onnx; accepted: pip install onnx, or --tile and --jobs') from error
 
         model = onnx.load(self._model) if isinstance(self._model, Path) else onnx.load_from_string(self._model)
         for axis, size in ((0, 1), (2, height), (3, width)):

@@ -91,8 +91,8 @@ def _pairs_of(path: Path, out: Path, suffix: str) -> list[UpscaleJob]:
         return [UpscaleJob(path, out / f'{path.stem}{suffix}')]
     if path.resolve() == out.resolve():
         raise UserError(f'--out: {out} is IN; accepted: another folder, which may lie in it')
-    own = out.resolve()
-    images = [image for image in images_below(path) if own not in image.resolve().parents]  # what is made is not IN
+    made = out.resolve() if path.resolve() in out.resolve().parents else None  # which is not IN
+    images = [image for image in images_below(path) if made not in image.resolve().parents]
     if not images:
         raise UserError(f'IN: {path}: no images; accepted: {", ".join(sorted(IMAGE_SUFFIXES))}')
     return [UpscaleJob(image, out / image.relative_to(path).with_suffix(suffix)) for image in images]
@@ -239,7 +239,8 @@ def upscale_images(
     """
     jobs = max(1, min(jobs, len(pairs)))
     if bound is not None:
-        jobs = bound.jobs([(pair.source, pair.target.suffix.lower()) for pair in pairs], jobs)
+        with without_pixel_limit():
+            jobs = bound.jobs([(pair.source, pair.target.suffix.lower()) for pair in pairs], jobs)
     skipped = 0
     with (
         settings(upscaler, jobs, bound is not None),
@@ -302,16 +303,24 @@ def _upscale(
 
 
 @contextmanager
-def settings(upscaler: Upscaler, jobs: int, frugal: bool = False) -> Iterator[None]:
-    """Without TF32, which rounds more than a step of 16 bits, and without Pillow's limit of 179 megapixels, which is
-    for untrusted images. Threads that are started inside have a part of torch's or the runtime's threads each."""
-    limit, threads = Image.MAX_IMAGE_PIXELS, torch.get_num_threads()
-    upscaler.prepare(jobs, frugal)
-    Image.MAX_IMAGE_PIXELS = None
-    torch.set_num_threads(max(1, threads // jobs))
+def without_pixel_limit() -> Iterator[None]:
+    """Without Pillow's limit of 179 megapixels, which is for untrusted images."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with tf32_of('fp32'):
-            yield
+        yield
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def settings(upscaler: Upscaler, jobs: int, frugal: bool = False) -> Iterator[None]:
+    """Without TF32, which rounds more than a step of 16 bits, and without Pillow's limit. Threads that are started
+    inside have a part of torch's or the runtime's threads each."""
+    threads = torch.get_num_threads()
+    upscaler.prepare(jobs, frugal)
+    torch.set_num_threads(max(1, threads // jobs))
+    try:
+        with without_pixel_limit(), tf32_of('fp32'):
+            yield
+    finally:
         torch.set_num_threads(threads)

@@ -245,15 +245,23 @@ def encoded(pixels: np.ndarray, profile: bytes | None, suffix: str) -> tuple[Ite
         colors, alpha = without_alpha(pixels)
         if alpha is not None and alpha.min() < 255:
             lost.append('JPEG has no transparency: laid on white')
-            opacity = alpha.astype(np.float32) / 255
-            colors = (colors * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
+            colors = np.stack([_on_white(*rows) for rows in zip(colors, alpha)])
         pixels = colors
+    if name == 'WebP' and pixels.shape[2] < 3 and profile is not None:
+        profile = None
+        lost.append('WebP has no gray: written in colors, without its color profile')
     buffer = io.BytesIO()
     # Pillow: gray is (H, W), and makes colors of it where the format has no gray
     Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)).save(
         buffer, name, icc_profile=profile, **(JPEG if name == 'JPEG' else WEBP)
     )
     return [buffer.getbuffer()], lost
+
+
+def _on_white(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """A row, (W, C) and (W, 1) uint8 -> (W, C) uint8: of an image float32 would be the most that a file takes."""
+    opacity = alpha.astype(np.float32) / 255
+    return (colors * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
 
 
 def encoding_nbytes(output: int, suffix: str, deep: bool) -> int:

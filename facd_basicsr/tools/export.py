@@ -149,7 +149,7 @@ def command(
     in_float32, in_float16 = onnx_formats(options)
     chosen = {in_float32: onnx, in_float16: onnx and fp16, TORCH_EXPORT: torch_export}
     formats = [*BASIC, *(format for format, is_chosen in chosen.items() if is_chosen)]
-    if checkpoint.suffix == '.onnx':
+    if checkpoint.suffix not in CHECKPOINTS:
         raise UserError(f'CHECKPOINT: {checkpoint}; accepted: a name that ends in {", ".join(CHECKPOINTS)}')
     # which takes no time, reading, measuring and quantizing the student do
     paths_of(stem, [format.suffix for format in formats] + [INT8] * int8)

@@ -75,5 +75,6 @@ def _graphs(opt: dict[str, Any], folder: Path) -> dict[str, nn.Module]:
         (folder / 'int8').write_bytes(quantize_by_min_max(folder / 'onnx', input_channels(block)))
         found['student, int8'] = OnnxNetwork(folder / 'int8', 'ONNX')
     except UserError as error:
-        click.echo(f'no row of {"int8" if found else "ONNX and int8"}: {error}', err=True)
+        reason = str(error).partition('; accepted')[0]  # by facd export
+        click.echo(f'no row of {"int8" if found else "ONNX and int8"}: {reason}', err=True)
     return found

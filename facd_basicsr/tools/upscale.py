@@ -172,12 +172,13 @@ def _upscale_stream(
     target: int,
 ) -> None:
     upscaler = Upscaler(student, tile, backend)
+    chosen = None
     if limit is not None:
-        tile, jobs = MemoryBound(upscaler, limit).for_frames(width, height, jobs)
+        chosen, jobs = MemoryBound(upscaler, limit).for_frames(width, height, jobs)
     if upscaler.seams is not None:
         click.echo(upscaler.seams, err=True)
     try:
-        count = upscale_stream(upscaler, width, height, jobs, 0, target, tile, limit is not None)
+        count = upscale_stream(upscaler, width, height, jobs, 0, target, chosen, limit is not None)
     except BrokenPipeError:  # as of other programs, whose reader has seen enough
         sys.exit(128 + signal.SIGPIPE)
     click.echo(f'{count} frames', err=True)

@@ -30,6 +30,7 @@ from facd_basicsr.deploy.export_formats import (
     measured,
     onnx_bytes,
     onnx_formats,
+    opened_in_spandrel,
     paths_of,
     read_program,
     require_onnx,
@@ -477,3 +478,24 @@ def test_a_pth_without_facd_basicsr_is_plain(folders, name):
     content = torch.load(folders[name] / 'student.pth', weights_only=True)
     assert list(content) == ['params', METADATA]
     assert Description.of_metadata(content[METADATA]).name == 'tiny'
+
+
+SWINIR = {
+    'type': 'SwinIR', 'upscale': 2, 'img_size': 16, 'window_size': 8, 'embed_dim': 12, 'depths': [2, 2],
+    'num_heads': [2, 2], 'mlp_ratio': 2, 'upsampler': 'pixelshuffledirect', 'img_range': 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'network', [SWINIR, {'type': 'RCAN_spandrel', 'scale': 2, 'n_feats': 16, 'n_resblocks': 1, 'n_resgroups': 1}]
+)
+def test_what_spandrel_opens_is_the_student_in_every_file(network, tmp_path):
+    """SwinIR drops paths in training; spandrel's RCAN changes its input."""
+    pytest.importorskip('spandrel')
+    torch.manual_seed(0)
+    student = Student(build_network(network).eval().requires_grad_(False), describe_network(network, 2))
+    export(measured(student, {}), tmp_path / 'student', BASIC)
+    opened = opened_in_spandrel(student, [tmp_path / f'student{format.suffix}' for format in BASIC])
+    assert len(opened) == 2
+    for words, warning in opened.values():
+        assert words.startswith('opens in spandrel as ') and warning == ''

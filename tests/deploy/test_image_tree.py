@@ -48,6 +48,12 @@ def test_what_was_made_in_a_folder_inside_is_not_made_again(root):
     assert targets('in', out='in/sub/up') == {'in/a.jpg': 'in/sub/up/a.png', 'in/sub/b.PNG': 'in/sub/up/sub/b.png'}
 
 
+def test_out_may_be_a_folder_around_the_images(root):
+    expected = {'in/sub/b.PNG': 'b.png', 'in/sub/up/c.webp': 'up/c.png'}
+    assert targets('in/sub', out='.') == expected
+    assert targets('in/sub', out='in') == {source: f'in/{target}' for source, target in expected.items()}
+
+
 @pytest.mark.parametrize(
     ('inputs', 'out', 'suffix', 'message'),
     [

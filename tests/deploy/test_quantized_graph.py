@@ -132,3 +132,13 @@ def test_a_checkpoint_brings_its_ranges_and_one_without_is_one_line(student, tmp
     assert qat_onnx_bytes(read_student(tmp_path / 'net_g.pth')) == qat_onnx_bytes(student)
     with pytest.raises(UserError, match=r'CHECKPOINT: \w+ has no ranges .* train.quantize$'):
         qat_onnx_bytes(read_student(tmp_path / 'float.pth'))
+
+
+def test_convolutions_may_have_one_bias():
+    """Of which ONNX has one, though torch has several: they are equal."""
+    student = trained(EDSR, steps=4)
+    for name, bias in student.net.named_parameters():
+        if name.startswith('body') and name.endswith('bias'):
+            bias.zero_()
+    int8 = OnnxNetwork(qat_onnx_bytes(student), 'x')
+    assert psnr(int8, 'chelsea.png') == pytest.approx(psnr(fake_quantized(student), 'chelsea.png'), abs=0.02)

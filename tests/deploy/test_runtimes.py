@@ -166,6 +166,13 @@ def test_the_memory_of_a_run_is_that_of_all_live_tensors(tmp_path):
     assert network(tmp_path / 'b.onnx', *nodes, size=(6, 9)).footprint(5, 7) == 4 * 6 * 9 * (16 + 16)  # it has one size
 
 
+def test_counting_memory_without_onnx_is_refused_in_a_line(tmp_path, monkeypatch):
+    own = network(tmp_path / 'a.onnx', helper.make_node('DepthToSpace', ['x'], ['out'], blocksize=1))
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    with pytest.raises(UserError, match=r'^--memory: needs onnx; accepted: pip install onnx, or --tile and --jobs$'):
+        own.footprint(5, 7)
+
+
 def test_a_graph_of_which_a_shape_is_not_known_is_not_counted(tmp_path):
     net = network(
         tmp_path / 'a.onnx',

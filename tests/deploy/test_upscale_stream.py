@@ -2,15 +2,18 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from basicsr.archs import build_network
 from conftest import STUDENT
+from PIL import Image
 from torch import nn
 
 from facd_basicsr.deploy.student import Description, Student, describe_network
+from facd_basicsr.deploy.upscale_images import upscale_images
 from facd_basicsr.deploy.upscale_stream import own_stdout, upscale_stream
 from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.errors import UserError
@@ -144,3 +147,10 @@ def test_what_is_printed_meanwhile_does_not_get_between_frames(capfd):
     os.write(1, b', and on')
     out, err = capfd.readouterr()
     assert out == 'a frame, and on' and err == 'a message'
+
+
+def test_images_are_counted_for_memory_without_pillows_limit(upscaler):
+    seen = []
+    bound = SimpleNamespace(jobs=lambda pairs, most: seen.append(Image.MAX_IMAGE_PIXELS) or most)
+    assert upscale_images(upscaler, [], 1, None, bound) == 0
+    assert seen == [None] and Image.MAX_IMAGE_PIXELS is not None

@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.files import images
-from facd_basicsr.files.images import check_size, encoded, read_pixels
+from facd_basicsr.files.images import check_size, encoded, encoding_nbytes, read_pixels
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
@@ -90,6 +90,23 @@ def test_what_a_format_cannot_keep_is_said():
     with Image.open(io.BytesIO(b''.join(content))) as image:
         assert np.abs(np.asarray(image).astype(int) - 127).max() <= 1
     assert encoded(pixels, None, '.webp')[1] == ['WebP has 8 bits a channel: rounded from 16']
+
+
+def test_a_gray_image_is_in_colors_in_webp_which_its_profile_is_not_of():
+    content, lost = encoded(noise(1), b'of gray', '.webp')
+    assert lost == ['WebP has no gray: written in colors, without its color profile']
+    with Image.open(io.BytesIO(b''.join(content))) as image:
+        assert image.mode == 'RGB' and 'icc_profile' not in image.info
+    assert encoded(noise(1), None, '.webp')[1] == []
+
+
+def test_a_transparent_jpeg_takes_no_more_memory_than_is_counted():
+    pixels = np.full((2000, 2000, 4), 100, np.uint8)
+    tracemalloc.start()
+    encoded(pixels, None, '.jpg')
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert pixels.nbytes + peak < encoding_nbytes(pixels.nbytes, '.jpg', deep=False)
 
 
 def test_an_image_that_is_too_large_for_its_format_is_refused():

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 
 from facd_basicsr.cli import facd
 from facd_basicsr.deploy.runtimes import OnnxNetwork
-from facd_basicsr.deploy.student import METADATA, Description, describe_network
+from facd_basicsr.deploy.student import METADATA, Description, describe_network, read_student
+from facd_basicsr.deploy.upscaler import Upscaler
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.images import read_pixels
 
@@ -35,6 +36,19 @@ def student(tmp_path: Path) -> Path:
     state_dict = build_network(STUDENT).state_dict()
     torch.save({'params': state_dict, METADATA: describe_network(STUDENT, 2).as_metadata()}, path)
     return path
+
+
+def test_frames_of_a_network_that_takes_no_tiles_run_whole_whatever_tile_says(tmp_path):
+    network = {'type': 'RCANStudent', 'num_feat': 16, 'num_group': 1, 'num_block': 1, 'upscale': 2}
+    torch.manual_seed(0)
+    metadata = describe_network(network, 2).as_metadata()
+    torch.save({'params': build_network(network).state_dict(), METADATA: metadata}, tmp_path / 'rcan.pth')
+    frame = picture(0, 40, 48)
+    call = ['-m', 'facd_basicsr.cli', 'upscale', '-', '-s', tmp_path / 'rcan.pth', '--raw', '48x40', '--tile', '16']
+    done = subprocess.run([sys.executable, *map(str, call)], input=frame.tobytes(), capture_output=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    whole = Upscaler(read_student(tmp_path / 'rcan.pth')).upscale(frame)
+    assert np.array_equal(np.frombuffer(done.stdout, np.uint8).reshape(80, 96, 3), whole)
 
 
 @pytest.fixture
