@@ -14,7 +14,7 @@ from facd_basicsr.archs import input_channels
 from facd_basicsr.cli import QuietCommand
 from facd_basicsr.deploy.export_formats import int8_graph, require_onnx
 from facd_basicsr.deploy.quantization import quantize_by_min_max
-from facd_basicsr.deploy.runtimes import OnnxNetwork
+from facd_basicsr.deploy.runtimes import INSTALL, OnnxNetwork
 from facd_basicsr.deploy.student import Student, describe_network
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.costs import cost_tables, costs
@@ -75,6 +75,8 @@ def _graphs(opt: dict[str, Any], folder: Path) -> dict[str, nn.Module]:
         (folder / 'int8').write_bytes(quantize_by_min_max(folder / 'onnx', input_channels(block)))
         found['student, int8'] = OnnxNetwork(folder / 'int8', 'ONNX')
     except UserError as error:
-        reason = str(error).partition('; accepted')[0]  # by facd export
+        reason, _, accepted = str(error).partition('; accepted: ')
+        if INSTALL in accepted:  # other advice is facd export's
+            reason = f'{reason}; accepted: {INSTALL}'
         click.echo(f'no row of {"int8" if found else "ONNX and int8"}: {reason}', err=True)
     return found

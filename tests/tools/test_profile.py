@@ -63,7 +63,11 @@ def test_without_onnxruntime_a_line_says_what_is_missing(no_data, small, monkeyp
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     done = CliRunner().invoke(command, ['-opt', str(no_data), '--repeats', '1'], catch_exceptions=False)
     assert done.exit_code == 0 and 'student, ONNX' not in done.output
-    assert 'no row of ONNX and int8: ONNX: needs onnx and onnxruntime, not installed; accepted: `pip' in done.output
+    assert (
+        'no row of ONNX and int8: ONNX: needs onnx and onnxruntime, not installed; accepted: `pip install'
+        in done.output
+        and '--no-onnx' not in done.output
+    )
 
 
 @pytest.mark.parametrize(
