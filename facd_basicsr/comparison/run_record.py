@@ -79,7 +79,7 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
         'seconds_per_iter': seconds_per_iter,
         'train_seconds': None if seconds_per_iter is None else seconds_per_iter * iterations,
         **trained,
-        'machine': machine(device_of([run.opt]).type == 'cuda'),
+        'machine': _machine_of(run),
         'versions': versions(),
         **_size(student),
         'through_regressors': student.regressors is not None,
@@ -96,13 +96,12 @@ def step_record(run: Run, opt: Mapping[str, Any], trained: dict[str, Any]) -> di
     stages = [stage['iterations'] for stage in opt['train'].get('stages') or []]
     lines = read_metrics(root_path() / 'experiments' / run.opt['name'] / METRICS_FILE)
     seconds = step_seconds((line for line in lines if 'epoch' in line), stages or [opt['train']['total_iter']])
-    found = {
-        'method': run.method,
-        'seconds_per_iter': seconds,
-        'machine': machine(device_of([run.opt]).type == 'cuda'),
-        **trained,
-    }
+    found = {'method': run.method, 'seconds_per_iter': seconds, 'machine': _machine_of(run), **trained}
     return {**found, 'test': {}, 'means': {}}
+
+
+def _machine_of(run: Run) -> str:
+    return machine(device_of([run.opt]).type == 'cuda')
 
 
 def step_seconds(lines: Iterable[Mapping[str, Any]], stages: Sequence[int]) -> float:

@@ -13,7 +13,7 @@ from facd_basicsr.data.lmdb_pairs import DATA_PAGE, meta_info_shapes
 from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError, locating, reraise
-from facd_basicsr.files.download import is_url
+from facd_basicsr.files.download import is_url, local_path
 from facd_basicsr.files.images import IMAGE_SUFFIXES, image_size
 from facd_basicsr.runtime.metrics import check_metric_size, needs_gt
 from facd_basicsr.runtime.perceptual_metrics import prepare
@@ -42,11 +42,11 @@ def check_paths(opt: dict[str, Any], is_train: bool, with_weights: bool = True) 
         prepare(f'val.metrics.{name}', block)
     for place, own in teacher_blocks(opt.get('teacher')).items() if is_train else ():
         if (with_weights or 'network' not in own) and not is_url(own['weights']):
-            own['weights'] = _expanded(own['weights'])
+            own['weights'] = str(local_path(own['weights']))
             _check_file(f'{place}.weights', Path(own['weights']), TEACHER_PAGE)
     for key, value in opt['path'].items():
         if value is not None and (key.startswith('pretrain_network') or key == 'resume_state'):
-            opt['path'][key] = _expanded(value)
+            opt['path'][key] = str(local_path(value))
             _check_file(f'path.{key}', Path(opt['path'][key]), CHECKPOINT_PAGE)
 
 
@@ -84,13 +84,13 @@ def _check_dataset(
         if rules is not None and dataset_opt.get(key) is None:
             raise UserError(f'{where}.{key}: missing; accepted: a folder or LMDB, which {dataset_opt["type"]} reads')
         if dataset_opt.get(key) is not None:
-            dataset_opt[key] = _expanded(dataset_opt[key])
+            dataset_opt[key] = str(local_path(dataset_opt[key]))
             with _reraise(f'{where}.{key}'):
                 _check_root(f'{where}.{key}', Path(dataset_opt[key]), dataset_opt, rules)
     if rules is None:
         return None
     if dataset_opt.get(rules.list_key) is not None:
-        dataset_opt[rules.list_key] = _expanded(dataset_opt[rules.list_key])
+        dataset_opt[rules.list_key] = str(local_path(dataset_opt[rules.list_key]))
     if rules.clips:
         check_clips(where, dataset_opt, rules)
         return rules
@@ -211,13 +211,6 @@ def _check_file(where: str, path: Path, page: str) -> None:
     with _reraise(where):
         if not path.is_file():
             raise UserError(f'{where}: no such file: {path}; {page}')
-
-
-def _expanded(path: str) -> str:
-    try:
-        return str(Path(path).expanduser())
-    except RuntimeError:  # the home of a user that is not there: no such file
-        return path
 
 
 def _reraise(where: str) -> AbstractContextManager[None]:

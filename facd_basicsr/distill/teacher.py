@@ -24,7 +24,7 @@ from facd_basicsr.distill.layouts import (
     trained_color_maps,
 )
 from facd_basicsr.errors import UserError, advising, one_line
-from facd_basicsr.files.download import cached, is_url, sha256_of
+from facd_basicsr.files.download import cached, is_url, local_path, sha256_of
 from facd_basicsr.files.state_dicts import load_exactly, load_state_dict, part_by_prefix
 from facd_basicsr.runtime.execution import PRECISIONS, Execution, check_upscaled
 from facd_basicsr.runtime.size_requirements import SizeRequirements
@@ -155,7 +155,7 @@ def local_weights(teacher_opt: dict[str, Any]) -> Path:
     if is_url(weights):
         with advising('or bring the file and name its path there (docs/teachers.md)'):
             return cached(weights, 'teacher.weights', sha256)
-    path = Path(weights).expanduser()
+    path = local_path(weights)
     if sha256 is not None and not (digest := sha256_of(path)).startswith(sha256.lower()):
         raise UserError(f'teacher.sha256: {sha256}, but {path} has {digest}; accepted: the digest of the intended file')
     return path

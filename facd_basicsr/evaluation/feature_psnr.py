@@ -35,7 +35,7 @@ def feature_psnr(student: Tensor, teacher: Tensor) -> float:
     return math.inf if mse == 0 else 10 * math.log10(PEAK**2 / mse)
 
 
-def to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+def _to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both, (N, C, H, W) each, cropped to the smaller height and width."""
     h, w = map(min, a.shape[2:], b.shape[2:])
     return a[..., :h, :w], b[..., :h, :w]
@@ -44,7 +44,7 @@ def to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def feature_scores(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> dict[str, float]:
     """``feature_psnr_1``, ``_2``, ... at each matching point, the shallowest first, and their mean ``feature_psnr``."""
     # A network that pads its input pads its features, at the bottom and right.
-    values = [feature_psnr(*to_smaller(*feats)) for feats in zip(student, teacher)]
+    values = [feature_psnr(*_to_smaller(*feats)) for feats in zip(student, teacher)]
     return {f'feature_psnr_{j}': value for j, value in enumerate(values, start=1)} | {
         'feature_psnr': float(np.mean(values))
     }

@@ -69,6 +69,14 @@ def is_url(text: str) -> bool:
     return text.startswith(('http://', 'https://'))
 
 
+def local_path(path: str) -> Path:
+    """A path of an option file, ``~`` expanded; as it is where no user has that name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def sha256_of(path: Path) -> str:
     """A file's digest in lower-case hexadecimal."""
     digest = hashlib.sha256()

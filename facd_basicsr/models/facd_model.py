@@ -12,7 +12,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
-from facd_basicsr.archs import CONVOLUTIONAL, input_channels
+from facd_basicsr.archs import CONVOLUTIONAL
 from facd_basicsr.data.decoded_cache import CacheNotWrittenError
 from facd_basicsr.data.memory_pairs import MemoryPairs
 from facd_basicsr.distill.regressors import build_regressors, start_regressors
@@ -197,10 +197,6 @@ class FACDModel(SafeSRModel):
         self.net_d = SafeModel.model_to_device(self, execution.lay_out(net_d)).train()
         iters, init_iters = train_opt['net_d_iters'], train_opt['net_d_init_iters']
         self.gan = GAN(train_opt['gan_opt'], self.net_d, execution, self.device, iters, init_iters)
-
-    def _flat(self, batch_size: int, size: int) -> Tensor:
-        channels = input_channels(self.opt['network_g'])
-        return torch.full((batch_size, channels, size, size), 0.5, device=self.device)
 
     def _try_loss(self) -> None:
         """Evaluates the loss on a small flat batch, so that what it refuses is refused before training."""

@@ -435,9 +435,13 @@ class SafeSRModel(SafeModel, SRModel):
     def _run_once(self) -> None:
         """Tensors that a network moves to the device in its first forward, as EDSR its ``mean``, must not be created in
         a CUDA graph, whose memory the next replay reuses."""
-        net, size = self.get_bare_model(self.net_g).eval(), lq_patch_size(self.opt)
-        net(torch.full((1, input_channels(self.opt['network_g']), size, size), 0.5, device=self.device))
+        net = self.get_bare_model(self.net_g).eval()
+        net(self._flat(1, lq_patch_size(self.opt)))
         net.train()
+
+    def _flat(self, batch_size: int, size: int) -> Tensor:
+        channels = input_channels(self.opt['network_g'])
+        return torch.full((batch_size, channels, size, size), 0.5, device=self.device)
 
     def _init_precision(self, *precisions: str | None) -> None:
         """Of the networks that are trained: not fp32 and tf32 at once, which the option check refuses."""

@@ -47,7 +47,8 @@ def dry_run(opt: Block, is_train: bool) -> None:
                     f'teacher: missing, and {where}.type: {block["type"]} reads it; accepted: as in '
                     'options/train/FACD_EDSR_x2.yml'
                 )
-    LossSum(opt['train'].get('distill_opt'), opt['train'].get('pixel_opt'))  # refuses what fits not together
+    # all together, for their names and averages
+    LossSum(opt['train'].get('distill_opt'), opt['train'].get('pixel_opt'))
     for key in ('optim_d', 'optim_g'):
         if opt['train'].get(key):
             optimizer = construct(f'train.{key}', opt['train'][key], _optimizer)

@@ -10,6 +10,7 @@ from torch import nn
 from facd_basicsr.archs.spandrel_arch import detected_arguments, is_spandrels, redetected, tells
 from facd_basicsr.compat import full_name
 from facd_basicsr.errors import UserError
+from facd_basicsr.files.download import local_path
 from facd_basicsr.files.state_dicts import basicsr_param_keys, load_state_dict, part_by_prefix
 from facd_basicsr.options.schema import UPSCALE, network_keys
 
@@ -35,7 +36,7 @@ def pretrained_arguments(opt: dict[str, Any]) -> dict[str, Any]:
         return {}
     left_out = {name: key for name, key in network_keys(cls).items() if name not in network_opt}
     needed = [name for name, key in left_out.items() if key.required or name in UPSCALE]
-    path = Path(checkpoint).expanduser()
+    path = local_path(checkpoint)
     if not path.is_file():
         if needed:
             raise UserError(

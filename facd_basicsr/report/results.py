@@ -20,7 +20,7 @@ from facd_basicsr.evaluation.figures import as_picture, best_of, crop_psnr, diff
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_methods, device_of
 from facd_basicsr.evaluation.tables import Means, MetricBlocks, Table, means, other_metrics, quality_table, scored
 from facd_basicsr.evaluation.test_sets import ImagePair, Sets, build_sets, pairs
-from facd_basicsr.files.download import cached_path, is_url
+from facd_basicsr.files.download import cached_path, is_url, local_path
 from facd_basicsr.options import OPTIONS_FILE
 from facd_basicsr.options.build import check_lone_network, dry_run
 from facd_basicsr.progress import ProgressBar
@@ -194,7 +194,7 @@ def _teachers(run: RunFolder) -> list[Method]:
         if 'network' in own:
             check_lone_network(f'{place}.network', own['network'], run.opt['scale'])
         weights = own['weights']
-        path = cached_path(weights, f'{place}.weights') if is_url(weights) else Path(weights).expanduser()
+        path = cached_path(weights, f'{place}.weights') if is_url(weights) else local_path(weights)
         if not path.is_file():
             raise UserError(f'{place}.weights: {weights} is not available: no such file: {path}')
     return build_teacher_methods(str(run.path / OPTIONS_FILE), run.opt, device_of([run.opt]))

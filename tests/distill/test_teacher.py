@@ -320,3 +320,8 @@ def test_an_address_with_another_hash_than_its_name_is_refused(state_dict, tmp_p
 def test_weights_may_be_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert local_weights({'weights': '~/teacher.pth', 'sha256': None}) == tmp_path / 'teacher.pth'
+
+
+def test_a_home_folder_of_nobody_is_a_name():
+    opt = {'weights': '~nobody_has_this_name/teacher.pth', 'sha256': None}
+    assert str(local_weights(opt)) == '~nobody_has_this_name/teacher.pth'

@@ -170,15 +170,14 @@ def test_a_distillation_loss_with_the_name_of_a_pixel_loss_is_refused(name, pixe
 @pytest.mark.parametrize('target', ['gt', 'teacher'])
 def test_a_sum_over_the_batch_is_over_the_batches_of_all_ranks(target, monkeypatch):
     state = random_state()
+    difference = (state.student - getattr(state, target)).abs()
     loss = LossSum({'l1': {'type': 'L1Loss', 'reduction': 'sum', 'target': target}})
     alone = loss(state)['l_l1']
-    assert torch.equal(alone, (state.student - (state.gt if target == 'gt' else state.teacher)).abs().sum())
+    assert torch.equal(alone, difference.sum())
     monkeypatch.setattr(loss_sum, 'ranks', lambda: 3)  # of which DDP takes the mean
     assert torch.equal(loss(state)['l_l1'], 3 * alone)
     mean = LossSum({'l1': {**L1, 'target': target}})
-    assert torch.equal(
-        mean(state)['l_l1'], (state.student - (state.gt if target == 'gt' else state.teacher)).abs().mean()
-    )
+    assert torch.equal(mean(state)['l_l1'], difference.mean())
 
 
 def test_what_all_losses_need_is_the_most_that_one_needs():

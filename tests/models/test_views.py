@@ -216,7 +216,9 @@ def test_the_average_is_resumed(build):
 
 
 def test_losses_that_ask_for_two_averages_are_refused(build):
-    with pytest.raises(UserError, match=r'train\.distill_opt: averages of the student: every 2 .*; accepted: one for'):
+    with pytest.raises(
+        UserError, match=r'^\S+/opt\.yml: train\.distill_opt: averages of the student: every 2 .*; accepted: one for'
+    ):
         build({'a': VIEWED, 'b': {**VIEWED, 'decay': 0.5}})
 
 
