@@ -153,7 +153,7 @@ def test_two_processes_train_on_views_like_one_and_resume_the_average(
     vgg = {'vgg_weights': str(save_vgg(tmp_path / 'vgg.pth', 2)), 'layer_weights': [0.5, 1]}
     opt['train']['distill_opt'] = {
         'facd': opt['train']['distill_opt'],
-        'dukd': {'type': 'DUKDLoss', 'crops': 2, 'zoom_out': True, 'img_range': 255},
+        'dukd': {'type': 'DUKDLoss', 'crops': 2, 'zoom_out': True, 'two_steps': True, 'img_range': 255},
         'dckd': {'type': 'DCKDLoss', 'every': 3, 'img_range': 255, 'lambda': 25, **vgg},
         'eco': {'type': 'ECOLoss', 'alpha': {'start': 0, 'end': 1, 'over': 6}, 'img_range': 255},
     }

@@ -8,11 +8,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from basicsr.utils.registry import LOSS_REGISTRY
+
 from facd_basicsr.data.paths import check_paths
 from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.evaluation.tables import other_metrics
+from facd_basicsr.losses.base import loss_blocks
 from facd_basicsr.options import load_yaml
 from facd_basicsr.options.option_check import check_block, check_options, check_type, weights_of
 from facd_basicsr.options.option_files import BASE, merged, read_option_file
@@ -194,7 +197,7 @@ def _scaled(opt: dict[str, Any], factor: Fraction) -> dict[str, Any]:
     train_opt, stages = opt['train'], opt['train'].get('stages') or []
     for block in (train_opt, *stages):
         scheduler_opt = block.get('scheduler') or {}
-        for key in ('total_iter', 'iterations', 'warmup_iter'):
+        for key in ('total_iter', 'iterations', 'warmup_iter', 'net_d_init_iters'):
             if key in block:
                 block[key] = scaled(block[key])
         for key in ('milestones', 'periods', 'restarts'):
@@ -206,6 +209,10 @@ def _scaled(opt: dict[str, Any], factor: Fraction) -> dict[str, Any]:
         for _, weight in weights_of(block):
             if isinstance(weight, dict):
                 weight['over'] = scaled(weight['over'])
+        for own in loss_blocks(block.get('distill_opt')).values():
+            every = own.get('every', getattr(LOSS_REGISTRY.get(own['type']), 'every', None))  # of an average, DCKD's
+            if every is not None:
+                own['every'] = scaled(every)
     if stages:
         train_opt['total_iter'] = sum(stage['iterations'] for stage in stages)
     if opt.get('val') is not None:

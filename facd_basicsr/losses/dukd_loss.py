@@ -36,9 +36,10 @@ class DUKDLoss(DistillLoss):
 
     From the paper: |S(x) - GT| + |S(x) - T(x)| + |F^-1(S(F(z))) - T(z)|, where z are LQ-sized crops of the ground truth
     ("zoom in") and F inverts colors, flips and transposes, each at random ("label consistency"); zooming out, S on LQ
-    downscaled once more, to LQ and to T of it. From released code (basicsr/models/dukd_model.py of the authors' fork
-    of BasicSR, of which seanko29/ESPANet has a copy): L1 with weight 1 for all terms, one crop, probability 0.3, no
-    zooming out, and ``two_steps``. Inferred: bicubic downscaling is torch's with antialiasing, where that code has
+    downscaled once more, to LQ and to T of it. From released code (yun224/DUKD, models/dukd_model.py): L1 for all
+    terms, probability 0.3 where the file has none, and ``two_steps``. Its option files differ by network in weights,
+    crops, zooming out and F; docs/losses.md lists them, options/train/DUKD_*.yml follow them. The defaults are
+    theirs for RCAN, but with F. Inferred: bicubic downscaling is torch's with antialiasing, where that code has
     BasicSR's ``imresize``.
 
     Two things differ from that code. It undoes F in the order in which it is applied, so that what is transposed and
@@ -55,6 +56,7 @@ class DUKDLoss(DistillLoss):
     reads_features = False
 
     img_range: float = option(1.0, 'factor on the images', above=0)
+    pixel_weight: float = option(1.0, 'weight of the terms of ground truth, `l_sr` and `l_zoom_out_sr`', least=0)
     targets: str = option(
         'teacher',
         "what views are compared with. `teacher`: its outputs. `gt`: a control of ours, which reads no teacher: LQ's "
@@ -109,7 +111,7 @@ class DUKDLoss(DistillLoss):
 
         Returns:
             ``l_sr``, ``l_logits``, ``l_zoom_in``, ``l_zoom_out_sr`` and ``l_zoom_out_logits``; with ``targets: gt``
-            ``l_sr``, ``l_consistency`` and ``l_zoom_out_sr``.
+            ``l_sr``, ``l_consistency`` and ``l_zoom_out_sr``. ``l_sr`` and ``l_zoom_out_sr`` weighted.
         """
         compared: dict[str, tuple[Tensor, Tensor]] = {}
         if self.on_lq:
@@ -128,4 +130,8 @@ class DUKDLoss(DistillLoss):
             compared['l_zoom_out_sr'] = out['student'], state.lq[..., :height, :width]
             if self.is_taught:
                 compared['l_zoom_out_logits'] = out['student'], out['teacher']
-        return {name: self.img_range * sample_l1(a, b.detach()).mean() for name, (a, b) in compared.items()}
+        weights = {'l_sr': self.pixel_weight, 'l_zoom_out_sr': self.pixel_weight}
+        return {
+            name: weights.get(name, 1) * self.img_range * sample_l1(a, b.detach()).mean()
+            for name, (a, b) in compared.items()
+        }

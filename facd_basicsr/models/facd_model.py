@@ -99,7 +99,7 @@ class FACDModel(SafeSRModel):
             self.net_r = self._build_regressors()
             self._run_student = self.student_taps.run
             self._run_teachers = [own.run for own in self.teacher_taps]
-            self._run_regressors = run_network
+            self._run_average = self._run_regressors = run_network
             self._init_r: str | None = None  # not by a probe
             self._init_gan()
             self._try_loss()
@@ -214,6 +214,8 @@ class FACDModel(SafeSRModel):
     def _compile(self) -> None:
         """Called after all probes, which have other shapes. Validation runs uncompiled: its images differ in size."""
         self._run_student = self._execution_g.compiled(self._run_student, 'train.compile')
+        if self.criterion.average is not None:
+            self._run_average = self._execution_g.compiled(self._run_average, 'train.compile')
         self._run_regressors = self._execution_r.compiled(self._run_regressors, 'train.compile_r')
         self._run_teachers = [
             own.execution.compiled(run, f'{own.place}.compile') for own, run in zip(self.teachers, self._run_teachers)
@@ -273,7 +275,7 @@ class FACDModel(SafeSRModel):
             missing = {name: images for name, images in asked('teacher').items() if name not in outputs_t}
             found, feats_t, taught_by = self._taught(missing, gt)
             outputs_t, teacher_feats = outputs_t | found, teacher_feats + feats_t
-            averaged, _ = outputs_on(self._run_average, asked('average'))
+            averaged, _ = outputs_on(self._average, asked('average'))
             seen = replace(seen, teacher=outputs_t.get(LQ, none), taught_by=taught_by, percep_gt=batch.percep_gt)
             inputs |= {name: view.derive(seen) for name, view in views.items() if name not in inputs}
         outputs, feats, regressed_feats = self._student(asked('student'), bare)
@@ -331,9 +333,9 @@ class FACDModel(SafeSRModel):
                 'iteration, which is slower; docs/teachers.md#images-from-a-cache'
             )
 
-    def _run_average(self, lq: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _average(self, lq: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         with self._execution_g.autocast(self.device):
-            return at_least_float32(self.net_average(self._execution_g.laid_out(lq))), ()
+            return at_least_float32(self._run_average(self.net_average, self._execution_g.laid_out(lq))), ()
 
     def _start_regressors(self, lq: Tensor) -> None:
         """Nothing, but on the first batch of a run whose regressors are new (``train.init_r``)."""

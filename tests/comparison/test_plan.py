@@ -244,6 +244,15 @@ def test_ecos_alpha_is_shortened(comparison, tmp_path):
     assert opt['train']['distill_opt']['alpha'] == {**alpha, 'over': 90}
 
 
+@pytest.mark.parametrize('loss_opt', [{'type': 'DCKDLoss'}, {'type': 'DCKDLoss', 'every': 500}])
+def test_what_else_is_counted_in_iterations_is_scaled(comparison, tmp_path, loss_opt):
+    comparison['methods']['TS']['train'] = {'distill_opt': loss_opt, 'net_d_init_iters': 30}
+    found = read_comparison(write_yml(comparison, tmp_path / 'comparison.yml'))
+    opt = shortened(found, 2 * found.methods['Student']['train']['total_iter']).methods['TS']
+    assert opt['train']['distill_opt']['every'] == 2 * loss_opt.get('every', 1000)
+    assert opt['train']['net_d_init_iters'] == 60
+
+
 SECONDS = {'Student': 0.02, 'FACD': 0.04, 'TS': 0.03}
 
 
@@ -321,9 +330,10 @@ def test_controls_are_dukd_without_a_teacher_and_the_student_alone_for_twice_as_
     assert found.differing() == {'Student_longer': ['train.total_iter', 'train.scheduler']} | averaged
     twice = shortened(found, 2 * total).methods['Student']
     assert longer['train'] == twice['train'] and longer['datasets'] == student['datasets']
-    assert dukd['train']['distill_opt'] == {'type': 'DUKDLoss'} and 'taps' not in dukd
-    assert alone['train']['distill_opt'] == {'type': 'DUKDLoss', 'targets': 'gt'} and 'teacher' not in alone
-    assert found.methods['DUKD_two_steps']['train']['distill_opt'] == {'type': 'DUKDLoss', 'two_steps': True}
+    loss_opt = dukd['train']['distill_opt']
+    assert loss_opt['type'] == 'DUKDLoss' and 'taps' not in dukd
+    assert alone['train']['distill_opt'] == loss_opt | {'targets': 'gt'} and 'teacher' not in alone
+    assert found.methods['DUKD_two_steps']['train']['distill_opt'] == loss_opt | {'two_steps': True}
     equal = of_equal_time(found, 'Student', dict.fromkeys(found.methods, 1.0))
     assert equal.methods['Student_longer']['train'] == student['train'] and equal.differing() == averaged
 

@@ -158,8 +158,16 @@ def test_the_control_reads_no_teacher_and_compares_augmented_lq_with_the_ground_
     assert loss(views_of(loss, perfect, student=lambda x: network('student', x)))['l_consistency'].item() > 0
 
 
-def test_the_defaults_are_the_released_codes():
+def test_the_pixel_weight_is_of_the_terms_of_ground_truth():
+    state = random_state(n=2)
+    plain, weighted = (DUKDLoss(zoom_out=True, pixel_weight=weight) for weight in (1, 5))
+    state = with_views(plain, state)
+    of_ground_truth = {'l_sr', 'l_zoom_out_sr'}
+    expected = {name: value * (5 if name in of_ground_truth else 1) for name, value in plain(state).items()}
+    torch.testing.assert_close(weighted(state), expected)
+    assert {*expected} > of_ground_truth
+
+
+def test_by_default_an_iteration_has_one_step():
     loss = DUKDLoss()
-    assert (loss.crops, loss.probability, loss.zoom_out, loss.img_range) == (1, 0.3, False, 1.0)
-    assert (loss.targets, loss.two_steps) == ('teacher', False)
     assert loss.steps() == (loss,)

@@ -1,6 +1,8 @@
 """Random numbers of samples, and augmentations with their inverses."""
 
+import pytest
 import torch
+from basicsr.utils.matlab_functions import imresize
 from states import random_state
 
 from facd_basicsr.losses.base import DistillState
@@ -69,10 +71,11 @@ def test_a_flat_image_stays_flat_when_downscaled_and_what_is_over_is_cut_off():
     torch.testing.assert_close(small, torch.full((2, 3, 3, 4), 0.4))
 
 
-def test_downscaling_of_a_ramp_is_the_ramp_at_the_centers_of_the_new_pixels():
-    ramp = torch.arange(32.0).expand(1, 1, 32, 32) / 32
-    inner = downscaled(ramp, 4)[0, 0, 4, 2:-2]
-    torch.testing.assert_close(inner, (torch.arange(2.0, 6.0) * 4 + 1.5) / 32)
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_downscaling_is_the_one_that_made_lq_but_for_the_border(scale):
+    image = torch.rand(3, 48, 48)
+    expected = imresize(image, 1 / scale)[None, :, 3:-3, 3:-3]
+    torch.testing.assert_close(downscaled(image[None], scale)[..., 3:-3, 3:-3], expected, atol=1e-6, rtol=0)
 
 
 def test_a_state_without_seeds_has_numbers_too():

@@ -91,6 +91,18 @@ def test_two_teachers_have_the_value_worked_by_hand(build, train_opt, target, l_
     assert log == pytest.approx({'l_sr': l_sr, **taught}, abs=1e-6)
 
 
+@pytest.mark.parametrize(('target', 'labels'), [('mean', [0.4] * 6), ('nearest', [0.2, 0.2, 0.6, 0.6, 0.6, 0.6])])
+def test_a_samples_crops_are_labeled_by_the_teacher_of_the_sample(build, train_opt, target, labels):
+    dukd = {'type': 'DUKDLoss', 'crops': 2}
+    model = build(of_images(with_two_teachers(train_opt), dukd, teacher_target=target))
+    for teacher, gray in zip(model.teachers, (0.2, 0.6)):
+        always_gives(teacher.net, gray)
+    gt = torch.tensor([0.1, 0.58, 0.46]).view(3, 1, 1, 1).expand(3, 3, 16, 16)
+    state = model.distill_state(Batch(torch.rand(3, 3, 8, 8), gt, (1, 2, 3)))
+    expected = torch.tensor(labels).view(6, 1, 1, 1).expand(6, 3, 16, 16)
+    torch.testing.assert_close(state.views['zoom_in']['teacher'], expected)
+
+
 def test_features_of_each_teacher_are_of_its_own_taps_and_their_terms_are_averaged(build, train_opt):
     model = build(with_two_teachers(train_opt))
     state = model.distill_state(Batch(**batch()))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss, DistillState
 from facd_basicsr.losses.base import Average, View, option
+from facd_basicsr.losses.dckd_loss import DCKDLoss
 from facd_basicsr.losses.views import generators
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.micro_batches import Batch
@@ -58,6 +59,25 @@ class ViewedLoss(DistillLoss):
         l_negative = (views['negative']['student'] - views['negative']['teacher']).square().mean()
         l_noisy = (views['taught']['student'] - views['noisy']['average']).square().mean()
         return {'l_negative': l_negative, 'l_noisy': l_noisy + views['corner']['student'].mean()}
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 2, 3).requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return images[:, :, ::2, ::2], self.layer(images.to(self.layer.weight.dtype))
+
+
+@LOSS_REGISTRY.register()
+@dataclass(eq=False)
+class EncodedLoss(DCKDLoss):
+    """DCKD with an encoder of the user's, as docs/losses.md says."""
+
+    def prepare(self) -> 'EncodedLoss':
+        self.vgg = Encoder()
+        return self
 
 
 @LOSS_REGISTRY.register()
@@ -148,10 +168,53 @@ def test_a_view_has_the_outputs_of_its_networks_on_it(build):
     torch.testing.assert_close(views['taught']['input'], teacher(lq)[..., ::2, ::2])
     torch.testing.assert_close(views['noisy']['average'], model.net_average(views['noisy']['input']))
     assert not torch.equal(views['noisy']['input'][0] - lq[0], views['noisy']['input'][1] - lq[1])
-    requires = {
-        name: own[network].requires_grad for name, own in views.items() for network in own if network != 'input'
+
+
+@dataclass
+class Forward:
+    autocast: bool
+    gradients: bool
+    is_channels_last: bool
+
+
+def test_views_are_run_in_the_precision_and_layout_of_their_networks_and_only_the_student_with_gradients(build):
+    torch.set_default_dtype(torch.float32)
+    found: dict[str, list[Forward]] = {'student': [], 'teacher': [], 'average': []}
+    model = build(VIEWED, precision='bf16', channels_last=True)
+    for name, net in (('student', model.net_g), ('teacher', model.teachers[0].net), ('average', model.net_average)):
+
+        def seen(_: nn.Module, inputs: tuple[Tensor], own: list[Forward] = found[name]) -> None:
+            is_channels_last = inputs[0].is_contiguous(memory_format=torch.channels_last)
+            own.append(Forward(torch.is_autocast_enabled('cpu'), torch.is_grad_enabled(), is_channels_last))
+
+        net.register_forward_pre_hook(seen)
+    step(model, 1)
+    assert found == {
+        'student': [Forward(True, True, True)] * 2,
+        'teacher': [Forward(False, False, False)],  # `teacher.precision` and `teacher.channels_last` are its own
+        'average': [Forward(True, False, True)],
     }
-    assert requires == {'negative': False, 'noisy': False, 'corner': True, 'taught': True}
+
+
+def test_train_compile_is_for_the_student_and_its_average(build, monkeypatch):
+    compiled: list[object] = []
+
+    def compile_(function, **_):
+        return lambda *args: compiled.append(args[0]) or function(*args)
+
+    monkeypatch.setattr(torch, 'compile', compile_)
+    model = build(VIEWED, compile={})
+    step(model, 1)
+    assert compiled == [model.net_average, model.net_g, model.net_g]
+
+
+def test_dckd_contrasts_in_the_features_of_an_encoder_that_a_subclass_prepares(build):
+    model = build({'type': 'EncodedLoss', 'layer_weights': [0.5, 1]})
+    step(model, 1)
+    log = model.get_current_log()
+    assert {*log} == {'l_sr', 'l_logits', 'l_consistency', 'l_contrast', 'r_1', 'r_2'}
+    ratios = (0.5 * log['r_1'] + log['r_2']) / 5  # r is by the mean over a sample's negatives, the loss by their sum
+    assert log['l_contrast'] == pytest.approx(0.1 * ratios, rel=1e-3)
 
 
 def test_what_a_view_draws_depends_on_the_samples_seed_not_on_its_place_in_the_batch(build):

@@ -348,8 +348,19 @@ def test_a_loss_has_its_classs_defaults_but_for_what_the_method_is_about(path):
         assert distill_opt.get(key.rstrip('_'), default) == NOT_THE_DEFAULT.get(method, {}).get(key, default), key
 
 
+# what the option files of yun224/DUKD have otherwise than RCAN's: pixel_opt.loss_weight, n_gt_sub and zoom_out
+RELEASED_DUKD: dict[str, dict[str, object]] = {
+    'EDSR_x2': {'pixel_weight': 5, 'crops': 2, 'zoom_out': True},
+    'EDSR_x4': {'pixel_weight': 5, 'zoom_out': True},
+    'RCAN_x2': {},
+    'RCAN_x4': {},
+    'SwinIR_x2': {'pixel_weight': 5},
+    'SwinIR_x4': {'pixel_weight': 5},
+}
+
+
 @pytest.mark.parametrize('path', OF_LATER, ids=name)
-def test_a_later_methods_schedule_is_its_share_of_the_iterations_and_the_rest_is_its_losss_default(path):
+def test_a_later_methods_schedule_is_its_share_of_the_iterations_and_the_rest_its_losss_default_or_as_released(path):
     opt, method = load(path), path.stem.split('_')[0]
     total, distill_opt = opt['train']['total_iter'], opt['train']['distill_opt']
     assert ('taps' in opt) == ('network_r' in opt) == (method == 'FACDB')
@@ -363,7 +374,8 @@ def test_a_later_methods_schedule_is_its_share_of_the_iterations_and_the_rest_is
         assert wavelet == {'type': 'WaveletLoss', 'target': 'teacher'}
     else:
         alpha = {'alpha': {'start': 0, 'end': 1, 'over': total * 3 // 4}} if method == 'ECO' else {}
-        assert distill_opt == {'type': f'{method}Loss', **alpha}
+        released = RELEASED_DUKD[path.stem[len('DUKD_') :]] if method == 'DUKD' else {}
+        assert distill_opt == {'type': f'{method}Loss', **alpha, **released}
     if method == 'DCKD':
         assert opt['train']['ema_decay'] == 0.999
 
