@@ -1,5 +1,6 @@
 """Runs Python command lines in new processes, as a user would."""
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -82,6 +83,7 @@ def _act_as_python(words: list[str], cwd: Path, env: dict[str, str], stdout: Pat
     for path, stream in ((stdout, sys.stdout), (stderr, sys.stderr)):
         with path.open('w') as file:
             os.dup2(file.fileno(), stream.fileno())
+    gc.freeze()  # what the server has imported need not be searched
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
