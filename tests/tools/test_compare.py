@@ -212,6 +212,7 @@ def test_the_command_does_not_train_finished_runs_again(finished, checkout):
     assert ': training;' not in done.stdout and 'FACD' in done.stdout
 
 
+@pytest.mark.slow
 def test_other_test_sets_are_evaluated_without_training(finished, in_process, comparison, checkout, capsys):
     test = changed(comparison, 'test.datasets', {'test_1': {'name': 'renamed'}})
     results = in_process(write_yml(test, checkout / 'renamed.yml'), jobs=1)
