@@ -11,7 +11,6 @@ several scales, give --lq, --scale and --gt-size one value per scale.
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import tempfile
@@ -29,6 +28,7 @@ import lmdb
 import torch
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.data_sampler import EnlargedSampler
+from recorder import Recorder
 
 from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.data.loaders import batches, build_loaders, build_ordered_dataset
@@ -183,9 +183,9 @@ def main() -> None:
     arguments.add_argument('--seconds', type=float, default=0.7, help='per turn')
     arguments.add_argument('--out', type=Path, required=True)
     args = arguments.parse_args()
-    results = []
-    for lq, scale, gt_size in zip(args.lq, args.scale, args.gt_size, strict=True):
-        results += run(args, lq, scale, gt_size)
+    cases = list(zip(args.lq, args.scale, args.gt_size, strict=True))
+    recorder = Recorder(args.out, [lq.name for lq, *_ in cases])
+    results: list[dict[str, Any]] = []
     record = {
         'gt': args.gt.name,
         'images': len((args.gt / 'meta_info.txt').read_text().splitlines()),
@@ -196,7 +196,9 @@ def main() -> None:
         'versions': versions(),
         'results': results,
     }
-    args.out.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
+    for lq, scale, gt_size in cases:
+        results += run(args, lq, scale, gt_size)
+        recorder.write(lq.name, record)
     rows = [
         [
             f'x{result["scale"]}, {result["gt_size"]}',

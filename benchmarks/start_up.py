@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 import torch
 from distillation_models import random_teacher
+from recorder import Recorder
 
 from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.data.bicubic import with_bicubic_lr
@@ -150,19 +151,24 @@ def main() -> None:
     arguments.add_argument('--turns', type=int, default=5)
     arguments.add_argument('--out', type=Path, required=True)
     args = arguments.parse_args()
-    runs = {option_file: measure(option_file, args.turns) for option_file in args.option_files}
-    helped = [help_seconds() for _ in range(WARM_UP + args.turns)][WARM_UP:]
+    recorder = Recorder(args.out, [*args.option_files, 'facd --help'])
+    runs: dict[str, Any] = {}
     results = {
         'machine': machine(),
         'threads': torch.get_num_threads(),
         'turns': args.turns,
         'versions': versions(),
         'runs': runs,
+    }
+    for option_file in args.option_files:
+        runs[option_file] = measure(option_file, args.turns)
+        recorder.write(option_file, results)
+    helped = [help_seconds() for _ in range(WARM_UP + args.turns)][WARM_UP:]
+    results |= {
         'facd_help_seconds': [round(value, 3) for value in helped],
         'facd_help_median': round(statistics.median(helped), 3),
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    recorder.write('facd --help', results)
     rows = [
         [option_file, *(f'{found[key]:.2f}' for key in ('baseline_median', 'train_median', 'ratio', 'cpu_ratio'))]
         for option_file, found in runs.items()

@@ -9,7 +9,6 @@ depends less on other processes; the largest difference of the metrics; and the 
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import tensor2img
+from recorder import Recorder
 from torch.utils.data import DataLoader
 
 from facd_basicsr.comparison.run_record import machine
@@ -138,17 +138,21 @@ def main() -> None:
     opt = {**paths, 'io_backend': {'type': 'disk'}, 'phase': 'val', 'scale': SCALE}
     loader = build_dataloader(build_dataset(opt), opt)
     gpus = min(1, torch.cuda.device_count())
+    recorder = Recorder(args.out, args.students)
+    students: dict[str, Any] = {}
     results = {
         'images': len(loader),
         'machine': machine(),
         'threads': args.threads,
         'turns': args.turns,
         'versions': versions(),
-        'students': {name: compare(build(*STUDENTS[name], gpus), loader, args.turns) for name in args.students},
+        'students': students,
     }
-    args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')
+    for name in args.students:
+        students[name] = compare(build(*STUDENTS[name], gpus), loader, args.turns)
+        recorder.write(name, results)
     rows = []
-    for student, found in results['students'].items():
+    for student, found in students.items():
         for who in found['seconds']:
             parts = [f'{seconds:.2f}' for seconds in found['processor_seconds_by_part'][who].values()]
             rows.append(

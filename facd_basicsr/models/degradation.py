@@ -107,12 +107,13 @@ class Degradation:
         """
         if not self._has_pool:
             return None
-        pairs = {key: _stored(queue[: self.queue_ptr]) for key, queue in self._queues.items()}
+        pairs = {key: _stored(queue[: self.queue_ptr]) for key, queue in self.queues.items()}
         return {**pairs, 'gt_path': list(self._queue_paths)}
 
     @property
-    def _queues(self) -> dict[str, Tensor]:
-        return {'lq': self.queue_lr, 'gt': self.queue_gt}
+    def queues(self) -> dict[str, Tensor]:
+        """The pool's images, none without a pool."""
+        return {'lq': self.queue_lr, 'gt': self.queue_gt} if self._has_pool else {}
 
     def load_state(self, states: Sequence[dict[str, Any]]) -> None:
         """Restores :meth:`state`, of as many ranks as there are now; otherwise the pool stays empty, as a warning says.
@@ -130,11 +131,11 @@ class Degradation:
         missing = self.queue_size - len(own['gt_path'])
         if missing < 0 or missing % self.opt['datasets']['train']['batch_size_per_gpu']:
             _warn(f'{len(own["gt_path"])} pairs, which batches do not complete to queue_size: {self.queue_size}')
-        elif any(own[key]['levels'].shape[1:] != queue.shape[1:] for key, queue in self._queues.items()):
+        elif any(own[key]['levels'].shape[1:] != queue.shape[1:] for key, queue in self.queues.items()):
             _warn('pairs of another gt_size')
         else:
             self.queue_ptr, self._queue_paths = len(own['gt_path']), list(own['gt_path'])
-            for key, queue in self._queues.items():
+            for key, queue in self.queues.items():
                 _restore(own[key], queue)
 
 

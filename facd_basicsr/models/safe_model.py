@@ -191,7 +191,8 @@ class SafeModel(BaseModel):
             network = self.opt['network_g']['type']
             raise UserError(f'network_g: {network} has no weights to train; accepted: a network that has')
         cls = getattr(torch.optim, optim_type)
-        can_be_fused = 'fused' in signature(cls).parameters and kwargs.get('foreach') is None
+        can_be_fused = 'fused' in signature(cls).parameters
+        can_be_fused &= kwargs.get('foreach') is None and not kwargs.get('differentiable')
         can_be_fused &= optim_type != 'Adagrad'  # whose kernel older torch has for CPUs only
         if self.device.type == 'cuda' and can_be_fused and kwargs.get('fused') is None:
             kwargs['fused'] = True
@@ -493,7 +494,8 @@ class SafeSRModel(SafeModel, SRModel):
             state = joined(whole) if whole else self.distill_state(self._batch(), iteration, criterion)
             self._minimize(self._losses(criterion, state, first), first, then=partial(self._backward, parts))
             logs |= self._logs
-            seen = seen or state
+            if seen is None:  # the next step's CUDA graph overwrites what the student gave
+                seen = state if len(steps) == 1 else replace(state, student=state.student.detach().clone())
         if self.gan is not None:
             logs |= self._train_discriminator(self.gan, seen, iteration)
         self._logs = {**logs, **shares}
@@ -539,7 +541,9 @@ class SafeSRModel(SafeModel, SRModel):
         with preserve_buffers(*self._networks().values()):
             for own in self._batch().parts(self.accum_iter):
                 before = rng_state()
-                part = joined([self.distill_state(own, iteration, criterion, bare=True)])  # a CUDA graph overwrites it
+                part = joined(
+                    [self.distill_state(own, iteration, criterion, bare=True)]
+                )  # copies: features may share memory
                 for leaf in of_student(part):
                     leaf.requires_grad_()
                 parts.append((part, before))

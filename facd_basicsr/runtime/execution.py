@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from facd_basicsr.errors import UserError, one_line, reraise
 
@@ -86,7 +87,9 @@ class Execution:
             if _IS_UNCOMPILED.get():
                 return function(*args)
             with self.reraise_compile_errors(where):
-                return compiled(*args)
+                outputs = compiled(*args)
+            # while no backward is to come, the next compiled call overwrites what a CUDA graph gave
+            return outputs if torch.is_grad_enabled() else tree_map_only(Tensor, Tensor.clone, outputs)
 
         return cast(Function, run)
 

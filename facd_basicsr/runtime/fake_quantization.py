@@ -123,8 +123,11 @@ class FakeQuantization:
         if self._batch is None:
             return
         bounds, self._batch = torch.maximum(largest(self._batch), self.least), None
-        if self.bounds is not None:  # features that are not finite, whose step is skipped, leave no trace
+        # features that are not finite, whose step is skipped, leave no trace
+        if self.bounds is not None:
             bounds = self.bounds.lerp(torch.where(bounds.isfinite(), bounds, self.bounds), 1 - self.decay)
+        elif not bool(bounds.isfinite().all()):
+            return
         self.set_bounds(bounds)
 
     def set_bounds(self, bounds: Tensor) -> None:

@@ -342,13 +342,14 @@ def memory_estimate(model: Any, batch: dict[str, Any]) -> tuple[float, str]:
     weights = sum(2 * p.numel() * p.element_size() for p in trained)  # and their gradients
     states = [values for optimizer in model.optimizers for values in optimizer.state.values()]
     weights += sum(x.numel() * x.element_size() for own in states for x in own.values() if isinstance(x, Tensor))
-    frozen = 0
-    if isinstance(model, FACDModel):
-        nets = [*model.teachers, *([model.net_average] if model.criterion.average else [])]
-        frozen = sum(p.numel() * p.element_size() for net in nets for p in net.parameters())
+    held = [*vars(model).values(), *vars(model).get('teachers', [])]  # averages, teachers and a loss's VGG among them
+    frozen = {p for own in held if isinstance(own, nn.Module) for p in own.parameters()} - {*trained}
+    degradation = vars(model).get('degradation')  # of BasicSR's other models none
+    pool = [] if degradation is None else degradation.queues.values()
+    weights += sum(x.numel() * x.element_size() for x in (*frozen, *pool))
     return (
-        activations + weights + frozen,
-        f'{_bytes(activations)} of activations, {_bytes(weights + frozen)} of weights, gradients and optimizer',
+        activations + weights,
+        f'{_bytes(activations)} of activations, {_bytes(weights)} of weights, gradients and optimizer',
     )
 
 

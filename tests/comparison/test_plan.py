@@ -358,7 +358,7 @@ def test_a_comparison_of_other_networks_has_a_baseline_of_every_student_and_equa
 
 
 COMPARED = sorted(REPOSITORY.glob('options/compare/*.yml'))
-MINI = [path for path in COMPARED if path.stem.startswith(('mini', 'long', 'weak'))]
+MINI = [path for path in COMPARED if path.stem.startswith(('mini', 'long', 'weak', 'gpu'))]
 
 
 @pytest.mark.parametrize('path', MINI, ids=lambda path: path.name)
@@ -369,7 +369,7 @@ def test_the_miniatures_methods_are_accepted_and_differ_in_the_distillation_only
         opt = merged(
             read_option_file(str(path.parent / block['base'])), {k: v for k, v in block.items() if k != 'base'}
         )
-        opts[method] = merged(opt, content['common'])
+        opts[method] = merged(opt, content.get('common') or {})
         check_options(opts[method], is_train=True)
         dry_run(opts[method], is_train=True)
     shared = ('datasets', 'network_g', 'scale', 'val', 'logger')

@@ -1,12 +1,14 @@
 """FACDModel's and SRModel's step on a GPU."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from basicsr.archs import build_network
 from basicsr.utils import get_root_logger, set_random_seed
-from conftest import changed, train_options
+from conftest import changed, train_options, with_two_teachers
+from states import save_vgg
 
 from facd_basicsr.data.loaders import batches, build_loaders
 from facd_basicsr.models.safe_model import build_model
@@ -51,6 +53,8 @@ def parsed(tmp_path: Path):
 def run_as(opt: dict, execution: dict) -> dict:
     """The options with all networks run so."""
     opt = changed(opt, 'train', {**opt['train'], **execution})
+    if isinstance(opt.get('teacher'), list):
+        return changed(opt, 'teacher', [own | execution for own in opt['teacher']])
     return changed(opt, 'teacher', {**opt['teacher'], **execution}) if 'teacher' in opt else opt
 
 
@@ -91,19 +95,58 @@ def test_every_way_to_run_gives_the_terms_of_the_cpu_in_float32(parsed, train_op
         assert found[name] == pytest.approx(expected[name], rel=TOLERANCES[execution['precision']]), name
 
 
-@pytest.mark.parametrize('execution', ['fp32', 'bf16, channels_last', 'fp16', 'bf16, channels_last, CUDA graphs'])
-@pytest.mark.parametrize('method', ['FACD', 'FAKD', 'GAN', 'alone'])
-def test_twenty_steps_wait_for_nothing(parsed, train_opt, method, execution):
-    opt = train_opt
-    if method == 'FAKD':
-        del opt['network_r']
-        opt['train']['distill_opt'] = {'type': 'FAKDLoss'}
-    if method == 'GAN':
-        opt['network_d'] = {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}
+@pytest.fixture
+def opt_of(train_opt: dict, tmp_path: Path) -> Callable[[str], dict]:
+    def of_images(loss: dict) -> dict:
+        opt = {key: value for key, value in train_opt.items() if key not in ('taps', 'network_r')}
+        return changed(opt, 'train.distill_opt', loss)
+
+    def _opt(method: str) -> dict:
         gan_opt = {'type': 'GANLoss', 'gan_type': 'vanilla', 'relativistic': True}
-        opt['train'] |= {'gan_opt': gan_opt, 'optim_d': {'type': 'Adam', 'lr': 1e-4}}
-    opt = alone(opt) if method == 'alone' else opt
-    model = build_model(parsed(run_as(opt, EXECUTIONS[execution])))
+        gan = {'gan_opt': gan_opt, 'optim_d': {'type': 'Adam', 'lr': 1e-4}}
+        vgg = {'vgg_weights': str(save_vgg(tmp_path / 'vgg.pth', 1)), 'layer_weights': [1]}
+        opts = {
+            'FACD': lambda: train_opt,
+            'FACD in parts': lambda: changed(train_opt, 'train.accum_iter', 3),
+            'FACD, two teachers': lambda: with_two_teachers(train_opt),
+            'FAKD': lambda: changed(
+                {key: value for key, value in train_opt.items() if key != 'network_r'},
+                'train.distill_opt',
+                {'type': 'FAKDLoss'},
+            ),
+            'DUKD': lambda: of_images({'type': 'DUKDLoss', 'zoom_out': True}),
+            'ECO': lambda: of_images({'type': 'ECOLoss', 'alpha': 0.5}),
+            'DCKD': lambda: of_images({'type': 'DCKDLoss', 'every': 3, **vgg}),
+            'gated': lambda: of_images({'type': 'L1Loss', 'target': 'gated'}),
+            'GAN': lambda: (
+                changed(train_opt, 'train', train_opt['train'] | gan)
+                | {'network_d': {'type': 'UNetDiscriminatorSN', 'num_in_ch': 3, 'num_feat': 4}}
+            ),
+            'quantized': lambda: changed(train_opt, 'train.quantize', {}),
+            'alone': lambda: alone(train_opt),
+        }
+        return opts[method]()
+
+    return _opt
+
+
+WAITED = ('FACD', 'FACD in parts', 'FACD, two teachers', 'FAKD', 'DUKD', 'ECO', 'DCKD', 'gated', 'GAN', 'alone')
+
+
+@pytest.mark.parametrize(
+    ('method', 'execution'),
+    [
+        *(
+            (method, execution)
+            for method in WAITED
+            for execution in ('fp32', 'bf16, channels_last', 'fp16', 'bf16, channels_last, CUDA graphs')
+        ),
+        ('quantized', 'fp32'),
+        ('quantized', 'bf16, channels_last'),
+    ],
+)
+def test_twenty_steps_wait_for_nothing(parsed, opt_of, method, execution):
+    model = build_model(parsed(run_as(opt_of(method), EXECUTIONS[execution])))
 
     def steps(first: int, last: int) -> None:
         for iteration in range(first, last):

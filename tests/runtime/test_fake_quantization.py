@@ -105,6 +105,17 @@ def test_features_that_are_not_finite_leave_the_ranges_as_they_are():
     assert own.bounds.isfinite().all() and own.bounds[1].tolist() == [2, 2, 2, 4]
 
 
+def test_a_first_batch_that_is_not_finite_is_passed_over():
+    net = Sum().train()
+    own = quantized(net)
+    net(torch.tensor([1.0, float('nan')]).reshape(1, 1, 1, 2))
+    own.update()
+    assert own.bounds is None
+    net(torch.full((1, 1, 1, 1), 2.0))
+    own.update()
+    assert own.bounds[1].tolist() == [2, 2, 2, 4]
+
+
 def test_weights_are_in_127_steps_of_the_largest_of_their_output_channel():
     weight = torch.tensor([[1.27, 0.104], [12.7, 0.104]])[..., None, None]
     own = FakeQuantization(['x'])

@@ -7,12 +7,13 @@ import lmdb
 import pytest
 import torch
 from basicsr.archs import build_network
-from conftest import REPOSITORY, changed, picture, run, with_two_teachers, write_yml
-from states import LOSSES, method_opt
+from conftest import REPOSITORY, changed, picture, run, train_options, with_two_teachers, write_yml
+from states import LOSSES, method_opt, save_vgg
 
 from facd_basicsr.data.bicubic import bicubic_lr
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.complexity import saved_activations
+from facd_basicsr.evaluation.complexity import parameters, saved_activations
+from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import read_option_file
 from facd_basicsr.tools import check as tool
 from facd_basicsr.tools.check import check
@@ -42,6 +43,23 @@ def refusal(opt: dict, tmp_path: Path) -> str:
         checked(opt, tmp_path)
     assert '\n' not in str(error.value)
     return str(error.value)
+
+
+def test_the_memory_estimate_counts_an_average_and_a_losss_network(opt, tmp_path):
+    opt = {key: value for key, value in opt.items() if key not in ('taps', 'network_r')}
+    vgg = save_vgg(tmp_path / 'vgg.pth', 1)
+    loss = {'type': 'CSDLoss', 'vgg_weights': str(vgg), 'layer_weights': [1]}
+    sizes, models = [], []
+    for changes in ({}, {'ema_decay': 0.9}):
+        model = build_model(
+            train_options(changed(opt, 'train', opt['train'] | {'distill_opt': loss} | changes), tmp_path)
+        )
+        batch = {'lq': torch.rand(3, 3, 12, 12), 'gt': torch.rand(3, 3, 24, 24)}
+        sizes.append(tool.memory_estimate(model, batch)[0])
+        models.append(model)
+    assert sizes[1] - sizes[0] == 4 * parameters(models[0].net_g)
+    models[0].criterion.register_parameter('more', torch.nn.Parameter(torch.zeros(1000)))
+    assert tool.memory_estimate(models[0], batch)[0] == sizes[0] + 4000
 
 
 def test_each_of_two_teachers_is_described_and_gated(opt, tmp_path):
