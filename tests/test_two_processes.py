@@ -146,6 +146,7 @@ def test_two_processes_train_stages_like_one_and_resume_at_a_border(checkout, da
     assert_same(result(checkout, 2 * N, 'stages_resumed'), result(checkout, 2 * N, 'stages'))
 
 
+@pytest.mark.slow  # tests/runtime/test_processes.py has the values and gradients of every loss on two ranks
 def test_two_processes_train_on_views_like_one_and_resume_the_average(
     checkout, data, teacher_weights, three_images, tmp_path
 ):

@@ -31,7 +31,10 @@ PAGE = (REPOSITORY / 'docs' / 'deploy.md').read_text(encoding='utf-8')
 LINES = dict(re.findall(r'<!-- (\w+) -->\n```\w*\n(.*?)```', PAGE, re.DOTALL))
 
 
-@pytest.fixture(scope='module', params=STUDENTS)
+@pytest.fixture(
+    scope='module',
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in ('RCANStudent', 'SPAN'))) for name in STUDENTS],
+)
 def student(request: pytest.FixtureRequest) -> Student:
     row = STUDENTS[request.param]
     torch.manual_seed(0)

@@ -112,7 +112,7 @@ def prefetching(opt: dict) -> None:
         pytest.param(student_alone, [3], marks=pytest.mark.slow),
         (two_teachers, [3]),
         pytest.param(without_teacher, [3], marks=pytest.mark.slow),
-        (several_losses, [3]),
+        pytest.param(several_losses, [3], marks=pytest.mark.slow),
         pytest.param(random_student, [3, 4], marks=pytest.mark.slow),
         (in_parts, [3]),  # of the random student
     ],

@@ -7,12 +7,9 @@ import functools
 import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,24 +84,27 @@ def comparison(data: Path, teacher_weights: Path, checkout: Path, request: pytes
     }
 
 
+# facd, killed with all that it has started as soon as the first run has its record
+KILLED = """
+import os, signal
+from facd_basicsr.cli import main
+from facd_basicsr.comparison import run
+score = run._score
+def score_and_die(*args):
+    score(*args)
+    os.killpg(0, signal.SIGKILL)
+run._score = score_and_die
+os.setpgrp()
+main()
+"""
+
+
 @pytest.fixture(scope='module')
 def finished(comparison: dict, checkout: Path, in_process: Callable[..., dict]) -> tuple[str, dict[str, int]]:
     """A comparison that was killed after its first run and then resumed: its output, and its records when killed."""
     path = write_yml(comparison, checkout / 'tiny.yml')
-    first = subprocess.Popen(
-        [sys.executable, *command(path, jobs=1)],
-        cwd=checkout,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    for line in first.stdout:
-        if 'dB' in line:
-            break
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    first.stdout.close()
+    killed = run('-c', KILLED, *command(path, jobs=1)[2:], cwd=checkout)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     times = {p.name: p.stat().st_mtime_ns for p in (checkout / 'results' / 'tiny' / 'runs').glob('*.json')}
     _leave_half_trained(checkout)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
