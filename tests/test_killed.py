@@ -46,8 +46,9 @@ def killed_and_resumed(opt: dict, folder: Path, times: int, generator: random.Ra
         assert not list(folder.rglob('*_archived_*'))
 
 
+@pytest.mark.slow  # tests/test_recipes.py and tests/engine/test_checkpoint.py kill at chosen ones
 def test_a_run_killed_at_random_moments_and_resumed_has_the_same_weights(train_opt, tmp_path):
-    killed_and_resumed(with_frequent_checkpoints(train_opt), tmp_path, 2, random.Random(0))
+    killed_and_resumed(with_frequent_checkpoints(train_opt), tmp_path, 3, random.Random(0))
 
 
 @pytest.mark.slow  # tests/test_recipes.py kills one within a stage and at a border

@@ -128,6 +128,7 @@ def test_a_stopped_and_resumed_run_on_two_processes_equals_an_uninterrupted_one(
         assert values.items() <= stopped[tag].items(), tag
 
 
+@pytest.mark.slow
 def test_two_processes_train_stages_like_one_and_resume_at_a_border(checkout, data, teacher_weights, three_images):
     opt = with_stages(facd_opt(data, teacher_weights, three_images))
     del opt['train']['stages'][1]['batch_size_per_gpu'], opt['logger']['keep_last']

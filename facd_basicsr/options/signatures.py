@@ -96,6 +96,16 @@ def signature_keys(
         supplied: parameters that the caller fills in, not the option file.
         known: what to say of a parameter instead of what its signature says; it is required if either says so.
     """
+    return {
+        key: _merged(known[key], own) if key in known else own
+        for key, (name, own) in _own_keys(target).items()
+        if name not in supplied
+    }
+
+
+@functools.cache
+def _own_keys(target: Callable[..., Any]) -> Mapping[str, tuple[str, Key]]:
+    """{option key: its parameter, and what the signature says of it}."""
     function = target.__init__ if inspect.isclass(target) else target
     try:
         hints = typing.get_type_hints(function)
@@ -104,20 +114,19 @@ def signature_keys(
     keys, meanings = {}, argument_meanings(target)
     metadata = {own.name: own.metadata for own in fields(target)} if is_dataclass(target) else {}
     for name, parameter in inspect.signature(target).parameters.items():
-        if name in supplied or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         option_name = name[:-1] if name.endswith('_') and keyword.iskeyword(name[:-1]) else name
-        required = parameter.default is parameter.empty
         hint = hints.get(name)
         own = Key(
             _types(hint, parameter.default),
-            required,
+            parameter.default is parameter.empty,
             _item_types(hint, parameter.default),
             default=_plain(parameter.default),
             **{'meaning': meanings.get(name, ''), **metadata.get(name, {})},
         )
-        keys[option_name] = _merged(known[option_name], own) if option_name in known else own
-    return keys
+        keys[option_name] = name, own
+    return MappingProxyType(keys)
 
 
 def _merged(key: Key, own: Key) -> Key:

@@ -156,7 +156,8 @@ print(limit, bounded, peak())
 
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='the peak is read from Linux')
-@pytest.mark.parametrize('backend', ['torch', pytest.param('onnxruntime', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('backend', ['torch', 'onnxruntime'])
 def test_the_process_never_holds_more_than_the_bound_and_without_it_would(backend, tmp_path):
     block = {'type': 'RRDBNet', 'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 24, 'num_block': 1, 'num_grow_ch': 4}
     student = describe_network({**block, 'scale': 4}, 4)

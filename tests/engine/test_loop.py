@@ -175,7 +175,7 @@ def test_an_image_damaged_in_the_middle_of_training_ends_it_by_name(train_opt, t
     assert 'GT/3.png: not a readable image' in log_text(tmp_path).splitlines()[-1]
 
 
-@pytest.mark.parametrize('workers', WORKERS)
+@pytest.mark.parametrize('workers', [pytest.param(WORKERS[0], marks=pytest.mark.slow), WORKERS[1]])
 def test_by_option_a_damaged_image_is_skipped_named_once_and_counted(train_opt, tmp_path, folders, workers):
     train_opt['datasets']['train'] |= {'skip_damaged': True, **workers}
     run(train_opt, tmp_path, 20, on_iteration=damage_when_trained(folders / 'LQ' / '3.png'))

@@ -327,6 +327,7 @@ def test_facd_check_tries_the_file_of_such_a_run(opt, tmp_path):
     assert any(line.startswith('iteration ') for line in lines)
 
 
+@pytest.mark.slow
 def test_two_processes_keep_a_pool_each_and_resume_both(checkout, opt):
     opt['train'] |= {'total_iter': TOTAL}
     opt['datasets']['train']['dataset_enlarge_ratio'] = 2

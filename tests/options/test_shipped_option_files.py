@@ -147,7 +147,21 @@ def on_meta(network_opt: str) -> torch.nn.Module:
     return build_without_weights(json.loads(network_opt)).to('meta')
 
 
-@pytest.mark.parametrize('path', built(FITTED), ids=name)
+QUICK = ('FACD_RCAN_x4', 'FACD_SwinIR_x2')  # of the networks with most modules
+
+
+def is_slow(path: Path) -> bool:
+    return ('_RCAN_' in path.stem or '_SwinIR_' in path.stem) and path.stem not in QUICK
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        *built([path for path in FITTED if not is_slow(path)]),
+        *(pytest.param(path, marks=pytest.mark.slow) for path in FITTED if is_slow(path)),
+    ],
+    ids=name,
+)
 def test_networks_taps_regressors_and_loss_of_an_option_file_fit_together(path):
     opt = load(path)
     student = on_meta(json.dumps(opt['network_g']))
