@@ -1,7 +1,8 @@
 # make demo  distillation on the photographs in scikit-image's wheel, in a few minutes on two cores
-# make test  lint, the test suite and its coverage
+# make test  lint, the test suite and its coverage, in five minutes on two cores
 # make lint  style (ruff) and types (mypy)
-# make test-all  also the slow tests, which download a pretrained teacher (120 MB)
+# make test-all  also the slow tests: further variants of what make test runs (more networks, losses, kills, examples of
+#   hypothesis), every option file, SLURM, two nodes, a long run, and a pretrained teacher that is downloaded (120 MB)
 # make test-gpu  the tests that need a CUDA GPU, skipped without one
 # make benchmarks  all measurements of docs/performance.md, on a GPU if available; parts: benchmarks-loss, ...
 # make results-gpu  the comparisons of Table 2 on GPUs (docs/reproduce.md)

@@ -1,6 +1,7 @@
 """Small data, networks and option files shared by the tests."""
 
 import copy
+import gc
 import importlib.util
 import os
 import shutil
@@ -40,8 +41,13 @@ SHARED_DATA = REPOSITORY.parent / 'shared' / 'data'
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.pop('COVERAGE_PROCESS_CONFIG', None)
 
-settings.register_profile('untimed', deadline=None)  # tests must not fail on a busy machine
-settings.load_profile('untimed')
+# Without a deadline: tests must not fail on a busy machine.
+settings.register_profile('quick', deadline=None, max_examples=40)
+settings.register_profile('with slow tests', deadline=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile('quick' if config.option.markexpr == 'not slow' else 'with slow tests')
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,6 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker('gpu'):
                 item.add_marker(pytest.mark.skip(reason='no CUDA GPU'))
+
+
+def pytest_collection() -> None:
+    gc.disable()  # what is imported and collected stays
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # every run ends with gc.collect(), most of whose time would go to what was imported
+    gc.enable()
 
 
 MEAN = [0.4488, 0.4371, 0.4040]

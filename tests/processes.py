@@ -1,5 +1,6 @@
 """Runs Python command lines in new processes, as a user would."""
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -32,7 +33,7 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> s
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder) / 'stdout', Path(folder) / 'stderr'
         arguments = (words, cwd, {**_environment(), **(env or {})}, stdout, stderr)
-        process = FORKED.Process(target=_act_as_python, args=arguments)
+        process = FORKED.Process(target=act_as_python, args=arguments)
         process.start()
         process.join(TIMEOUT)
         if process.exitcode is None:
@@ -78,10 +79,12 @@ def _environment() -> dict[str, str]:
     return {**os.environ, 'OMP_NUM_THREADS': '1'}
 
 
-def _act_as_python(words: list[str], cwd: Path, env: dict[str, str], stdout: Path, stderr: Path) -> None:
+def act_as_python(words: list[str], cwd: Path, env: dict[str, str], stdout: Path, stderr: Path) -> None:
+    """``python WORDS`` in a process of ``FORKED``."""
     for path, stream in ((stdout, sys.stdout), (stderr, sys.stderr)):
-        with path.open('w') as file:
+        with path.open('a') as file:
             os.dup2(file.fileno(), stream.fileno())
+    gc.freeze()  # what the server has imported need not be searched
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)

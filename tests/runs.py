@@ -1,5 +1,6 @@
 """Training runs for tests, in this process or in one that may be killed, and their results."""
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -118,6 +119,7 @@ def _train(
     prepare: Callable[[], None] | None,
     step_by_step: bool,
 ) -> None:
+    gc.freeze()
     torch.set_num_threads(1)
     multiprocessing.set_start_method('fork', force=True)  # for DataLoader's workers, as in train.py
     output = (root / 'output.txt').open('a')

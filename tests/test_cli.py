@@ -5,7 +5,7 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
-from conftest import REPOSITORY, run_in_new_interpreter
+from conftest import REPOSITORY, run
 
 from facd_basicsr.cli import COMMANDS, MultiValueCommand, facd
 
@@ -67,7 +67,7 @@ def test_completion_of_subcommands_does_not_import_torch_and_basicsr():
 
 
 def test_an_unknown_subcommand_exits_with_2(tmp_path):
-    done = run_in_new_interpreter('-m', 'facd_basicsr.cli', 'prepair', cwd=tmp_path)
+    done = run('-m', 'facd_basicsr.cli', 'prepair', cwd=tmp_path)
     assert done.returncode == 2
     assert "No such command 'prepair'" in done.stderr
 

@@ -12,8 +12,7 @@ page = imported_script(REPOSITORY / 'docs' / 'networks_page.py')
 TEXT = (REPOSITORY / 'docs' / 'networks.md').read_text(encoding='utf-8')
 CELLS = page.cells_of(TEXT)
 
-# What nothing else trains: padded to windows and to even sizes, with branches that are fused in evaluation.
-QUICK = {('SwinIR', 'student'), ('RRDBNet x2', 'teacher'), ('ECBSR', 'student')}
+QUICK = {('SwinIR', 'student')}  # padded to windows
 RUNS = [
     pytest.param(
         network,

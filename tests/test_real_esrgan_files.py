@@ -59,7 +59,7 @@ def test_a_file_is_a_teacher_with_its_network_and_without(released, named):
     assert teacher(lq[..., :7, :5]).shape == (2, 3, 7 * scale, 5 * scale)
 
 
-@pytest.mark.parametrize('named', [True, False])
+@pytest.mark.parametrize('named', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_file_teaches_and_starts_the_student_and_its_average(released, named, train_opt, tmp_path):
     path, network_opt, scale, net = released
     for name in ('GT', 'LQ'):

@@ -79,6 +79,7 @@ def test_bash_parses_the_script():
     assert (done.returncode, done.stderr) == (0, '')
 
 
+@pytest.mark.slow  # four times Python's start, twice that of two ranks
 def test_a_job_at_its_time_limit_saves_and_is_requeued_and_its_second_run_finishes(
     slurm, checkout, data, teacher_weights
 ):

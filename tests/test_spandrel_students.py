@@ -69,6 +69,7 @@ def test_span_is_trained_tested_exported_and_opened_by_spandrel(span_opt, data, 
             torch.testing.assert_close(found.model(lq), student.net(lq))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_span_has_the_same_weights(span_opt, tmp_path):
     span_opt['train']['ema_decay'] = 0.9
     run(span_opt, tmp_path / 'whole', 6)

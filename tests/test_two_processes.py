@@ -56,7 +56,7 @@ def option_file(checkout: Path, data: Path, teacher_weights: Path, three_images:
 @pytest.fixture(scope='module')
 def two(checkout: Path, option_file: Path) -> CompletedProcess[str]:
     """2N iterations on two processes."""
-    return torchrun(TRAIN, '-opt', option_file, '--force_yml', 'name=two', cwd=checkout)
+    return run_ranks(TRAIN, '-opt', option_file, *PYTORCH, '--force_yml', 'name=two', cwd=checkout)
 
 
 def in_this_process(option_file: Path, root: Path, *overrides: str, resume: bool = False) -> None:
@@ -146,6 +146,7 @@ def test_two_processes_train_stages_like_one_and_resume_at_a_border(checkout, da
     assert_same(result(checkout, 2 * N, 'stages_resumed'), result(checkout, 2 * N, 'stages'))
 
 
+@pytest.mark.slow  # tests/runtime/test_processes.py has the values and gradients of every loss on two ranks
 def test_two_processes_train_on_views_like_one_and_resume_the_average(
     checkout, data, teacher_weights, three_images, tmp_path
 ):
@@ -199,6 +200,7 @@ def test_two_processes_train_a_discriminator_like_one(checkout, data, teacher_we
         assert found[tag] == pytest.approx(values, rel=1e-4), tag
 
 
+@pytest.mark.slow
 def test_two_processes_train_from_memory_like_from_files(two, option_file, checkout):
     overrides = [f'datasets:{phase}:io_backend:type=memory' for phase in ('train', 'val')]
     done = run_ranks(TRAIN, '-opt', option_file, *PYTORCH, '--force_yml', 'name=memory', *overrides, cwd=checkout)
@@ -207,6 +209,7 @@ def test_two_processes_train_from_memory_like_from_files(two, option_file, check
     assert_same(result(checkout, 2 * N, 'memory'), result(checkout, 2 * N, 'two'))
 
 
+@pytest.mark.slow
 def test_two_processes_read_one_cache_of_the_teachers_images_and_train_like_one(
     checkout, data, teacher_weights, three_images
 ):
@@ -274,6 +277,7 @@ def test_two_processes_split_a_test_set_and_find_the_metrics_of_one(two, checkou
         assert alone.read_bytes() == shared.read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_train_by_several_losses_like_one(checkout, data, teacher_weights, three_images):
     opt = facd_opt(data, teacher_weights, three_images)
     opt['train'] |= {

@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import REPOSITORY, decoded, picture
+from conftest import REPOSITORY, decoded, picture, run
 
 from facd_basicsr.data import lmdb_pairs
 from facd_basicsr.data.bicubic import with_bicubic_lr
@@ -67,9 +65,11 @@ def test_a_second_call_finds_everything_there(tmp_path):
 
 
 def test_a_killed_run_leaves_nothing_that_looks_finished_and_is_continued(tmp_path):
-    script = 'import test_lmdb_pairs as t, pathlib; t.write(pathlib.Path("cut"), {**t.SOURCES, "0003": t.killed})'
-    search = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / 'tests', REPOSITORY / 'tests' / 'data')))
-    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': search})
+    script = (
+        'import pathlib, sys; sys.path[:0] = sys.argv[1:]; import test_lmdb_pairs as t; '
+        't.write(pathlib.Path("cut"), {**t.SOURCES, "0003": t.killed})'
+    )
+    done = run('-c', script, REPOSITORY, REPOSITORY / 'tests', REPOSITORY / 'tests' / 'data', cwd=tmp_path)
     assert done.returncode == -signal.SIGKILL
     assert all(path.name.startswith('.partial_') for path in (tmp_path / 'cut').iterdir())
     assert len(decoded(tmp_path / 'cut' / '.partial_X3.lmdb')) == 3 * 4

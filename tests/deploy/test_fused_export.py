@@ -50,7 +50,10 @@ def student_of(name: str) -> Student:
     return Student(net, describe_network(NETWORKS[name], 2))
 
 
-@pytest.fixture(scope='module', params=NETWORKS)
+@pytest.fixture(
+    scope='module',
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name == 'SPAN')) for name in NETWORKS],
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict]:
     """A network's name, the folder with its ``student.*``, and what they were compared with."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -3,6 +3,7 @@
 import io
 import re
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import onnx
@@ -148,10 +149,16 @@ def test_the_students_of_the_option_files_are_those_that_are_tested_here():
     assert types <= {row.block['type'] for row in STUDENTS.values()}
 
 
-@pytest.mark.parametrize('name', STUDENTS)
-@pytest.mark.parametrize('mobile', [False, True], ids=['', 'mobile'])
-@pytest.mark.parametrize('is_static', [False, True], ids=['', 'static'])
-def test_a_students_graph_has_no_control_flow_and_what_the_options_say(name, mobile, is_static, tmp_path):
+@pytest.mark.parametrize(
+    ('is_static', 'mobile', 'name'),
+    [
+        # SwinIR is the slowest to write
+        pytest.param(*kind, name, marks=[pytest.mark.slow] * (name == 'SwinIR' and kind != (True, False)))
+        for name in STUDENTS
+        for kind in product((False, True), repeat=2)
+    ],
+)
+def test_a_students_graph_has_no_control_flow_and_what_the_options_say(is_static, mobile, name, tmp_path):
     student = student_of(name)
     options = GraphOptions(static=SIZE if is_static else None, batch=1 if is_static else None, mobile=mobile)
     content = onnx_bytes(student, half=False, options=options)

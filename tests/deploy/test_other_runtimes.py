@@ -31,7 +31,10 @@ PAGE = (REPOSITORY / 'docs' / 'deploy.md').read_text(encoding='utf-8')
 LINES = dict(re.findall(r'<!-- (\w+) -->\n```\w*\n(.*?)```', PAGE, re.DOTALL))
 
 
-@pytest.fixture(scope='module', params=STUDENTS)
+@pytest.fixture(
+    scope='module',
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in ('RCANStudent', 'SPAN'))) for name in STUDENTS],
+)
 def student(request: pytest.FixtureRequest) -> Student:
     row = STUDENTS[request.param]
     torch.manual_seed(0)
@@ -76,7 +79,15 @@ def test_a_graph_gives_the_students_images(runtime, graph, folders, student, mon
     assert difference(run_page(runtime, folders[graph], monkeypatch), student) < 0.02
 
 
-@pytest.mark.parametrize('graph', ['plain', 'static'])
+PNNX = [(name, graph) for name in STUDENTS for graph in ('plain', 'static')]
+QUICK = [('EDSRStudent', 'plain'), ('ECBSR', 'static')]
+
+
+@pytest.mark.parametrize(
+    ('student', 'graph'),
+    [pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.slow) for pair in PNNX],
+    indirect=['student'],
+)
 def test_pnnx_makes_of_a_graph_what_gives_the_students_images_in_ncnn(graph, folders, student, tmp_path, monkeypatch):
     pytest.importorskip('ncnn', reason='ncnn is not installed')
     pytest.importorskip('pnnx', reason='pnnx is not installed')

@@ -65,7 +65,11 @@ def psnr(net: nn.Module, name: str) -> float:
     return -10 * float((net(lq).clamp(0, 1) - gt).square().mean().log10())
 
 
-@pytest.fixture(scope='module', params=NETWORKS, ids=lambda block: f'{block["type"]} {block.get("res_scale", "")}')
+@pytest.fixture(
+    scope='module',
+    params=[pytest.param(own, marks=[] if own in (EDSR, COMPACT) else pytest.mark.slow) for own in NETWORKS],
+    ids=lambda block: f'{block["type"]} {block.get("res_scale", "")}',
+)
 def student(request: pytest.FixtureRequest) -> Student:
     return trained(request.param)
 

@@ -1,7 +1,6 @@
 """The extras `onnx` and `openvino` are part of `dev`; the files are written by onnx itself."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run
 from onnx import TensorProto, helper
 
 from facd_basicsr.deploy.runtimes import BACKENDS, OnnxNetwork, OpenVinoNetwork, RuntimeNetwork
@@ -119,8 +118,7 @@ def test_runtimes_share_the_threads_of_torch_among_the_jobs(tmp_path, monkeypatc
 
 def test_openvino_tells_nobody_that_it_is_imported(tmp_path):
     code = 'from facd_basicsr.deploy.runtimes import import_openvino as o; o().Core(); import sys; print(sys.modules)'
-    home = {**os.environ, 'HOME': str(tmp_path)}
-    done = subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, env=home, capture_output=True, text=True)
+    done = run('-c', code, cwd=REPOSITORY, env={'HOME': str(tmp_path)})
     assert done.returncode == 0 and 'telemetry_stub' in done.stdout, done.stderr
     assert "'openvino_telemetry': None" in done.stdout and 'openvino_telemetry.' not in done.stdout
     assert not (tmp_path / 'intel').exists()  # where it would keep whom it tells about
@@ -139,7 +137,7 @@ subprocess.run(['true'])
 
 def test_a_signal_after_networks_of_openvino_is_handled(tmp_path):
     path = doubling(tmp_path / 'a.onnx', TensorProto.FLOAT)
-    done = subprocess.run([sys.executable, '-c', SIGNALED, path], cwd=REPOSITORY, capture_output=True, text=True)
+    done = run('-c', SIGNALED, path, cwd=REPOSITORY)
     assert (done.returncode, done.stdout) == (0, 'signaled\n'), done.stderr
 
 

@@ -104,17 +104,17 @@ def prefetching(opt: dict) -> None:
 @pytest.mark.parametrize(
     ('change', 'stops'),
     [
-        (facd, [1]),
+        pytest.param(facd, [1], marks=pytest.mark.slow),
         (facd, [3, 4, 7]),  # in the middle of an epoch, at its end, and again
         (started_regressors, [1]),
-        (two_workers, [3]),
+        pytest.param(two_workers, [3], marks=pytest.mark.slow),
         (prefetching, [3]),
-        (student_alone, [3]),
+        pytest.param(student_alone, [3], marks=pytest.mark.slow),
         (two_teachers, [3]),
-        (without_teacher, [3]),
-        (several_losses, [3]),
-        (random_student, [3, 4]),
-        (in_parts, [3]),
+        pytest.param(without_teacher, [3], marks=pytest.mark.slow),
+        pytest.param(several_losses, [3], marks=pytest.mark.slow),
+        pytest.param(random_student, [3, 4], marks=pytest.mark.slow),
+        (in_parts, [3]),  # of the random student
     ],
 )
 def test_a_run_that_was_stopped_and_resumed_ends_as_one_that_never_was(train_opt, tmp_path, change, stops):

@@ -9,7 +9,11 @@ from facd_basicsr.engine.signals import STOPPING, StopSignals
 from facd_basicsr.errors import SAVED
 
 
-@pytest.mark.parametrize('signum', STOPPING)
+def all_but_one_slow(signum: int) -> list:
+    return [signum, *(pytest.param(own, marks=pytest.mark.slow) for own in STOPPING if own != signum)]
+
+
+@pytest.mark.parametrize('signum', all_but_one_slow(signal.SIGUSR1))
 def test_a_signal_ends_a_training_with_everything_saved_and_it_goes_on_as_if_nothing_had_been(
     train_opt, tmp_path, signum
 ):
@@ -34,7 +38,7 @@ def test_a_signal_ends_a_training_with_everything_saved_and_it_goes_on_as_if_not
     assert_same_curves(tmp_path / 'stopped', tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('signum', STOPPING)
+@pytest.mark.parametrize('signum', all_but_one_slow(signal.SIGINT))
 def test_a_signal_to_the_whole_process_group_leaves_the_workers_alone(train_opt, tmp_path, signum):
     """Ctrl-C in a terminal, and what SLURM does."""
     train_opt['datasets']['train'] |= {'num_worker_per_gpu': 2, 'dataset_enlarge_ratio': 20}
@@ -47,7 +51,7 @@ def test_a_signal_to_the_whole_process_group_leaves_the_workers_alone(train_opt,
     assert 'Traceback' not in (tmp_path / 'output.txt').read_text()
 
 
-@pytest.mark.parametrize('signum', STOPPING)
+@pytest.mark.parametrize('signum', all_but_one_slow(signal.SIGTERM))
 def test_a_second_signal_ends_the_process_at_once(train_opt, tmp_path, signum):
     child = Child(train_opt, tmp_path, step_by_step=True)
     child.wait_for(3)  # it hangs here forever, waiting for an answer
@@ -117,8 +121,15 @@ def test_a_crash_is_in_the_log_and_its_exit_code_is_not_zero(train_opt, tmp_path
     assert 'iter:       2' in log_text(tmp_path)
 
 
-@pytest.mark.parametrize('options', [{'persistent_workers': True}, {'prefetch_mode': 'cpu'}])
-@pytest.mark.parametrize('ending', ['signal', 'crash'])
+@pytest.mark.parametrize(
+    ('ending', 'options'),
+    [
+        ('signal', {'persistent_workers': True}),
+        pytest.param('signal', {'prefetch_mode': 'cpu'}, marks=pytest.mark.slow),
+        pytest.param('crash', {'persistent_workers': True}, marks=pytest.mark.slow),
+        ('crash', {'prefetch_mode': 'cpu'}),
+    ],
+)
 def test_workers_end_with_the_training_however_it_ends(train_opt, tmp_path, options, ending):
     train_opt['datasets']['train'] |= {'num_worker_per_gpu': 2, 'dataset_enlarge_ratio': 20, **options}
     if ending == 'crash':

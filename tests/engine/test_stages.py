@@ -2,13 +2,14 @@
 
 import os
 import re
+import shutil
 import signal
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import changed
+from conftest import changed, tiny_train_opt
 from runs import TOTAL, assert_same, log_text, metric_lines, result, run, with_stages
 
 from facd_basicsr import train
@@ -20,6 +21,14 @@ from facd_basicsr.runtime.execution import set_tf32
 @pytest.fixture
 def staged(train_opt: dict) -> dict:
     return with_stages(train_opt)
+
+
+@pytest.fixture(scope='module')
+def whole(data: Path, teacher_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of ``staged``."""
+    root = tmp_path_factory.mktemp('whole')
+    run(with_stages(tiny_train_opt(data, teacher_weights)), root)
+    return root
 
 
 def regressors_twice(opt: dict) -> None:
@@ -65,8 +74,8 @@ def stop_after(iteration: int) -> Callable[[int], None]:
     ('change', 'stops'),
     [
         (as_it_is, [1, 3, 5]),  # within the first, at its end, within the second
-        (regressors_twice, [3]),
-        (alone, [2]),  # at the end of the first, before its validation
+        pytest.param(regressors_twice, [3], marks=pytest.mark.slow),
+        pytest.param(alone, [2], marks=pytest.mark.slow),  # at the end of the first, before its validation
         pytest.param(gan, [2], marks=pytest.mark.slow),
     ],
 )
@@ -82,8 +91,8 @@ def test_a_run_of_stages_that_was_stopped_and_resumed_ends_as_one_that_never_was
     assert metric_lines(tmp_path / 'stopped') == metric_lines(tmp_path / 'whole')
 
 
-def test_a_finished_run_is_extended_by_a_stage_and_ends_as_if_it_had_had_it(staged, tmp_path):
-    run(staged, tmp_path / 'extended')
+def test_a_finished_run_is_extended_by_a_stage_and_ends_as_if_it_had_had_it(staged, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / 'extended')
     staged['train']['stages'].append({'iterations': 2, 'lr': 1e-4})
     for name in ('extended', 'whole'):
         run(staged, tmp_path / name, TOTAL + 2, '--auto_resume')
@@ -91,18 +100,17 @@ def test_a_finished_run_is_extended_by_a_stage_and_ends_as_if_it_had_had_it(stag
     assert metric_lines(tmp_path / 'extended') == metric_lines(tmp_path / 'whole')
 
 
-def test_everything_in_a_stage_counts_from_its_beginning_and_the_log_goes_on(staged, tmp_path):
-    run(staged, tmp_path)
-    lines = {line['iter']: line for line in metric_lines(tmp_path) if 'lr' in line}
+def test_everything_in_a_stage_counts_from_its_beginning_and_the_log_goes_on(whole):
+    lines = {line['iter']: line for line in metric_lines(whole) if 'lr' in line}
     warm_up = [2.5e-4, 5e-4 * 0.9045085]  # 1 of 2 iterations; the cosine after 1 of 5
     assert [lines[iteration]['lr'] for iteration in (3, 4, 5)] == pytest.approx([1e-3, *warm_up], rel=1e-6)
     assert [lines[iteration]['epoch'] for iteration in (3, 4, 6, 7)] == [1, 2, 2, 3]  # of 2 and of 3 batches
     assert 'l_facd' not in lines[3] and 'l_facd' in lines[4]
-    assert sorted({line['iter'] for line in metric_lines(tmp_path) if 'set' in line}) == [3, 4, 8]
-    state = result(tmp_path)
+    assert sorted({line['iter'] for line in metric_lines(whole) if 'set' in line}) == [3, 4, 8]
+    state = result(whole)
     assert state['iter'] == TOTAL and state['schedulers'][0]['last_epoch'] == 4
     assert {float(own['step']) for own in state['optimizers'][0]['state'].values()} == {5.0}
-    kept = tmp_path / 'experiments/tiny/training_states'
+    kept = whole / 'experiments/tiny/training_states'
     assert {path.name for path in kept.iterdir()} == {'6.state', '8.state', 'latest'}
 
 
@@ -114,9 +122,8 @@ def test_a_schedule_of_a_weight_counts_from_the_start_of_its_stage(staged, tmp_p
     assert [iteration for iteration, value in terms.items() if value == 0] == [4, 5]
 
 
-def test_the_log_says_which_stage_begins_and_what_differs(staged, tmp_path):
-    run(staged, tmp_path)
-    log = log_text(tmp_path)
+def test_the_log_says_which_stage_begins_and_what_differs(whole):
+    log = log_text(whole)
     assert 'train.stages[0]: iterations 1 to 3\n' in log
     (line,) = re.findall(r'train.stages\[1\]: iterations 4 to 8; (.*)', log)
     assert 'datasets.train.batch_size_per_gpu: 3 -> 2; datasets.train.gt_size: 24 -> 32; network_r: None -> Dee' in line
@@ -206,11 +213,10 @@ def test_the_time_that_is_left_counts_later_stages_by_the_pixels_of_their_batche
     assert seconds == [3 + 1 + round(5 * 2 * 32**2 / (3 * 24**2)), 8 + 1]
 
 
-def test_the_options_of_a_run_are_a_file_of_the_same_stages(staged, tmp_path):
-    run(staged, tmp_path)
-    folder: Path = tmp_path / 'experiments/tiny'
+def test_the_options_of_a_run_are_a_file_of_the_same_stages(staged, whole, tmp_path):
+    folder = whole / 'experiments/tiny'
     again = train.load_yaml((folder / 'options.yml').read_text(), '')
     assert again['train']['stages'] == staged['train']['stages']
     again.pop('run')
     run(again, tmp_path / 'again')
-    assert_same(result(tmp_path / 'again'), result(tmp_path))
+    assert_same(result(tmp_path / 'again'), result(whole))

@@ -112,7 +112,7 @@ PUBLISHED = {2: (33.66, 30.24), 3: (30.39, 27.55), 4: (28.42, 26.00)}  # Set5, S
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason='needs shared/data')
-@pytest.mark.parametrize('scale', PUBLISHED)
+@pytest.mark.parametrize('scale', [*(pytest.param(scale, marks=pytest.mark.slow) for scale in (2, 3)), 4])
 def test_the_bicubic_row_agrees_with_what_is_published(scale):
     datasets = {
         f'test_{i}': {

@@ -257,7 +257,13 @@ def outcome(opt: dict, folder: Path) -> str:
     return ''
 
 
-@pytest.mark.parametrize('model', MODELS)
+# Their steps are those of SRModel, SRGANModel and VideoBaseModel with other networks.
+VARIANTS = ('SwinIRModel', 'ESRGANModel', 'HiFaceGANModel', 'EDVRModel', 'VideoGANModel', 'VideoRecurrentGANModel')
+
+
+@pytest.mark.parametrize(
+    'model', [pytest.param(model, marks=[pytest.mark.slow] * (model in VARIANTS)) for model in MODELS]
+)
 def test_every_dataset_trains_or_is_refused_in_a_line(model, datasets, train_opt, teacher, tmp_path):
     said = {kind: outcome(options(train_opt, model, block, teacher), tmp_path) for kind, block in datasets.items()}
     assert {kind for kind, line in said.items() if not line} == TRAINING.get(model, set())
@@ -272,7 +278,7 @@ def test_without_ground_truth_the_student_trains_on_lq_alone_too(datasets, train
     assert {kind for kind, line in said.items() if not line} == {*TRAINING['FACDModel'], 'SingleImageDataset'}
 
 
-@pytest.mark.parametrize('model', ['RealESRNetModel', 'RealESRGANModel'])
+@pytest.mark.parametrize('model', ['RealESRNetModel', pytest.param('RealESRGANModel', marks=pytest.mark.slow)])
 def test_a_model_that_makes_lq_takes_the_dataset_with_its_kernels_alone(
     model, datasets, train_opt, teacher, tmp_path, monkeypatch
 ):

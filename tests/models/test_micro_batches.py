@@ -203,7 +203,14 @@ def test_shares_are_those_of_gradients_taken_one_by_one_and_sum_to_one(build, tr
 
 
 @pytest.mark.parametrize(
-    'changes', [{}, {'compile': {}}, {'precision': 'fp16'}, {'accum_iter': 2}, {'init_r': 'first_batch'}]
+    'changes',
+    [
+        {},
+        pytest.param({'compile': {}}, marks=pytest.mark.slow),
+        {'precision': 'fp16'},
+        {'accum_iter': 2},
+        {'init_r': 'first_batch'},
+    ],
 )
 def test_a_run_is_bit_equal_with_and_without_shares(build, train_opt, changes, monkeypatch):
     torch.set_default_dtype(torch.float32)

@@ -114,6 +114,7 @@ def test_the_average_that_a_loss_reads_is_quantized_too(build, train_opt, tmp_pa
     assert not model.net_average.training
 
 
+@pytest.mark.parametrize('opt', ['SRModel', pytest.param('FACDModel', marks=pytest.mark.slow)], indirect=True)
 def test_a_stopped_and_resumed_run_equals_one_that_never_was(opt, tmp_path):
     opt['train'] |= {'quantize': {}, 'ema_decay': 0.9}
     assert_resumes(opt, tmp_path, stops=(3, 5))

@@ -116,8 +116,15 @@ def test_a_training_state_and_its_networks_are_all_that_training_goes_on_from(bu
         assert_same(getattr(other, net).state_dict(), getattr(model, net).state_dict())
 
 
-@pytest.mark.parametrize('optimizer', [name for name, cls in schema.optimizers().items() if isinstance(cls, type)])
-@pytest.mark.parametrize('precision', [None, 'fp16'])
+@pytest.mark.parametrize(
+    ('precision', 'optimizer'),
+    [
+        pytest.param(precision, name, marks=[pytest.mark.slow] * (precision is not None and name != 'Adam'))
+        for precision in (None, 'fp16')
+        for name, cls in schema.optimizers().items()
+        if isinstance(cls, type)
+    ],
+)
 def test_every_optimizer_resumes_bit_for_bit_and_a_step_that_is_not_finite_changes_nothing(
     build, train_opt, tmp_path, optimizer, precision
 ):

@@ -553,7 +553,7 @@ def places(block: object, at: tuple = ()) -> list[tuple]:
     return [place for key, value in items for place in ((*at, key), *places(value, (*at, key)))]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=3 * settings.default.max_examples)
 @given(st.data())
 def test_whatever_stands_wherever_is_accepted_or_refused_in_a_line_and_left_as_it_is(data):
     opt = copy.deepcopy(data.draw(st.sampled_from([TRAIN, TEST])))

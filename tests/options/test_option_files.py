@@ -137,7 +137,7 @@ def test_basicsrs_yaml_reads_what_is_written():
     assert yaml.safe_load(option_text(opt)) == opt
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(st.text(st.sampled_from('ab1:&*!{}[],-?|>"\'%@#~<= \n\t\x00\ud800'), max_size=40))
 def test_any_text_is_read_or_refused_in_a_line(text):
     try:

@@ -1,27 +1,60 @@
 """``facd compare`` as a user runs it: killed, resumed, reported."""
 
+import contextlib
 import copy
 import csv
+import functools
 import importlib.util
+import io
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import pytest
 from conftest import changed, run, tiny_test_opt, tiny_train_opt, write_yml
+from processes import FORKED, act_as_python
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.tools.compare import compare
 
 
-def command(path: Path) -> list[str]:
-    return ['-m', 'facd_basicsr.cli', 'compare', str(path), '--jobs', '2']
+def command(path: Path, jobs: int = 2) -> list[str]:
+    return ['-m', 'facd_basicsr.cli', 'compare', str(path), '--jobs', str(jobs)]
+
+
+class Forked:
+    """``subprocess.Popen`` of a run of a comparison, without the seconds in which Python imports torch."""
+
+    def __init__(self, command: list[str], stdout: io.TextIOWrapper, env: dict[str, str], **_: object) -> None:
+        output = Path(stdout.name)
+        self._process = FORKED.Process(target=act_as_python, args=(command[1:], Path.cwd(), env, output, output))
+        self._process.start()
+        self.terminate, self.wait = self._process.terminate, self._process.join
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    returncode = property(poll)
+
+
+@pytest.fixture(scope='module')
+def in_process(checkout: Path) -> Callable[..., dict]:
+    """``compare`` in this process, with runs in forked ones, which is faster; it writes into the checkout."""
+
+    @functools.wraps(compare)
+    def compared(*args: object, **kwargs: object) -> dict:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(checkout)
+            for module in ('tools.compare', 'comparison.run', 'comparison.run_record'):
+                patch.setattr(f'facd_basicsr.{module}.root_path', lambda: checkout)
+            patch.setattr('facd_basicsr.comparison.run.subprocess.Popen', Forked)
+            return compare(*args, **kwargs)
+
+    return compared
 
 
 @pytest.fixture(scope='module')
@@ -51,27 +84,32 @@ def comparison(data: Path, teacher_weights: Path, checkout: Path, request: pytes
     }
 
 
+# facd, killed with all that it has started as soon as the first run has its record
+KILLED = """
+import os, signal
+from facd_basicsr.cli import main
+from facd_basicsr.comparison import run
+score = run._score
+def score_and_die(*args):
+    score(*args)
+    os.killpg(0, signal.SIGKILL)
+run._score = score_and_die
+os.setpgrp()
+main()
+"""
+
+
 @pytest.fixture(scope='module')
-def finished(comparison: dict, checkout: Path) -> tuple[subprocess.CompletedProcess, dict[str, int]]:
-    """A comparison that was killed in its second run or later and then resumed, and its records when killed."""
+def finished(comparison: dict, checkout: Path, in_process: Callable[..., dict]) -> tuple[str, dict[str, int]]:
+    """A comparison that was killed after its first run and then resumed: its output, and its records when killed."""
     path = write_yml(comparison, checkout / 'tiny.yml')
-    first = subprocess.Popen(
-        [sys.executable, *command(path)],
-        cwd=checkout,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    for line in first.stdout:
-        if 'dB' in line:
-            break
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    first.stdout.close()
+    killed = run('-c', KILLED, *command(path, jobs=1)[2:], cwd=checkout)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     times = {p.name: p.stat().st_mtime_ns for p in (checkout / 'results' / 'tiny' / 'runs').glob('*.json')}
     _leave_half_trained(checkout)
-    return run(*command(path), cwd=checkout), times
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        in_process(path, jobs=2)
+    return printed.getvalue(), times
 
 
 def _leave_half_trained(checkout: Path) -> None:
@@ -87,8 +125,7 @@ def _leave_half_trained(checkout: Path) -> None:
 
 
 def test_a_killed_comparison_resumes_and_reports_every_run(finished, checkout):
-    done, times = finished
-    assert done.returncode == 0, done.stderr
+    _, times = finished
     folder = checkout / 'results' / 'tiny'
     assert 1 <= len(times) < 4
     assert all((folder / 'runs' / name).stat().st_mtime_ns == time for name, time in times.items())
@@ -108,7 +145,7 @@ def test_students_of_one_architecture_have_one_latency(finished, checkout):
 
 
 def test_the_time_left_over_all_runs_is_printed(finished):
-    assert re.search(r'\d of 4 runs trained, about 1 min left for all', finished[0].stdout)
+    assert re.search(r'\d of 4 runs trained, about 1 min left for all', finished[0])
 
 
 def test_a_stopped_run_resumes_from_its_newest_state(finished, checkout):
@@ -169,23 +206,16 @@ def test_the_pictures_show_every_method(finished, checkout):
     assert crops is not None and crops.shape[1] > 5 * 100
 
 
-@pytest.fixture
-def in_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs ``facd compare`` in this process, which is faster, and lets it write into the checkout."""
-    monkeypatch.chdir(checkout)
-    for module in ('tools.compare', 'comparison.run', 'comparison.run_record'):
-        monkeypatch.setattr(f'facd_basicsr.{module}.root_path', lambda: checkout)
+def test_the_command_does_not_train_finished_runs_again(finished, checkout):
+    done = run(*command(checkout / 'tiny.yml'), cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    assert ': training;' not in done.stdout and 'FACD' in done.stdout
 
 
-def test_finished_runs_are_not_trained_again(finished, in_checkout, checkout, capsys):
-    compare(checkout / 'tiny.yml', jobs=1)
-    printed = capsys.readouterr().out
-    assert ': training;' not in printed and 'FACD' in printed
-
-
-def test_other_test_sets_are_evaluated_without_training(finished, in_checkout, comparison, checkout, capsys):
+@pytest.mark.slow
+def test_other_test_sets_are_evaluated_without_training(finished, in_process, comparison, checkout, capsys):
     test = changed(comparison, 'test.datasets', {'test_1': {'name': 'renamed'}})
-    results = compare(write_yml(test, checkout / 'renamed.yml'), jobs=1)
+    results = in_process(write_yml(test, checkout / 'renamed.yml'), jobs=1)
     assert ': training;' not in capsys.readouterr().out
     assert all(set(run['means']) == {'renamed'} for run in results['runs'])
 
@@ -243,28 +273,28 @@ def test_students_of_two_architectures_are_compared_side_by_side(comparison, che
     assert cv2.imread(str(folder / 'crops.png')) is not None
 
 
-def test_changed_options_are_refused_with_the_key(finished, in_checkout, comparison, checkout):
+def test_changed_options_are_refused_with_the_key(finished, in_process, comparison, checkout):
     path = write_yml(
         changed(comparison, 'methods.FACD.train', {'distill_opt': {'lambda': 16}}), checkout / 'changed.yml'
     )
     with pytest.raises(UserError, match=r'methods.FACD: train.distill_opt.lambda changed since .* was started'):
-        compare(path, jobs=1)
+        in_process(path, jobs=1)
 
 
-def test_a_method_that_train_py_refuses_is_refused_before_anything_is_trained(in_checkout, comparison, checkout):
+def test_a_method_that_train_py_refuses_is_refused_before_anything_is_trained(in_process, comparison, checkout):
     bad = changed(comparison, 'methods.FACD.train', {'distill_opt': {'lamda': 16}}) | {'name': 'bad'}
     with pytest.raises(UserError, match=r'methods.FACD.train.distill_opt.lamda: unknown key'):
-        compare(write_yml(bad, checkout / 'bad.yml'), jobs=1)
+        in_process(write_yml(bad, checkout / 'bad.yml'), jobs=1)
     absent = changed(comparison, 'methods.FACD.path', {'pretrain_network_g': 'none.pth'}) | {'name': 'absent'}
     with pytest.raises(UserError, match=r'methods.FACD: path.pretrain_network_g: no such file: none.pth'):
-        compare(write_yml(absent, checkout / 'absent.yml'), jobs=1)
+        in_process(write_yml(absent, checkout / 'absent.yml'), jobs=1)
     assert not [path for name in ('bad', 'absent') for path in (checkout / 'experiments').glob(f'{name}_*')]
 
 
-def test_equal_time_of_a_method_that_is_not_there_is_refused(in_checkout, comparison, checkout):
+def test_equal_time_of_a_method_that_is_not_there_is_refused(in_process, comparison, checkout):
     path = write_yml(comparison | {'name': 'unequal'}, checkout / 'unequal.yml')
     with pytest.raises(UserError, match=r'^--equal-time Facd: accepted: one of the methods, Student, FACD$'):
-        compare(path, jobs=1, equal_time='Facd')
+        in_process(path, jobs=1, equal_time='Facd')
     assert not (checkout / 'results' / 'unequal').exists()
 
 

@@ -20,7 +20,10 @@ def invoke(*command: object) -> str:
     return done.output
 
 
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ('FAKDLoss', 'CSDLoss', 'DUKDLoss'))) for name in FAMILIES],
+)
 def test_every_command_takes_a_run_of_every_family_of_losses(name, train_opt, tmp_path: Path, monkeypatch):
     opt = method_opt(changed(train_opt, 'train.total_iter', 2), name, tmp_path)
     run(opt, tmp_path, 2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 from click.testing import CliRunner
-from conftest import STUDENT, changed, run, write_yml
+from conftest import STUDENT, changed, run, tiny_train_opt, write_yml
 from runs import run as train
 from runs import write_options
 
@@ -258,11 +258,12 @@ def test_a_loss_needs_a_set_to_be_measured_on(checkpoint, data, tmp_path):
         CliRunner().invoke(command, arguments, catch_exceptions=False)
 
 
-@pytest.fixture
-def fake_quantized(train_opt, tmp_path) -> Path:
+@pytest.fixture(scope='module')
+def fake_quantized(data: Path, teacher_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``net_g_latest.pth`` of a run with ``train.quantize``."""
-    train(changed(train_opt, 'train.quantize', {}), tmp_path, 4)
-    return tmp_path / 'experiments' / 'tiny' / 'models' / 'net_g_latest.pth'
+    root = tmp_path_factory.mktemp('fake_quantized')
+    train(changed(tiny_train_opt(data, teacher_weights), 'train.quantize', {}), root, 4)
+    return root / 'experiments' / 'tiny' / 'models' / 'net_g_latest.pth'
 
 
 def test_int8_of_quantization_aware_training_has_the_psnr_of_its_validation(fake_quantized, tmp_path):

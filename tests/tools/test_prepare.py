@@ -251,7 +251,9 @@ def test_images_that_would_share_a_key_get_digits_of_their_paths_and_one_in_two_
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / name), picture(i, 24, 24))
     folders = [tmp_path / name for name in ('one', 'two', 'one/sub', 'one')]
-    done = prepare('folder', *folders, '--scale', 2, '--out', tmp_path / 'out', '--name', 'N', '--hold-out', 2)
+    done = prepare(
+        'folder', *folders, '--scale', 2, '--out', tmp_path / 'out', '--name', 'N', '--hold-out', 2, '--workers', 1
+    )
     assert done.exit_code == 0, done.exception
     held_out = {path.stem for path in (tmp_path / 'out' / 'N_val' / 'GTmod12').iterdir()}
     keys = keys_in(tmp_path / 'out' / 'N_HR_sub.lmdb') | held_out

@@ -163,12 +163,12 @@ def test_the_block_of_two_teachers_has_a_path_of_each_and_so_has_the_list_of_mod
 @pytest.mark.parametrize(
     ('student', 'teacher'),
     [
-        ('EDSR', 'SwinIR'),
+        pytest.param('EDSR', 'SwinIR', marks=pytest.mark.slow),
         ('SRVGGNetCompact', 'DAT'),
-        ('SwinIR', 'HAT'),
+        pytest.param('SwinIR', 'HAT', marks=pytest.mark.slow),
         ('ECBSR', 'SPAN'),
-        ('RRDBNet', 'RRDBNet'),
-        ('MSRResNet', 'ECBSR'),
+        pytest.param('RRDBNet', 'RRDBNet', marks=pytest.mark.slow),
+        pytest.param('MSRResNet', 'ECBSR', marks=pytest.mark.slow),
         ('RCAN', 'SAFMN'),
     ],
 )

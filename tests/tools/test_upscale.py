@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -38,17 +39,30 @@ def student(tmp_path: Path) -> Path:
     return path
 
 
+# facd with standard input and output that are files of a folder
+OF_FILES = """
+import os, sys
+folder = sys.argv.pop(1)
+os.dup2(os.open(f'{folder}/stdin', os.O_RDONLY), 0)
+os.dup2(os.open(f'{folder}/stdout', os.O_WRONLY), 1)
+from facd_cli import main
+main()
+"""
+
+
 def test_frames_of_a_network_that_takes_no_tiles_run_whole_whatever_tile_says(tmp_path):
     network = {'type': 'RCANStudent', 'num_feat': 16, 'num_group': 1, 'num_block': 1, 'upscale': 2}
     torch.manual_seed(0)
     metadata = describe_network(network, 2).as_metadata()
     torch.save({'params': build_network(network).state_dict(), METADATA: metadata}, tmp_path / 'rcan.pth')
     frame = picture(0, 40, 48)
-    call = ['-m', 'facd_basicsr.cli', 'upscale', '-', '-s', tmp_path / 'rcan.pth', '--raw', '48x40', '--tile', '16']
-    done = subprocess.run([sys.executable, *map(str, call)], input=frame.tobytes(), capture_output=True, cwd=REPOSITORY)
+    for name in ('stdin', 'stdout'):
+        (tmp_path / name).write_bytes(frame.tobytes() * (name == 'stdin'))
+    command = ('upscale', '-', '-s', tmp_path / 'rcan.pth', '--raw', '48x40', '--tile', '16')
+    done = run('-c', OF_FILES, tmp_path, *command, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     whole = Upscaler(read_student(tmp_path / 'rcan.pth')).upscale(frame)
-    assert np.array_equal(np.frombuffer(done.stdout, np.uint8).reshape(80, 96, 3), whole)
+    assert np.array_equal(np.frombuffer((tmp_path / 'stdout').read_bytes(), np.uint8).reshape(80, 96, 3), whole)
 
 
 @pytest.fixture
@@ -110,7 +124,7 @@ def killed_at_the_third(path, parts):
 upscale_images.write_partial = killed_at_the_third
 main()
 """
-    done = subprocess.run([sys.executable, '-c', code, *command], cwd=REPOSITORY, capture_output=True, text=True)
+    done = run('-c', code, *command, cwd=REPOSITORY)
     assert done.returncode == -9, done.stderr
     assert len([path for path in out.rglob('*.png') if path.name[0] != '.']) == 2
     assert ': 4 upscaled, 2 up to date, 0 skipped' in invoke(*command[1:]).output
@@ -305,18 +319,20 @@ def test_memory_is_bounded_for_images_and_frames_by_every_backend(student, photo
         assert ': 6 upscaled, 0 up to date, 0 skipped' in done.output
 
 
+FRAMES = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), np.uint8)
+
+
 class Stream:
     """A process of ``facd upscale --raw`` on frames of 24x16, which has upscaled one frame."""
 
     def __init__(self, student: Path, *options: str) -> None:
-        self.frames = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), np.uint8)
         self.process = subprocess.Popen(
             [sys.executable, '-m', 'facd_basicsr.cli', 'upscale', '--raw', '24x16', '-', '-s', str(student), *options],
             cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it for what runs with &
         )  # fmt: skip
-        self.write(self.frames[0].tobytes())
-        self.first = self.process.stdout.read(4 * self.frames[0].size)
+        self.write(FRAMES[0].tobytes())
+        self.first = self.process.stdout.read(4 * FRAMES[0].size)
 
     def write(self, content: bytes) -> None:
         self.process.stdin.write(content)
@@ -324,20 +340,30 @@ class Stream:
 
 
 def test_frames_of_a_stream_are_the_images_of_files_and_one_that_is_cut_is_told(student, tmp_path):
-    stream = Stream(student, '--backend', 'openvino', '--memory', '64g')
-    out, err = stream.process.communicate(stream.frames[1:].tobytes()[:-1])
-    assert stream.process.returncode == 2
-    assert err.decode() == (
+    for name in ('stdin', 'stdout'):
+        os.mkfifo(tmp_path / name)
+    command = ('upscale', '--raw', '24x16', '-', '-s', student, '--backend', 'openvino', '--memory', '64g')
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run, '-c', OF_FILES, tmp_path, *command, cwd=REPOSITORY)
+        with (tmp_path / 'stdin').open('wb', 0) as stdin, (tmp_path / 'stdout').open('rb') as stdout:
+            stdin.write(FRAMES[0].tobytes())
+            out = stdout.read(4 * FRAMES[0].size)  # before the next one is there
+            stdin.write(FRAMES[1:].tobytes()[:-1])
+            stdin.close()
+            out += stdout.read()
+    done = running.result()
+    assert done.returncode == 2
+    assert done.stderr == (
         'error: --raw: the stream ends inside a frame, after 1151 of 1152 bytes; accepted: whole frames of 24x16 '
         'pixels in rgb24\n'
     )
     for index in range(3):
-        Image.fromarray(stream.frames[index]).save(tmp_path / f'{index}.png')
+        Image.fromarray(FRAMES[index]).save(tmp_path / f'{index}.png')
     names = [f'{index}.png' for index in range(3)]
     images = [tmp_path / name for name in names]
     assert invoke(*images, '-o', tmp_path / 'out', '-s', student, '--backend', 'openvino').exit_code == 0
     of_files = [np.asarray(Image.open(tmp_path / 'out' / name)) for name in names]
-    assert stream.first + out == b''.join(image.tobytes() for image in of_files)
+    assert out == b''.join(image.tobytes() for image in of_files)
 
 
 def test_a_stream_is_interrupted_without_a_traceback(student):
@@ -350,6 +376,6 @@ def test_a_stream_is_interrupted_without_a_traceback(student):
 def test_a_stream_whose_reader_is_gone_ends_in_silence(student):
     stream = Stream(student)
     stream.process.stdout.close()
-    stream.write(stream.frames[1].tobytes())
+    stream.write(FRAMES[1].tobytes())
     assert stream.process.wait(60) == 128 + signal.SIGPIPE
     assert stream.process.stderr.read() == b''
