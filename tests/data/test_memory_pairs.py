@@ -569,7 +569,7 @@ def from_files(data, teacher_weights, tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_training_from_memory_ends_as_one_from_files(from_files, train_opt, tmp_path, workers):
     run(in_memory(train_opt, workers), tmp_path)
     assert_same(result(tmp_path), result(from_files))

@@ -88,7 +88,9 @@ def test_weights_are_int8_with_one_scale_for_each_output_channel(demo):
     assert len(quantized.content) < 0.4 * len(demo[1])
 
 
-@pytest.mark.parametrize('network', [STUDENT, RCAN, COMPACT], ids=lambda network: network['type'])
+@pytest.mark.parametrize(
+    'network', [STUDENT, pytest.param(RCAN, marks=pytest.mark.slow), COMPACT], ids=lambda network: network['type']
+)
 def test_convolutions_and_sums_of_features_are_int8_and_the_mean_shift_is_not(network, folder):
     student = student_of(network)
     quantized = quantize(int8_graph(student), student, calibration_images(folder, student))

@@ -67,7 +67,7 @@ def psnr(net: nn.Module, name: str) -> float:
 
 @pytest.fixture(
     scope='module',
-    params=[pytest.param(own, marks=[] if own in (EDSR, COMPACT) else pytest.mark.slow) for own in NETWORKS],
+    params=[pytest.param(own, marks=[] if own is COMPACT else pytest.mark.slow) for own in NETWORKS],
     ids=lambda block: f'{block["type"]} {block.get("res_scale", "")}',
 )
 def student(request: pytest.FixtureRequest) -> Student:

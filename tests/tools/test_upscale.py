@@ -39,10 +39,12 @@ def student(tmp_path: Path) -> Path:
     return path
 
 
-# facd with standard input and output that are files of a folder
+# facd with standard input and output that are files of a folder, to which it writes its process's id
 OF_FILES = """
-import os, sys
+import os, signal, sys
 folder = sys.argv.pop(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs with &
+open(f'{folder}/pid', 'w').write(str(os.getpid()))
 os.dup2(os.open(f'{folder}/stdin', os.O_RDONLY), 0)
 os.dup2(os.open(f'{folder}/stdout', os.O_WRONLY), 1)
 from facd_cli import main
@@ -323,35 +325,34 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3), np.uint8)
 
 
 class Stream:
-    """A process of ``facd upscale --raw`` on frames of 24x16, which has upscaled one frame."""
+    """A process of ``facd upscale --raw`` on frames of 24x16, which has upscaled one frame before the next is there."""
 
-    def __init__(self, student: Path, *options: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, '-m', 'facd_basicsr.cli', 'upscale', '--raw', '24x16', '-', '-s', str(student), *options],
-            cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it for what runs with &
-        )  # fmt: skip
-        self.write(FRAMES[0].tobytes())
-        self.first = self.process.stdout.read(4 * FRAMES[0].size)
+    def __init__(self, folder: Path, student: Path, *options: str) -> None:
+        for name in ('stdin', 'stdout'):
+            os.mkfifo(folder / name)
+        command = ('upscale', '--raw', '24x16', '-', '-s', student, *options)
+        self._pool = ThreadPoolExecutor(1)
+        self._running = self._pool.submit(run, '-c', OF_FILES, folder, *command, cwd=REPOSITORY)
+        self.stdin, self.stdout = (folder / 'stdin').open('wb', 0), (folder / 'stdout').open('rb')
+        self.stdin.write(FRAMES[0].tobytes())
+        self.first = self.stdout.read(4 * FRAMES[0].size)
+        self.pid = int((folder / 'pid').read_text())
 
-    def write(self, content: bytes) -> None:
-        self.process.stdin.write(content)
-        self.process.stdin.flush()
+    def end(self) -> subprocess.CompletedProcess[str]:
+        """With the rest of its output, in bytes."""
+        rest = self.stdout.read()
+        with self._pool:
+            done = self._running.result()
+        self.stdin.close()
+        self.stdout.close()
+        return subprocess.CompletedProcess(done.args, done.returncode, rest, done.stderr)
 
 
 def test_frames_of_a_stream_are_the_images_of_files_and_one_that_is_cut_is_told(student, tmp_path):
-    for name in ('stdin', 'stdout'):
-        os.mkfifo(tmp_path / name)
-    command = ('upscale', '--raw', '24x16', '-', '-s', student, '--backend', 'openvino', '--memory', '64g')
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(run, '-c', OF_FILES, tmp_path, *command, cwd=REPOSITORY)
-        with (tmp_path / 'stdin').open('wb', 0) as stdin, (tmp_path / 'stdout').open('rb') as stdout:
-            stdin.write(FRAMES[0].tobytes())
-            out = stdout.read(4 * FRAMES[0].size)  # before the next one is there
-            stdin.write(FRAMES[1:].tobytes()[:-1])
-            stdin.close()
-            out += stdout.read()
-    done = running.result()
+    stream = Stream(tmp_path, student, '--backend', 'openvino', '--memory', '64g')
+    stream.stdin.write(FRAMES[1:].tobytes()[:-1])
+    stream.stdin.close()
+    done = stream.end()
     assert done.returncode == 2
     assert done.stderr == (
         'error: --raw: the stream ends inside a frame, after 1151 of 1152 bytes; accepted: whole frames of 24x16 '
@@ -363,19 +364,25 @@ def test_frames_of_a_stream_are_the_images_of_files_and_one_that_is_cut_is_told(
     images = [tmp_path / name for name in names]
     assert invoke(*images, '-o', tmp_path / 'out', '-s', student, '--backend', 'openvino').exit_code == 0
     of_files = [np.asarray(Image.open(tmp_path / 'out' / name)) for name in names]
-    assert out == b''.join(image.tobytes() for image in of_files)
+    assert stream.first + done.stdout == b''.join(image.tobytes() for image in of_files)
 
 
-def test_a_stream_is_interrupted_without_a_traceback(student):
-    stream = Stream(student)
-    os.kill(stream.process.pid, signal.SIGINT)
-    assert stream.process.wait(60) == 130
-    assert stream.process.stderr.read().strip() == b'interrupted' and stream.process.stdout.read() == b''
+def test_a_stream_is_interrupted_without_a_traceback(student, tmp_path):
+    stream = Stream(tmp_path, student)
+    os.kill(stream.pid, signal.SIGINT)
+    done = stream.end()
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, b'', 'interrupted')
 
 
 def test_a_stream_whose_reader_is_gone_ends_in_silence(student):
-    stream = Stream(student)
-    stream.process.stdout.close()
-    stream.write(FRAMES[1].tobytes())
-    assert stream.process.wait(60) == 128 + signal.SIGPIPE
-    assert stream.process.stderr.read() == b''
+    """In a new interpreter, which flushes its output once more at its end."""
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'facd_basicsr.cli', 'upscale', '--raw', '24x16', '-', '-s', str(student)],
+        cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+    )  # fmt: skip
+    process.stdin.write(FRAMES[0].tobytes())
+    assert process.stdout.read(1)
+    process.stdout.close()
+    process.stdin.write(FRAMES[1].tobytes())
+    assert process.wait(60) == 128 + signal.SIGPIPE
+    assert process.stderr.read() == b''
