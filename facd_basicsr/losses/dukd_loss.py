@@ -37,16 +37,16 @@ class DUKDLoss(DistillLoss):
     From the paper: |S(x) - GT| + |S(x) - T(x)| + |F^-1(S(F(z))) - T(z)|, where z are LQ-sized crops of the ground truth
     ("zoom in") and F inverts colors, flips and transposes, each at random ("label consistency"); zooming out, S on LQ
     downscaled once more, to LQ and to T of it. From released code (yun224/DUKD, models/dukd_model.py): L1 for all
-    terms, probability 0.3 where the file has none, and ``two_steps``. Its option files differ by network in weights,
-    crops, zooming out and F; docs/losses.md lists them, options/train/DUKD_*.yml follow them. The defaults are
-    theirs for RCAN, but with F. Inferred: bicubic downscaling is torch's with antialiasing, where that code has
+    terms, probability 0.3 where its ``noisy`` block has none, and ``two_steps``. Its option files differ by network in
+    weights, crops, zooming out and F; docs/losses.md lists them, options/train/DUKD_*.yml follow them. The defaults
+    are theirs for RCAN, but with F. Inferred: bicubic downscaling is torch's with antialiasing, where that code has
     BasicSR's ``imresize``.
 
-    Two things differ from that code. It undoes F in the order in which it is applied, so that what is transposed and
+    Three things differ from that code. It undoes F in the order in which it is applied, so that what is transposed and
     flipped once is not undone; here the order is reversed. It draws one set of crops for the whole batch; here each
-    sample has its own. ``two_steps`` keeps that code's two optimizer steps an iteration: the first by ``l_sr`` and
-    ``l_logits``, the second, by a student that has taken the first, by the other terms, on top of the first's
-    gradients, which are not cleared in between.
+    sample has its own. It leaves the teacher in training mode; here it is in eval. ``two_steps`` keeps that code's two
+    optimizer steps an iteration: the first by ``l_sr`` and ``l_logits``, the second, by a student that has taken the
+    first, by the other terms, on top of the first's gradients, which are not cleared in between.
 
     ``targets: gt`` is not the paper's: it is the control without a teacher. A crop of the ground truth has no ground
     truth of its own, so F is applied to LQ, and ``l_consistency`` = |F^-1(S(F(x))) - GT| is in the place of

@@ -113,7 +113,8 @@ class WaveletLoss(PixelLoss):
 @LOSS_REGISTRY.register()
 @dataclass(eq=False)
 class GradientLoss(PixelLoss):
-    """L1 of Sobel gradients, as dwHou/NTIRE21 (loss/gradient.py), which sums x and y, of G alone, and pads with 0."""
+    """L1 of Sobel gradients, as dwHou/NTIRE21 (EMGA_GAN/src_online/loss/gradient.py), which sums x and y, of G alone,
+    and pads with 0."""
 
     def difference(self, pred: Tensor, target: Tensor) -> Tensor:
         return sobel(pred - target)
