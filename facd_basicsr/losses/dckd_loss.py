@@ -50,8 +50,8 @@ class DCKDLoss(VGGContrastLoss):
     0.1 history + 0.9 student, the student being its moving average of ``train.ema_decay: 0.999``.
 
     Otherwise than there: the features are CSD's, torchvision's VGG-19 on the images as they are, for there they are of
-    the encoder of a VQGAN, taming-transformers'; for the same reason its cross-entropy on codes of that
-    VQGAN (weight 0.001) is left out. ``every`` is one number; in the code it grows to 2000 after the first 100,000
+    the encoder of taming-transformers' VQGAN, which is no part of this project; so its cross-entropy on that VQGAN's
+    codes (weight 0.001) is left out. ``every`` is one number; in the code it grows to 2000 after the first 100,000
     iterations and to 3000 after the second. Means run over the batch of all ranks, there over each rank's.
     """
 

@@ -214,8 +214,7 @@ class FACDModel(SafeSRModel):
     def _compile(self) -> None:
         """Called after all probes, which have other shapes. Validation runs uncompiled: its images differ in size."""
         self._run_student = self._execution_g.compiled(self._run_student, 'train.compile')
-        if self.criterion.average is not None:
-            self._run_average = self._execution_g.compiled(self._run_average, 'train.compile')
+        self._run_average = self._execution_g.compiled(self._run_average, 'train.compile')
         self._run_regressors = self._execution_r.compiled(self._run_regressors, 'train.compile_r')
         self._run_teachers = [
             own.execution.compiled(run, f'{own.place}.compile') for own, run in zip(self.teachers, self._run_teachers)

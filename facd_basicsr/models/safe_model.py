@@ -541,9 +541,8 @@ class SafeSRModel(SafeModel, SRModel):
         with preserve_buffers(*self._networks().values()):
             for own in self._batch().parts(self.accum_iter):
                 before = rng_state()
-                part = joined(
-                    [self.distill_state(own, iteration, criterion, bare=True)]
-                )  # copies: features may share memory
+                # a copy, for what the student gives may be one tensor twice: its output is its last layer's feature
+                part = joined([self.distill_state(own, iteration, criterion, bare=True)])
                 for leaf in of_student(part):
                     leaf.requires_grad_()
                 parts.append((part, before))

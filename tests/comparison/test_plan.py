@@ -320,18 +320,25 @@ def test_the_comparisons_of_all_methods_differ_in_the_scale_only(net):
         assert block == {'base': f'../train/{name.replace("-", "")}_{net}_x2.yml'}
 
 
-@pytest.mark.parametrize('name', ['controls_EDSR_x2', 'long_x2'])
-def test_controls_are_dukd_without_a_teacher_and_the_student_alone_for_twice_as_long(name, monkeypatch):
+@pytest.mark.parametrize(
+    ('name', 'settings', 'averaged'),
+    [
+        ('controls_EDSR_x2', {'pixel_weight': 5, 'crops': 2, 'zoom_out': True}, {}),
+        ('long_x2', {}, {'DCKD': ['train.ema_decay']}),
+    ],
+)
+def test_controls_are_dukd_without_a_teacher_and_the_student_alone_for_twice_as_long(
+    name, settings, averaged, monkeypatch
+):
     monkeypatch.setattr('facd_basicsr.comparison.plan.check_paths', lambda opt, is_train: None)  # no sets here
     found = read_comparison(REPOSITORY / 'options' / 'compare' / f'{name}.yml')
     student, longer, alone, dukd = (found.methods[own] for own in ('Student', 'Student_longer', 'Augmentation', 'DUKD'))
     total = student['train']['total_iter']
-    averaged = {'DCKD': ['train.ema_decay']} if 'DCKD' in found.methods else {}
     assert found.differing() == {'Student_longer': ['train.total_iter', 'train.scheduler']} | averaged
     twice = shortened(found, 2 * total).methods['Student']
     assert longer['train'] == twice['train'] and longer['datasets'] == student['datasets']
-    loss_opt = dukd['train']['distill_opt']
-    assert loss_opt['type'] == 'DUKDLoss' and 'taps' not in dukd
+    loss_opt = {'type': 'DUKDLoss', **settings}
+    assert dukd['train']['distill_opt'] == loss_opt and 'taps' not in dukd
     assert alone['train']['distill_opt'] == loss_opt | {'targets': 'gt'} and 'teacher' not in alone
     assert found.methods['DUKD_two_steps']['train']['distill_opt'] == loss_opt | {'two_steps': True}
     equal = of_equal_time(found, 'Student', dict.fromkeys(found.methods, 1.0))

@@ -168,6 +168,8 @@ def test_the_pixel_weight_is_of_the_terms_of_ground_truth():
     assert {*expected} > of_ground_truth
 
 
-def test_by_default_an_iteration_has_one_step():
+def test_by_default_terms_weigh_alike_and_an_iteration_has_one_step():
     loss = DUKDLoss()
+    assert (loss.crops, loss.probability, loss.zoom_out, loss.img_range) == (1, 0.3, False, 1.0)
+    assert (loss.targets, loss.two_steps, loss.pixel_weight) == ('teacher', False, 1.0)
     assert loss.steps() == (loss,)

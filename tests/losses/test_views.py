@@ -78,5 +78,11 @@ def test_downscaling_is_the_one_that_made_lq_but_for_the_border(scale):
     torch.testing.assert_close(downscaled(image[None], scale)[..., 3:-3, 3:-3], expected, atol=1e-6, rtol=0)
 
 
+def test_downscaling_of_a_ramp_is_the_ramp_at_the_centers_of_the_new_pixels():
+    ramp = torch.arange(32.0).expand(1, 1, 32, 32) / 32
+    inner = downscaled(ramp, 4)[0, 0, 4, 2:-2]
+    torch.testing.assert_close(inner, (torch.arange(2.0, 6.0) * 4 + 1.5) / 32)
+
+
 def test_a_state_without_seeds_has_numbers_too():
     assert len(generators(random_state(n=3), 'a')) == 3

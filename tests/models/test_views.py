@@ -168,6 +168,10 @@ def test_a_view_has_the_outputs_of_its_networks_on_it(build):
     torch.testing.assert_close(views['taught']['input'], teacher(lq)[..., ::2, ::2])
     torch.testing.assert_close(views['noisy']['average'], model.net_average(views['noisy']['input']))
     assert not torch.equal(views['noisy']['input'][0] - lq[0], views['noisy']['input'][1] - lq[1])
+    requires = {
+        name: own[network].requires_grad for name, own in views.items() for network in own if network != 'input'
+    }
+    assert requires == {'negative': False, 'noisy': False, 'corner': True, 'taught': True}
 
 
 @dataclass
