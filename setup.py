@@ -49,7 +49,7 @@ setup(
         # transformers and a second OpenCV.
         'perceptual': ['torchmetrics>=1.8'],
         'dev': [
-            'coverage>=7.10',  # make test; older versions lack `patch`
+            'coverage>=7.10',  # make test-all; older versions lack `patch`
             'hypothesis',
             'mypy',  # make lint
             'ncnn',  # runs exported students in tests/deploy/test_other_runtimes.py

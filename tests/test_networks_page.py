@@ -12,16 +12,8 @@ page = imported_script(REPOSITORY / 'docs' / 'networks_page.py')
 TEXT = (REPOSITORY / 'docs' / 'networks.md').read_text(encoding='utf-8')
 CELLS = page.cells_of(TEXT)
 
-QUICK = {('SwinIR', 'student')}  # padded to windows
 RUNS = [
-    pytest.param(
-        network,
-        column,
-        marks=[] if (network.name, column) in QUICK else pytest.mark.slow,
-        id=f'{network.name} {column}',
-    )
-    for network in NETWORKS
-    for column in network.columns
+    pytest.param(network, column, id=f'{network.name} {column}') for network in NETWORKS for column in network.columns
 ]
 
 
@@ -30,6 +22,7 @@ def without_numbers(reason: str) -> str:
     return re.sub(r'\d[\d.]*', '#', reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('network', 'column'), RUNS)
 def test_a_cell_says_what_happens(network, column):
     found = CELLS[network.name][column]

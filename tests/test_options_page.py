@@ -104,6 +104,7 @@ def test_an_unknown_table_is_refused_by_its_name():
         options_page.with_tables('<!-- options: trian -->\n<!-- end -->')
 
 
+@pytest.mark.slow
 def test_the_command_updates_a_stale_page(tmp_path):
     page = tmp_path / 'options.md'
     page.write_text(TEXT.replace('iterations between lines of progress', 'something else'), encoding='utf-8')

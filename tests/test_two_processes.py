@@ -96,6 +96,7 @@ def test_two_processes_train_like_one_with_the_combined_batch(two, one, checkout
         assert_close(networks(checkout, 'two', iteration), networks(checkout, 'one', iteration))
 
 
+@pytest.mark.slow
 def test_two_processes_with_batches_in_parts_train_like_one_with_the_combined_batch(option_file, one, checkout):
     overrides = ('name=parts', 'train:accum_iter=2', 'train:log_gradient_share=2')
     done = run_ranks(TRAIN, '-opt', option_file, *PYTORCH, '--force_yml', *overrides, cwd=checkout)

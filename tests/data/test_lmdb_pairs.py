@@ -51,6 +51,7 @@ def test_sub_images_of_all_scales_are_aligned_and_listed_as_basicsr_does(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ['HR.lmdb', 'X2.lmdb', 'X3.lmdb']
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path):
     write(tmp_path / 'one')
     write(tmp_path / 'two', workers=2)

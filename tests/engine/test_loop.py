@@ -106,9 +106,9 @@ def prefetching(opt: dict) -> None:
     [
         pytest.param(facd, [1], marks=pytest.mark.slow),
         (facd, [3, 4, 7]),  # in the middle of an epoch, at its end, and again
-        (started_regressors, [1]),
+        pytest.param(started_regressors, [1], marks=pytest.mark.slow),
         pytest.param(two_workers, [3], marks=pytest.mark.slow),
-        (prefetching, [3]),
+        pytest.param(prefetching, [3], marks=pytest.mark.slow),
         pytest.param(student_alone, [3], marks=pytest.mark.slow),
         (two_teachers, [3]),
         pytest.param(without_teacher, [3], marks=pytest.mark.slow),

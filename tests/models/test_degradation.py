@@ -198,10 +198,8 @@ def gan(opt: dict) -> None:
     opt['train'] |= {'gan_opt': {'type': 'GANLoss', 'gan_type': 'vanilla'}, 'optim_d': {'type': 'Adam', 'lr': 1e-4}}
 
 
-CHANGES = [(as_it_is, [3, 6]), (gan, [5])]
-CHANGES += [
-    pytest.param(change, [stop], marks=pytest.mark.slow) for change, stop in ((alone, 6), (worker, 5), (views, 5))
-]
+FURTHER = [(gan, [5]), (alone, [6]), (worker, [5]), (views, [5])]
+CHANGES = [(as_it_is, [3, 6]), *(pytest.param(*further, marks=pytest.mark.slow) for further in FURTHER)]
 
 
 @pytest.mark.parametrize(('change', 'stops'), CHANGES)
@@ -302,6 +300,7 @@ def test_pairs_of_a_list_train_as_they_are_and_with_sharpened_targets(train_opt,
     )
 
 
+@pytest.mark.slow
 def test_an_lmdb_of_photographs_gives_the_pairs_of_its_folder(opt, photographs, tmp_path):
     def read(path: Path, scales: list[int]) -> dict:
         return {1: cv2.imread(str(path))}

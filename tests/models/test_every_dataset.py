@@ -278,7 +278,8 @@ def test_without_ground_truth_the_student_trains_on_lq_alone_too(datasets, train
     assert {kind for kind, line in said.items() if not line} == {*TRAINING['FACDModel'], 'SingleImageDataset'}
 
 
-@pytest.mark.parametrize('model', ['RealESRNetModel', pytest.param('RealESRGANModel', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('model', ['RealESRNetModel', 'RealESRGANModel'])
 def test_a_model_that_makes_lq_takes_the_dataset_with_its_kernels_alone(
     model, datasets, train_opt, teacher, tmp_path, monkeypatch
 ):
