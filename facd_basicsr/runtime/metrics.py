@@ -38,6 +38,12 @@ def as_input(lq: np.ndarray) -> Tensor:
     return img2tensor(lq.astype(np.float32) / 255)[None]
 
 
+@cache
+def _quarter(name: str) -> np.ndarray:
+    """A photograph with a quarter of its height and width."""
+    return cv2.resize(photograph(name), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+
+
 def photograph_input(name: str, channels: int, height: int, width: int) -> Tensor:
     """The middle of a photograph as a network's input, (1, channels, height, width) in [0, 1].
 
@@ -49,7 +55,7 @@ def photograph_input(name: str, channels: int, height: int, width: int) -> Tenso
             detail of an LQ image, and is mirrored where that is too small.
         channels: 3: RGB; any other number: so many equal channels of gray.
     """
-    image = cv2.resize(photograph(name), None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    image = _quarter(name)
     missing = [max(0, wanted - found) for wanted, found in zip((height, width), image.shape)]
     image = np.pad(image, [(more // 2, more - more // 2) for more in (*missing, 0)], 'symmetric')
     top, left = ((found - wanted) // 2 for wanted, found in zip((height, width), image.shape))

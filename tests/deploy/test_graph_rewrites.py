@@ -149,13 +149,15 @@ def test_the_students_of_the_option_files_are_those_that_are_tested_here():
     assert types <= {row.block['type'] for row in STUDENTS.values()}
 
 
+QUICK = {(is_static, is_static, name) for is_static in (False, True) for name in STUDENTS if name != 'SwinIR'}
+QUICK |= {(True, False, 'EDSRStudent'), (False, True, 'EDSRStudent')}
+
+
 @pytest.mark.parametrize(
     ('is_static', 'mobile', 'name'),
     [
-        # SwinIR is the slowest to write
-        pytest.param(*kind, name, marks=[pytest.mark.slow] * (name == 'SwinIR' and kind != (True, False)))
-        for name in STUDENTS
-        for kind in product((False, True), repeat=2)
+        pytest.param(*graph, marks=[] if graph in QUICK else pytest.mark.slow)
+        for graph in product((False, True), (False, True), STUDENTS)
     ],
 )
 def test_a_students_graph_has_no_control_flow_and_what_the_options_say(is_static, mobile, name, tmp_path):
