@@ -15,8 +15,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 # isort: split
 import torch
 
-from facd_basicsr.comparison.run_record import machine
-from facd_basicsr.environment import versions
+from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.runtime.execution import tf32_of
 

@@ -27,9 +27,8 @@ from distillation_models import options, ours, random_batch, train_step, with_ex
 from peak_memory import extra_mib
 from recorder import Recorder
 
-from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.engine.launch import init_dist
-from facd_basicsr.environment import versions
+from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.tables import text_table
 
 BATCHES = (4, 8, 16, 32, 64)

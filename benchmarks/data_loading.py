@@ -30,9 +30,8 @@ from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.data_sampler import EnlargedSampler
 from recorder import Recorder
 
-from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.data.loaders import batches, build_loaders, build_ordered_dataset
-from facd_basicsr.environment import versions
+from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.tables import text_table
 
 BASELINE = 'BasicSR, lmdb'

@@ -16,7 +16,7 @@ from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options.parse import checked_options
 from facd_basicsr.options.schema import EXECUTION
 
-# Precision, layout and compilation: keys of `train`, applied to the teacher too unless `teacher` overrides them. The
+# Precision, layout and compilation: keys of `train`, applied to the teacher too. The
 # ones that take minutes to compile are last.
 EXECUTIONS: dict[str, dict[str, Any]] = {
     'fp32': {'precision': 'fp32'},
@@ -26,7 +26,7 @@ EXECUTIONS: dict[str, dict[str, Any]] = {
     'fp32, channels_last, compiled': {'precision': 'fp32', 'channels_last': True, 'compile': {}},
     'bf16, channels_last, compiled': {'precision': 'bf16', 'channels_last': True, 'compile': {}},
 }
-EAGER = {name: execution for name, execution in EXECUTIONS.items() if not {'compile', 'teacher'} & execution.keys()}
+EAGER = {name: execution for name, execution in EXECUTIONS.items() if 'compile' not in execution}
 EXECUTIONS_CUDA = {
     'tf32': {'precision': 'tf32'},
     'tf32, channels_last': {'precision': 'tf32', 'channels_last': True},
@@ -73,9 +73,8 @@ def options(option_file: Path, folder: Path, batch: int, patch: int) -> dict[str
 def with_execution(opt: dict[str, Any], execution: Mapping[str, Any]) -> dict[str, Any]:
     """The option dict with this execution for all networks."""
     opt = copy.deepcopy(opt)
-    shared = {key: value for key, value in execution.items() if key != 'teacher'}
-    opt['train'] |= shared
-    opt['teacher'] |= shared | execution.get('teacher', {})
+    opt['train'] |= execution
+    opt['teacher'] |= execution
     return opt
 
 

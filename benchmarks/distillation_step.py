@@ -44,8 +44,7 @@ from recorder import LIMIT, Recorder
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from facd_basicsr.comparison.run_record import machine
-from facd_basicsr.environment import versions
+from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models import FACDModel
 from facd_basicsr.runtime.execution import Execution, tf32_of

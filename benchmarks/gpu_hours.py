@@ -79,21 +79,27 @@ def filled(page: str, costs: list[dict[str, Any]]) -> str:
     return with_blocks(page, re.escape(BEGIN), lambda _: table(costs))[0]
 
 
+def papers_files() -> list[tuple[Path, str, str, int]]:
+    """Option files of the paper's tables, each with its method, network and scale."""
+    found = []
+    for path in [*sorted(OPTIONS.glob('*.yml')), *sorted(OPTIONS.glob('ablation/*.yml'))]:
+        words = re.fullmatch(r'(\w+)_(EDSR|RCAN)_x(\d)', path.stem)
+        if words is not None and words[1] not in LATER:
+            found.append((path, words[1], words[2], int(words[3])))
+    return found
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument('--out', type=Path, required=True)
     arguments.add_argument('--into', type=Path, help='page whose table is updated')
     args = arguments.parse_args()
     costs = []
-    for path in [*sorted(OPTIONS.glob('*.yml')), *sorted(OPTIONS.glob('ablation/*.yml'))]:
-        found = re.fullmatch(r'(\w+)_(EDSR|RCAN)_x(\d)', path.stem)
-        if found is None or found[1] in LATER:
-            continue
-        method, network, scale = found.groups()
+    for path, method, network, scale in papers_files():
         opt = read_option_file(str(path))
         flops = step_flops(opt)
         hours = flops * opt['train']['total_iter'] / (RATE * 1e12) / 3600
-        costs.append({'method': method, 'network': network, 'scale': int(scale), 'flops': flops, 'hours': hours})
+        costs.append({'method': method, 'network': network, 'scale': scale, 'flops': flops, 'hours': hours})
         print(f'{path.stem}: {flops / 1e12:.3f} TFLOP an iteration, {hours:.0f} h', flush=True)
     results = {'rate_tflops': RATE, 'device': DEVICE, 'kind': 'computed', 'runs': costs}
     args.out.write_text(json.dumps(results, indent=1) + '\n', encoding='utf-8')

@@ -29,8 +29,7 @@ from peak_memory import extra_mib
 from recorder import Recorder
 from torch import Tensor
 
-from facd_basicsr.comparison.run_record import machine
-from facd_basicsr.environment import versions
+from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.losses import contrastive
 from facd_basicsr.losses.pairwise import cdist_by_column, pairwise_l1, pairwise_l1_triu

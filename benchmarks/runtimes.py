@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from facd_basicsr.deploy.export_formats import BASIC, STEP, GraphOptions, export, measured, onnx_formats
-from facd_basicsr.deploy.runtimes import import_openvino
+from facd_basicsr.deploy.runtimes import openvino_core
 from facd_basicsr.deploy.student import read_student
 from facd_basicsr.environment import machine, versions
 from facd_basicsr.errors import run_command
@@ -53,9 +53,8 @@ def in_onnxruntime(file: Path, threads: int, lq: np.ndarray) -> Run:
 
 
 def in_openvino(file: Path, threads: int, lq: np.ndarray, **settings: str) -> Run:
-    openvino = import_openvino()
     settings |= {'INFERENCE_NUM_THREADS': str(threads)}
-    model = openvino.Core().compile_model(str(file), 'CPU', settings)
+    model = openvino_core().compile_model(str(file), 'CPU', settings)
     return lambda lq: model(lq)['sr']
 
 

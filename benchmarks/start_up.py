@@ -31,10 +31,9 @@ import torch
 from distillation_models import random_teacher
 from recorder import Recorder
 
-from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.data.bicubic import with_bicubic_lr
 from facd_basicsr.data.lmdb_pairs import write_lmdbs
-from facd_basicsr.environment import versions
+from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.options import read_option_file
 from facd_basicsr.options.option_files import option_text

@@ -20,8 +20,7 @@ import torch
 from basicsr.models.base_model import BaseModel
 
 from facd_basicsr.comparison.plan import Comparison, read_comparison
-from facd_basicsr.comparison.run_record import machine
-from facd_basicsr.environment import versions
+from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options.option_check import with_defaults

@@ -23,9 +23,8 @@ import torch
 from basicsr.utils import set_random_seed
 from torch import Tensor
 
-from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.data.loaders import build_ordered_dataset
-from facd_basicsr.environment import versions
+from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import build_model

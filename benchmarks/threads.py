@@ -29,8 +29,7 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 import torch
 from distillation_models import options, ours, random_batch, train_step
 
-from facd_basicsr.comparison.run_record import machine
-from facd_basicsr.environment import SPINS, versions
+from facd_basicsr.environment import SPINS, machine, versions
 from facd_basicsr.evaluation.tables import text_table
 
 OWN, OURS = "OpenMP's own", f'{SPINS:,} spins'

@@ -23,9 +23,8 @@ import facd_basicsr  # noqa: F401  must come before basicsr
 import torch
 from distillation_models import random_teacher
 
-from facd_basicsr.comparison.run_record import machine
 from facd_basicsr.engine import loop
-from facd_basicsr.environment import versions
+from facd_basicsr.environment import machine, versions
 from facd_basicsr.options import parser, read_option_file
 from facd_basicsr.train import train
 

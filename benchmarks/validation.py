@@ -27,8 +27,7 @@ from basicsr.utils import tensor2img
 from recorder import Recorder
 from torch.utils.data import DataLoader
 
-from facd_basicsr.comparison.run_record import machine
-from facd_basicsr.environment import versions
+from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.tables import text_table
 from facd_basicsr.models.safe_model import SafeModel, build_model
 from facd_basicsr.models.validation import validation_forward

@@ -21,6 +21,9 @@ def methods_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of a :class:`MultiValueCommand` that say which methods stand in a table or figure."""
     for option in (
         click.option(
+            '--force_yml', multiple=True, metavar='KEY:KEY=VALUE ...', help='override options of every test file'
+        ),
+        click.option(
             '--sets', multiple=True, metavar='SET ...', help='with --run: sets in datasets/, or their folders'
         ),
         click.option(

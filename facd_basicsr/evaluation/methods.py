@@ -172,6 +172,8 @@ def load_methods(
         UserError: a file or checkpoint is not accepted, or a network does not take color images or has another scale.
     """
     for_teacher = [entry for entry in overrides if entry.startswith(('teacher:', 'teacher='))]
+    if for_teacher and train_file is None:
+        raise UserError(f'--force_yml: {for_teacher[0]}; accepted: with --teacher, the train file that has it')
     opts = read_test_files(paths, [entry for entry in overrides if entry not in for_teacher], runs, sets)
     paths = [*paths, *runs]
     scale = opts[0]['scale']

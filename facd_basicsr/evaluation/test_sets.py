@@ -14,6 +14,7 @@ from basicsr.data.single_image_dataset import SingleImageDataset
 from basicsr.utils import tensor2img
 
 from facd_basicsr.data.loaders import build_ordered_dataset
+from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.data.paths import check_paths
 from facd_basicsr.data.seeded_dataset import NamingDataset
 from facd_basicsr.errors import UserError, reraise_data_errors
@@ -74,6 +75,8 @@ def build_sets(opt: dict[str, Any], lq_only: bool = False) -> Sets:
                     'compared; test.py evaluates others'
                 )
         dataset_opt = copy.deepcopy(block) | {'phase': phase.split('_')[0], 'scale': opt['scale']}
+        if is_in_memory(block):  # which training maps; the files are the same
+            dataset_opt['io_backend'] = {'type': file_backend(block)}
         with reraise_data_errors():
             dataset = build_ordered_dataset(dataset_opt)
         if not isinstance(dataset, accepted):

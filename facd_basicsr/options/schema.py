@@ -269,11 +269,6 @@ DATASET_REQUIRED: dict[str, set[str]] = {
     'SingleImageDataset': {'dataroot_lq', 'io_backend'},
 }
 PATCHES = {'gt_size', 'use_hflip', 'use_rot'}
-DATASET_REQUIRED_TRAIN = {
-    'PairedImageDataset': PATCHES,
-    'RealESRGANPairedDataset': PATCHES,
-    'SingleImageDataset': PATCHES,
-}
 TYPE = {'type': Key((str,), required=True, meaning='what the other keys of the block are for')}
 PATH = {
     'resume_state': Key(
@@ -745,7 +740,7 @@ def dataset_keys(dataset: type, training: bool) -> Keys:
     """Of a set in ``datasets``; ``training``: of ``datasets.train``."""
     required = DATASET_REQUIRED.get(dataset.__name__, set())
     if training:
-        required = required | DATASET_REQUIRED_TRAIN.get(dataset.__name__, set())
+        required = required and required | PATCHES
     read = keys_read(dataset, 'opt') - DERIVED
     own = {key: replace(DATASET_KEYS.get(key, Key()), required=key in required) for key in sorted(read)}
     if issubclass(dataset, RealESRGANDataset):

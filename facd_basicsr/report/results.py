@@ -12,7 +12,6 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from PIL import Image
 
-from facd_basicsr.data.memory_pairs import file_backend, is_in_memory
 from facd_basicsr.data.paths import check_paths
 from facd_basicsr.distill.teacher import teacher_blocks
 from facd_basicsr.errors import UserError
@@ -154,7 +153,7 @@ def _score(result: Results, student: str, images: Iterable[ImagePair]) -> None:
 
 
 def _validation_sets(opt: dict[str, Any]) -> Sets:
-    found = {phase: dict(block) for phase, block in opt['datasets'].items() if phase.split('_')[0] == 'val'}
+    found = {phase: block for phase, block in opt['datasets'].items() if phase.split('_')[0] == 'val'}
     blocks = {phase: block for phase, block in found.items() if block['type'] != 'SingleImageDataset'}
     if not blocks:
         lacks = 'has no ground truth' if found else 'missing'
@@ -165,9 +164,6 @@ def _validation_sets(opt: dict[str, Any]) -> Sets:
         relative = [block for block in blocks.values() if not Path(str(block.get('dataroot_gt'))).is_absolute()]
         hint = ' (paths are relative to the folder that facd report is run in)' if relative else ''
         raise UserError(f'{error}{hint}') from error
-    for block in blocks.values():
-        if is_in_memory(block):  # of training's datasets; the files are the same
-            block['io_backend'] = {'type': file_backend(block)}
     return build_sets({'datasets': blocks, 'scale': opt['scale']})
 
 

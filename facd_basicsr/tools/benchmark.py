@@ -119,7 +119,6 @@ def _note_gray_images(found: Iterable[LqImage], notes: list[str], gray: bool) ->
     is_flag=True,
     help="score one-channel images as gray, as published bicubic values do: takes 0.09 dB from Set14's PSNR-Y",
 )
-@click.option('--force_yml', multiple=True, metavar='KEY:KEY=VALUE ...', help='override options of every test file')
 def command(
     option_files: tuple[str, ...],
     runs: tuple[str, ...],

@@ -431,6 +431,8 @@ def command(option_file: str, overrides: tuple[str, ...], modules: str | None, t
       facd check -opt options/train/FACD_EDSR_x4.yml --modules teacher
       facd check -opt options/train/FACD_EDSR_x4.yml --suggest-taps 3
     """
+    if modules is not None and taps is not None:
+        raise UserError(f'--suggest-taps: {taps}, with --modules {modules}; accepted: one of both')
     if modules is not None:
         lines = list_modules(option_file, overrides, modules)
     elif taps is not None:

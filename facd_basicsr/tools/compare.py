@@ -183,6 +183,10 @@ def command(
     if pages or file.suffix == '.json':
         if file.suffix != '.json' or not pages:
             raise UserError(f'{file}: accepted: a comparison file, or a results.json with --into PAGE.md')
+        given = {'--jobs': jobs, '--iterations': iterations, '--equal-time': equal_time}
+        for option, value in given.items():
+            if value is not None:
+                raise UserError(f'{option}: {value}, with {file}; accepted: a comparison file, whose runs it is for')
         fill_pages(file, pages)
     else:
         compare(file, jobs or max(1, torch.cuda.device_count()), iterations, equal_time)

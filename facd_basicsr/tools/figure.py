@@ -95,9 +95,6 @@ def check_out(out: Path) -> None:
     make_folder_of(out, '--out')
 
 
-force_option = click.option(
-    '--force_yml', multiple=True, metavar='KEY:KEY=VALUE ...', help='override options of every test file'
-)
 set_option = click.option('--set', 'set_name', help='use this set only; default: all')
 
 
@@ -126,7 +123,6 @@ def command() -> None:
 @click.option('--size', type=click.IntRange(1), default=48, show_default=True, help='side of found crops in HR pixels')
 @click.option('--errors', is_flag=True, help="a second row of every method's error in Y, on one scale")
 @click.option('--out', type=click.Path(path_type=Path), default='figure.png', show_default=True, help='PNG to write')
-@force_option
 def crops(
     option_files: tuple[str, ...],
     runs: tuple[str, ...],
@@ -200,7 +196,6 @@ def _chosen_crops(
 )
 @click.option('--count', type=click.IntRange(1), default=3, show_default=True, help='images to draw, worst first')
 @click.option('--out', type=click.Path(path_type=Path), default='teacher_map.png', show_default=True)
-@force_option
 def teacher_map_command(
     option_files: tuple[str, ...],
     runs: tuple[str, ...],

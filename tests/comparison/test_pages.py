@@ -30,3 +30,5 @@ def test_the_costs_of_the_papers_trainings_are_the_committed_ones():
     page = (REPOSITORY / 'docs' / 'reproduce.md').read_text(encoding='utf-8')
     assert gpu_hours.filled(page, costs) == page
     assert gpu_hours.BEGIN in page and '| FACD EDSR |' in page
+    files = [tuple(of) for _, *of in gpu_hours.papers_files()]
+    assert [(run['method'], run['network'], run['scale']) for run in costs] == files

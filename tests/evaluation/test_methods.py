@@ -167,3 +167,9 @@ def test_a_table_needs_a_method_and_sets_need_a_run(student_opt, tmp_path):
     test_file = str(write_yml(student_opt, tmp_path / 'test.yml'))
     with pytest.raises(UserError, match=r'^--sets: accepted with --run; -opt names its sets itself'):
         load_methods([test_file], None, [], sets=['Set5'])
+
+
+def test_an_override_of_a_teacher_needs_the_file_that_has_it(student_opt, tmp_path):
+    path = write_yml(student_opt, tmp_path / 'a.yml')
+    with pytest.raises(UserError, match=r'^--force_yml: teacher:weights=a.pth; accepted: with --teacher, the train'):
+        load_methods([str(path)], None, ['teacher:weights=a.pth'])

@@ -6,7 +6,7 @@ import pytest
 from conftest import changed, picture
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.evaluation.test_sets import build_sets, pairs, select
+from facd_basicsr.evaluation.test_sets import build_sets, pairs, select, validation_pairs
 
 
 def test_pairs_are_the_files_images_by_name_cropped_to_the_scale(test_opt, data):
@@ -24,6 +24,14 @@ def test_pairs_read_lmdbs(test_opt, data):
     found = list(pairs(build_sets(opt)))
     assert [pair.image for pair in found] == [f'{i:04d}_s001' for i in range(6)]
     assert np.array_equal(found[3].gt, picture(3, 48, 48))
+
+
+def test_a_validation_set_in_memory_is_read_from_its_files(test_opt):
+    expected, _ = validation_pairs(test_opt)
+    found, problems = validation_pairs(changed(test_opt, 'datasets.test_1.io_backend', {'type': 'memory'}))
+    assert problems == []
+    for pair, same in zip(found, expected, strict=True):
+        assert np.array_equal(pair.lq, same.lq) and np.array_equal(pair.gt, same.gt)
 
 
 def test_pairs_are_those_of_test_py_with_another_suffix_and_by_a_list_of_real_esrgan(test_opt, data, tmp_path):

@@ -7,6 +7,7 @@ import lmdb
 import pytest
 import torch
 from basicsr.archs import build_network
+from click.testing import CliRunner
 from conftest import REPOSITORY, changed, picture, run, train_options, with_two_teachers, write_yml
 from states import LOSSES, method_opt, save_vgg
 
@@ -378,6 +379,12 @@ def test_a_teacher_of_a_file_without_one_is_not_listed(opt, tmp_path):
     assert 'EDSRStudent' in modules(alone, 'student', tmp_path)
     with pytest.raises(UserError, match=r'--modules teacher: .*opt.yml has no teacher; accepted: student'):
         modules(alone, 'teacher', tmp_path)
+
+
+def test_modules_and_suggested_taps_are_not_given_together():
+    arguments = ['-opt', 'opt.yml', '--modules', 'student', '--suggest-taps', '3']
+    with pytest.raises(UserError, match=r'^--suggest-taps: 3, with --modules student; accepted: one of both$'):
+        CliRunner().invoke(tool.command, arguments, catch_exceptions=False)
 
 
 def test_the_command_that_a_message_about_taps_names_lists_the_paths(opt, tmp_path):

@@ -298,6 +298,13 @@ def test_equal_time_of_a_method_that_is_not_there_is_refused(in_process, compari
     assert not (checkout / 'results' / 'unequal').exists()
 
 
+@pytest.mark.parametrize('option', ['--jobs', '--iterations', '--equal-time'])
+def test_what_is_for_runs_is_refused_with_their_results(option, tmp_path):
+    done = run('-m', 'facd_basicsr.cli', 'compare', 'results.json', '--into', 'page.md', option, '7', cwd=tmp_path)
+    assert done.returncode == 2
+    assert f'{option}: 7, with results.json; accepted: a comparison file, whose runs it is for' in done.stderr
+
+
 @pytest.mark.slow
 def test_runs_of_equal_time_have_iterations_by_step_times_that_are_kept(comparison, checkout):
     path = write_yml(comparison | {'name': 'timed', 'seeds': [0]}, checkout / 'timed.yml')
