@@ -10,8 +10,8 @@ from torch import Tensor
 
 from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.errors import UserError
-from facd_basicsr.runtime.execution import reraise_refused_input
-from facd_basicsr.runtime.metrics import score
+from facd_basicsr.runtime.execution import reraise_refused_input, tf32_of
+from facd_basicsr.runtime.metrics import psnr_y
 
 COLOUR_MARGIN = 0.005  # dB
 COLOUR_IMAGES = 5  # as many as Set5 has: fewer may be better in the wrong order by chance
@@ -28,12 +28,12 @@ def teacher_psnr_y(
     """
     flipped = [1] if bgr else []  # dimensions: the channels
     # A loader draws from torch's generator, and training is not to depend on this.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), tf32_of(teacher.execution.precision):
         images = (
             (tensor2img(_output(teacher, batch['lq'].to(device).flip(flipped)).flip(flipped)), tensor2img(batch['gt']))
             for batch in loader
         )
-        return np.array([score(sr, gt, scale)['psnr_y'] for sr, gt in images])
+        return np.array([psnr_y(sr, gt, scale) for sr, gt in images])
 
 
 def _output(teacher: Teacher, lq: Tensor) -> Tensor:

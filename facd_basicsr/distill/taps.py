@@ -326,14 +326,10 @@ def points(paths: Sequence[Tappable]) -> dict[tuple[int, ...], Points]:
     return result
 
 
-def suggested(paths: Sequence[Tappable], count: int = 3) -> list[str]:
-    """Paths like those of the paper: after i / count of the blocks, and the last before the upsampler.
-
-    Args:
-        count: how many; fewer where there are not as many.
-    """
+def suggested(paths: Sequence[Tappable]) -> list[str]:
+    """Paths like the paper's three, or fewer: after thirds of the blocks, and the last before the upsampler."""
     own = next(iter(points(paths).values()), None)
-    return [] if own is None else [found.path for found in own.at_equal_depths(count)]
+    return [] if own is None else [found.path for found in own.at_equal_depths(3)]
 
 
 def paths_of_teachers(taps: Sequence[dict[str, Any]], teachers: int) -> list[list[str]]:

@@ -9,9 +9,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
 from facd_basicsr.errors import UserError, advising
-from facd_basicsr.files.download import cached, is_url
+from facd_basicsr.files.download import cached, is_url, local_path
 
 # Where trainers put a network's weights; the average first, as it scores higher. None is the whole file.
 # BasicSR and traiNNer: params, params_ema; neosr before 2024: params-ema; Lightning and others: the rest.
@@ -253,27 +254,26 @@ def load_exactly(net: nn.Module, state_dict: dict[str, Tensor], where: str) -> N
     net.load_state_dict(state_dict)
 
 
-def load_features(
-    build: Callable[..., Any], weights: str, where: str, address: str, end: int | None = None
-) -> nn.Sequential:
+def load_features(build: Callable[..., Any], weights: str | None, where: str, end: int | None = None) -> nn.Sequential:
     """The ``features`` of one of torchvision's networks, frozen, in eval mode and float32, on the CPU.
 
     Args:
         build: torchvision's function, such as ``vgg19``.
-        weights: path or address of its checkpoint, which may lack the classifier.
-        address: where torchvision has it, for messages.
+        weights: path or address of its checkpoint, which may lack the classifier; None: torchvision's address.
         end: the number of layers; None: all.
 
     Raises:
         UserError: the file cannot be downloaded or read, or is another network's.
     """
+    address = get_model_weights(build).IMAGENET1K_V1.url
+    weights = weights or address
     with torch.device('meta'):  # its classifier would be half a gigabyte of random numbers
         layers: nn.Sequential = build(weights=None).features[:end]
     with advising(
         f"accepted: torchvision's {build.__name__} as an address or a path; without a network, bring {address} here "
         'and name its path'
     ):
-        path = cached(weights, where, None) if is_url(weights) else Path(weights)
+        path = cached(weights, where, None) if is_url(weights) else local_path(weights)
         keys = {key: f'features.{key}' for key in layers.state_dict()}
         checkpoint = load_state_dict(path, where, [keys.values()])
         wanted = {key: checkpoint[name] for key, name in keys.items() if name in checkpoint}

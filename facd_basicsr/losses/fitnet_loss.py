@@ -13,18 +13,21 @@ from facd_basicsr.losses.teacher_supervision_loss import supervision
 DISTANCES = ('l1', 'l2')
 
 
-def hint_loss(student_feat: Tensor, teacher_feat: Tensor, distance: str = 'l1') -> Tensor:
-    """mean |r(F^S) - F^T| (``l1``), or half its square (``l2``, FitNets' own).
+def hint_loss(student_feat: Tensor, teacher_feat: Tensor, distance: str = 'l1', weight: Tensor | None = None) -> Tensor:
+    """mean |A (r(F^S) - F^T)| (``l1``), or half its square (``l2``, FitNets' own).
 
     Args:
         student_feat: r(F^S), (N, C, H, W).
         teacher_feat: F^T, (N, C, H, W); no gradient flows to it.
         distance: ``l1`` or ``l2``.
+        weight: A, such as LSFD's attention, (N, 1, H, W), not negative; None: 1.
 
     Returns:
         Scalar.
     """
     difference = at_least_float32(student_feat) - at_least_float32(teacher_feat.detach())
+    if weight is not None:
+        difference = weight * difference
     return difference.abs().mean() if distance == 'l1' else difference.square().mean() / 2
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.losses.base import DistillState, sum_of, weighted_taps
+from facd_basicsr.losses.fitnet_loss import hint_loss
 from facd_basicsr.losses.lfd_loss import LFDLoss
 from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.losses.teacher_supervision_loss import supervision
@@ -28,21 +29,6 @@ def attention(student: Tensor, teacher: Tensor, size: tuple[int, int], eps: floa
         return (difference + eps) / (difference.mean((2, 3), keepdim=True) + eps)
 
 
-def attended_l1(student_feat: Tensor, teacher_feat: Tensor, weight: Tensor) -> Tensor:
-    """mean A |r(F^S) - F^T|.
-
-    Args:
-        student_feat: r(F^S), (N, C, H, W).
-        teacher_feat: F^T, (N, C, H, W); no gradient flows to it.
-        weight: A, (N, 1, H, W).
-
-    Returns:
-        Scalar.
-    """
-    difference = at_least_float32(student_feat) - at_least_float32(teacher_feat.detach())  # (N, C, H, W)
-    return (weight * difference.abs()).mean()
-
-
 @LOSS_REGISTRY.register()
 class LSFDLoss(LFDLoss):
     """Local-selective feature distillation (Park and Kwak, arXiv 2111.10988): rows LSFD of Table 2.
@@ -60,7 +46,7 @@ class LSFDLoss(LFDLoss):
     def forward(self, state: DistillState) -> dict[str, Tensor]:
         """``l_sr``, teacher supervision, and ``l_lsfd``, mean A |r(F^S) - F^T| of all taps, weighted by lambda."""
         l_lsfd = sum_of(
-            w_j * attended_l1(s, t, attention(state.student, state.teacher, (t.shape[2], t.shape[3])))
+            w_j * hint_loss(s, t, weight=attention(state.student, state.teacher, (t.shape[2], t.shape[3])))
             for w_j, s, t in weighted_taps(self.layer_weights, state)
         )
         return {'l_sr': self.img_range * supervision(state), 'l_lsfd': self.lambda_ * l_lsfd}

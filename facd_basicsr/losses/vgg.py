@@ -11,7 +11,7 @@ import torch
 from basicsr.archs import vgg_arch
 from basicsr.losses.basic_loss import PerceptualLoss
 from torch import Tensor, nn
-from torchvision.models import get_model_builder, get_model_weights, vgg19
+from torchvision.models import get_model_builder, vgg19
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.state_dicts import load_features
@@ -62,13 +62,8 @@ def load_vgg(weights: str, depth: int = len(ENDS)) -> VGGFeatures:
     Raises:
         UserError: the file cannot be downloaded or read, or is not of a VGG-19.
     """
-    layers = load_features(vgg19, weights, WHERE, VGG19_WEIGHTS, ENDS[depth - 1])
+    layers = load_features(vgg19, weights, WHERE, ENDS[depth - 1])
     return VGGFeatures([layers[start:end] for start, end in zip((0, *ENDS), ENDS[:depth])])
-
-
-def weights_address(vgg_type: str) -> str:
-    """Where torchvision has the weights of one of its VGGs."""
-    return get_model_weights(vgg_type).IMAGENET1K_V1.url
 
 
 PERCEPTUAL = 'train.perceptual_opt'
@@ -86,12 +81,10 @@ def load_perceptual_loss(perceptual_opt: Mapping[str, Any]) -> PerceptualLoss:
     """
     options = {key: value for key, value in perceptual_opt.items() if key not in ('type', 'vgg_weights')}
     vgg_type, weights = options.get('vgg_type', 'vgg19'), perceptual_opt.get('vgg_weights')
-    if weights is None:
-        own = vgg_type == 'vgg19' and Path(vgg_arch.VGG_PRETRAIN_PATH).is_file()
-        weights = vgg_arch.VGG_PRETRAIN_PATH if own else weights_address(vgg_type)
+    if weights is None and vgg_type == 'vgg19' and Path(vgg_arch.VGG_PRETRAIN_PATH).is_file():
+        weights = vgg_arch.VGG_PRETRAIN_PATH
     end = 1 + max(map(vgg_layer_names(vgg_type).index, options['layer_weights']))
-    where, address = f'{PERCEPTUAL}.vgg_weights', weights_address(vgg_type)
-    layers = load_features(get_model_builder(vgg_type), weights, where, address, end)
+    layers = load_features(get_model_builder(vgg_type), weights, f'{PERCEPTUAL}.vgg_weights', end)
     # BasicSR's extractor takes no weights: it asks torchvision for a network with them, by `vgg.vgg19(pretrained=True)`
     loaded = SimpleNamespace(**{vgg_type: lambda pretrained: SimpleNamespace(features=layers)})
     with patch.object(vgg_arch, 'vgg', loaded), patch.object(vgg_arch, 'VGG_PRETRAIN_PATH', ''):

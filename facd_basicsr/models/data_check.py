@@ -188,7 +188,7 @@ def check_smallest_image(model: SafeModel, phase: str, loader: DataLoader) -> No
         _check_keys(where, dataset_opt, batch, ('lq', 'lq_path'))
         if runs_as_basicsr(model):
             _check_channels(where, model, batch['lq'])
-        with forward_of(model, model.reach, model.sizes) as run:
+        with forward_of(model) as run:
             result, gt = run(batch)
     _check_output(where, model.opt, batch['lq'], result, gt)
     image, target = to_image(result), None if gt is None else to_image(gt)

@@ -75,8 +75,9 @@ class FACDModel(SafeSRModel):
         criterion = LossSum(train_opt['distill_opt'], train_opt.get('pixel_opt'), train_opt.get('perceptual_opt'))
         self.criterion = criterion.prepare().to(self.device)
         if len(self.criterion.steps()) > 1 and self.scaler.is_enabled():
+            key = next(key for key in ('precision', 'precision_r', 'precision_d') if train_opt.get(key) == 'fp16')
             raise UserError(
-                'train.precision: fp16; accepted with several optimizer steps an iteration: fp32, tf32 or bf16, since '
+                f'train.{key}: fp16; accepted with several optimizer steps an iteration: fp32, tf32 or bf16, since '
                 'the gradients that they share would have two loss scales'
             )
         if not train_opt['ground_truth']:

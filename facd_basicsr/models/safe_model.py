@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
@@ -62,7 +62,7 @@ from facd_basicsr.runtime.rng import preserve_rng_state, restore_rng_state, rng_
 from facd_basicsr.runtime.size_requirements import SizeRequirements
 
 StudentOutputs = tuple[dict[str, Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]
-Parts = list[tuple[DistillState, dict[str, Any]]]  # of a batch (models/micro_batches.py)
+Parts = Sequence[tuple[DistillState, dict[str, Any]]]  # of a batch (models/micro_batches.py)
 
 PROBES = 2  # samples: in training a batch normalization may refuse one
 PROBE_LQ_SIZE = 16  # of LQ, where the training set has no gt_size
@@ -312,7 +312,7 @@ class SafeModel(BaseModel):
             super().validation(own, current_iter, tb_logger, save_img)
             return {}
         name, metrics = dataset_of(dataloader).opt['name'], self.opt['val']['metrics'] or {}
-        by_image = validate(self, self.reach, self.sizes, dataloader, current_iter, save_img, stop)
+        by_image = validate(self, dataloader, current_iter, save_img, stop)
         if not metrics:
             return {}
         self._initialize_best_metric_results(name)
@@ -492,7 +492,7 @@ class SafeSRModel(SafeModel, SRModel):
             parts = [] if self.accum_iter == 1 else self._first_pass(iteration, criterion)
             whole = [part for part, _ in parts]
             state = joined(whole) if whole else self.distill_state(self._batch(), iteration, criterion)
-            self._minimize(self._losses(criterion, state, first), first, then=partial(self._backward, parts))
+            self._minimize(self._losses(criterion, state, first), first, parts)
             logs |= self._logs
             if seen is None:  # the next step's CUDA graph overwrites what the student gave
                 seen = state if len(steps) == 1 else replace(state, student=state.student.detach().clone())
@@ -560,11 +560,6 @@ class SafeSRModel(SafeModel, SRModel):
                     outputs, *feats = self._student(student_inputs(part), bare)
                     yield [*outputs.values(), *tree_leaves(feats)], of_student(part)
 
-    def _backward(self, parts: Parts) -> None:
-        for outputs, leaves in self._second_pass(parts) if parts else ():
-            reached = [own for own, leaf in zip(outputs, leaves) if leaf.grad is not None]
-            torch.autograd.backward(reached, [leaf.grad for leaf in leaves if leaf.grad is not None])
-
     def _gradient_shares(self, iteration: int) -> dict[str, Tensor]:
         """``share_*`` of this batch, found beside the step, which is the same to the last bit."""
         with uncompiled(), preserve_rng_state(), preserve_buffers(*self._networks().values()):
@@ -575,17 +570,19 @@ class SafeSRModel(SafeModel, SRModel):
             passes = self._second_pass(parts, bare=True)
             return gradient_shares(self.get_bare_model(self.net_g), terms, passes, leaves)
 
-    def _minimize(self, logs: dict[str, Tensor], clear: bool = True, then: Callable[[], None] = lambda: None) -> None:
-        """The rest of a step: minimizes the sum of the terms ``l_*``, unless it or its gradient is not finite. ``then``
-        is called after their backward, to go on from the gradients that it has found. Gradients of before are cleared,
-        or added to."""
+    def _minimize(self, logs: dict[str, Tensor], clear: bool = True, parts: Parts = ()) -> None:
+        """The rest of a step: minimizes the sum of the terms ``l_*``, unless it or its gradient is not finite. With
+        ``parts`` their backward ends at the outputs of these, and a second pass goes on. Gradients of before are
+        cleared, or added to."""
         l_total = tie_gradient(sum_of(value for name, value in logs.items() if name.startswith('l_')))
         self._logs = {name: value.detach() for name, value in logs.items()}
         if clear:
             self.optimizer_g.zero_grad()
         with self._execution_g.reraise_compile_errors('train.compile'):  # a backward is compiled when it is first run
             self.scaler.scale(l_total).backward()
-            then()
+            for outputs, leaves in self._second_pass(parts) if parts else ():
+                reached = [own for own, leaf in zip(outputs, leaves) if leaf.grad is not None]
+                torch.autograd.backward(reached, [leaf.grad for leaf in leaves if leaf.grad is not None])
         self.guard.step(self.optimizer_g, self.scaler, self._logs)
         self.scaler.update()
 

@@ -112,8 +112,6 @@ def validated_sizes(model: BaseModel) -> SizeRequirements:
 
 def validate(
     model: BaseModel,
-    reach: int,
-    sizes: SizeRequirements,
     loader: DataLoader,
     current_iter: int | str,
     save_img: bool,
@@ -123,7 +121,6 @@ def validate(
 
     Args:
         model: SRModel or a model that passes images as it does.
-        reach, sizes: from :func:`validated_receptive_field` and :func:`validated_sizes`.
         loader: of batches of one.
         stop: asked before each image; True ends it.
 
@@ -149,7 +146,7 @@ def validate(
     pixels = BATCH_PIXELS if model.device.type == 'cuda' and runs_as_basicsr(model) else 0
     values: list[dict[str, float]] | None
     try:
-        with forward_of(model, reach, sizes) as run, ThreadPoolExecutor(SCORERS) as scorers:
+        with forward_of(model) as run, ThreadPoolExecutor(SCORERS) as scorers:
             scored = (
                 (index, stem, scorers.submit(score, result, gt, stem))
                 for index, stem, result, gt in _upscaled(run, own, pixels, stop)
@@ -174,24 +171,24 @@ def image_path(opt: dict[str, Any], dataset: str, image: str, current_iter: int 
 Forward = Callable[[Sample], tuple[Tensor, Tensor | None]]  # a batch's results and GT, each (N, C, H, W) on the CPU
 
 
-def forward_of(model: BaseModel, reach: int, sizes: SizeRequirements) -> AbstractContextManager[Forward]:
-    """How a model upscales the images of a set; arguments as :func:`validate` takes them."""
-    return _network(model, reach, sizes) if runs_as_basicsr(model) else _own_test(model)
+def forward_of(model: BaseModel) -> AbstractContextManager[Forward]:
+    """How a model upscales the images of a set."""
+    return _network(model) if runs_as_basicsr(model) else _own_test(model)
 
 
 @contextmanager
-def _network(model: BaseModel, reach: int, sizes: SizeRequirements) -> Iterator[Forward]:
+def _network(model: BaseModel) -> Iterator[Forward]:
     """What ``SRModel.test`` runs: the average of ``net_g`` if there is one. Without DDP, whose forward may wait for
     other ranks."""
     net = model.get_bare_model(getattr(model, 'net_g_ema', model.net_g))  # BasicSR's, which may not have it
     scale, tile, training = model.opt['scale'], model.opt['val']['tile'] or 0, net.training
-    padded = Padded(net, scale, sizes)
+    padded = Padded(net, scale, model.sizes)
 
     @torch.no_grad()
     def run(batch: Sample) -> tuple[Tensor, Tensor | None]:
         lq = batch['lq'].to(model.device, non_blocking=True)
         with reraise_refused_input('network_g', net, lq):
-            sr = validation_forward(padded, lq, scale, tile, reach)
+            sr = validation_forward(padded, lq, scale, tile, model.reach)
             check_upscaled('network_g', net, lq, sr, scale)
         return sr.cpu(), batch.get('gt')
 

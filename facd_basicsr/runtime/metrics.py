@@ -76,9 +76,20 @@ def score(sr: np.ndarray, gt: np.ndarray, scale: int, gray: bool = False) -> dic
         scale: as the papers have it, also the border that is left out.
         gray: whether to take GT for a one-channel image, which is its own Y: see :func:`luma`.
     """
-    inner = np.s_[scale : gt.shape[0] - scale, scale : gt.shape[1] - scale]
-    y_sr, y_gt = luma(sr[inner], gray), luma(gt[inner], gray)  # (H - 2 * scale, W - 2 * scale)
-    return {'psnr_y': psnr(y_sr, y_gt), 'psnr_rgb': psnr(sr[inner], gt[inner]), 'ssim_y': ssim(y_sr, y_gt)}
+    sr, gt = _inner(sr, gt, scale)
+    y_sr, y_gt = luma(sr, gray), luma(gt, gray)  # (H - 2 * scale, W - 2 * scale)
+    return {'psnr_y': psnr(y_sr, y_gt), 'psnr_rgb': psnr(sr, gt), 'ssim_y': ssim(y_sr, y_gt)}
+
+
+def psnr_y(sr: np.ndarray, gt: np.ndarray, scale: int) -> float:
+    """That of :func:`score`, alone."""
+    sr, gt = _inner(sr, gt, scale)
+    return psnr(luma(sr), luma(gt))
+
+
+def _inner(sr: np.ndarray, gt: np.ndarray, border: int) -> tuple[np.ndarray, np.ndarray]:
+    inner = np.s_[border : gt.shape[0] - border, border : gt.shape[1] - border]
+    return sr[inner], gt[inner]
 
 
 NIQE = 'niqe'

@@ -12,16 +12,13 @@ import torch
 from basicsr.utils import img2tensor
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
-from torchvision.models import AlexNet_Weights, VGG16_Weights, alexnet, vgg16
+from torchvision.models import alexnet, vgg16
 
 from facd_basicsr.errors import UserError
 from facd_basicsr.files.state_dicts import load_features
 from facd_basicsr.runtime.rng import preserve_rng_state
 
-BACKBONES = {  # torchvision's builder, and where it has the weights
-    'alex': (alexnet, AlexNet_Weights.IMAGENET1K_V1.url),
-    'vgg': (vgg16, VGG16_Weights.IMAGENET1K_V1.url),
-}
+BACKBONES = {'alex': alexnet, 'vgg': vgg16}
 Backbone = Literal['alex', 'vgg']
 BUILDING = Lock()  # validation scores in threads
 
@@ -103,8 +100,7 @@ def _network(metric: str, net: Backbone, weights: str | None) -> nn.Module:
             f'type: {metric} needs torchmetrics ({error}); accepted: another metric, or '
             "`pip install 'facd_basicsr[perceptual]'`"
         ) from error
-    build, address = BACKBONES[net]
-    layers = load_features(build, weights or address, 'weights', address)
+    layers = load_features(BACKBONES[net], weights, 'weights')
     # Their constructors ask torchvision for its network with the weights that it would download itself.
     with (
         preserve_rng_state(),

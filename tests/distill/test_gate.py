@@ -14,6 +14,7 @@ from facd_basicsr.distill.gate import _is_better, check_teacher, teacher_psnr_y
 from facd_basicsr.distill.teacher import Teacher
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import parser
+from facd_basicsr.runtime.execution import Execution, tf32_of
 from facd_basicsr.runtime.metrics import as_input
 from facd_basicsr.train import train
 
@@ -74,6 +75,21 @@ def test_psnr_is_that_of_eight_bit_images_without_a_border_of_scale_pixels():
     teacher = Teacher(AddsFour(), scale=1)
     (found,) = teacher_psnr_y(teacher, [{'lq': torch.full((1, 3, 12, 12), 100 / 255), 'gt': gt}], 1, CPU)
     assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_teacher_runs_by_its_own_setting_of_tf32():
+    found = []
+
+    class Tells(torch.nn.Module):
+        def forward(self, lq):
+            found.append(torch.backends.cuda.matmul.allow_tf32)
+            return lq
+
+    batch = {'lq': torch.rand(1, 3, 12, 12), 'gt': torch.rand(1, 3, 12, 12)}
+    for precision in ('fp32', 'tf32'):
+        with tf32_of('fp32' if precision == 'tf32' else 'tf32'):  # the student's
+            teacher_psnr_y(Teacher(Tells(), scale=1, execution=Execution(precision)), [batch], 1, CPU)
+    assert found == [False, True]
 
 
 def test_the_right_teacher_passes_and_both_numbers_are_said(batches, psnr_y):

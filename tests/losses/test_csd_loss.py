@@ -150,6 +150,12 @@ def test_the_features_are_those_of_torchvisions_vgg_19(tmp_path):
     assert torch.autograd.grad(logs['l_csd'], student)[0].abs().sum() > 0
 
 
+def test_the_vgg_may_be_in_the_home_folder(vgg_file, monkeypatch):
+    monkeypatch.setenv('HOME', str(vgg_file.parent))
+    loss = CSDLoss(layer_weights=[1.0, 1.0], vgg_weights=f'~/{vgg_file.name}').prepare()
+    assert len(loss.vgg(torch.rand(1, 3, 8, 8))) == 2
+
+
 def test_the_vgg_is_frozen_in_eval_and_goes_where_the_loss_goes(vgg_file):
     loss = CSDLoss(layer_weights=[1.0, 1.0], vgg_weights=str(vgg_file)).prepare().train()
     assert not any(module.training for module in loss.vgg.modules())

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from states import random_state
 
 from facd_basicsr.losses import DistillState
+from facd_basicsr.losses.fitnet_loss import hint_loss
 from facd_basicsr.losses.lfd_loss import LFDLoss
-from facd_basicsr.losses.lsfd_loss import LSFDLoss, attended_l1, attention
+from facd_basicsr.losses.lsfd_loss import LSFDLoss, attention
 from facd_basicsr.losses.teacher_supervision_loss import supervision
 
 
@@ -97,7 +98,7 @@ def test_gradcheck():
     state = random_state(n=2)
     weight = attention(state.student, state.teacher, (3, 3))
     s, t = state.student_feats[0], state.teacher_feats[0]
-    assert torch.autograd.gradcheck(lambda s: attended_l1(s, t, weight), s)
+    assert torch.autograd.gradcheck(lambda s: hint_loss(s, t, weight=weight), s)
 
 
 def test_the_image_loss_is_teacher_supervision_and_regressors_are_where_widths_differ():

@@ -115,7 +115,7 @@ def test_a_validation_is_basicsrs(opt, loader, tmp_path, monkeypatch, network, i
 
 
 def by_image(model: SafeModel, loader: torch.utils.data.DataLoader) -> np.ndarray:
-    found = validation.validate(model, model.reach, model.sizes, loader, 0, False, lambda: False)
+    found = validation.validate(model, loader, 0, False, lambda: False)
     return np.array([list(values.values()) for values in found])
 
 

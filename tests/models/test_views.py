@@ -316,3 +316,6 @@ def test_several_steps_are_refused_in_float16(build):
     torch.set_default_dtype(torch.float32)
     with pytest.raises(UserError, match=r'^train\.precision: fp16; accepted with several optimizer steps'):
         build({'type': 'TwoSteps'}, precision='fp16')
+    with pytest.raises(UserError, match=r'^train\.precision_r: fp16; accepted with several optimizer steps'):
+        losses = {'two': {'type': 'TwoSteps'}, 'facd': {'type': 'FACDLoss', 'lambda': 4}}
+        build(losses, precision='bf16', precision_r='fp16')

@@ -55,7 +55,7 @@ def test_lpips_is_the_weighted_squared_difference_of_unit_features(net, lpips, d
     weights = torch.load(lpips['weights'], weights_only=True)
     linear = torch.load(Path(library.__file__).with_name('lpips_models') / f'{net}.pth', 'cpu', weights_only=True)
     with torch.device('meta'):
-        layers = perceptual_metrics.BACKBONES[net][0](weights=None).features[: LPIPS_LAYERS[net][-1] + 1]
+        layers = perceptual_metrics.BACKBONES[net](weights=None).features[: LPIPS_LAYERS[net][-1] + 1]
     layers.load_state_dict({key: weights[f'features.{key}'] for key in layers.state_dict()}, assign=True)
     shift, scale = (torch.tensor(v).view(3, 1, 1) for v in ([-0.03, -0.088, -0.188], [0.458, 0.448, 0.45]))
     feats = [(2 * rgb(image) - 1 - shift) / scale for image in images]  # images in [-1, 1]
