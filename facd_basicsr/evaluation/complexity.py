@@ -26,7 +26,7 @@ def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def as_trained_and_fused(name: str, net: nn.Module) -> dict[str, nn.Module]:
+def as_trained_and_fused(name: str, net: nn.Module) -> dict[str, Any]:
     """A network by its name and, of one that fuses for inference, both: as it is trained, and re-parameterized."""
     if not fused_blocks(net):
         return {name: net}

@@ -1,10 +1,8 @@
 """Costs of the networks of an option file, at the two sizes of efficient super-resolution papers."""
 
-import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,23 +35,6 @@ LIMIT = 30  # seconds; on two CPU cores one forward of EDSR 256 x 32 takes as lo
 PROGRESS = '{desc} run {n_fmt} of {total_fmt}, {elapsed}'  # with the run that has just begun
 
 
-@dataclass(frozen=True)
-class Network:
-    """A network to be profiled.
-
-    Attributes:
-        net: in eval mode, float32, on the device.
-        num_in_ch: channels of its input.
-    """
-
-    net: Padded
-    num_in_ch: int = 3
-
-    @property
-    def name(self) -> str:
-        return type(self.net.net).__name__
-
-
 Graphs = Callable[[dict[str, Any]], dict[str, nn.Module]]
 
 
@@ -77,29 +58,29 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int, graphs: Grap
     networks = _networks(opt, device)
     sizes = [LQ_SIZE, (OUTPUT_SIZE[0] // scale, OUTPUT_SIZE[1] // scale)]
     others = graphs(opt) if repeats else {}
-    padding, channels = networks['student'].net.sizes, networks['student'].num_in_ch
+    student, channels = networks['student'], input_channels(opt['network_g'])
     settings = []
 
     def tell(size: tuple[int, int], name: str) -> None:
         bar.n += 1
         bar.set_description(f'{words_of(size)}, {name}')
 
-    kinds = len({architecture(network.net) for network in networks.values()}) + len(others)
+    kinds = len({architecture(net) for net in networks.values()}) + len(others)
     with ProgressBar(total=len(sizes) * kinds * (repeats + 1), bar_format=PROGRESS, disable=not repeats) as bar:
         for size in sizes:
             found = {}
             nets = {}
-            for name, network in networks.items():
-                with _reraise(name, network, size):
-                    found[name] = _counted(network, size, scale)
+            for name, net in networks.items():
+                with _reraise(name, net, size):
+                    found[name] = _counted(net, size, channels)
                     if repeats:
-                        lq = torch.rand(1, network.num_in_ch, *size, device=device)
-                        nets[name] = (network.net, lq)
+                        lq = torch.rand(1, channels, *size, device=device)
+                        nets[name] = (net, lq)
                         if device.type == 'cuda':
-                            found[name]['gpu_memory'] = peak_gpu_memory(network.net, lq.clone())
-            for name, net in others.items():
-                found[name] = {'network': networks['student'].name}
-                nets[name] = (Padded(net, scale, padding), torch.rand(1, channels, *size))
+                            found[name]['gpu_memory'] = peak_gpu_memory(net, lq.clone())
+            for name, other in others.items():
+                found[name] = {'network': _name(student)}
+                nets[name] = (Padded(other, scale, student.sizes), torch.rand(1, channels, *size))
             for name, times in latencies_ms(nets, repeats, LIMIT, partial(tell, size)).items():
                 found[name] |= {'latency_ms': round(statistics.median(times), 2), 'runs': len(times)}
             settings.append({'input': list(size), 'output': [side * scale for side in size], 'networks': found})
@@ -115,40 +96,39 @@ def costs(option_file: str, overrides: Sequence[str], repeats: int, graphs: Grap
     }
 
 
-def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Network]:
+def _networks(opt: dict[str, Any], device: torch.device) -> dict[str, Padded]:
     """The teachers, where there are some, and the student, each that fuses in both forms.
 
     Costs do not depend on weights, so these are random.
     """
-    networks = {}
+    networks: dict[str, Padded] = {}
     for name, (place, own) in zip(teacher_names(opt), teacher_blocks(opt.get('teacher')).items()):
         if 'network' in own:
             networks[name] = _network(own['network'], opt['scale'])
         else:
             teacher = build_teacher(own, opt['scale'], place)
-            networks[name] = Network(Padded(teacher.net, opt['scale'], teacher.sizes))
+            networks[name] = Padded(teacher.net, opt['scale'], teacher.sizes)
     networks['student'] = _network(opt['network_g'], opt['scale'])
-    for network in networks.values():
-        network.net.eval().to(device)
-    return {
-        form: dataclasses.replace(network, net=Padded(net, opt['scale'], network.net.sizes))
-        for name, network in networks.items()
-        for form, net in as_trained_and_fused(name, network.net.net).items()
-    }
+    for net in networks.values():
+        net.eval().to(device)
+    return {form: net for name, own in networks.items() for form, net in as_trained_and_fused(name, own).items()}
 
 
-def _network(block: dict[str, Any], scale: int) -> Network:
+def _network(block: dict[str, Any], scale: int) -> Padded:
     net = build_network(block)
-    return Network(Padded(net, scale, network_sizes(net, block, scale)), input_channels(block))
+    return Padded(net, scale, network_sizes(net, block, scale))
 
 
-def _counted(network: Network, size: tuple[int, int], scale: int) -> dict[str, Any]:
-    output_size = (size[0] * scale, size[1] * scale)
-    flop_count = flops(network.net, scale, output_size, network.num_in_ch)
-    activations, memory = footprint(network.net, size, network.num_in_ch)
+def _name(net: Padded) -> str:
+    return type(net.net).__name__
+
+
+def _counted(net: Padded, size: tuple[int, int], channels: int) -> dict[str, Any]:
+    flop_count = flops(net, net.scale, (size[0] * net.scale, size[1] * net.scale), channels)
+    activations, memory = footprint(net, size, channels)
     return {
-        'network': network.name,
-        'parameters': parameters(network.net),
+        'network': _name(net),
+        'parameters': parameters(net),
         'multiply_adds': flop_count // 2,
         'flops': flop_count,
         'activations': activations,
@@ -156,12 +136,12 @@ def _counted(network: Network, size: tuple[int, int], scale: int) -> dict[str, A
     }
 
 
-def _reraise(name: str, network: Network, size: tuple[int, int]) -> AbstractContextManager[None]:
+def _reraise(name: str, net: Padded, size: tuple[int, int]) -> AbstractContextManager[None]:
     """Names the network whose forward failed, with the network's own error."""
     return reraise(
         (RuntimeError, ValueError, TypeError, LookupError, AssertionError),
         lambda error: UserError(
-            f'{name}: {network.name} does not take an image of {words_of(size)} '
+            f'{name}: {_name(net)} does not take an image of {words_of(size)} '
             f'({type(error).__name__}: {one_line(error, 300)}); accepted: a network that does, where it fits '
             'into memory'
         ),

@@ -254,9 +254,9 @@ def _networks(model: Any, opt: dict[str, Any]) -> str:
             nets[name] = Padded(own.net, opt['scale'], own.sizes)
     num_in_ch = input_channels(opt['network_g'])
     rows = [
-        [form, type(net).__name__, f'{parameters(net):,}', _flops(Padded(net, own.scale, own.sizes), num_in_ch)]
+        [form, type(net.net).__name__, f'{parameters(net):,}', _flops(net, num_in_ch)]
         for name, own in nets.items()
-        for form, net in as_trained_and_fused(name, own.net).items()
+        for form, net in as_trained_and_fused(name, own).items()
     ]
     return text_table(['', 'network', 'parameters', 'FLOPs of a 1280x720 output'], rows)
 
