@@ -259,6 +259,12 @@ def test_curves_are_drawn_without_warnings_on_the_console(tmp_path):
     assert not logging.getLogger('matplotlib.font_manager').isEnabledFor(logging.WARNING)
 
 
+def test_each_of_many_methods_has_a_line_of_its_own():
+    run = {'curves': {'metrics/Set5/psnr_y': [[10, 30.0]]}, 'seconds_per_iter': 3.0}
+    quality = draw_curves({f'method {number}': [run] for number in range(15)}, 'many').axes[0]
+    assert len({(line.get_color(), line.get_linestyle()) for line in quality.get_lines()}) == 15
+
+
 def test_a_point_that_a_killed_training_lost_is_left_out_for_all_seeds():
     def run(*points: list[float]) -> dict:
         return {'curves': {'metrics/Set5/psnr_y': list(points)}, 'seconds_per_iter': 6.0}
