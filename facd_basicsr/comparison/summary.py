@@ -389,7 +389,7 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
     figure = Figure(figsize=(6 * max(1, len(panels)), 4.5), layout='constrained')
     figure.suptitle(title)
     for axes, (tag, label, x_label, unit) in zip(np.atleast_1d(figure.subplots(1, max(1, len(panels)))), panels):
-        lines = {}
+        lines: dict[str, Any] = {}
         for method, runs in records.items():
             drawn = [run for run in runs if tag in run['curves']]
             if not drawn or (tag == ALPHA and all(value == 1 for run in drawn for _, value in run['curves'][tag])):
