@@ -1,5 +1,5 @@
 # make demo  distillation on the photographs in scikit-image's wheel, in a few minutes on two cores
-# make test  lint and the test suite, in five minutes on two cores
+# make test  lint and the test suite, in five to six minutes on two cores
 # make lint  style (ruff) and types (mypy)
 # make test-all  also the slow tests: further variants of what make test runs (more networks, losses, kills, examples of
 #   hypothesis), every option file, SLURM, two nodes, a long run, and a pretrained teacher that is downloaded (120 MB);

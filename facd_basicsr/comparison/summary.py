@@ -365,7 +365,7 @@ def filled(page: str, results: Mapping[str, Any]) -> str:
     return text
 
 
-COLORS = 10  # of matplotlib's cycle
+CYCLE = 10  # colors of matplotlib
 
 
 def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
@@ -400,7 +400,7 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
             x = np.array(steps) * np.mean([unit(run) for run in drawn])
             if tag == ALPHA:  # of single batches: a share of few samples, so neighbors are averaged
                 x, y = (_averaged(values, BINS) for values in (x, 1 - y))
-            style = '-' if len(lines) < COLORS else '--'
+            style = '-' if len(lines) < CYCLE else '--'
             (lines[method],) = axes.plot(x, y.mean(0), style, label=method)
             axes.fill_between(x, y.min(0), y.max(0), color=lines[method].get_color(), alpha=0.15)
         axes.set(xlabel=x_label, ylabel=label)
