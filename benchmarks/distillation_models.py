@@ -16,8 +16,8 @@ from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options.parse import checked_options
 from facd_basicsr.options.schema import EXECUTION
 
-# Precision, layout and compilation: keys of `train`, applied to the teacher too. The
-# ones that take minutes to compile are last.
+# Precision, layout and compilation: keys of `train`, applied to the teacher too. The ones that take minutes to
+# compile are last.
 EXECUTIONS: dict[str, dict[str, Any]] = {
     'fp32': {'precision': 'fp32'},
     'fp32, channels_last': {'precision': 'fp32', 'channels_last': True},

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from cycler import cycler
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -365,9 +367,6 @@ def filled(page: str, results: Mapping[str, Any]) -> str:
     return text
 
 
-CYCLE = 10  # colors of matplotlib
-
-
 def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) -> Figure:
     """Validation PSNR-Y by iterations and by training time, and the share of rejected patches (Fig. 2).
 
@@ -389,7 +388,8 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
     figure = Figure(figsize=(6 * max(1, len(panels)), 4.5), layout='constrained')
     figure.suptitle(title)
     for axes, (tag, label, x_label, unit) in zip(np.atleast_1d(figure.subplots(1, max(1, len(panels)))), panels):
-        lines: dict[str, Any] = {}
+        axes.set_prop_cycle(cycler(linestyle=['-', '--']) * rcParams['axes.prop_cycle'])  # 20 lines that differ
+        lines = {}
         for method, runs in records.items():
             drawn = [run for run in runs if tag in run['curves']]
             if not drawn or (tag == ALPHA and all(value == 1 for run in drawn for _, value in run['curves'][tag])):
@@ -400,8 +400,7 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
             x = np.array(steps) * np.mean([unit(run) for run in drawn])
             if tag == ALPHA:  # of single batches: a share of few samples, so neighbors are averaged
                 x, y = (_averaged(values, BINS) for values in (x, 1 - y))
-            style = '-' if len(lines) < CYCLE else '--'
-            (lines[method],) = axes.plot(x, y.mean(0), style, label=method)
+            (lines[method],) = axes.plot(x, y.mean(0), label=method)
             axes.fill_between(x, y.min(0), y.max(0), color=lines[method].get_color(), alpha=0.15)
         axes.set(xlabel=x_label, ylabel=label)
         if lines:

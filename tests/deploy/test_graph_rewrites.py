@@ -149,6 +149,7 @@ def test_the_students_of_the_option_files_are_those_that_are_tested_here():
     assert types <= {row.block['type'] for row in STUDENTS.values()}
 
 
+# SwinIR is the slowest to write
 QUICK = {(is_static, is_static, name) for is_static in (False, True) for name in STUDENTS if name != 'SwinIR'}
 QUICK |= {(True, False, 'EDSRStudent'), (False, True, 'EDSRStudent')}
 
