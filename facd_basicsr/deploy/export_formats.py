@@ -331,32 +331,32 @@ def int8_graph(student: Student, options: GraphOptions = GraphOptions()) -> byte
         return onnx_bytes(_fused(student), half=False, options=options.of_any_size)
 
 
-def int8_format(content: bytes, description: Description, options: GraphOptions) -> Format:
-    """Of a graph that was quantized, with its description; the file takes the sizes of the options alone."""
+def int8_format(content: bytes, psnr: dict[str, float], options: GraphOptions) -> Format:
+    """Of a graph that was quantized, with its PSNR-Y by set; the file takes the sizes of the options alone."""
     return Format(
         INT8,
-        lambda student: _of_one_size(content, description, options),
+        lambda student: _described(content, student.description, options),
         GRAPH,
         f'ONNX, {options}, int8 in QDQ form',
         'no --int8',
         'eight bits are too few for its features',
         BROKEN,
-        lambda student: dataclasses.replace(_fused(student), description=description),
+        lambda student: Student(_fused(student).net, dataclasses.replace(student.description, psnr=psnr)),
         options.sizes,
     )
 
 
-def _of_one_size(content: bytes, description: Description, options: GraphOptions) -> bytes:
-    """A graph of any size with the sizes of the options as constants."""
-    if options.static is None and options.batch is None:
-        return content
+def _described(content: bytes, description: Description, options: GraphOptions) -> bytes:
+    """A graph of any size with its description, and with the sizes of the options as constants."""
     import onnx
 
     from facd_basicsr.deploy.graph_rewrites import fix_sizes  # needs onnx
 
     model = onnx.load_from_string(content)
-    fix_sizes(model, options.batch, options.static, description.scale)
-    model.doc_string = _doc_string(model, description)
+    if options.static is not None or options.batch is not None:
+        fix_sizes(model, options.batch, options.static, description.scale)
+        model.doc_string = _doc_string(model, description)
+    onnx.helper.set_model_props(model, description.as_metadata())
     return model.SerializeToString()
 
 

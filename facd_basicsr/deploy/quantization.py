@@ -6,7 +6,6 @@ and gives the same images.
 """
 
 import contextlib
-import dataclasses
 import io
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from facd_basicsr.archs import input_channels, network_sizes
 from facd_basicsr.deploy.runtimes import OnnxNetwork
-from facd_basicsr.deploy.student import Description, Student
+from facd_basicsr.deploy.student import Student
 from facd_basicsr.errors import UserError, one_line, reraise
 from facd_basicsr.evaluation.test_sets import ImagePair
 from facd_basicsr.files.images import images_below, read_bgr
@@ -44,14 +43,13 @@ class Quantized:
     """An int8 graph and what it cost.
 
     Attributes:
-        content: of the ONNX file, whose metadata has int8's PSNR-Y.
+        content: of the ONNX file, with the metadata of the float graph.
         method: of calibration: of :data:`METHODS` the one whose output is nearest to float's; empty with the ranges of
             training, for which there are no errors and costs either.
         errors: {method: root mean square difference to the float output on the calibration images, 8-bit steps}.
         sensitivity: {node: the same of a graph in which it alone is int8}, the costliest first.
         kept: the nodes that stay in float.
         psnr: {set: PSNR-Y in dB of (float, int8)}; empty without sets.
-        description: of the student, with int8's PSNR-Y.
     """
 
     content: bytes
@@ -60,7 +58,6 @@ class Quantized:
     sensitivity: dict[str, float]
     kept: list[str]
     psnr: dict[str, tuple[float, float]]
-    description: Description
 
     @property
     def loss(self) -> float:
@@ -134,9 +131,7 @@ def quantize(
             content = quantizer.quantized(chosen)
             after = psnr_by_set(content, f'int8, {count} nodes in float')
             psnr = {name: (before[name], after[name]) for name in before}
-            description = dataclasses.replace(student.description, psnr=after)
-            content = _described(content, description)
-            return Quantized(content, quantizer.method, quantizer.errors, costs, chosen, psnr, description)
+            return Quantized(content, quantizer.method, quantizer.errors, costs, chosen, psnr)
 
         found = kept(keep)
         if max_loss is not None and found.loss > max_loss:
@@ -152,9 +147,7 @@ def of_trained_ranges(graph: bytes, int8: bytes, student: Student, pairs: Sequen
     """
     psnr_by_set = partial(_psnr_by_set, pairs, student.description.scale, _sizes(student))
     before, after = psnr_by_set(graph, 'float'), psnr_by_set(int8, 'int8')
-    description = dataclasses.replace(student.description, psnr=after)
-    both = {name: (before[name], after[name]) for name in before}
-    return Quantized(_described(int8, description), '', {}, {}, [], both, description)
+    return Quantized(int8, '', {}, {}, [], {name: (before[name], after[name]) for name in before})
 
 
 def quantize_by_min_max(path: Path, channels: int) -> bytes:
@@ -306,14 +299,6 @@ def _reader(image: np.ndarray, name: str) -> Any:
             return next(feeds, None)
 
     return Reader()
-
-
-def _described(content: bytes, description: Description) -> bytes:
-    import onnx
-
-    model = onnx.load_from_string(content)
-    onnx.helper.set_model_props(model, description.as_metadata())
-    return model.SerializeToString()
 
 
 def _reraise(architecture: str) -> AbstractContextManager[None]:

@@ -172,7 +172,8 @@ def command(
     quantized = None
     if int8:
         quantized = _quantized(student, options, checkpoint, option_file, calibrate, keep or 0, max_loss)
-        formats.append(int8_format(quantized.content, quantized.description, options))
+        of_int8_by_set = {name: after for name, (_, after) in quantized.psnr.items()}
+        formats.append(int8_format(quantized.content, of_int8_by_set, options))
     found = export(student, stem, formats)
     fused = [result for result in found.values() if isinstance(result, dict) and REPARAMETERIZED in result]
     if fused:
