@@ -141,7 +141,7 @@ def killed_at_every(steps: range, opt: dict, folder: Path) -> None:
 
 
 def test_a_run_killed_in_the_middle_of_a_save_has_the_same_weights(train_opt, tmp_path):
-    killed_at_every(range(2, 40, 13), train_opt, tmp_path)
+    killed_at_every(range(2, 40, 20), train_opt, tmp_path)
 
 
 @pytest.mark.slow
