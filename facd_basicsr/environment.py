@@ -37,6 +37,13 @@ def choose_thread_waiting() -> None:
         os.environ['GOMP_SPINCOUNT'] = str(SPINS)
 
 
+def processors() -> int:
+    """Cores that this process may use: of the machine's all, or those of its CPU affinity (a container, a job)."""
+    if hasattr(os, 'sched_getaffinity'):  # Linux alone
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def available_memory(proc: Path = Path('/proc'), groups: Path = Path('/sys/fs/cgroup')) -> int | None:
     """Bytes that this process may still take: what the machine has left, or its control group (a container, a job).
 

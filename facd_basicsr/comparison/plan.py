@@ -16,10 +16,9 @@ from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.methods import BICUBIC, TEACHER
 from facd_basicsr.evaluation.tables import other_metrics
 from facd_basicsr.losses.base import loss_blocks
-from facd_basicsr.options import load_yaml
-from facd_basicsr.options.option_check import check_block, check_options, check_type, weights_of
+from facd_basicsr.options import load_yaml, schema
+from facd_basicsr.options.option_check import check_block, check_options, check_type, weights_of, with_defaults
 from facd_basicsr.options.option_files import BASE, merged, read_option_file
-from facd_basicsr.options.schema import EXECUTION
 from facd_basicsr.options.signatures import Key
 
 COMPARISON_KEYS = {
@@ -46,6 +45,9 @@ SHARED = (
     'train.ema_decay',
     'train.precision',
     'train.precision_r',
+    'train.quantize',
+    'train.clip_grad_norm',
+    *schema.DEGRADATION,
 )
 
 
@@ -129,12 +131,13 @@ class Comparison:
         A baseline should have the settings of the first one, but for its architecture.
         """
         found = {}
-        for method, opt in self.methods.items():
+        methods = {method: with_defaults(opt, is_train=True) for method, opt in self.methods.items()}
+        for method, opt in methods.items():
             own = self.baseline_of(method)
-            base = self.methods[self.baseline if own in (None, method) else own]
+            base = methods[self.baseline if own in (None, method) else own]
             keys = [key for key in SHARED if _value(opt, key) != _value(base, key)]
             found[method] = [key for key in keys if not (own == method and key == 'network_g')]
-        taught = {method: [own.get('precision') for own in _teachers(opt)] for method, opt in self.methods.items()}
+        taught = {method: [own.get('precision') for own in _teachers(opt)] for method, opt in methods.items()}
         first = next(filter(None, taught.values()), [])
         for method, precisions in taught.items():
             found[method] += ['teacher.precision'] if precisions not in ([], first) else []
@@ -180,7 +183,8 @@ def timed(comparison: Comparison) -> Comparison:
             stage['iterations'] = TIMED
         train_opt['total_iter'] = TIMED * max(1, len(stages))
         for block in (train_opt, *stages):
-            block.pop('log_gradient_share', None)
+            for key in ('log_gradient_share', 'net_d_init_iters'):
+                block.pop(key, None)
         opt['val'] = None
         opt['logger'] = {'print_freq': TIMED_EVERY, 'save_checkpoint_freq': TIMED, 'use_tb_logger': False}
     name, test_opt = f'{comparison.name}_step_times', {**comparison.test_opt, 'datasets': {}, 'val': None}
@@ -219,8 +223,9 @@ def _scaled(opt: dict[str, Any], factor: Fraction) -> dict[str, Any]:
         opt['val']['val_freq'] = scaled(opt['val']['val_freq'])
     opt['logger']['save_checkpoint_freq'] = scaled(opt['logger']['save_checkpoint_freq'])
     opt['logger']['print_freq'] = every = min(opt['logger']['print_freq'], scaled(opt['logger']['print_freq']))
-    if train_opt.get('log_gradient_share'):
-        train_opt['log_gradient_share'] = every * max(1, scaled(train_opt['log_gradient_share']) // every)
+    for block in (train_opt, *stages):
+        if block.get('log_gradient_share'):
+            block['log_gradient_share'] = every * max(1, scaled(block['log_gradient_share']) // every)
     return opt
 
 
@@ -275,7 +280,10 @@ def _comparison(content: dict[str, Any], path: Path) -> Comparison:
         if opt['scale'] != test_opt['scale']:
             raise UserError(f'methods.{method}.scale: {opt["scale"]}; accepted: {test_opt["scale"]}, as in test')
     teachers = {
-        method: [{key: own[key] for key in own if key not in ('expect', 'cache', *EXECUTION)} for own in _teachers(opt)]
+        method: [
+            {key: own[key] for key in own if key not in ('expect', 'cache', *schema.EXECUTION)}
+            for own in _teachers(opt)
+        ]
         for method, opt in opts.items()
         if 'teacher' in opt
     }

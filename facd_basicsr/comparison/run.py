@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from facd_basicsr.comparison.plan import Comparison, Run, timed
+from facd_basicsr.environment import processors
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.tables import to_json
 from facd_basicsr.files.atomic import atomic_path, atomic_write
 from facd_basicsr.options import load_yaml
 from facd_basicsr.options.option_files import option_text
-from facd_basicsr.options.parse import load_options, root_path
-from facd_basicsr.runs.run_folder import read_run_folder
+from facd_basicsr.options.parse import load_options, options_digest, root_path
+from facd_basicsr.runs.run_folder import RunFolder, read_run_folder
 
 POLL = 0.2  # seconds between polls of the processes
 LEFT_FIRST, LEFT_EVERY = 15, 600  # seconds between looks for the first estimate of the time left, and between estimates
@@ -111,7 +112,7 @@ def _check(run: Run, path: Path) -> None:
 
 def _leaves(block: Any, path: str = '') -> dict[str, str]:
     """{dotted key: its value as text}."""
-    if not isinstance(block, dict):
+    if not isinstance(block, dict) or not block:
         return {path: repr(block)}
     return {
         key: value
@@ -216,13 +217,10 @@ def time_left(comparison: Comparison, folder: Folder, jobs: int) -> float | None
     paces: dict[str, list[float]] = {}  # seconds of an iteration, with validation
     left = []
     for run in comparison.runs():
-        total_iter, done = run.opt['train']['total_iter'], 0
-        if folder.output(run).is_file():  # else an experiment of its name is another's
-            with suppress(UserError):  # it has not made its folder yet
-                experiment = read_run_folder(root_path() / 'experiments' / run.opt['name'])
-                done = experiment.iteration
-                if done > 0:
-                    paces.setdefault(run.method, []).append(experiment.duration.total_seconds() / done)
+        total_iter, experiment = run.opt['train']['total_iter'], _begun(run, folder)
+        done = 0 if experiment is None else experiment.iteration
+        if experiment is not None and done > 0:
+            paces.setdefault(run.method, []).append(experiment.duration.total_seconds() / done)
         if not folder.trained(run).is_file():
             left.append((run.method, max(0, total_iter - done)))
     if not paces:
@@ -231,6 +229,17 @@ def time_left(comparison: Comparison, folder: Folder, jobs: int) -> float | None
     usual = sum(pace.values()) / len(pace)  # of a method that has not begun
     seconds = [iterations * pace.get(method, usual) for method, iterations in left]
     return max([sum(seconds) / jobs, *seconds])
+
+
+def _begun(run: Run, folder: Folder) -> RunFolder | None:
+    """A run's experiment, if it was begun with its option file: one of its name may be another's."""
+    if folder.output(run).is_file():
+        with suppress(UserError):  # it has not made its folder yet
+            experiment = read_run_folder(root_path() / 'experiments' / run.opt['name'])
+            own = options_digest(str(folder.option_file(run)))
+            if any(session.facts.get('option_sha256') == own for session in experiment.sessions):
+                return experiment
+    return None
 
 
 def _left_words(comparison: Comparison, folder: Folder, left: float) -> str:
@@ -245,7 +254,7 @@ def threads_of(jobs: int) -> int:
     """How many CPU threads each of ``jobs`` runs has: OMP_NUM_THREADS, or an equal share."""
     if 'OMP_NUM_THREADS' in os.environ:
         return torch.get_num_threads()
-    return max(1, (os.cpu_count() or 1) // jobs)
+    return max(1, processors() // jobs)
 
 
 def _is_scored(run: Run, comparison: Comparison, folder: Folder) -> bool:
@@ -273,7 +282,7 @@ def _start(run: Run, folder: Folder, slot: int, threads: int, lock: int) -> subp
         visible = env.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(gpus)))).split(',')
         env['CUDA_VISIBLE_DEVICES'] = visible[slot % gpus]
     command = [sys.executable, '-m', 'facd_basicsr.train', '-opt', str(folder.option_file(run))]
-    if folder.output(run).is_file():  # begun before, by this comparison
+    if _begun(run, folder) is not None:
         command.append('--auto_resume')
     with folder.output(run).open('a', encoding='utf-8') as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env, pass_fds=[lock])
@@ -282,7 +291,7 @@ def _start(run: Run, folder: Folder, slot: int, threads: int, lock: int) -> subp
 def _remove_numbered(experiment: Path) -> None:
     """Removes numbered checkpoints and states, which only a resume needs: hundreds of GB of a long comparison."""
     for path in [*experiment.glob('training_states/*'), *experiment.glob('models/net_*.pth')]:
-        if not path.stem.endswith('_latest'):
+        if not path.stem.endswith(('_latest', '_best')):
             path.unlink()
 
 

@@ -1,10 +1,9 @@
 """The results of a finished run, as plain data: scores, costs, curves."""
 
-import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import torch
 
 from facd_basicsr.archs.reparameterization import reparameterized
 from facd_basicsr.comparison.plan import TIMED, Comparison, Run
-from facd_basicsr.engine.logs import METRICS_FILE, read_metrics
-from facd_basicsr.environment import machine, versions
 from facd_basicsr.evaluation.complexity import OUTPUT_SIZE, flops, latencies_ms
 from facd_basicsr.evaluation.feature_psnr import tap_features
 from facd_basicsr.evaluation.methods import BICUBIC, Method, build_student, build_teacher_methods, device_of
@@ -22,7 +19,7 @@ from facd_basicsr.evaluation.tables import evaluate, means
 from facd_basicsr.evaluation.test_sets import build_sets, pairs
 from facd_basicsr.options.option_check import stages_of, with_defaults
 from facd_basicsr.options.parse import root_path
-from facd_basicsr.runs.run_folder import Curve, Metrics, param_key_of, read_run_folder
+from facd_basicsr.runs.run_folder import Curve, Metrics, RunFolder, param_key_of, read_run_folder
 
 DIGITS = 4
 TURNS = 5  # in which latencies are measured
@@ -69,53 +66,68 @@ def run_record(run: Run, comparison: Comparison, trained: dict[str, Any]) -> dic
         notes = [note.replace(f'{root_path()}/', '') for note in tap_features(tapped, teachers, [student])]
     # features are compared with the teachers'
     methods = [student] if student.taps is None else [student, *teachers]
-    metrics = read_run_folder(root_path() / 'experiments' / run.opt['name'], f'methods.{run.method}').metrics
-    seconds_per_iter = metrics.seconds_per_iter
-    iterations = run.opt['train']['total_iter']
+    experiment = _experiment(run)
+    stages = _iterations(run.opt)
+    seconds_per_iter = step_seconds(experiment.metrics.steps, stages, stages)
     return {
         'method': run.method,
         'seed': run.seed,
-        'iterations': iterations,
+        'iterations': sum(stages),
         'seconds_per_iter': seconds_per_iter,
-        'train_seconds': None if seconds_per_iter is None else seconds_per_iter * iterations,
+        'train_seconds': None if seconds_per_iter is None else seconds_per_iter * sum(stages),
         **trained,
-        'machine': _machine_of(run),
-        'versions': versions(),
+        **_conditions(experiment, 'machine', 'versions'),
         **_size(student),
         'through_regressors': student.regressors is not None,
         'test': comparison.test_opt['datasets'],
         'metrics': comparison.metrics,
         **_scores(comparison, methods, student.name),
         'notes': notes,
-        'curves': curves(metrics),
+        'curves': curves(experiment.metrics),
     }
 
 
 def step_record(run: Run, opt: Mapping[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
     """The record of a run that measures the step of a method with the options ``opt``."""
-    stages = [stage['iterations'] for stage in opt['train'].get('stages') or []]
-    lines = read_metrics(root_path() / 'experiments' / run.opt['name'] / METRICS_FILE)
-    seconds = step_seconds((line for line in lines if 'epoch' in line), stages or [opt['train']['total_iter']])
-    found = {'method': run.method, 'seconds_per_iter': seconds, 'machine': _machine_of(run), **trained}
+    experiment, stages = _experiment(run), _iterations(opt)
+    # without the first third, where memory is allocated and code compiled
+    seconds = step_seconds(experiment.metrics.steps, [TIMED] * len(stages), stages, skipped=TIMED // 3)
+    found = {'method': run.method, 'seconds_per_iter': seconds, **_conditions(experiment, 'machine'), **trained}
     return {**found, 'test': {}, 'means': {}}
 
 
-def _machine_of(run: Run) -> str:
-    return machine(device_of([run.opt]).type == 'cuda')
+def _experiment(run: Run) -> RunFolder:
+    return read_run_folder(root_path() / 'experiments' / run.opt['name'], f'methods.{run.method}')
 
 
-def step_seconds(lines: Iterable[Mapping[str, Any]], stages: Sequence[int]) -> float:
-    """Seconds of an iteration in a run whose stages have so many iterations, by the lines of one with ``TIMED`` each.
+def _iterations(opt: Mapping[str, Any]) -> list[int]:
+    """Of each stage."""
+    return [stage['iterations'] for stage in opt['train'].get('stages') or []] or [opt['train']['total_iter']]
 
-    Of each stage the median, without its first third: that is where memory is allocated and code compiled.
+
+def _conditions(experiment: RunFolder, *keys: str) -> dict[str, Any]:
+    """Under which it was trained, as its last start has noted."""
+    return {key: experiment.sessions[-1].facts[key] for key in keys}
+
+
+def step_seconds(
+    steps: Sequence[tuple[int, float]], measured: Sequence[int], stages: Sequence[int], skipped: int = 0
+) -> float | None:
+    """Seconds of an iteration in a run whose stages have ``stages`` iterations: the medians of the stages, weighted.
+
+    Args:
+        steps: of :class:`Metrics`, of a run whose stages have ``measured`` iterations.
+        skipped: so many at the beginning of each stage are left out.
+
+    Returns:
+        None without steps. A stage without any has the median of all.
     """
-    found: list[list[float]] = [[] for _ in stages]
-    for earlier, later in itertools.pairwise(lines):
-        stage, begin = divmod(earlier['iter'], TIMED)
-        if begin >= TIMED // 3:
-            began, ended = (datetime.fromisoformat(line['timestamp']) for line in (earlier, later))
-            found[stage].append((ended - began).total_seconds() / (later['iter'] - earlier['iter']))
-    medians = map(statistics.median, found)
+    if not steps:
+        return None
+    medians = []
+    for length, end in zip(measured, accumulate(measured)):
+        own = [seconds for iteration, seconds in steps if end - length + skipped <= iteration < end]
+        medians.append(statistics.median(own or [seconds for _, seconds in steps]))
     return sum(iterations * seconds for iterations, seconds in zip(stages, medians)) / sum(stages)
 
 
@@ -142,7 +154,7 @@ def reference_records(comparison: Comparison) -> list[dict[str, Any]]:
     return records
 
 
-def latencies(comparison: Comparison) -> dict[str, float]:
+def latencies(comparison: Comparison, trained: Sequence[Run]) -> dict[str, float]:
     """{method: milliseconds of one 1280 x 720 output} of the teachers and of every method's first trained student,
     those of one architecture measured once.
 
@@ -150,8 +162,8 @@ def latencies(comparison: Comparison) -> dict[str, float]:
     """
     methods = teachers_of(comparison)
     seen = set()
-    for run in comparison.runs():
-        if run.method not in seen and checkpoint_of(run).is_file():
+    for run in trained:
+        if run.method not in seen:
             seen.add(run.method)
             methods.append(student_of(run))
     nets = {}

@@ -176,10 +176,9 @@ def cost_table(results: Mapping[str, Any]) -> Table:
         for record in results['references']
         if 'parameters' in record
     ]
-    seconds = {method: _mean(records, 'train_seconds') for method, records in runs.items()}
     for method, records in runs.items():
-        per_iter, total, of_base = _mean(records, 'seconds_per_iter'), seconds[method], seconds.get(base[method] or '')
-        gain = differences.get(method)
+        per_iter, total = _mean(records, 'seconds_per_iter'), _mean(records, 'train_seconds')
+        ratio, gain = _times_baseline(records, runs.get(base[method] or '', [])), differences.get(method)
         rows.append(
             [
                 method,
@@ -188,7 +187,7 @@ def cost_table(results: Mapping[str, Any]) -> Table:
                 f'{records[0]["iterations"]:,}',
                 NONE if per_iter is None else f'{1000 * per_iter:.0f}',
                 NONE if total is None else f'{total / 60:.1f}',
-                NONE if not (total and of_base) else f'{total / of_base:.2f}',
+                NONE if ratio is None else f'{ratio:.2f}',
                 NONE if not (total and gain) else f'{gain.mean / (total / 3600):+.3g}',
             ]
         )
@@ -263,12 +262,10 @@ def caption(results: Mapping[str, Any]) -> str:
             f'{results["equal_time"]}, by the milliseconds of an iteration measured before, one run at a time: '
             f'{seconds} ({_conditions(steps)}).'
         )
-    jobs = max((run['jobs'] for run in runs), default=1)
-    at_a_time = f'{jobs} run{"s" * (jobs > 1)} at a time'
     notes.append(
         'FLOPs (two for each multiply-add) and ms/image are of one 1280x720 output. ms/iteration is the median between '
         'log lines; minutes are iterations times that, and "dB per hour" is the mean difference on '
-        f'{_first_set(results)} over them: {_conditions(runs, at_a_time)}.'
+        f'{_first_set(results)} over them: {_conditions(runs, _counted(runs, "jobs", "run", " at a time"))}.'
     )
     return ' '.join(notes)
 
@@ -302,8 +299,21 @@ def least_step_times(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _conditions(records: Sequence[Mapping[str, Any]], *more: str) -> str:
     machines = dict.fromkeys(record['machine'] for record in records)
-    threads = max((record['threads'] for record in records), default=1)
-    return ', '.join([*machines, *more, f'{threads} CPU thread{"s" * (threads > 1)} each'])
+    return ', '.join([*machines, *more, _counted(records, 'threads', 'CPU thread', ' each')])
+
+
+def _counted(records: Sequence[Mapping[str, Any]], key: str, what: str, how: str) -> str:
+    numbers = sorted({record[key] for record in records}) or [1]
+    return f'{" or ".join(map(str, numbers))} {what}{"s" * (numbers != [1])}{how}'
+
+
+def _times_baseline(records: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]]) -> float | None:
+    """A method's time over the baseline's, of the seeds that both have: those of another may run beside other work."""
+    ours, theirs = (
+        {run['seed']: run['train_seconds'] for run in runs if run['train_seconds']} for runs in (records, baseline)
+    )
+    both = ours.keys() & theirs.keys()
+    return sum(ours[seed] for seed in both) / sum(theirs[seed] for seed in both) if both else None
 
 
 def _first_set(results: Mapping[str, Any]) -> str:

@@ -180,7 +180,8 @@ def find_crops(methods: Sequence[Method], images: Iterable[ImagePair], size: int
         UserError: no image is large enough.
     """
     students = [method for method in methods if method.name != BICUBIC and not is_teacher(method.name)]
-    compared = students if len(students) > 1 else [method for method in methods if not is_teacher(method.name)]
+    others = [method for method in methods if method.name == BICUBIC or is_teacher(method.name)]
+    compared = students if len(students) > 1 else [*students, *others[: 2 - len(students)]]
     by_image: list[list[tuple[float, Crop]]] = []
     border = methods[0].scale
     for pair in images:

@@ -12,10 +12,11 @@ from typing import TypeVar
 
 import cv2
 
+from facd_basicsr.environment import processors
 from facd_basicsr.errors import UserError
 from facd_basicsr.progress import ProgressBar
 
-THREADS = os.cpu_count() or 1
+THREADS = processors()
 
 Item = TypeVar('Item')
 

@@ -60,13 +60,18 @@ class Metrics:
             ``lr_2`` ....
         validation: by set and metric.
         events: in the order of time.
-        seconds_per_iter: the median between neighboring lines; None where there are too few.
+        steps: (iteration, seconds of one from there to the next line), of neighboring lines.
     """
 
     curves: dict[str, Curve] = field(default_factory=dict)
     validation: dict[str, dict[str, Curve]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
-    seconds_per_iter: float | None = None
+    steps: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def seconds_per_iter(self) -> float | None:
+        """The median between neighboring lines; None where there are too few."""
+        return median(seconds for _, seconds in self.steps) if self.steps else None
 
     @property
     def warnings(self) -> list[Event]:
@@ -192,12 +197,11 @@ def _metrics(lines: list[dict[str, Any]], sessions: list[Session]) -> Metrics:
             curves.setdefault(line['metric'], {})[line['iter']] = _number(line['value'])
         elif 'event' in line:
             result.events.append(Event(_time(line), line['iter'], line['event'], line['message']))
-    seconds = [
-        (_time(later) - _time(earlier)).total_seconds() / (later['iter'] - earlier['iter'])
+    result.steps = [
+        (earlier['iter'], (_time(later) - _time(earlier)).total_seconds() / (later['iter'] - earlier['iter']))
         for earlier, later in itertools.pairwise(of_iterations)
         if _session_of(earlier, sessions) is _session_of(later, sessions) and later['iter'] > earlier['iter']
     ]
-    result.seconds_per_iter = median(seconds) if seconds else None
     return result
 
 

@@ -10,7 +10,7 @@ import click
 import torch
 
 from facd_basicsr.cli import QuietCommand
-from facd_basicsr.comparison.plan import Comparison, of_equal_time, read_comparison, shortened
+from facd_basicsr.comparison.plan import Comparison, Run, of_equal_time, read_comparison, shortened
 from facd_basicsr.comparison.run import Folder, locked, read_records, step_times, train_all, write_option_files
 from facd_basicsr.comparison.run_record import (
     checkpoint_of,
@@ -76,6 +76,8 @@ def compare(path: Path, jobs: int, iterations: int | None = None, equal_time: st
     with locked(folder) as lock:
         write_option_files(comparison, folder)
         failures = train_all(comparison, folder, jobs, lock, lambda run, trained: run_record(run, comparison, trained))
+        # of one that failed an older experiment of its name may have a checkpoint
+        trained = [run for run in comparison.runs() if folder.trained(run).is_file() and checkpoint_of(run).is_file()]
         results = {
             'name': comparison.name,
             'file': str(path),
@@ -88,13 +90,13 @@ def compare(path: Path, jobs: int, iterations: int | None = None, equal_time: st
             'metrics': comparison.metrics,
             **timing,
             'references': reference_records(comparison),
-            'latency_ms': latencies(comparison),
+            'latency_ms': latencies(comparison, trained),
             'runs': list(read_records(comparison, folder)),
         }
         atomic_write(folder.root / 'results.json', to_json(results))
         if results['runs']:
             write_report(results, folder.root)
-            draw_pictures(comparison, results, folder.root)
+            draw_pictures(comparison, results, trained, folder.root)
     if failures:
         raise UserError(f'{len(failures)} of {len(list(comparison.runs()))} runs failed: {"; ".join(failures)}')
     return results
@@ -115,11 +117,11 @@ def write_report(results: dict[str, Any], folder: Path) -> None:
     print(f'\n{caption(results)}\n\ntable.md, table.tex, table.csv, results.json, curves.png, crops.png: {folder}')
 
 
-def draw_pictures(comparison: Comparison, results: dict[str, Any], folder: Path) -> None:
-    """Draws curves.png of all seeds, and crops.png of the first seed's students that have a checkpoint."""
+def draw_pictures(comparison: Comparison, results: dict[str, Any], trained: Sequence[Run], folder: Path) -> None:
+    """Draws curves.png of all seeds, and crops.png of the first seed's students that are trained."""
     with atomic_path(folder / 'curves.png') as path:
         save_figure(draw_curves(by_method(results), f'{comparison.name}, x{comparison.scale}'), path)
-    runs = [run for run in comparison.runs() if run.seed == comparison.seeds[0] and checkpoint_of(run).is_file()]
+    runs = [run for run in trained if run.seed == comparison.seeds[0]]
     methods = [Method(BICUBIC, comparison.scale), *map(student_of, runs), *teachers_of(comparison)]
     images = list(pairs(build_sets(comparison.test_opt)))
     largest = max(min(pair.gt.shape[:2]) for pair in images) - 2 * comparison.scale

@@ -1,7 +1,6 @@
 """``facd prepare``: training pairs and benchmark sets in the layout that the option files expect."""
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from facd_basicsr.cli import QuietCommand
 from facd_basicsr.data.benchmark_sets import prepare_benchmarks
 from facd_basicsr.data.div2k import OFFICIAL_URL, prepare_div2k
 from facd_basicsr.data.folder_pairs import prepare_folders
+from facd_basicsr.environment import processors
 
 Command = TypeVar('Command', bound=Callable[..., Any])
 
@@ -34,7 +34,7 @@ def scale_option(required: bool) -> Callable[[Command], Command]:
 workers_option = click.option(
     '--workers',
     type=click.IntRange(1),
-    default=os.cpu_count(),
+    default=processors(),
     help='Worker processes.  [default: one per CPU]',
 )
 

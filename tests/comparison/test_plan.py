@@ -102,6 +102,14 @@ def test_settings_that_methods_do_not_share_are_named(comparison, tmp_path):
     assert found.differing() == {'TS': ['datasets.train', 'train.total_iter']}
 
 
+def test_defaults_that_are_written_out_differ_in_nothing_and_all_that_is_trained_with_counts(comparison, tmp_path):
+    comparison['methods']['FACD']['datasets'] = {'train': {'skip_damaged': False}}
+    comparison['methods']['FACD']['train'] = {'warmup_iter': -1}
+    comparison['methods']['TS']['train'] |= {'clip_grad_norm': 0.01, 'quantize': {}}
+    found = read_comparison(write_yml(comparison, tmp_path / 'compare.yml'))
+    assert found.differing() == {'TS': ['train.quantize', 'train.clip_grad_norm']}
+
+
 @pytest.fixture
 def of_two_students(comparison) -> dict:
     """The same methods of a second student, of another width, each of which has its baseline."""
@@ -220,6 +228,17 @@ def test_stages_are_shortened_each_with_its_schedule(comparison, tmp_path):
     assert train_opt['stages'][1]['scheduler'] == {'milestones': [2]} and train_opt['stages'][1]['warmup_iter'] == 2
 
 
+def test_the_shares_of_a_stage_stay_multiples_of_lines(comparison, tmp_path):
+    stages = [{'iterations': 300}, {'iterations': 300, 'log_gradient_share': 200}]
+    comparison['methods']['FACD'] |= {'train': {'total_iter': None, 'stages': stages}, 'logger': {'print_freq': 100}}
+    comparison['common'] = {}
+    found = read_comparison(write_yml(comparison, tmp_path / 'comparison.yml'))
+    total = found.methods[found.baseline]['train']['total_iter']
+    opt = of_equal_time(found, 'Student', {'Student': 1.0, 'FACD': 37 * total / 600, 'TS': 1.0}).methods['FACD']
+    assert opt['logger']['print_freq'] == 3 and opt['train']['stages'][1]['log_gradient_share'] == 3
+    check_options(opt, is_train=True)
+
+
 def test_schedules_of_weights_are_shortened_and_shares_stay_multiples_of_lines(comparison, tmp_path):
     fading = {'start': 4, 'end': 0, 'over': 60}
     comparison['methods']['FACD']['train'] = {
@@ -297,7 +316,7 @@ def test_equal_time_of_shorter_runs_has_both_in_its_name_and_scales_stages(compa
 
 def test_what_measures_a_step_is_train_pys_run_of_60_iterations_of_each_stage(comparison, tmp_path):
     comparison['methods']['FACD']['train'] = {'stages': [{'iterations': 2}, {'iterations': 4, 'gt_size': 48}]}
-    comparison['methods']['TS']['train'] |= {'log_gradient_share': 7}
+    comparison['methods']['TS']['train'] |= {'log_gradient_share': 7, 'net_d_init_iters': 60}
     comparison['common'] |= {'logger': {'print_freq': 7}}
     found = read_comparison(write_yml(comparison, tmp_path / 'compare.yml'))
     short = timed(found)
@@ -305,7 +324,7 @@ def test_what_measures_a_step_is_train_pys_run_of_60_iterations_of_each_stage(co
     assert [opt['train']['total_iter'] for opt in short.methods.values()] == [60, 120, 60]
     assert [stage['iterations'] for stage in short.methods['FACD']['train']['stages']] == [60, 60]
     for opt in short.methods.values():
-        assert check_options(opt, is_train=True)['val'] is None
+        assert check_options(opt, is_train=True)['val'] is None and 'net_d_init_iters' not in opt['train']
     assert found.methods['TS']['train']['log_gradient_share'] == 7
 
 

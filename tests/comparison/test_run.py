@@ -14,6 +14,8 @@ from conftest import changed, write_yml
 from facd_basicsr.comparison.plan import Comparison, Run, timed
 from facd_basicsr.comparison.run import (
     Folder,
+    _remove_numbered,
+    _start,
     locked,
     read_records,
     step_times,
@@ -23,6 +25,7 @@ from facd_basicsr.comparison.run import (
 )
 from facd_basicsr.errors import UserError
 from facd_basicsr.options import load_yaml, schema
+from facd_basicsr.options.parse import options_digest
 
 
 def test_a_training_that_outlives_its_comparison_keeps_a_second_one_out(tmp_path):
@@ -44,7 +47,7 @@ def test_two_comparisons_do_not_work_in_one_folder(tmp_path):
 
 def test_trainings_share_the_processors_unless_omp_num_threads_says_otherwise(monkeypatch):
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {*range(8)}, raising=False)
     assert [threads_of(jobs) for jobs in (1, 2, 3, 16)] == [8, 4, 2, 1]
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     assert threads_of(2) == torch.get_num_threads()
@@ -64,6 +67,22 @@ def test_a_new_default_does_not_make_an_old_comparison_changed(train_opt, test_o
         write_option_files(comparison, folder)
 
 
+def test_a_block_of_defaults_that_is_added_is_a_change(train_opt, test_opt, tmp_path):
+    folder = Folder(tmp_path)
+    write_option_files(Comparison('c', (0,), 'FACD', {'FACD': train_opt}, test_opt), folder)
+    quantized = Comparison('c', (0,), 'FACD', {'FACD': changed(train_opt, 'train.quantize', {})}, test_opt)
+    with pytest.raises(UserError, match=r'methods.FACD: train.quantize changed since the comparison was started'):
+        write_option_files(quantized, folder)
+
+
+def test_a_finished_run_keeps_its_latest_and_its_best_networks(tmp_path):
+    for name in ('models/net_g_8.pth', 'models/net_g_best.pth', 'models/net_g_latest.pth', 'training_states/8.state'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    _remove_numbered(tmp_path)
+    assert {path.name for path in tmp_path.rglob('*.*')} == {'net_g_best.pth', 'net_g_latest.pth'}
+
+
 def test_a_run_is_scored_anew_for_a_metric_that_is_added(train_opt, test_opt, tmp_path):
     comparison = Comparison('c', (0,), ('FACD',), {'FACD': train_opt}, test_opt)
     niqe = {'type': 'calculate_niqe', 'crop_border': 2}
@@ -81,12 +100,13 @@ def test_a_run_is_scored_anew_for_a_metric_that_is_added(train_opt, test_opt, tm
     assert len(list(read_records(with_niqe, folder))) == 1 and not list(read_records(comparison, folder))
 
 
-def begun(run: Run, root: Path, iterations: int, seconds: float) -> None:
-    """The folder of a run that has done so many iterations in so many seconds."""
+def begin(run: Run, folder: Folder, root: Path, iterations: int, seconds: float) -> None:
+    """The folder of a run that has done so many iterations in so many seconds, with its option file of now."""
+    digest = options_digest(str(folder.option_file(run)))
     folder = root / 'experiments' / run.opt['name']
     folder.mkdir(parents=True)
     start = datetime(2026, 1, 1, tzinfo=timezone.utc)
-    facts = {'start': start.isoformat(), 'iter': 0}
+    facts = {'start': start.isoformat(), 'iter': 0, 'option_sha256': digest}
     write_yml({**run.opt, 'run': [facts]}, folder / 'options.yml')
     line = {'iter': iterations, 'timestamp': (start + timedelta(seconds=seconds)).isoformat(), 'epoch': 0, 'lr': 1e-4}
     (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
@@ -97,21 +117,48 @@ def test_the_time_left_is_that_of_all_runs_at_the_pace_of_their_methods(train_op
     train_opt['train']['total_iter'] = 100
     comparison = Comparison('c', (0, 1), 'A', {'A': train_opt, 'B': train_opt}, test_opt)
     folder = Folder(tmp_path / 'results')
-    (folder.root / 'runs').mkdir(parents=True)
+    write_option_files(comparison, folder)
     first, second, *_ = comparison.runs()
-    begun(second, tmp_path, 100, 5)  # of another comparison: this one has not started it
+    begin(second, folder, tmp_path, 100, 5)  # of another comparison: this one has not started it
     assert time_left(comparison, folder, jobs=1) is None
     folder.output(first).write_text('started')
     assert time_left(comparison, folder, jobs=1) is None
-    begun(first, tmp_path, 40, 80)  # 2 s an iteration, for all methods as far as is known
+    begin(first, folder, tmp_path, 40, 80)  # 2 s an iteration, for all methods as far as is known
     assert time_left(comparison, folder, jobs=1) == pytest.approx(2 * (60 + 100 + 100 + 100))
     assert time_left(comparison, folder, jobs=2) == pytest.approx(360)
     assert time_left(comparison, folder, jobs=4) == pytest.approx(200)  # the longest run
     folder.trained(first).write_text('{}')
     shutil.rmtree(tmp_path / 'experiments' / second.opt['name'])
-    begun(second, tmp_path, 50, 300)  # 6 s
+    begin(second, folder, tmp_path, 50, 300)  # 6 s
     folder.output(second).write_text('started')
     assert time_left(comparison, folder, jobs=1) == pytest.approx(6 * 50 + 2 * 100 + 6 * 100)
+
+
+def test_a_run_continues_its_own_experiment_and_none_that_was_begun_with_other_options(
+    train_opt, test_opt, tmp_path, monkeypatch
+):
+    monkeypatch.setattr('facd_basicsr.comparison.run.root_path', lambda: tmp_path)
+    commands = []
+    monkeypatch.setattr('facd_basicsr.comparison.run.subprocess.Popen', lambda command, **_: commands.append(command))
+    folder = Folder(tmp_path / 'results')
+
+    def started(opt: dict) -> bool:
+        """Whether it resumes."""
+        comparison = Comparison('c', (0,), 'A', {'A': opt}, test_opt)
+        write_option_files(comparison, folder)
+        (run,) = comparison.runs()
+        _start(run, folder, 0, 1, 0)
+        return commands[-1][-1] == '--auto_resume'
+
+    assert not started(train_opt)
+    (run,) = Comparison('c', (0,), 'A', {'A': train_opt}, test_opt).runs()
+    begin(run, folder, tmp_path, 2, 1)
+    assert started(train_opt)
+    for path in folder.root.glob('*/A_seed*'):  # as the message on changed options says
+        path.unlink()
+    other = changed(train_opt, 'train.optim_g.lr', 0.01)
+    assert not started(other)  # and ended before it has moved the old experiment aside
+    assert not started(other)
 
 
 def test_step_times_are_measured_once(train_opt, test_opt, tmp_path):

@@ -1,5 +1,5 @@
+import itertools
 import math
-from datetime import datetime, timedelta, timezone
 
 import pytest
 from basicsr.archs.ecbsr_arch import ECBSR
@@ -29,21 +29,28 @@ def test_a_student_that_fuses_is_stated_by_what_is_deployed():
     assert _size(method) == {'parameters': weights + 8 + 8 + 12, 'flops': 2 * weights * 360 * 640}
 
 
-def lines(*stages: list[float]) -> list[dict]:
-    """A line after every 5 iterations of a run whose stages have these seconds between them, 12 each."""
-    found, time = [], datetime(2026, 1, 1, tzinfo=timezone.utc)
-    for seconds in (value for stage in stages for value in stage):
-        time += timedelta(seconds=seconds)
-        found.append({'iter': 5 * (len(found) + 1), 'timestamp': time.isoformat()})
-    return found
+def steps(*stages: list[float]) -> list[tuple[int, float]]:
+    """Of a run with a line after every 5 iterations, in whose stages an iteration took these seconds."""
+    return list(zip(itertools.count(0, 5), (seconds for stage in stages for seconds in stage)))
 
 
 def test_a_step_takes_the_median_without_the_first_third():
-    first, rest = [9.0, 3.0, 1.0, 0.5], [0.2, 0.2, 0.1, 0.3, 0.2, 0.2, 0.2, 7.0]
-    assert step_seconds(lines(first + rest), [600]) == pytest.approx(0.04)
+    first, rest = [9.0, 3.0, 1.0, 0.5], [0.04, 0.04, 0.02, 0.06, 0.04, 0.04, 0.04, 7.0]
+    assert step_seconds(steps(first + rest), [60], [600], skipped=20) == pytest.approx(0.04)
 
 
 def test_stages_count_by_their_iterations():
-    slow, fast = [9.0] * 4 + [0.4] * 8, [9.0] * 4 + [0.1] * 8
+    slow, fast = [9.0] * 4 + [0.08] * 8, [9.0] * 4 + [0.02] * 8
     # 100 iterations of 80 ms and 300 of 20 ms
-    assert step_seconds(lines(slow, fast), [100, 300]) == pytest.approx((100 * 0.08 + 300 * 0.02) / 400)
+    found = step_seconds(steps(slow, fast), [60, 60], [100, 300], skipped=20)
+    assert found == pytest.approx((100 * 0.08 + 300 * 0.02) / 400)
+
+
+def test_a_run_in_stages_has_the_time_of_each():
+    # 60 iterations of 10 ms and 40 of 50 ms; by the median of all it would be 100 of 10 ms
+    assert 100 * step_seconds(steps([0.01] * 12, [0.05] * 8), [60, 40], [60, 40]) == pytest.approx(2.6)
+
+
+def test_a_stage_without_lines_of_its_own_has_the_median_of_all():
+    assert step_seconds(steps([0.02] * 12), [60, 3], [60, 3]) == pytest.approx(0.02)
+    assert step_seconds([], [60], [60]) is None

@@ -174,8 +174,15 @@ def test_features_are_shown_of_methods_that_have_them_only(results):
 def test_the_caption_names_seeds_and_machine(results):
     results['runs'][3]['jobs'] = 2
     text = caption(results)
-    assert 'seeds 0, 1, 2' in text and 'a machine, 2 runs at a time, 2 CPU threads each' in text
+    assert 'seeds 0, 1, 2' in text and 'a machine, 1 or 2 runs at a time, 2 CPU threads each' in text
     assert 'Half differs from it in train.total_iter.' in text
+
+
+def test_times_are_compared_of_the_seeds_that_both_have(results):
+    for seed, record in enumerate(results['runs'][:3]):
+        record['train_seconds'] = 60.0 * (seed + 1)
+    # Half, of seed 1 alone, takes as long as half of the student's run of that seed, not of the mean run
+    assert [row[-2] for row in cost_table(results).rows] == ['1.00', f'{450 / 360:.2f}', '0.50', '0.50']
 
 
 def test_gains_per_hour_are_of_the_first_set_and_not_of_a_run_without_a_time(results):

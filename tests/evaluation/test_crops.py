@@ -52,6 +52,11 @@ def test_a_single_student_is_compared_with_bicubic_and_not_with_the_teacher():
     assert boxes(find_crops(methods, [pair('a')], 10, 1)) == [('a', 8, 6)]
 
 
+def test_without_students_bicubic_is_compared_with_the_teacher():
+    methods = [Painted('bicubic', {}), Painted('teacher', {'a': [(60, 6, 10, 90)]})]
+    assert boxes(find_crops(methods, [pair('a')], 10, 1)) == [('a', 60, 6)]
+
+
 def test_the_border_that_no_metric_reads_is_left_out():
     found = find_crops([Painted('x', {'a': [(0, 0, 2, 90)]}), Painted('y', {})], [pair('a')], 56, 9)
     assert boxes(found) == [('a', 2, 2)]  # and there is room for one only

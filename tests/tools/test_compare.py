@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import torch
 from conftest import changed, run, tiny_test_opt, tiny_train_opt, write_yml
 from processes import FORKED, act_as_python
 
@@ -193,6 +194,7 @@ def test_lpips_of_the_test_file_has_a_table_whose_lowest_mean_is_bold(finished, 
 
 def test_records_have_costs_curves_and_features(finished, checkout):
     record = json.loads((checkout / 'results' / 'tiny' / 'runs' / 'FACD_seed1.json').read_text())
+    assert record['versions'].startswith('facd_basicsr ') and record['machine']
     assert record['iterations'] == 8 and record['seconds_per_iter'] > 0 and record['flops'] > 0
     assert [step for step, _ in record['curves']['alpha']][-2:] == [6, 8]
     assert {'metrics/val/psnr_y', 'losses/l_facd', 'r_1'} <= record['curves'].keys()
@@ -225,6 +227,9 @@ def test_a_failed_run_is_named_and_the_others_are_reported(comparison, checkout)
     bad = changed(comparison, 'methods.FACD.taps', [{'student': 'body.9', 'teacher': 'body.0'}]) | {'name': 'failing'}
     bad['methods']['FACD']['train'] = {'distill_opt': {'layer_weights': [1.0]}}
     bad['seeds'] = [0]
+    models = checkout / 'experiments' / 'failing_FACD_seed0' / 'models'  # an older experiment's, of another network
+    models.mkdir(parents=True)
+    torch.save({'params': {'weight': torch.zeros(1)}}, models / 'net_g_latest.pth')
     failed = run(*command(write_yml(bad, checkout / 'failing.yml')), cwd=checkout)
     assert failed.returncode == 2
     assert "1 of 2 runs failed: FACD_seed0: error: taps[0].student: 'body.9' is not in" in failed.stderr
@@ -253,7 +258,8 @@ def test_students_of_two_architectures_are_compared_side_by_side(comparison, che
         psnr = {row['method']: float(row['psnr_y']) for row in csv.DictReader(file)}
     lines = (folder / 'table.md').read_text().splitlines()
     rows = [[cell.strip(' *') for cell in line.split('|')[1:-1]] for line in lines if line.startswith('|')]
-    quality, cost = ({row[0]: row for row in rows if len(row) == width} for width in (5, 10))
+    # of the tables of five columns the first, which is PSNR-Y
+    quality, cost = ({row[0]: row for row in reversed(rows) if len(row) == width} for width in (5, 10))
     assert quality['method'][:3] == ['method', 'student', 'seeds'] and quality['method'][4].endswith('Δ vs baseline')
     for method, student, base in (
         ('Student', 'EDSRStudent', None),
