@@ -141,6 +141,11 @@ class DistillLoss(nn.Module, ABC):
         """What else it needs the networks' outputs on, by names of its own."""
         return {}
 
+    @property
+    def weighs_features(self) -> bool:
+        """Whether a term of features has a weight in this iteration: regressors are not run where no loss has one."""
+        return self.reads_features
+
     def steps(self) -> tuple['DistillLoss', ...]:
         """Itself, or what is minimized by an optimizer's step each, one after another in an iteration."""
         return (self,)

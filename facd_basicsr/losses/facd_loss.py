@@ -17,7 +17,7 @@ from facd_basicsr.losses.image import image_loss, indicator
 class FACDLoss(DistillLoss):
     """Feature-based Adaptive Contrastive Distillation, equations (1) to (4), as a module. Has no parameters.
 
-    In an option file ``lambda_`` is written ``lambda``. Every reading of the paper is an option whose default is
+    In an option file ``lambda_`` is written ``lambda``; while it is 0 features are not compared. Every reading of the paper is an option whose default is
     the paper's value, or the reading under which its numbers make sense.
     """
 
@@ -74,12 +74,16 @@ class FACDLoss(DistillLoss):
         if not (self.l1_gt or self.l1_t):
             raise UserError('train.distill_opt.l1_gt: false, and l1_t too; accepted: at least one of them true')
 
+    @property
+    def weighs_features(self) -> bool:
+        return self.lambda_ > 0
+
     def forward(self, state: DistillState) -> dict[str, Tensor]:
         """Equation (4), L_SR + lambda * L_FACD, as its two weighted terms.
 
         Returns:
             ``l_sr`` and ``l_facd`` (weighted by lambda), with gradient; ``alpha``, the share of the batch that is
-            distilled, and ``r_1``, ``r_2``, ... (d+ / d- at each tap), without.
+            distilled, and, unless lambda is 0, ``r_1``, ``r_2``, ... (d+ / d- at each tap), without.
 
         Raises:
             UserError: fewer than two samples, or not one weight per tap.
@@ -89,8 +93,8 @@ class FACDLoss(DistillLoss):
         student, teacher, gt = state.student, state.teacher.detach(), state.gt
         alpha = indicator(student, teacher, gt, self.adaptive)  # (N,)
         logs = {'alpha': alpha.mean()}
-        l_facd = alpha.new_zeros(())
-        for j, (w_j, student_feat, teacher_feat) in enumerate(taps, start=1):
+        l_facd = 0 * student.mean()  # with a gradient, though no tap may be weighed
+        for j, (w_j, student_feat, teacher_feat) in enumerate(taps if self.weighs_features else (), start=1):
             l_j, logs[f'r_{j}'] = contrastive_loss(
                 student_feat, teacher_feat, alpha, self.negatives, self.stop_gradient, self.eps, self.negatives_from
             )

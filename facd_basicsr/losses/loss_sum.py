@@ -194,6 +194,11 @@ class LossSum(nn.Module):
         """Those of all losses, each loss's by names of its own, as :meth:`begin` has left its options."""
         return {_of_entry(name, key): view for name, loss in zip(self.names, self) for key, view in loss.views.items()}
 
+    @property
+    def weighs_features(self) -> bool:
+        """Whether a loss does, as :meth:`begin` has left its options."""
+        return any(loss.weighs_features for loss in self)
+
     def steps(self) -> list['LossSum']:
         """Itself, or the losses of each optimizer's step where a loss asks for several; the others are in the first."""
         parts = [loss.steps() for loss in self]

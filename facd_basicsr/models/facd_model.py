@@ -239,7 +239,8 @@ class FACDModel(SafeSRModel):
         net_g, net_r = (net and self.get_bare_model(net) if bare else net for net in (self.net_g, self.net_r))
         with self._execution_g.autocast(self.device):
             outputs, feats = outputs_on(lambda lq: self._run_student(net_g, self._execution_g.laid_out(lq)), inputs)
-        regressed_feats = () if net_r is None or not feats else self._regressed(net_r, feats)
+        is_regressed = net_r is not None and feats and self.criterion.weighs_features
+        regressed_feats = self._regressed(net_r, feats) if is_regressed else ()
         return {name: at_least_float32(output) for name, output in outputs.items()}, feats, regressed_feats
 
     def _batch(self) -> Batch:
@@ -324,7 +325,8 @@ class FACDModel(SafeSRModel):
 
         made_by = [sha256_of(local_weights(teacher_opt)), teacher_opt.get('network'), teacher_opt['precision']]
         try:
-            if 'teacher' in self.criterion.reads and isinstance(dataset, MemoryPairs):  # or there was a warning
+            reads = 'teacher' in self.criterion.reads or not self.opt['train']['ground_truth']
+            if reads and isinstance(dataset, MemoryPairs):  # or there was a warning
                 with preserve_rng_state():
                     dataset.read_taught(teach, made_by)
         except CacheNotWrittenError as error:

@@ -312,7 +312,7 @@ def literally(
 
 @settings(deadline=None, max_examples=50)
 @given(
-    state=states(), lambda_=st.floats(0, 100), adaptive=st.booleans(), negatives=NEGATIVES,
+    state=states(), lambda_=st.floats(0, 100, exclude_min=True), adaptive=st.booleans(), negatives=NEGATIVES,
     negatives_from=st.sampled_from(['teacher', 'student']),
 )  # fmt: skip
 def test_terms_and_gradients_are_those_of_the_equations_written_out(
@@ -376,6 +376,14 @@ def test_flat_patches_of_any_level_have_finite_terms_and_gradients(n, level, neg
     gradients = torch.autograd.grad(logs['l_sr'] + logs['l_facd'], [student, feat])
     assert all(torch.isfinite(value).all() for value in [*logs.values(), *gradients])
     assert logs['l_sr'] == logs['l_facd'] == 0
+
+
+def test_with_lambda_0_features_are_not_compared_and_the_image_term_is_the_same():
+    state = random_state()
+    weighted, unweighted = FACDLoss()(state), FACDLoss(lambda_=0)(state)
+    assert torch.equal(weighted['l_sr'], unweighted['l_sr'])
+    assert weighted.keys() - unweighted.keys() == {'r_1', 'r_2', 'r_3'}
+    assert unweighted['l_facd'] == 0 and unweighted['l_facd'].requires_grad
 
 
 @pytest.mark.parametrize(

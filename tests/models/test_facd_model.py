@@ -163,6 +163,29 @@ def test_only_terms_are_minimised(build, train_opt):
     torch.testing.assert_close(expected, model.net_g.conv_last.bias.grad)
 
 
+def test_regressors_are_not_run_once_lambda_has_faded_and_the_student_is_the_same_to_the_last_bit(
+    build, train_opt, monkeypatch
+):
+    train_opt['train']['distill_opt'] |= {'adaptive': False, 'lambda': {'start': 4, 'end': 0, 'over': 2}}
+
+    def trained() -> tuple[FACDModel, int]:
+        """And in how many of the iterations 1, 1, 2 and 3 its regressors have run."""
+        model, runs = build(train_opt), []
+        model.net_r.register_forward_hook(lambda *_: runs.append(None))
+        step(model)
+        step(model, 3)
+        return model, len(runs)
+
+    model, runs = trained()
+    log = model.get_current_log()
+    assert runs == 2 and log['l_facd'] == 0 and 'r_1' not in log
+    monkeypatch.setattr(FACDLoss, 'weighs_features', True)
+    other, runs = trained()
+    assert runs == 4 and 'r_1' in other.get_current_log()
+    for name, value in other.net_g.state_dict().items():
+        assert torch.equal(model.net_g.state_dict()[name], value), name
+
+
 def test_the_student_starts_from_the_same_weights_as_the_student_alone(build, train_opt):
     model = build(train_opt)
     alone_opt = {key: value for key, value in train_opt.items() if key not in ('teacher', 'taps', 'network_r')}

@@ -40,6 +40,7 @@ def batch() -> dict[str, torch.Tensor]:
 NEAREST = {'teacher_target': 'nearest'}
 CLIPPED = {'clip_grad_norm': 0.5}
 QUANTIZED = {'quantize': {'decay': 0.5}}
+FADED = {'distill_opt': {**LOSSES['FACDLoss'], 'lambda': {'start': 4, 'end': 0, 'over': 2}}}
 IN_PARTS = {'accum_iter': 3, 'log_gradient_share': 1, **STARTED}
 
 
@@ -86,6 +87,7 @@ def worker(option_file: Path) -> None:
     found['clipped'] = step(option_file, 'FACDLoss', share, train=CLIPPED)
     found['in parts'] = step(option_file, 'FACDLoss', share, train=IN_PARTS)
     found['quantized'] = step(option_file, 'FACDLoss', share, train=QUANTIZED, iterations=3)
+    found['faded'] = step(option_file, 'FACDLoss', share, train=FADED, iterations=3)
     found['two teachers'] = step(option_file, 'FACDLoss', share, train=NEAREST, teachers=2)
     found['started'] = step(option_file, 'FACDLoss', share, STARTED)
     torch.compile = functools.partial(torch.compile, backend='aot_eager')  # captures graphs, needs no compiler
@@ -123,6 +125,15 @@ def test_regressors_start_with_the_same_bits_on_both_ranks_and_the_values_of_one
     assert all(map(torch.equal, *(rank['started']['weights of regressors'] for rank in ranks)))
     as_built = step(option_file, 'FACDLoss', slice(None))['weights of regressors']
     assert not torch.allclose(as_built[0], expected['weights of regressors'][0])
+
+
+def test_the_students_gradient_once_lambda_has_faded_is_that_of_one_process_and_regressors_have_none(
+    ranks, option_file
+):
+    expected = step(option_file, 'FACDLoss', slice(None), train=FADED, iterations=3)
+    for rank in ranks:
+        torch.testing.assert_close(rank['faded']['student'], expected['student'], rtol=1e-9, atol=1e-12)
+        assert {*rank['faded']['regressors'], *expected['regressors']} == {None}
 
 
 @pytest.mark.parametrize('case', [*LOSSES, 'compiled', 'two teachers'])
