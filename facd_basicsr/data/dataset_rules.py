@@ -94,6 +94,11 @@ def image_paths(where: str, dataset_opt: dict[str, Any], rules: Rules) -> list[d
         OSError: a folder cannot be read.
     """
     if file_backend(dataset_opt) == 'lmdb':
+        if dataset_opt.get(rules.list_key) is not None:
+            raise UserError(
+                f'{where}.{rules.list_key}: {dataset_opt[rules.list_key]}; accepted with an LMDB: null, for all of its '
+                'images are read'
+            )
         return _lmdb_keys(where, dataset_opt, rules)
     folders = Folders()
     roots = [str(Path(dataset_opt[f'dataroot_{side}'])) for side in rules.sides]

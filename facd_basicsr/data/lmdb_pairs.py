@@ -155,24 +155,36 @@ def _holds(env: lmdb.Environment, key: str) -> bool:
         return txn.get(f'{key}_s001'.encode('ascii')) is not None
 
 
-def _put(env: lmdb.Environment, key: str, parts: list[bytes]) -> None:
+def _write(env: lmdb.Environment, change: Callable[[lmdb.Transaction], None]) -> None:
+    """One transaction, in a map that grows until it has room for it: deleting takes pages too."""
     while True:
         try:
             with env.begin(write=True) as txn:
-                for index, png in enumerate(parts, start=1):
-                    txn.put(f'{key}_s{index:03d}'.encode('ascii'), png)
+                change(txn)
             return
         except lmdb.MapFullError:
             env.set_mapsize(2 * env.info()['map_size'])
 
 
+def _put(env: lmdb.Environment, key: str, parts: list[bytes]) -> None:
+    def put(txn: lmdb.Transaction) -> None:
+        for index, png in enumerate(parts, start=1):
+            txn.put(f'{key}_s{index:03d}'.encode('ascii'), png)
+
+    _write(env, put)
+
+
 def _forget(folder: Path, images: Sequence[str]) -> None:
     """Removes what was made of images from an unfinished LMDB."""
-    with lmdb.open(str(folder), map_size=MAP_SIZE) as env, env.begin(write=True) as txn:
+
+    def delete(txn: lmdb.Transaction) -> None:
         for image in images:
             index = itertools.count(1)
             while txn.delete(f'{key_of(image)}_s{next(index):03d}'.encode('ascii')):
                 pass
+
+    with lmdb.open(str(folder), map_size=MAP_SIZE) as env:
+        _write(env, delete)
 
 
 def _write_meta_info(env: lmdb.Environment, folder: Path) -> int:

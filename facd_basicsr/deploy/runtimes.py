@@ -142,7 +142,8 @@ def _bytes(tensor: Any) -> int | None:
 
     if not tensor.HasField('shape') or not all(dim.HasField('dim_value') for dim in tensor.shape.dim):
         return None
-    itemsize = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).itemsize
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+    itemsize = max(4, dtype.itemsize) if dtype.kind == 'f' else dtype.itemsize  # CPUs compute float16 in float32
     return itemsize * int(np.prod([dim.dim_value for dim in tensor.shape.dim], dtype=np.int64))
 
 

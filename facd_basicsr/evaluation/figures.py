@@ -136,7 +136,7 @@ def error_map(sr: np.ndarray, crop: Crop, top: float) -> np.ndarray:
 
 def absolute_error(sr: np.ndarray, crop: Crop) -> np.ndarray:
     """|Y of SR - Y of GT| of a crop in 8-bit levels, (size, size)."""
-    return np.abs(crop.of(luma(sr, crop.pair.gray)) - crop.of(luma(crop.pair.gt, crop.pair.gray)))
+    return np.abs(crop.of(luma(sr)) - crop.of(luma(crop.pair.gt)))
 
 
 def crop_psnr(sr: np.ndarray, crop: Crop) -> float:

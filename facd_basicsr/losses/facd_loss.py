@@ -17,8 +17,8 @@ from facd_basicsr.losses.image import image_loss, indicator
 class FACDLoss(DistillLoss):
     """Feature-based Adaptive Contrastive Distillation, equations (1) to (4), as a module. Has no parameters.
 
-    In an option file ``lambda_`` is written ``lambda``; while it is 0 features are not compared. Every reading of the paper is an option whose default is
-    the paper's value, or the reading under which its numbers make sense.
+    In an option file ``lambda_`` is written ``lambda``; while it is 0 features are not compared. Every reading of the
+    paper is an option whose default is the paper's value, or the reading under which its numbers make sense.
     """
 
     min_batch = 2

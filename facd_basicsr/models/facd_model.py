@@ -239,8 +239,8 @@ class FACDModel(SafeSRModel):
         net_g, net_r = (net and self.get_bare_model(net) if bare else net for net in (self.net_g, self.net_r))
         with self._execution_g.autocast(self.device):
             outputs, feats = outputs_on(lambda lq: self._run_student(net_g, self._execution_g.laid_out(lq)), inputs)
-        is_regressed = net_r is not None and feats and self.criterion.weighs_features
-        regressed_feats = self._regressed(net_r, feats) if is_regressed else ()
+        are_read = feats and self.criterion.weighs_features
+        regressed_feats = () if net_r is None or not are_read else self._regressed(net_r, feats)
         return {name: at_least_float32(output) for name, output in outputs.items()}, feats, regressed_feats
 
     def _batch(self) -> Batch:

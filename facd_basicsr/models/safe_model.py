@@ -192,7 +192,7 @@ class SafeModel(BaseModel):
             raise UserError(f'network_g: {network} has no weights to train; accepted: a network that has')
         cls = getattr(torch.optim, optim_type)
         can_be_fused = 'fused' in signature(cls).parameters
-        can_be_fused &= kwargs.get('foreach') is None and not kwargs.get('differentiable')
+        can_be_fused &= kwargs.get('foreach') is None
         can_be_fused &= optim_type != 'Adagrad'  # whose kernel older torch has for CPUs only
         if self.device.type == 'cuda' and can_be_fused and kwargs.get('fused') is None:
             kwargs['fused'] = True

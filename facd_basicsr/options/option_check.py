@@ -413,13 +413,16 @@ def laid_over(opt: OptionBlock, stage: OptionBlock) -> OptionBlock:
         *blocks, leaf = schema.STAGE_PLACES[key].split('.')
         block = changes
         for name in blocks:
-            block[name] = block = dict(block.get(name, {}))
+            block[name] = block = dict(block.get(name) or {})
         block[leaf] = stage[key]
     laid = merged({**opt, 'train': file_train_opt}, changes)
     if not laid['train'].get('gan_opt'):
         laid.pop('network_d', None)
-    for suffix in [suffix for suffix in ('_r', '_d') if laid.get(f'network{suffix}') is None and 'path' in laid]:
-        laid['path'] = {key: value for key, value in laid['path'].items() if not key.endswith(suffix)}
+    for suffix in [suffix for suffix in ('_r', '_d') if laid.get(f'network{suffix}') is None]:
+        if 'path' in laid:
+            laid['path'] = {key: value for key, value in laid['path'].items() if not key.endswith(suffix)}
+        of_network = {f'{key}{suffix}' for key in schema.EXECUTION}
+        laid['train'] = {key: value for key, value in laid['train'].items() if key not in of_network}
     return laid
 
 

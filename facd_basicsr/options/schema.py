@@ -681,9 +681,6 @@ OPTIM_KEYS = {
     'foreach': Key(
         (bool, type(None)), meaning='one kernel for many parameters; `null`: as torch chooses, on GPUs `fused` instead'
     ),
-    'maximize': Key((bool,), meaning='climb instead: no use here'),
-    'capturable': Key((bool,), meaning='may be recorded in a CUDA graph: no use here'),
-    'differentiable': Key((bool,), meaning='gradients through the step itself: no use here'),
     'fused': Key(
         (bool, type(None)),
         meaning='the step as one kernel; `null`: `true` on GPUs, but of Adagrad, unless `foreach` is given',
@@ -855,11 +852,15 @@ def optimizers() -> dict[str, Any]:
     return found
 
 
+# Of torch's optimizers: given by the model, or with another use than a training's.
+NO_OPTIM_KEYS = ('params', 'maximize', 'capturable', 'differentiable')
+
+
 def optimizer_keys(optimizer: type) -> Keys:
     """Of ``train.optim_g``, beside ``type``."""
-    own = signature_keys(optimizer, supplied=('params',))
+    own = signature_keys(optimizer, supplied=NO_OPTIM_KEYS)
     known = {key: of for key, of in OPTIM_KEYS.items() if key in own and (list in own[key].types) == (list in of.types)}
-    return signature_keys(optimizer, supplied=('params',), known=known)  # Adafactor's eps is a list
+    return signature_keys(optimizer, supplied=NO_OPTIM_KEYS, known=known)  # Adafactor's eps is a list
 
 
 def scheduler_keys(scheduler: type) -> Keys:

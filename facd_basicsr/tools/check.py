@@ -274,19 +274,19 @@ def _first_iterations(training: Training, opt: dict[str, Any]) -> Generator[str,
     with reraise_killed_worker():
         loaded = next(batches(training.loaders.train, opt))
     batch = model.degraded(loaded)
-    if isinstance(model, FACDModel) and opt['taps']:
-        yield from _units(model, batch, opt)
     size = len(next(iter(batch.values())))
-    estimate, breakdown = memory_estimate(model, batch)
     capacity, name = _total_memory(model.device)
     parts = opt['train'].get('accum_iter', 1)
     in_parts = f' in {parts} parts' if parts > 1 else ''
-    yield f'memory       estimate for a batch of {size}{in_parts}: {breakdown}'
-    yield f'             {name} has {_bytes(capacity)}'
     advice = 'accepted: a smaller datasets.train.batch_size_per_gpu or gt_size, or a larger train.accum_iter'
-    if estimate > capacity:
-        raise UserError(f'memory: about {_bytes(estimate)} needed, {name} has {_bytes(capacity)}; {advice}')
     try:
+        if isinstance(model, FACDModel) and opt['taps']:
+            yield from _units(model, batch, opt)
+        estimate, breakdown = memory_estimate(model, batch)  # of a few samples, which may be all of a small batch
+        yield f'memory       estimate for a batch of {size}{in_parts}: {breakdown}'
+        yield f'             {name} has {_bytes(capacity)}'
+        if estimate > capacity:
+            raise UserError(f'memory: about {_bytes(estimate)} needed, {name} has {_bytes(capacity)}; {advice}')
         _step(model, batch)
         if model.device.type == 'cuda':  # without the peak of the gate and of cuDNN's benchmarks
             torch.cuda.reset_peak_memory_stats(model.device)

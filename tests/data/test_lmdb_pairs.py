@@ -147,6 +147,13 @@ def test_an_lmdb_grows_as_it_must(tmp_path, monkeypatch):
     assert len(decoded(tmp_path / 'HR.lmdb')) == 20
 
 
+def test_images_are_forgotten_though_the_map_of_an_unfinished_lmdb_has_no_room_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(lmdb_pairs, 'MAP_SIZE', 2**15)
+    write(tmp_path)
+    lmdb_pairs._forget(tmp_path / 'HR.lmdb', ['0001.png', '0003.png'])
+    assert {key.split('_')[0] for key in decoded(tmp_path / 'HR.lmdb')} == {'0000', '0002', '0004'}
+
+
 def test_a_second_process_is_refused_while_one_writes(tmp_path):
     def write_too(scales: list[int]) -> dict[int, np.ndarray]:
         with pytest.raises(UserError, match=r'HR\.lmdb: another process is writing it'):

@@ -52,6 +52,13 @@ def test_pages_that_messages_name_exist():
     assert (REPOSITORY / 'docs' / 'teachers.md').is_file()
 
 
+def test_a_list_of_images_is_refused_with_an_lmdb_all_of_which_is_read(train_opt, tmp_path):
+    opt = changed(train_opt, 'datasets.train.meta_info_file', str(tmp_path / 'some.txt'))
+    path = write_yml(opt, tmp_path / 'opt.yml')
+    with pytest.raises(UserError, match=r'train.meta_info_file: .*/some.txt; accepted with an LMDB: null, for all'):
+        load_options(str(path), [], is_train=True)
+
+
 def test_an_unfinished_lmdb_is_refused(train_opt, tmp_path):
     (tmp_path / 'HR.lmdb').mkdir()
     path = write_yml(changed(train_opt, 'datasets.train.dataroot_gt', str(tmp_path / 'HR.lmdb')), tmp_path / 'opt.yml')

@@ -11,7 +11,9 @@ from basicsr.archs import build_network
 from conftest import REPOSITORY, STUDENT, picture, run
 from torch import nn
 
+from facd_basicsr.deploy.export_formats import onnx_bytes
 from facd_basicsr.deploy.memory_bound import RESERVE, MemoryBound
+from facd_basicsr.deploy.runtimes import OnnxNetwork
 from facd_basicsr.deploy.student import Description, Student, describe_network
 from facd_basicsr.deploy.upscale_images import UpscaleJob, upscale_images
 from facd_basicsr.deploy.upscaler import Upscaler
@@ -124,6 +126,13 @@ def test_what_a_network_is_counted_to_take_is_what_its_layers_hold():
     thin = nn.Sequential(nn.Conv2d(3, 12, 1), nn.PixelShuffle(2))
     upscaler = Upscaler(Student(thin.eval().requires_grad_(False), Description('Net', {}, 2)), 16)
     assert upscaler.footprint(10, 100, 0) == 10 * 100 * 4 * (3 * 12)  # its output, clamped, and as integers
+
+
+def test_float16_is_counted_as_the_float32_that_cpus_compute_it_in():
+    student = Student(nn.Conv2d(3, 12, 1).eval().requires_grad_(False), Description('Net', {'type': 'EDSR'}, 2))
+    graphs = (OnnxNetwork(onnx_bytes(student, half), 'IN') for half in (False, True))
+    whole, half = (graph.footprint(16, 24) for graph in graphs)
+    assert half >= whole == 4 * 16 * 24 * (3 + 12)
 
 
 def test_resident_memory_follows_what_is_held():

@@ -284,7 +284,6 @@ def test_after_a_resume_the_schedule_is_the_option_files_and_not_the_states(buil
         ({'fused': None, 'foreach': None}, 'cuda', True),
         ({'foreach': True}, 'cuda', None),
         ({'fused': False}, 'cuda', False),
-        ({'differentiable': True}, 'cuda', None),
         ({}, 'cpu', None),
         ({'fused': True}, 'cpu', True),
     ],

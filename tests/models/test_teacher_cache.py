@@ -97,6 +97,14 @@ def test_a_run_reads_the_teachers_images_and_resumes_exactly(own_opt, tmp_path, 
     assert 'What the teacher gives of pictures is read from ' in log_text(tmp_path / 'whole')
 
 
+def test_without_ground_truth_it_is_in_the_place_of_the_teacher_in_every_step(own_opt, tmp_path, monkeypatch):
+    opt = cached(own_opt, {'type': 'L1Loss'})  # which reads no teacher
+    opt['train']['ground_truth'] = False
+    shapes = count_teacher(monkeypatch)
+    run(opt, tmp_path, 2)
+    assert [shape for shape in shapes if shape == (1, 3, 24, 24)] and not [shape for shape in shapes if shape[0] == 3]
+
+
 def test_the_crops_are_those_of_a_run_without(own_opt, tmp_path):
     """What does not read the teacher trains to the same bits."""
     opt = cached(own_opt, {'sr': {'type': 'L1Loss'}, 'none': {**TS, 'loss_weight': 0.0}})

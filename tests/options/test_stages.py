@@ -40,6 +40,18 @@ def test_a_stage_is_the_file_with_what_it_changes(staged):
     assert 'stages' not in first['train']
 
 
+def test_how_regressors_are_run_is_not_of_a_stage_without_any(staged):
+    staged['train'] |= {'precision': 'bf16', 'precision_r': 'bf16', 'channels_last_r': True}
+    first, second = stages_of(check_options(staged, is_train=True)).values()
+    assert 'precision_r' not in first['train'] and second['train']['precision_r'] == 'bf16'
+
+
+def test_a_stage_may_have_an_empty_optimizer_beside_its_rate(staged):
+    staged['train']['stages'][0] |= {'optim_g': None, 'lr': 1e-4}
+    first, _ = stages_of(check_options(staged, is_train=True)).values()
+    assert first['train']['optim_g']['lr'] == 1e-4 and first['train']['optim_g']['type'] == 'Adam'
+
+
 def test_the_file_is_complete_with_the_sum_and_the_stages_as_they_are_and_is_accepted_again(staged):
     complete = check_options(staged, is_train=True)
     assert complete['train']['total_iter'] == 8

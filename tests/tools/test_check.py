@@ -317,6 +317,18 @@ def test_too_little_memory_is_refused_before_the_full_batch_runs(opt, tmp_path, 
     assert refusal(opt, tmp_path).startswith('memory: about ')
 
 
+@pytest.mark.parametrize('part', ['memory_estimate', '_units', '_step'])
+def test_a_gpu_that_is_too_small_is_said_with_advice_wherever_it_is_full(opt, tmp_path, monkeypatch, part):
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError('CUDA out of memory')
+
+    monkeypatch.setattr(tool, part, full)
+    assert re.match(
+        r'memory: a batch of \d+ does not fit into .*; accepted: a smaller datasets.train.batch_size_per_gpu',
+        refusal(opt, tmp_path),
+    )
+
+
 def test_saved_activations_are_what_the_backward_pass_needs():
     x = torch.rand(10, 20, requires_grad=True)
     weight = torch.rand(20, 5, requires_grad=True)
