@@ -93,7 +93,7 @@ class FACDLoss(DistillLoss):
         student, teacher, gt = state.student, state.teacher.detach(), state.gt
         alpha = indicator(student, teacher, gt, self.adaptive)  # (N,)
         logs = {'alpha': alpha.mean()}
-        l_facd = 0 * student.mean()  # with a gradient, though no tap may be weighed
+        l_facd = alpha.new_zeros(()) if self.weighs_features else 0 * student.mean()  # a term has a gradient
         for j, (w_j, student_feat, teacher_feat) in enumerate(taps if self.weighs_features else (), start=1):
             l_j, logs[f'r_{j}'] = contrastive_loss(
                 student_feat, teacher_feat, alpha, self.negatives, self.stop_gradient, self.eps, self.negatives_from
