@@ -93,11 +93,13 @@ class FACDLoss(DistillLoss):
         student, teacher, gt = state.student, state.teacher.detach(), state.gt
         alpha = indicator(student, teacher, gt, self.adaptive)  # (N,)
         logs = {'alpha': alpha.mean()}
-        l_facd = alpha.new_zeros(()) if self.weighs_features else 0 * student.mean()  # a term has a gradient
-        for j, (w_j, student_feat, teacher_feat) in enumerate(taps if self.weighs_features else (), start=1):
+        l_sr = self.img_range * image_loss(student, teacher, gt, alpha, self.l1_gt, self.l1_t)
+        if not self.weighs_features:
+            return {'l_sr': l_sr, 'l_facd': 0 * l_sr, **logs}
+        l_facd = alpha.new_zeros(())
+        for j, (w_j, student_feat, teacher_feat) in enumerate(taps, start=1):
             l_j, logs[f'r_{j}'] = contrastive_loss(
                 student_feat, teacher_feat, alpha, self.negatives, self.stop_gradient, self.eps, self.negatives_from
             )
             l_facd = l_facd + w_j * l_j
-        l_sr = self.img_range * image_loss(student, teacher, gt, alpha, self.l1_gt, self.l1_t)
         return {'l_sr': l_sr, 'l_facd': self.lambda_ * l_facd, **logs}

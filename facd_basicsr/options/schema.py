@@ -852,7 +852,7 @@ def optimizers() -> dict[str, Any]:
     return found
 
 
-# Of torch's optimizers: given by the model, or with another use than a training's.
+# Of torch's optimizers: the model gives them, or they have no use in a run.
 NO_OPTIM_KEYS = ('params', 'maximize', 'capturable', 'differentiable')
 
 
