@@ -266,20 +266,36 @@ def load_features(build: Callable[..., Any], weights: str | None, where: str, en
         UserError: the file cannot be downloaded or read, or is another network's.
     """
     address = get_model_weights(build).IMAGENET1K_V1.url
-    weights = weights or address
     with torch.device('meta'):  # its classifier would be half a gigabyte of random numbers
         layers: nn.Sequential = build(weights=None).features[:end]
-    with advising(
+    advice = (
         f"accepted: torchvision's {build.__name__} as an address or a path; without a network, bring {address} here "
         'and name its path'
-    ):
+    )
+    load_part(layers, 'features.', weights or address, where, advice)
+    return layers
+
+
+def load_part(net: nn.Module, prefix: str, weights: str, where: str, advice: str) -> None:
+    """Gives a network its weights out of a larger one's checkpoint, and freezes it, in eval mode and float32.
+
+    Args:
+        net: on the meta device.
+        prefix: of its keys in the checkpoint.
+        weights: path or address of the checkpoint.
+        advice: ends the message of an error.
+
+    Raises:
+        UserError: the file cannot be downloaded or read, or is another network's.
+    """
+    with advising(advice):
         path = cached(weights, where, None) if is_url(weights) else local_path(weights)
-        keys = {key: f'features.{key}' for key in layers.state_dict()}
+        keys = {key: f'{prefix}{key}' for key in net.state_dict()}
         checkpoint = load_state_dict(path, where, [keys.values()])
         wanted = {key: checkpoint[name] for key, name in keys.items() if name in checkpoint}
-        check_fit(layers, wanted, f'{where}: {path}')
-    layers.load_state_dict(wanted, assign=True)
-    return layers.float().eval().requires_grad_(False)
+        check_fit(net, wanted, f'{where}: {path}')
+    net.load_state_dict(wanted, assign=True)
+    net.float().eval().requires_grad_(False)
 
 
 def basicsr_param_keys(param_key: str | None) -> list[str | None]:

@@ -41,7 +41,7 @@ class CSDLoss(VGGContrastLoss):
             ``l_sr`` and ``l_csd`` (weighted by lambda); ``r_1``, ``r_2``, ... (d+ / d- at each layer), without.
 
         Raises:
-            UserError: fewer than two samples, or the images are not ones for a VGG.
+            UserError: fewer than two samples, or the images are none for the VGG.
         """
         check_batch(state, 'CSDLoss')
         lq = at_least_float32(all_gather_samples(state.lq)[0][: self.num_negatives])  # (K, C, h, w)

@@ -6,10 +6,12 @@ import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
+from facd_basicsr.errors import UserError
 from facd_basicsr.losses.base import Average, DistillState, View, option
 from facd_basicsr.losses.pairwise import at_least_float32, sample_l1
-from facd_basicsr.losses.vgg import VGGContrastLoss
+from facd_basicsr.losses.vgg import VGG19_WEIGHTS, VGGContrastLoss
 from facd_basicsr.losses.views import augmented, drawn_augmentations, generators, like, undone
+from facd_basicsr.losses.vqgan import load_vqgan
 
 SIGMA = (1 / 255, 30 / 255)
 
@@ -42,17 +44,20 @@ def l1_to_own(feat: Tensor, negative_feat: Tensor) -> Tensor:
 class DCKDLoss(VGGContrastLoss):
     """Dynamic contrastive knowledge distillation, DCKD (AAAI 2025), in the features of VGG-19.
 
-    As its authors' code has it (super-SSS/DCKD, basicsr/models/dckd_model.py, ContrasLoss of
-    basicsr/losses/basic_loss.py and options/train/SwinIR): |S(x) - GT| + |S(x) - T(x)| + |S(x) - F^-1(T(F(x)))|, where
+    From the released code (super-SSS/DCKD, basicsr/models/dckd_model.py, ContrasLoss of basicsr/losses/basic_loss.py
+    and options/train/SwinIR): |S(x) - GT| + |S(x) - T(x)| + |S(x) - F^-1(T(F(x)))|, where
     F inverts colors, flips and transposes, each with probability 0.5, plus 0.1 times the sum over layers of
     weight * mean |S - T| / (mean sum_k |S - Neg_k| + 1e-7). The negatives of a sample are what a history model gives
     on x and on four copies of x with noise. It begins as the student and becomes, every 1000 iterations,
     0.1 history + 0.9 student, the student being its moving average of ``train.ema_decay: 0.999``.
 
-    Otherwise than there: the features are CSD's, torchvision's VGG-19 on the images as they are, for there they are of
-    the encoder of taming-transformers' VQGAN, which is no part of this project; so its cross-entropy on that VQGAN's
-    codes (weight 0.001) is left out. ``every`` is one number; in the code it grows to 2000 after the first 100,000
-    iterations and to 3000 after the second. Means run over the batch of all ranks, there over each rank's.
+    Inferred: the same settings for RCAN and EDSR, whose option files are not released.
+
+    Otherwise than there: the features are CSD's, torchvision's VGG-19 on the images as they are, unless
+    ``vqgan_weights`` gives those of the code, the encoder of taming-transformers' VQGAN, whose weights are not
+    published with it. The cross-entropy on that VQGAN's codes (weight 0.001) is left out. ``every`` is one number; in
+    the code it grows to 2000 after the first 100,000 iterations and to 3000 after the second. Means run over the batch
+    of all ranks, there over each rank's.
     """
 
     lambda_: float = option(0.1, 'weight of the contrast', least=0)
@@ -65,10 +70,31 @@ class DCKDLoss(VGGContrastLoss):
         least=0,
         most=1,
     )
+    vqgan_weights: str | None = option(
+        None,
+        "path or address of taming-transformers' f16 VQGAN (`last.ckpt`, or its state dict as a `.pth`), whose encoder "
+        "takes the VGG's place, as in the released code",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.vqgan_weights is not None and self.vgg_weights != VGG19_WEIGHTS:
+            raise UserError(
+                f'train.distill_opt.vgg_weights: {self.vgg_weights}; accepted: nothing beside '
+                'train.distill_opt.vqgan_weights, which takes its place'
+            )
         self.average = Average(self.decay, self.every)
+
+    def prepare(self) -> 'DCKDLoss':
+        """Loads the VQGAN's encoder if there is one, else the VGG.
+
+        Raises:
+            UserError: it cannot be downloaded, or its file is another network's.
+        """
+        if self.vqgan_weights is None:
+            return super().prepare()
+        self.features = load_vqgan(self.vqgan_weights, len(self.layer_weights))
+        return self
 
     @property
     def views(self) -> dict[str, View]:
@@ -88,7 +114,7 @@ class DCKDLoss(VGGContrastLoss):
             / d- at each layer), without.
 
         Raises:
-            UserError: the images are not ones for a VGG.
+            UserError: the images are none for the features' network.
         """
         teacher = state.teacher.detach()
         consistent = undone(at_least_float32(state.views['augmented']['teacher']), self._drawn(state)).detach()

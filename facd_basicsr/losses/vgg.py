@@ -24,22 +24,22 @@ WHERE = 'train.distill_opt.vgg_weights'
 ENDS = (2, 7, 12, 21, 30)  # the slices end after relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
 
 
-class VGGFeatures(nn.Module):
-    """The features of VGG-19 after relu1_1, relu2_1, ...: frozen, in eval, in the weights' own type.
+class ImageFeatures(nn.Module):
+    """Features of images at several depths of a frozen network, in eval, in the weights' own type.
 
-    Input (N, 3, H, W) in the range that the caller holds to be right; output (N, 64, H, W), (N, 128, H / 2, W / 2),
+    Input (N, 3, H, W) in the range that the caller holds to be right; output (N, C_1, H, W), (N, C_2, H / 2, W / 2),
     ..., with gradient to the input and none to the weights.
 
     Args:
         slices: what leads from each feature to the next.
     """
 
-    def __init__(self, slices: list[nn.Module]) -> None:
+    def __init__(self, slices: Sequence[nn.Module]) -> None:
         super().__init__()
         self.slices = nn.ModuleList(slices).requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> 'VGGFeatures':
+    def train(self, mode: bool = True) -> 'ImageFeatures':
         """Stays in eval mode."""
         return super().train(False)
 
@@ -52,8 +52,8 @@ class VGGFeatures(nn.Module):
         return tuple(feats)
 
 
-def load_vgg(weights: str, depth: int = len(ENDS)) -> VGGFeatures:
-    """Torchvision's VGG-19 up to the last layer that is needed, on the CPU.
+def load_vgg(weights: str, depth: int = len(ENDS)) -> ImageFeatures:
+    """The features of torchvision's VGG-19 after relu1_1, relu2_1, ..., of 64, 128, 256, 512, 512 channels, on the CPU.
 
     Args:
         weights: path or address of torchvision's ``vgg19`` checkpoint.
@@ -63,7 +63,7 @@ def load_vgg(weights: str, depth: int = len(ENDS)) -> VGGFeatures:
         UserError: the file cannot be downloaded or read, or is not of a VGG-19.
     """
     layers = load_features(vgg19, weights, WHERE, ENDS[depth - 1])
-    return VGGFeatures([layers[start:end] for start, end in zip((0, *ENDS), ENDS[:depth])])
+    return ImageFeatures([layers[start:end] for start, end in zip((0, *ENDS), ENDS[:depth])])
 
 
 PERCEPTUAL = 'train.perceptual_opt'
@@ -136,7 +136,7 @@ Loss = TypeVar('Loss', bound='VGGContrastLoss')
 
 @dataclass(eq=False)
 class VGGContrastLoss(DistillLoss):
-    """What CSDLoss and DCKDLoss have in common: student to teacher, away from negatives, in VGG-19."""
+    """What CSDLoss and DCKDLoss have in common: student to teacher, away from negatives, in features of images."""
 
     reads_features = False
 
@@ -157,7 +157,7 @@ class VGGContrastLoss(DistillLoss):
                 f'train.distill_opt.layer_weights: {len(self.layer_weights)} weights; accepted: 1 to {len(ENDS)}, one '
                 'per layer of the VGG'
             )
-        self.vgg: VGGFeatures | None = None  # from prepare()
+        self.features: ImageFeatures | None = None  # from prepare()
 
     def prepare(self: Loss) -> Loss:
         """Loads the VGG, and downloads it when it is asked for first.
@@ -165,7 +165,7 @@ class VGGContrastLoss(DistillLoss):
         Raises:
             UserError: it cannot be downloaded, or its file is another network's.
         """
-        self.vgg = load_vgg(self.vgg_weights, len(self.layer_weights))
+        self.features = load_vgg(self.vgg_weights, len(self.layer_weights))
         return self
 
     def contrast(
@@ -182,18 +182,18 @@ class VGGContrastLoss(DistillLoss):
             Scalar, and ``r_1``, ``r_2``, ..., d+ / d- at each layer, without gradient.
 
         Raises:
-            UserError: the images are none for a VGG.
+            UserError: the images are none for the features' network.
         """
         name = type(self).__name__
-        if self.vgg is None:
-            raise RuntimeError(f'{name}: prepare() loads its VGG, and comes before the first forward')
+        if self.features is None:
+            raise RuntimeError(f'{name}: prepare() loads its network of features, and comes before the first forward')
         least = 2 ** (len(self.layer_weights) - 1)  # each layer but the first has half the height and width
-        check_images(student, least, f'the VGG of {name}')
+        check_images(student, least, f'the features of {name}')
         with torch.no_grad():
             teacher_feats, negative_feats = (
-                self.vgg(self.img_range * at_least_float32(images)) for images in (teacher, negatives)
+                self.features(self.img_range * at_least_float32(images)) for images in (teacher, negatives)
             )
-        student_feats = self.vgg(self.img_range * at_least_float32(student))
+        student_feats = self.features(self.img_range * at_least_float32(student))
         terms: list[Tensor] = []
         logs: dict[str, Tensor] = {}
         layers = zip(self.layer_weights, student_feats, teacher_feats, negative_feats)

@@ -147,6 +147,9 @@ def _types(hint: Any, default: Any) -> tuple[type, ...]:
         return (hint,)
     if hint is float:
         return (int, float)
+    own = typing.get_args(hint)
+    if len(own) == 2 and own[1] is type(None):  # float | None
+        return (*types, type(None)) if (types := _types(own[0], ...)) else ()
     if typing.get_origin(hint) is Sequence or isinstance(default, (list, tuple)):
         return (list,)
     if isinstance(default, (bool, str)):

@@ -32,7 +32,7 @@ def flat(*values: float) -> torch.Tensor:
 def csd(features: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], **options: Any) -> CSDLoss:
     """The loss with ``features`` in the place of its VGG."""
     loss = CSDLoss(**options)
-    loss.vgg = features
+    loss.features = features
     return loss
 
 
@@ -153,12 +153,12 @@ def test_the_features_are_those_of_torchvisions_vgg_19(tmp_path):
 def test_the_vgg_may_be_in_the_home_folder(vgg_file, monkeypatch):
     monkeypatch.setenv('HOME', str(vgg_file.parent))
     loss = CSDLoss(layer_weights=[1.0, 1.0], vgg_weights=f'~/{vgg_file.name}').prepare()
-    assert len(loss.vgg(torch.rand(1, 3, 8, 8))) == 2
+    assert len(loss.features(torch.rand(1, 3, 8, 8))) == 2
 
 
 def test_the_vgg_is_frozen_in_eval_and_goes_where_the_loss_goes(vgg_file):
     loss = CSDLoss(layer_weights=[1.0, 1.0], vgg_weights=str(vgg_file)).prepare().train()
-    assert not any(module.training for module in loss.vgg.modules())
+    assert not any(module.training for module in loss.features.modules())
     assert not any(parameter.requires_grad for parameter in loss.parameters())
     assert {parameter.device.type for parameter in loss.to('meta').parameters()} == {'meta'}
 

@@ -21,7 +21,7 @@ def flat(*values: float) -> torch.Tensor:
 def dckd(features: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], **options: Any) -> DCKDLoss:
     """The loss with ``features`` in the place of its VGG."""
     loss = DCKDLoss(**options)
-    loss.vgg = features
+    loss.features = features
     return loss
 
 
@@ -135,5 +135,5 @@ def test_the_vgg_of_csd_is_loaded_and_images_that_are_none_for_it_are_refused(tm
     with pytest.raises(RuntimeError, match=r'DCKDLoss: prepare\(\)'):
         loss(state)
     assert torch.isfinite(loss.prepare()(state)['l_contrast'])
-    with pytest.raises(UserError, match=r'network_g: gives 1 channels; accepted: 3, for the VGG of DCKDLoss'):
+    with pytest.raises(UserError, match=r'network_g: gives 1 channels; accepted: 3, for the features of DCKDLoss'):
         loss(with_views(loss, DistillState(*[torch.rand(1, 1, 4, 4)] * 3, torch.rand(1, 1, 2, 2), (), ())))

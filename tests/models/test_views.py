@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from facd_basicsr.errors import UserError
 from facd_basicsr.losses import DistillLoss, DistillState
 from facd_basicsr.losses.base import Average, View, option
-from facd_basicsr.losses.dckd_loss import DCKDLoss
 from facd_basicsr.losses.views import generators
+from facd_basicsr.losses.vqgan import VQGANEncoder
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.micro_batches import Batch
 from facd_basicsr.models.safe_model import build_model
@@ -59,25 +59,6 @@ class ViewedLoss(DistillLoss):
         l_negative = (views['negative']['student'] - views['negative']['teacher']).square().mean()
         l_noisy = (views['taught']['student'] - views['noisy']['average']).square().mean()
         return {'l_negative': l_negative, 'l_noisy': l_noisy + views['corner']['student'].mean()}
-
-
-class Encoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(3, 2, 3).requires_grad_(False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return images[:, :, ::2, ::2], self.layer(images.to(self.layer.weight.dtype))
-
-
-@LOSS_REGISTRY.register()
-@dataclass(eq=False)
-class EncodedLoss(DCKDLoss):
-    """DCKD with an encoder of the user's, as docs/losses.md says."""
-
-    def prepare(self) -> 'EncodedLoss':
-        self.vgg = Encoder()
-        return self
 
 
 @LOSS_REGISTRY.register()
@@ -212,8 +193,10 @@ def test_train_compile_is_for_the_student_and_its_average(build, monkeypatch):
     assert compiled == [model.net_average, model.net_g, model.net_g]
 
 
-def test_dckd_contrasts_in_the_features_of_an_encoder_that_a_subclass_prepares(build):
-    model = build({'type': 'EncodedLoss', 'layer_weights': [0.5, 1]})
+def test_dckd_contrasts_in_the_features_of_a_vqgan(build, tmp_path):
+    encoder = {f'encoder.{key}': value for key, value in VQGANEncoder(2).state_dict().items()}
+    torch.save(encoder, tmp_path / 'vqgan.pth')
+    model = build({'type': 'DCKDLoss', 'layer_weights': [0.5, 1], 'vqgan_weights': str(tmp_path / 'vqgan.pth')})
     step(model, 1)
     log = model.get_current_log()
     assert {*log} == {'l_sr', 'l_logits', 'l_consistency', 'l_contrast', 'r_1', 'r_2'}

@@ -82,7 +82,7 @@ def loss_of(net: nn.Module, part: dict[str, torch.Tensor], name: str) -> dict[st
     state = replace(state, seeds=tuple(part['seed'].tolist()))
     loss = build_loss({'type': name.split()[0], **LOSSES[name]})
     if isinstance(loss, VGGContrastLoss):
-        loss.vgg = features
+        loss.features = features
     logs = loss(with_views(loss, state, net))
     sum(value for key, value in logs.items() if key.startswith('l_')).backward()
     return {key: value.detach() for key, value in logs.items()}
