@@ -288,6 +288,7 @@ def test_two_processes_train_by_several_losses_like_one(checkout, data, teacher_
             'sr': {'type': 'L1Loss', 'target': 'gated', 'loss_weight': 255},
             'facd': {'type': 'FACDLoss', 'image_term': False, 'lambda': {'start': 4, 'end': 0, 'over': 2 * N}},
             'fakd': {'type': 'FAKDLoss', 'loss_weight': 0.5},
+            'wavelet': {'type': 'WaveletLoss', 'target': 'teacher'},
         },
         'pixel_opt': {'type': 'MSELoss', 'loss_weight': 0.1},
     }
@@ -297,7 +298,7 @@ def test_two_processes_train_by_several_losses_like_one(checkout, data, teacher_
     in_this_process(path, checkout, 'name=several_one', 'datasets:train:batch_size_per_gpu=4')
     assert_close(networks(checkout, 'several_two', N), networks(checkout, 'several_one', N))
     found, expected = scalars(checkout, 'several_two'), scalars(checkout, 'several_one')
-    names = ['l_sr', 'l_facd', 'l_fakd_sr', 'l_fakd_fakd', 'l_pix']
+    names = ['l_sr', 'l_facd', 'l_fakd_sr', 'l_fakd_fakd', 'l_wavelet', 'l_pix']
     assert {*(f'losses/{name}' for name in names), 'facd_alpha', 'facd_r_1'} < expected.keys() == found.keys()
     for tag, values in expected.items():
         assert found[tag] == pytest.approx(values, rel=1e-6), tag

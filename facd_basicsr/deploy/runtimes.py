@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from abc import abstractmethod
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -151,12 +152,13 @@ class OnnxNetwork(RuntimeNetwork):
     """By onnxruntime, on the CPU, or on a GPU where it has CUDA."""
 
     package, install = 'onnxruntime', INSTALL
+    providers: ClassVar[Mapping[str, Mapping[str, str]]] = PROVIDERS
 
     def open(self, jobs: int = 1, frugal: bool = False) -> tuple[list[str], list[str]]:
         import onnxruntime
 
         available = onnxruntime.get_available_providers()
-        providers = [(name, options) for name, options in PROVIDERS.items() if name in available]
+        providers = [(name, options) for name, options in self.providers.items() if name in available]
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # fatal: its errors are raised, and need not be printed as well
         # of one session: threads that run it take part themselves, and share the others
@@ -175,6 +177,12 @@ class OnnxNetwork(RuntimeNetwork):
     def _run(self, lq: Tensor) -> np.ndarray:
         feed = {self._session.get_inputs()[0].name: lq.to(self._dtype).contiguous().numpy()}
         return self._session.run(None, feed)[0]
+
+
+class CpuOnnxNetwork(OnnxNetwork):
+    """By onnxruntime on the CPU, also where it has CUDA, whose int8 is another."""
+
+    providers: ClassVar[Mapping[str, Mapping[str, str]]] = {'CPUExecutionProvider': {}}
 
 
 class OpenVinoNetwork(RuntimeNetwork):

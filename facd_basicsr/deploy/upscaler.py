@@ -146,7 +146,7 @@ class Upscaler:
             return None
         overlap, difference = found
         self.seams = (
-            f'{type(net).__name__} in tiles of {self.tile} pixels with {overlap} around each, '
+            f'{type(net).__name__} in tiles with {overlap} pixels around each, at {self.tile} pixels '
             f'{((self.tile + 2 * overlap) / self.tile) ** 2:.1f} times the arithmetic; on photographs they differ from '
             f'the whole image by at most {255 * difference:.2g} of an 8-bit step'
         )

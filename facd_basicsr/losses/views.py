@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from facd_basicsr.losses.base import DistillState
+from facd_basicsr.losses.pairwise import at_least_float32
 from facd_basicsr.runtime.rng import seed_for
 
 # Each its own inverse: they are applied in this order, and undone in the reverse.
@@ -71,8 +72,8 @@ def like(images: Tensor, drawn: Tensor) -> Tensor:
 def downscaled(images: Tensor, scale: int) -> Tensor:
     """Bicubic with antialiasing, as LQ is made of GT but for the border: (N, C, H, W) -> (N, C, H / scale, W / scale).
 
-    In float32 and not clamped; pixels beyond a multiple of ``scale`` are cut off.
+    In float32 or float64 and not clamped; pixels beyond a multiple of ``scale`` are cut off.
     """
     height, width = (size // scale for size in images.shape[2:])
-    cut = images[..., : height * scale, : width * scale].float()
+    cut = at_least_float32(images[..., : height * scale, : width * scale])
     return F.interpolate(cut, size=(height, width), mode='bicubic', antialias=True)

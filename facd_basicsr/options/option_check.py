@@ -474,6 +474,7 @@ def _check_datasets(opt: OptionBlock, is_train: bool) -> None:
         if dataset_opt['persistent_workers'] and not dataset_opt.get('num_worker_per_gpu'):
             raise UserError(f'{where}.persistent_workers: true; accepted with num_worker_per_gpu: 1 or more')
         _check_folder_name(f'{where}.name', dataset_opt['name'])
+        _check_normalization(where, dataset_opt)
     names = [dataset_opt['name'] for dataset_opt in opt['datasets'].values()]
     for name in {name for name in names if names.count(name) > 1}:
         raise UserError(f'datasets: {name!r} is the name of several sets; accepted: a name for each')
@@ -482,6 +483,16 @@ def _check_datasets(opt: OptionBlock, is_train: bool) -> None:
         raise UserError(
             f'datasets.{phase}: missing; accepted: a {phase} set beside {listed(opt["datasets"]) or "nothing"}'
         )
+
+
+def _check_normalization(where: str, dataset_opt: OptionBlock) -> None:
+    channels = 1 if dataset_opt.get('color') == 'y' else 3
+    mean, std = dataset_opt.get('mean'), dataset_opt.get('std')
+    for key, own, other in (('mean', mean, std), ('std', std, mean)):
+        if own is None and other is not None:
+            raise UserError(f'{where}.{key}: missing; accepted: mean and std, or none of them')
+        if own is not None and len(own) != channels:
+            raise UserError(f'{where}.{key}: {own}; accepted: {channels} numbers, one of each channel')
 
 
 def _check_template(where: str, template: str) -> None:

@@ -258,9 +258,14 @@ DATASET_KEYS = {
     'final_sinc_prob': replace(PROBABILITY, meaning='of a last sinc filter, which leaves ringing'),
     'color': Key(OPTIONAL_STR, default=None, meaning='`y`: the Y channel alone; any other value: RGB'),
     'mean': Key(
-        (list, type(None)), items=NUMBER, default=None, meaning='of each channel in [0, 1], subtracted from LQ and GT'
+        (list, type(None)),
+        items=NUMBER,
+        default=None,
+        meaning='of each channel in [0, 1], subtracted from LQ and GT. Metrics are then of normalized images',
     ),
-    'std': Key((list, type(None)), items=NUMBER, default=None, meaning='of each channel: LQ and GT are divided by it'),
+    'std': Key(
+        (list, type(None)), items=NUMBER, above=0, default=None, meaning='of each channel: LQ and GT are divided by it'
+    ),
 }
 DATASET_REQUIRED: dict[str, set[str]] = {
     'RealESRGANDataset': {'dataroot_gt', 'io_backend', 'use_hflip', 'use_rot', 'final_sinc_prob', *_KERNELS},

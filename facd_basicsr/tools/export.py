@@ -33,7 +33,7 @@ from facd_basicsr.deploy.export_formats import (
 )
 from facd_basicsr.deploy.quantization import Quantized, calibration_images, of_trained_ranges, quantize
 from facd_basicsr.deploy.quantized_graph import qat_onnx_bytes
-from facd_basicsr.deploy.runtimes import OnnxNetwork
+from facd_basicsr.deploy.runtimes import CpuOnnxNetwork
 from facd_basicsr.deploy.student import STUDENT_SUFFIXES, Student, read_student
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.complexity import LQ_SIZE, latencies_ms, parameters
@@ -281,9 +281,9 @@ def _report(quantized: Quantized, files: list[Path], options: GraphOptions) -> N
     if all(file.is_file() for file in files):
         height, width = options.static or LQ_SIZE
         lq = photograph_input('astronaut.png', 3, height, width).repeat(options.batch or 1, 1, 1, 1)
-        times = latencies_ms({str(file): (OnnxNetwork(file, '-o'), lq) for file in files}, REPEATS, LIMIT)
+        times = latencies_ms({str(file): (CpuOnnxNetwork(file, '-o'), lq) for file in files}, REPEATS, LIMIT)
         costs = [f'{median(times[str(file)]):.1f} ms, {file.stat().st_size / 1e6:.2f} MB' for file in files]
-        click.echo(f'int8: {width}x{height} by onnxruntime, median of {REPEATS}: {" -> ".join(costs)}')
+        click.echo(f'int8: {width}x{height} by onnxruntime on the CPU, median of {REPEATS}: {" -> ".join(costs)}')
 
 
 def _report_calibration(quantized: Quantized) -> None:

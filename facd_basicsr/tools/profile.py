@@ -14,7 +14,7 @@ from facd_basicsr.archs import input_channels
 from facd_basicsr.cli import QuietCommand
 from facd_basicsr.deploy.export_formats import int8_graph, require_onnx
 from facd_basicsr.deploy.quantization import quantize_by_min_max
-from facd_basicsr.deploy.runtimes import INSTALL, OnnxNetwork
+from facd_basicsr.deploy.runtimes import INSTALL, CpuOnnxNetwork
 from facd_basicsr.deploy.student import Student, describe_network
 from facd_basicsr.errors import UserError
 from facd_basicsr.evaluation.costs import cost_tables, costs
@@ -71,9 +71,9 @@ def _graphs(opt: dict[str, Any], folder: Path) -> dict[str, nn.Module]:
     try:
         require_onnx('ONNX')
         (folder / 'onnx').write_bytes(int8_graph(student))
-        found['student, ONNX'] = OnnxNetwork(folder / 'onnx', 'ONNX')
+        found['student, ONNX'] = CpuOnnxNetwork(folder / 'onnx', 'ONNX')
         (folder / 'int8').write_bytes(quantize_by_min_max(folder / 'onnx', input_channels(block)))
-        found['student, int8'] = OnnxNetwork(folder / 'int8', 'ONNX')
+        found['student, int8'] = CpuOnnxNetwork(folder / 'int8', 'ONNX')
     except UserError as error:
         reason, _, accepted = str(error).partition('; accepted: ')
         if INSTALL in accepted:  # other advice is facd export's

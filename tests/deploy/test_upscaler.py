@@ -151,8 +151,8 @@ def test_windows_run_in_tiles_of_any_image_with_less_than_a_step_of_difference()
     image = upscaler.upscale(pixels, lambda *number: numbers.append(number))
     assert upscaler.tile == 35 and numbers[-1] == (6, 6)  # 2 x 3 tiles, of windows of 7
     assert re.fullmatch(
-        r'SwinIR in tiles of 35 pixels with 21 around each, 4.8 times the arithmetic; on photographs they differ from '
-        r'the whole image by at most \S+ of an 8-bit step',
+        r'SwinIR in tiles with 21 pixels around each, at 35 pixels 4.8 times the arithmetic; on photographs they '
+        r'differ from the whole image by at most \S+ of an 8-bit step',
         upscaler.seams,
     )
     whole = Upscaler(found, 0)

@@ -220,6 +220,9 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
         ('datasets.val.filename_tmpl', '{x}', "datasets.val.filename_tmpl: '{x}'; accepted: text with {} for the name"),
         ('datasets.val.filename_tmpl', 'LQ', "datasets.val.filename_tmpl: 'LQ'; accepted: text with {} for the name"),
         ('datasets.train.mean', 0.5, 'datasets.train.mean: 0.5; accepted: a list or nothing (null)'),
+        ('datasets.train.mean', [0.5] * 3, 'datasets.train.std: missing; accepted: mean and std, or none of them'),
+        ('datasets.val.std', [0.5] * 3, 'datasets.val.mean: missing; accepted: mean and std, or none of them'),
+        ('datasets.train.std', [1, 1, 0], 'datasets.train.std[2]: 0; accepted: more than 0'),
         ('manual_seed', 2**32, 'manual_seed: 4294967296; accepted: 0 or more, less than 2147483648'),
         # an option file may not name a folder whose modules are then imported
         ('datasets.val.io_backend', {'type': 'memcached', 'sys_path': 'x'}, "type: 'memcached'; accepted: disk, lmdb"),
@@ -449,6 +452,13 @@ def test_every_optimizer_has_the_keys_of_its_own_signature_and_those_that_need_m
     check_options(train_opt, is_train=True)
     train_opt['train']['optim_g'] = {'type': 'Adafactor', 'lr': 1e-3, 'betas': [0.9, 0.99]}
     assert 'train.optim_g.betas: unknown key' in refusal(train_opt)
+
+
+def test_mean_and_std_have_a_number_of_each_channel(train_opt):
+    train_opt['datasets']['train'] |= {'mean': [0.5], 'std': [0.5]}
+    assert refusal(train_opt) == 'datasets.train.mean: [0.5]; accepted: 3 numbers, one of each channel'
+    train_opt['datasets']['train'] |= {'mean': [0.5] * 3, 'std': [0.5] * 3}
+    check_options(train_opt, is_train=True)
 
 
 def test_gradient_shares_are_logged_in_iterations_that_are_printed(train_opt):

@@ -47,6 +47,7 @@ LOSSES = {
     'TeacherSupervisionLoss': {},
     # each sample draws for itself, wherever it is
     'DUKDLoss crops': {'crops': 2, 'probability': 0.5},
+    'DUKDLoss zoom_out': {'zoom_out': True, 'probability': 0.5},
     'DUKDLoss gt': {'targets': 'gt', 'probability': 0.5},
     'ECOLoss mixed': {'alpha': 0.4},
     'ECOLoss lq': {'alpha': 0.4, 'keep_lq': True},
