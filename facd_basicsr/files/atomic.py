@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, reraise
 
 PARTIAL = '.partial_'  # before the name of a file or folder that is being written
 
@@ -43,7 +43,8 @@ def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
     Raises:
         OSError: with the file's name; nothing of it is left.
     """
-    rename_into_place(write_partial(path, [content.encode() if isinstance(content, str) else content]), path)
+    with reraise(OSError, lambda error: named(error, path)), atomic_path(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
@@ -92,40 +93,21 @@ def check_creatable(folder: Path) -> None:
 
 
 def write_partial(path: Path, parts: Iterable[bytes | memoryview]) -> Path:
-    """The first half of :func:`atomic_write`, for a content in parts: all of it is on the disk, under a temporary name.
+    """Writes a file in parts, all of it on the disk, under the temporary name that it returns.
 
     Raises:
         OSError: with the file's name; nothing of it is left, as after any error of what makes the parts.
     """
     partial = partial_of(path)
-    with _removed_on_error(partial, path), partial.open('wb') as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    return partial
-
-
-def rename_into_place(partial: Path, path: Path) -> None:
-    """The second half of :func:`atomic_write`.
-
-    Raises:
-        OSError: with the file's name; nothing of ``partial`` is left.
-    """
-    with _removed_on_error(partial, path):
-        partial.replace(path)
-    fsync_directory(path.parent)
-
-
-@contextmanager
-def _removed_on_error(partial: Path, path: Path) -> Iterator[None]:
-    """Leaves nothing of a temporary file after an error, and names the file in an error of writing."""
     try:
-        yield
-    except BaseException as error:
+        with reraise(OSError, lambda error: named(error, path)), partial.open('wb') as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise named(error, path) from error
         raise
+    return partial
 
 
 def named(error: OSError, path: Path) -> OSError:
