@@ -151,7 +151,6 @@ def test_check_reads_the_cache_and_training_would_start(own_opt, tmp_path, monke
         ),
         ('datasets.train.io_backend', {'type': 'lmdb'}, 'accepted with datasets.train: {type: PairedImageDataset, io'),
         ('datasets.train.color', 'y', 'true, but datasets.train has color; accepted: images in RGB'),
-        ('datasets.train.mean', [0.5, 0.5, 0.5], 'true, but datasets.train has mean; accepted: images in RGB'),
         ('teacher.cache', 'yes', "'yes'; accepted: true or false"),
     ],
 )
@@ -165,6 +164,13 @@ def test_no_cache_is_made_where_no_loss_reads_the_teacher(own_opt, tmp_path, mon
     monkeypatch.setattr('facd_basicsr.data.memory_pairs.taught_images', full_disk)
     run(cached(own_opt, {'type': 'L1Loss'}), tmp_path / 'run', 2)
     assert 'teacher.cache: ' not in log_text(tmp_path / 'run')
+
+
+def test_normalized_images_are_refused(train_opt, tmp_path):
+    opt = cached(train_opt)
+    opt['datasets']['train'] |= {'mean': [0.5, 0.5, 0.5], 'std': [1, 1, 1]}
+    with pytest.raises(UserError, match=r'teacher\.cache: true, but datasets.train has mean; accepted: images in RGB'):
+        train_options(opt, tmp_path)
 
 
 def test_several_teachers_are_refused(train_opt, tmp_path):

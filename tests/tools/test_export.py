@@ -199,7 +199,9 @@ def test_int8_is_written_with_its_loss_size_and_latency(checkpoint, data, tmp_pa
         r'int8: 2 of 15 nodes in float; the costliest, each alone in int8: .* \(in float\), .* \(in float\)', nodes
     )
     after = re.match(r'int8: val: PSNR-Y \d+\.\d\d -> (\d+\.\d\d) dB', psnr)[1]
-    assert re.match(r'int8: 256x256 by onnxruntime, median of 7: [\d.]+ ms, [\d.]+ MB -> [\d.]+ ms, [\d.]+ MB', latency)
+    assert re.match(
+        r'int8: 256x256 by onnxruntime on the CPU, median of 7: [\d.]+ ms, [\d.]+ MB -> [\d.]+ ms, [\d.]+ MB', latency
+    )
     assert read_student(tmp_path / 'student_int8.onnx').description.psnr == {
         'val': pytest.approx(float(after), abs=0.01)
     }
@@ -215,7 +217,7 @@ def test_int8_of_one_size_for_phones_is_calibrated_on_images_of_any(checkpoint, 
     done = CliRunner().invoke(command, [str(checkpoint), '-o', str(tmp_path / 's'), *options], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert '; ONNX, opset 17, mobile, 40x28 only, batches of 1 only, int8 in QDQ form;' in done.output
-    assert 'int8: 40x28 by onnxruntime, median of 7' in done.output
+    assert 'int8: 40x28 by onnxruntime on the CPU, median of 7' in done.output
     model = onnx.load(tmp_path / 's_int8.onnx')
     onnx.checker.check_model(model, full_check=True)
     assert '(1, 3, 28, 40)' in model.doc_string
