@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from facd_basicsr.errors import UserError, advising
+from facd_basicsr.errors import UserError
 from facd_basicsr.files.download import cached, is_url, local_path
 
 # Where trainers put a network's weights; the average first, as it scores higher. None is the whole file.
@@ -268,32 +268,34 @@ def load_features(build: Callable[..., Any], weights: str | None, where: str, en
     address = get_model_weights(build).IMAGENET1K_V1.url
     with torch.device('meta'):  # its classifier would be half a gigabyte of random numbers
         layers: nn.Sequential = build(weights=None).features[:end]
-    advice = (
-        f"accepted: torchvision's {build.__name__} as an address or a path; without a network, bring {address} here "
+    accepted = (
+        f"torchvision's {build.__name__} as an address or a path; without a network, bring {address} here "
         'and name its path'
     )
-    load_part(layers, 'features.', weights or address, where, advice)
+    load_part(layers, 'features.', weights or address, where, accepted)
     return layers
 
 
-def load_part(net: nn.Module, prefix: str, weights: str, where: str, advice: str) -> None:
+def load_part(net: nn.Module, prefix: str, weights: str, where: str, accepted: str) -> None:
     """Gives a network its weights out of a larger one's checkpoint, and freezes it, in eval mode and float32.
 
     Args:
         net: on the meta device.
         prefix: of its keys in the checkpoint.
         weights: path or address of the checkpoint.
-        advice: ends the message of an error.
+        accepted: the file that it takes, for the message of an error.
 
     Raises:
         UserError: the file cannot be downloaded or read, or is another network's.
     """
-    with advising(advice):
+    try:
         path = cached(weights, where, None) if is_url(weights) else local_path(weights)
         keys = {key: f'{prefix}{key}' for key in net.state_dict()}
         checkpoint = load_state_dict(path, where, [keys.values()])
         wanted = {key: checkpoint[name] for key, name in keys.items() if name in checkpoint}
         check_fit(net, wanted, f'{where}: {path}')
+    except UserError as error:  # what is accepted of another checkpoint is not of this one
+        raise UserError(f'{str(error).partition("; accepted: ")[0]}; accepted: {accepted}') from error
     net.load_state_dict(wanted, assign=True)
     net.float().eval().requires_grad_(False)
 

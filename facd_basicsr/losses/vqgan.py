@@ -72,6 +72,6 @@ def load_vqgan(weights: str, depth: int = len(WIDTHS)) -> ImageFeatures:
     """
     with torch.device('meta'):
         encoder = VQGANEncoder(depth)
-    advice = 'accepted: vqgan_imagenet_f16_1024 or vqgan_imagenet_f16_16384 of taming-transformers'
-    load_part(encoder, 'encoder.', weights, 'train.distill_opt.vqgan_weights', advice)
+    accepted = 'vqgan_imagenet_f16_1024 or vqgan_imagenet_f16_16384 of taming-transformers'
+    load_part(encoder, 'encoder.', weights, 'train.distill_opt.vqgan_weights', accepted)
     return ImageFeatures(encoder.slices())
