@@ -31,7 +31,7 @@ COMPARISON_KEYS = {
 }
 NAME = r'(?!.*debug)\w[\w.+=-]*'  # with "debug" in its name a run validates every 8 iterations
 RESERVED = (BICUBIC, TEACHER)
-TIMED, TIMED_EVERY = 60, 5  # iterations of a run that measures a step, and between its log lines
+TIMED, TIMED_EVERY = 210, 10  # iterations of a run that measures a step, and between its log lines
 # What all methods share, unless the comparison is about it: then the report says so.
 SHARED = (
     'network_g',
@@ -174,7 +174,7 @@ def of_equal_time(comparison: Comparison, method: str, seconds: Mapping[str, flo
 def timed(comparison: Comparison) -> Comparison:
     """The comparison with runs of ``TIMED`` iterations, of each stage as many, without validation: for step times.
 
-    Two seeds: the methods take turns, so that what else the machine does for a while meets none of them twice.
+    Three seeds: the methods take turns, so that what else the machine does for a while meets none of them each time.
     """
     opts = copy.deepcopy(comparison.methods)
     for opt in opts.values():
@@ -188,7 +188,7 @@ def timed(comparison: Comparison) -> Comparison:
         opt['val'] = None
         opt['logger'] = {'print_freq': TIMED_EVERY, 'save_checkpoint_freq': TIMED, 'use_tb_logger': False}
     name, test_opt = f'{comparison.name}_step_times', {**comparison.test_opt, 'datasets': {}, 'val': None}
-    return replace(comparison, name=name, seeds=(0, 1), methods=opts, test_opt=test_opt)
+    return replace(comparison, name=name, seeds=(0, 1, 2), methods=opts, test_opt=test_opt)
 
 
 def _scaled(opt: dict[str, Any], factor: Fraction) -> dict[str, Any]:

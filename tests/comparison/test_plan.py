@@ -314,15 +314,15 @@ def test_equal_time_of_shorter_runs_has_both_in_its_name_and_scales_stages(compa
     assert train_opt['stages'][1]['scheduler'] == {'milestones': [25]}
 
 
-def test_what_measures_a_step_is_train_pys_run_of_60_iterations_of_each_stage(comparison, tmp_path):
+def test_what_measures_a_step_is_train_pys_run_of_210_iterations_of_each_stage(comparison, tmp_path):
     comparison['methods']['FACD']['train'] = {'stages': [{'iterations': 2}, {'iterations': 4, 'gt_size': 48}]}
     comparison['methods']['TS']['train'] |= {'log_gradient_share': 7, 'net_d_init_iters': 60}
     comparison['common'] |= {'logger': {'print_freq': 7}}
     found = read_comparison(write_yml(comparison, tmp_path / 'compare.yml'))
     short = timed(found)
-    assert short.name == 'tiny_step_times' and short.seeds == (0, 1)
-    assert [opt['train']['total_iter'] for opt in short.methods.values()] == [60, 120, 60]
-    assert [stage['iterations'] for stage in short.methods['FACD']['train']['stages']] == [60, 60]
+    assert short.name == 'tiny_step_times' and short.seeds == (0, 1, 2)
+    assert [opt['train']['total_iter'] for opt in short.methods.values()] == [210, 420, 210]
+    assert [stage['iterations'] for stage in short.methods['FACD']['train']['stages']] == [210, 210]
     for opt in short.methods.values():
         assert check_options(opt, is_train=True)['val'] is None and 'net_d_init_iters' not in opt['train']
     assert found.methods['TS']['train']['log_gradient_share'] == 7

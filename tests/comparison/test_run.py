@@ -177,6 +177,13 @@ def test_step_times_are_measured_once(train_opt, test_opt, tmp_path):
     def measured_again(run: Run, trained: dict) -> dict:
         raise AssertionError(run.name)
 
-    assert [run.name for run, _ in kept] == ['A_seed0', 'B_seed0', 'A_seed1', 'B_seed1']  # in turns
+    assert [run.name for run, _ in kept] == [
+        'A_seed0',
+        'B_seed0',
+        'A_seed1',
+        'B_seed1',
+        'A_seed2',
+        'B_seed2',
+    ]  # in turns
     for others in (comparison, replace(comparison, seeds=(8,), test_opt={**test_opt, 'datasets': {'test': {}}})):
         assert step_times(others, folder, 2, measured_again) == [record for _, record in kept]
