@@ -155,17 +155,17 @@ def shortened(comparison: Comparison, iterations: int) -> Comparison:
     return replace(comparison, name=f'{comparison.name}_{iterations}', methods=opts)
 
 
-def of_equal_time(comparison: Comparison, method: str, seconds: Mapping[str, float]) -> Comparison:
+def of_equal_time(comparison: Comparison, method: str, times: Mapping[str, float]) -> Comparison:
     """The comparison with runs that take the time of the method's, under a name of its own.
 
     Each becomes longer or shorter as by :func:`shortened`; the method keeps its iterations.
 
     Args:
-        seconds: of an iteration of each method.
+        times: of an iteration of each method, in any unit.
     """
-    time = Fraction(seconds[method]) * comparison.methods[method]['train']['total_iter']
+    time = Fraction(times[method]) * comparison.methods[method]['train']['total_iter']
     opts = {
-        name: _scaled(opt, time / (Fraction(seconds[name]) * opt['train']['total_iter']))
+        name: _scaled(opt, time / (Fraction(times[name]) * opt['train']['total_iter']))
         for name, opt in comparison.methods.items()
     }
     return replace(comparison, name=f'{comparison.name}_equal_time_{method}', methods=opts)
@@ -174,7 +174,7 @@ def of_equal_time(comparison: Comparison, method: str, seconds: Mapping[str, flo
 def timed(comparison: Comparison) -> Comparison:
     """The comparison with runs of ``TIMED`` iterations, of each stage as many, without validation: for step times.
 
-    Three seeds: the methods take turns, so that what else the machine does for a while meets none of them each time.
+    Three seeds: the methods take turns, in rounds, for a machine's speed changes from one to the next.
     """
     opts = copy.deepcopy(comparison.methods)
     for opt in opts.values():

@@ -255,12 +255,12 @@ def caption(results: Mapping[str, Any]) -> str:
         base = baseline if own in (None, method) else own
         notes.append(f'{method} differs from {base if students(results) else "it"} in {", ".join(keys)}.')
     if 'equal_time' in results:
-        steps = results['step_times']
-        seconds = ', '.join(f'{method} {1000 * found:.1f}' for method, found in least_step_times(steps).items())
+        steps, own = results['step_times'], results['equal_time']
+        times = ', '.join(f'{method} {found:.2f}' for method, found in relative_step_times(steps, own).items())
         notes.append(
-            'Iterations and schedules are scaled so that every run takes the time of one of '
-            f'{results["equal_time"]}, by the milliseconds of an iteration measured before, one run at a time: '
-            f'{seconds} ({_conditions(steps)}).'
+            f'Iterations and schedules are scaled so that every run takes the time of one of {own}, by the times of an '
+            f"iteration over {own}'s in the same round, measured before, one run at a time, medians of "
+            f'{sum(step["method"] == own for step in steps)} rounds: {times} ({_conditions(steps)}).'
         )
     notes.append(
         'FLOPs (two for each multiply-add) and ms/image are of one 1280x720 output. ms/iteration is the median between '
@@ -289,11 +289,20 @@ def _network_cost(record: Mapping[str, Any], results: Mapping[str, Any]) -> list
     return [f'{record["parameters"]:,}', f'{record["flops"] / 1e9:.1f}', NONE if ms is None else f'{ms:.0f}']
 
 
-def least_step_times(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """{method: seconds of an iteration}, the least of its records: other work on the machine only adds to it."""
+def relative_step_times(steps: Sequence[Mapping[str, Any]], method: str) -> dict[str, float]:
+    """{name: time of its iteration over that of ``method`` in the same round}, the median of the rounds.
+
+    A machine's speed changes from round to round, and both with it.
+
+    Args:
+        steps: of each method a record a round, in the order of the rounds.
+    """
+    rounds: dict[str, list[float]] = {}
+    for step in steps:
+        rounds.setdefault(step['method'], []).append(step['seconds_per_iter'])
     return {
-        method: min(step['seconds_per_iter'] for step in steps if step['method'] == method)
-        for method in dict.fromkeys(step['method'] for step in steps)
+        name: float(np.median([own / other for own, other in zip(found, rounds[method])]))
+        for name, found in rounds.items()
     }
 
 

@@ -30,8 +30,8 @@ from facd_basicsr.comparison.summary import (
     draw_curves,
     feature_notes,
     filled,
-    least_step_times,
     records_csv,
+    relative_step_times,
     save_figure,
 )
 from facd_basicsr.errors import UserError, locating
@@ -71,7 +71,7 @@ def compare(path: Path, jobs: int, iterations: int | None = None, equal_time: st
             lambda run, trained: step_record(run, in_file.methods[run.method], trained),
         )
         timing = {'equal_time': equal_time, 'step_times': steps}
-        comparison = of_equal_time(comparison, equal_time, least_step_times(steps))
+        comparison = of_equal_time(comparison, equal_time, relative_step_times(steps, equal_time))
     folder = Folder(root_path() / 'results' / comparison.name)
     with locked(folder) as lock:
         write_option_files(comparison, folder)

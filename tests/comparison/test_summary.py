@@ -13,6 +13,7 @@ from facd_basicsr.comparison.summary import (
     draw_curves,
     filled,
     records_csv,
+    relative_step_times,
     save_figure,
 )
 from facd_basicsr.errors import UserError
@@ -198,10 +199,15 @@ def test_the_caption_of_equal_time_has_the_step_times(results):
         return {'method': method, 'seconds_per_iter': seconds, 'machine': 'another', 'threads': 1}
 
     results['equal_time'] = 'FACD'
-    results['step_times'] = [step('Student', 0.02), step('FACD', 0.03), step('Student', 0.022), step('FACD', 0.05)]
+    rounds = ((0.02, 0.03), (0.03, 0.04), (0.04, 0.1))  # of Student and FACD
+    results['methods'] = ['Student', 'FACD']
+    results['step_times'] = [
+        step(method, seconds) for both in rounds for method, seconds in zip(('Student', 'FACD'), both)
+    ]
+    assert relative_step_times(results['step_times'], 'FACD') == {'Student': pytest.approx(2 / 3), 'FACD': 1}
     text = caption(results)
-    assert 'every run takes the time of one of FACD, by the milliseconds' in text
-    assert ': Student 20.0, FACD 30.0 (another, 1 CPU thread each).' in text
+    assert "every run takes the time of one of FACD, by the times of an iteration over FACD's in the same round" in text
+    assert ', medians of 3 rounds: Student 0.67, FACD 1.00 (another, 1 CPU thread each).' in text
 
 
 def test_one_seed_has_no_deviation_and_says_so(results):
