@@ -141,6 +141,10 @@ class Comparison:
         first = next(filter(None, taught.values()), [])
         for method, precisions in taught.items():
             found[method] += ['teacher.precision'] if precisions not in ([], first) else []
+        for method, opt in methods.items():
+            blocks = loss_blocks(opt['train'].get('distill_opt'))
+            steps = [key for key, block in blocks.items() if block.get('two_steps')]
+            found[method] += ['.'.join(filter(None, ['train.distill_opt', key, 'two_steps'])) for key in steps]
         return {method: keys for method, keys in found.items() if keys}
 
 
@@ -185,6 +189,8 @@ def timed(comparison: Comparison) -> Comparison:
         for block in (train_opt, *stages):
             for key in ('log_gradient_share', 'net_d_init_iters'):
                 block.pop(key, None)
+            if 'scheduler' in block:  # which may be of fewer iterations, and costs no time
+                block['scheduler'] = {'type': 'MultiStepLR', 'milestones': [TIMED]}
         opt['val'] = None
         opt['logger'] = {'print_freq': TIMED_EVERY, 'save_checkpoint_freq': TIMED, 'use_tb_logger': False}
     name, test_opt = f'{comparison.name}_step_times', {**comparison.test_opt, 'datasets': {}, 'val': None}

@@ -64,10 +64,17 @@ class View:
         networks: of :data:`NETWORKS`. The teacher and the average run without gradient.
         derive: the input, (M, C, h, w), from a state with ``lq``, ``gt``, ``iteration`` and ``seeds``; for the student
             alone with ``teacher`` too. It draws from ``seeds`` only (views.py), and is called without gradient.
+
+    Raises:
+        UserError: a network is none of these.
     """
 
     networks: tuple[str, ...]
     derive: Callable[[DistillState], Tensor]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.networks, str) or not {*self.networks} <= {*NETWORKS}:
+            raise UserError(f'View: networks {self.networks!r}; accepted: a tuple of {", ".join(NETWORKS)}')
 
 
 @dataclass(frozen=True)

@@ -232,13 +232,13 @@ class LossSum(nn.Module):
         """Named scalars: ``l_*`` are weighted and to be minimized, others are monitored.
 
         Raises:
-            UserError: two values have one name, or as a loss does.
+            UserError: two values have one name, a loss gives no term or no scalar, or as a loss does.
         """
         self.begin(state.iteration)
         logs: dict[str, Tensor] = {}
         for name, block, loss, is_split in zip(self.names, self.blocks, self, self.split):
             weight = value_at(block.get('loss_weight', 1), state.iteration)
-            found = _mean([loss(seen) for seen in self._seen_by(name, loss, state)])
+            found = _mean([_checked(loss, loss(seen)) for seen in self._seen_by(name, loss, state)])
             if not block.get('image_term', True):
                 found = _without_image_term(found, _place(name), is_split)
             for key, value in _renamed(name, found, is_split).items():
@@ -296,6 +296,22 @@ def _built(block: Mapping[str, Any]) -> DistillLoss:
 
 def _of_entry(name: str, key: str) -> str:
     return f'{name}.{key}' if name else key
+
+
+def _checked(loss: DistillLoss, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a loss gives, which may be a user's.
+
+    Raises:
+        UserError: it has no term, or one that is no scalar tensor.
+    """
+    own = type(loss).__name__
+    if not any(key.startswith('l_') for key in found):
+        raise UserError(f'{own}: forward gives {", ".join(found) or "nothing"}; accepted: a term l_* or more')
+    for key, value in found.items():
+        if not isinstance(value, Tensor) or value.dim():
+            kind = f'of shape {tuple(value.shape)}' if isinstance(value, Tensor) else repr(value)
+            raise UserError(f'{own}: {key} is {kind}; accepted: a scalar tensor')
+    return found
 
 
 def _mean(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -89,6 +89,11 @@ class FACDModel(SafeSRModel):
         self._chooses_teacher = len(self.teachers) > 1 and train_opt['teacher_target'] == 'nearest'
         self.criterion.teachers = max(1, len(self.teachers))
         student = self.get_bare_model(self.net_g)
+        if self.criterion.average is None and any('average' in own.networks for own in self.criterion.views.values()):
+            raise UserError(
+                'train.distill_opt: a view reads the average of the student, but its loss has none; accepted: a loss '
+                'with average = Average(decay, every) (docs/extending.md)'
+            )
         if self.criterion.average is not None:
             self.net_average: nn.Module = deepcopy(self._averaged()).requires_grad_(False).eval()
         with preserve_buffers(student):

@@ -819,6 +819,8 @@ def _registered(registry: Registry, where: str, name: str) -> Any:
         accepted = did_you_mean(name, {_short_name(registry, key) for key, _ in registry})
         if registry is ARCH_REGISTRY and not INSTALLED:
             accepted = f"; spandrel's networks need {SPANDREL_EXTRA}{accepted}"
+        if registry is LOSS_REGISTRY:
+            accepted += '; docs/extending.md has losses of your own'
         why = why_unknown(name) if registry is ARCH_REGISTRY else ''
         raise UserError(f'{where}: {name!r} is not registered{why or accepted}')
     return registry.get(name)

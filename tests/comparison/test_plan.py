@@ -328,6 +328,16 @@ def test_what_measures_a_step_is_train_pys_run_of_210_iterations_of_each_stage(c
     assert found.methods['TS']['train']['log_gradient_share'] == 7
 
 
+def test_what_measures_a_step_may_be_longer_than_the_run(comparison, tmp_path):
+    scheduler = {'type': 'CosineAnnealingRestartLR', 'periods': [6]}
+    stages = [{'iterations': 2}, {'iterations': 4, 'scheduler': {'periods': [4]}}]
+    comparison['methods']['FACD']['train'] = {'total_iter': None, 'stages': stages}
+    comparison['common'] |= {'train': {'scheduler': scheduler}}
+    short = timed(read_comparison(write_yml(comparison, tmp_path / 'compare.yml')))
+    for opt in short.methods.values():
+        check_options(opt, is_train=True)
+
+
 @pytest.mark.parametrize('net', ['EDSR', 'RCAN', 'SwinIR'])
 def test_the_comparisons_of_all_methods_differ_in_the_scale_only(net):
     texts = {s: (REPOSITORY / 'options' / 'compare' / f'{net}_x{s}.yml').read_text(encoding='utf-8') for s in (2, 4)}
@@ -353,7 +363,8 @@ def test_controls_are_dukd_without_a_teacher_and_the_student_alone_for_twice_as_
     found = read_comparison(REPOSITORY / 'options' / 'compare' / f'{name}.yml')
     student, longer, alone, dukd = (found.methods[own] for own in ('Student', 'Student_longer', 'Augmentation', 'DUKD'))
     total = student['train']['total_iter']
-    assert found.differing() == {'Student_longer': ['train.total_iter', 'train.scheduler']} | averaged
+    steps = {'DUKD_two_steps': ['train.distill_opt.two_steps']}
+    assert found.differing() == {'Student_longer': ['train.total_iter', 'train.scheduler'], **steps, **averaged}
     twice = shortened(found, 2 * total).methods['Student']
     assert longer['train'] == twice['train'] and longer['datasets'] == student['datasets']
     loss_opt = {'type': 'DUKDLoss', **settings}
@@ -361,7 +372,7 @@ def test_controls_are_dukd_without_a_teacher_and_the_student_alone_for_twice_as_
     assert alone['train']['distill_opt'] == loss_opt | {'targets': 'gt'} and 'teacher' not in alone
     assert found.methods['DUKD_two_steps']['train']['distill_opt'] == loss_opt | {'two_steps': True}
     equal = of_equal_time(found, 'Student', dict.fromkeys(found.methods, 1.0))
-    assert equal.methods['Student_longer']['train'] == student['train'] and equal.differing() == averaged
+    assert equal.methods['Student_longer']['train'] == student['train'] and equal.differing() == steps | averaged
 
 
 STUDENTS = [

@@ -156,6 +156,22 @@ def test_a_loss_without_another_term_keeps_its_image_term():
         LossSum({'ts': {'type': 'TeacherSupervisionLoss', 'image_term': False}})(random_state())
 
 
+@pytest.mark.parametrize(
+    ('found', 'said'),
+    [
+        ({'gt': torch.tensor(1.0)}, 'FACDLoss: forward gives gt; accepted: a term l_* or more'),
+        ({}, 'FACDLoss: forward gives nothing; accepted: a term l_* or more'),
+        ({'l_sr': 0.5}, 'FACDLoss: l_sr is 0.5; accepted: a scalar tensor'),
+        ({'l_sr': torch.ones(4)}, 'FACDLoss: l_sr is of shape (4,); accepted: a scalar tensor'),
+    ],
+)
+def test_what_is_no_sum_of_scalar_terms_is_refused_by_the_losss_name(monkeypatch, found, said):
+    monkeypatch.setattr(FACDLoss, 'forward', lambda *_: found)
+    with pytest.raises(UserError) as caught:
+        LossSum(FACD)(random_state())
+    assert str(caught.value) == said
+
+
 def test_two_values_of_one_name_are_refused():
     with pytest.raises(UserError, match=r'^train.distill_opt: two values are called l_facd_sr; accepted: other names'):
         LossSum({'facd': FACD, 'facd_sr': L1})(random_state())

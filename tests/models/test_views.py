@@ -63,6 +63,16 @@ class ViewedLoss(DistillLoss):
 
 @LOSS_REGISTRY.register()
 @dataclass(eq=False)
+class WithoutAverage(ViewedLoss):
+    """A mistake: its view is of an average that it does not have."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.average = None
+
+
+@LOSS_REGISTRY.register()
+@dataclass(eq=False)
 class TwoSteps(DistillLoss):
     """Two terms, of which each has an optimizer's step."""
 
@@ -191,6 +201,18 @@ def test_train_compile_is_for_the_student_and_its_average(build, monkeypatch):
     model = build(VIEWED, compile={})
     step(model, 1)
     assert compiled == [model.net_average, model.net_g, model.net_g]
+
+
+def test_a_view_of_an_average_that_no_loss_has_is_refused(build):
+    with pytest.raises(UserError, match=r'^train\.distill_opt: a view reads the average .*average = Average\(decay'):
+        build({'type': 'WithoutAverage'})
+
+
+@pytest.mark.parametrize('networks', ['teacher', ('students',)])
+def test_a_view_of_what_is_no_network_is_refused(networks):
+    with pytest.raises(UserError) as caught:
+        View(networks, lambda state: state.lq)
+    assert str(caught.value) == f'View: networks {networks!r}; accepted: a tuple of student, teacher, average'
 
 
 def test_dckd_contrasts_in_the_features_of_a_vqgan(build, tmp_path):
