@@ -20,7 +20,7 @@ from facd_basicsr.deploy.memory_bound import MemoryBound
 from facd_basicsr.deploy.student import Description
 from facd_basicsr.deploy.upscaler import RefusedSizeError, Upscaler
 from facd_basicsr.errors import UserError
-from facd_basicsr.files.atomic import fsync_directory, named, partial_of, write_partial
+from facd_basicsr.files.atomic import fsync_directory, named, partial_of, rename_into_place, write_partial
 from facd_basicsr.files.download import sha256_of
 from facd_basicsr.files.images import (
     IMAGE_FORMATS,
@@ -296,8 +296,7 @@ def _upscale(
             f'({error}); accepted: an image of a size that it takes'
         ) from error
     if record is None or line is None:
-        partial.replace(pair.target)
-        fsync_directory(pair.target.parent)
+        rename_into_place(partial, pair.target)
     else:
         record.finish(pair, line, partial)
     return lost

@@ -110,6 +110,20 @@ def write_partial(path: Path, parts: Iterable[bytes | memoryview]) -> Path:
     return partial
 
 
+def rename_into_place(partial: Path, path: Path) -> None:
+    """Gives a file of :func:`write_partial` its name.
+
+    Raises:
+        OSError: with the file's name; nothing of ``partial`` is left.
+    """
+    try:
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise named(error, path) from error
+    fsync_directory(path.parent)
+
+
 def named(error: OSError, path: Path) -> OSError:
     """The error with the file's name, which errors of writing lack."""
     number = error.errno or errno.EIO

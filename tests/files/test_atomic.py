@@ -12,7 +12,9 @@ from facd_basicsr.files.atomic import (
     atomic_write,
     make_folder_of,
     remove_unfinished,
+    rename_into_place,
     verify_checksums,
+    write_partial,
 )
 
 
@@ -51,6 +53,15 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, o
     assert caught.value.filename == str(tmp_path / 'file')
     assert (tmp_path / 'file').read_bytes() == b'first'
     assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_a_written_file_that_cannot_get_its_name_is_removed_and_named(tmp_path):
+    (tmp_path / 'image.png' / 'in the way').mkdir(parents=True)
+    partial = write_partial(tmp_path / 'image.png', [b'content'])
+    with pytest.raises(OSError) as caught:
+        rename_into_place(partial, tmp_path / 'image.png')
+    assert caught.value.filename == str(tmp_path / 'image.png')
+    assert [path.name for path in tmp_path.iterdir()] == ['image.png']
 
 
 def test_it_is_on_the_disk_before_it_has_its_name_and_the_name_before_the_call_ends(tmp_path, monkeypatch):
