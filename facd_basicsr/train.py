@@ -82,7 +82,7 @@ def train(
             stages, state = stages_left(opt, log)
             for place, stage in reversed(stages[1:]):  # what a later one is refused for is known before the run begins
                 log.info(f'Trying out {place}.')
-                with tf32_of(None), locating(place):
+                with tf32_of(None), locating(args.opt), locating(place):
                     set_up(stage, log, gate=False)
                 gc.collect()
             for index, (place, stage) in enumerate(stages):
@@ -93,7 +93,7 @@ def train(
                 if index > 0:
                     state = _continued(before, stage, log)
                 start = partial(_start, args.opt, options, began) if index == 0 else None
-                _train_stage(stages[index:], state, start, log, on_iteration)
+                _train_stage(args.opt, stages[index:], state, start, log, on_iteration)
                 gc.collect()  # frees the networks before those of the next stage are built
 
 
@@ -101,6 +101,7 @@ Stages = list[tuple[str, dict[str, Any]]]  # the place in the option file, '' wi
 
 
 def _train_stage(
+    option_file: str,
     stages: Stages,
     state: dict[str, Any] | None,
     start: Callable[[dict[str, Any], Training, RunLog], None] | None,
@@ -111,7 +112,7 @@ def _train_stage(
     process, is called before anything is written."""
     (place, stage), *later = stages
     with tf32_of(None):  # or it would be the stage before's
-        with locating(place):
+        with locating(option_file), locating(place):
             training = set_up(stage, log, state, gate=start is not None)
         with reraise_disk_full(Path(stage['path']['training_states'])):
             if start is not None:

@@ -263,7 +263,8 @@ def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBl
     for key, block in train_opt.items():
         if key.endswith('_opt') and block is not None:
             for where, own in named_losses(key, block, model):
-                called = _called(where, own, LOSS_REGISTRY, partial(schema.loss_keys, key=key, model=model))
+                keys_of = partial(schema.loss_keys, key=key, model=model)
+                called = _called(where, own, LOSS_REGISTRY, keys_of, _fits(key, model))
                 yield called
                 if schema.sums_losses(model):
                     yield from _schedules(*called)
@@ -288,6 +289,21 @@ def _train_blocks(opt: OptionBlock, model: type) -> Iterator[tuple[str, OptionBl
     if 'distill_opt' in accepted:
         for index, tap in enumerate(opt.get('taps', [])):
             yield f'taps[{index}]', tap, schema.TAP
+
+
+# What FACDModel and SRModel take in a block; BasicSR's own models take what its class has been registered for.
+ROLES: dict[str, Callable[[type], bool]] = {
+    'distill_opt': schema.is_summed,
+    'pixel_opt': lambda loss: not issubclass(loss, (DistillLoss, GANLoss, PerceptualLoss)),
+    'perceptual_opt': lambda loss: loss is PerceptualLoss,
+    'gan_opt': lambda loss: issubclass(loss, GANLoss),
+}
+
+
+def _fits(key: str, model: type) -> Callable[[type], bool]:
+    """Which losses there may be in ``train.KEY``."""
+    role = ROLES.get(key) if schema.sums_losses(model) else None
+    return role or (lambda loss: not issubclass(loss, DistillLoss))
 
 
 def named_losses(key: str, block: OptionBlock, model: type | None = None) -> Iterator[tuple[str, OptionBlock]]:
@@ -319,11 +335,15 @@ def weights_of(train_opt: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _called(
-    where: str, block: OptionBlock, registry: Registry, keys_of: Callable[[Any], Keys]
+    where: str,
+    block: OptionBlock,
+    registry: Registry,
+    keys_of: Callable[[Any], Keys],
+    fits: Callable[[Any], bool] = lambda _: True,
 ) -> tuple[str, OptionBlock, Keys]:
-    """A block with ``type`` and keyword arguments of what is registered under that type."""
+    """A block with ``type`` and keyword arguments of what is registered under that type, and ``fits`` here."""
     check_block(where, block, schema.TYPE, complete=False)
-    return where, block, {**schema.TYPE, **keys_of(_registered(registry, f'{where}.type', block['type']))}
+    return where, block, {**schema.TYPE, **keys_of(_registered(registry, f'{where}.type', block['type'], fits))}
 
 
 def _chosen(
@@ -554,7 +574,8 @@ def _check_train(opt: OptionBlock) -> None:
         if key.endswith('_opt') and block is not None:
             for where, own in named_losses(key, block):
                 check_vgg_layers(where, own)
-                _check_role(key, where, own, model)
+                if own.get('target') == 'gated' and own.get('reduction') != 'mean':
+                    raise UserError(f'{where}.reduction: {own["reduction"]}; accepted with target: gated: mean')
     if (
         'distill_opt' not in accepted
         and 'pixel_opt' in accepted
@@ -657,24 +678,6 @@ def _check_second_order(opt: OptionBlock, train_set: OptionBlock) -> None:
                 f'datasets.train.kernel_prob{suffix}: {len(weights)} numbers; accepted: one for each of '
                 f'kernel_list{suffix}, {len(kernels)}'
             )
-
-
-# What FACDModel and SRModel take in a block; BasicSR's own models take what its class has been registered for.
-ROLES: dict[str, Callable[[type], bool]] = {
-    'distill_opt': schema.is_summed,
-    'perceptual_opt': lambda loss: loss is PerceptualLoss,
-    'gan_opt': lambda loss: issubclass(loss, GANLoss),
-}
-
-
-def _check_role(key: str, where: str, block: OptionBlock, model: type) -> None:
-    fits = ROLES.get(key) if schema.sums_losses(model) else None
-    loss = LOSS_REGISTRY.get(block['type'])
-    if not (fits(loss) if fits else not issubclass(loss, DistillLoss)):
-        fitting = listed(name for name, own in LOSS_REGISTRY if fits(own)) if fits else 'a loss of images'
-        raise UserError(f'{where}.type: {block["type"]!r}; accepted: {fitting}')
-    if block.get('target') == 'gated' and block.get('reduction') != 'mean':
-        raise UserError(f'{where}.reduction: {block["reduction"]}; accepted with target: gated: mean')
 
 
 def _check_logger(logger_opt: OptionBlock) -> None:
@@ -814,16 +817,20 @@ def _check_teacher_cache(opt: OptionBlock) -> None:
         raise UserError(f'teacher.cache: true, but datasets.train has {key}; accepted: images in RGB, not normalized')
 
 
-def _registered(registry: Registry, where: str, name: str) -> Any:
-    if full_name(registry, name) is None:
-        accepted = did_you_mean(name, {_short_name(registry, key) for key, _ in registry})
-        if registry is ARCH_REGISTRY and not INSTALLED:
-            accepted = f"; spandrel's networks need {SPANDREL_EXTRA}{accepted}"
-        if registry is LOSS_REGISTRY:
-            accepted += '; docs/extending.md has losses of your own'
-        why = why_unknown(name) if registry is ARCH_REGISTRY else ''
-        raise UserError(f'{where}: {name!r} is not registered{why or accepted}')
-    return registry.get(name)
+def _registered(registry: Registry, where: str, name: str, fits: Callable[[Any], bool] = lambda _: True) -> Any:
+    is_known = full_name(registry, name) is not None
+    if is_known and fits(registry.get(name)):
+        return registry.get(name)
+    fitting = {_short_name(registry, key) for key, own in registry if fits(own)}
+    if is_known:
+        raise UserError(f'{where}: {name!r}; accepted: {listed(fitting)}')
+    accepted = did_you_mean(name, fitting)
+    if registry is ARCH_REGISTRY and not INSTALLED:
+        accepted = f"; spandrel's networks need {SPANDREL_EXTRA}{accepted}"
+    if registry is LOSS_REGISTRY:
+        accepted += '; docs/extending.md has losses of your own'
+    why = why_unknown(name) if registry is ARCH_REGISTRY else ''
+    raise UserError(f'{where}: {name!r} is not registered{why or accepted}')
 
 
 def _short_name(registry: Registry, full: str) -> str:

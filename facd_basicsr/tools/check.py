@@ -32,10 +32,11 @@ from facd_basicsr.evaluation.methods import teacher_names
 from facd_basicsr.evaluation.tables import duration, text_table
 from facd_basicsr.losses.base import tap_place
 from facd_basicsr.losses.loss_sum import LossSum
+from facd_basicsr.losses.schedule import is_scheduled, value_at
 from facd_basicsr.models import FACDModel
 from facd_basicsr.models.safe_model import PROBES, lq_patch_size
 from facd_basicsr.options import check_inputs, complete_options, load_options, parser
-from facd_basicsr.options.option_check import laid_over
+from facd_basicsr.options.option_check import laid_over, weights_of
 from facd_basicsr.options.parse import checked, read_options
 from facd_basicsr.runtime.execution import check_upscaled, reraise_refused_input, tf32_of
 from facd_basicsr.runtime.size_requirements import Padded
@@ -64,10 +65,11 @@ def check(option_file: str, overrides: Sequence[str]) -> Iterator[str]:
         for place, stage in stages:
             if place:
                 yield f'stage        {place}: iterations {stage["stage_begin"] + 1} to {end_of(stage)}'
-            with tf32_of(None), locating(place):
+            with tf32_of(None), locating(option_file), locating(place):
                 is_first = stage is stages[0][1]
                 training = set_up(stage, log, state if is_first else None, gate=is_first)
                 yield from _what_is_built(training, stage, is_first)
+                yield from _unfinished_schedules(stage)
                 for name, dataset_opt in stage['datasets'].items():  # late, since it takes longest
                     dataset_opt = {**dataset_opt, 'batch_size_per_gpu': 1}
                     if dataset_opt not in checked_sets:  # with a patch of this size
@@ -94,6 +96,17 @@ def _what_is_built(training: Training, opt: dict[str, Any], is_first: bool) -> I
             yield from _block('taps', _taps(model, opt))
     if is_first:
         yield from _block('networks', _networks(model, opt))
+
+
+def _unfinished_schedules(opt: dict[str, Any]) -> Iterator[str]:
+    """Schedules of the losses that do not reach their end."""
+    last = opt['train']['total_iter']
+    for place, value in weights_of(opt['train']):
+        if is_scheduled(value) and last < value['over']:
+            yield (
+                f'schedule     warning: train.{place} goes from {value["start"]} to {value["end"]} over '
+                f'{value["over"]} iterations, and there are {last}, after which it is {value_at(value, last):.3g}'
+            )
 
 
 def list_modules(option_file: str, overrides: Sequence[str], of: str) -> Iterator[str]:

@@ -259,7 +259,11 @@ def test_a_teacher_needs_no_network_and_may_say_how_it_is_to_be_taken(train_opt)
             {'type': 'L1Loss', 'target': 'gt'},
             'train.pixel_opt.target: unknown key',
         ),
-        ('train.pixel_opt', {'type': 'FACDLoss'}, "train.pixel_opt.type: 'FACDLoss'; accepted: a loss of images"),
+        ('train.pixel_opt', {'type': 'FACDLoss'}, "train.pixel_opt.type: 'FACDLoss'; accepted: CharbonnierLoss, FFTL"),
+        ('train.pixel_opt', {'type': 'GANLoss'}, "train.pixel_opt.type: 'GANLoss'; accepted: CharbonnierLoss, FFTLoss"),
+        # before its keys, and only what may be there
+        ('train.distill_opt', {'type': 'PerceptualLoss'}, "distill_opt.type: 'PerceptualLoss'; accepted: CSDLoss"),
+        ('train.perceptual_opt', {'type': 'L2'}, "'L2' is not registered; did you mean 'PerceptualLoss'? Accepted: P"),
         (
             'train.distill_opt',
             {'sr': {'type': 'L1Loss', 'target': 'gated', 'reduction': 'sum'}, 'facd': {'type': 'FACDLoss'}},
@@ -363,7 +367,7 @@ def test_a_plain_model_needs_a_loss_of_images(train_opt):
     del alone['train']['distill_opt']
     assert 'train.pixel_opt: missing; accepted: a loss' in refusal(alone)
     alone['train']['pixel_opt'] = {'type': 'FACDLoss'}
-    assert "train.pixel_opt.type: 'FACDLoss'; accepted: a loss of images" in refusal(alone)
+    assert "train.pixel_opt.type: 'FACDLoss'; accepted: CharbonnierLoss, FFTLoss" in refusal(alone)
 
 
 @pytest.mark.parametrize(

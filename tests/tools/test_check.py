@@ -42,8 +42,9 @@ def checked(opt: dict, tmp_path: Path, *overrides: str) -> str:
 def refusal(opt: dict, tmp_path: Path) -> str:
     with pytest.raises(UserError) as error:
         checked(opt, tmp_path)
-    assert '\n' not in str(error.value)
-    return str(error.value)
+    file, _, message = str(error.value).partition(': ')
+    assert file == str(tmp_path / 'opt.yml') and '\n' not in message
+    return message
 
 
 def test_the_memory_estimate_counts_an_average_and_a_losss_network(opt, tmp_path):
@@ -102,6 +103,28 @@ def test_a_file_that_would_train_is_described(opt, tmp_path):
         r'iteration    \d+\.\d{3} s for a batch of 3 at the current load of this machine; 4 iterations: \d+ s without',
         out,
     )
+
+
+def test_a_schedule_that_the_run_does_not_finish_is_pointed_out(opt, tmp_path):
+    opt['train']['distill_opt'] |= {
+        'lambda': {'start': 32, 'end': 0, 'over': 16},
+        'loss_weight': {'start': 0, 'end': 1, 'over': 4},
+    }
+    lines = [line for line in checked(opt, tmp_path).splitlines() if line.startswith('schedule')]
+    assert lines == [
+        'schedule     warning: train.distill_opt.lambda goes from 32 to 0 over 16 iterations, and there are 4, after '
+        'which it is 24'
+    ]
+    opt['train'] |= {'total_iter': 17, 'stages': [{'iterations': 1}, {'iterations': 16}]}
+    out = checked(opt, tmp_path)
+    assert out.count('schedule     warning: ') == 2 and 'and there are 1, after which it is 30\n' in out
+
+
+def test_an_error_of_the_first_iterations_begins_with_the_file(opt, tmp_path):
+    opt['train']['distill_opt'] = {'type': 'DUKDLoss', 'crops': 5}  # of the 4 that scale 2 has
+    for key in ('taps', 'network_r'):
+        del opt[key]
+    assert re.match(r'train\.distill_opt\.crops: 5; accepted: ', refusal(opt, tmp_path))
 
 
 def test_every_stage_is_checked_with_its_memory_and_time_and_then_the_time_of_all(opt, tmp_path):
@@ -364,7 +387,7 @@ def test_the_command_exits_with_0_only_if_training_would_start(opt, own_data, tm
     done = run('-m', 'facd_basicsr.cli', 'check', '-opt', option_file, cwd=tmp_path)
     assert done.returncode == 2
     assert 'Training would start' not in done.stdout
-    assert done.stderr.splitlines()[-1].startswith('error: datasets.val.dataroot_lq: ')
+    assert done.stderr.splitlines()[-1].startswith(f'error: {tmp_path}/opt.yml: datasets.val.dataroot_lq: ')
 
 
 def modules(opt: dict, of: str, tmp_path: Path) -> str:
