@@ -23,11 +23,11 @@ from facd_basicsr.data.seeded_dataset import dataset_of
 from facd_basicsr.engine.launch import exit_without_teardown, reraise_peer_failure, start_ranks
 from facd_basicsr.engine.logs import DeferredLog
 from facd_basicsr.environment import versions
-from facd_basicsr.errors import reraise_data_errors, reraise_disk_errors, run_command
+from facd_basicsr.errors import locating, reraise_data_errors, reraise_disk_errors, run_command
 from facd_basicsr.evaluation.tables import NONE, text_table
 from facd_basicsr.files.atomic import check_creatable
 from facd_basicsr.models.data_check import check_smallest_image
-from facd_basicsr.models.safe_model import build_model, check_pretrained
+from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import check_inputs, complete_options, options_of, parser
 from facd_basicsr.runs.benchmark_options import benchmark_options, check_sets
 from facd_basicsr.runtime.processes import Ranks
@@ -58,12 +58,12 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         ranks = Ranks()
         log.info(versions())
         log.info(dict2str(opt))
-        check_pretrained(opt)
-        with reraise_data_errors():
-            loaders = [build_set_loader(dataset_opt) for _, dataset_opt in sorted(opt['datasets'].items())]
-        model = build_model(opt)
-        for name, loader in zip(sorted(opt['datasets']), loaders):
-            check_smallest_image(model, name, loader)
+        with locating(source):
+            model = build_model(opt)
+            with reraise_data_errors():
+                loaders = [build_set_loader(dataset_opt) for _, dataset_opt in sorted(opt['datasets'].items())]
+            for name, loader in zip(sorted(opt['datasets']), loaders):
+                check_smallest_image(model, name, loader)
 
         make_exp_dirs({**opt, 'path': {key: opt['path'][key] for key in TEST_FOLDERS}})
         ranks.wait()  # or another would write images into a folder that is yet to be moved aside

@@ -41,7 +41,7 @@ from facd_basicsr.errors import locating, reraise_data_errors, run_command
 from facd_basicsr.files.atomic import atomic_write, check_creatable, remove_unfinished
 from facd_basicsr.losses.loss_sum import LossSum
 from facd_basicsr.models.data_check import check_smallest_image, check_training_sample
-from facd_basicsr.models.safe_model import build_model, check_pretrained
+from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import PACKAGE_PARENT, check_inputs, complete_options, load_yaml, options_of, parser
 from facd_basicsr.options.option_check import stages_of
 from facd_basicsr.options.option_files import RUN, option_text
@@ -192,7 +192,7 @@ def set_up(
     if resume_state is not None:
         check_resume(opt, resume_state['iter'])
     set_random_seed(opt['manual_seed'] + ranks.rank)
-    check_pretrained(opt)
+    model = build_model(opt)
     with reraise_data_errors():
         loaders = build_loaders(opt)
     loaders.train.worker_init_fn = worker_ignore_signals
@@ -200,7 +200,6 @@ def set_up(
         f'{len(dataset_of(loaders.train))} training images, {loaders.sampler.batches} iterations an epoch, '
         f'{opt["train"]["total_iter"]} iterations; {ranks.size} processes with batches of {loaders.train.batch_size}.'
     )
-    model = build_model(opt)
     check_training_sample(model, loaders)
     for name, loader in loaders.val.items():
         check_smallest_image(model, name, loader)

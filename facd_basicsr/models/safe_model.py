@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from facd_basicsr.archs import CONVOLUTIONAL, build_without_weights, input_channels, unused_in_training
+from facd_basicsr.archs import CONVOLUTIONAL, input_channels, unused_in_training
 from facd_basicsr.archs.reparameterization import fused_blocks
 from facd_basicsr.archs.spandrel_arch import update_derived
 from facd_basicsr.data.seeded_dataset import dataset_of
@@ -694,31 +694,14 @@ def _reraise_no_gpu(model_type: str) -> AbstractContextManager[None]:
     return reraise((RuntimeError, AssertionError), translated)
 
 
-def check_pretrained(opt: dict[str, Any]) -> None:
-    """Checks every checkpoint that ``load_network`` will be asked to load, before anything is created.
-
-    The regressors' is checked by the model, which builds them once the taps' channels are known. Comes after
-    :func:`facd_basicsr.engine.resume.load_resume_state`.
-
-    Raises:
-        UserError: a checkpoint cannot be read, does not fit its network under ``strict_load``, or without it has
-            nothing for the network, which would continue with random weights.
-    """
-    for key in [key for key in opt if key.startswith('network_') and key != 'network_r']:
-        where, path = f'path.pretrain_{key}', opt['path'][f'pretrain_{key}']
-        if path is not None:
-            suffix = key.removeprefix('network_')
-            param_key, strict = (opt['path'][f'{name}_{suffix}'] for name in ('param_key', 'strict_load'))
-            _read_for(build_without_weights(opt[key]), path, where, param_key, strict)
-
-
 def _read_for(
     net: nn.Module, path: str, where: str, param_key: str | None, strict: bool
 ) -> tuple[str | None, dict[str, Tensor], str]:
     """Which entry of a checkpoint a network is loaded from, what it takes of it, and without ``strict`` a line on that.
 
     Raises:
-        UserError: as of :func:`check_pretrained`.
+        UserError: the checkpoint cannot be read, does not fit the network under ``strict``, or without it has nothing
+            for the network, which would continue with random weights.
     """
     found, state_dict = load_entry(path, where, basicsr_param_keys(param_key))
     if not strict:

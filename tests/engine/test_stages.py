@@ -145,12 +145,20 @@ def test_a_run_of_one_stage_ends_as_one_without_stages(train_opt, tmp_path):
 @pytest.mark.parametrize(
     ('location', 'value', 'message'),
     [
-        ('batch_size_per_gpu', 7, r'^train.stages\[1\]: datasets.train.batch_size_per_gpu: 7 for epochs of 6 samples'),
-        ('batch_size_per_gpu', 1, r'^train.stages\[1\]: datasets.train.batch_size_per_gpu: 1; accepted: 2 or more'),
+        (
+            'batch_size_per_gpu',
+            7,
+            r'opt.yml: train.stages\[1\]: datasets.train.batch_size_per_gpu: 7 for epochs of 6 samples',
+        ),
+        (
+            'batch_size_per_gpu',
+            1,
+            r'opt.yml: train.stages\[1\]: datasets.train.batch_size_per_gpu: 1; accepted: 2 or more',
+        ),
         (
             'taps',
             [{'student': 'nobody', 'teacher': 'body.0'}],
-            r"^train.stages\[1\]: taps\[0\].student: 'nobody' is not in EDSRStudent",
+            r"opt.yml: train.stages\[1\]: taps\[0\].student: 'nobody' is not in EDSRStudent",
         ),
     ],
 )

@@ -62,7 +62,9 @@ def refusal(opt: dict, tmp_path: Path) -> str:
     with pytest.raises(UserError) as error:
         run(opt, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ['opt.yml']
-    return str(error.value)
+    file, _, message = str(error.value).partition(': ')
+    assert file == str(tmp_path / 'opt.yml')
+    return message
 
 
 def evaluated(test_opt: dict, network: dict, tmp_path: Path, **keys: object) -> dict:
@@ -217,7 +219,9 @@ def test_training_patches_of_such_a_size_are_refused_with_those_that_are_taken(d
         opt['train']['distill_opt'] = {'type': 'TeacherSupervisionLoss'}
     with pytest.raises(UserError) as error:
         run(opt, tmp_path)
-    assert str(error.value).startswith('network_g: SwinIR does not take LQ of 12 x 12 with 3 channels (')
+    assert str(error.value).startswith(
+        f'{tmp_path}/opt.yml: network_g: SwinIR does not take LQ of 12 x 12 with 3 channels ('
+    )
     assert str(error.value).endswith('; accepted: a datasets.train.gt_size that is a multiple of 16, 16 or more')
     del error  # whose traceback holds the loader, which has the training set's LMDB open
     gc.collect()
