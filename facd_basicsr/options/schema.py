@@ -100,7 +100,7 @@ TOP_TRAIN = {
     'deterministic': Key(
         (bool,),
         default=False,
-        meaning='the same bits in every run on a GPU, by slower algorithms; a CPU gives them anyway',
+        meaning='deterministic, slower algorithms on a GPU, where torch has them; a CPU gives the same bits anyway',
     ),
 }
 TOP_TEST = {'val': Key((dict,), required=True, meaning='metrics and images of the test')}
