@@ -12,9 +12,14 @@ from facd_cli import COMMANDS, facd, main
 
 logging.getLogger('matplotlib').setLevel(logging.ERROR)  # not of its font cache, before it is imported
 
-__all__ = ['COMMANDS', 'EXIT_SKIPPED', 'MultiValueCommand', 'QuietCommand', 'facd', 'main', 'methods_options']
+__all__ = ['COMMANDS', 'facd', 'main']
 
 EXIT_SKIPPED = 3  # some files were not written; 1 is an uncaught exception, 2 a user error
+
+
+overrides_option = click.option(
+    '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help='Override options, as in train.py.'
+)
 
 
 def methods_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ python facd_basicsr/test.py -opt options/test/FACD_RCAN_x4.yml
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a script: its folder holds modules called test and options, which must not be top level
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -49,7 +48,10 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         PeerFailedError: another process of the group has ended.
     """
     source = args.opt or args.run
-    opt = complete_options(_options(args), args, is_train=False, root=root)
+    sets, run = args.sets or (), args.run
+    check_sets(sets, [run] if run else [])
+    options = options_of(args, False, benchmark_options(Path(run), sets, args.force_yml) if run else None)
+    opt = complete_options(options, args, is_train=False, root=root)
     check_creatable(Path(opt['path']['results_root']))
     start_ranks(opt, args.launcher)
     check_inputs(opt, source, is_train=False)
@@ -80,12 +82,6 @@ def test(args: argparse.Namespace, root: Path | None = None, console: bool = Tru
         ]
         log.info('Results\n' + text_table(['set', *metrics], rows))
         return results
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    sets, run = args.sets or (), args.run
-    check_sets(sets, [run] if run else [])
-    return options_of(args, False, benchmark_options(Path(run), sets, args.force_yml) if run else None)
 
 
 def main() -> None:

@@ -186,7 +186,8 @@ def set_up(
     Raises:
         UserError: a checkpoint, the data or their combination is not accepted.
     """
-    _check_folders(opt)
+    for folder in (Path(opt['path']['experiments_root']), Path(opt['root_path'], 'tb_logger', opt['name'])):
+        check_creatable(folder)
     ranks = Ranks()
     begins = resume_state is not None and resume_state['iter'] == opt['stage_begin']
     if resume_state is not None:
@@ -248,12 +249,6 @@ def _start(
 
 # make_exp_dirs makes a folder of every path that it does not know, the value of param_key_g for one.
 RUN_FOLDERS = ('experiments_root', 'models', 'training_states', 'log', 'visualization')
-
-
-def _check_folders(opt: dict[str, Any]) -> None:
-    """Refuses, before anything is loaded, folders that :func:`_make_folders` cannot create."""
-    for folder in (Path(opt['path']['experiments_root']), Path(opt['root_path'], 'tb_logger', opt['name'])):
-        check_creatable(folder)
 
 
 def _make_folders(opt: dict[str, Any], in_place: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from conftest import changed, save_features
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import vgg19
 
 from facd_basicsr.losses import DistillLoss, DistillState
@@ -101,6 +102,18 @@ def summed(logs: dict[str, torch.Tensor]) -> torch.Tensor:
 def save_vgg(path: Path, depth: int) -> Path:
     """Writes a checkpoint of a random VGG-19 in torchvision's layout, with the layers that ``depth`` slices need."""
     return save_features(path, vgg19, ENDS[depth - 1])
+
+
+class LargestTensor(TorchDispatchMode):
+    """``numel`` of the largest tensor that an operation gives in it."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.numel = max(self.numel, out.numel())
+        return out
 
 
 LOSSES = {

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from basicsr.utils.registry import LOSS_REGISTRY
 from conftest import REPOSITORY, imported_script, run
+from states import LOSSES
 
 from facd_basicsr.errors import UserError
-from facd_basicsr.losses import DistillLoss
 from facd_basicsr.losses.pixel_loss import PixelLoss
 from facd_basicsr.options.signatures import signature_keys
 
@@ -19,11 +19,6 @@ SCRIPT = REPOSITORY / 'docs' / 'code_lines.py'
 PAGE = REPOSITORY / 'docs' / 'losses.md'
 TEXT = PAGE.read_text(encoding='utf-8')
 OPTIONS = PAGE.with_name('options.md').read_text(encoding='utf-8')
-LOSSES = {
-    name: loss
-    for name, loss in LOSS_REGISTRY
-    if issubclass(loss, DistillLoss) and loss.__module__.startswith('facd_basicsr.losses.')
-}
 PIXEL_LOSSES = {name: loss for name, loss in LOSS_REGISTRY if issubclass(loss, PixelLoss)}
 SECTIONS = dict(re.findall(r'^##+ (\w+)\n(.*?)(?=^##+ |\Z)', TEXT, flags=re.MULTILINE | re.DOTALL))
 

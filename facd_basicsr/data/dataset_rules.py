@@ -75,8 +75,7 @@ RULES: dict[type, Rules] = {
 
 def rules_of(dataset_opt: dict[str, Any]) -> Rules | None:
     """Of a registered dataset, by its constructor, which a class may inherit. None: it has rules of its own."""
-    name = dataset_opt['type']
-    dataset = DATASET_REGISTRY.get(name if name in DATASET_REGISTRY else f'{name}_basicsr')
+    dataset = DATASET_REGISTRY.get(dataset_opt['type'])
     return RULES.get(next(known for known in dataset.__mro__ if '__init__' in vars(known)))
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from facd_basicsr.archs import input_channels, network_sizes
@@ -225,7 +225,8 @@ class _Quantizer:
         )
         with contextlib.redirect_stdout(io.StringIO()):
             for image in self._images:  # one at a time, since it keeps the features of all that it is given
-                calibrator.collect_data(_reader(image.numpy(), self._model.graph.input[0].name))
+                feeds = iter([{self._model.graph.input[0].name: image.numpy()}])
+                calibrator.collect_data(SimpleNamespace(get_next=partial(next, feeds, None)))
             return calibrator.compute_data()
 
     def sensitivity(self) -> dict[str, float]:
@@ -286,19 +287,6 @@ def _quantizable(model: Any) -> dict[str, list[str]]:
             found[node.name] = []
             made_by[node.output[0]] = node.name
     return found
-
-
-def _reader(image: np.ndarray, name: str) -> Any:
-    """One image as onnxruntime's ``CalibrationDataReader``."""
-    from onnxruntime.quantization import CalibrationDataReader
-
-    feeds = iter([{name: image}])
-
-    class Reader(CalibrationDataReader):
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(feeds, None)
-
-    return Reader()
 
 
 def _reraise(architecture: str) -> AbstractContextManager[None]:

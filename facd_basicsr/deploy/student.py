@@ -18,7 +18,7 @@ from torch import nn
 from facd_basicsr.archs.spandrel_arch import registered_name
 from facd_basicsr.archs.student_arch import EDSRStudent, RCANStudent
 from facd_basicsr.deploy.runtimes import BACKENDS
-from facd_basicsr.errors import UserError
+from facd_basicsr.errors import UserError, advising
 from facd_basicsr.files.state_dicts import load_exactly, load_other_entry, load_state_dict
 from facd_basicsr.options.build import build_lone_network, check_lone_network
 from facd_basicsr.options.parse import OPTIONS_FILE, checked_options, options_digest
@@ -178,13 +178,11 @@ def _description_of(path: Path, option_file: str | None, where: str) -> Descript
 
 def _described_by_run(path: Path, where: str) -> Description | None:
     """None for a file that lies in no run."""
-    try:
+    with advising(f'or {OPT}'):
         run = run_of(path, where)
         if run is None:
             return None
         check_lone_network(f'{run.path / OPTIONS_FILE}: network_g', run.opt['network_g'], run.opt['scale'])
-    except UserError as error:
-        raise UserError(f'{error}; or {OPT}') from error
     facts = run.sessions[-1].facts
     return _trained_by(run.opt, str(facts.get('option_file', '')), str(facts.get('option_sha256', '')))
 

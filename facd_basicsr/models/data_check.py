@@ -101,7 +101,10 @@ def _try_step(model: SafeModel, fed: BaseModel) -> None:
     """A step of ``fed``, a copy that has a batch, without DDP and by optimizers that move nothing. What else it changes
     in networks, averages for one, is undone."""
     nets = {name: value for name, value in vars(model).items() if isinstance(value, nn.Module)}
-    still = {optimizer: _at_rest(optimizer) for optimizer in model.optimizers}
+    still = {
+        optimizer: torch.optim.SGD([{'params': group['params']} for group in optimizer.param_groups], lr=0.0)
+        for optimizer in model.optimizers
+    }
     own = {name: still[value] for name, value in vars(model).items() if isinstance(value, Optimizer)}
     vars(fed).update({name: model.get_bare_model(net) for name, net in nets.items()} | own)
     fed.opt, fed.optimizers = {**model.opt, 'dist': False}, list(still.values())
@@ -113,10 +116,6 @@ def _try_step(model: SafeModel, fed: BaseModel) -> None:
         with torch.no_grad():
             for value, before, requires_grad in saved:
                 value.copy_(before).requires_grad_(requires_grad).grad = None
-
-
-def _at_rest(optimizer: Optimizer) -> Optimizer:
-    return torch.optim.SGD([{'params': group['params']} for group in optimizer.param_groups], lr=0.0)
 
 
 def _refusing(model: SafeModel, dataset_opt: dict[str, Any], asked: Collection[str]) -> AbstractContextManager[None]:
@@ -185,7 +184,12 @@ def check_smallest_image(model: SafeModel, phase: str, loader: DataLoader) -> No
     with preserve_rng_state():
         dataset = _copy_of(loader)
         batch = default_collate([NamingDataset(dataset)[_smallest(where, dataset)]])
-        _check_keys(where, dataset_opt, batch, ('lq', 'lq_path'))
+        missing = [key for key in ('lq', 'lq_path') if key not in batch]
+        if missing:
+            raise UserError(
+                f'{where}.type: {dataset_opt["type"]} gives no {" and no ".join(missing)}; accepted: a dataset that '
+                'does, such as PairedImageDataset'
+            )
         if runs_as_basicsr(model):
             _check_channels(where, model, batch['lq'])
         with forward_of(model) as run:
@@ -203,15 +207,6 @@ def _reraise(where: str) -> AbstractContextManager[None]:
         (ValueError, IndexError, ArithmeticError, AssertionError, TypeError),
         lambda error: UserError(f'{where} ({one_line(error)}); accepted: a metric that takes it'),
     )
-
-
-def _check_keys(where: str, dataset_opt: dict[str, Any], sample: dict[str, Any], needed: tuple[str, ...]) -> None:
-    missing = [key for key in needed if key not in sample]
-    if missing:
-        raise UserError(
-            f'{where}.type: {dataset_opt["type"]} gives no {" and no ".join(missing)}; accepted: a dataset that does, '
-            'such as PairedImageDataset'
-        )
 
 
 def _check_channels(where: str, model: BaseModel, lq: Tensor) -> None:

@@ -44,11 +44,8 @@ def _arguments(docstring: str) -> dict[str, str]:
             texts |= dict.fromkeys(entry['names'].split(', '), latest)
         elif texts and indent > INDENT:
             latest.append(line.strip())
-    return {name: _one_line(text) for name, text in texts.items()}
-
-
-def _one_line(text: list[str]) -> str:
-    return DEFAULT.sub('', ' '.join(' '.join(text).split())).removesuffix('.')
+    joined = {name: ' '.join(' '.join(text).split()) for name, text in texts.items()}
+    return {name: DEFAULT.sub('', text).removesuffix('.') for name, text in joined.items()}
 
 
 @dataclass(frozen=True)

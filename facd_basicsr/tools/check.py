@@ -17,7 +17,7 @@ from basicsr.archs import build_network
 from torch import Tensor, nn
 
 from facd_basicsr.archs import DeepRegressor, input_channels, network_sizes
-from facd_basicsr.cli import MultiValueCommand
+from facd_basicsr.cli import MultiValueCommand, overrides_option
 from facd_basicsr.data.loaders import batches, reraise_killed_worker
 from facd_basicsr.data.paths import check_whole_dataset
 from facd_basicsr.distill.regressors import OTHER_UNITS, in_other_units, rms
@@ -417,9 +417,7 @@ def _block(title: str, table: str) -> Iterator[str]:
 
 @click.command(cls=MultiValueCommand)
 @click.option('-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Train file.')
-@click.option(
-    '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help='Override options, as in train.py.'
-)
+@overrides_option
 @click.option(
     '--modules',
     type=click.Choice(['student', 'teacher']),

@@ -11,7 +11,7 @@ from basicsr.archs import build_network
 from torch import nn
 
 from facd_basicsr.archs import input_channels
-from facd_basicsr.cli import QuietCommand
+from facd_basicsr.cli import QuietCommand, overrides_option
 from facd_basicsr.deploy.export_formats import int8_graph, require_onnx
 from facd_basicsr.deploy.quantization import quantize_by_min_max
 from facd_basicsr.deploy.runtimes import INSTALL, CpuOnnxNetwork
@@ -34,9 +34,7 @@ TABLE_SUFFIXES = ('.json', '.md')
 @click.option(
     '--out', type=click.Path(path_type=Path), help='Also write this file, .json or .md; an existing one is replaced.'
 )
-@click.option(
-    '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help='Override options, as in train.py.'
-)
+@overrides_option
 def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[str, ...]) -> None:
     """Cost of teacher and student: parameters, multiply-adds, activations, memory and latency.
 

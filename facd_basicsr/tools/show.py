@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from facd_basicsr.cli import MultiValueCommand
+from facd_basicsr.cli import MultiValueCommand, overrides_option
 from facd_basicsr.options.option_files import lineage, option_text
 from facd_basicsr.options.parse import checked, read_options
 
@@ -29,9 +29,7 @@ def show(option_file: str, overrides: Sequence[str], defaults: bool = False) -> 
 @click.option(
     '-opt', '--opt', 'option_file', type=click.Path(), required=True, help='Option file for train.py or test.py.'
 )
-@click.option(
-    '--force_yml', 'overrides', multiple=True, metavar='KEY:KEY=VALUE', help='Override options, as in train.py.'
-)
+@overrides_option
 @click.option('--defaults', is_flag=True, help='Also print every key that is left out, with its default.')
 def command(option_file: str, overrides: tuple[str, ...], defaults: bool) -> None:
     """Print an option file merged with its base.

@@ -2,8 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from states import random_state
-from torch.utils._python_dispatch import TorchDispatchMode
+from states import LargestTensor, random_state
 
 import facd_basicsr.losses.fakd_loss as module
 from facd_basicsr.evaluation.complexity import saved_activations
@@ -88,19 +87,9 @@ def test_columns_without_unit_length_have_the_right_gradient_too():
 def test_no_tensor_of_all_affinities_is_made(monkeypatch):
     s, t = features()
     monkeypatch.setattr(module, 'AFFINITY_ENTRIES', s.numel() // 2)
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, torch.Tensor):
-                largest = max(largest, out.numel())
-            return out
-
-    with Watch():
+    with LargestTensor() as largest:
         affinity_loss(s, t).backward()
-    assert s.grad is not None and 0 < largest <= s.numel() < 4 * 1024 * 1024
+    assert s.grad is not None and 0 < largest.numel <= s.numel() < 4 * 1024 * 1024
 
 
 def test_autograd_keeps_a_tensor_of_the_features_size_and_no_affinities():
