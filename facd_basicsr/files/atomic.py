@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,16 +23,19 @@ def partial_of(path: Path) -> Path:
 
 
 def make_folder_of(path: Path, where: str) -> None:
-    """Makes the folder of a file that is to be written, and those above it.
+    """Makes the folder of a file that is to be written, and those above it, and tries to write there: networks may run
+    for minutes before the file does.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: either fails.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
         raise UserError(
-            f'{where}: {path}: its folder cannot be made ({error.strerror}); accepted: a file in a writable folder'
+            f'{where}: {path} cannot be written ({error.strerror}); accepted: a file in a writable folder'
         ) from error
 
 

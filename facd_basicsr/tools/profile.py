@@ -52,7 +52,7 @@ def command(option_file: str, repeats: int, out: Path | None, overrides: tuple[s
             raise UserError(f'--out: {out}; accepted: a name that ends in {", ".join(TABLE_SUFFIXES)}')
         if out.is_dir():
             raise UserError(f'--out: {out} is a folder; accepted: a file name')
-        make_folder_of(out, '--out')  # before networks run for minutes
+        make_folder_of(out, '--out')
     with TemporaryDirectory() as folder:
         result = costs(option_file, overrides, repeats, partial(_graphs, folder=Path(folder)))
     click.echo(cost_tables(result, text_table))

@@ -1,6 +1,5 @@
 """``facd report``: a run as one HTML page."""
 
-import tempfile
 from pathlib import Path
 
 import click
@@ -42,13 +41,6 @@ def command(run_dir: Path, out: Path | None, table: bool) -> None:
         raise UserError(f'--out: {out} exists and is not a report; accepted: a new file, or a report')
     run = read_run_folder(run_dir)
     make_folder_of(out, '--out')
-    try:
-        with tempfile.TemporaryFile(dir=out.parent):  # before networks run for minutes
-            pass
-    except OSError as error:
-        raise UserError(
-            f'--out: {out} cannot be written ({error.strerror}); accepted: a file in a writable folder'
-        ) from error
     results = results_of(run) if table else Results(notes=['No table and no crops: --no-table.'])
     atomic_write(out, page(run, results))
     click.echo(f'{out}: {out.stat().st_size / 2**20:.1f} MiB')

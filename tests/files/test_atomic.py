@@ -35,9 +35,15 @@ def test_a_file_that_is_taken_out_of_those_written_together_does_not_get_its_nam
 
 def test_a_folder_that_cannot_be_made_is_a_line(tmp_path):
     (tmp_path / 'file').touch()
-    message = r'-o: .*/file/a.txt: its folder cannot be made \(File exists\); accepted: a file in a writable folder'
+    message = r'-o: .*/file/a.txt cannot be written \(File exists\); accepted: a file in a writable folder'
     with pytest.raises(UserError, match=message):
         make_folder_of(tmp_path / 'file' / 'a.txt', '-o')
+
+
+@pytest.mark.skipif(not Path('/proc/version').is_file(), reason='no unwritable folder')
+def test_a_folder_that_takes_no_file_is_a_line_before_there_is_one():
+    with pytest.raises(UserError, match=r'--out: /proc/a.png cannot be written \(.*\); accepted: a file in a writable'):
+        make_folder_of(Path('/proc/a.png'), '--out')
 
 
 @pytest.mark.parametrize(('owner', 'step'), [(os, 'fsync'), (Path, 'replace')])
