@@ -85,7 +85,7 @@ def with_gpus(available: int, requested: int) -> Provocation:
 
 def without_spandrel(user: NewUser) -> None:
     torch.save({'layers.0.weight': torch.zeros(1)}, user.path / 'transformer.pth')
-    user.monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    user.monkeypatch.setattr('facd_basicsr.distill.teacher.INSTALLED', False)
     tiny('teacher', {'weights': str(user.path / 'transformer.pth')})(user)
 
 

@@ -1,9 +1,8 @@
 """The frozen teacher: find its weights, recognize their layout, build, load strictly, freeze."""
 
-import importlib.util
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from basicsr.archs.rcan_arch import RCAN
 from torch import Tensor, nn
 
 from facd_basicsr.archs import network_sizes
+from facd_basicsr.archs.spandrel_arch import INSTALLED, SPANDREL_EXTRA, opened_by_spandrel
 from facd_basicsr.distill.layouts import (
     LAYOUTS,
     SIGNS,
@@ -23,7 +23,7 @@ from facd_basicsr.distill.layouts import (
     to_basicsr,
     trained_color_maps,
 )
-from facd_basicsr.errors import UserError, advising, one_line
+from facd_basicsr.errors import UserError, advising, reraise
 from facd_basicsr.files.download import cached, is_url, local_path, sha256_of
 from facd_basicsr.files.state_dicts import load_exactly, load_state_dict, part_by_prefix
 from facd_basicsr.runtime.execution import PRECISIONS, Execution, check_upscaled
@@ -203,24 +203,19 @@ def _take_mean(net: EDSR | RCAN, shift: Tensor, trained: bool, where: str) -> No
 
 def _build_by_spandrel(state_dict: dict[str, Tensor], scale: int, execution: Execution, where: str) -> Teacher:
     """Any of spandrel's architectures, recognized by its keys and shapes."""
-    if importlib.util.find_spec('spandrel') is None:
+    if not INSTALLED:
         raise UserError(
             f'{where}: no teacher.network is given, and spandrel, which recognizes networks, is not installed; '
-            "accepted: a teacher.network block, or `pip install 'facd_basicsr[spandrel]'`"
+            f'accepted: a teacher.network block, or {SPANDREL_EXTRA}'
         )
-    from spandrel import ImageModelDescriptor, ModelDescriptor, ModelLoader, UnsupportedModelError
+    from spandrel import ImageModelDescriptor
 
-    found: dict[str, ModelDescriptor[Any]] = {}
-    try:
-        with suppress(UnsupportedModelError):
-            found[''] = ModelLoader().load_from_state_dict(state_dict)
-        if not found:  # then below a prefix, as of Lightning, which saves the loss's networks beside it
-            for prefix, part in part_by_prefix(state_dict).items():
-                with suppress(UnsupportedModelError):
-                    found[prefix] = ModelLoader().load_from_state_dict(part)
-    except (RuntimeError, ValueError, LookupError, AssertionError) as error:  # its detection failed
-        reason = one_line(error, 200)
-        raise UserError(f'{where}: spandrel cannot build it ({reason}); accepted: a teacher.network block') from error
+    with reraise(ValueError, lambda error: UserError(f'{where}: spandrel {error}; accepted: a teacher.network block')):
+        whole = opened_by_spandrel(state_dict)
+        # or below a prefix, as of Lightning, which saves the loss's networks beside it
+        parts = part_by_prefix(state_dict) if whole is None else {}
+        opened = {'': whole, **{prefix: opened_by_spandrel(part) for prefix, part in parts.items()}}
+    found = {prefix: descriptor for prefix, descriptor in opened.items() if descriptor is not None}
     if len(found) != 1:
         what = f'recognizes one below each of {", ".join(found)}' if found else 'does not recognize it'
         raise UserError(

@@ -6,7 +6,6 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -230,9 +229,7 @@ def test_a_transformer_teaches_an_edsr_through_its_tokens(dat_opt, train_opt, tm
 
 
 def test_without_spandrel_the_message_says_how_to_get_it(dat_opt, monkeypatch):
-    monkeypatch.setattr(
-        'importlib.util.find_spec', lambda name, *args: None if name == 'spandrel' else find_spec(name, *args)
-    )
+    monkeypatch.setattr('facd_basicsr.distill.teacher.INSTALLED', False)
     with pytest.raises(UserError, match=r"spandrel, .* is not installed; .*pip install 'facd_basicsr\[spandrel\]'"):
         build_teacher(dat_opt, 2)
 
@@ -260,3 +257,11 @@ def test_every_sr_architecture_that_builds_by_default_can_teach(tmp_path):
             assert sr.shape == (1, 3, 20 * descriptor.scale, 24 * descriptor.scale)
             taught.append(type(net).__name__)
     assert len(taught) >= 15, taught
+
+
+def test_building_a_teacher_by_spandrel_draws_no_random_number(dat_opt):
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    build_teacher(dat_opt, 2)
+    assert torch.equal(torch.rand(4), expected)
