@@ -256,11 +256,11 @@ def caption(results: Mapping[str, Any]) -> str:
         notes.append(f'{method} differs from {base if students(results) else "it"} in {", ".join(keys)}.')
     if 'equal_time' in results:
         steps, own = results['step_times'], results['equal_time']
-        times = ', '.join(f'{method} {found:.2f}' for method, found in relative_step_times(steps, own).items())
+        times = ', '.join(map(_median_and_range, *zip(*_step_time_ratios(steps, own).items())))
         notes.append(
             f'Iterations and schedules are scaled so that every run takes the time of one of {own}, by the times of an '
-            f"iteration over {own}'s in the same round, measured before, one run at a time, medians of "
-            f'{sum(step["method"] == own for step in steps)} rounds: {times} ({_conditions(steps)}).'
+            f"iteration over {own}'s in the same round, measured before, one run at a time, medians and "
+            f'ranges of {sum(step["method"] == own for step in steps)} rounds: {times} ({_conditions(steps)}).'
         )
     notes.append(
         'FLOPs (two for each multiply-add) and ms/image are of one 1280x720 output. ms/iteration is the median between '
@@ -297,13 +297,20 @@ def relative_step_times(steps: Sequence[Mapping[str, Any]], method: str) -> dict
     Args:
         steps: of each method a record a round, in the order of the rounds.
     """
+    return {name: float(np.median(ratios)) for name, ratios in _step_time_ratios(steps, method).items()}
+
+
+def _step_time_ratios(steps: Sequence[Mapping[str, Any]], method: str) -> dict[str, list[float]]:
+    """As of :func:`relative_step_times`, of every round."""
     rounds: dict[str, list[float]] = {}
     for step in steps:
         rounds.setdefault(step['method'], []).append(step['seconds_per_iter'])
-    return {
-        name: float(np.median([own / other for own, other in zip(found, rounds[method])]))
-        for name, found in rounds.items()
-    }
+    return {name: [own / other for own, other in zip(found, rounds[method])] for name, found in rounds.items()}
+
+
+def _median_and_range(name: str, ratios: Sequence[float]) -> str:
+    low, high = f'{min(ratios):.2f}', f'{max(ratios):.2f}'
+    return f'{name} {np.median(ratios):.2f}' + (f' ({low} to {high})' if low != high else '')
 
 
 def _conditions(records: Sequence[Mapping[str, Any]], *more: str) -> str:

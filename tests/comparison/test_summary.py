@@ -207,7 +207,9 @@ def test_the_caption_of_equal_time_has_the_step_times(results):
     assert relative_step_times(results['step_times'], 'FACD') == {'Student': pytest.approx(2 / 3), 'FACD': 1}
     text = caption(results)
     assert "every run takes the time of one of FACD, by the times of an iteration over FACD's in the same round" in text
-    assert ', medians of 3 rounds: Student 0.67, FACD 1.00 (another, 1 CPU thread each).' in text
+    assert (
+        ', medians and ranges of 3 rounds: Student 0.67 (0.40 to 0.75), FACD 1.00 (another, 1 CPU thread each).' in text
+    )
 
 
 def test_one_seed_has_no_deviation_and_says_so(results):
