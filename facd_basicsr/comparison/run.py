@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -220,7 +221,9 @@ def time_left(comparison: Comparison, folder: Folder, jobs: int) -> float | None
         total_iter, experiment = run.opt['train']['total_iter'], _begun(run, folder)
         done = 0 if experiment is None else experiment.iteration
         if experiment is not None and done > 0:
-            paces.setdefault(run.method, []).append(experiment.duration.total_seconds() / done)
+            # without set-up, in which a teacher's cache may be made; before there are two lines all that is known
+            steps = [seconds for _, seconds in experiment.metrics.steps]
+            paces.setdefault(run.method, []).append(fmean(steps or [experiment.duration.total_seconds() / done]))
         if not folder.trained(run).is_file():
             left.append((run.method, max(0, total_iter - done)))
     if not paces:

@@ -100,16 +100,19 @@ def test_a_run_is_scored_anew_for_a_metric_that_is_added(train_opt, test_opt, tm
     assert len(list(read_records(with_niqe, folder))) == 1 and not list(read_records(comparison, folder))
 
 
-def begin(run: Run, folder: Folder, root: Path, iterations: int, seconds: float) -> None:
-    """The folder of a run that has done so many iterations in so many seconds, with its option file of now."""
+def begin(run: Run, folder: Folder, root: Path, *logged: tuple[int, float]) -> None:
+    """The folder of a run with these (iterations, seconds since its start) in its log, with its option file of now."""
     digest = options_digest(str(folder.option_file(run)))
     folder = root / 'experiments' / run.opt['name']
     folder.mkdir(parents=True)
     start = datetime(2026, 1, 1, tzinfo=timezone.utc)
     facts = {'start': start.isoformat(), 'iter': 0, 'option_sha256': digest}
     write_yml({**run.opt, 'run': [facts]}, folder / 'options.yml')
-    line = {'iter': iterations, 'timestamp': (start + timedelta(seconds=seconds)).isoformat(), 'epoch': 0, 'lr': 1e-4}
-    (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+    lines = [
+        {'iter': done, 'timestamp': (start + timedelta(seconds=seconds)).isoformat(), 'epoch': 0, 'lr': 1e-4}
+        for done, seconds in logged
+    ]
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
 
 def test_the_time_left_is_that_of_all_runs_at_the_pace_of_their_methods(train_opt, test_opt, tmp_path, monkeypatch):
@@ -119,17 +122,17 @@ def test_the_time_left_is_that_of_all_runs_at_the_pace_of_their_methods(train_op
     folder = Folder(tmp_path / 'results')
     write_option_files(comparison, folder)
     first, second, *_ = comparison.runs()
-    begin(second, folder, tmp_path, 100, 5)  # of another comparison: this one has not started it
+    begin(second, folder, tmp_path, (100, 5))  # of another comparison: this one has not started it
     assert time_left(comparison, folder, jobs=1) is None
     folder.output(first).write_text('started')
     assert time_left(comparison, folder, jobs=1) is None
-    begin(first, folder, tmp_path, 40, 80)  # 2 s an iteration, for all methods as far as is known
+    begin(first, folder, tmp_path, (40, 80))  # 2 s an iteration, for all methods as far as is known
     assert time_left(comparison, folder, jobs=1) == pytest.approx(2 * (60 + 100 + 100 + 100))
     assert time_left(comparison, folder, jobs=2) == pytest.approx(360)
     assert time_left(comparison, folder, jobs=4) == pytest.approx(200)  # the longest run
     folder.trained(first).write_text('{}')
     shutil.rmtree(tmp_path / 'experiments' / second.opt['name'])
-    begin(second, folder, tmp_path, 50, 300)  # 6 s
+    begin(second, folder, tmp_path, (25, 9000), (50, 9150))  # 6 s, once a teacher's cache was made
     folder.output(second).write_text('started')
     assert time_left(comparison, folder, jobs=1) == pytest.approx(6 * 50 + 2 * 100 + 6 * 100)
 
@@ -152,7 +155,7 @@ def test_a_run_continues_its_own_experiment_and_none_that_was_begun_with_other_o
 
     assert not started(train_opt)
     (run,) = Comparison('c', (0,), 'A', {'A': train_opt}, test_opt).runs()
-    begin(run, folder, tmp_path, 2, 1)
+    begin(run, folder, tmp_path, (2, 1))
     assert started(train_opt)
     for path in folder.root.glob('*/A_seed*'):  # as the message on changed options says
         path.unlink()
