@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -411,11 +411,11 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
             panels.append((validation, label, 'minutes of training', lambda run: run['seconds_per_iter'] / 60))
     if ALPHA in tags:
         panels.append((ALPHA, 'share of rejected patches', 'iterations', lambda run: 1.0))
-    figure = Figure(figsize=(6 * max(1, len(panels)), 4.5), layout='constrained')
+    figure = Figure(figsize=(6 * max(1, len(panels)), 5), layout='constrained')
     figure.suptitle(title)
+    styles = dict(zip(records, cycle(cycler(linestyle=['-', '--']) * rcParams['axes.prop_cycle'])))  # 20 that differ
+    lines = {}
     for axes, (tag, label, x_label, unit) in zip(np.atleast_1d(figure.subplots(1, max(1, len(panels)))), panels):
-        axes.set_prop_cycle(cycler(linestyle=['-', '--']) * rcParams['axes.prop_cycle'])  # 20 lines that differ
-        lines = {}
         for method, runs in records.items():
             drawn = [run for run in runs if tag in run['curves']]
             if not drawn or (tag == ALPHA and all(value == 1 for run in drawn for _, value in run['curves'][tag])):
@@ -426,11 +426,11 @@ def draw_curves(records: Mapping[str, Sequence[Mapping[str, Any]]], title: str) 
             x = np.array(steps) * np.mean([unit(run) for run in drawn])
             if tag == ALPHA:  # of single batches: a share of few samples, so neighbors are averaged
                 x, y = (_averaged(values, BINS) for values in (x, 1 - y))
-            (lines[method],) = axes.plot(x, y.mean(0), label=method)
+            (lines[method],) = axes.plot(x, y.mean(0), label=method, **styles[method])
             axes.fill_between(x, y.min(0), y.max(0), color=lines[method].get_color(), alpha=0.15)
         axes.set(xlabel=x_label, ylabel=label)
-        if lines:
-            axes.legend(lines.values(), lines, fontsize='small')
+    if lines:  # one legend for all panels
+        figure.legend(lines.values(), lines, loc='outside lower center', ncols=2 + 3 * len(panels), fontsize='small')
     return figure
 
 

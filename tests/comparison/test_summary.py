@@ -258,6 +258,7 @@ def test_the_picture_has_psnr_by_iterations_and_by_time_and_rejected_patches_of_
     assert [line.get_xdata().tolist() for line in iterations.lines] == [[10, 20], [10, 20]]
     assert [line.get_xdata().tolist() for line in minutes.lines] == [[0.5, 1.0], [1.0, 2.0]]
     (line,) = rejected.lines
+    assert line.get_color() == iterations.lines[0].get_color()
     assert line.get_label() == 'FACD' and line.get_ydata().tolist() == pytest.approx([0.15, 0.15])
 
 
@@ -269,8 +270,9 @@ def test_curves_are_drawn_without_warnings_on_the_console(tmp_path):
     figure = draw_curves({'_FACD': [run(1.0)], '学生': [run(1.0)]}, 'a name that the font lacks: 比較')
     save_figure(figure, tmp_path / 'curves.png')
     quality, _, rejected = figure.axes
-    assert [text.get_text() for text in quality.get_legend().get_texts()] == ['_FACD', '学生']
-    assert rejected.get_legend() is None  # no method rejected a patch
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ['_FACD', '学生']
+    assert len(quality.lines) == 2 and not rejected.lines  # no method rejected a patch
     assert not logging.getLogger('matplotlib.font_manager').isEnabledFor(logging.WARNING)
 
 
