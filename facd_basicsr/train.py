@@ -187,7 +187,7 @@ def set_up(
         UserError: a checkpoint, the data or their combination is not accepted.
     """
     for folder in (Path(opt['path']['experiments_root']), Path(opt['root_path'], 'tb_logger', opt['name'])):
-        check_creatable(folder)
+        check_creatable(folder)  # by _make_folders, once all is known to fit
     ranks = Ranks()
     begins = resume_state is not None and resume_state['iter'] == opt['stage_begin']
     if resume_state is not None:

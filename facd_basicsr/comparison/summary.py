@@ -256,7 +256,9 @@ def caption(results: Mapping[str, Any]) -> str:
         notes.append(f'{method} differs from {base if students(results) else "it"} in {", ".join(keys)}.')
     if 'equal_time' in results:
         steps, own = results['step_times'], results['equal_time']
-        times = ', '.join(map(_median_and_range, *zip(*_step_time_ratios(steps, own).items())))
+        times = ', '.join(
+            f'{method} {_median_and_range(ratios)}' for method, ratios in _step_time_ratios(steps, own).items()
+        )
         notes.append(
             f'Iterations and schedules are scaled so that every run takes the time of one of {own}, by the times of an '
             f"iteration over {own}'s in the same round, measured before, one run at a time, medians and "
@@ -308,9 +310,9 @@ def _step_time_ratios(steps: Sequence[Mapping[str, Any]], method: str) -> dict[s
     return {name: [own / other for own, other in zip(found, rounds[method])] for name, found in rounds.items()}
 
 
-def _median_and_range(name: str, ratios: Sequence[float]) -> str:
-    low, high = f'{min(ratios):.2f}', f'{max(ratios):.2f}'
-    return f'{name} {np.median(ratios):.2f}' + (f' ({low} to {high})' if low != high else '')
+def _median_and_range(values: Sequence[float]) -> str:
+    low, middle, high = (f'{value:.2f}' for value in (min(values), np.median(values), max(values)))
+    return middle if low == high else f'{middle} ({low} to {high})'
 
 
 def _conditions(records: Sequence[Mapping[str, Any]], *more: str) -> str:

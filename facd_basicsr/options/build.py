@@ -51,16 +51,8 @@ def dry_run(opt: Block, is_train: bool) -> None:
     LossSum(opt['train'].get('distill_opt'), opt['train'].get('pixel_opt'))
     for key in ('optim_d', 'optim_g'):
         if opt['train'].get(key):
-            optimizer = construct(
-                f'train.{key}',
-                opt['train'][key],
-                lambda block: optimizers()[block['type']]([torch.zeros(1, requires_grad=True)], **_arguments(block)),
-            )
-    construct(
-        'train.scheduler',
-        opt['train']['scheduler'],
-        lambda block: SCHEDULERS[block['type']](optimizer, **_arguments(block)),
-    )
+            optimizer = construct(f'train.{key}', opt['train'][key], _optimizer)
+    construct('train.scheduler', opt['train']['scheduler'], lambda block: _scheduler(block, optimizer))
 
 
 def _check_cached(where: str, loss: LossSum) -> None:
@@ -102,6 +94,14 @@ def _builds(block: Block, build: Callable[[Block], Any]) -> bool:
 
 def _network(block: Block, **channels: Any) -> nn.Module:
     return build_without_weights({**block, **channels})
+
+
+def _optimizer(block: Block) -> torch.optim.Optimizer:
+    return optimizers()[block['type']]([torch.zeros(1, requires_grad=True)], **_arguments(block))
+
+
+def _scheduler(block: Block, optimizer: torch.optim.Optimizer) -> Any:
+    return SCHEDULERS[block['type']](optimizer, **_arguments(block))
 
 
 def _arguments(block: Block) -> Block:

@@ -145,20 +145,12 @@ def test_a_run_of_one_stage_ends_as_one_without_stages(train_opt, tmp_path):
 @pytest.mark.parametrize(
     ('location', 'value', 'message'),
     [
-        (
-            'batch_size_per_gpu',
-            7,
-            r'opt.yml: train.stages\[1\]: datasets.train.batch_size_per_gpu: 7 for epochs of 6 samples',
-        ),
-        (
-            'batch_size_per_gpu',
-            1,
-            r'opt.yml: train.stages\[1\]: datasets.train.batch_size_per_gpu: 1; accepted: 2 or more',
-        ),
+        ('batch_size_per_gpu', 7, r'train.stages\[1\]: datasets.train.batch_size_per_gpu: 7 for epochs of 6 samples'),
+        ('batch_size_per_gpu', 1, r'train.stages\[1\]: datasets.train.batch_size_per_gpu: 1; accepted: 2 or more'),
         (
             'taps',
             [{'student': 'nobody', 'teacher': 'body.0'}],
-            r"opt.yml: train.stages\[1\]: taps\[0\].student: 'nobody' is not in EDSRStudent",
+            r"train.stages\[1\]: taps\[0\].student: 'nobody' is not in EDSRStudent",
         ),
     ],
 )
@@ -167,7 +159,7 @@ def test_what_a_later_stage_would_be_refused_for_ends_the_run_before_it_begins(
 ):
     staged['train']['stages'][1]['distill_opt'] = {'type': 'FACDLoss', 'layer_weights': [1]}
     staged['taps'] = staged['taps'][:1]
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f'^{tmp_path}/opt.yml: {message}'):
         run(changed(staged, f'train.stages.1.{location}', value), tmp_path)
     assert not (tmp_path / 'experiments').exists()
 

@@ -47,6 +47,7 @@ def test_what_basicsr_loads_is_accepted(weights, tmp_path):
     build_model(opt_for({'params': weights, 'params_ema': weights}, tmp_path, param_key_g='params_ema'))
     build_model(opt_for({'params': weights}, tmp_path, param_key_g='params_ema'))  # BasicSR falls back
     build_model(opt_for(weights, tmp_path, param_key_g=None))
+    build_model(opt_for(weights, tmp_path, pretrain_network_g=None))
 
 
 def refused(content: object, folder: Path, **path_opt: object) -> str:
@@ -292,7 +293,8 @@ def attack(request, weights, tmp_path) -> Path:
 )
 def test_training_refuses_a_checkpoint_that_carries_code_and_does_not_run_it(location, attack, train_opt, tmp_path):
     opt = write_yml(changed(train_opt, location, str(attack)), tmp_path / 'opt.yml')
-    with pytest.raises(UserError, match=rf'(^|opt\.yml: ){location}: .*attack\.pth .*; accepted: ') as error:
+    file = '' if location == 'path.resume_state' else f'{opt}: '
+    with pytest.raises(UserError, match=rf'^{file}{location}: .*attack\.pth .*; accepted: ') as error:
         train(parser().parse_args(['-opt', str(opt)]), root=tmp_path, console=False)
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / 'experiments').exists()
@@ -300,7 +302,7 @@ def test_training_refuses_a_checkpoint_that_carries_code_and_does_not_run_it(loc
 
 def test_testing_refuses_a_checkpoint_that_carries_code_and_does_not_run_it(attack, test_opt, tmp_path):
     opt = write_yml(changed(test_opt, 'path.pretrain_network_g', str(attack)), tmp_path / 'opt.yml')
-    with pytest.raises(UserError, match=r'opt\.yml: path\.pretrain_network_g: .*attack\.pth .*holds more than tensors'):
+    with pytest.raises(UserError, match=rf'^{opt}: path\.pretrain_network_g: .*attack\.pth .*holds more than tensors'):
         run_test(parser(is_train=False).parse_args(['-opt', str(opt)]), root=tmp_path, console=False)
 
 

@@ -319,5 +319,7 @@ def test_test_py_takes_tiles_and_refuses_them_in_one_line(test_opt, tmp_path):
         if network is STUDENT:
             assert run_test(args, root=tmp_path, console=False)['pictures'].keys() == METRICS.keys()
         else:
-            with pytest.raises(UserError, match=r'opt.yml: val.tile: RCANStudent looks at the whole image, or'):
+            with pytest.raises(
+                UserError, match=rf'^{tmp_path}/opt.yml: val.tile: RCANStudent looks at the whole image, or'
+            ):
                 run_test(args, root=tmp_path, console=False)

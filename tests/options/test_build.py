@@ -8,6 +8,7 @@ from conftest import changed, write_yml
 from facd_basicsr.archs import build_without_weights
 from facd_basicsr.distill.teacher import build_teacher
 from facd_basicsr.errors import UserError
+from facd_basicsr.models.safe_model import build_model
 from facd_basicsr.options import load_options
 
 
@@ -108,7 +109,9 @@ def test_a_network_that_the_meta_device_does_not_take_is_accepted_as_student_and
     for key in ('path.pretrain_network_g', 'teacher.weights'):
         opt = changed(opt, key, str(tmp_path / 'net.pth'))
     opt = load_options(str(write_yml(opt, tmp_path / 'opt.yml')), [], is_train=True)
-    assert type(build_teacher(opt['teacher'], 2).net).__name__ == network['type']
+    plain = {'model_type': 'SRModel', 'dist': False, 'is_train': False, 'val': None}
+    for net in (build_model({**opt, **plain}).net_g, build_teacher(opt['teacher'], 2).net):
+        assert type(net).__name__ == network['type']
 
 
 def test_a_network_is_built_for_its_keys_without_touching_the_random_numbers():
